@@ -1,0 +1,51 @@
+"""The rules, in the one order in which they are tried, and the engine that runs them.
+
+Each rule is exact under the condition it states; order only decides which of several equal forms is reached first.
+"""
+
+from __future__ import annotations
+
+from refold.rules.channels import (
+    concat_branches,
+    concat_slices,
+    fold_select_ahead_of_conv,
+    fold_select_into_conv,
+    merge_selects,
+)
+from refold.rules.commute import (
+    pass_affine_backward,
+    pass_affine_forward,
+    pass_pointwise_backward,
+    pass_pointwise_forward,
+)
+from refold.rules.distribute import distribute_over_concat, distribute_over_sum
+from refold.rules.norm import fold_affine_ahead_of_conv, fold_affine_into_conv, merge_affines
+from refold.rules.pad import drop_empty_pad, fold_crop_into_window, fold_pad_into_window
+from refold.rules.parallel import add_branches, drop_zero_branches
+from refold.rules.rule import Rule
+from refold.rules.series import merge_convs_in_series
+
+RULES: tuple[Rule, ...] = (
+    drop_empty_pad,
+    merge_selects,
+    merge_affines,
+    fold_affine_into_conv,
+    fold_pad_into_window,
+    fold_crop_into_window,
+    fold_affine_ahead_of_conv,
+    fold_select_into_conv,
+    merge_convs_in_series,
+    fold_select_ahead_of_conv,
+    drop_zero_branches,
+    add_branches,
+    concat_slices,
+    concat_branches,
+    pass_affine_forward,
+    pass_affine_backward,
+    pass_pointwise_forward,
+    pass_pointwise_backward,
+    distribute_over_sum,
+    distribute_over_concat,
+)
+
+__all__ = ["RULES", "Rule"]

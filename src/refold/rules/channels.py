@@ -1,0 +1,184 @@
+"""Channel slices, permutations and concatenations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from refold.algebra.operator import (
+    Affine,
+    Concat,
+    Conv,
+    Identity,
+    Input,
+    Operator,
+    Select,
+    Sequence,
+    chain,
+    sequence,
+    wide,
+)
+from refold.errors import GeometryError
+from refold.rules.parallel import common_axes, add_convs, split_branch
+from refold.rules.rule import Outcome, rule
+from refold.rules.weights import as_conv, per_channel, regroup
+
+
+@rule("series", exact="always", source="an index of an index")
+def merge_selects(op: Operator) -> Outcome:
+    """Two channel choices in a row are one; the choice of everything in order is nothing."""
+    match op:
+        case Sequence((Select() as a, Select() as b)):
+            return Select(tuple(a.index[i] for i in b.index), a.channels)
+        case Sequence((Select() as select, other)) if select.is_identity:
+            return other
+        case Sequence((other, Select() as select)) if select.is_identity:
+            return other
+        case _:
+            return None
+
+
+@rule("series", exact="always", source="rows of W")
+def fold_select_into_conv(op: Operator) -> Outcome:
+    """A choice of a convolution's outputs is a choice of its rows."""
+    match op:
+        case Sequence((Conv() as conv, Select() as select)):
+            return _rows(conv, select)
+        case _:
+            return None
+
+
+@rule("series", exact="always", source="columns of W, zero where a channel is not read")
+def fold_select_ahead_of_conv(op: Operator) -> Outcome:
+    """A convolution of chosen channels is a convolution of all with zero columns."""
+    match op:
+        case Sequence((Select() as select, Conv() as conv)) if not conv.transposed:
+            return _columns(select, conv)
+        case _:
+            return None
+
+
+@rule("concat", exact="equal strides, output sizes and padding", source="DBB, arXiv:2103.13425, Transform IV")
+def concat_branches(op: Operator) -> Outcome:
+    """Branches on one input, side by side, are one convolution with their rows stacked."""
+    if not isinstance(op, Concat):
+        return None
+    split = [split_branch(part) for part in op.parts]
+    branches = [branch for branch in split if branch is not None]
+    if len(branches) < len(op.parts) or len({s.key if s else None for s, _ in branches}) > 1:
+        return None
+    source = branches[0][0]
+    lead = next((leaf for _, leaf in branches if isinstance(leaf, Conv)), None)
+    if lead is None or lead.transposed:
+        return None
+    convs = [as_conv(leaf, lead.in_channels, len(lead.axes)) for _, leaf in branches]
+    merged = _stack([replace(c, weight=regroup(c.weight, c.groups, 1), groups=1) for c in convs])
+    return merged if source is None else sequence(source, merged)
+
+
+@rule("concat", exact="the slices split the input in order, with equal widths and windows", source="grouped convolution")
+def concat_slices(op: Operator) -> Outcome:
+    """Convolutions of consecutive slices, side by side, are one grouped convolution."""
+    slices = _slices(op)
+    if slices is None:
+        return None
+    source, picks, ops = slices
+    if all(isinstance(leaf, (Affine, Identity)) for leaf in ops):
+        merged = _stack_affines(picks, ops)
+        return merged if source is None else sequence(source, merged)
+    lead = next((leaf for leaf in ops if isinstance(leaf, Conv)), None)
+    if lead is None or lead.transposed:
+        return None
+    convs = [as_conv(o, len(s.index), len(lead.axes)) for o, s in zip(ops, picks, strict=True)]
+    widths = {(c.weight.shape[0] // c.groups, c.weight.shape[1]) for c in convs}
+    if len(widths) > 1:
+        return None
+    merged = _stack(convs, groups=sum(c.groups for c in convs))
+    return merged if source is None else sequence(source, merged)
+
+
+def _rows(conv: Conv, select: Select) -> Outcome:
+    index = torch.tensor(select.index, device=conv.weight.device)
+    bias = None if conv.bias is None else conv.bias[index]
+    if conv.transposed:
+        weight = regroup(conv.weight, conv.groups, 1)[:, index]
+        return replace(conv, weight=weight, bias=bias, groups=1)
+    groups = _kept_groups(select.index, conv)
+    if groups is not None:
+        return replace(conv, weight=conv.weight[index], bias=bias, groups=groups)
+    weight = regroup(conv.weight, conv.groups, 1)[index]
+    return replace(conv, weight=weight, bias=bias, groups=1)
+
+
+def _kept_groups(index: tuple[int, ...], conv: Conv) -> int | None:
+    """Return the groups when every group keeps equally many of its own outputs, in group order."""
+    width = conv.out_channels // conv.groups
+    owners = [i // width for i in index]
+    each = len(index) // conv.groups
+    whole = len(index) % conv.groups == 0
+    return conv.groups if whole and owners == [i // max(each, 1) for i in range(len(index))] else None
+
+
+def _columns(select: Select, conv: Conv) -> Conv:
+    dense = regroup(conv.weight, conv.groups, 1)
+    weight = dense.new_zeros(dense.shape[0], select.channels, *dense.shape[2:])
+    index = torch.tensor(select.index, device=dense.device)
+    return replace(conv, weight=weight.index_add(1, index, dense), groups=1)
+
+
+def _slices(op: Operator) -> tuple[Input | None, list[Select], list[Operator]] | None:
+    """Return source, slices and leaves of a concatenation whose branches read consecutive slices."""
+    if not isinstance(op, Concat):
+        return None
+    sources: list[Input | None] = []
+    picks: list[Select] = []
+    ops: list[Operator] = []
+    for part in op.parts:
+        parts = list(chain(part))
+        sources.append(parts.pop(0) if isinstance(parts[0], Input) else None)  # type: ignore[arg-type]
+        if not parts or not isinstance(parts[0], Select) or len(parts) > 2:
+            return None
+        picks.append(parts[0])
+        ops.append(parts[1] if len(parts) > 1 else Identity())
+    read = [i for pick in picks for i in pick.index]
+    if len({s.key if s else None for s in sources}) > 1 or read != list(range(picks[0].channels)):
+        return None
+    return (sources[0], picks, ops) if all(isinstance(o, (Conv, Affine, Identity)) for o in ops) else None
+
+
+def _stack(convs: list[Conv], groups: int = 1) -> Conv:
+    axes, mode = common_axes(convs)
+    if len({conv.weight.shape[1] for conv in convs}) > 1:
+        raise GeometryError("branches read different numbers of channels")
+    grown = [_grow(conv, convs) for conv in convs]
+    weight = torch.cat([wide(conv.weight) for conv in grown])
+    has_bias = any(conv.bias is not None for conv in convs)
+    zeros = [weight.new_zeros(conv.out_channels) if conv.bias is None else wide(conv.bias) for conv in convs]
+    return Conv(weight, torch.cat(zeros) if has_bias else None, axes, groups, mode)
+
+
+def _grow(conv: Conv, others: list[Conv]) -> Conv:
+    """Place a kernel in the window common to all: add nothing of the others' geometry to it."""
+    if all(other.axes == conv.axes for other in others):
+        return conv
+    rows, columns = conv.weight.shape[:2]
+    shells = [
+        Conv(
+            conv.weight.new_zeros(rows, columns, *(axis.kernel for axis in other.axes)),
+            None, other.axes, conv.groups, other.mode,
+        )
+        for other in others
+    ]
+    return add_convs([conv, *shells])
+
+
+def _stack_affines(picks: list[Select], ops: list[Operator]) -> Affine | Identity:
+    affines = [op if isinstance(op, Affine) else Affine() for op in ops]
+    sizes = [len(pick.index) for pick in picks]
+    if all(a.scale is None and a.shift is None for a in affines):
+        return Identity()
+    one, zero = torch.ones(()), torch.zeros(())
+    scale = [per_channel(one if a.scale is None else a.scale, n) for a, n in zip(affines, sizes, strict=True)]
+    shift = [per_channel(zero if a.shift is None else a.shift, n) for a, n in zip(affines, sizes, strict=True)]
+    return Affine(torch.cat(scale), torch.cat(shift))

@@ -1,0 +1,136 @@
+"""Operators that may change places, so that a scale or a pointwise convolution can reach one that takes it in.
+
+A swap alone gains nothing: the engine moves one operator along the chain and keeps the move only where a fold follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from refold.algebra.operator import (
+    Affine,
+    AvgPool,
+    Conv,
+    Flatten,
+    Operator,
+    Pad,
+    Resample,
+    Select,
+    Sequence,
+    points,
+)
+from refold.errors import GeometryError
+from refold.rules.rule import Outcome, refuse, rule
+
+
+@rule("commute", exact="no shift meets counted border zeros", source="a mean of s x + t is s mean(x) + t")
+def pass_affine_forward(op: Operator) -> Outcome:
+    """Scale and shift after a map of positions or channels instead of before it."""
+    match op:
+        case Sequence((Affine() as affine, Resample() as other)):
+            return Sequence((other, affine))
+        case Sequence((Affine() as affine, (AvgPool() | Pad()) as other)):
+            return _refuse_border(affine, other) or Sequence((other, affine))
+        case Sequence((Affine() as affine, Select() as select)):
+            return Sequence((select, _pick(affine, select.index)))
+        case Sequence((Affine() as affine, Flatten() as flatten)):
+            return Sequence((flatten, _repeat(affine, flatten.positions)))
+        case _:
+            return None
+
+
+@rule("commute", exact="no shift meets counted border zeros", source="a mean of s x + t is s mean(x) + t")
+def pass_affine_backward(op: Operator) -> Outcome:
+    """Scale and shift before a map of positions or channels instead of after it."""
+    match op:
+        case Sequence((Resample() as other, Affine() as affine)):
+            return Sequence((affine, other))
+        case Sequence(((AvgPool() | Pad()) as other, Affine() as affine)):
+            return _refuse_border(affine, other) or Sequence((affine, other))
+        case Sequence((Select() as select, Affine() as affine)):
+            order = _inverse(select)
+            return None if order is None else Sequence((_pick(affine, order), select))
+        case Sequence((Flatten() as flatten, Affine() as affine)) if _is_uniform(affine):
+            return Sequence((affine, flatten))
+        case _:
+            return None
+
+
+@rule("commute", exact="no bias meets counted border zeros", source="channels and positions commute")
+def pass_pointwise_forward(op: Operator) -> Outcome:
+    """Mix channels after a map of positions instead of before it."""
+    match op:
+        case Sequence((Conv() as conv, Resample() as other)) if conv.is_pointwise:
+            return Sequence((other, _with_rank(conv, other.rank)))
+        case Sequence((Conv() as conv, (AvgPool() | Pad()) as other)) if conv.is_pointwise:
+            return _refuse_border(conv, other) or Sequence((other, conv))
+        case _:
+            return None
+
+
+@rule("commute", exact="no bias meets counted border zeros", source="channels and positions commute")
+def pass_pointwise_backward(op: Operator) -> Outcome:
+    """Mix channels before a map of positions instead of after it."""
+    match op:
+        case Sequence((Resample() as other, Conv() as conv)) if conv.is_pointwise:
+            return Sequence((_with_rank(conv, other.source_rank), other))
+        case Sequence(((AvgPool() | Pad()) as other, Conv() as conv)) if conv.is_pointwise:
+            return _refuse_border(conv, other) or Sequence((conv, other))
+        case _:
+            return None
+
+
+def _refuse_border(op: Affine | Conv, other: AvgPool | Pad) -> Outcome:
+    constant = op.shift if isinstance(op, Affine) else op.bias
+    if constant is None:
+        return refuse("the ring's constant would be scaled") if _is_filled(other) else None
+    if isinstance(other, AvgPool):
+        uneven = other.zero_pads or other.divisor is not None
+        return refuse("a constant meets the border zeros that the pool counts") if uneven else None
+    if other.mode == "zeros" and other.grows:
+        return refuse("a constant meets zero padding")
+    return None
+
+
+def _is_filled(other: AvgPool | Pad) -> bool:
+    return isinstance(other, Pad) and other.value != 0 and other.grows
+
+
+def _pick(affine: Affine, index: tuple[int, ...]) -> Affine:
+    order = torch.tensor(index)
+    vectors = (
+        v if v is None or v.ndim == 0 else v[order.to(v.device)] for v in (affine.scale, affine.shift)
+    )
+    return Affine(*vectors)
+
+
+def _repeat(affine: Affine, positions: int) -> Affine:
+    vectors = (
+        v if v is None or v.ndim == 0 else v.repeat_interleave(positions)
+        for v in (affine.scale, affine.shift)
+    )
+    return Affine(*vectors)
+
+
+def _is_uniform(affine: Affine) -> bool:
+    return all(v is None or v.ndim == 0 for v in (affine.scale, affine.shift))
+
+
+def _inverse(select: Select) -> tuple[int, ...] | None:
+    if sorted(select.index) != list(range(select.channels)):
+        return None
+    order = [0] * select.channels
+    for target, source in enumerate(select.index):
+        order[source] = target
+    return tuple(order)
+
+
+def _with_rank(conv: Conv, rank: int) -> Conv:
+    if rank == len(conv.axes):
+        return conv
+    if rank == 0 and conv.groups > 1:
+        raise GeometryError("a grouped pointwise convolution has no plain linear form")
+    weight = conv.weight.reshape(*conv.weight.shape[:2], *(1,) * rank)
+    return replace(conv, weight=weight, axes=points(rank))

@@ -1,0 +1,144 @@
+"""An operator after a join, given to each branch: the step that lets branches take it in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from itertools import accumulate
+
+
+from refold.algebra.operator import (
+    Affine,
+    Concat,
+    Conv,
+    Flatten,
+    Input,
+    Operator,
+    Select,
+    Sequence,
+    Sum,
+    add,
+    chain,
+    linear_part,
+    sequence,
+)
+from refold.rules.rule import Outcome, refuse, rule
+from refold.rules.weights import regroup
+
+
+@rule("distribute", exact="always: the constant goes to one branch", source="A(x + y) + b = (Ax + b) + Ay")
+def distribute_over_sum(op: Operator) -> Outcome:
+    """An operator after a sum acts on each branch, its constant on the first that can take it."""
+    match op:
+        case Sequence((Sum(parts=branches), after)):
+            return _over_sum(branches, after)
+        case _:
+            return None
+
+
+@rule("distribute", exact="always", source="W [x; y] = W1 x + W2 y; diag(s, t) [x; y] = [s x; t y]")
+def distribute_over_concat(op: Operator) -> Outcome:
+    """An operator after a concatenation acts on each branch's channels."""
+    match op:
+        case Sequence((Concat(parts=branches), (Affine() | Conv() | Select()) as after)):
+            return _over_concat(branches, after)
+        case _:
+            return None
+
+
+def channels_of(op: Operator) -> int | None:
+    """Return the output channels of a branch, None when nothing in it tells."""
+    for part in reversed(chain(op)):
+        if isinstance(part, Conv):
+            return part.out_channels
+        if isinstance(part, Select):
+            return len(part.index)
+        if isinstance(part, Input):
+            return part.channels
+        if isinstance(part, Affine):
+            sized = [v.shape[0] for v in (part.scale, part.shift) if v is not None and v.ndim]
+            if sized:
+                return sized[0]
+        if isinstance(part, Flatten):
+            return None
+        if isinstance(part, Sum):
+            return next((n for n in map(channels_of, part.parts) if n is not None), None)
+        if isinstance(part, Concat):
+            sizes = [channels_of(branch) for branch in part.parts]
+            return None if None in sizes else sum(n for n in sizes if n is not None)
+    return None
+
+
+def _over_sum(branches: tuple[Operator, ...], after: Operator) -> Operator:
+    rest = linear_part(after)
+    taker = next((i for i, b in enumerate(branches) if isinstance(chain(b)[-1], Conv)), 0)
+    return add(*(sequence(b, after if i == taker else rest) for i, b in enumerate(branches)))
+
+
+def _over_concat(branches: tuple[Operator, ...], after: Affine | Conv | Select) -> Outcome:
+    sizes = [channels_of(branch) for branch in branches]
+    total = _in_channels(after)
+    if sizes.count(None) == 1 and total is not None:
+        known = sum(size for size in sizes if size is not None)
+        sizes = [total - known if size is None else size for size in sizes]
+    if None in sizes:
+        return refuse("the branches' numbers of channels are unknown; pass example_inputs")
+    ends = list(accumulate((size for size in sizes if size is not None), initial=0))
+    if total is not None and ends[-1] != total:
+        return None
+    spans = list(pairwise(ends))
+    if isinstance(after, Affine):
+        parts = [sequence(b, _part(after, *span)) for b, span in zip(branches, spans, strict=True)]
+        return Concat(tuple(parts))
+    if isinstance(after, Select):
+        return _select_spans(branches, spans, after)
+    return _over_concat_conv(branches, spans, after)
+
+
+def _in_channels(op: Affine | Conv | Select) -> int | None:
+    if isinstance(op, Conv):
+        return op.in_channels
+    if isinstance(op, Select):
+        return op.channels
+    return next((v.shape[0] for v in (op.scale, op.shift) if v is not None and v.ndim), None)
+
+
+def _part(affine: Affine, start: int, end: int) -> Affine:
+    scale, shift = (
+        v if v is None or v.ndim == 0 else v[start:end] for v in (affine.scale, affine.shift)
+    )
+    return Affine(scale, shift)
+
+
+def _over_concat_conv(
+    branches: tuple[Operator, ...], spans: list[tuple[int, int]], conv: Conv
+) -> Operator:
+    weight = regroup(conv.weight, conv.groups, 1)
+    parts: list[Operator] = []
+    for i, (branch, (start, end)) in enumerate(zip(branches, spans, strict=True)):
+        piece = weight[start:end] if conv.transposed else weight[:, start:end]
+        bias = conv.bias if i == 0 else None
+        parts.append(sequence(branch, replace(conv, weight=piece, bias=bias, groups=1)))
+    return add(*parts)
+
+
+def _select_spans(
+    branches: tuple[Operator, ...], spans: list[tuple[int, int]], select: Select
+) -> Outcome:
+    """Return the branches chosen from, when the choice runs through whole runs of single branches."""
+    runs: list[tuple[int, list[int]]] = []
+    for i in select.index:
+        owner = next(b for b, (start, end) in enumerate(spans) if start <= i < end)
+        local = i - spans[owner][0]
+        if runs and runs[-1][0] == owner:
+            runs[-1][1].append(local)
+        else:
+            runs.append((owner, [local]))
+    if len(runs) > len(branches):
+        return None
+    parts = [
+        sequence(branches[o], Select(tuple(index), spans[o][1] - spans[o][0])) for o, index in runs
+    ]
+    return parts[0] if len(parts) == 1 else Concat(tuple(parts))
+
+

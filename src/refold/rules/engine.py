@@ -1,0 +1,359 @@
+"""The engine: run the rules on an operator until none applies.
+
+Every accepted rewrite lowers `measure`, so `simplify` ends; legal rewrites that need more multiply-adds are refused as
+costlier unless growth is allowed. What was done and what was refused come back as data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from refold.algebra.cost import measure, work
+from refold.algebra.operator import (
+    Concat,
+    Identity,
+    Input,
+    Operator,
+    Refusal,
+    Select,
+    Sequence,
+    Sum,
+    add,
+    chain,
+    leaves,
+    sequence,
+)
+from refold.errors import RuleLoopError
+from refold.rules import RULES, Rule
+from refold.rules.rule import Window
+
+_SLIP = 1 + 1e-9
+
+
+@dataclass(frozen=True)
+class Step:
+    """One accepted rewrite: which rule made `after` out of the leaves `before`."""
+
+    rule: str
+    before: tuple[Operator, ...]
+    after: Operator
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """The result of `simplify`: the operator, how it came about, and what was seen but not folded."""
+
+    op: Operator
+    steps: tuple[Step, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+
+def simplify(op: Operator, rules: tuple[Rule, ...] = RULES, *, allow_growth: bool = False) -> Rewrite:
+    """Return an operator equal to `op` on every input, with as few leaves as the rules reach.
+
+    Args:
+        op: what to simplify; its tensors are read, never changed.
+        rules: tried in this order.
+        allow_growth: also make merges that need more multiply-adds than their parts.
+
+    Raises:
+        RuleLoopError: when a rule does not lower the measure (a defect of that rule).
+
+    Example:
+        >>> import torch
+        >>> from refold.algebra.operator import Affine, Conv, points
+        >>> conv = Conv(torch.ones(2, 2, 1, 1), None, points(2))
+        >>> type(simplify(sequence(conv, Affine(torch.ones(2)))).op).__name__
+        'Conv'
+    """
+    return _Engine(rules, allow_growth).run(op)
+
+
+@dataclass
+class _Cluster:
+    """Branches of a sum that merge: as they were, and as one operator."""
+
+    lean: list[Operator]
+    merged: Operator
+
+
+@dataclass
+class _Engine:
+    rules: tuple[Rule, ...]
+    allow_growth: bool
+    steps: list[Step] = field(default_factory=list[Step])
+    _pending: dict[int, list[Step]] = field(default_factory=dict[int, list[Step]])
+
+    def run(self, op: Operator) -> Rewrite:
+        result = self.reduce(op)
+        refusals = _Witness(self).look(result)
+        return Rewrite(result, tuple(self.steps), tuple(refusals))
+
+    def reduce(self, op: Operator) -> Operator:
+        if isinstance(op, Sequence):
+            return self._reduce_chain(op)
+        if isinstance(op, Sum):
+            return self._reduce_sum(op)
+        if isinstance(op, Concat):
+            return self._reduce_concat(op)
+        return op
+
+    def of(self, window: Window) -> list[Rule]:
+        return [rule for rule in self.rules if rule.window == window]
+
+    # -- chains ---------------------------------------------------------------------------------------------
+
+    def _reduce_chain(self, op: Sequence) -> Operator:
+        parts = list(chain(sequence(*(self.reduce(part) for part in op.parts))))
+        while True:
+            parts = self._fold_pairs(parts)
+            better = self._distribute(parts) or self._carry(parts)
+            if better is None:
+                return sequence(*parts)
+            parts = better
+
+    def _fold_pairs(self, parts: list[Operator]) -> list[Operator]:
+        while (merged := self._fold_one_pair(parts)) is not None:
+            parts = merged
+        return parts
+
+    def _fold_one_pair(self, parts: list[Operator]) -> list[Operator] | None:
+        for rule in self.of("series"):
+            for i in range(len(parts) - 1):
+                window = Sequence((parts[i], parts[i + 1]))
+                result = rule(window)
+                if isinstance(result, Operator) and self._accepts(rule, window, result):
+                    self._record(rule, window, result)
+                    return [*parts[:i], *_unwrapped(result), *parts[i + 2 :]]
+        return None
+
+    def _carry(self, parts: list[Operator]) -> list[Operator] | None:
+        """Move one operator along the chain, and keep the move where a fold follows."""
+        for rule in self.of("commute"):
+            forward = rule.name.endswith("forward")
+            for start in range(len(parts)):
+                moved = self._carry_one(parts, rule, start, 1 if forward else -1)
+                if moved is not None:
+                    return moved
+        return None
+
+    def _carry_one(
+        self, parts: list[Operator], rule: Rule, start: int, step: int
+    ) -> list[Operator] | None:
+        current, at = parts, start
+        while 0 <= at + step < len(current):
+            low = min(at, at + step)
+            swapped = rule(Sequence((current[low], current[low + 1])))
+            if not isinstance(swapped, Sequence):
+                return None
+            current = [*current[:low], *swapped.parts, *current[low + 2 :]]
+            at += step
+            trial = _Engine(self.rules, self.allow_growth)
+            folded = trial._fold_pairs(current)
+            if self._improves(sequence(*parts), sequence(*folded)):
+                self.steps.append(Step(rule.name, (parts[start],), current[at]))
+                self.steps.extend(trial.steps)
+                return folded
+        return None
+
+    def _distribute(self, parts: list[Operator]) -> list[Operator] | None:
+        """Give the operator after a join to its branches, and keep it where branches take it in."""
+        for rule in self.of("distribute"):
+            for i in range(len(parts) - 1):
+                window = Sequence((parts[i], parts[i + 1]))
+                spread = rule(window)
+                if not isinstance(spread, Operator):
+                    continue
+                trial = _Engine(self.rules, self.allow_growth)
+                result = trial.reduce(spread)
+                if self._improves(window, result):
+                    self.steps.append(Step(rule.name, leaves(window), spread))
+                    self.steps.extend(trial.steps)
+                    return [*parts[:i], *_unwrapped(result), *parts[i + 2 :]]
+        return None
+
+    # -- joins ----------------------------------------------------------------------------------------------
+
+    def _reduce_sum(self, op: Sum) -> Operator:
+        parts = chain(sequence(add(*(self.reduce(part) for part in op.parts))))
+        total = parts[0]
+        if not isinstance(total, Sum):
+            return self.reduce(total) if total is not op else total
+        for rule in self.of("parallel"):
+            if rule.name.startswith("drop"):
+                result = rule(total)
+                if isinstance(result, Operator):
+                    self._record(rule, total, result)
+                    total = result
+        if not isinstance(total, Sum):
+            return total
+        return self._pull_out(self._merge_by_source(total))
+
+    def _merge_by_source(self, op: Sum) -> Operator:
+        order: dict[object, list[Operator]] = {}
+        for part in op.parts:
+            order.setdefault(_source(part), []).append(part)
+        merged: list[Operator] = []
+        for branches in order.values():
+            merged.extend(self._merge_branches(branches))
+        return add(*merged)
+
+    def _merge_branches(self, branches: list[Operator]) -> list[Operator]:
+        """Merge as many branches of one source as fit together and are worth it."""
+        if len(branches) < 2:
+            return branches
+        full = [self._whole(branch) for branch in branches]
+        merged = self._add(branches, full)
+        if merged is not None:
+            return [merged]
+        clusters: list[_Cluster] = []
+        heavy_first = sorted(range(len(branches)), key=lambda i: -work(branches[i]))
+        for i in heavy_first:
+            self._place(clusters, branches[i], full[i])
+        return [c.merged if len(c.lean) > 1 else c.lean[0] for c in clusters]
+
+    def _place(self, clusters: list[_Cluster], lean: Operator, full: Operator) -> None:
+        for cluster in clusters:
+            merged = self._add([*cluster.lean, lean], [cluster.merged, full])
+            if merged is not None:
+                cluster.lean.append(lean)
+                cluster.merged = merged
+                return
+        clusters.append(_Cluster([lean], full))
+
+    def _whole(self, branch: Operator) -> Operator:
+        """Return the branch folded as far as it goes, costlier forms included: a sum may pay for them."""
+        if self.allow_growth or len(leaves(branch)) < 2:
+            return branch
+        trial = _Engine(self.rules, True)
+        whole = trial.reduce(branch)
+        self._pending.update({id(whole): trial.steps})
+        return whole
+
+    def _add(self, lean: list[Operator], full: list[Operator]) -> Operator | None:
+        for rule in self.of("parallel"):
+            result = rule(Sum(tuple(full)))
+            if isinstance(result, Operator) and self._pays(Sum(tuple(lean)), result):
+                for part in full:
+                    self.steps.extend(self._pending.pop(id(part), []))
+                self._record(rule, Sum(tuple(full)), result)
+                return result
+        return None
+
+    def _pull_out(self, op: Operator) -> Operator:
+        return self.reduce(op) if isinstance(op, Sequence) else op
+
+    def _reduce_concat(self, op: Concat) -> Operator:
+        if self.allow_growth and (sliced := self._concat_slices(op)) is not None:
+            return sliced
+        parts = [self.reduce(part) for part in op.parts]
+        flat = [p for part in parts for p in (part.parts if isinstance(part, Concat) else (part,))]
+        for length in range(len(flat), 1, -1):
+            for start in range(len(flat) - length + 1):
+                merged = self._concat(flat[start : start + length])
+                if merged is not None:
+                    rest = [*flat[:start], merged, *flat[start + length :]]
+                    return merged if len(rest) == 1 else self.reduce(Concat(tuple(rest)))
+        return flat[0] if len(flat) == 1 else Concat(tuple(flat))
+
+    def _concat(self, branches: list[Operator]) -> Operator | None:
+        if len({_source(branch) for branch in branches}) > 1:
+            return None
+        for rule in self.of("concat"):
+            for window in self._concat_forms(branches):
+                result = rule(window)
+                lean = Concat(tuple(branches))
+                if isinstance(result, Operator) and self._pays(lean, result):
+                    self._record(rule, lean, result)
+                    return self.reduce(result)
+        return None
+
+    def _concat_slices(self, op: Concat) -> Operator | None:
+        """Slices side by side make a grouped convolution; folded one by one first, they would be dense."""
+        lean = [_Engine(self.rules, False).reduce(part) for part in op.parts]
+        return self._concat(lean) if any(isinstance(leaf, Select) for leaf in leaves(op)) else None
+
+    def _concat_forms(self, branches: list[Operator]) -> list[Concat]:
+        plain = Concat(tuple(branches))
+        full = Concat(tuple(_Engine(self.rules, True).reduce(branch) for branch in branches))
+        return [plain, full]
+
+    # -- bookkeeping ----------------------------------------------------------------------------------------
+
+    def _accepts(self, rule: Rule, before: Operator, after: Operator) -> bool:
+        if measure(after) >= measure(before):
+            raise RuleLoopError(f"{rule.name} does not lower the measure of {before}")
+        return self.allow_growth or work(after) <= work(before) * _SLIP
+
+    def _pays(self, before: Operator, after: Operator) -> bool:
+        fewer = measure(after) < measure(before)
+        return fewer and (self.allow_growth or work(after) <= work(before) * _SLIP)
+
+    def _improves(self, before: Operator, after: Operator) -> bool:
+        fewer = len(leaves(after)) < len(leaves(before))
+        return fewer and (self.allow_growth or work(after) <= work(before) * _SLIP)
+
+    def _record(self, rule: Rule, before: Operator, after: Operator) -> None:
+        self.steps.append(Step(rule.name, leaves(before), after))
+
+
+@dataclass
+class _Witness:
+    """Looks at a finished operator once more and says why its neighbours were not folded."""
+
+    engine: _Engine
+
+    def look(self, op: Operator) -> list[Refusal]:
+        found: list[Refusal] = []
+        if isinstance(op, (Sequence, Sum, Concat)):
+            for part in op.parts:
+                found.extend(self.look(part))
+        if isinstance(op, Sequence):
+            for a, b in zip(op.parts, op.parts[1:], strict=False):
+                found.extend(self._ask(Sequence((a, b)), "series"))
+        elif isinstance(op, Sum):
+            found.extend(self._ask_sum(op))
+        elif isinstance(op, Concat) and len({_source(part) for part in op.parts}) == 1:
+            found.extend(self._ask(op, "concat"))
+        return found
+
+    def _ask(self, window: Operator, kind: Window) -> list[Refusal]:
+        for rule in self.engine.of(kind):
+            result = rule(window)
+            if isinstance(result, Refusal):
+                return [Refusal(result.rule, result.reason, leaves(window))]
+            if isinstance(result, Operator) and not self.engine.allow_growth:
+                return [_costlier(rule, window, result)]
+        return []
+
+    def _ask_sum(self, op: Sum) -> list[Refusal]:
+        by_source: dict[object, list[Operator]] = {}
+        for part in op.parts:
+            by_source.setdefault(_source(part), []).append(part)
+        found: list[Refusal] = []
+        for branches in by_source.values():
+            for first, second in zip(branches, branches[1:], strict=False):
+                whole = [_Engine(self.engine.rules, True).reduce(b) for b in (first, second)]
+                found.extend(self._ask(Sum(tuple(whole)), "parallel"))
+        return found
+
+
+def _costlier(rule: Rule, before: Operator, after: Operator) -> Refusal:
+    reason = (
+        f"costlier: {work(after):.0f} multiply-adds per input position instead of {work(before):.0f}; "
+        "allow_growth=True merges them all the same"
+    )
+    return Refusal(rule.name, reason, leaves(before), costlier=True)
+
+
+def _source(op: Operator) -> object:
+    first = chain(op)[0]
+    while isinstance(first, (Sum, Concat)):
+        sources = {_source(part) for part in first.parts}
+        return sources.pop() if len(sources) == 1 else id(first)
+    return first.key if isinstance(first, Input) else None
+
+
+def _unwrapped(op: Operator) -> tuple[Operator, ...]:
+    return () if isinstance(op, Identity) else chain(op)
+

@@ -1,0 +1,161 @@
+"""Branches that start from one value and are added."""
+
+from __future__ import annotations
+
+from functools import reduce
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from refold.algebra.geometry import Axes, placement, union
+from refold.algebra.operator import (
+    Affine,
+    AvgPool,
+    Conv,
+    Identity,
+    Input,
+    Operator,
+    Sequence,
+    Sum,
+    Zero,
+    add,
+    chain,
+    sequence,
+    wide,
+)
+from refold.errors import GeometryError
+from refold.rules.rule import Outcome, rule
+from refold.rules.weights import add_blocks, as_conv
+
+_Leaf = tuple[Input | None, Operator]
+
+
+@rule("parallel", exact="always", source="x + 0 = x")
+def drop_zero_branches(op: Operator) -> Outcome:
+    """A branch of zeros adds nothing."""
+    if not isinstance(op, Sum):
+        return None
+    kept = [part for part in op.parts if not isinstance(chain(part)[-1], Zero)]
+    if len(kept) == len(op.parts):
+        return None
+    return add(*kept) if kept else op.parts[0]
+
+
+@rule(
+    "parallel",
+    exact="equal strides and output sizes, and padding of one kind",
+    source="ACNet, arXiv:1908.03930, section 3.2; DBB, arXiv:2103.13425, Transforms II and VI",
+)
+def add_branches(op: Operator) -> Outcome:
+    """Convolutions of any kernels, dilations and groups, identities, scales and average pools are one convolution."""
+    if not isinstance(op, Sum):
+        return None
+    split = [split_branch(part) for part in op.parts]
+    if any(branch is None for branch in split):
+        return None
+    branches = [branch for branch in split if branch is not None]
+    if len({source.key if source else None for source, _ in branches}) > 1:
+        return None
+    source = branches[0][0]
+    ops = [leaf for _, leaf in branches]
+    merged = _add_affines(ops) if all(_is_channelwise(leaf) for leaf in ops) else _add_convs(ops, source)
+    return merged if source is None else sequence(source, merged)
+
+
+def split_branch(op: Operator) -> _Leaf | None:
+    """Return a branch's source and its single kernel-like leaf; None when it is anything longer."""
+    parts = chain(op)
+    source = parts[0] if isinstance(parts[0], Input) else None
+    rest = parts[1:] if source is not None else parts
+    if len(rest) > 1:
+        return None
+    leaf = rest[0] if rest else Identity()
+    return (source, leaf) if isinstance(leaf, (Conv, Affine, Identity, AvgPool)) else None
+
+
+def _is_channelwise(op: Operator) -> bool:
+    return isinstance(op, (Identity, Affine))
+
+
+def _add_affines(ops: list[Operator]) -> Operator:
+    """Return a x + s x + t x ... as one scale and shift."""
+    one = torch.ones((), dtype=torch.float64)
+    scales = [_scale(op, one) for op in ops]
+    shifts = [wide(op.shift) for op in ops if isinstance(op, Affine) and op.shift is not None]
+    device = next((t.device for t in scales + shifts if t.ndim), one.device)
+    total = reduce(torch.add, [scale.to(device) for scale in scales])
+    return Affine(total, reduce(torch.add, shifts) if shifts else None)
+
+
+def _scale(op: Operator, one: Tensor) -> Tensor:
+    return wide(op.scale) if isinstance(op, Affine) and op.scale is not None else one
+
+
+def _add_convs(ops: list[Operator], source: Input | None) -> Conv:
+    lead = next((op for op in ops if isinstance(op, Conv)), None)
+    channels = lead.in_channels if lead else source.channels if source else None
+    rank = next(len(op.axes) for op in ops if isinstance(op, (Conv, AvgPool)))
+    if lead is not None and any(_is_depthwise(op) for op in ops) and lead.out_channels != channels:
+        raise GeometryError(
+            f"an identity, scale or pooling branch needs equal channels, got {channels} in and "
+            f"{lead.out_channels} out"
+        )
+    if lead is not None and lead.transposed and not all(isinstance(op, (Conv, Identity, Affine)) for op in ops):
+        raise GeometryError("an average pool does not add to a transposed convolution")
+    transposed = lead is not None and lead.transposed
+    return add_convs([as_conv(op, channels, rank) for op in ops], transposed)
+
+
+def _is_depthwise(op: Operator) -> bool:
+    return not isinstance(op, Conv)
+
+
+def add_convs(convs: list[Conv], transposed: bool = False) -> Conv:
+    """Return the sum of convolutions as one: kernels placed in the union of their taps.
+
+    Raises:
+        GeometryError: with the reason why the kernels do not add.
+    """
+    axes, mode = common_axes(convs, transposed)
+    sizes = {(conv.in_channels, conv.out_channels) for conv in convs}
+    if len(sizes) > 1:
+        raise GeometryError(f"branches have different channels (in, out): {sorted(sizes)}")
+    groups = reduce(gcd, [conv.groups for conv in convs])
+    first = convs[0]
+    rows, columns = first.weight.shape[0], first.weight.shape[1] * first.groups // groups
+    weight = torch.zeros(
+        rows, columns, *(axis.kernel for axis in axes), dtype=torch.float64, device=_device(convs)
+    )
+    for conv in convs:
+        add_blocks(weight[_taps(conv.axes, axes)], conv.weight, conv.groups, groups)
+    biases = [wide(conv.bias) for conv in convs if conv.bias is not None]
+    bias = reduce(torch.add, biases) if biases else None
+    return Conv(weight, bias, axes, groups, mode, transposed)
+
+
+def common_axes(convs: list[Conv], transposed: bool = False) -> tuple[Axes, str]:
+    """Return the window and padding mode that hold all the convolutions' taps.
+
+    Raises:
+        GeometryError: when strides, output sizes, padding modes or directions differ.
+    """
+    if len({len(conv.axes) for conv in convs}) > 1:
+        raise GeometryError("branches have different numbers of spatial axes")
+    if any(conv.transposed != transposed and not conv.is_pointwise for conv in convs):
+        raise GeometryError("a transposed convolution does not add to an ordinary one")
+    modes = {conv.mode for conv in convs if any(axis.pads for axis in conv.axes)}
+    if len(modes) > 1:
+        raise GeometryError(f"branches pad differently: {sorted(modes)}")
+    axes = tuple(union(list(column)) for column in zip(*(conv.axes for conv in convs), strict=True))
+    return axes, modes.pop() if modes else "zeros"
+
+
+def _taps(part: Axes, whole: Axes) -> tuple[slice, ...]:
+    return (slice(None), slice(None), *(placement(p, w) for p, w in zip(part, whole, strict=True)))
+
+
+def _device(convs: list[Conv]) -> torch.device:
+    return next((c.weight.device for c in convs if c.weight.device.type != "cpu"), convs[0].weight.device)
+
+

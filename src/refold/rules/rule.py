@@ -1,0 +1,63 @@
+"""What a rule is: a pure function from a window of operators to an equal operator, a refusal, or None.
+
+None means "not my shape"; a `Refusal` means "my shape, but this precondition fails". Rules decide on structure and geometry,
+never on the values in tensors, so the same decisions are made on `meta` tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from refold.algebra.operator import Operator, Refusal
+from refold.errors import GeometryError
+
+Window = Literal["series", "parallel", "concat", "commute", "distribute"]
+Outcome = Operator | Refusal | None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A named rewrite with its source and its condition.
+
+    Args:
+        name: verb and object, as reports print it.
+        window: what it is shown: two operators in series, the branches of a sum or of a concatenation, two
+            operators that may change places, or a join followed by one operator.
+        exact: the condition under which the rewrite holds for every input.
+        source: where it is published.
+        function: the rewrite itself.
+    """
+
+    name: str
+    window: Window
+    exact: str
+    source: str
+    function: Callable[[Operator], Outcome]
+
+    def __call__(self, op: Operator) -> Outcome:
+        """Return the rewritten operator, a refusal that carries this rule's name, or None."""
+        try:
+            outcome = self.function(op)
+        except GeometryError as error:
+            return Refusal(self.name, str(error), (op,))
+        if isinstance(outcome, Refusal):
+            return Refusal(self.name, outcome.reason, (op,), outcome.costlier)
+        return outcome
+
+
+def rule(
+    window: Window, *, exact: str, source: str
+) -> Callable[[Callable[[Operator], Outcome]], Rule]:
+    """Make a function a `Rule`. It does not register it: the tuple `RULES` is the registration."""
+
+    def wrap(function: Callable[[Operator], Outcome]) -> Rule:
+        return Rule(function.__name__, window, exact, source, function)
+
+    return wrap
+
+
+def refuse(reason: str) -> Refusal:
+    """Return a refusal; the rule that returns it adds its name."""
+    return Refusal("", reason)

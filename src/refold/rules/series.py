@@ -1,0 +1,119 @@
+"""Convolutions one after the other, with the border told apart from the inside."""
+
+from __future__ import annotations
+
+from itertools import product
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from refold.algebra.geometry import Axes, compose
+from refold.algebra.operator import AvgPool, Conv, Operator, Sequence, wide
+from refold.rules.norm import response
+from refold.rules.rule import Outcome, Refusal, refuse, rule
+from refold.rules.weights import as_conv, regroup
+
+
+@rule(
+    "series",
+    exact="the second does not pad; or the first is pointwise and no bias meets the padding zeros",
+    source="DBB, arXiv:2103.13425, Transform III; its border condition: systems 0.6",
+)
+def merge_convs_in_series(op: Operator) -> Outcome:
+    """Two convolutions (or average pools) in a row are one."""
+    if not (isinstance(op, Sequence) and len(op.parts) == 2):
+        return None
+    pair = _as_pair(*op.parts)
+    if pair is None:
+        return None
+    first, second = pair
+    if len(first.axes) != len(second.axes) or first.out_channels != second.in_channels:
+        return None
+    if first.transposed or second.transposed:
+        return _merge_transposed(first, second)
+    refusal = _border_refusal(first, second)
+    return refusal or _compose(first, second)
+
+
+def _as_pair(first: Operator, second: Operator) -> tuple[Conv, Conv] | None:
+    """Return both as convolutions; pools next to pools stay pools, since their channels are unknown."""
+    if isinstance(first, Conv) and isinstance(second, (Conv, AvgPool)):
+        return first, as_conv(second, first.out_channels, len(first.axes))
+    if isinstance(first, AvgPool) and isinstance(second, Conv):
+        return as_conv(first, second.in_channels, len(second.axes)), second
+    return None
+
+
+def _border_refusal(first: Conv, second: Conv) -> Refusal | None:
+    if not any(axis.pads for axis in second.axes):
+        return None
+    if any(axis.kernel > 1 or axis.lo or axis.hi for axis in first.axes):
+        return refuse(
+            "the second convolution pads the map between the two, where the first one's kernel would have "
+            "read beyond the border"
+        )
+    if second.mode == "zeros" and first.bias is not None:
+        return refuse(
+            "a bias meets the second convolution's zero padding: padded positions would need the bias "
+            "too (pad before the 1x1, or pad with its bias)"
+        )
+    if second.mode != "zeros" and any(axis.stride > 1 for axis in first.axes):
+        return refuse(f"{second.mode} padding of a strided map is not that padding of its input")
+    return None
+
+
+def _compose(first: Conv, second: Conv) -> Conv:
+    axes = tuple(compose(a, b) for a, b in zip(first.axes, second.axes, strict=True))
+    groups = gcd(first.groups, second.groups)
+    inner = _per_group(first.weight, first.groups, groups)
+    outer = _per_group(second.weight, second.groups, groups)
+    shape = (groups, outer.shape[1], inner.shape[2], *(axis.kernel for axis in axes))
+    weight = torch.zeros(shape, dtype=torch.float64, device=first.weight.device)
+    for tap in product(*(range(axis.kernel) for axis in second.axes)):
+        where = _landing(tap, first.axes, second.axes, axes)
+        weight[(..., *where)] += torch.einsum("gom,gmi...->goi...", outer[(..., *tap)], inner)
+    mode = second.mode if any(axis.pads for axis in second.axes) else first.mode
+    return Conv(weight.flatten(0, 1), chained_bias(first, second), axes, groups, mode)
+
+
+def _landing(tap: tuple[int, ...], first: Axes, second: Axes, whole: Axes) -> tuple[slice, ...]:
+    """Return where the first kernel's taps land in the whole kernel under one tap of the second."""
+    places: list[slice] = []
+    for t, a, b, w in zip(tap, first, second, whole, strict=True):
+        start = (a.stride * b.offsets[t] + a.offsets[0] + w.lo) // w.dilation
+        step = a.dilation // w.dilation if a.kernel > 1 else 1
+        places.append(slice(start, start + step * (a.kernel - 1) + 1, step))
+    return tuple(places)
+
+
+def _per_group(weight: Tensor, groups: int, target: int) -> Tensor:
+    return wide(regroup(weight, groups, target)).unflatten(0, (target, -1))
+
+
+def chained_bias(first: Conv, second: Conv) -> Tensor | None:
+    """Return b2 + W2 b1, None when neither has a bias."""
+    if first.bias is None:
+        return None if second.bias is None else wide(second.bias)
+    moved = response(second, wide(first.bias))
+    return moved if second.bias is None else moved + wide(second.bias)
+
+
+def _merge_transposed(first: Conv, second: Conv) -> Outcome:
+    if not first.is_pointwise and not second.is_pointwise:
+        return refuse("a transposed convolution merges with pointwise convolutions only")
+    spread = second if second.transposed and not second.is_pointwise else first
+    if spread is second and first.bias is not None:
+        return refuse("a bias before a transposed convolution does not reach every output alike")
+    groups = gcd(first.groups, second.groups)
+    inner, outer = _matrix_first(first, groups), _matrix_first(second, groups)
+    weight = torch.einsum("gim...,gmo...->gio...", inner, outer)
+    return Conv(
+        weight.flatten(0, 1), chained_bias(first, second), spread.axes, groups, transposed=True
+    )
+
+
+def _matrix_first(conv: Conv, groups: int) -> Tensor:
+    """Return the weight as (groups, in, out, *kernel), the layout of a transposed convolution."""
+    weight = _per_group(conv.weight, conv.groups, groups)
+    return weight if conv.transposed else weight.transpose(1, 2)
