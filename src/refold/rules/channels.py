@@ -20,7 +20,7 @@ from refold.algebra.operator import (
     wide,
 )
 from refold.errors import GeometryError
-from refold.rules.parallel import common_axes, add_convs, split_branch
+from refold.rules.parallel import add_convs, common_axes, split_branch
 from refold.rules.rule import Outcome, rule
 from refold.rules.weights import as_conv, per_channel, regroup
 

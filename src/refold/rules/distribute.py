@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
-from itertools import accumulate
-
+from itertools import accumulate, pairwise
 
 from refold.algebra.operator import (
     Affine,

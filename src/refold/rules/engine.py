@@ -12,7 +12,6 @@ from refold.algebra.cost import measure, work
 from refold.algebra.operator import (
     Concat,
     Identity,
-    Input,
     Operator,
     Refusal,
     Select,
@@ -26,6 +25,7 @@ from refold.algebra.operator import (
 from refold.errors import RuleLoopError
 from refold.rules import RULES, Rule
 from refold.rules.rule import Window
+from refold.rules.witness import Witness, source_of
 
 _SLIP = 1 + 1e-9
 
@@ -86,7 +86,8 @@ class _Engine:
 
     def run(self, op: Operator) -> Rewrite:
         result = self.reduce(op)
-        refusals = _Witness(self).look(result)
+        witness = Witness(self.rules, self.allow_growth, lambda op: _Engine(self.rules, True).reduce(op))
+        refusals = witness.look(result)
         return Rewrite(result, tuple(self.steps), tuple(refusals))
 
     def reduce(self, op: Operator) -> Operator:
@@ -187,12 +188,12 @@ class _Engine:
                     total = result
         if not isinstance(total, Sum):
             return total
-        return self._pull_out(self._merge_by_source(total))
+        return self._pull_out(self._merge_bysource_of(total))
 
-    def _merge_by_source(self, op: Sum) -> Operator:
+    def _merge_bysource_of(self, op: Sum) -> Operator:
         order: dict[object, list[Operator]] = {}
         for part in op.parts:
-            order.setdefault(_source(part), []).append(part)
+            order.setdefault(source_of(part), []).append(part)
         merged: list[Operator] = []
         for branches in order.values():
             merged.extend(self._merge_branches(branches))
@@ -257,7 +258,7 @@ class _Engine:
         return flat[0] if len(flat) == 1 else Concat(tuple(flat))
 
     def _concat(self, branches: list[Operator]) -> Operator | None:
-        if len({_source(branch) for branch in branches}) > 1:
+        if len({source_of(branch) for branch in branches}) > 1:
             return None
         for rule in self.of("concat"):
             for window in self._concat_forms(branches):
@@ -297,63 +298,5 @@ class _Engine:
         self.steps.append(Step(rule.name, leaves(before), after))
 
 
-@dataclass
-class _Witness:
-    """Looks at a finished operator once more and says why its neighbours were not folded."""
-
-    engine: _Engine
-
-    def look(self, op: Operator) -> list[Refusal]:
-        found: list[Refusal] = []
-        if isinstance(op, (Sequence, Sum, Concat)):
-            for part in op.parts:
-                found.extend(self.look(part))
-        if isinstance(op, Sequence):
-            for a, b in zip(op.parts, op.parts[1:], strict=False):
-                found.extend(self._ask(Sequence((a, b)), "series"))
-        elif isinstance(op, Sum):
-            found.extend(self._ask_sum(op))
-        elif isinstance(op, Concat) and len({_source(part) for part in op.parts}) == 1:
-            found.extend(self._ask(op, "concat"))
-        return found
-
-    def _ask(self, window: Operator, kind: Window) -> list[Refusal]:
-        for rule in self.engine.of(kind):
-            result = rule(window)
-            if isinstance(result, Refusal):
-                return [Refusal(result.rule, result.reason, leaves(window))]
-            if isinstance(result, Operator) and not self.engine.allow_growth:
-                return [_costlier(rule, window, result)]
-        return []
-
-    def _ask_sum(self, op: Sum) -> list[Refusal]:
-        by_source: dict[object, list[Operator]] = {}
-        for part in op.parts:
-            by_source.setdefault(_source(part), []).append(part)
-        found: list[Refusal] = []
-        for branches in by_source.values():
-            for first, second in zip(branches, branches[1:], strict=False):
-                whole = [_Engine(self.engine.rules, True).reduce(b) for b in (first, second)]
-                found.extend(self._ask(Sum(tuple(whole)), "parallel"))
-        return found
-
-
-def _costlier(rule: Rule, before: Operator, after: Operator) -> Refusal:
-    reason = (
-        f"costlier: {work(after):.0f} multiply-adds per input position instead of {work(before):.0f}; "
-        "allow_growth=True merges them all the same"
-    )
-    return Refusal(rule.name, reason, leaves(before), costlier=True)
-
-
-def _source(op: Operator) -> object:
-    first = chain(op)[0]
-    while isinstance(first, (Sum, Concat)):
-        sources = {_source(part) for part in first.parts}
-        return sources.pop() if len(sources) == 1 else id(first)
-    return first.key if isinstance(first, Input) else None
-
-
 def _unwrapped(op: Operator) -> tuple[Operator, ...]:
     return () if isinstance(op, Identity) else chain(op)
-

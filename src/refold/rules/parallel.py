@@ -16,7 +16,6 @@ from refold.algebra.operator import (
     Identity,
     Input,
     Operator,
-    Sequence,
     Sum,
     Zero,
     add,

@@ -1,0 +1,88 @@
+"""What was seen and not folded, with the reason: asked once, of the finished operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from refold.algebra.cost import work
+from refold.algebra.operator import (
+    Concat,
+    Input,
+    Operator,
+    Refusal,
+    Sequence,
+    Sum,
+    chain,
+    leaves,
+)
+from refold.rules.rule import Rule, Window
+
+
+@dataclass
+class Witness:
+    """Looks at a finished operator once more and says why its neighbours were not folded.
+
+    Args:
+        rules: the rules that ran.
+        allow_growth: whether costlier merges were allowed.
+        whole: folds a branch as far as it goes, whatever it costs.
+    """
+
+    rules: tuple[Rule, ...]
+    allow_growth: bool
+    whole: Callable[[Operator], Operator]
+
+    def look(self, op: Operator) -> list[Refusal]:
+        """Return a refusal for every pair of neighbours below `op` that a rule could have been about."""
+        found: list[Refusal] = []
+        if isinstance(op, (Sequence, Sum, Concat)):
+            for part in op.parts:
+                found.extend(self.look(part))
+        if isinstance(op, Sequence):
+            for a, b in zip(op.parts, op.parts[1:], strict=False):
+                found.extend(self._ask(Sequence((a, b)), "series"))
+        elif isinstance(op, Sum):
+            found.extend(self._ask_sum(op))
+        elif isinstance(op, Concat) and len({source_of(part) for part in op.parts}) == 1:
+            found.extend(self._ask(op, "concat"))
+        return found
+
+    def _ask(self, window: Operator, kind: Window) -> list[Refusal]:
+        for rule in (rule for rule in self.rules if rule.window == kind):
+            result = rule(window)
+            if isinstance(result, Refusal):
+                return [Refusal(result.rule, result.reason, leaves(window))]
+            if isinstance(result, Operator) and not self.allow_growth:
+                return [_costlier(rule, window, result)]
+        return []
+
+    def _ask_sum(self, op: Sum) -> list[Refusal]:
+        by_source: dict[object, list[Operator]] = {}
+        for part in op.parts:
+            by_source.setdefault(source_of(part), []).append(part)
+        found: list[Refusal] = []
+        for branches in by_source.values():
+            for first, second in zip(branches, branches[1:], strict=False):
+                whole = [self.whole(branch) for branch in (first, second)]
+                found.extend(self._ask(Sum(tuple(whole)), "parallel"))
+        return found
+
+
+def _costlier(rule: Rule, before: Operator, after: Operator) -> Refusal:
+    reason = (
+        f"costlier: {work(after):.0f} multiply-adds per input position instead of {work(before):.0f}; "
+        "allow_growth=True merges them all the same"
+    )
+    return Refusal(rule.name, reason, leaves(before), costlier=True)
+
+
+def source_of(op: Operator) -> object:
+    """Return the key of the value a branch starts from; None when it starts from the operator's own input."""
+    first = chain(op)[0]
+    while isinstance(first, (Sum, Concat)):
+        sources = {source_of(part) for part in first.parts}
+        return sources.pop() if len(sources) == 1 else id(first)
+    return first.key if isinstance(first, Input) else None
+
+
