@@ -89,7 +89,8 @@ def _run_conv(op: Conv, state: _State, values: Mapping[Hashable, Tensor]) -> _St
     x, rank = state[0], len(op.axes)
     weight, bias = op.weight.to(x.dtype), None if op.bias is None else op.bias.to(x.dtype)
     if rank == 0:
-        return F.linear(x, _block_diagonal(weight, op.groups), bias), 0
+        matrix = _block_diagonal(weight, op.groups)
+        return F.linear(x, matrix.T if op.transposed else matrix, bias), 0
     stride, dilation = [a.stride for a in op.axes], [a.dilation for a in op.axes]
     amounts = tuple((a.lo, a.hi) for a in op.axes)
     if op.transposed:
@@ -159,14 +160,17 @@ def _run_concat(op: Concat, state: _State, values: Mapping[Hashable, Tensor]) ->
 
 
 def pad(x: Tensor, amounts: tuple[tuple[int, int], ...], mode: str, value: float) -> Tensor:
-    """Return x with rings added (positive) or cropped (negative); amounts per axis, first axis first."""
+    """Return x with rings added (positive) or cropped (negative); amounts per axis, first axis first.
+
+    Rings repeat the whole map, also where the other side is cropped: `F.pad` with mode "circular" crops first.
+    """
     flat = [amount for pair in reversed(amounts) for amount in pair]
     if not any(flat):
         return x
     if mode == "zeros":
         return F.pad(x, flat, value=value)
-    cropped = F.pad(x, [min(0, amount) for amount in flat])
-    return F.pad(cropped, [max(0, amount) for amount in flat], mode=mode)
+    ringed = F.pad(x, [max(0, amount) for amount in flat], mode=mode)
+    return F.pad(ringed, [min(0, amount) for amount in flat])
 
 
 def _per_channel(vector: Tensor, x: Tensor, rank: int) -> Tensor:

@@ -23,7 +23,7 @@ from refold.rules.norm import fold_affine_ahead_of_conv, fold_affine_into_conv, 
 from refold.rules.pad import drop_empty_pad, fold_crop_into_window, fold_pad_into_window
 from refold.rules.parallel import add_branches, drop_zero_branches
 from refold.rules.rule import Rule
-from refold.rules.series import merge_convs_in_series
+from refold.rules.series import merge_convs_in_series, merge_into_conv
 
 RULES: tuple[Rule, ...] = (
     drop_empty_pad,
@@ -46,6 +46,7 @@ RULES: tuple[Rule, ...] = (
     pass_pointwise_backward,
     distribute_over_sum,
     distribute_over_concat,
+    merge_into_conv,
 )
 
 __all__ = ["RULES", "Rule"]

@@ -20,9 +20,9 @@ from refold.algebra.operator import (
     wide,
 )
 from refold.errors import GeometryError
-from refold.rules.parallel import add_convs, common_axes, split_branch
-from refold.rules.rule import Outcome, rule
-from refold.rules.weights import as_conv, per_channel, regroup
+from refold.rules.parallel import add_convs, branches_as_convs, common_axes, split_branch
+from refold.rules.rule import Outcome, refuse, rule
+from refold.rules.weights import as_conv, per_channel, regroup, turned
 
 
 @rule("series", exact="always", source="an index of an index")
@@ -53,7 +53,7 @@ def fold_select_into_conv(op: Operator) -> Outcome:
 def fold_select_ahead_of_conv(op: Operator) -> Outcome:
     """A convolution of chosen channels is a convolution of all with zero columns."""
     match op:
-        case Sequence((Select() as select, Conv() as conv)) if not conv.transposed:
+        case Sequence((Select() as select, Conv() as conv)):
             return _columns(select, conv)
         case _:
             return None
@@ -68,11 +68,12 @@ def concat_branches(op: Operator) -> Outcome:
     branches = [branch for branch in split if branch is not None]
     if len(branches) < len(op.parts) or len({s.key if s else None for s, _ in branches}) > 1:
         return None
-    source = branches[0][0]
-    lead = next((leaf for _, leaf in branches if isinstance(leaf, Conv)), None)
-    if lead is None or lead.transposed:
+    source, chains = branches[0][0], [rest for _, rest in branches]
+    if not any(isinstance(leaf, Conv) for rest in chains for leaf in rest):
         return None
-    convs = [as_conv(leaf, lead.in_channels, len(lead.axes)) for _, leaf in branches]
+    convs = [turned(conv) for conv in branches_as_convs(chains, source)]
+    if any(conv.transposed for conv in convs):
+        return refuse("transposed convolutions side by side stay apart")
     merged = _stack([replace(c, weight=regroup(c.weight, c.groups, 1), groups=1) for c in convs])
     return merged if source is None else sequence(source, merged)
 
@@ -88,9 +89,14 @@ def concat_slices(op: Operator) -> Outcome:
         merged = _stack_affines(picks, ops)
         return merged if source is None else sequence(source, merged)
     lead = next((leaf for leaf in ops if isinstance(leaf, Conv)), None)
-    if lead is None or lead.transposed:
+    if lead is None:
         return None
-    convs = [as_conv(o, len(s.index), len(lead.axes)) for o, s in zip(ops, picks, strict=True)]
+    rank, device = len(lead.axes), lead.weight.device
+    convs = [
+        turned(as_conv(o, len(s.index), rank, device)) for o, s in zip(ops, picks, strict=True)
+    ]
+    if any(conv.transposed for conv in convs):
+        return refuse("transposed convolutions side by side stay apart")
     widths = {(c.weight.shape[0] // c.groups, c.weight.shape[1]) for c in convs}
     if len(widths) > 1:
         return None
@@ -121,10 +127,11 @@ def _kept_groups(index: tuple[int, ...], conv: Conv) -> int | None:
 
 
 def _columns(select: Select, conv: Conv) -> Conv:
-    dense = regroup(conv.weight, conv.groups, 1)
-    weight = dense.new_zeros(dense.shape[0], select.channels, *dense.shape[2:])
+    dense, axis = wide(regroup(conv.weight, conv.groups, 1)), 0 if conv.transposed else 1
+    shape = [*dense.shape]
+    shape[axis] = select.channels
     index = torch.tensor(select.index, device=dense.device)
-    return replace(conv, weight=weight.index_add(1, index, dense), groups=1)
+    return replace(conv, weight=dense.new_zeros(shape).index_add(axis, index, dense), groups=1)
 
 
 def _slices(op: Operator) -> tuple[Input | None, list[Select], list[Operator]] | None:

@@ -32,10 +32,10 @@ _SLIP = 1 + 1e-9
 
 @dataclass(frozen=True)
 class Step:
-    """One accepted rewrite: which rule made `after` out of the leaves `before`."""
+    """One accepted rewrite: the rule, the window it was shown and what it made of it."""
 
-    rule: str
-    before: tuple[Operator, ...]
+    rule: Rule
+    window: Operator
     after: Operator
 
 
@@ -108,18 +108,24 @@ class _Engine:
         parts = list(chain(sequence(*(self.reduce(part) for part in op.parts))))
         while True:
             parts = self._fold_pairs(parts)
-            better = self._distribute(parts) or self._carry(parts)
+            moves = (move(parts) for move in (self._distribute, self._carry, self._last))
+            better = next((moved for moved in moves if moved is not None), None)
             if better is None:
                 return sequence(*parts)
             parts = better
+
+    def _last(self, parts: list[Operator]) -> list[Operator] | None:
+        return self._fold_one_pair(parts, "last") if self.allow_growth else None
 
     def _fold_pairs(self, parts: list[Operator]) -> list[Operator]:
         while (merged := self._fold_one_pair(parts)) is not None:
             parts = merged
         return parts
 
-    def _fold_one_pair(self, parts: list[Operator]) -> list[Operator] | None:
-        for rule in self.of("series"):
+    def _fold_one_pair(
+        self, parts: list[Operator], window_kind: Window = "series"
+    ) -> list[Operator] | None:
+        for rule in self.of(window_kind):
             for i in range(len(parts) - 1):
                 window = Sequence((parts[i], parts[i + 1]))
                 result = rule(window)
@@ -142,18 +148,20 @@ class _Engine:
         self, parts: list[Operator], rule: Rule, start: int, step: int
     ) -> list[Operator] | None:
         current, at = parts, start
+        swaps: list[Step] = []
         while 0 <= at + step < len(current):
             low = min(at, at + step)
-            swapped = rule(Sequence((current[low], current[low + 1])))
+            window = Sequence((current[low], current[low + 1]))
+            swapped = rule(window)
             if not isinstance(swapped, Sequence):
                 return None
+            swaps.append(Step(rule, window, swapped))
             current = [*current[:low], *swapped.parts, *current[low + 2 :]]
             at += step
             trial = _Engine(self.rules, self.allow_growth)
             folded = trial._fold_pairs(current)
             if self._improves(sequence(*parts), sequence(*folded)):
-                self.steps.append(Step(rule.name, (parts[start],), current[at]))
-                self.steps.extend(trial.steps)
+                self.steps.extend([*swaps, *trial.steps])
                 return folded
         return None
 
@@ -168,16 +176,14 @@ class _Engine:
                 trial = _Engine(self.rules, self.allow_growth)
                 result = trial.reduce(spread)
                 if self._improves(window, result):
-                    self.steps.append(Step(rule.name, leaves(window), spread))
-                    self.steps.extend(trial.steps)
+                    self.steps.extend([Step(rule, window, spread), *trial.steps])
                     return [*parts[:i], *_unwrapped(result), *parts[i + 2 :]]
         return None
 
     # -- joins ----------------------------------------------------------------------------------------------
 
     def _reduce_sum(self, op: Sum) -> Operator:
-        parts = chain(sequence(add(*(self.reduce(part) for part in op.parts))))
-        total = parts[0]
+        total = add(*(self.reduce(part) for part in op.parts))
         if not isinstance(total, Sum):
             return self.reduce(total) if total is not op else total
         for rule in self.of("parallel"):
@@ -188,9 +194,9 @@ class _Engine:
                     total = result
         if not isinstance(total, Sum):
             return total
-        return self._pull_out(self._merge_bysource_of(total))
+        return self._pull_out(self._merge_by_source(total))
 
-    def _merge_bysource_of(self, op: Sum) -> Operator:
+    def _merge_by_source(self, op: Sum) -> Operator:
         order: dict[object, list[Operator]] = {}
         for part in op.parts:
             order.setdefault(source_of(part), []).append(part)
@@ -228,18 +234,23 @@ class _Engine:
             return branch
         trial = _Engine(self.rules, True)
         whole = trial.reduce(branch)
-        self._pending.update({id(whole): trial.steps})
+        self._pending[id(whole)] = trial.steps
         return whole
 
     def _add(self, lean: list[Operator], full: list[Operator]) -> Operator | None:
         for rule in self.of("parallel"):
-            result = rule(Sum(tuple(full)))
+            window = Sum(tuple(full))
+            result = rule(window)
             if isinstance(result, Operator) and self._pays(Sum(tuple(lean)), result):
-                for part in full:
-                    self.steps.extend(self._pending.pop(id(part), []))
-                self._record(rule, Sum(tuple(full)), result)
+                self._settle(full)
+                self._record(rule, window, result)
                 return result
         return None
+
+    def _settle(self, full: list[Operator]) -> None:
+        """Record the folds that made these branches whole, now that they are used."""
+        for part in full:
+            self.steps.extend(self._pending.pop(id(part), []))
 
     def _pull_out(self, op: Operator) -> Operator:
         return self.reduce(op) if isinstance(op, Sequence) else op
@@ -271,13 +282,26 @@ class _Engine:
 
     def _concat_slices(self, op: Concat) -> Operator | None:
         """Slices side by side make a grouped convolution; folded one by one first, they would be dense."""
-        lean = [_Engine(self.rules, False).reduce(part) for part in op.parts]
-        return self._concat(lean) if any(isinstance(leaf, Select) for leaf in leaves(op)) else None
+        if not any(isinstance(leaf, Select) for leaf in leaves(op)):
+            return None
+        trial = _Engine(self.rules, False)
+        merged = self._concat([trial.reduce(part) for part in op.parts], trial.steps)
+        return merged
 
-    def _concat_forms(self, branches: list[Operator]) -> list[Concat]:
-        plain = Concat(tuple(branches))
-        full = Concat(tuple(_Engine(self.rules, True).reduce(branch) for branch in branches))
-        return [plain, full]
+    def _concat(self, branches: list[Operator], prior: list[Step] | None = None) -> Operator | None:
+        if len({source_of(branch) for branch in branches}) > 1:
+            return None
+        lean = Concat(tuple(branches))
+        full = [self._whole(branch) for branch in branches]
+        for rule in self.of("concat"):
+            for window in (lean, Concat(tuple(full))):
+                result = rule(window)
+                if isinstance(result, Operator) and self._pays(lean, result):
+                    self.steps.extend(prior or [])
+                    self._settle([] if window is lean else full)
+                    self._record(rule, window, result)
+                    return self.reduce(result)
+        return None
 
     # -- bookkeeping ----------------------------------------------------------------------------------------
 
@@ -295,7 +319,7 @@ class _Engine:
         return fewer and (self.allow_growth or work(after) <= work(before) * _SLIP)
 
     def _record(self, rule: Rule, before: Operator, after: Operator) -> None:
-        self.steps.append(Step(rule.name, leaves(before), after))
+        self.steps.append(Step(rule, before, after))
 
 
 def _unwrapped(op: Operator) -> tuple[Operator, ...]:

@@ -17,7 +17,7 @@ def drop_empty_pad(op: Operator) -> Outcome:
             return other
         case Sequence((other, Pad() as pad)) if not any(map(any, pad.amounts)):
             return other
-        case Sequence((Pad(mode="zeros") as a, Pad(mode="zeros") as b)) if a.value == b.value:
+        case Sequence((Pad() as a, Pad() as b)) if _is_plain(a) and _is_plain(b):
             return _merge_pads(a, b)
         case _:
             return None
@@ -47,16 +47,22 @@ def _merge_pads(first: Pad, second: Pad) -> Outcome:
     pairs = list(zip(first.amounts, second.amounts, strict=True))
     if any(a < 0 < b for one, two in pairs for a, b in zip(one, two, strict=True)):
         return refuse("what was cropped is filled with zeros again")
-    if any(b < 0 < a and first.value for one, two in pairs for a, b in zip(one, two, strict=True)):
-        return refuse("a filled ring is cropped again")
+    if first.grows and second.grows and first.value != second.value:
+        return refuse(f"a ring of {first.value} lies inside a ring of {second.value}")
     amounts = tuple((a[0] + b[0], a[1] + b[1]) for a, b in pairs)
-    return Pad(amounts, value=first.value) if any(map(any, amounts)) else Identity()
+    value = first.value if first.grows else second.value
+    return Pad(amounts, value=value) if any(map(any, amounts)) else Identity()
+
+
+def _is_plain(pad: Pad) -> bool:
+    """Whether the pad fills with a constant or only crops."""
+    return pad.mode == "zeros" or not pad.grows
 
 
 def _absorb(pad: Pad, window: Conv | AvgPool) -> Outcome:
     if isinstance(window, Conv) and window.transposed:
         return refuse("a pad before a transposed convolution adds outputs")
-    if pad.value:
+    if pad.value and pad.grows:
         return refuse(f"the ring is filled with {pad.value}, not with zeros")
     mode = window.mode if isinstance(window, Conv) else "zeros"
     own = any(axis.pads for axis in window.axes)
@@ -84,7 +90,8 @@ def _sides(pad: Pad, axes: Axes) -> list[tuple[int, int]]:
 
 def _crop(window: Conv | AvgPool, crop: Pad) -> Outcome:
     scatter = isinstance(window, Conv) and window.transposed
-    if not scatter and isinstance(window, Conv) and window.mode != "zeros":
+    own = any(axis.pads for axis in window.axes)
+    if own and not scatter and isinstance(window, Conv) and window.mode != "zeros":
         return refuse(f"cropping a {window.mode}-padded map changes what its border repeats")
     axes = tuple(
         replace(axis, lo=axis.lo - lo, hi=axis.hi - hi)

@@ -16,6 +16,8 @@ from refold.algebra.operator import (
     Identity,
     Input,
     Operator,
+    Pad,
+    Select,
     Sum,
     Zero,
     add,
@@ -25,9 +27,10 @@ from refold.algebra.operator import (
 )
 from refold.errors import GeometryError
 from refold.rules.rule import Outcome, rule
-from refold.rules.weights import add_blocks, as_conv
+from refold.rules.series import chain_as_conv
+from refold.rules.weights import add_blocks, channels_into, rank_of, turned
 
-_Leaf = tuple[Input | None, Operator]
+_Branch = tuple[Input | None, tuple[Operator, ...]]
 
 
 @rule("parallel", exact="always", source="x + 0 = x")
@@ -56,25 +59,34 @@ def add_branches(op: Operator) -> Outcome:
     branches = [branch for branch in split if branch is not None]
     if len({source.key if source else None for source, _ in branches}) > 1:
         return None
-    source = branches[0][0]
-    ops = [leaf for _, leaf in branches]
-    merged = _add_affines(ops) if all(_is_channelwise(leaf) for leaf in ops) else _add_convs(ops, source)
+    source, chains = branches[0][0], [rest for _, rest in branches]
+    if all(len(rest) == 1 and isinstance(rest[0], (Identity, Affine)) for rest in chains):
+        merged = _add_affines([rest[0] for rest in chains])
+    else:
+        merged = _add_convs(chains, source)
     return merged if source is None else sequence(source, merged)
 
 
-def split_branch(op: Operator) -> _Leaf | None:
-    """Return a branch's source and its single kernel-like leaf; None when it is anything longer."""
+def split_branch(op: Operator) -> _Branch | None:
+    """Return a branch's source and its leaves, convolutions in all but name; None when it holds others."""
     parts = chain(op)
     source = parts[0] if isinstance(parts[0], Input) else None
-    rest = parts[1:] if source is not None else parts
-    if len(rest) > 1:
-        return None
-    leaf = rest[0] if rest else Identity()
-    return (source, leaf) if isinstance(leaf, (Conv, Affine, Identity, AvgPool)) else None
+    rest = (parts[1:] if source is not None else parts) or (Identity(),)
+    kernels = (Conv, Affine, Identity, AvgPool, Pad, Select)
+    return (source, rest) if all(isinstance(leaf, kernels) for leaf in rest) else None
 
 
-def _is_channelwise(op: Operator) -> bool:
-    return isinstance(op, (Identity, Affine))
+def branches_as_convs(chains: list[tuple[Operator, ...]], source: Input | None) -> list[Conv]:
+    """Return branches on one value as convolutions, the channels known from whichever tells.
+
+    Raises:
+        GeometryError: when none tells, or a branch is not one convolution.
+    """
+    leaves = tuple(leaf for rest in chains for leaf in rest)
+    heads = (channels_into(op) for op in (*(rest[0] for rest in chains), source or Identity()))
+    channels = next((n for n in heads if n is not None), None)
+    device = next((leaf.weight.device for leaf in leaves if isinstance(leaf, Conv)), None)
+    return [chain_as_conv(rest, channels, rank_of(leaves), device) for rest in chains]
 
 
 def _add_affines(ops: list[Operator]) -> Operator:
@@ -91,23 +103,16 @@ def _scale(op: Operator, one: Tensor) -> Tensor:
     return wide(op.scale) if isinstance(op, Affine) and op.scale is not None else one
 
 
-def _add_convs(ops: list[Operator], source: Input | None) -> Conv:
-    lead = next((op for op in ops if isinstance(op, Conv)), None)
-    channels = lead.in_channels if lead else source.channels if source else None
-    rank = next(len(op.axes) for op in ops if isinstance(op, (Conv, AvgPool)))
-    if lead is not None and any(_is_depthwise(op) for op in ops) and lead.out_channels != channels:
+def _add_convs(chains: list[tuple[Operator, ...]], source: Input | None) -> Conv:
+    convs = branches_as_convs(chains, source)
+    outputs = {conv.out_channels for conv in convs}
+    keeps = any(not isinstance(leaf, Conv) for rest in chains for leaf in rest)
+    if keeps and len(outputs) > 1:
         raise GeometryError(
-            f"an identity, scale or pooling branch needs equal channels, got {channels} in and "
-            f"{lead.out_channels} out"
+            f"an identity, scale or pooling branch needs equal channels, got {convs[0].in_channels} in "
+            f"and {sorted(outputs)} out"
         )
-    if lead is not None and lead.transposed and not all(isinstance(op, (Conv, Identity, Affine)) for op in ops):
-        raise GeometryError("an average pool does not add to a transposed convolution")
-    transposed = lead is not None and lead.transposed
-    return add_convs([as_conv(op, channels, rank) for op in ops], transposed)
-
-
-def _is_depthwise(op: Operator) -> bool:
-    return not isinstance(op, Conv)
+    return add_convs(convs, any(conv.transposed and not conv.is_pointwise for conv in convs))
 
 
 def add_convs(convs: list[Conv], transposed: bool = False) -> Conv:
@@ -116,6 +121,7 @@ def add_convs(convs: list[Conv], transposed: bool = False) -> Conv:
     Raises:
         GeometryError: with the reason why the kernels do not add.
     """
+    convs = [turned(conv, transposed) for conv in convs]
     axes, mode = common_axes(convs, transposed)
     sizes = {(conv.in_channels, conv.out_channels) for conv in convs}
     if len(sizes) > 1:

@@ -9,10 +9,20 @@ import torch
 from torch import Tensor
 
 from refold.algebra.geometry import Axes, compose
-from refold.algebra.operator import AvgPool, Conv, Operator, Sequence, wide
+from refold.algebra.operator import (
+    Affine,
+    AvgPool,
+    Conv,
+    Operator,
+    Pad,
+    Select,
+    Sequence,
+    wide,
+)
+from refold.errors import GeometryError
 from refold.rules.norm import response
 from refold.rules.rule import Outcome, Refusal, refuse, rule
-from refold.rules.weights import as_conv, regroup
+from refold.rules.weights import as_conv, channels_into, rank_of, regroup, turned
 
 
 @rule(
@@ -27,21 +37,59 @@ def merge_convs_in_series(op: Operator) -> Outcome:
     pair = _as_pair(*op.parts)
     if pair is None:
         return None
-    first, second = pair
+    return _merge(*pair)
+
+
+@rule("last", exact="as two convolutions in series", source="pools, pads, scales and choices are convolutions")
+def merge_into_conv(op: Operator) -> Outcome:
+    """Two neighbours that are convolutions in all but name are one, where either tells the channels."""
+    match op:
+        case Sequence((first, second)) if not isinstance(first, Conv) and not isinstance(second, Conv):
+            channels = channels_into(first) or channels_into(second)
+            known = all(isinstance(part, (AvgPool, Pad, Affine, Select)) for part in op.parts)
+            return chain_as_conv(op.parts, channels, rank_of(op.parts)) if known and channels else None
+        case _:
+            return None
+
+
+def chain_as_conv(
+    parts: tuple[Operator, ...], channels: int | None, rank: int, device: torch.device | None = None
+) -> Conv:
+    """Return operators in a row, convolutions in all but name, as one convolution.
+
+    Args:
+        parts: at least one operator.
+        channels: how many enter, None where nobody knows.
+        rank: spatial axes.
+        device: where new tensors are made.
+
+    Raises:
+        GeometryError: with the reason why they are not one convolution.
+    """
+    whole = as_conv(parts[0], channels, rank, device)
+    for part in parts[1:]:
+        merged = _merge(whole, as_conv(part, whole.out_channels, rank, device))
+        if not isinstance(merged, Conv):
+            raise GeometryError(merged.reason if isinstance(merged, Refusal) else "channels do not fit")
+        whole = merged
+    return whole
+
+
+def _merge(first: Conv, second: Conv) -> Conv | Refusal | None:
+    first, second = turned(first), turned(second)
     if len(first.axes) != len(second.axes) or first.out_channels != second.in_channels:
         return None
     if first.transposed or second.transposed:
         return _merge_transposed(first, second)
-    refusal = _border_refusal(first, second)
-    return refusal or _compose(first, second)
+    return _border_refusal(first, second) or _compose(first, second)
 
 
 def _as_pair(first: Operator, second: Operator) -> tuple[Conv, Conv] | None:
     """Return both as convolutions; pools next to pools stay pools, since their channels are unknown."""
     if isinstance(first, Conv) and isinstance(second, (Conv, AvgPool)):
-        return first, as_conv(second, first.out_channels, len(first.axes))
+        return first, as_conv(second, first.out_channels, len(first.axes), first.weight.device)
     if isinstance(first, AvgPool) and isinstance(second, Conv):
-        return as_conv(first, second.in_channels, len(second.axes)), second
+        return as_conv(first, second.in_channels, len(second.axes), second.weight.device), second
     return None
 
 
@@ -99,7 +147,7 @@ def chained_bias(first: Conv, second: Conv) -> Tensor | None:
     return moved if second.bias is None else moved + wide(second.bias)
 
 
-def _merge_transposed(first: Conv, second: Conv) -> Outcome:
+def _merge_transposed(first: Conv, second: Conv) -> Conv | Refusal:
     if not first.is_pointwise and not second.is_pointwise:
         return refuse("a transposed convolution merges with pointwise convolutions only")
     spread = second if second.transposed and not second.is_pointwise else first

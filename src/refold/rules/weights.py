@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from refold.algebra.geometry import Axes
-from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, points, wide
+from refold.algebra.geometry import Axes, Axis
+from refold.algebra.operator import (
+    Affine,
+    AvgPool,
+    Conv,
+    Identity,
+    Input,
+    Operator,
+    Pad,
+    Select,
+    points,
+    wide,
+)
 from refold.errors import GeometryError
 
 
@@ -59,11 +72,56 @@ def per_channel(vector: Tensor, channels: int) -> Tensor:
     return wide(vector).expand(channels) if vector.ndim == 0 else wide(vector)
 
 
-def as_conv(op: Operator, channels: int | None, rank: int) -> Conv:
-    """Return an identity, a per-channel scale and shift or an average pool as a depthwise convolution.
+def channels_into(op: Operator) -> int | None:
+    """Return how many channels enter a leaf, None when nothing in it tells."""
+    if isinstance(op, Conv):
+        return op.in_channels
+    if isinstance(op, (Select, Input)):
+        return op.channels
+    if isinstance(op, Affine):
+        sized = (v.shape[0] for v in (op.scale, op.shift) if v is not None and v.ndim)
+        return next(sized, None)
+    return None
+
+
+def rank_of(parts: tuple[Operator, ...]) -> int:
+    """Return the spatial axes of leaves in a row.
 
     Raises:
-        GeometryError: when the number of channels is unknown or does not fit.
+        GeometryError: when none of them tells.
+    """
+    for part in parts:
+        if isinstance(part, (Conv, AvgPool)):
+            return len(part.axes)
+        if isinstance(part, Pad):
+            return len(part.amounts)
+    raise GeometryError("the number of spatial axes is unknown; pass example_inputs")
+
+
+def turned(conv: Conv, transposed: bool = False) -> Conv:
+    """Return a pointwise convolution in the layout asked for: there, to scatter and to gather is the same.
+
+    Any other convolution comes back as it is.
+
+    Example:
+        >>> turned(Conv(torch.ones(2, 3, 1), None, points(1), transposed=True)).weight.shape
+        torch.Size([3, 2, 1])
+    """
+    if conv.transposed == transposed or not conv.is_pointwise:
+        return conv
+    weight = conv.weight.unflatten(0, (conv.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return replace(conv, weight=weight, transposed=transposed)
+
+
+def as_conv(
+    op: Operator, channels: int | None, rank: int, device: torch.device | None = None
+) -> Conv:
+    """Return an operator that is a convolution in all but name as a convolution.
+
+    Identity, scale and shift, average pool, zero pad and crop become depthwise, a choice of channels dense.
+
+    Raises:
+        GeometryError: when the number of channels is unknown or does not fit, or a ring is not of zeros.
 
     Source: DBB, arXiv:2103.13425, Transforms V and VI; RepVGG, arXiv:2101.03697, section 3.3.
     """
@@ -73,20 +131,33 @@ def as_conv(op: Operator, channels: int | None, rank: int) -> Conv:
         raise GeometryError("the number of channels is unknown; pass example_inputs")
     if isinstance(op, AvgPool):
         kernel = tuple(axis.kernel for axis in op.axes)
-        weight = torch.full((channels, 1, *kernel), op.factor, dtype=torch.float64)
+        weight = torch.full((channels, 1, *kernel), op.factor, dtype=torch.float64, device=device)
         return Conv(weight, None, op.axes, channels)
-    if isinstance(op, Identity):
-        return _diagonal(torch.ones(channels, dtype=torch.float64), None, points(rank))
+    if isinstance(op, (Identity, Pad)):
+        ones = torch.ones(channels, dtype=torch.float64, device=device)
+        return _diagonal(ones, None, points(rank)) if isinstance(op, Identity) else _ring(op, ones)
+    if isinstance(op, Select):
+        if op.channels != channels:
+            raise GeometryError(f"a choice among {op.channels} channels does not fit {channels}")
+        eye = torch.eye(channels, dtype=torch.float64, device=device)[list(op.index)]
+        return Conv(eye.reshape(*eye.shape, *(1,) * rank), None, points(rank))
     if isinstance(op, Affine):
         sized = [v for v in (op.scale, op.shift) if v is not None and v.ndim == 1]
         if any(vector.shape[0] != channels for vector in sized):
             raise GeometryError(f"{sized[0].shape[0]} scales do not fit {channels} channels")
-        device = next((v.device for v in (op.scale, op.shift) if v is not None), None)
+        device = next((v.device for v in (op.scale, op.shift) if v is not None), device)
         ones = torch.ones(channels, dtype=torch.float64, device=device)
         scale = ones if op.scale is None else per_channel(op.scale, channels)
         shift = None if op.shift is None else per_channel(op.shift, channels)
         return _diagonal(scale, shift, points(rank))
     raise GeometryError(f"{type(op).__name__} is not a convolution")
+
+
+def _ring(pad: Pad, ones: Tensor) -> Conv:
+    if pad.value and pad.grows:
+        raise GeometryError(f"the ring is filled with {pad.value}, not with zeros")
+    axes = tuple(Axis(lo=lo, hi=hi) for lo, hi in pad.amounts)
+    return replace(_diagonal(ones, None, axes), mode=pad.mode)
 
 
 def _diagonal(scale: Tensor, shift: Tensor | None, axes: Axes) -> Conv:

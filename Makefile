@@ -1,0 +1,62 @@
+# Two commands matter: `make demo` and `make test`. Both set up everything they need.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test quick lint format bench docs clean
+
+VENV ?= .venv
+JOBS ?= 2
+# The first interpreter that runs and is new enough; `make PYTHON=/path/to/python` overrides it.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := $(VENV)/bin
+READY := $(VENV)/.refold-ready
+# Pinned here, not in the package, which asks for torch>=2.13: the versions that are tested.
+TORCH := torch==2.14.1 torchvision==0.29.1
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: $(READY) ## create the environment (once)
+
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { \
+	  echo "refold needs Python 3.11 or newer and found none: install one, or say make PYTHON=/path/to/python" >&2; \
+	  exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  echo "could not create $(VENV): on Debian or Ubuntu, apt install python3-venv" >&2; exit 1; }
+	@echo "setting up $(VENV): torch first (minutes, once)"
+	@$(PIP) $(TORCH)
+	@echo "setting up $(VENV): refold with everything"
+	@$(PIP) -e '.[all,dev]'
+	@touch $@
+
+demo: $(READY) ## fold three networks, check, export, run and time them
+	@$(BIN)/refold demo
+
+test: $(READY) lint ## run the whole suite: ruff, pyright, pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=10
+
+quick: $(READY) ## run the tests that take seconds
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m 'not slow'
+
+lint: $(READY) ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(READY) ## rewrite the files in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## run the measured comparisons with other folders
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+docs: $(READY) ## build the site into site/
+	@$(PIP) -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+clean: ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist site demo-out .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,15 @@
+"""refold: train with every branch, deploy one — any network, proven exact."""
+
+from __future__ import annotations
+
+from refold.bench import benchmark as benchmark
+from refold.checkpoint import load_checkpoint as load_checkpoint
+from refold.errors import RefoldError as RefoldError
+from refold.export import export as export
+from refold.plan import Plan as Plan
+from refold.plan import plan as plan
+from refold.reparameterize import reparameterize as reparameterize
+from refold.verify import Equivalence as Equivalence
+from refold.verify import verify as verify
+
+__version__ = "0.1.0"

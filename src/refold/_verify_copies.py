@@ -1,0 +1,108 @@
+"""Copies of a model to prove things on: in another precision, and never touching the original."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
+
+
+def copy_model(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Return an eval-mode copy whose every tensor went through `convert`.
+
+    Plain tensor attributes are converted too, not only parameters and buffers; a wrapper of
+    `torch.compile` or data parallelism is looked through. Tensors never need a gradient.
+    """
+    inner = look_through(model)
+    memo: dict[int, Any] = {}
+    for tensor in _tensors(inner):
+        converted = convert(tensor)
+        if isinstance(tensor, nn.Parameter):
+            converted = nn.Parameter(converted, requires_grad=False)
+        memo[id(tensor)] = converted
+    copied = copy.deepcopy(inner, memo)
+    for module in copied.modules():  # not .eval(): modules from torch.export refuse that call
+        module.training = False
+    return copied
+
+
+def look_through(model: nn.Module) -> nn.Module:
+    """Return the model inside wrappers of `torch.compile` and data parallelism."""
+    is_parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    inner: object = getattr(model, "module" if is_parallel else "_orig_mod", None)
+    return look_through(inner) if isinstance(inner, nn.Module) else model
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """Return a copy in float64 (complex128 for complex numbers); other types are only copied."""
+    if tensor.is_floating_point():
+        return tensor.detach().to(torch.float64, copy=True)
+    if tensor.is_complex():
+        return tensor.detach().to(torch.complex128, copy=True)
+    return tensor.detach().clone()
+
+
+def share(tensor: Tensor) -> Tensor:
+    """Return a parameter as it is, and a copy of anything that a call might write to."""
+    detached = tensor.detach()
+    return detached if isinstance(tensor, nn.Parameter) else detached.clone()
+
+
+def cast_floats(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a floating-point tensor in `dtype`, any other as it is."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> object:
+    """Call the model on copies of the inputs, which an in-place first layer would overwrite."""
+    with torch.no_grad():
+        return model(*(tensor.clone() for tensor in inputs))
+
+
+def run_wide(model: nn.Module, inputs: tuple[Tensor, ...]) -> object:
+    """Call a model of float64 tensors in float64 throughout."""
+    with _InFloat64():
+        return run(model, tuple(cast_floats(tensor, torch.float64) for tensor in inputs))
+
+
+class _InFloat64(TorchDispatchMode):
+    """Read every narrower float type that a forward pass names (`x.float()`) as float64."""
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        named = {key: _widen_dtype(value) for key, value in (kwargs or {}).items()}
+        result = func(*map(_widen_dtype, args), **named)
+        # What a forward pass creates (`torch.ones(3)`) has the default type, named nowhere.
+        is_narrow = isinstance(result, Tensor) and result.dtype in _NARROW
+        return result.double() if is_narrow else result
+
+
+def _widen_dtype(value: object) -> object:
+    return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    seen: set[int] = set()
+    pending: list[object] = [vars(module) for module in model.modules()]
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict):
+            pending.extend(cast(dict[object, object], value).values())
+        elif isinstance(value, list | tuple):
+            pending.extend(cast(list[object], value))

@@ -1,0 +1,143 @@
+"""The clock: models take turns, so that a busy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from refold._verify_copies import copy_model, run, share
+from refold._verify_inputs import Inputs, as_inputs, unrunnable
+from refold._verify_outputs import first_line
+from refold.errors import InputError, RefusedError
+from refold.export import quiet
+
+from .machine import describe_machine
+from .runtimes import RUNTIMES, Call
+from .table import BenchmarkRow, BenchmarkTable, Spread
+
+_WARM_UP = 3
+_SAMPLE_SECONDS = 0.002  # shorter calls are repeated: the clock's own cost must not show
+
+
+def benchmark(
+    models: Mapping[str, nn.Module],
+    example_inputs: Tensor | tuple[Tensor, ...],
+    runtimes: Sequence[str] = tuple(RUNTIMES),
+    *,
+    rounds: int = 30,
+) -> BenchmarkTable:
+    """Time models on several runtimes, in interleaved rounds, against the first of them.
+
+    Args:
+        models: Name to module, in eval mode; the first is what the others are compared with.
+        example_inputs: One tensor or a tuple; they are what is timed, batch included.
+        runtimes: Some of `eager`, `onnxruntime`, `openvino`, `inductor`. One that is missing or
+            cannot run a model is a row with the reason.
+        rounds: How often each model is measured.
+
+    Raises:
+        InputError: When there is no model, a runtime is unknown, `rounds` is not positive, or a
+            model cannot run on the inputs.
+        RefusedError: When a model is in training mode.
+
+    Example:
+        >>> models = {"a": nn.Linear(2, 3).eval(), "b": nn.Linear(2, 30).eval()}
+        >>> table = benchmark(models, torch.ones(1, 2), ("eager",), rounds=3)
+        >>> [row.model for row in table.rows]
+        ['a', 'b']
+    """
+    inputs = as_inputs(example_inputs)
+    _check(models, inputs, runtimes, rounds)
+    rows: list[BenchmarkRow] = []
+    for runtime in runtimes:
+        rows += _time_runtime(runtime, models, inputs, rounds)
+    machine = describe_machine(next(iter(models.values())), inputs, tuple(runtimes))
+    shapes = tuple(tuple(tensor.shape) for tensor in inputs)
+    return BenchmarkTable(tuple(rows), shapes, rounds, machine)
+
+
+def _check(
+    models: Mapping[str, nn.Module], inputs: Inputs, runtimes: Sequence[str], rounds: int
+) -> None:
+    unknown = [runtime for runtime in runtimes if runtime not in RUNTIMES]
+    if unknown or not models or rounds < 1:
+        raise InputError(
+            f"benchmark got {len(models)} models, {rounds} rounds and unknown runtimes {unknown}; "
+            f"give at least one model and one round, and runtimes among {', '.join(RUNTIMES)}"
+        )
+    for name, model in models.items():
+        if model.training:
+            raise RefusedError(f"model {name!r} is in training mode: call model.eval() first")
+        try:
+            run(copy_model(model, share), inputs)
+        except Exception as error:
+            raise unrunnable(model, inputs, error) from error
+
+
+def _time_runtime(
+    runtime: str, models: Mapping[str, nn.Module], inputs: Inputs, rounds: int
+) -> list[BenchmarkRow]:
+    # Models of one class share a budget of compilations; beyond it torch silently runs eagerly.
+    torch.compiler.reset()
+    calls: dict[str, Call] = {}
+    skipped: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="refold-") as folder, torch.no_grad():
+        for name, model in models.items():
+            try:
+                calls[name] = _prepare(runtime, model, inputs, Path(folder))
+            except Exception as error:  # whatever a runtime cannot do is a result, not an accident
+                skipped[name] = first_line(error)
+        seconds = _take_turns(calls, rounds)
+    base = seconds.get(next(iter(models)))
+    rows: list[BenchmarkRow] = []
+    for name in models:
+        if name in skipped:
+            rows.append(BenchmarkRow(runtime, name, skipped=f"{name}: {skipped[name]}"))
+            continue
+        own = seconds[name]
+        ratios = [first / this for first, this in zip(base, own, strict=True)] if base else None
+        milliseconds = Spread.of([1e3 * value for value in own])
+        rows.append(
+            BenchmarkRow(runtime, name, milliseconds, Spread.of(ratios) if ratios else None)
+        )
+    return rows
+
+
+def _prepare(runtime: str, model: nn.Module, inputs: Inputs, folder: Path) -> Call:
+    with quiet():
+        call = RUNTIMES[runtime](model, inputs, folder)
+        for _ in range(_WARM_UP):  # compiles, allocates, fills caches
+            call()
+    return call
+
+
+def _take_turns(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Return seconds per call for every model and round: A B C, A B C, ..."""
+    repeats = {
+        name: max(1, math.ceil(_SAMPLE_SECONDS / _seconds(call, 1))) for name, call in calls.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            seconds[name].append(_seconds(call, repeats[name]))
+    return seconds
+
+
+def _seconds(call: Call, repeats: int) -> float:
+    _wait_for_device()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    _wait_for_device()
+    return (time.perf_counter() - start) / repeats
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()

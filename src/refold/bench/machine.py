@@ -1,0 +1,44 @@
+"""Read off what the figures depend on."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from refold._verify_inputs import Inputs
+from refold._verify_rounding import native_dtype
+
+from .table import Machine
+
+_LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def describe_machine(model: nn.Module, inputs: Inputs, runtimes: tuple[str, ...]) -> Machine:
+    """Return processor, threads, device, precision and the versions of what ran."""
+    device = inputs[0].device
+    versions = {"torch": str(torch.__version__)}
+    for runtime in runtimes:
+        try:
+            versions[runtime] = metadata.version(_LIBRARIES[runtime])
+        except (KeyError, metadata.PackageNotFoundError):
+            continue  # part of torch, or skipped with its reason in the table
+    is_cuda = device.type == "cuda"
+    return Machine(
+        processor=_processor(),
+        system=f"{platform.system()} {platform.machine()}",
+        threads=torch.get_num_threads(),
+        device=torch.cuda.get_device_name(device) if is_cuda else device.type,
+        dtype=str(native_dtype(model) or inputs[0].dtype).removeprefix("torch."),
+        versions=versions,
+    )
+
+
+def _processor() -> str:
+    lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"

@@ -1,0 +1,54 @@
+"""Ways to run a model: each makes a call without arguments that runs it once on the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from refold._verify_copies import copy_model, share
+from refold._verify_inputs import Inputs
+from refold.errors import MissingDependencyError
+from refold.export import export, onnx_session, openvino_model, run_onnx, run_openvino
+
+Call = Callable[[], object]
+
+
+def _eager(model: nn.Module, inputs: Inputs, folder: Path) -> Call:
+    copied = copy_model(model, share)
+    return lambda: copied(*inputs)
+
+
+def _inductor(model: nn.Module, inputs: Inputs, folder: Path) -> Call:
+    compiled = torch.compile(copy_model(model, share), dynamic=False)
+    return lambda: compiled(*inputs)
+
+
+def _onnxruntime(model: nn.Module, inputs: Inputs, folder: Path) -> Call:
+    _require_cpu(inputs)
+    session = onnx_session(export(model, folder / "model.onnx", inputs))
+    return lambda: run_onnx(session, inputs)
+
+
+def _openvino(model: nn.Module, inputs: Inputs, folder: Path) -> Call:
+    _require_cpu(inputs)
+    compiled = openvino_model(export(model, folder / "model.xml", inputs))
+    return lambda: run_openvino(compiled, inputs)
+
+
+def _require_cpu(inputs: Inputs) -> None:
+    devices = {tensor.device.type for tensor in inputs}
+    if devices != {"cpu"}:
+        raise MissingDependencyError(
+            f"it runs on the CPU only and the inputs are on {', '.join(sorted(devices))}"
+        )
+
+
+RUNTIMES: dict[str, Callable[[nn.Module, Inputs, Path], Call]] = {
+    "eager": _eager,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "inductor": _inductor,
+}

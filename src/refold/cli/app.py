@@ -1,0 +1,113 @@
+"""The console script: one table of commands, one place where errors become one line."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from refold.cli.bench import bench
+from refold.cli.console import complain, err, say
+from refold.cli.convert import convert
+from refold.cli.demo import demo
+from refold.cli.inspect import inspect
+from refold.cli.models import models
+from refold.cli.verify import verify
+from refold.errors import NotEquivalentError, RefoldError, RuleLoopError
+
+BAD_INPUT = 2
+NOT_EQUAL = 1
+DEFECT = 70  # EX_SOFTWARE of sysexits.h
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="refold",
+    help="Fold the plain, fast, equal network out of a trained CNN. "
+    "Every fold is exact for every input, or it is refused with a reason.",
+    epilog="MODEL is timm:NAME, torchvision:NAME, path/to/file.py:factory or an exported .pt2. "
+    "--debug anywhere, or REFOLD_DEBUG=1, shows the traceback of an error. "
+    "Example: refold convert timm:repvgg_a0 -o repvgg_a0.onnx",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its boxes squeeze the text of an option into a narrow column
+)
+
+EXAMPLES = {
+    inspect: "refold inspect timm:repghostnet_100",
+    convert: "refold convert net.py:build --checkpoint net.pt -o net.onnx",
+    verify: "refold verify net.py:build net.onnx --checkpoint net.pt",
+    bench: "refold bench timm:repvgg_a0 --runtime eager --runtime onnxruntime",
+    models: "refold models '*repvgg*'",
+    demo: "refold demo --output demo-out",
+}
+for _command, _example in EXAMPLES.items():
+    app.command(epilog=f"Example: {_example}")(_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import importlib.metadata
+
+        say(f"refold {importlib.metadata.version('refold')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print and exit."),
+    ] = False,
+) -> None:
+    del version  # its callback has done everything
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code, never a traceback unless asked for.
+
+    Args:
+        argv: the words after `refold`; those of this process by default.
+
+    Returns:
+        0, or 1 if a check failed, 2 on bad input, 70 on a defect of ours, 130 if interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    debug = "--debug" in words or bool(os.environ.get("REFOLD_DEBUG"))
+    words = [word for word in words if word != "--debug"]
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a name in any script must not fail on a plain C locale
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with warnings.catch_warnings():
+            if not debug:  # a user can do nothing about torch's and onnxscript's own warnings
+                warnings.simplefilter("ignore")
+            code = get_command(app).main(args=words, prog_name="refold", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except typer.Abort:
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            err().print("".join(traceback.format_exception(error)), markup=False)
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Print the one line that an error deserves and return its exit code."""
+    if isinstance(error, typer.TyperException):
+        complain(f"{error.format_message()} (see refold --help)")
+        return BAD_INPUT
+    if isinstance(error, RefoldError) and not isinstance(error, RuleLoopError):
+        complain(str(error))
+        return NOT_EQUAL if isinstance(error, NotEquivalentError) else BAD_INPUT
+    what = f"{type(error).__name__}: {str(error)[:500]}"
+    complain(f"this is a defect of refold, please report it with the output of --debug: {what}")
+    return DEFECT

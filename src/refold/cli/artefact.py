@@ -1,0 +1,127 @@
+"""Run what `convert` wrote, and compare it with the network it came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refold.cli.names import suggest
+from refold.cli.source import build
+from refold.cli.subject import Subject
+from refold.errors import InputError, RefoldError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SUFFIXES = (".onnx", ".xml", ".pt2", ".safetensors")
+RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
+OWN_LOSS = 4.0  # a network that loses precision by itself may lose this many times as much
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The largest error of an exported file, max|difference| / max|reference|, and its bound."""
+
+    is_equal: bool
+    error: float
+    bound: float
+    detail: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON; an error that is no number becomes None."""
+        return asdict(self) | {"error": self.error if math.isfinite(self.error) else None}
+
+
+def check_artefact(path: Path) -> None:
+    """Refuse a file that is missing or of a kind that cannot be run.
+
+    Raises:
+        InputError: if so.
+    """
+    if path.suffix not in SUFFIXES:
+        raise InputError(
+            f"{path} is of no kind that can be verified: give one of {' '.join(SUFFIXES)}"
+            f"{suggest(path.suffix, SUFFIXES)}"
+        )
+    if not path.is_file():
+        raise InputError(f"there is no file {str(path)!r}: write it with refold convert")
+
+
+def judge(subject: Subject, path: Path, *, allow_growth: bool) -> Verdict:
+    """Compare an exported file with the network it came from, on several inputs.
+
+    A `.onnx` or `.xml` file runs in its runtime and its own precision; the others in float64.
+    """
+    if path.suffix in RUNTIMES:
+        return _judge_in_runtime(subject, path)
+    import refold
+
+    if path.suffix == ".pt2":
+        candidate = build(str(path)).model
+    else:
+        candidate = _deploy_form(subject, path, allow_growth=allow_growth)
+    proof = refold.verify(subject.model, candidate, subject.example_inputs)
+    return Verdict(bool(proof), proof.max_rel_error, proof.tolerance, str(proof))
+
+
+def _deploy_form(subject: Subject, path: Path, *, allow_growth: bool) -> nn.Module:
+    """Return the folded network with the weights of the file, not with its own."""
+    import refold
+
+    folded = refold.reparameterize(subject.model, subject.example_inputs, allow_growth=allow_growth)
+    refold.load_checkpoint(folded, path)
+    return folded
+
+
+def _judge_in_runtime(subject: Subject, path: Path) -> Verdict:
+    import torch
+
+    from refold._verify_copies import cast_floats, copy_model, run, run_wide, widen
+    from refold._verify_inputs import trial_inputs
+    from refold._verify_outputs import tensor_leaves
+    from refold._verify_rounding import native_bound, native_dtype
+
+    model, call, runtime = subject.model, _open(path), RUNTIMES[path.suffix]
+    dtype = native_dtype(model) or torch.float32
+    wide = copy_model(model, widen)
+    trials = [
+        tuple(cast_floats(tensor, dtype) for tensor in inputs)
+        for _, inputs in list(trial_inputs(subject.example_inputs))[:2]
+    ]
+    expected = [tensor_leaves(run_wide(wide, inputs)) for inputs in trials]
+    own = _error(expected, [tensor_leaves(run(model, inputs)) for inputs in trials])
+    bound = max(native_bound(model), OWN_LOSS * own)
+    try:
+        error = _error(expected, [call(inputs) for inputs in trials])
+    except Exception as problem:  # a file of another network refuses these inputs, or answers oddly
+        cause = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        return Verdict(False, math.inf, bound, f"not equal: {cause}")
+    verdict = "equal" if error <= bound else "not equal"
+    detail = f"{verdict}: largest error {error:.1e} in {runtime}, {own:.1e} in torch itself"
+    return Verdict(error <= bound, error, bound, f"{detail} (bound {bound:.1e})")
+
+
+def _open(path: Path) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
+    from refold.export import onnx_session, openvino_model, run_onnx, run_openvino
+
+    try:
+        if path.suffix == ".onnx":
+            return partial(run_onnx, onnx_session(path))
+        return partial(run_openvino, openvino_model(path))
+    except RefoldError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{path} is no file that {RUNTIMES[path.suffix]} can open: write it with refold convert"
+        ) from error
+
+
+def _error(expected: list[list[Tensor]], got: list[list[Tensor]]) -> float:
+    from refold._verify_outputs import compare, relative_errors
+
+    gaps = [compare(wanted, result) for wanted, result in zip(expected, got, strict=True)]
+    return max(error for error, _ in relative_errors(gaps))

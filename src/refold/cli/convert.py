@@ -1,0 +1,55 @@
+"""`refold convert`: fold, prove, export, and say what changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refold.cli import options
+from refold.cli.console import note, print_json, say, step, table
+from refold.cli.destination import check_destination
+from refold.cli.proof import prove
+from refold.cli.subject import prepare
+from refold.cli.summary import record, refusal_lines, size_of, size_rows
+
+Out = Annotated[
+    Path,
+    typer.Option("-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors."),
+]
+
+
+def convert(
+    model: options.Model,
+    output: Out,
+    checkpoint: options.Checkpoint = None,
+    input_size: options.InputSize = None,
+    batch: options.Batch = 1,
+    seed: options.Seed = 0,
+    live_statistics: options.LiveStatistics = None,
+    allow_growth: options.AllowGrowth = False,
+    as_json: options.Json = False,
+) -> None:
+    """Fold, verify in float64, export, and print what changed."""
+    import refold
+
+    check_destination(output)
+    sizes = tuple(input_size or ())
+    subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
+    with step("fold"):
+        plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
+        folded = plan.apply()
+    with step("verify in float64"):
+        proof = prove(subject, folded, allow_growth=allow_growth)
+    with step(f"export {output}"):
+        written = refold.export(folded, output, subject.example_inputs)
+    before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)
+    if as_json:
+        outcome = {"output": str(written), "proof": proof.to_dict()}
+        print_json(outcome | record(before, after, plan.refusals))
+        return
+    table(f"{model} -> {written}", ["", "before", "after"], size_rows(before, after))
+    say("\n".join([f"folds: {len(plan.steps)}", *refusal_lines(plan.refusals)]))
+    proof.say()
+    note(f"wrote {written} ({written.stat().st_size / 2**20:.1f} MiB)")

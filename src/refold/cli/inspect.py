@@ -1,0 +1,37 @@
+"""`refold inspect`: what would be folded, what is refused, and why."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from refold.cli import options
+from refold.cli.console import print_json, say, step
+from refold.cli.subject import prepare
+
+
+def inspect(
+    model: options.Model,
+    checkpoint: options.Checkpoint = None,
+    input_size: options.InputSize = None,
+    batch: options.Batch = 1,
+    seed: options.Seed = 0,
+    allow_growth: options.AllowGrowth = False,
+    as_json: options.Json = False,
+    fail_on_refusal: Annotated[
+        bool, typer.Option("--fail-on-refusal", help="Exit with 1 if any fold is refused: for CI.")
+    ] = False,
+) -> int:
+    """Show what would be folded, what is refused, and why."""
+    import refold
+
+    source = options.Source(model, checkpoint, tuple(input_size or ()), batch, seed)
+    subject = prepare(source)
+    with step("plan"):
+        plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
+    if as_json:
+        print_json(plan.to_dict())
+    else:
+        say(str(plan))
+    return 1 if fail_on_refusal and plan.refusals else 0

@@ -1,0 +1,54 @@
+"""The options that several commands share, each said once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL_HELP = "timm:NAME, torchvision:NAME, path/to/file.py:factory, or an exported .pt2 file."
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="FILE", help="Weights to load: .pt, .pth, .safetensors."),
+]
+InputSize = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-size",
+        metavar="CxHxW",
+        help="Size of one example, without the batch; repeat it for several inputs. "
+        "Default: the network's own, else 3x224x224.",
+    ),
+]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Examples at a time.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of weights and inputs.")]
+LiveStatistics = Annotated[
+    bool | None,
+    typer.Option(
+        "--live-statistics/--no-live-statistics",
+        help="Give norms that still hold their initial statistics random but sane ones, so that "
+        "a check of an untrained network proves something. "
+        "Default: only for timm: and torchvision: without --checkpoint.",
+    ),
+]
+AllowGrowth = Annotated[
+    bool,
+    typer.Option("--allow-growth", help="Also make merges that cost more multiply-adds."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which network to build, with which weights, and what to feed it."""
+
+    model: str
+    checkpoint: Path | None = None
+    input_size: tuple[str, ...] = ()
+    batch: int = 1
+    seed: int = 0
+    live_statistics: bool | None = None

@@ -1,0 +1,165 @@
+"""Build the network that a MODEL argument names. Nothing is ever downloaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from refold.cli.names import suggest
+from refold.errors import InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FORMS = "timm:NAME, torchvision:NAME, path/to/file.py:factory, or a .pt2 file"
+
+
+class Built(NamedTuple):
+    """A network, and the inputs it was exported with if it says so."""
+
+    model: nn.Module
+    example_inputs: tuple[torch.Tensor, ...] | None = None
+
+
+def is_zoo(name: str) -> bool:
+    """Say whether MODEL comes out of a zoo, and so without trained weights of its own."""
+    return name.startswith(("timm:", "torchvision:"))
+
+
+def build(name: str) -> Built:
+    """Return the network that MODEL names, in evaluation mode.
+
+    Args:
+        name: `timm:NAME`, `torchvision:NAME`, `path/to/file.py:factory` or a `.pt2` path.
+
+    Raises:
+        InputError: if there is no such network, or it cannot be built.
+        MissingDependencyError: if the zoo is not installed.
+    """
+    zoo, _, rest = name.partition(":")
+    if zoo in _ZOOS:
+        model = _ZOOS[zoo](rest)
+    elif name.endswith(".pt2"):
+        return _from_exported(Path(name))
+    elif ".py:" in name:
+        model = _from_file(name)
+    else:
+        raise InputError(_unknown_form(name))
+    return Built(model.eval())
+
+
+def _unknown_form(name: str) -> str:
+    if name.endswith(".py"):
+        return f"{name!r} names no factory: write {name}:FUNCTION, a callable returning the network"
+    return f"{name!r} is no MODEL: give {FORMS} (`refold models '*{name}*'` lists names)"
+
+
+def _from_timm(name: str) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"timm:{name} needs timm: run pip install 'refold[models]'"
+        ) from error
+    known: list[str] = timm.list_models()
+    # A pretrained tag may follow the name; any other form (hf-hub:…) would reach for the network.
+    if name.split(".")[0] not in known:
+        raise InputError(f"timm has no network {name!r}{suggest(name, known)}")
+    return timm.create_model(name, pretrained=False)
+
+
+def _from_torchvision(name: str) -> nn.Module:
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"torchvision:{name} needs torchvision: run pip install 'refold[models]'"
+        ) from error
+    known = models.list_models()
+    if name not in known:
+        raise InputError(f"torchvision has no network {name!r}{suggest(name, known)}")
+    accepted = inspect.signature(models.get_model_builder(name)).parameters
+    config: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in accepted:  # detectors would download their backbone by default
+        config["weights_backbone"] = None
+    return models.get_model(name, **config)
+
+
+_ZOOS: dict[str, Callable[[str], nn.Module]] = {
+    "timm": _from_timm,
+    "torchvision": _from_torchvision,
+}
+
+
+def _from_file(name: str) -> nn.Module:
+    from torch import nn
+
+    path_text, _, attribute = name.rpartition(":")
+    path = Path(path_text)
+    if not path.is_file():
+        raise InputError(f"there is no file {path_text!r}: give path/to/file.py:factory")
+    module = _run_file(path)
+    public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+    factory = getattr(module, attribute, None)
+    if factory is None:
+        raise InputError(f"{path} defines no {attribute!r}{suggest(attribute, public)}")
+    try:
+        model = factory if isinstance(factory, nn.Module) else factory()
+    except Exception as error:
+        raise InputError(f"{name} could not be called: {_brief(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name} returned {type(model).__name__}, but must return an nn.Module")
+    return model
+
+
+def _run_file(path: Path) -> Any:
+    module_name = f"refold_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    # Registered first, as for any import: dataclasses and fx look a class's module up by name.
+    sys.modules[module_name] = module
+    sys.path.insert(0, str(path.resolve().parent))  # its neighbours, as if it were run as a script
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"{path} could not be run: {_brief(error)}") from error
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _from_exported(path: Path) -> Built:
+    import torch
+
+    if not path.is_file():
+        raise InputError(f"there is no file {str(path)!r}: give {FORMS}")
+    try:
+        program = torch.export.load(path)
+    except Exception as error:
+        raise InputError(f"{path} is no exported program: {_brief(error)}") from error
+    model = program.module(check_guards=False)
+    # An exported module has its mode traced in and forbids .eval(): only the flags are missing.
+    for module in model.modules():
+        module.training = False
+    return Built(model, _tensors(program.example_inputs))
+
+
+def _tensors(example_inputs: Any) -> tuple[torch.Tensor, ...] | None:
+    """Return exported example inputs if they are plain positional tensors."""
+    import torch
+
+    args, kwargs = example_inputs or ((), {})
+    plain = args and not kwargs and all(isinstance(value, torch.Tensor) for value in args)
+    return tuple(args) if plain else None
+
+
+def _brief(error: BaseException) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:300]}"

@@ -1,0 +1,118 @@
+"""A network ready to be worked on: built, loaded, alive, and known to run on its example."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from refold.cli.console import note, step
+from refold.cli.live import enliven
+from refold.cli.options import Source
+from refold.cli.source import build, is_zoo
+from refold.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+DEFAULT_SIZE = (3, 224, 224)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network in evaluation mode and inputs that it accepts."""
+
+    name: str
+    model: nn.Module
+    example_inputs: tuple[torch.Tensor, ...]
+
+
+def prepare(source: Source) -> Subject:
+    """Build, load and enliven the network of a command, and run it once on its example.
+
+    Raises:
+        InputError: if the model, the checkpoint or the input size is of no use.
+    """
+    import torch
+
+    import refold
+
+    torch.manual_seed(source.seed)
+    with step(f"build {source.model}"):
+        model, exported_inputs = build(source.model)
+        if source.checkpoint is not None:
+            refold.load_checkpoint(model, source.checkpoint)
+        check_finite(model, source.model)
+        example_inputs = examples(model, source)
+        if exported_inputs is not None and not source.input_size:
+            example_inputs = exported_inputs
+        check_runs(model, example_inputs, source.model)
+        untrained = is_zoo(source.model) and source.checkpoint is None
+        wanted = untrained if source.live_statistics is None else source.live_statistics
+        enlivened = enliven(model, example_inputs, source.seed) if wanted else 0
+    if enlivened:
+        note(f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps them)")
+    return Subject(source.model, model, example_inputs)
+
+
+def parse_size(text: str) -> tuple[int, ...]:
+    """Return the sizes in `CxHxW`; any number of them, each at least 1.
+
+    >>> parse_size("3x224x224")
+    (3, 224, 224)
+    """
+    if not re.fullmatch(r"\d+([x×,]\d+)*", text.strip()):
+        raise InputError(f"--input-size {text!r} is no size: write numbers with x, as 3x224x224")
+    sizes = tuple(int(part) for part in re.split("[x×,]", text.strip()))
+    if min(sizes) < 1:
+        raise InputError(f"--input-size {text!r} has a size of 0: every size must be at least 1")
+    return sizes
+
+
+def examples(model: nn.Module, source: Source) -> tuple[torch.Tensor, ...]:
+    """Return random inputs of the asked sizes, else of the sizes that the network itself states."""
+    import torch
+
+    generator = torch.Generator().manual_seed(source.seed)
+    sizes = [parse_size(text) for text in source.input_size] or [stated_size(model)]
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return tuple(
+        torch.randn((source.batch, *size), generator=generator).to(dtype) for size in sizes
+    )
+
+
+def stated_size(model: nn.Module) -> tuple[int, ...]:
+    """Return the input size that timm's configuration states, else 3x224x224."""
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if isinstance(config, dict) and config.get("input_size"):
+        return tuple(int(size) for size in config["input_size"])
+    return DEFAULT_SIZE
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Refuse a network with a weight that is no number, naming the first such weight."""
+    import torch
+
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(
+                f"{name}: weight {key!r} holds NaN or infinity: no fold of it means anything, "
+                "give a checkpoint with finite weights"
+            )
+
+
+def check_runs(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], name: str) -> None:
+    """Run the network once, and turn its complaint into one line about the input size."""
+    import torch
+
+    sizes = ", ".join("x".join(str(n) for n in x.shape[1:]) for x in example_inputs)
+    try:
+        with torch.no_grad():
+            model(*example_inputs)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(
+            f"{name} does not run on an input of {sizes} (batch {len(example_inputs[0])}): "
+            f"{first}; give the size it wants with --input-size"
+        ) from error

@@ -1,0 +1,42 @@
+"""`refold verify`: is an exported file still the same function as the network it came from?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refold.cli import options
+from refold.cli.artefact import check_artefact, judge
+from refold.cli.console import print_json, say, step
+from refold.cli.subject import prepare
+
+Out = Annotated[
+    Path,
+    typer.Argument(metavar="OUT", help="What `convert` wrote: .onnx, .pt2 or .safetensors."),
+]
+
+
+def verify(
+    model: options.Model,
+    out: Out,
+    checkpoint: options.Checkpoint = None,
+    input_size: options.InputSize = None,
+    batch: options.Batch = 1,
+    seed: options.Seed = 0,
+    live_statistics: options.LiveStatistics = None,
+    allow_growth: options.AllowGrowth = False,
+    as_json: options.Json = False,
+) -> int:
+    """Compare an exported file with the network it came from."""
+    check_artefact(out)
+    sizes = tuple(input_size or ())
+    subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
+    with step(f"compare with {out}"):
+        verdict = judge(subject, out, allow_growth=allow_growth)
+    if as_json:
+        print_json(verdict.to_dict())
+    else:
+        say(f"{out}: {verdict.detail}")
+    return 0 if verdict.is_equal else 1

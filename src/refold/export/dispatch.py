@@ -1,0 +1,91 @@
+"""The dispatcher: a copy of the model, a writer by suffix, one checked file or none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from refold._verify_copies import copy_model, run, share
+from refold._verify_inputs import as_inputs, unrunnable
+from refold._verify_outputs import first_line
+from refold.errors import ExportError, InputError, RefoldError, RefusedError
+from refold.files import atomic_path
+
+from .batch import Batch
+from .onnx import write_onnx
+from .openvino import write_openvino
+from .pt2 import write_pt2
+from .quiet import quiet
+from .safetensors import write_safetensors
+
+_WRITERS: dict[str, Callable[[nn.Module, Batch, Path], None]] = {
+    ".onnx": write_onnx,
+    ".pt2": write_pt2,
+    ".safetensors": write_safetensors,
+    ".xml": write_openvino,
+}
+SUFFIXES = tuple(_WRITERS)
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Tensor | tuple[Tensor, ...],
+) -> Path:
+    """Write the model in the format of the path's suffix and check the file by running it.
+
+    `.onnx` (ONNX Runtime), `.pt2` (`torch.export`) and `.xml` (OpenVINO, with its `.bin`) take
+    any batch size and are run at batch 1 and 3; `.safetensors` holds the `state_dict` and is read
+    back. The model is never changed; on failure no file is left and an old one stays.
+
+    Args:
+        model: A module in eval mode, on any device; the file is for the CPU.
+        path: The file to create or replace.
+        example_inputs: A tensor or a tuple; dimension 0 of the first one is the batch.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: When the suffix is unknown, the place cannot be written, or the model cannot
+            run on the example.
+        RefusedError: When the model is in training mode.
+        ExportError: When the format cannot express the model, or the file computes otherwise.
+        MissingDependencyError: When the format's library is not installed.
+
+    Example:
+        >>> import tempfile, torch
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> file = export(nn.Linear(2, 3).eval(), f"{folder.name}/a.pt2", torch.ones(1, 2))
+        >>> file.name
+        'a.pt2'
+        >>> folder.cleanup()
+    """
+    target = Path(path)
+    writer = _WRITERS.get(target.suffix.lower())
+    if writer is None:
+        raise InputError(
+            f"cannot export to {target}: the suffix {target.suffix!r} names no format; "
+            f"use one of {', '.join(SUFFIXES)}"
+        )
+    if model.training:
+        raise RefusedError("the model is in training mode: call model.eval() first")
+    inputs = tuple(tensor.detach().cpu() for tensor in as_inputs(example_inputs))
+    copied = copy_model(model, lambda tensor: share(tensor).cpu())
+    try:
+        run(copied, inputs)
+    except Exception as error:
+        raise unrunnable(model, inputs, error) from error
+    try:
+        with atomic_path(target) as temporary, quiet():
+            writer(copied, Batch(inputs), temporary)
+    except RefoldError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"cannot export {type(model).__name__} to {target}: {first_line(error)}"
+        ) from error
+    return target

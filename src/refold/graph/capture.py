@@ -1,0 +1,298 @@
+"""Capture a model as flat graphs: the whole of it, or every largest part that can be traced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from refold.errors import InputError
+from refold.graph.alias import effects
+from refold.graph.capture_evidence import runs_whole
+from refold.graph.frames import Frame, walk
+from refold.graph.skeleton import skeleton
+from refold.graph.tracer import RefoldTracer
+from refold.graph.tracer_leaves import is_layer, one_line, pinned_reason
+
+_MAX_RETRACES = 16
+
+
+@dataclass(eq=False)
+class Capture:
+    """One traced root and its flat graph.
+
+    Args:
+        path: path of the root in the model; `""` is the model itself.
+        module: the root, in a throw-away structural copy of the model that shares its tensors.
+        graph: the flat graph; targets are relative to `module`.
+        root: the frame of the root call, with all frames below it.
+        model: the whole throw-away copy that `module` is a part of.
+        calls: how often each leaf module is called, in this capture and in all others of the model.
+        opaque: leaves that are not torch.nn layers, and why they could not be traced through.
+        pinned: torch.nn layers whose content must stay (hooks, parametrizations …), and why.
+    """
+
+    path: str
+    module: nn.Module
+    graph: fx.Graph
+    root: Frame
+    model: nn.Module
+    calls: dict[str, int]
+    opaque: dict[str, str] = field(default_factory=dict[str, str])
+    pinned: dict[str, str] = field(default_factory=dict[str, str])
+
+    def full(self, path: str) -> str:
+        """Return the path in the whole model of a path relative to the root."""
+        return ".".join(part for part in (self.path, path) if part)
+
+    def graph_module(self) -> fx.GraphModule:
+        """Return a GraphModule over the copy, to interpret or to propagate shapes.
+
+        The graph is copied: later edits of `graph` do not change the result.
+        """
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.graph, {}))
+        return fx.GraphModule(self.module, graph)
+
+
+@dataclass(eq=False)
+class Captures:
+    """All captures of a model, and the parts that could not be traced with the reason."""
+
+    captures: list[Capture]
+    failures: dict[str, str]
+
+
+def capture(model: nn.Module) -> list[Capture]:
+    """Return the captures of `model`; see `capture_all`.
+
+    Example:
+        >>> [found] = capture(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))
+        >>> [node.op for node in found.graph.nodes]
+        ['placeholder', 'call_module', 'call_module', 'output']
+    """
+    return capture_all(model).captures
+
+
+def capture_all(model: nn.Module) -> Captures:
+    """Trace `model`, or every largest submodule of it that can be traced.
+
+    Leaves that could not be traced through, and submodules that no capture has run, are captured on
+    their own. No module is folded twice: a module under two names belongs to one capture.
+
+    Args:
+        model: any module; it is not changed and none of its code runs with real data.
+
+    Raises:
+        InputError: when the model cannot be copied.
+    """
+    if not isinstance(cast(object, model), nn.Module):
+        raise InputError(f"expected an nn.Module, got {type(model).__name__}")
+    search = _Search(skeleton(model))
+    search.visit("", search.root)
+    search.count_across()
+    search.note_effects()
+    return Captures(search.captures, search.failures)
+
+
+class _Search:
+    """The walk over the model: captures found so far and which modules they cover."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.captures: list[Capture] = []
+        self.failures: dict[str, str] = {}
+        self.visited: set[int] = set()
+        self.covered: set[int] = set()
+        self.framed: set[int] = set()
+
+    def visit(self, path: str, module: nn.Module) -> None:
+        """Capture `module`, or its children when it cannot be traced."""
+        if id(module) in self.visited or is_layer(module):
+            return
+        self.visited.add(id(module))
+        found, called = self._attempt(path, module)
+        if found is None:
+            self._children(path, module, called)
+            return
+        self.captures.append(found)
+        self._cover(found)
+        for leaf, reason in found.opaque.items():
+            self.failures[found.full(leaf)] = reason
+            self.visit(found.full(leaf), module.get_submodule(leaf))
+        self._uncovered(path, module)
+
+    def _attempt(self, path: str, module: nn.Module) -> tuple[Capture | None, set[str]]:
+        if isinstance(module, torch.jit.ScriptModule):
+            self.failures[path] = "it is a TorchScript module"
+            return None, set()
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):
+            return None, set()
+        if type(module).forward is nn.Module.forward:
+            self.failures[path] = "it has no forward"
+            return None, set()
+        try:
+            return trace_root(path, module, self.root), set()
+        except TraceFailure as error:
+            self.failures[path] = str(error)
+            return None, error.called
+
+    def _children(self, path: str, module: nn.Module, called: set[str]) -> None:
+        for name, child in module.named_children():
+            self._child(f"{path}.{name}" if path else name, child, module, called)
+
+    def _child(self, below: str, child: nn.Module, parent: nn.Module, called: set[str]) -> None:
+        name = below.rpartition(".")[2]
+        if isinstance(child, nn.Sequential) and not runs_whole(parent, name, called):
+            self.visited.add(id(child))
+            self.failures[below] = "its parent may run its children one by one"
+            self._children(below, child, set())
+        else:
+            self.visit(below, child)
+
+    def _cover(self, found: Capture) -> None:
+        for frame in walk(found.root):
+            self.framed.add(id(frame.module))
+        self.covered |= self.framed
+        self.visited |= self.framed
+        for path in found.calls:
+            self.covered.add(id(found.module.get_submodule(path)))
+
+    def _uncovered(self, path: str, module: nn.Module) -> None:
+        """Visit the largest submodules that the trace of their ancestor never ran."""
+        for name, child in module.named_children():
+            below = f"{path}.{name}" if path else name
+            if id(child) in self.covered or any(id(m) in self.covered for m in child.modules()):
+                if id(child) not in self.visited or id(child) in self.framed:
+                    self._uncovered(below, child)
+            else:
+                self._child(below, child, module, set())
+
+    def count_across(self) -> None:
+        """Make `calls` count the calls of a module under all its names in all captures."""
+        total: dict[int, int] = {}
+        for found in self.captures:
+            for path, count in found.calls.items():
+                key = id(found.module.get_submodule(path))
+                total[key] = total.get(key, 0) + count
+        for found in self.captures:
+            for path in found.calls:
+                found.calls[path] = total[id(found.module.get_submodule(path))]
+
+
+    def note_effects(self) -> None:
+        """Tell the calls of leaves that have a capture of their own what that capture does."""
+        known = {id(found.module): found for found in self.captures}
+        for found in reversed(self.captures):  # inner captures first
+            for node in found.graph.nodes:
+                if node.op == "call_module" and node.target in found.opaque:
+                    inner = known.get(id(found.module.get_submodule(cast(str, node.target))))
+                    if inner is not None and pinned_reason(inner.module) is None:
+                        node.meta["effects"] = effects(inner.graph)
+
+
+class TraceFailure(Exception):
+    """A root could not be traced; `called` names the children that ran before it failed."""
+
+    def __init__(self, reason: str, called: set[str]) -> None:
+        super().__init__(reason)
+        self.called = called
+
+
+def trace_root(path: str, module: nn.Module, model: nn.Module) -> Capture:
+    """Trace one module of a skeleton of `model` as a root.
+
+    Raises:
+        TraceFailure: when its own forward cannot be traced.
+    """
+    leaves: dict[str, str] = {}
+    for _ in range(_MAX_RETRACES):
+        tracer = RefoldTracer(leaves)
+        graph = _trace(tracer, module)
+        if not tracer.repeated:
+            break
+        leaves = {**leaves, **tracer.opaque, **tracer.repeated}
+    else:
+        raise TraceFailure("modules are called again and again in new ways", set())
+    pinned = {
+        leaf: reason
+        for leaf in tracer.calls
+        if is_layer(target := module.get_submodule(leaf))
+        and (reason := pinned_reason(target)) is not None
+    }
+    opaque = {leaf: reason for leaf, reason in tracer.opaque.items() if leaf in tracer.calls}
+    root = cast(Frame, tracer.root_frame)
+    return Capture(path, module, graph, root, model, dict(tracer.calls), opaque, pinned)
+
+
+def _trace(tracer: RefoldTracer, module: nn.Module) -> fx.Graph:
+    if "forward" in module.__dict__:
+        raise TraceFailure("its forward is replaced on the instance", set())
+    reasons: list[str] = []
+    called: set[str] = set()
+    for buffers in (True, False):
+        tracer.reset(buffers=buffers)
+        with _restored(module) as state:
+            try:
+                graph = tracer.trace(module)
+                state.keep_constants()
+                return graph
+            except Exception as error:  # any model code may raise anything while it is traced
+                reasons.append(one_line(error))
+                called |= tracer.entered
+    raise TraceFailure(reasons[0], called)
+
+
+class _State:
+    """The plain attributes of all modules before a trace, to undo what traced code stored on self."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self.before = [(module, _shallow(module.__dict__)) for module in root.modules()]
+        self.constants: dict[str, Any] = {}
+
+    def keep_constants(self) -> None:
+        names = set(self.root.__dict__) - set(self.before[0][1])
+        self.constants = {
+            name: self.root.__dict__[name]
+            for name in names
+            if name.startswith("_") and "_constant" in name
+        }
+
+    def restore(self) -> None:
+        for module, attributes in self.before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+        self.root.__dict__.update(self.constants)
+
+
+def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Copy a module's attributes and the plain containers among them, one level deep."""
+    return {
+        name: value.copy() if type(value) in (list, dict, set) else value
+        for name, value in attributes.items()
+    }
+
+
+class _restored:
+    def __init__(self, root: nn.Module) -> None:
+        self.state = _State(root)
+
+    def __enter__(self) -> _State:
+        self.grad = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
+        return self.state
+
+    def __exit__(self, *exc: object) -> None:
+        torch.set_grad_enabled(self.grad)
+        self.state.restore()
+
+
+def leaf_modules(found: Capture) -> Iterator[tuple[fx.Node, nn.Module]]:
+    """Yield every `call_module` node of a capture with its module."""
+    for node in found.graph.nodes:
+        if node.op == "call_module":
+            yield node, found.module.get_submodule(cast(str, node.target))

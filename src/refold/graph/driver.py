@@ -1,0 +1,94 @@
+"""The driver: copy, capture, fold, write back. It owns what passes must not care about.
+
+Safety lives here: the caller's model is read, never changed; no storage is shared with it; what is not about to be replaced is
+copied once, and what is replaced is never copied at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from refold.errors import InputError, RefusedError
+from refold.graph.alias import tainted
+from refold.graph.capture import Capture, capture_all
+from refold.graph.constants import Constants
+from refold.graph.fanout import push_into_readers
+from refold.graph.fold import FoldPass
+from refold.graph.lift import Lifter
+from refold.graph.record import Fold, Kept
+from refold.graph.shapes import Shapes, as_arguments, find_shapes
+from refold.graph.skeleton import own_tensors, skeleton, unwrap
+from refold.graph.surgery import Editor
+from refold.graph.survey import survey
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A folded model, what was folded and what was not."""
+
+    model: nn.Module
+    folds: tuple[Fold, ...]
+    kept: tuple[Kept, ...]
+
+
+def fold_model(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    allow_growth: bool = False,
+    inplace: bool = False,
+) -> Outcome:
+    """Return a copy of `model` with every exact fold made.
+
+    Args:
+        model: any module in eval mode; wrappers (DDP, EMA, torch.compile) are looked through.
+        example_inputs: a tensor or a tuple of tensors that the model accepts.
+        allow_growth: also merge what then needs more multiply-adds.
+        inplace: change `model` itself.
+
+    Raises:
+        RefusedError: when the model is in training mode.
+        InputError: when the model cannot be copied or cannot run on the example.
+    """
+    plain = unwrap(_checked(model))
+    if plain.training:
+        raise RefusedError(
+            "the model is in training mode, where norms use the batch; call model.eval() first"
+        )
+    found = capture_all(plain)
+    shapes = find_shapes(plain, found.captures, as_arguments(example_inputs))
+    target = skeleton(plain)
+    folds: list[Fold] = []
+    kept: list[Kept] = []
+    for capture, known in zip(found.captures, shapes, strict=True):
+        target, done, left = _fold_capture(capture, known, target, allow_growth)
+        folds.extend(done)
+        kept.extend(left)
+    kept.extend(Kept(path, reason) for path, reason in found.failures.items())
+    if inplace:
+        plain.__class__, plain.__dict__ = target.__class__, target.__dict__
+        return Outcome(plain, tuple(folds), tuple(kept))
+    own_tensors(target, plain)
+    return Outcome(target, tuple(folds), tuple(kept))
+
+
+def _checked(model: Any) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _fold_capture(
+    capture: Capture, shapes: Shapes, target: nn.Module, allow_growth: bool
+) -> tuple[nn.Module, list[Fold], list[Kept]]:
+    lifter = Lifter(capture, Constants(capture), shapes, tainted(capture.graph))
+    editor = Editor(capture)
+    fold = FoldPass(lifter, editor, allow_growth)
+    fold.run()
+    while push_into_readers(fold):
+        fold.run()
+    kept = survey(fold)
+    return (editor.commit(target) if fold.folds else target), fold.folds, kept

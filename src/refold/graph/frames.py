@@ -1,0 +1,153 @@
+"""Frames: which module call every node of a flat graph came from.
+
+A flat graph has lost the module hierarchy. The frames keep it: one `Frame` for each non-leaf module
+that ran during the trace, so that an edited graph can be written back block by block.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, cast
+
+from torch import fx, nn
+
+Tree = Any  # a nest of tuples, lists, dicts, dataclasses over nodes and plain values
+
+
+@dataclass(eq=False)
+class Frame:
+    """One call of one non-leaf module (or of one of its own methods) during a trace.
+
+    Args:
+        path: module path relative to the captured root; `""` is the root.
+        module: the skeleton's module.
+        args: positional arguments of the call, nodes in place of tensors.
+        kwargs: keyword arguments of the call.
+        output: what the call returned, nodes in place of tensors.
+        nodes: nodes recorded by this call itself (not by a child frame), in order.
+        parent: the frame that made the call.
+        children: the frames called from here, in order.
+        method: the name of the function that ran: `forward`, or a helper such as `forward_features`.
+    """
+
+    path: str
+    module: nn.Module
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+    output: Tree = None
+    nodes: list[fx.Node] = field(default_factory=list[fx.Node])
+    parent: Frame | None = None
+    children: list[Frame] = field(default_factory=list["Frame"])
+    method: str = "forward"
+
+    def __repr__(self) -> str:
+        return f"Frame({self.path!r}, {type(self.module).__name__}.{self.method})"
+
+
+def frame_of(node: fx.Node) -> Frame:
+    """Return the frame that owns `node`."""
+    return cast(Frame, node.meta["frame"])
+
+
+def ancestors(frame: Frame) -> list[Frame]:
+    """Return `frame`, its parent, and so on up to the root."""
+    chain = [frame]
+    while chain[-1].parent is not None:
+        chain.append(chain[-1].parent)
+    return chain
+
+
+def is_inside(frame: Frame, outer: Frame) -> bool:
+    """Say whether `frame` is `outer` or lies below it."""
+    current: Frame | None = frame
+    while current is not None:
+        if current is outer:
+            return True
+        current = current.parent
+    return False
+
+
+def common_ancestor(frames: Iterable[Frame]) -> Frame:
+    """Return the deepest frame that contains all of `frames` (at least one)."""
+    first, *rest = frames
+    return next(c for c in ancestors(first) if all(is_inside(other, c) for other in rest))
+
+
+def walk(frame: Frame) -> Iterator[Frame]:
+    """Yield `frame` and all frames below it, parents first."""
+    yield frame
+    for child in frame.children:
+        yield from walk(child)
+
+
+def map_tree(fn: Callable[[Any], Any], tree: Tree) -> Tree:
+    """Rebuild a nest with `fn` applied to every leaf; types of containers are kept.
+
+    Example:
+        >>> map_tree(lambda v: v + 1, (1, [2, {"a": 3}]))
+        (2, [3, {'a': 4}])
+    """
+    if isinstance(tree, tuple):
+        items = [map_tree(fn, item) for item in cast("tuple[Any, ...]", tree)]
+        if hasattr(cast(Any, tree), "_fields"):
+            return cast(Any, type(tree))(*items)
+        return tuple(items)
+    if isinstance(tree, list):
+        return [map_tree(fn, item) for item in cast("list[Any]", tree)]
+    if isinstance(tree, dict):
+        pairs = [(key, map_tree(fn, item)) for key, item in cast("dict[Any, Any]", tree).items()]
+        return _dict_like(cast("dict[Any, Any]", tree), pairs)
+    if isinstance(tree, slice):
+        return slice(*(map_tree(fn, part) for part in (tree.start, tree.stop, tree.step)))
+    if is_dataclass(tree) and not isinstance(tree, type):
+        changed = {f.name: map_tree(fn, getattr(tree, f.name)) for f in fields(tree) if f.init}
+        return replace(tree, **changed)
+    return fn(tree)
+
+
+def _dict_like(original: dict[Any, Any], pairs: list[tuple[Any, Any]]) -> Any:
+    kind = type(original)
+    if kind is dict:
+        return dict(pairs)
+    try:
+        return kind(pairs)
+    except TypeError:  # a dict subclass with its own constructor
+        return dict(pairs)
+
+
+def leaves(tree: Tree) -> list[Any]:
+    """Return the leaves of a nest, in order.
+
+    Example:
+        >>> leaves((1, [2, {"a": 3}]))
+        [1, 2, 3]
+    """
+    found: list[Any] = []
+    map_tree(lambda value: found.append(value), tree)
+    return found
+
+
+def nodes_in(tree: Tree) -> list[fx.Node]:
+    """Return the nodes among the leaves of a nest, in order."""
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, fx.Node)]
+
+
+def tree_items(tree: Tree) -> Iterator[tuple[Callable[..., Any], Any, Any]]:
+    """Yield for each item of one level of a nest: how to read it, its key, and the item.
+
+    Example:
+        >>> [(key, item) for _, key, item in tree_items({"a": 1})]
+        [('a', 1)]
+    """
+    if isinstance(tree, tuple | list):
+        for index, item in enumerate(cast("list[Any]", tree)):
+            yield operator.getitem, index, item
+    elif isinstance(tree, dict):
+        for key, item in cast("dict[Any, Any]", tree).items():
+            yield operator.getitem, key, item
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        for entry in fields(tree):
+            if entry.init:
+                yield getattr, entry.name, getattr(tree, entry.name)

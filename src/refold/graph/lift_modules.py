@@ -1,0 +1,169 @@
+"""What torch.nn's own layers are in the algebra. A subclass counts only while it runs the layer's own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from refold.algebra.norm import norm_affine
+from refold.algebra.operator import AvgPool, Conv, Pad, Resample
+from refold.graph.piece import Lifted, nothing, unary
+from refold.graph.windows import conv_axes, pool_axes, transposed_axes, tuple_of
+
+Shape = tuple[int, ...] | None
+ModuleHandler = Callable[[Any, fx.Node, Shape], Lifted]
+
+
+def lift_module(module: nn.Module, source: fx.Node, shape: Shape) -> Lifted:
+    """Return the piece of a torch.nn layer, the reason why it has none, or None."""
+    for cls in type(module).__mro__:
+        handler = _HANDLERS.get(cls)
+        if handler is not None:
+            same = getattr(type(module), "forward", None) is getattr(cls, "forward", None)
+            inner = getattr(type(module), "_conv_forward", None)
+            same = same and inner is getattr(cls, "_conv_forward", None)
+            return handler(module, source, shape) if same else "its class changes the layer's forward"
+    return None
+
+
+def _conv(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+    kernel = tuple(module.kernel_size)
+    axes = conv_axes(kernel, module.stride, module.padding, module.dilation)
+    op = Conv(module.weight, module.bias, axes, module.groups, module.padding_mode)
+    return unary(source, op, rank=len(kernel))
+
+
+def _conv_transpose(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+    kernel = tuple(module.kernel_size)
+    axes = transposed_axes(
+        kernel, module.stride, module.padding, module.dilation, module.output_padding
+    )
+    op = Conv(module.weight, module.bias, axes, module.groups, transposed=True)
+    return unary(source, op, rank=len(kernel))
+
+
+def _linear(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+    return unary(source, Conv(module.weight, module.bias), rank=0)
+
+
+def _norm(rank: int | None) -> ModuleHandler:
+    def handle(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+        if module.training:
+            return "the norm is in training mode; call model.eval()"
+        if module.running_mean is None or module.running_var is None:
+            return "the norm has no running statistics; it normalises with the batch"
+        known = rank if rank is not None else len(shape) - 2 if shape is not None else None
+        if known is None:
+            return (
+                "whether BatchNorm1d sees (N, C) or (N, C, L) depends on the input; "
+                "pass example_inputs"
+            )
+        op = norm_affine(
+            module.running_mean, module.running_var, module.weight, module.bias, module.eps
+        )
+        return unary(source, op, rank=known, keeps_shape=True)
+
+    return handle
+
+
+def _instance_norm(rank: int) -> ModuleHandler:
+    plain = _norm(rank)
+
+    def handle(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+        return plain(module, source, shape) if module.track_running_stats else None
+
+    return handle
+
+
+def _avg_pool(rank: int) -> ModuleHandler:
+    def handle(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+        if module.ceil_mode:
+            return "ceil_mode makes border windows depend on the input's size"
+        axes = pool_axes(rank, module.kernel_size, module.stride, module.padding)
+        divisor = getattr(module, "divisor_override", None)
+        if not module.count_include_pad and any(axis.pads for axis in axes) and divisor is None:
+            strides = tuple(axis.stride for axis in axes)
+            return unary(source, _mean_like(module, rank, strides), rank=rank)
+        return unary(source, AvgPool(axes, divisor), rank=rank)
+
+    return handle
+
+
+def _mean_like(module: Any, rank: int, strides: tuple[int, ...]) -> Resample:
+    density = 1.0
+    for stride in strides:
+        density /= stride
+    return Resample(module, rank, density, rank)
+
+
+def _adaptive_pool(rank: int) -> ModuleHandler:
+    def handle(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+        return unary(source, Resample(module, rank, 0.0, rank), rank=rank)
+
+    return handle
+
+
+def _upsample(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+    if shape is None:
+        return None
+    return unary(source, Resample(module, len(shape) - 2, 4.0, len(shape) - 2), rank=len(shape) - 2)
+
+
+def _pad(mode: str, rank: int) -> ModuleHandler:
+    def handle(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+        flat = tuple_of(module.padding, 2 * rank)
+        pairs = tuple((flat[2 * i], flat[2 * i + 1]) for i in reversed(range(rank)))
+        value = float(getattr(module, "value", 0.0)) if mode == "zeros" else 0.0
+        return unary(source, Pad(pairs, mode, value), rank=rank)
+
+    return handle
+
+
+def _identity(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+    return nothing(source)
+
+
+def _dropout(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+    if module.training and module.p > 0:
+        return "dropout is in training mode; call model.eval()"
+    return nothing(source)
+
+
+_PADS: dict[str, str] = {
+    "ZeroPad": "zeros",
+    "ConstantPad": "zeros",
+    "ReflectionPad": "reflect",
+    "ReplicationPad": "replicate",
+    "CircularPad": "circular",
+}
+
+_HANDLERS: dict[type, ModuleHandler] = {
+    nn.Conv1d: _conv,
+    nn.Conv2d: _conv,
+    nn.Conv3d: _conv,
+    nn.ConvTranspose1d: _conv_transpose,
+    nn.ConvTranspose2d: _conv_transpose,
+    nn.ConvTranspose3d: _conv_transpose,
+    nn.Linear: _linear,
+    nn.BatchNorm1d: _norm(None),
+    nn.BatchNorm2d: _norm(2),
+    nn.BatchNorm3d: _norm(3),
+    nn.SyncBatchNorm: _norm(None),
+    nn.Upsample: _upsample,
+    nn.Identity: _identity,
+    **{getattr(nn, f"InstanceNorm{rank}d"): _instance_norm(rank) for rank in (1, 2, 3)},
+    **{getattr(nn, f"AvgPool{rank}d"): _avg_pool(rank) for rank in (1, 2, 3)},
+    **{getattr(nn, f"AdaptiveAvgPool{rank}d"): _adaptive_pool(rank) for rank in (1, 2, 3)},
+    **{
+        getattr(nn, f"{name}{rank}d"): _pad(mode, rank)
+        for name, mode in _PADS.items()
+        for rank in (1, 2, 3)
+    },
+    **{
+        cls: _dropout
+        for cls in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+    },
+}
+

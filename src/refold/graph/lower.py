@@ -1,0 +1,175 @@
+"""Lower: an operator as a torch.nn module, rounded once from float64 to the model's own precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, Pad, Select
+from refold.errors import NotAffineError, RefusedError
+from refold.graph.layers import Crop, ScaleShift, SelectChannels
+
+_CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_SCATTERS: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_POOLS: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+@dataclass(frozen=True)
+class Like:
+    """What new tensors take over from those they replace.
+
+    Args:
+        dtype: precision of the model at this place.
+        device: where its tensors live.
+        memory_format: layout of the weights, as `torch.channels_last`.
+        requires_grad: whether any of the replaced parameters is trained.
+        rank: spatial axes of the value.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    memory_format: torch.memory_format = torch.contiguous_format
+    requires_grad: bool = True
+    rank: int = 2
+
+
+def lower(op: Operator, like: Like) -> nn.Module:
+    """Return a module that computes `op`.
+
+    Raises:
+        RefusedError: when a value does not fit the model's precision, or is not finite.
+        NotAffineError: when the operator has no module.
+    """
+    if isinstance(op, Conv):
+        return _lower_linear(op, like) if not op.axes else _lower_conv(op, like)
+    if isinstance(op, Affine):
+        scale, shift = _round(op.scale, like, "scale"), _round(op.shift, like, "shift")
+        return _trained(ScaleShift(scale, shift, like.rank), like)
+    if isinstance(op, AvgPool):
+        return _lower_pool(op)
+    if isinstance(op, Pad):
+        return Crop(op.amounts, op.mode, op.value)
+    if isinstance(op, Select):
+        return SelectChannels(op.index, like.rank).to(like.device)
+    if isinstance(op, Identity):
+        return nn.Identity()
+    raise NotAffineError(f"{type(op).__name__} has no module of its own")
+
+
+def _lower_conv(op: Conv, like: Like) -> nn.Module:
+    if op.transposed:
+        return _lower_transposed(op, like)
+    even = all(axis.lo == axis.hi >= 0 for axis in op.axes)
+    inner = op if even else replace(op, axes=tuple(replace(a, lo=0, hi=0) for a in op.axes))
+    module = _empty(
+        _CONVS[len(op.axes)], op, like,
+        padding=tuple(axis.lo for axis in inner.axes),
+        padding_mode=op.mode if even else "zeros",
+    )  # fmt: skip
+    if even:
+        return module
+    return nn.Sequential(Crop(tuple((a.lo, a.hi) for a in op.axes), op.mode), module)
+
+
+def _lower_transposed(op: Conv, like: Like) -> nn.Module:
+    extra = tuple(axis.lo - axis.hi for axis in op.axes)
+    fits = all(
+        axis.lo >= 0 and 0 <= more < max(axis.stride, axis.dilation)
+        for axis, more in zip(op.axes, extra, strict=True)
+    )
+    if not fits:
+        cropped = all(axis.lo >= 0 and axis.hi >= 0 for axis in op.axes)
+        if not cropped:
+            raise RefusedError(
+                "the merged transposed convolution would need output padding that torch does not have"
+            )
+        bare = replace(op, axes=tuple(replace(a, lo=0, hi=0) for a in op.axes))
+        crop = Crop(tuple((-a.lo, -a.hi) for a in op.axes))
+        return nn.Sequential(_lower_transposed(bare, like), crop)
+    padding = tuple(axis.lo for axis in op.axes)
+    return _empty(_SCATTERS[len(op.axes)], op, like, padding=padding, output_padding=extra)
+
+
+def _empty(cls: Any, op: Conv, like: Like, **options: Any) -> nn.Module:
+    """Return a layer of this class around the operator's own tensors, without initialising others."""
+    module: nn.Module = cls(
+        op.in_channels, op.out_channels, tuple(op.weight.shape[2:]),
+        stride=tuple(a.stride for a in op.axes), dilation=tuple(a.dilation for a in op.axes),
+        groups=op.groups, bias=op.bias is not None, device="meta", **options,
+    )  # fmt: skip
+    return _filled(module, op, like)
+
+
+def _lower_linear(op: Conv, like: Like) -> nn.Module:
+    if op.groups > 1:
+        raise RefusedError("a grouped linear layer has no torch module")
+    module = nn.Linear(op.in_channels, op.out_channels, op.bias is not None, device="meta")
+    return _filled(module, op, like)
+
+
+def _filled(module: nn.Module, op: Conv, like: Like) -> nn.Module:
+    weight = _round(op.weight, like, "weight")
+    assert weight is not None
+    if weight.ndim in (4, 5) and like.memory_format is not torch.contiguous_format:
+        weight = weight.contiguous(memory_format=like.memory_format)
+    bias = _round(op.bias, like, "bias")
+    module.register_parameter("weight", nn.Parameter(weight))
+    module.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+    return _trained(module, like)
+
+
+def _trained(module: nn.Module, like: Like) -> nn.Module:
+    return module.requires_grad_(like.requires_grad)
+
+
+def _round(tensor: Tensor | None, like: Like, name: str) -> Tensor | None:
+    """Return the tensor in the model's precision, refusing what does not fit it."""
+    if tensor is None:
+        return None
+    wide = tensor.detach()
+    if wide.device.type == "meta":
+        return torch.empty_like(wide, dtype=like.dtype)
+    low, high = torch.aminmax(wide)
+    largest = max(abs(low.item()), abs(high.item()))
+    if not largest <= torch.finfo(torch.float64).max:
+        raise RefusedError(f"the folded {name} is not finite: a norm's variance or a weight is NaN or infinite")
+    if largest > torch.finfo(like.dtype).max:
+        raise RefusedError(
+            f"the folded {name} reaches {largest:.4g}, beyond {like.dtype}'s largest value "
+            f"{torch.finfo(like.dtype).max:.4g}; fold in float32 or keep this norm"
+        )
+    return wide.to(device=like.device, dtype=like.dtype, copy=True).contiguous()
+
+
+def _lower_pool(op: AvgPool) -> nn.Module:
+    rank = len(op.axes)
+    padding = tuple(axis.lo for axis in op.axes)
+    even = all(
+        axis.lo == axis.hi and 0 <= axis.lo <= axis.kernel // 2 and axis.dilation == 1
+        for axis in op.axes
+    )
+    options: dict[str, Any] = {} if rank == 1 else {"divisor_override": op.divisor}
+    kernel, stride = tuple(a.kernel for a in op.axes), tuple(a.stride for a in op.axes)
+    if rank == 1 and op.divisor is not None:
+        raise NotAffineError("AvgPool1d has no divisor")
+    if even:
+        return _POOLS[rank](kernel, stride, padding, **options)
+    crop = Crop(tuple((a.lo, a.hi) for a in op.axes))
+    return nn.Sequential(crop, _POOLS[rank](kernel, stride, **options))
+
+
+def like_of(tensors: list[Tensor], rank: int) -> Like:
+    """Return what new tensors take over from the parameters they replace: mostly the largest one's."""
+    floats = [t for t in tensors if t.is_floating_point()]
+    lead = max(floats, key=lambda t: t.numel()) if floats else torch.empty(0)
+    layout = torch.contiguous_format
+    if lead.ndim == 4 and lead.is_contiguous(memory_format=torch.channels_last) and not lead.is_contiguous():
+        layout = torch.channels_last
+    elif lead.ndim == 5 and lead.is_contiguous(memory_format=torch.channels_last_3d) and not lead.is_contiguous():
+        layout = torch.channels_last_3d
+    trained = any(t.requires_grad for t in floats)
+    return Like(lead.dtype, lead.device, layout, trained, rank)
+

@@ -1,0 +1,232 @@
+"""Affine regions: the largest expression of operators that ends in one value of the graph.
+
+From a value upwards, every affine node whose value nobody else reads becomes part of the expression; everything else is one of its
+inputs. Two regions therefore never overlap, and a value read twice is an input of the regions that read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from refold.algebra.operator import Concat, Input, Operator, chain, leaves, sequence
+from refold.algebra.operator import Sum as OperatorSum
+from refold.graph.lift import Lifter
+from refold.graph.piece import Piece
+
+_SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "get_device", "is_floating_point", "stride"}
+_SHAPE_READERS = {"reshape_as", "view_as", "expand_as", "type_as"}
+_SHAPE_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "layout"}
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """An expression and the nodes it was lifted from.
+
+    Args:
+        root: the node whose value the expression is.
+        op: the expression.
+        rank: spatial axes of the value, where known.
+        nodes: every node inside, the root last.
+        origins: the node of each leaf, by the leaf's id.
+    """
+
+    root: fx.Node
+    op: Operator
+    rank: int | None
+    nodes: tuple[fx.Node, ...]
+    origins: dict[int, fx.Node]
+
+    @property
+    def inputs(self) -> tuple[fx.Node, ...]:
+        """The values the expression starts from."""
+        return tuple(dict.fromkeys(_inputs(self.op)))
+
+
+def _inputs(op: Operator) -> Iterator[fx.Node]:
+    for part in chain(op):
+        if isinstance(part, Input):
+            assert isinstance(part.key, fx.Node)
+            yield part.key
+        elif isinstance(part, (OperatorSum, Concat)):
+            for branch in part.parts:
+                yield from _inputs(branch)
+
+
+class Regions:
+    """Finds the regions of one capture.
+
+    Args:
+        lifter: lifts single nodes.
+        pushed: values that are lifted into every reader although several read them.
+        chains: leave joins out, so that every region is a plain chain.
+    """
+
+    def __init__(
+        self, lifter: Lifter, pushed: frozenset[fx.Node] = frozenset(), *, chains: bool = False
+    ) -> None:
+        self.lifter = lifter
+        self.pushed = pushed
+        self.chains = chains
+        self._pieces: dict[fx.Node, Piece | str | None] = {}
+
+    def roots(self) -> list[fx.Node]:
+        """Return the nodes whose regions are not part of a larger one, in graph order."""
+        found: list[fx.Node] = []
+        inside: set[fx.Node] = set()
+        for node in reversed(list(self.lifter.capture.graph.nodes)):
+            if node in inside or not isinstance(self.piece(node), Piece) or not node.users:
+                continue
+            region = self.region(node)
+            if region is not None:
+                found.append(node)
+                inside.update(region.nodes)
+        return found[::-1]
+
+    def piece(self, node: fx.Node) -> Piece | str | None:
+        """Return what the node is by itself."""
+        if node not in self._pieces:
+            lifted = self.lifter.lift(node)
+            joins = isinstance(lifted, Piece) and lifted.join != "none"
+            self._pieces[node] = None if joins and self.chains else lifted
+        return self._pieces[node]
+
+    def region(self, root: fx.Node) -> Region | None:
+        """Return the region that ends in `root`, None when the node is not affine after all."""
+        piece = self.piece(root)
+        if not isinstance(piece, Piece):
+            return None
+        found = self._expression(root, piece, True)
+        if found is None:
+            return None
+        return Region(root, found.op, found.rank, found.nodes, found.origins)
+
+    def _expression(self, node: fx.Node, piece: Piece, keeps: bool) -> _Expression | None:
+        keeps = keeps and piece.keeps_shape
+        parts = [self._value(source, node, piece, keeps) for source in piece.sources]
+        rank = piece.rank_in
+        if rank is None:
+            rank = next((part.rank for part in parts if part.rank is not None), None)
+        parts = [
+            part if part.rank in (None, rank) else self._input(source)
+            for part, source in zip(parts, piece.sources, strict=True)
+        ]
+        ops, rank_out = list(piece.ops), piece.rank_out
+        if piece.by_rank is not None:
+            known = rank if rank is not None else self._guess(piece.sources[0])
+            ranked = None if known is None else piece.by_rank(known)
+            if ranked is None:
+                return None
+            ops[0], rank_out = ranked
+        elif rank_out is None:
+            rank_out = rank
+        origins = {id(leaf): node for op in ops for leaf in leaves(op)}
+        branches = [sequence(part.op, op) for part, op in zip(parts, ops, strict=True)]
+        nodes: tuple[fx.Node, ...] = ()
+        for part in parts:
+            origins.update(part.origins)
+            nodes += part.nodes
+        return _Expression(
+            _join(piece, branches), rank_out, (*nodes, *reversed(piece.through), node), origins
+        )
+
+    def _value(self, source: fx.Node, reader: fx.Node, piece: Piece, keeps: bool) -> _Expression:
+        inner = self.piece(source)
+        if isinstance(inner, Piece) and self._absorbs(source, reader, piece, keeps):
+            found = self._expression(source, inner, keeps)
+            if found is not None:
+                return found
+        return self._input(source)
+
+    def _absorbs(self, source: fx.Node, reader: fx.Node, piece: Piece, keeps: bool) -> bool:
+        if source in self.lifter.tainted or piece.sources.count(source) > 1:
+            return False
+        if source in self.pushed:
+            return True
+        readers = set(source.users)
+        direct = {node for node in readers if not reads_shape_only(node, source)}
+        expected = {piece.through[-1] if piece.through else reader}
+        if direct != expected or (readers != direct and not keeps):
+            return False
+        return all(_single_path(node, piece, reader) for node in piece.through)
+
+    def _input(self, source: fx.Node) -> _Expression:
+        shape, rank = self.lifter.shapes.get(source), self._guess(source)
+        channels = shape[len(shape) - 1 - rank] if shape and rank is not None else None
+        return _Expression(Input(source, channels), rank, (), {})
+
+    def _guess(self, source: fx.Node) -> int | None:
+        """Return the rank of an opaque value where the value it was made from tells it."""
+        seen = 0
+        current: fx.Node | None = source
+        while current is not None and seen < 64:
+            piece = self.piece(current)
+            if isinstance(piece, Piece) and piece.rank_out is not None and piece.by_rank is None:
+                return piece.rank_out
+            current = _same_layout(self.lifter, current)
+            seen += 1
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class _Expression:
+    op: Operator
+    rank: int | None
+    nodes: tuple[fx.Node, ...]
+    origins: dict[int, fx.Node]
+
+
+def _join(piece: Piece, branches: list[Operator]) -> Operator:
+    if piece.join == "sum":
+        return OperatorSum(tuple(branches))
+    return Concat(tuple(branches)) if piece.join == "concat" else branches[0]
+
+
+def _single_path(node: fx.Node, piece: Piece, reader: fx.Node) -> bool:
+    allowed = {*piece.through, reader}
+    return all(user in allowed or reads_shape_only(user, node) for user in node.users)
+
+
+_ELEMENTWISE = (
+    "relu", "relu_", "relu6", "silu", "silu_", "gelu", "sigmoid", "sigmoid_", "tanh", "hardswish",
+    "hardsigmoid", "leaky_relu", "leaky_relu_", "elu", "mish", "softplus", "clamp", "clamp_", "prelu",
+    "hardtanh", "selu", "max_pool1d", "max_pool2d", "max_pool3d",
+)
+
+
+def _same_layout(lifter: Lifter, node: fx.Node) -> fx.Node | None:
+    """Return the value that `node` maps element by element (or pools), so that its axes mean the same."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return None
+    piece = lifter.lift(node)
+    if isinstance(piece, Piece):
+        return source if piece.by_rank is None and piece.rank_out is None else None
+    if node.op == "call_module":
+        module = lifter.capture.module.get_submodule(str(node.target))
+        home = type(module).__module__
+        pools = home.endswith("pooling")
+        shapes = lifter.shapes.get(source), lifter.shapes.get(node)
+        same = shapes[0] is not None and shapes[0] == shapes[1]
+        return source if home.startswith("torch.nn") and (pools or same or _is_activation(home)) else None
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return source if name.split(".")[0] in _ELEMENTWISE else None
+
+
+def _is_activation(home: str) -> bool:
+    return home == "torch.nn.modules.activation"
+
+
+def reads_shape_only(node: fx.Node, value: fx.Node) -> bool:
+    """Return whether `node` reads the size, type or device of `value` and none of its numbers."""
+    if node.op == "call_method":
+        if node.target in _SHAPE_METHODS:
+            return True
+        return node.target in _SHAPE_READERS and node.args[0] is not value
+    if node.op == "call_function" and node.target is getattr:
+        return len(node.args) > 1 and node.args[1] in _SHAPE_ATTRIBUTES
+    return False
+
+

@@ -1,0 +1,130 @@
+"""Shapes of the values in captured graphs, found by running them on tensors without storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from refold.errors import InputError
+from refold.graph.capture import Capture
+from refold.graph.skeleton import skeleton
+
+Shapes = dict[fx.Node, tuple[int, ...]]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def as_arguments(example_inputs: Any) -> tuple[Any, ...] | None:
+    """Return `example_inputs` as the tuple of a model's positional arguments.
+
+    Raises:
+        InputError: when it is neither a tensor nor a tuple or list.
+    """
+    if example_inputs is None:
+        return None
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(cast("tuple[Any, ...]", example_inputs))
+    raise InputError(
+        f"example_inputs must be a tensor or a tuple of tensors, got {type(example_inputs).__name__}"
+    )
+
+
+def find_shapes(
+    model: nn.Module, captures: list[Capture], example_inputs: tuple[Any, ...] | None
+) -> list[Shapes]:
+    """Return the tensor shapes of each capture's values; empty where no example reaches them.
+
+    Raises:
+        InputError: when the model cannot run on the example.
+    """
+    if example_inputs is None:
+        return [{} for _ in captures]
+    arguments = _arguments(model, [c.path for c in captures], example_inputs)
+    return [
+        _propagate(found, arguments[found.path]) if found.path in arguments else {}
+        for found in captures
+    ]
+
+
+def _arguments(
+    model: nn.Module, paths: list[str], example_inputs: tuple[Any, ...]
+) -> dict[str, Arguments]:
+    """Return what each captured module is called with when the model runs on the example."""
+    if paths == [""]:
+        return {"": (example_inputs, {})}
+    copy = skeleton(model)
+    seen: dict[str, Arguments] = {}
+
+    def watch(path: str) -> Callable[..., None]:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.setdefault(path, (args, kwargs))
+
+        return record
+
+    for path in paths:
+        copy.get_submodule(path).register_forward_pre_hook(watch(path), with_kwargs=True)
+    try:
+        with torch.no_grad():
+            copy(*example_inputs)
+    except Exception as error:
+        raise InputError(_cannot_run(example_inputs, error)) from error
+    return seen
+
+
+def _cannot_run(example_inputs: tuple[Any, ...], error: Exception) -> str:
+    shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs]
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"the model cannot run on example_inputs of shape {shapes}: {first}"
+
+
+def _propagate(found: Capture, arguments: Arguments) -> Shapes:
+    args, kwargs = arguments
+    names = [node.name for node in found.graph.nodes if node.op == "placeholder"]
+    targets = [str(node.target) for node in found.graph.nodes if node.op == "placeholder"]
+    given = [*args, *(kwargs[name] for name in targets[len(args) :] if name in kwargs)]
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        fakes = pytree.tree_map_only(Tensor, mode.from_tensor, given[: len(names)])
+        runner = _Runner(found.graph_module(), list(found.graph.nodes))
+        try:
+            runner.run(*fakes)
+        except Exception as error:
+            if not runner.shapes and found.path == "":
+                raise InputError(_cannot_run(tuple(given), error)) from error
+            runner.failure = error
+    if runner.failure is not None and found.path == "":
+        _run_for_real(found, given, runner)
+    return runner.shapes
+
+
+def _run_for_real(found: Capture, given: list[Any], runner: _Runner) -> None:
+    """Run once with numbers: some layers cannot run without, and a wrong input must be told apart."""
+    real = _Runner(found.graph_module(), list(found.graph.nodes))
+    try:
+        with torch.no_grad():
+            real.run(*given)
+    except Exception as error:
+        raise InputError(_cannot_run(tuple(given), error)) from error
+    runner.shapes.update(real.shapes)
+
+
+class _Runner(fx.Interpreter):
+    """An interpreter that notes each value's shape under the node of the original graph."""
+
+    def __init__(self, module: fx.GraphModule, originals: list[fx.Node]) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self.shapes: Shapes = {}
+        self.failure: Exception | None = None
+        self.original = dict(zip(module.graph.nodes, originals, strict=True))
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node and note the shape of a tensor result."""
+        value: Any = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[self.original[n]] = tuple(int(size) for size in value.shape)
+        return value

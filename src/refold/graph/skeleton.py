@@ -1,0 +1,289 @@
+"""Structural copies of models: modules are new, tensors are shared until they are owned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from refold.errors import InputError
+
+_WRAPPERS = frozenset(
+    {"DataParallel", "DistributedDataParallel", "AveragedModel", "FullyShardedDataParallel"}
+)
+_MODULE_TABLES = frozenset({"_parameters", "_buffers", "_modules"})
+
+
+def skeleton(module: nn.Module) -> nn.Module:
+    """Return a structural copy of `module` that shares every tensor with it.
+
+    Containers, attributes, hooks and aliases are copied; parameters, buffers, tensors kept in plain
+    attributes and random generators are the very same objects.
+
+    Raises:
+        InputError: when an attribute of the model cannot be copied or shared.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> copied = skeleton(net)
+        >>> copied is net, copied.weight is net.weight
+        (False, True)
+    """
+    memo = _shared_memo(module)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception:  # any third-party __deepcopy__ may fail in its own way
+        memo = _shared_memo(module)
+        _share_uncopyable(module, memo)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        raise InputError(
+            f"{type(module).__name__} cannot be copied ({_one_line(error)}); "
+            "remove the attribute that cannot be copied, or pass inplace=True"
+        ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:200] if text else type(error).__name__
+
+
+def _shared_memo(module: nn.Module) -> dict[int, Any]:
+    memo: dict[int, Any] = {}
+    for child in module.modules():
+        for value in _held(child):
+            memo[id(value)] = value
+    return memo
+
+
+def _held(module: nn.Module) -> Iterator[Any]:
+    """Yield the tensors and generators that a module itself holds, plain containers included."""
+    for name, value in module.__dict__.items():
+        if name != "_modules":
+            yield from _shareable(value, depth=0)
+
+
+def _shareable(value: Any, depth: int) -> Iterator[Any]:
+    if isinstance(value, torch.Tensor | torch.Generator):
+        yield value
+    elif depth < 6 and isinstance(value, dict):
+        for item in cast("dict[Any, Any]", value).values():
+            yield from _shareable(item, depth + 1)
+    elif depth < 6 and isinstance(value, list | tuple):
+        for item in cast("list[Any]", value):
+            yield from _shareable(item, depth + 1)
+
+
+def _share_uncopyable(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Share the plain attributes that cannot be copied alone (locks, handles, process groups)."""
+    submodules = {id(child): child for child in module.modules()}
+    for child in module.modules():
+        for name, value in child.__dict__.items():
+            if name in _MODULE_TABLES or id(value) in memo:
+                continue
+            try:
+                copy.deepcopy(value, {**memo, **submodules})
+            except Exception:  # the reason does not matter: it is shared instead
+                memo[id(value)] = value
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the network inside parallel, compiled and averaged wrappers.
+
+    Looks through DataParallel, DistributedDataParallel, `torch.compile`, `AveragedModel` and any
+    wrapper whose only child is `module` and that holds no parameter of its own (timm's ModelEma).
+
+    Example:
+        >>> unwrap(nn.DataParallel(nn.Sequential(nn.ReLU())))
+        Sequential(
+          (0): ReLU()
+        )
+    """
+    while (inner := _inner(module)) is not None:
+        module = inner
+    return module
+
+
+def _inner(module: nn.Module) -> nn.Module | None:
+    children = dict(module.named_children())
+    if set(children) == {"_orig_mod"}:
+        return children["_orig_mod"]
+    holds_nothing = not any(True for _ in module.parameters(recurse=False))
+    if set(children) == {"module"} and holds_nothing and not _is_container(module):
+        return children["module"] if _passes_through(module) else None
+    return None
+
+
+def _is_container(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+
+
+def _passes_through(module: nn.Module) -> bool:
+    """Wrappers are known by name, or hold a network without a forward of their own.
+
+    A network that merely calls its one child `module` is no wrapper: its forward may do more.
+    """
+    if type(module).forward is nn.Module.forward:
+        return True
+    return any(
+        kind.__name__ in _WRAPPERS or kind.__name__.startswith("ModelEma")
+        for kind in type(module).__mro__
+    )
+
+
+def own_tensors(module: nn.Module, source: nn.Module) -> int:
+    """Clone the tensors of `module` that still share storage with `source`; return the bytes copied.
+
+    Ties inside `module` stay ties: one Parameter under two names stays one object, overlapping
+    views of one storage still overlap. `requires_grad`, dtype, device, memory format, the Parameter
+    subclass and its attributes are kept.
+
+    Example:
+        >>> net = nn.Linear(2, 2, bias=False)
+        >>> copied = skeleton(net)
+        >>> own_tensors(copied, net)
+        16
+        >>> bool((copied.weight == net.weight).all()), copied.weight is net.weight
+        (True, False)
+    """
+    foreign = {storage_key(t) for m in source.modules() for t in _tensors(m)}
+    shared: dict[int, torch.Tensor] = {}
+    for child in module.modules():
+        for tensor in _tensors(child):
+            if storage_key(tensor) in foreign:
+                shared[id(tensor)] = tensor
+    if not shared:
+        return 0
+    clones, copied = _clone_all(list(shared.values()))
+    for child in module.modules():
+        _swap_tensors(child, clones)
+    return copied
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    return (value for value in _held(module) if isinstance(value, torch.Tensor))
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Return a number that two tensors share exactly when they share their storage.
+
+    Example:
+        >>> base = torch.zeros(4)
+        >>> storage_key(base) == storage_key(base[1:]), storage_key(base) == storage_key(base + 1)
+        (True, False)
+    """
+    try:
+        return cast(int, tensor.untyped_storage()._cdata)  # pyright: ignore[reportPrivateUsage]
+    except (NotImplementedError, RuntimeError):  # sparse tensors and wrappers have no storage
+        return -id(tensor)
+
+
+def _clone_all(tensors: list[torch.Tensor]) -> tuple[dict[int, torch.Tensor], int]:
+    by_storage: dict[int, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        by_storage.setdefault(storage_key(tensor), []).append(tensor)
+    clones: dict[int, torch.Tensor] = {}
+    copied = 0
+    for group in by_storage.values():
+        for cluster in _overlapping(group):
+            for tensor, data in zip(cluster, _clone_cluster(cluster), strict=True):
+                clones[id(tensor)] = _like(tensor, data)
+            copied += _extent_bytes(cluster)
+    return clones, copied
+
+
+def byte_span(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the first and one past the last byte of its storage that a tensor touches.
+
+    Example:
+        >>> byte_span(torch.zeros(4)[1:3])
+        (4, 12)
+    """
+    if tensor.layout is not torch.strided:
+        return 0, 1
+    size, start = tensor.element_size(), tensor.storage_offset()
+    if tensor.numel() == 0:
+        return start * size, start * size
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return start * size, (start + last + 1) * size
+
+
+def _overlapping(group: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Split tensors of one storage into clusters of overlapping views."""
+    if len(group) == 1:
+        return [group]
+    clusters: list[list[torch.Tensor]] = []
+    end = -1
+    for tensor in sorted(group, key=byte_span):
+        low, high = byte_span(tensor)
+        if clusters and low < end:
+            clusters[-1].append(tensor)
+        else:
+            clusters.append([tensor])
+        end = max(end, high)
+    return clusters
+
+
+def _clone_cluster(cluster: list[torch.Tensor]) -> list[torch.Tensor]:
+    one_view = len({(t.shape, t.stride(), t.storage_offset(), t.dtype) for t in cluster}) == 1
+    if len(cluster) == 1 or one_view:
+        data = cluster[0].detach().clone(memory_format=torch.preserve_format)
+        return [data, *(data.view_as(data) for _ in cluster[1:])]
+    storage = cluster[0].untyped_storage().clone()
+    views: list[torch.Tensor] = []
+    for tensor in cluster:
+        empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        place = (storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+        views.append(empty.set_(*place))
+    return views
+
+
+def _extent_bytes(cluster: list[torch.Tensor]) -> int:
+    return max(tensor.numel() * tensor.element_size() for tensor in cluster)
+
+
+def _like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    """Give `data` the class, attributes and `requires_grad` of `tensor`."""
+    requires_grad = tensor.requires_grad and tensor.is_leaf
+    if isinstance(tensor, nn.Parameter):
+        make = cast(Callable[..., torch.Tensor], torch.Tensor._make_subclass)  # pyright: ignore
+        fresh = make(type(tensor), data, requires_grad) if type(data) is torch.Tensor else None
+        fresh = nn.Parameter(data, requires_grad) if fresh is None else fresh
+    else:
+        fresh = data.requires_grad_(requires_grad) if requires_grad else data
+    fresh.__dict__.update(tensor.__dict__)
+    return fresh
+
+
+def _swap_tensors(module: nn.Module, clones: dict[int, torch.Tensor]) -> None:
+    for name, value in list(module.__dict__.items()):
+        if name != "_modules":
+            swapped = _swapped(value, clones, depth=0)
+            if swapped is not value:
+                module.__dict__[name] = swapped
+    if isinstance(module, nn.RNNBase):  # it caches its parameters in a list and in weak references
+        module._init_flat_weights()  # pyright: ignore[reportPrivateUsage]
+
+
+def _swapped(value: Any, clones: dict[int, torch.Tensor], depth: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        return clones.get(id(value), value)
+    if depth >= 6:
+        return value
+    if isinstance(value, dict):
+        table = cast("dict[Any, Any]", value)
+        for key, item in list(table.items()):
+            table[key] = _swapped(item, clones, depth + 1)
+    elif isinstance(value, list):
+        items = cast("list[Any]", value)
+        items[:] = [_swapped(item, clones, depth + 1) for item in items]
+    elif isinstance(value, tuple):
+        old = cast("tuple[Any, ...]", value)
+        new = [_swapped(item, clones, depth + 1) for item in old]
+        if any(a is not b for a, b in zip(old, new, strict=True)):
+            return cast(Any, type(old))(*new) if hasattr(old, "_fields") else tuple(new)
+    return value

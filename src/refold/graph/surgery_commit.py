@@ -1,0 +1,235 @@
+"""Write a plan back into a structural copy of the model."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from refold.errors import InputError
+from refold.graph.frames import Frame, map_tree, walk
+from refold.graph.regenerate import method_from_graph, regenerate, stale_method
+from refold.graph.surgery_edits import Edits, alive
+from refold.graph.surgery_plain import is_layer_subclass, mentioned_names, plain_module
+from refold.graph.surgery_plan import Plan
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_TABLES = frozenset({"_modules", "_parameters", "_buffers"})
+
+
+class Commit:
+    """One write-back: new content first, then generated forwards, then removal of what is unused.
+
+    Args:
+        edits: the record of the editor.
+        target: a fresh skeleton of the whole model.
+    """
+
+    def __init__(self, edits: Edits, target: nn.Module) -> None:
+        self.edits = edits
+        self.capture = edits.capture
+        self.target = target
+        try:
+            self.root = target.get_submodule(self.capture.path)
+        except AttributeError as error:
+            raise InputError(
+                f"the target has no module {self.capture.path!r}: pass a fresh skeleton of the model"
+            ) from error
+        self.plan = Plan(edits)
+        self.old = {path: module for path, module in self.root.named_modules()}
+        self.swaps: dict[int, nn.Module] = {}
+
+    def run(self) -> nn.Module:
+        """Apply everything; return the target, or what took its place."""
+        self._new_content()
+        changed = [f for f in walk(self.capture.root) if self.plan.status[f] != "clean"]
+        self._constants(changed)
+        for frame in changed:
+            self._generate(frame)
+        modules = [(frame, self._module(frame)) for frame in changed]
+        if changed:
+            self._remove_unused(changed)
+        for frame, module in reversed(modules):
+            self._leave_layer_class(frame, module)
+        swap_modules(self.target, self.swaps)
+        return self.swaps.get(id(self.target), self.target)
+
+    # -- new content --------------------------------------------------------------------------------
+
+    def _new_content(self) -> None:
+        swaps: dict[int, nn.Module] = {}
+        inserted = {cast(str, node.target) for node in self.edits.inserted if node.op == "call_module"}
+        for path, module in self.edits.modules.items():
+            if path not in inserted:
+                swaps[id(self.old[path])] = module
+        for node in self.edits.identities:
+            old = self.old[cast(str, node.target)]
+            swaps[id(old)] = nn.Identity().train(old.training)
+        swap_modules(self.target, swaps)
+        for node in self.edits.inserted:
+            if alive(node) and node.op == "call_module":
+                path = cast(str, node.target)
+                place_module(self.root, path, self.edits.modules[path])
+
+    def _constants(self, changed: list[Frame]) -> None:
+        """Store tensors that the trace computed, so that a generated forward can read them."""
+        for frame in changed:
+            graph = self.plan.bodies.get(frame)
+            for node in graph.nodes if graph is not None else ():
+                name = cast(str, node.target)
+                if node.op != "get_attr" or hasattr(self._module(frame), name.split(".")[0]):
+                    continue
+                value = getattr(self.capture.module, name, None)
+                if isinstance(value, torch.Tensor):
+                    self._module(frame).register_buffer(name, value, persistent=False)
+
+    def _module(self, frame: Frame) -> nn.Module:
+        return self.root.get_submodule(frame.path)
+
+    # -- generated forwards -------------------------------------------------------------------------
+
+    def _generate(self, frame: Frame) -> None:
+        module = self._module(frame)
+        graph = self.plan.bodies.get(frame)
+        if graph is None:
+            where = self.capture.full(frame.path)
+            regenerate(module, {frame.method: stale_method(where)})
+        elif isinstance(module, fx.GraphModule):
+            module.graph = graph
+        else:
+            regenerate(module, {frame.method: method_from_graph(graph)})
+
+    def _leave_layer_class(self, frame: Frame, module: nn.Module) -> None:
+        """Replace a changed instance of a torch.nn layer class: it is no such layer any more."""
+        graph = self.plan.bodies.get(frame)
+        if graph is None or frame.method != "forward" or not is_layer_subclass(type(module)):
+            return
+        plain = plain_module(module, graph)
+        plain.training = module.training
+        self.swaps[id(module)] = self.swaps.get(id(plain), plain)
+
+    # -- removal --------------------------------------------------------------------------------------
+
+    def _remove_unused(self, changed: list[Frame]) -> None:
+        live = self._live_modules()
+        dead = {
+            id(self._at(path))
+            for path in self._dead_paths()
+            if not any(id(below) in live for below in self._at(path).modules())
+        }
+        for holder in list(self.root.modules()):
+            _drop_children(holder, dead - self._mentioned(holder))
+        _drop_empty(self.root, dead, live)
+        self._drop_tensors(changed)
+
+    def _mentioned(self, holder: nn.Module) -> set[int]:
+        """Return the bypassed layers that other methods of their holder still call: Identities."""
+        names = mentioned_names(type(holder))
+        children = ((name, child) for name, child in holder._modules.items() if name in names)
+        return {id(child) for _, child in children if type(child) is nn.Identity}
+
+    def _at(self, path: str) -> nn.Module:
+        return self.root.get_submodule(path)
+
+    def _live_modules(self) -> set[int]:
+        """Return the modules that still run: layers with a call, frames with a call."""
+        live: set[int] = set()
+        for node in self.capture.graph.nodes:
+            if node.op == "call_module":
+                live.add(id(self._at(cast(str, node.target))))
+        for frame in walk(self.capture.root):
+            if self.plan.has_nodes(frame):
+                live.add(id(self._module(frame)))
+        for path, count in self.capture.calls.items():
+            if count > 0:
+                live.add(id(self._at(path)))
+        return live
+
+    def _dead_paths(self) -> set[str]:
+        """Return modules that lost their only call below a frame whose forward was generated."""
+        paths: set[str] = set()
+        for node in self.edits.before:
+            if self.edits.before[node][0] == "call_module" and not alive(node):
+                if self._is_generated(self.edits.home[node]):
+                    paths.add(cast(str, self.edits.before[node][1]))
+        for frame in walk(self.capture.root):
+            parent = frame.parent
+            if frame.method != "forward" or parent is None:
+                continue
+            if self._is_generated(parent) and not self.plan.has_nodes(frame):
+                paths.add(frame.path)
+        return paths
+
+    def _is_generated(self, frame: Frame) -> bool:
+        return self.plan.status[frame] != "clean"
+
+    def _drop_tensors(self, changed: list[Frame]) -> None:
+        """Delete parameters and buffers that only removed nodes have read."""
+        nodes = [n for n in self.edits.before if self.edits.before[n][0] == "get_attr"]
+        read = {cast(str, node.target) for node in nodes if alive(node)}
+        frames = set(changed)
+        for node in nodes:
+            path = cast(str, node.target)
+            if alive(node) or path in read or self.edits.home[node] not in frames:
+                continue
+            owner_path, _, name = path.rpartition(".")
+            try:
+                owner = self._at(owner_path)
+            except AttributeError:  # the owner itself was removed
+                continue
+            owner._parameters.pop(name, None)
+            owner._buffers.pop(name, None)
+
+def _drop_children(holder: nn.Module, dead: set[int]) -> None:
+    for name, child in list(holder._modules.items()):
+        if child is None or id(child) not in dead:
+            continue
+        if isinstance(holder, _CONTAINERS):  # length and indices of containers stay
+            holder._modules[name] = nn.Identity().train(child.training)
+            dead.add(id(holder._modules[name]))
+        else:
+            del holder._modules[name]
+
+def _drop_empty(root: nn.Module, dead: set[int], live: set[int]) -> None:
+    """Remove containers of which only dead children are left."""
+    for holder in list(root.modules()):
+        for name, child in list(holder._modules.items()):
+            if not isinstance(child, _CONTAINERS) or id(child) in live or not len(child._modules):
+                continue
+            if all(id(item) in dead for item in child._modules.values()):
+                dead.add(id(child))
+                _drop_children(holder, {id(child)})
+                holder._modules.pop(name, None) if not isinstance(holder, _CONTAINERS) else None
+
+def place_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Register `module` at `path` below `root`."""
+    parent_path, _, name = path.rpartition(".")
+    root.get_submodule(parent_path)._modules[name] = module
+
+def swap_modules(root: nn.Module, swaps: dict[int, nn.Module]) -> None:
+    """Replace modules (by identity) everywhere below `root`: under every name and in plain lists."""
+    if not swaps:
+        return
+
+    def swapped(value: Any) -> Any:
+        return swaps.get(id(value), value) if isinstance(value, nn.Module) else value
+
+    holders = list(root.modules()) + [m for new in swaps.values() for m in new.modules()]
+    for holder in holders:
+        for name, child in holder._modules.items():
+            holder._modules[name] = cast("nn.Module | None", swapped(child))
+        for name, value in list(holder.__dict__.items()):
+            if name not in _TABLES and _mentions(value, swaps):
+                holder.__dict__[name] = map_tree(swapped, value)
+
+def _mentions(value: Any, swaps: dict[int, nn.Module]) -> bool:
+    if isinstance(value, nn.Module):
+        return id(value) in swaps
+    if type(value) in (list, tuple):
+        return any(isinstance(item, nn.Module) and id(item) in swaps for item in value)
+    if type(value) is dict:
+        items = cast("dict[Any, Any]", value).values()
+        return any(isinstance(item, nn.Module) and id(item) in swaps for item in items)
+    return False
+

@@ -1,0 +1,71 @@
+"""What takes the place of a changed module whose class must not stay."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from types import CodeType
+from typing import Any, cast
+
+from torch import fx, nn
+
+from refold.graph.regenerate import check_baked, method_from_graph, regenerate
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def is_layer_subclass(kind: type[nn.Module]) -> bool:
+    """Say whether a class derives from a torch.nn layer (not from a container).
+
+    Example:
+        >>> is_layer_subclass(nn.BatchNorm2d), is_layer_subclass(nn.Sequential)
+        (True, False)
+    """
+    if issubclass(kind, _CONTAINERS):
+        return False
+    homes = (base.__module__ for base in kind.__mro__ if base is not nn.Module)
+    return any(home.startswith("torch.nn.modules") for home in homes)
+
+def plain_module(module: nn.Module, graph: fx.Graph) -> nn.Module:
+    """Return the simplest module that computes `graph` with the children of `module`."""
+    body = [n for n in graph.nodes if n.target is not check_baked and n.op != "output"]
+    inputs = [node for node in body if node.op == "placeholder"]
+    calls = [node for node in body if node.op != "placeholder"]
+    result = next(node for node in graph.nodes if node.op == "output").args[0]
+    if inputs and _is_chain(inputs[0], calls, result):
+        children = [(cast(str, n.target), module.get_submodule(cast(str, n.target))) for n in calls]
+        if len(children) == 1:
+            return children[0][1]
+        if not children:
+            return nn.Identity()
+        named = [(name.replace(".", "_"), child) for name, child in children]
+        return nn.Sequential(OrderedDict(named))
+    plain = nn.Module()
+    for table in ("_modules", "_parameters", "_buffers"):
+        plain.__dict__[table].update(module.__dict__[table])
+    regenerate(plain, {"forward": method_from_graph(graph)})
+    return plain
+
+def _is_chain(value: fx.Node, calls: list[fx.Node], result: Any) -> bool:
+    for node in calls:
+        if node.op != "call_module" or node.args != (value,) or node.kwargs:
+            return False
+        value = node
+    return result is value
+
+
+def mentioned_names(kind: type[nn.Module]) -> set[str]:
+    """Return the attribute names that methods of a class other than forward and __init__ read."""
+    names: set[str] = set()
+    for base in kind.__mro__:
+        if base.__module__.startswith("torch.nn"):
+            continue
+        for name, value in base.__dict__.items():
+            code = getattr(value, "__code__", None)
+            if code is not None and name not in ("forward", "__init__"):
+                names |= _names_in(code)
+    return names
+
+
+def _names_in(code: CodeType) -> set[str]:
+    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
+    return set(code.co_names).union(*map(_names_in, inner))

@@ -1,0 +1,74 @@
+"""The survey after folding: every candidate that is still there, and why."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from refold.algebra.operator import Affine, Refusal, leaves
+from refold.graph.fold import FoldPass, node_path
+from refold.graph.piece import Piece
+from refold.graph.record import Kept
+from refold.graph.region import Region, Regions
+from refold.rules.engine import simplify
+
+
+def survey(fold: FoldPass) -> list[Kept]:
+    """Return what was not folded: refusals of rules, layers that must stay, and norms without a partner."""
+    regions = Regions(fold.lifter)
+    kept: dict[str, Kept] = {}
+    for node in fold.lifter.capture.graph.nodes:
+        piece = regions.piece(node)
+        if isinstance(piece, str):
+            _keep(kept, Kept(fold.path(node), piece))
+    for node, refused in fold.refused.items():
+        if not node._erased:  # type: ignore[reportPrivateUsage]
+            _keep(kept, refused)
+    for root in regions.roots():
+        region = regions.region(root)
+        if region is not None:
+            _survey_region(fold, regions, region, kept)
+    return list(kept.values())
+
+
+def _survey_region(
+    fold: FoldPass, regions: Regions, region: Region, kept: dict[str, Kept]
+) -> None:
+    spoken: set[int] = set()
+    if len(leaves(region.op)) > 1:
+        for refusal in simplify(region.op, allow_growth=fold.allow_growth).refusals:
+            nodes = _nodes(refusal, region)
+            if nodes:
+                spoken.update(id(leaf) for leaf in refusal.operators)
+                where = " + ".join(dict.fromkeys(node_path(node) for node in nodes))
+                _keep(kept, Kept(fold.lifter.capture.full(where), refusal.reason, refusal.costlier))
+    for leaf in leaves(region.op):
+        node = region.origins[id(leaf)]
+        if isinstance(leaf, Affine) and id(leaf) not in spoken and _is_norm(fold, node):
+            _keep(kept, Kept(fold.path(node), _lonely(regions, node)))
+
+
+def _nodes(refusal: Refusal, region: Region) -> list[fx.Node]:
+    found = [region.origins.get(id(leaf)) for leaf in refusal.operators]
+    return [node for node in found if node is not None]
+
+
+def _is_norm(fold: FoldPass, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        module = fold.lifter.capture.module.get_submodule(str(node.target))
+        return hasattr(module, "running_var")
+    return "norm" in str(node.target)
+
+
+def _lonely(regions: Regions, node: fx.Node) -> str:
+    """Return why a norm has nothing to be folded into."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    if isinstance(regions.piece(source), Piece) and len(source.users) > 1:
+        others = ", ".join(node_path(user) for user in source.users if user is not node)
+        return f"the value of {node_path(source)} is also read by {others}"
+    readers = ", ".join(dict.fromkeys(node_path(user) for user in node.users))
+    return f"no neighbour takes it in: it comes from {node_path(source)} and goes to {readers}"
+
+
+def _keep(kept: dict[str, Kept], item: Kept) -> None:
+    kept.setdefault(item.where, item)

@@ -1,0 +1,296 @@
+"""Trace a module into one flat graph and remember which module call made every node."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from refold.errors import InputError
+from refold.graph.frames import Frame, leaves, map_tree
+from refold.graph.tracer_leaves import drop_checks, helper_methods, is_layer, one_line, pinned_reason
+from refold.graph.tracer_proxy import RefoldProxy
+
+class RefoldTracer(fx.Tracer):
+    """A tracer that keeps frames, keeps in-place operators in place and survives what it cannot trace.
+
+    Args:
+        leaves: paths to take as atomic, with the reason.
+        buffers: record reads of buffers as nodes (else they are constants of the trace).
+
+    A submodule that cannot be traced becomes a leaf on the spot; `opaque` holds its path and the
+    reason. A module with hooks, parametrizations or a compiled body is a leaf too. `repeated` holds
+    the modules called more than once that were not yet leaves: trace again with them in `leaves`.
+    """
+
+    def __init__(self, leaves: dict[str, str] | None = None, *, buffers: bool = True) -> None:
+        super().__init__()
+        self.forced = dict(leaves or {})
+        self.reset(buffers=buffers)
+
+    def reset(self, *, buffers: bool) -> None:
+        """Forget what a failed trace has recorded."""
+        self.proxy_buffer_attributes = buffers
+        self.num_calls: dict[str, int] = {}
+        self.opaque: dict[str, str] = {}
+        self.entered: set[str] = set()
+        self.repeated: dict[str, str] = {}
+        self.calls: Counter[str] = Counter()
+        self.stack: list[Frame] = []
+        self.root_frame: Frame | None = None
+        self._framed: set[str] = set()
+        self._log: list[fx.Node] = []
+        self._stored: dict[tuple[int, int], RefoldProxy] = {}
+        self._stored_paths: dict[int, str] = {}
+
+    # -- what is a leaf ---------------------------------------------------------------------------
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_layer(m) or self._opaque_reason(m, module_qualified_name) is not None
+
+    def _opaque_reason(self, module: nn.Module, path: str) -> str | None:
+        if path in self.forced:
+            return self.forced[path]
+        return pinned_reason(module)
+
+    # -- module calls -----------------------------------------------------------------------------
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        path = self._path(m)
+        self.entered.add(path or "")
+        if path is None:  # made inside forward: holds no state, so it is part of its caller
+            return forward(*args, **kwargs)
+        if is_layer(m):
+            return self._leaf(path, args, kwargs)
+        reason = self._opaque_reason(m, path)
+        if reason is None and path in self._framed:
+            reason = self.repeated[path] = "it is called more than once"
+        if reason is not None:
+            self.opaque.setdefault(path, reason)
+            return self._leaf(path, args, kwargs)
+        return self._enter(m, path, forward, args, kwargs)
+
+    def _path(self, module: nn.Module) -> str | None:
+        try:
+            return self.path_of_module(module)
+        except NameError:
+            if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+                kind = type(module).__name__
+                raise InputError(f"a {kind} that is no registered submodule is called") from None
+            return None
+
+    def _leaf(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Proxy:
+        proxy = self.create_proxy("call_module", path, args, kwargs)
+        self.calls[path] += 1
+        return proxy
+
+    def _enter(
+        self,
+        module: nn.Module,
+        path: str,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        mark, calls, framed = len(self._log), self.calls.copy(), set(self._framed)
+        lists = [(item, list(item)) for item in args if isinstance(item, list)]
+        buffers = self.proxy_buffer_attributes
+        for attempt in (buffers, False):
+            self.proxy_buffer_attributes = attempt
+            try:
+                return self._run(module, path, "forward", forward, args, kwargs)
+            except Exception as error:  # any model code may raise anything while it is traced
+                reason = one_line(error)
+                self._roll_back(mark)
+                self.calls, self._framed = calls.copy(), set(framed)
+                for item, content in lists:
+                    item[:] = content
+            finally:
+                self.proxy_buffer_attributes = buffers
+            if not buffers or not any(True for _ in module.buffers()):
+                break
+        self.opaque[path] = reason
+        return self._leaf(path, args, kwargs)
+
+    def _run(
+        self,
+        module: nn.Module,
+        path: str,
+        method: str,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        parent = self.stack[-1]
+        recorded = (map_tree(_as_node, args), map_tree(_as_node, kwargs))
+        frame = Frame(path, module, *recorded, parent=parent, method=method)
+        self._framed.add(path)
+        if method == "forward":
+            self._watch_methods(module, path)
+        parent.children.append(frame)
+        self.stack.append(frame)
+        try:
+            result = forward(*args, **kwargs)
+            frame.output = map_tree(_as_node, result)
+        except Exception:
+            parent.children.remove(frame)
+            raise
+        finally:
+            self.stack.pop()
+        return result
+
+    def _watch_methods(self, module: nn.Module, path: str) -> None:
+        """Record calls of the module's own methods as frames too (`self.forward_features(x)`)."""
+        for name, function in helper_methods(module):
+            if name not in module.__dict__:
+                module.__dict__[name] = self._watched(module, path, name, function)
+
+    def _watched(
+        self, module: nn.Module, path: str, name: str, function: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        bound = MethodType(function, module)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            traced = any(isinstance(leaf, fx.Proxy) for leaf in leaves((args, kwargs)))
+            current = self.stack[-1] if self.stack else None
+            if not traced or current is None or current.module is not module:
+                return bound(*args, **kwargs)
+            return self._run(module, path, name, bound, args, kwargs)
+
+        return call
+
+    def _roll_back(self, mark: int) -> None:
+        while len(self._log) > mark:
+            node = self._log.pop()
+            if node.graph is self.graph and not node._erased:
+                self._frame_nodes(node).remove(node)
+                self.graph.erase_node(node)
+        alive = {id(node) for node in self._log}
+        self._stored = {k: p for k, p in self._stored.items() if id(p.node) in alive}
+
+    def _frame_nodes(self, node: fx.Node) -> list[fx.Node]:
+        return cast(Frame, node.meta["frame"]).nodes
+
+    # -- nodes ------------------------------------------------------------------------------------
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        frame = self.stack[-1]
+        node.meta["frame"] = frame
+        frame.nodes.append(node)
+        self._log.append(node)
+        return node
+
+    def proxy(self, node: fx.Node) -> RefoldProxy:
+        return RefoldProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if isinstance(a, OrderedDict) or (isinstance(a, dict) and type(a) is not dict):
+            kind, table = cast("type[Any]", type(a)), cast("dict[Any, Any]", a)
+            if kind.__module__ != "torch.fx.immutable_collections":
+                pairs = [(key, self.create_arg(item)) for key, item in table.items()]
+                return self.create_node("call_function", kind, (pairs,), {})
+        if isinstance(a, torch.Tensor) and (path := self._stored_paths.get(id(a))) is not None:
+            return self._stored_proxy(path, a).node
+        return super().create_arg(a)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Turn reads of parameters and buffers into `get_attr` nodes, one for each frame."""
+        wanted = isinstance(attr_val, nn.Parameter) or (
+            self.proxy_buffer_attributes and isinstance(attr_val, torch.Tensor)
+        )
+        path = self._stored_paths.get(id(attr_val)) if wanted else None
+        return attr_val if path is None else self._stored_proxy(path, attr_val)
+
+    def _stored_proxy(self, path: str, tensor: torch.Tensor) -> RefoldProxy:
+        frame = self.stack[-1]
+        key = (id(frame), id(tensor))
+        if key not in self._stored:
+            node = self.create_node("get_attr", _path_in(frame, path, tensor), (), {})
+            readable = not isinstance(tensor, nn.Parameter)
+            self._stored[key] = RefoldProxy(node, self, tensor, readable)
+        return self._stored[key]
+
+    # -- the root ---------------------------------------------------------------------------------
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Make a placeholder for every argument without a default; the others keep their default."""
+        parameters = list(inspect.signature(root_fn).parameters.values())[1:]
+        frame = self.stack[-1]
+        args: list[Any] = []
+        names: list[str] = []
+        for parameter in parameters:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            if parameter.default is not parameter.empty:
+                continue
+            proxy = self.create_proxy("placeholder", parameter.name, (), {})
+            args.append(proxy)
+            names.append(parameter.name)
+            frame.kwargs[parameter.name] = proxy.node
+        positional = {p.name for p in parameters if p.kind is p.POSITIONAL_ONLY}
+
+        def call(*values: Any) -> Any:
+            named = dict(zip(names, values, strict=True))
+            first = [named.pop(name) for name in names if name in positional]
+            result = root_fn(self.root, *first, **named)
+            frame.output = map_tree(_as_node, result)
+            return result
+
+        return call, args
+
+    @contextmanager
+    def _rooted(self, root: nn.Module) -> Iterator[None]:
+        self.root_frame = Frame("", root)
+        self.stack = [self.root_frame]
+        self._watch_methods(root, "")
+        self._stored_paths = {}
+        for table in (root.named_buffers(), root.named_parameters()):
+            for name, tensor in table:
+                self._stored_paths[id(tensor)] = name
+        try:
+            yield
+        finally:
+            self.stack = []
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace `root` (a throw-away skeleton) and return its flat graph."""
+        with self._rooted(root):
+            graph = super().trace(root, concrete_args)
+        drop_checks(graph, cast(Frame, self.root_frame))
+        return graph
+
+
+def _as_node(value: Any) -> Any:
+    return value.node if isinstance(value, fx.Proxy) else value
+
+
+def _path_in(frame: Frame, path: str, tensor: torch.Tensor) -> str:
+    """Prefer a name of a tied tensor that lies below the frame's own module."""
+    if not frame.path or path.startswith(frame.path + "."):
+        return path
+    for name, value in _named_tensors(frame.module):
+        if value is tensor:
+            return f"{frame.path}.{name}"
+    return path
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()

@@ -1,0 +1,69 @@
+"""Decide on shapes, then compute: a rewrite found on `meta` tensors, done again on the real ones.
+
+Trying rules costs nothing on tensors without storage, so the engine may try many and the arithmetic runs once, for the
+rewrites that were kept. This is sound because rules decide on structure and geometry only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from refold.algebra.operator import Concat, Operator, Sequence, Sum
+from refold.rules.engine import Rewrite
+
+
+class Replay:
+    """Real operators by the stand-ins that took their place while deciding."""
+
+    def __init__(self) -> None:
+        self._real: dict[int, Operator] = {}
+        self._shadows: dict[int, Operator] = {}
+        self._kept: list[Operator] = []
+
+    def stand_in(self, op: Operator) -> Operator:
+        """Return `op` with every tensor on `meta`, remembering what it stands for."""
+        if isinstance(op, (Sequence, Sum, Concat)):
+            return type(op)(tuple(self.stand_in(part) for part in op.parts))
+        changes: dict[str, Any] = {
+            item.name: value.to("meta")
+            for item in fields(op)
+            if isinstance(value := getattr(op, item.name), Tensor)
+        }
+        shadow = replace(op, **changes)
+        self._shadows[id(op)] = shadow
+        self._remember(shadow, op)
+        return shadow
+
+    def shadow_of(self, op: Operator) -> Operator:
+        """Return the stand-in of an operator that was given one."""
+        if isinstance(op, (Sequence, Sum, Concat)):
+            return type(op)(tuple(self.shadow_of(part) for part in op.parts))
+        return self._shadows[id(op)]
+
+    def real(self, op: Operator) -> Operator:
+        """Return the real operator of one made of stand-ins."""
+        if isinstance(op, (Sequence, Sum, Concat)):
+            return type(op)(tuple(self.real(part) for part in op.parts))
+        return self._real.get(id(op), op)
+
+    def run(self, rewrite: Rewrite) -> Operator:
+        """Return the real result of a rewrite that was found on stand-ins."""
+        for step in rewrite.steps:
+            result = step.rule(self.real(step.window))
+            assert isinstance(result, Operator), f"{step.rule.name} decided on values"
+            self._match(step.after, result)
+        return self.real(rewrite.op)
+
+    def _match(self, shadow: Operator, op: Operator) -> None:
+        if isinstance(shadow, (Sequence, Sum, Concat)) and type(shadow) is type(op):
+            for one, other in zip(shadow.parts, op.parts, strict=True):  # type: ignore[attr-defined]
+                self._match(one, other)
+        elif id(shadow) not in self._real:
+            self._remember(shadow, op)
+
+    def _remember(self, shadow: Operator, op: Operator) -> None:
+        self._real[id(shadow)] = op
+        self._kept.append(shadow)

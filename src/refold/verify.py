@@ -1,0 +1,242 @@
+"""Prove that two models compute the same function, in float64, or say where they do not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ._verify_copies import copy_model, run_wide, widen
+from ._verify_inputs import Inputs, as_inputs, trial_inputs, unrunnable
+from ._verify_outputs import Gap, IncomparableError, compare, first_line, relative_errors
+from ._verify_rounding import Rounding, native_rounding, weight_bound
+from .errors import NotEquivalentError, RefusedError
+
+TOLERANCE = 1e-9
+_NATIVE_TRIALS = 2  # the example and the random input: rounding needs no more
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+_VACUOUS = (
+    "every norm of the reference still has its initial statistics (mean 0, variance 1, weight 1, "
+    "bias 0), so this check proves nothing about norms: load trained weights or randomise them"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one input showed: the worst output and its error, or why there is none in numbers."""
+
+    name: str
+    error: float
+    output: str
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Equivalence:
+    """Result of `verify`: true when both models compute the same function on every trial.
+
+    `max_rel_error` is the largest max|delta| / max|reference| over outputs and trials, in
+    float64; infinite when outputs could not be compared. `native` tells what the models' own
+    precision adds. `vacuous` warns that untrained norms would hide mistakes.
+    """
+
+    max_rel_error: float
+    tolerance: float
+    dtype: str
+    trials: tuple[Trial, ...]
+    native: Rounding
+    vacuous: bool
+    failure: str | None = None
+
+    def __bool__(self) -> bool:
+        """Whether the models are equal within the tolerance and the native bound."""
+        return self.failure is None
+
+    def check(self) -> Equivalence:
+        """Return self when equal.
+
+        Raises:
+            NotEquivalentError: Otherwise; it names the input, the output and the error.
+        """
+        if self.failure is not None:
+            raise NotEquivalentError(f"the candidate differs from the reference: {self.failure}")
+        return self
+
+    def __str__(self) -> str:
+        """Say the verdict, the errors with their bounds, and any warning, a line each."""
+        native = self.native
+        verdict = "equal" if self else f"not equal: {self.failure}"
+        lines = [
+            f"{verdict}",
+            f"largest relative error {self.max_rel_error:.2g} in {self.dtype} "
+            f"(tolerance {self.tolerance:.2g}, {len(self.trials)} inputs)",
+        ]
+        if native.error is None:
+            lines.append(f"native precision: {native.note}")
+        else:
+            lines.append(
+                f"native {native.dtype}: error {native.error:.2g}, the reference itself "
+                f"{native.reference_error or 0.0:.2g} (bound {native.bound:.2g})"
+            )
+        if self.vacuous:
+            lines.append(f"warning: {_VACUOUS}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; what is not finite becomes None."""
+        return {
+            **asdict(self),
+            "equal": bool(self),
+            "max_rel_error": _finite(self.max_rel_error),
+            "native": {**asdict(self.native), "error": _finite(self.native.error)},
+            "trials": [{**asdict(trial), "error": _finite(trial.error)} for trial in self.trials],
+        }
+
+
+def verify(
+    reference: nn.Module, candidate: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
+) -> Equivalence:
+    """Compare two models in float64 on the example, random, constant and impulse inputs.
+
+    Float64 copies run, so that rounding cannot hide a mistake. Weights that were rounded to a
+    lower precision stay rounded in the copy: the tolerance is then what one rounding of each
+    weight may cause (`_verify_rounding.rounding_bound`). For the sharp 1e-9, fold and verify
+    `model.double()`. Neither model is changed.
+
+    Args:
+        reference: The model that is right by definition, in eval mode.
+        candidate: The model that should equal it, in eval mode.
+        example_inputs: One tensor or a tuple of them; other inputs are made in these shapes.
+
+    Raises:
+        RefusedError: When a model is in training mode.
+        InputError: When the reference cannot run on the example.
+
+    Example:
+        >>> conv = nn.Conv2d(3, 4, 3).eval()
+        >>> bool(verify(conv, nn.Sequential(conv, nn.Identity()).eval(), torch.zeros(1, 3, 8, 8)))
+        True
+    """
+    example = as_inputs(example_inputs)
+    _require_eval(reference, "reference")
+    _require_eval(candidate, "candidate")
+    wide_reference, wide_candidate = copy_model(reference, widen), copy_model(candidate, widen)
+    inputs = dict(trial_inputs(example))
+    try:
+        run_wide(wide_reference, inputs["example"])
+    except Exception as error:
+        raise unrunnable(reference, example, error) from error
+    tolerance = max(TOLERANCE, weight_bound(reference, candidate))
+    failure = _nondeterminism(wide_reference, list(inputs.values())[:_NATIVE_TRIALS][-1])
+    trials = _run_trials(wide_reference, wide_candidate, inputs)
+    native = native_rounding(
+        reference, candidate, wide_reference, list(inputs.values())[:_NATIVE_TRIALS]
+    )
+    return Equivalence(
+        max_rel_error=max(trial.error for trial in trials),
+        tolerance=tolerance,
+        dtype="float64",
+        trials=trials,
+        native=native,
+        vacuous=_is_vacuous(reference),
+        failure=failure or _first_failure(trials, tolerance, native),
+    )
+
+
+def _run_trials(
+    reference: nn.Module, candidate: nn.Module, inputs: dict[str, Inputs]
+) -> tuple[Trial, ...]:
+    measured: dict[str, dict[str, Gap]] = {}
+    failed: dict[str, Trial] = {}
+    for name, values in inputs.items():
+        try:
+            measured[name] = _gaps(reference, candidate, values)
+        except IncomparableError as problem:
+            failed[name] = Trial(name, math.inf, "", str(problem))
+    errors = dict(zip(measured, relative_errors(list(measured.values())), strict=True))
+    return tuple(failed.get(name) or Trial(name, *errors[name]) for name in inputs)
+
+
+def _gaps(reference: nn.Module, candidate: nn.Module, inputs: Inputs) -> dict[str, Gap]:
+    outputs: list[object] = []
+    for owner, model in (("reference", reference), ("candidate", candidate)):
+        try:
+            outputs.append(run_wide(model, inputs))
+        except Exception as error:  # any error of a stranger's forward pass is a finding here
+            cause = f"{type(error).__name__}: {first_line(error)}"
+            raise IncomparableError(f"the {owner} raised {cause}") from error
+    return compare(*outputs)
+
+
+def _first_failure(trials: tuple[Trial, ...], tolerance: float, native: Rounding) -> str | None:
+    for trial in trials:
+        if trial.failure is not None:
+            return f"on input '{trial.name}' {trial.failure}"
+    worst = max(trials, key=lambda trial: trial.error)
+    if worst.error > tolerance:
+        return (
+            f"on input '{worst.name}' {worst.output} differs by {worst.error:.2g} relative to the "
+            f"reference, more than {tolerance:.2g}"
+        )
+    if native.is_within:
+        return None
+    return native.note or f"{native.dtype} rounding {native.error:.2g} exceeds {native.bound:.2g}"
+
+
+def _nondeterminism(reference: nn.Module, inputs: Inputs) -> str | None:
+    try:
+        gaps = compare(run_wide(reference, inputs), run_wide(reference, inputs))
+    except Exception:  # the trials report it with its cause
+        return None
+    error, output = relative_errors([gaps])[0]
+    if error <= TOLERANCE:
+        return None
+    return f"the reference is not deterministic: two runs differ by {error:.2g} at {output}"
+
+
+def _require_eval(model: nn.Module, owner: str) -> None:
+    # A GraphModule froze its mode when traced; the flag on its root means nothing.
+    is_training = model.training and not isinstance(model, torch.fx.GraphModule)
+    path = "the root" if is_training else next(_training_layers(model), None)
+    if path is not None:
+        raise RefusedError(
+            f"the {owner} is in training mode ({path}), where norms use the batch and dropout is "
+            "random: call model.eval() first"
+        )
+
+
+def _training_layers(model: nn.Module) -> Iterator[str]:
+    for path, layer in cast(Iterable[tuple[str, nn.Module]], model.named_modules()):
+        is_random = _is_norm(layer) or isinstance(layer, _DROPOUTS)
+        # torch.export keeps tensors in bare modules, whose flag means nothing either.
+        if layer.training and is_random and type(layer) is not nn.Module:
+            yield path
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "running_mean", None), Tensor)
+
+
+def _is_vacuous(model: nn.Module) -> bool:
+    norms = [module for module in model.modules() if _is_norm(module)]
+    return bool(norms) and all(map(_is_initial, norms))
+
+
+def _is_initial(norm: nn.Module) -> bool:
+    # A weight of 0 is also an initial one: residual branches often start switched off.
+    allowed = {"running_mean": (0.0,), "running_var": (1.0,), "weight": (1.0, 0.0), "bias": (0.0,)}
+    for name, values in allowed.items():
+        tensor = getattr(norm, name, None)
+        if isinstance(tensor, Tensor) and not any(bool((tensor == v).all()) for v in values):
+            return False
+    return True
+
+
+def _finite(error: float | None) -> float | None:
+    return error if error is not None and math.isfinite(error) else None

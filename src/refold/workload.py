@@ -1,0 +1,89 @@
+"""How big a model is: its parameters, and the multiply-adds of one call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ._verify_inputs import as_inputs, unrunnable
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Parameters of a model and the multiply-adds of one call; None when no input was given."""
+
+    parameters: int
+    macs: int | None
+
+    def __str__(self) -> str:
+        """Say both in millions: `5.29 M parameters, 401.2 M multiply-adds`."""
+        macs = "" if self.macs is None else f", {self.macs / 1e6:,.1f} M multiply-adds"
+        return f"{self.parameters / 1e6:,.2f} M parameters{macs}"
+
+
+def measure(
+    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | None = None
+) -> Workload:
+    """Count parameters (each tensor once) and the multiply-adds of convolutions and products.
+
+    The model runs on tensors without data, so even a large one costs no memory and little time;
+    one that needs real values (control flow on data) runs once for real, on a copy.
+
+    Args:
+        model: Any module, on any device. It is never changed.
+        example_inputs: One tensor or a tuple of them; the count is for this whole batch.
+
+    Raises:
+        InputError: When the model cannot run on the example inputs.
+
+    Example:
+        >>> measure(nn.Conv2d(3, 8, 3, bias=False), torch.zeros(1, 3, 6, 6))
+        Workload(parameters=216, macs=3456)
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if example_inputs is None:
+        return Workload(parameters, None)
+    return Workload(parameters, _count_macs(model, as_inputs(example_inputs)))
+
+
+def _count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    try:
+        return _count_fake(model, inputs)
+    except Exception:  # whatever data-free tensors cannot do, the real ones decide
+        pass
+    try:
+        with _counting() as counter:
+            copy.deepcopy(model)(*(tensor.clone() for tensor in inputs))
+    except Exception as error:
+        raise unrunnable(model, inputs, error) from error
+    return counter.get_total_flops() // 2
+
+
+def _count_fake(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # constants made in forward stay real
+    with FakeCopyMode(mode):
+        fake_model = copy.deepcopy(model)
+    fake_inputs = [mode.from_tensor(tensor) for tensor in inputs]
+    with mode, _counting() as counter:
+        fake_model(*fake_inputs)
+    return counter.get_total_flops() // 2
+
+
+@contextmanager
+def _counting() -> Generator[FlopCounterMode]:
+    # The fused attention kernels of the CPU hide their products from the counter.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
+            yield count
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

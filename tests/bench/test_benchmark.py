@@ -1,0 +1,128 @@
+"""The table holds what was measured, what was skipped and why; never a claim about speed."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from refold.bench import RUNTIMES, Spread, benchmark
+from refold.errors import InputError, RefusedError
+
+EXAMPLE = torch.ones(1, 3, 8, 8)
+
+
+@pytest.fixture
+def models() -> dict[str, nn.Module]:
+    return {
+        "before": nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(),
+        "after": nn.Conv2d(3, 4, 3).eval(),
+    }
+
+
+class _Counting(nn.Module):
+    """Writes its name into a shared log at every call."""
+
+    def __init__(self, log: list[str], name: str) -> None:
+        super().__init__()
+        self.write = lambda: log.append(name)  # a function: copies of the model share its log
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.write()
+        return x
+
+
+def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refold.bench.clock._SAMPLE_SECONDS", 1e-12)
+    log: list[str] = []
+    models = {name: _Counting(log, name).eval() for name in "AB"}
+    benchmark(models, EXAMPLE, ("eager",), rounds=4)
+    assert log[-8:] == list("ABABABAB")
+
+
+def test_ratios_are_paired_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The machine gets slower every round; B always takes half the time of A.
+    clock = iter([0.0, 1.0] * 2 + [0, 2, 0, 1, 0, 20, 0, 10, 0, 200, 0, 100])
+    monkeypatch.setattr("refold.bench.clock.time.perf_counter", lambda: next(clock))
+    table = benchmark({"A": nn.ReLU().eval(), "B": nn.ReLU().eval()}, EXAMPLE, ["eager"], rounds=3)
+    assert table.row("eager", "A").speedup == Spread(1.0, 1.0, 1.0)
+    assert table.row("eager", "B").speedup == Spread(2.0, 2.0, 2.0)
+    assert table.row("eager", "B").milliseconds == Spread(5.5e3, 10e3, 55e3)
+
+
+def test_every_runtime_gives_figures(models: dict[str, nn.Module]) -> None:
+    table = benchmark(models, EXAMPLE, ("eager", "onnxruntime", "openvino"), rounds=2)
+    assert [(row.runtime, row.model) for row in table.rows] == [
+        (runtime, model)
+        for runtime in ("eager", "onnxruntime", "openvino")
+        for model in ("before", "after")
+    ]
+    assert all(row.milliseconds and row.speedup and not row.skipped for row in table.rows)
+    plain = json.loads(json.dumps(table.to_dict()))
+    assert plain["machine"]["dtype"] == "float32"
+    assert plain["machine"]["threads"] == torch.get_num_threads()
+    assert {*plain["machine"]["versions"]} == {"torch", "onnxruntime", "openvino"}
+    assert plain["shapes"] == [[1, 3, 8, 8]]
+    text = str(table)
+    assert text.startswith("runtime")
+    assert "after" in text
+    assert "input 1x3x8x8, 2 rounds in turn" in text
+
+
+@pytest.mark.slow
+def test_inductor_gives_figures_or_a_reason(models: dict[str, nn.Module]) -> None:
+    table = benchmark(models, EXAMPLE, ("inductor",), rounds=2)
+    assert all(bool(row.skipped) != bool(row.milliseconds) for row in table.rows)
+
+
+def test_what_cannot_run_is_in_the_table_with_its_reason(
+    models: dict[str, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    table = benchmark(models, EXAMPLE, ("eager", "onnxruntime"), rounds=1)
+    assert "pip install 'refold[onnx]'" in table.row("onnxruntime", "after").skipped
+    assert str(table).count("onnxruntime  skipped: ") == 2
+
+
+def test_a_first_model_without_figures_leaves_the_others_theirs(
+    models: dict[str, nn.Module],
+) -> None:
+    class Untraceable(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if float(x.sum()) > 0 else -x
+
+    table = benchmark(
+        {"odd": Untraceable().eval(), "after": models["after"]}, EXAMPLE, ["onnxruntime"], rounds=1
+    )
+    odd, after = table.rows
+    assert odd.skipped.startswith("odd: cannot export")
+    assert after.milliseconds is not None
+    assert after.speedup is None
+    assert "after" in str(table)
+
+
+def test_the_models_are_left_as_they_were() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(inplace=True)).eval()
+    x = -torch.ones(1, 3, 2, 2)
+    benchmark({"a": model}, x, ("eager",), rounds=1)
+    assert torch.equal(x, -torch.ones(1, 3, 2, 2))
+    assert next(model.parameters()).requires_grad
+
+
+def test_bad_calls_are_refused(models: dict[str, nn.Module]) -> None:
+    with pytest.raises(InputError, match=r"unknown runtimes \['tpu'\].*onnxruntime"):
+        benchmark(models, EXAMPLE, ("tpu",))
+    with pytest.raises(InputError, match="got 0 models"):
+        benchmark({}, EXAMPLE)
+    with pytest.raises(InputError, match=r"Sequential cannot run .*\(1, 4, 8, 8\)"):
+        benchmark(models, torch.ones(1, 4, 8, 8))
+    with pytest.raises(RefusedError, match=r"'b' is in training mode: call model\.eval\(\)"):
+        benchmark({"b": nn.ReLU()}, EXAMPLE)
+
+
+def test_all_runtimes_are_the_default() -> None:
+    assert benchmark.__defaults__ == (("eager", "onnxruntime", "openvino", "inductor"),)
+    assert tuple(RUNTIMES) == benchmark.__defaults__[0]

@@ -1,0 +1,52 @@
+"""Tiny networks for the command line: a command needs seconds, not minutes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Three parallel branches, as RepVGG has them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.wide = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        )
+        self.point = nn.Sequential(
+            nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels)
+        )
+        self.identity = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.wide(x) + self.point(x) + self.identity(x))
+
+
+def branchy() -> nn.Module:
+    """Two convolutions when folded."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), Block(8), nn.Flatten()
+    )
+
+
+def refused() -> nn.Module:
+    """A norm before a zero-padded convolution: its shift meets the border."""
+    return nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+
+
+def not_finite() -> nn.Module:
+    model = branchy()
+    next(model.parameters()).data[0] = float("nan")
+    return model
+
+
+def not_a_network() -> str:
+    return "a network"
+
+
+def broken() -> nn.Module:
+    raise ValueError("no such file of ours\nsecond line")
+
+
+ready = branchy()

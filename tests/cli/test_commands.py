@@ -1,0 +1,170 @@
+"""The commands from end to end, on networks of a few hundred weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from refold.cli.source import build
+
+Net = Callable[[str], str]
+SMALL = ("--input-size", "3x9x9")
+
+
+def words(net: Net, name: str, *more: str | Path) -> list[str | Path]:
+    return [net(name), *SMALL, *more]
+
+
+@pytest.fixture
+def checkpoint(net: Net, tmp_path: Path) -> Path:
+    """Weights as training leaves them: no norm is what it was."""
+    model = build(net("branchy")).model
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        key: torch.rand(value.shape, generator=generator) + 0.5
+        if value.is_floating_point()
+        else value
+        for key, value in model.state_dict().items()
+    }
+    torch.save({"state_dict": state}, tmp_path / "net.pt")
+    return tmp_path / "net.pt"
+
+
+def test_inspect_shows_every_fold_and_refusal(run: Callable, net: Net) -> None:
+    result = run("inspect", *words(net, "branchy"))
+    assert result.code == 0, result.err
+    assert "3" in result.out
+    refused = run("inspect", *words(net, "refused"))
+    assert refused.code == 0
+    assert "pad" in refused.out
+
+
+def test_inspect_prints_json_alone(run: Callable, net: Net) -> None:
+    plan = json.loads(run("inspect", *words(net, "branchy", "--json")).out)
+    assert plan["steps"]
+
+
+def test_a_refusal_fails_ci_on_request(run: Callable, net: Net) -> None:
+    assert run("inspect", *words(net, "refused", "--fail-on-refusal")).code == 1
+    assert run("inspect", *words(net, "branchy", "--fail-on-refusal")).code == 0
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors"])
+def test_what_was_converted_verifies(
+    run: Callable, net: Net, tmp_path: Path, checkpoint: Path, suffix: str
+) -> None:
+    out = tmp_path / f"net{suffix}"
+    done = run("convert", *words(net, "branchy", "--checkpoint", checkpoint, "-o", out))
+    assert done.code == 0, done.err
+    norms = next(line for line in done.out.splitlines() if "norms" in line)
+    assert norms.split()[-2:] == ["4", "0"]
+    assert "equal: largest error" in done.out
+    assert "proves little" not in done.err
+    same = run("verify", *words(net, "branchy", "--checkpoint", checkpoint), out)
+    assert (same.code, same.err.count("refold:")) == (0, 0), same.err
+    other = run("verify", *words(net, "branchy", "--live-statistics"), out)
+    assert other.code == 1
+    assert "not equal" in other.out
+
+
+def test_convert_prints_json_alone(run: Callable, net: Net, tmp_path: Path) -> None:
+    out = tmp_path / "net.safetensors"
+    done = run("convert", *words(net, "branchy", "--json", "--live-statistics", "-o", out))
+    outcome = json.loads(done.out)
+    assert outcome["before"]["norms"] == 4
+    assert outcome["after"] == outcome["after"] | {"layers": 2, "norms": 0}
+    assert outcome["proof"]["exact"]["max_rel_error"] < 1e-9
+    assert outcome["refusals"] == []
+
+
+def test_a_proof_that_could_not_fail_is_called_so(run: Callable, net: Net, tmp_path: Path) -> None:
+    done = run("convert", *words(net, "branchy", "-o", tmp_path / "net.safetensors"))
+    assert done.code == 0
+    assert "proves little" in done.err
+
+
+def test_an_exported_program_converts(run: Callable, net: Net, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.pt2", tmp_path / "second.pt2"
+    model = build(net("branchy")).model
+    torch.export.save(torch.export.export(model, (torch.randn(2, 3, 9, 9),)), first)
+    done = run("convert", first, "--live-statistics", "-o", second)
+    assert done.code == 0, done.err
+    assert second.is_file()
+
+
+def test_bench_compares_before_and_after(run: Callable, net: Net) -> None:
+    result = run("bench", *words(net, "branchy"))
+    assert result.code == 0, result.err
+    assert "before" in result.out
+    assert "after" in result.out
+    record = json.loads(run("bench", *words(net, "branchy", "--json")).out)
+    assert {row["model"] for row in record["rows"]} == {"before", "after"}
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        ("not_finite", [], "holds NaN or infinity"),
+        ("broken", [], "could not be called"),
+        ("branchy", ["--checkpoint", "junk.pt"], "junk.pt"),
+        ("branchy", ["--checkpoint", "foreign.pt"], "foreign.pt"),
+        ("branchy", ["--checkpoint", "code.pt"], "code.pt"),
+        ("branchy", ["--input-size", "4x9x9"], "--input-size"),
+        ("branchy", ["-o", "a/folder.onnx"], "is a folder"),
+    ],
+)
+def test_a_failure_leaves_no_file(
+    run: Callable,
+    net: Net,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    more: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("junk.pt").write_bytes(b"PK junk")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), "foreign.pt")
+    torch.save({"model": WouldRun()}, "code.pt")
+    Path("a/folder.onnx").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    result = run("convert", net(name), *SMALL, "-o", "net.onnx", *more)
+    assert result.code == 2
+    assert said in result.err
+    assert result.out == ""
+    assert not Path("ran").exists()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+class WouldRun:
+    """Pickles to a call that leaves a trace where it is loaded."""
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return Path.touch, (Path("ran"),)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2", ".safetensors"])
+def test_junk_cannot_be_verified(run: Callable, net: Net, tmp_path: Path, suffix: str) -> None:
+    junk = tmp_path / f"junk{suffix}"
+    junk.write_bytes(b"junk")
+    result = run("verify", *words(net, "branchy"), junk)
+    assert result.code == 2
+    assert result.err.splitlines()[-1].startswith("refold: ")
+
+
+def test_no_difference_survives_an_unverified_export(
+    run: Callable, net: Net, tmp_path: Path, checkpoint: Path
+) -> None:
+    """A file of which one weight was changed is not equal."""
+    from safetensors.torch import load_file, save_file
+
+    out = tmp_path / "net.safetensors"
+    assert run("convert", *words(net, "branchy", "--checkpoint", checkpoint, "-o", out)).code == 0
+    state = load_file(out)
+    state[next(iter(state))].view(-1)[0] += 0.01
+    save_file(state, out)
+    assert run("verify", *words(net, "branchy", "--checkpoint", checkpoint), out).code == 1

@@ -1,0 +1,101 @@
+"""What is fed to a network, and what a network must be before work goes into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from refold.cli.live import enliven, initial_norms
+from refold.cli.options import Source
+from refold.cli.subject import check_finite, parse_size, prepare, stated_size
+from refold.errors import InputError
+
+Net = Callable[[str], str]
+
+
+@pytest.mark.parametrize("text", ["3x8x8", "3×8×8", "3,8,8", " 3x8x8 "])
+def test_a_size_is_read(text: str) -> None:
+    assert parse_size(text) == (3, 8, 8)
+
+
+@pytest.mark.parametrize("text", ["", "3x", "axb", "3x8x-8", "3x0x8", "3 8 8"])
+def test_a_size_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--input-size"):
+        parse_size(text)
+
+
+def test_a_network_states_its_size() -> None:
+    model = nn.Identity()
+    assert stated_size(model) == (3, 224, 224)
+    model.pretrained_cfg = {"input_size": (3, 96, 96)}  # type: ignore[assignment]
+    assert stated_size(model) == (3, 96, 96)
+
+
+def test_batch_size_and_dtype_are_as_asked(net: Net) -> None:
+    subject = prepare(Source(net("branchy"), input_size=("3x8x9",), batch=2))
+    assert subject.example_inputs[0].shape == (2, 3, 8, 9)
+    assert subject.example_inputs[0].dtype == torch.float32
+
+
+def test_the_seed_decides_weights_and_inputs(net: Net) -> None:
+    def make(seed: int) -> torch.Tensor:
+        subject = prepare(Source(net("branchy"), input_size=("3x8x8",), seed=seed))
+        return subject.model(*subject.example_inputs)
+
+    assert torch.equal(make(1), make(1))
+    assert not torch.equal(make(1), make(2))
+
+
+def test_a_wrong_size_is_explained(net: Net) -> None:
+    with pytest.raises(InputError, match=r"does not run on an input of 4x8x8.*--input-size"):
+        prepare(Source(net("branchy"), input_size=("4x8x8",)))
+
+
+def test_weights_that_are_no_numbers_are_named() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1))
+    check_finite(model, "net")
+    model[0].bias.data[0] = float("inf")
+    with pytest.raises(InputError, match=r"net: weight '0\.bias' holds NaN or infinity"):
+        check_finite(model, "net")
+
+
+def test_statistics_come_alive_and_activations_stay_sane() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(12)]
+    model = nn.Sequential(*layers).eval()
+    x = torch.randn(2, 8, 40, 40)
+    assert enliven(model, (x,), seed=0) == 12
+    assert not initial_norms(model)
+    assert not any(module.training for module in model.modules())
+    norm = model[5][1]
+    assert norm.momentum == nn.BatchNorm2d(1).momentum
+    weights = torch.cat([layer[1].weight for layer in model])
+    assert bool((weights > 0).any())
+    assert bool((weights < 0).any())
+    assert 0.05 < float(model(x).std().detach()) < 20
+
+
+def test_trained_norms_are_left_alone() -> None:
+    norm = nn.BatchNorm2d(2).eval()
+    assert norm.running_mean is not None
+    norm.running_mean += 1
+    before = {key: value.clone() for key, value in norm.state_dict().items()}
+    assert enliven(norm, (torch.randn(2, 2, 4, 4),), seed=0) == 0
+    assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
+
+
+@pytest.mark.parametrize(("asked", "initial"), [(None, 4), (False, 4), (True, 0)])
+def test_a_file_of_the_users_is_enlivened_only_when_asked(
+    net: Net, asked: bool | None, initial: int
+) -> None:
+    subject = prepare(Source(net("branchy"), input_size=("3x8x8",), live_statistics=asked))
+    assert len(initial_norms(subject.model)) == initial
+
+
+def test_an_untrained_zoo_network_is_enlivened(capsys: pytest.CaptureFixture[str]) -> None:
+    subject = prepare(Source("timm:resnet10t", input_size=("3x32x32",)))
+    assert not initial_norms(subject.model)
+    assert "random statistics" in capsys.readouterr().err
