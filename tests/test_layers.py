@@ -16,7 +16,7 @@ LAYERS = {
     "algebra": 1,
     "rules": 2,
     "graph": 3,
-    **dict.fromkeys(["files", "workload", "registry"], 4),
+    **dict.fromkeys(["files", "table", "workload", "registry"], 4),
     **dict.fromkeys(["plan", "reparameterize", "verify", "checkpoint", "transforms"], 4),
     **dict.fromkeys(["expand", "collapse", "residuals"], 4),
     "blocks": 5,

@@ -115,6 +115,19 @@ def test_constants_and_impulses_find_what_one_zero_example_hides(reference: nn.S
     assert {"random", "large random", "ones", "impulse at corner", "impulse at centre"} <= failed
 
 
+@pytest.mark.parametrize(("factor", "is_equal"), [(1.0, True), (1.001, False)])
+def test_rounding_is_told_from_a_mistake_where_outputs_cancel(
+    factor: float, is_equal: bool
+) -> None:
+    layer = nn.Linear(2, 1, bias=False).eval()
+    layer.weight.data = torch.tensor([[1.0, -1.0 + 1e-5]])  # on ones, five digits cancel
+    thrice = nn.Linear(2, 1, bias=False).eval()
+    thrice.weight.data = (layer.weight.data.double() * 0.3 * factor).float()
+    result = verify(layer, Head(lambda x: thrice(x) / 0.3).eval(), torch.ones(1, 2))
+    assert result.max_rel_error > 1e-4
+    assert bool(result) is is_equal
+
+
 class Pair(NamedTuple):
     logits: Tensor
     boxes: list[Tensor]

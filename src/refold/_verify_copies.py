@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .errors import RefusedError
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
@@ -30,6 +33,35 @@ def copy_model(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Modu
     for module in copied.modules():  # not .eval(): modules from torch.export refuse that call
         module.training = False
     return copied
+
+
+def require_eval(model: nn.Module, name: str) -> None:
+    """Refuse a model that is in training mode, at its root or in a norm or dropout layer.
+
+    Raises:
+        RefusedError: Then; `name` says in the message which model it was.
+    """
+    # A GraphModule froze its mode when traced; the flag on its root means nothing.
+    is_training = model.training and not isinstance(model, torch.fx.GraphModule)
+    path = "the root" if is_training else next(_training_layers(model), None)
+    if path is not None:
+        raise RefusedError(
+            f"{name} is in training mode ({path}), where norms use the batch and dropout is "
+            "random: call model.eval() first"
+        )
+
+
+def _training_layers(model: nn.Module) -> Iterator[str]:
+    for path, layer in cast(Iterable[tuple[str, nn.Module]], model.named_modules()):
+        is_random = is_norm(layer) or isinstance(layer, _DROPOUTS)
+        # torch.export keeps tensors in bare modules, whose flag means nothing either.
+        if layer.training and is_random and type(layer) is not nn.Module:
+            yield path
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module keeps running statistics."""
+    return isinstance(getattr(module, "running_mean", None), Tensor)
 
 
 def look_through(model: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from ._verify_inputs import Inputs
 from ._verify_outputs import Gap, compare, first_line, relative_errors
 
 _SAFETY = 8.0
-_OWN_LOSS = 4.0
+_OWN_LOSS = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Rounding:
     """Error of the candidate in its own precision against the float64 reference.
 
     `error` is None when nothing could be run; `note` then says why. `reference_error` is what
-    the reference itself loses. `bound` is the larger of `rounding_bound` and 4 times that loss,
-    for a model that is ill-conditioned to begin with.
+    the reference itself loses. `bound` is the larger of `rounding_bound` and 8 times that loss,
+    for a model that is ill-conditioned to begin with, plus what rounded weights may cost.
     """
 
     dtype: str
@@ -66,16 +66,30 @@ def rounding_bound(dtype: torch.dtype, depth: int, reduction: int = 0) -> float:
     return _SAFETY * math.sqrt(max(depth, 1)) * (2 * unit + inner * math.sqrt(reduction))
 
 
-def weight_bound(*models: nn.Module) -> float:
-    """Return the error that one rounding of each weight may cause in exact arithmetic."""
-    dtype = native_dtype(*models)
-    return 0.0 if dtype is None else rounding_bound(dtype, _depth(*models))
+def conditioned_bound(wide: nn.Module, dtype: torch.dtype, inputs: Inputs) -> float:
+    """Return 8 times what the float64 model loses here when each weight moves by one rounding.
+
+    For an ill-conditioned model, where `rounding_bound` is too small; 0 when it cannot be told.
+    """
+    signs = torch.Generator().manual_seed(0)
+
+    def move(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return share(tensor)
+        up = torch.randint(2, tensor.shape, generator=signs).to(tensor.device)
+        return tensor.detach() * (1 + (up - 0.5) * torch.finfo(dtype).eps)
+
+    try:
+        gaps = compare(run_wide(wide, inputs), run_wide(copy_model(wide, move), inputs))
+    except Exception:  # the trial itself reports a model that cannot run
+        return 0.0
+    return _OWN_LOSS * relative_errors([gaps])[0][0]
 
 
 def native_bound(*models: nn.Module) -> float:
     """Return the rounding bound of running these models in their own precision."""
     dtype = native_dtype(*models)
-    return 0.0 if dtype is None else rounding_bound(dtype, _depth(*models), _reduction(*models))
+    return 0.0 if dtype is None else rounding_bound(dtype, depth(*models), _reduction(*models))
 
 
 def native_dtype(*models: nn.Module) -> torch.dtype | None:
@@ -91,11 +105,18 @@ def native_dtype(*models: nn.Module) -> torch.dtype | None:
 
 
 def native_rounding(
-    reference: nn.Module, candidate: nn.Module, wide_reference: nn.Module, trials: list[Inputs]
+    reference: nn.Module,
+    candidate: nn.Module,
+    wide_reference: nn.Module,
+    trials: list[Inputs],
+    weight_error: float,
 ) -> Rounding:
-    """Run both models in their own precision and compare with the float64 reference."""
+    """Run both models in their own precision and compare with the float64 reference.
+
+    `weight_error` is what the candidate's rounded weights may already cost in float64.
+    """
     dtype = native_dtype(reference, candidate)
-    bound = native_bound(reference, candidate)
+    bound = native_bound(reference, candidate) + weight_error
     if dtype is None or dtype == torch.float64:
         name = "none" if dtype is None else "float64"
         return Rounding(name, None, None, bound, "there is no lower precision to check")
@@ -107,7 +128,7 @@ def native_rounding(
     except Exception as problem:  # overflow, or a kernel that this device lacks for this type
         note = f"not checked, since the reference fails in {name}: {first_line(problem)}"
         return Rounding(name, None, None, bound, note)
-    bound = max(bound, _OWN_LOSS * own)
+    bound = max(bound, _OWN_LOSS * own + weight_error)
     try:
         return Rounding(name, _worst_error(wanted, candidate, rounded), own, bound)
     except Exception as problem:
@@ -130,7 +151,8 @@ def _numbers(model: nn.Module) -> Iterator[Tensor]:
     return (tensor for tensor in tensors if tensor.is_floating_point())
 
 
-def _depth(*models: nn.Module) -> int:
+def depth(*models: nn.Module) -> int:
+    """Return the number of weight matrices and kernels in the deepest of the models."""
     return max(sum(w.ndim > 1 for w in _numbers(model)) for model in models)
 
 

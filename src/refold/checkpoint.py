@@ -125,7 +125,7 @@ def _read(file: Path) -> object:
         what = "is a folder" if file.is_dir() else "does not exist"
         raise CheckpointError(f"checkpoint {file} {what}; give a .pth or .safetensors file")
     try:
-        if file.suffix == ".safetensors":
+        if file.suffix.lower() == ".safetensors":
             return safetensors.torch.load(file.read_bytes())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on pickle protocols before it refuses

@@ -16,6 +16,7 @@ _DISK_FULL = (
     "no space left",
     "file write failed",
     "unexpected pos",
+    "iostream error",
     "file too large",
     "quota exceeded",
 )

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._verify_copies import copy_model, run_wide, widen
+from ._verify_copies import copy_model, is_norm, require_eval, run_wide, widen
 from ._verify_inputs import Inputs, as_inputs, trial_inputs, unrunnable
 from ._verify_outputs import Gap, IncomparableError, compare, first_line, relative_errors
-from ._verify_rounding import Rounding, native_rounding, weight_bound
-from .errors import NotEquivalentError, RefusedError
+from ._verify_rounding import (
+    Rounding,
+    conditioned_bound,
+    depth,
+    native_dtype,
+    native_rounding,
+    rounding_bound,
+)
+from .errors import NotEquivalentError
 
 TOLERANCE = 1e-9
 _NATIVE_TRIALS = 2  # the example and the random input: rounding needs no more
-
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 _VACUOUS = (
     "every norm of the reference still has its initial statistics (mean 0, variance 1, weight 1, "
@@ -29,11 +33,12 @@ _VACUOUS = (
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What one input showed: the worst output and its error, or why there is none in numbers."""
+    """What one input showed: the worst output, its error and bound, or why there is no number."""
 
     name: str
     error: float
-    output: str
+    bound: float
+    output: str = ""
     failure: str | None = None
 
 
@@ -106,8 +111,9 @@ def verify(
 
     Float64 copies run, so that rounding cannot hide a mistake. Weights that were rounded to a
     lower precision stay rounded in the copy: the tolerance is then what one rounding of each
-    weight may cause (`_verify_rounding.rounding_bound`). For the sharp 1e-9, fold and verify
-    `model.double()`. Neither model is changed.
+    weight may cause (`_verify_rounding.rounding_bound`; on an input where that is exceeded,
+    what it does cause in the reference). For the sharp 1e-9, fold and verify `model.double()`.
+    Neither model is changed.
 
     Args:
         reference: The model that is right by definition, in eval mode.
@@ -119,25 +125,27 @@ def verify(
         InputError: When the reference cannot run on the example.
 
     Example:
+        >>> import torch
         >>> conv = nn.Conv2d(3, 4, 3).eval()
         >>> bool(verify(conv, nn.Sequential(conv, nn.Identity()).eval(), torch.zeros(1, 3, 8, 8)))
         True
     """
     example = as_inputs(example_inputs)
-    _require_eval(reference, "reference")
-    _require_eval(candidate, "candidate")
+    require_eval(reference, "the reference")
+    require_eval(candidate, "the candidate")
     wide_reference, wide_candidate = copy_model(reference, widen), copy_model(candidate, widen)
     inputs = dict(trial_inputs(example))
     try:
         run_wide(wide_reference, inputs["example"])
     except Exception as error:
         raise unrunnable(reference, example, error) from error
-    tolerance = max(TOLERANCE, weight_bound(reference, candidate))
-    failure = _nondeterminism(wide_reference, list(inputs.values())[:_NATIVE_TRIALS][-1])
     trials = _run_trials(wide_reference, wide_candidate, inputs)
-    native = native_rounding(
-        reference, candidate, wide_reference, list(inputs.values())[:_NATIVE_TRIALS]
-    )
+    dtype = native_dtype(reference, candidate) or torch.float64
+    tolerance = max(TOLERANCE, rounding_bound(dtype, depth(reference, candidate)))
+    trials = tuple(_bound(t, wide_reference, dtype, inputs[t.name], tolerance) for t in trials)
+    tolerance = max(trial.bound for trial in trials)
+    few = list(inputs.values())[:_NATIVE_TRIALS]
+    native = native_rounding(reference, candidate, wide_reference, few, tolerance)
     return Equivalence(
         max_rel_error=max(trial.error for trial in trials),
         tolerance=tolerance,
@@ -145,7 +153,7 @@ def verify(
         trials=trials,
         native=native,
         vacuous=_is_vacuous(reference),
-        failure=failure or _first_failure(trials, tolerance, native),
+        failure=_nondeterminism(wide_reference, few[-1]) or _first_failure(trials, native),
     )
 
 
@@ -153,14 +161,24 @@ def _run_trials(
     reference: nn.Module, candidate: nn.Module, inputs: dict[str, Inputs]
 ) -> tuple[Trial, ...]:
     measured: dict[str, dict[str, Gap]] = {}
-    failed: dict[str, Trial] = {}
+    found: dict[str, Trial] = {}
     for name, values in inputs.items():
         try:
             measured[name] = _gaps(reference, candidate, values)
         except IncomparableError as problem:
-            failed[name] = Trial(name, math.inf, "", str(problem))
+            found[name] = Trial(name, math.inf, TOLERANCE, failure=str(problem))
     errors = dict(zip(measured, relative_errors(list(measured.values())), strict=True))
-    return tuple(failed.get(name) or Trial(name, *errors[name]) for name in inputs)
+    for name, (error, output) in errors.items():
+        found[name] = Trial(name, error, TOLERANCE, output)
+    return tuple(found[name] for name in inputs)
+
+
+def _bound(
+    trial: Trial, reference: nn.Module, dtype: torch.dtype, inputs: Inputs, tolerance: float
+) -> Trial:
+    if trial.failure is None and trial.error > tolerance and dtype != torch.float64:
+        tolerance = max(tolerance, conditioned_bound(reference, dtype, inputs))
+    return replace(trial, bound=tolerance)
 
 
 def _gaps(reference: nn.Module, candidate: nn.Module, inputs: Inputs) -> dict[str, Gap]:
@@ -174,15 +192,15 @@ def _gaps(reference: nn.Module, candidate: nn.Module, inputs: Inputs) -> dict[st
     return compare(*outputs)
 
 
-def _first_failure(trials: tuple[Trial, ...], tolerance: float, native: Rounding) -> str | None:
+def _first_failure(trials: tuple[Trial, ...], native: Rounding) -> str | None:
     for trial in trials:
         if trial.failure is not None:
             return f"on input '{trial.name}' {trial.failure}"
-    worst = max(trials, key=lambda trial: trial.error)
-    if worst.error > tolerance:
+    worst = max(trials, key=lambda trial: trial.error / trial.bound)
+    if worst.error > worst.bound:
         return (
             f"on input '{worst.name}' {worst.output} differs by {worst.error:.2g} relative to the "
-            f"reference, more than {tolerance:.2g}"
+            f"reference, more than {worst.bound:.2g}"
         )
     if native.is_within:
         return None
@@ -200,31 +218,8 @@ def _nondeterminism(reference: nn.Module, inputs: Inputs) -> str | None:
     return f"the reference is not deterministic: two runs differ by {error:.2g} at {output}"
 
 
-def _require_eval(model: nn.Module, owner: str) -> None:
-    # A GraphModule froze its mode when traced; the flag on its root means nothing.
-    is_training = model.training and not isinstance(model, torch.fx.GraphModule)
-    path = "the root" if is_training else next(_training_layers(model), None)
-    if path is not None:
-        raise RefusedError(
-            f"the {owner} is in training mode ({path}), where norms use the batch and dropout is "
-            "random: call model.eval() first"
-        )
-
-
-def _training_layers(model: nn.Module) -> Iterator[str]:
-    for path, layer in cast(Iterable[tuple[str, nn.Module]], model.named_modules()):
-        is_random = _is_norm(layer) or isinstance(layer, _DROPOUTS)
-        # torch.export keeps tensors in bare modules, whose flag means nothing either.
-        if layer.training and is_random and type(layer) is not nn.Module:
-            yield path
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "running_mean", None), Tensor)
-
-
 def _is_vacuous(model: nn.Module) -> bool:
-    norms = [module for module in model.modules() if _is_norm(module)]
+    norms = [module for module in model.modules() if is_norm(module)]
     return bool(norms) and all(map(_is_initial, norms))
 
 

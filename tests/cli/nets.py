@@ -35,6 +35,11 @@ def refused() -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
 
 
+def costlier() -> nn.Module:
+    """A bottleneck: merging it would be exact, and take many more multiply-adds."""
+    return nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.Conv2d(1, 16, 3), nn.ReLU())
+
+
 def not_finite() -> nn.Module:
     model = branchy()
     next(model.parameters()).data[0] = float("nan")

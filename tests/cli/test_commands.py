@@ -51,9 +51,14 @@ def test_inspect_prints_json_alone(run: Callable, net: Net) -> None:
 def test_a_refusal_fails_ci_on_request(run: Callable, net: Net) -> None:
     assert run("inspect", *words(net, "refused", "--fail-on-refusal")).code == 1
     assert run("inspect", *words(net, "branchy", "--fail-on-refusal")).code == 0
+    costlier = run("inspect", *words(net, "costlier", "--fail-on-refusal"))
+    assert costlier.code == 0
+    assert "costlier" in costlier.out
+    grown = run("inspect", *words(net, "costlier", "--allow-growth"))
+    assert "costlier" not in grown.out
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2", ".safetensors"])
 def test_what_was_converted_verifies(
     run: Callable, net: Net, tmp_path: Path, checkpoint: Path, suffix: str
 ) -> None:
@@ -138,6 +143,13 @@ def test_a_failure_leaves_no_file(
     assert result.out == ""
     assert not Path("ran").exists()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no folder that nobody can write to")
+def test_an_unwritable_place_is_found_before_the_work(run: Callable, net: Net) -> None:
+    result = run("convert", net("not_finite"), "-o", "/proc/net.onnx")  # which would fail later
+    assert result.code == 2
+    assert "/proc is not writable" in result.err
 
 
 class WouldRun:

@@ -1,4 +1,4 @@
-"""Whole cases made of random trees: one target, several sources, a border between two targets, scattering, and wild."""
+"""Whole cases of random trees: one target or two, several sources, scattering, and wild ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from refold.algebra.operator import (
     points,
     sequence,
 )
-from strategies import MODES, SIZES, Case, Grower, Maker, Spec
+from rules.grow import Grower, Spec
+from strategies import MODES, SIZES, Case, Maker
 
 
 def foldable(rng: Random) -> Case:
@@ -36,7 +37,7 @@ def one_target(rng: Random) -> Case:
 
 
 def several_sources(rng: Random) -> Case:
-    """Branches from different values, added or laid side by side: one convolution a value remains."""
+    """Branches from different values, added or side by side: one convolution a value remains."""
     grower = Grower(rng)
     spec = grower.target()
     sources: dict[object, int] = {name: rng.randint(1, 3) for name in "abc"[: rng.randint(2, 3)]}
@@ -60,17 +61,21 @@ def several_sources(rng: Random) -> Case:
         op = sequence(op, grower.grow(after, rng.randint(0, 2)))
     elif rng.random() < 0.5:
         op = sequence(op, grower.affine(spec.outputs, constant=True))
-    return Case(op, (sum(sources.values()), *SIZES[grower.rank]), grower.rank, len(sources), sources)
+    return Case(
+        op, (sum(sources.values()), *SIZES[grower.rank]), grower.rank, len(sources), sources
+    )
 
 
 def two_targets(rng: Random) -> Case:
-    """Two kernels with counted zeros between them: they never become one."""
+    """A bias that meets counted zeros: the two convolutions never become one."""
     grower = Grower(rng, rng.choice([1, 2, 3]))
     first, middle = grower.target(), rng.randint(1, 3)
-    first = replace(first, outputs=middle, axes=tuple(replace(a, kernel=max(a.kernel, 2)) for a in first.axes))
+    first = replace(first, outputs=middle)
     second = Spec(middle, rng.randint(1, 3), (Axis(3, 1, 1, 1, 1),) * grower.rank)
+    biased = replace(grower.leaf(first), bias=grower.tensor(middle))
     op = sequence(
-        *(add(grower.leaf(spec), grower.grow(spec, rng.randint(0, 2))) for spec in (first, second))
+        add(biased, grower.grow(first, rng.randint(0, 2))),
+        add(grower.leaf(second), grower.grow(second, rng.randint(0, 2))),
     )
     return Case(op, (first.inputs, *SIZES[grower.rank]), grower.rank, 2, {})
 
@@ -84,7 +89,9 @@ def scattered(rng: Random) -> Case:
     branches: list[Operator] = []
     for _ in range(rng.randint(1, 3)):
         cut = rng.randint(0, 1) if branches else 0
-        axis = Axis(kernel - cut, stride, 1, lo - cut, hi) if cut else Axis(kernel, stride, 1, lo, hi)
+        axis = (
+            Axis(kernel - cut, stride, 1, lo - cut, hi) if cut else Axis(kernel, stride, 1, lo, hi)
+        )
         branches.append(grower.scatter(inputs, outputs, (axis,) * grower.rank, grower.coin()))
     op = add(*branches)
     if rng.random() < 0.5:
@@ -100,13 +107,14 @@ def scattered(rng: Random) -> Case:
 
 def wild(rng: Random) -> Case:
     """Return a case of any operators at all: nobody knows what folds, but nothing may change."""
-    maker = Wild(rng, rng.choice([1, 1, 2, 3]))
-    shape = (rng.randint(1, 3), *SIZES[maker.rank])
-    op, _ = maker.chain(shape, rng.randint(1, 3))
+    maker = Wild(rng, rng.choice([1, 1, 1, 2, 2, 3]))
+    shape = (rng.randint(1, 3), *WILD_SIZES[maker.rank])
+    op, _ = maker.chain(shape, rng.randint(1, 2))
     return Case(op, shape, maker.rank, None, {})
 
 
 Shape = tuple[int, ...]
+WILD_SIZES = {1: (7,), 2: (4, 5), 3: (3, 4, 3)}
 
 
 class Wild(Maker):
@@ -139,12 +147,16 @@ class Wild(Maker):
         ring: Operator = Pad(tuple(amounts), value=self.rng.choice([0.0, 0.0, 1.5]))
         if not any(map(any, amounts)):
             ring = Identity()
-        mix: Operator = self.conv(shape[0], aim[0], points(self.rank)) if shape[0] != aim[0] else Identity()
+        mix: Operator = (
+            self.conv(shape[0], aim[0], points(self.rank)) if shape[0] != aim[0] else Identity()
+        )
         return sequence(ring, mix) if self.coin() else sequence(mix, ring)
 
     def one(self, shape: Shape) -> tuple[Operator, Shape]:
         channels, spatial = shape[0], shape[1:]
-        kind = self.rng.choice(["conv", "conv", "conv", "affine", "pool", "pad", "select", "scatter", "zero"])
+        kind = self.rng.choice(
+            ["conv", "conv", "conv", "affine", "pool", "pad", "select", "scatter", "zero"]
+        )
         if kind == "affine":
             return self.affine(channels, constant=True), shape
         if kind == "zero":
@@ -155,7 +167,10 @@ class Wild(Maker):
         if kind == "pad":
             return self.ring(channels, spatial)
         if kind == "scatter" and max(spatial) < 10:
-            axes = tuple(Axis(self.rng.randint(1, 3), self.rng.randint(1, 2), 1, 0, self.rng.randint(-1, 0)) for _ in spatial)
+            axes = tuple(
+                Axis(self.rng.randint(1, 3), self.rng.randint(1, 2), 1, 0, self.rng.randint(-1, 0))
+                for _ in spatial
+            )
             out = self.rng.randint(1, 3)
             sizes = tuple(a.transposed_size(n) for a, n in zip(axes, spatial, strict=True))
             return self.scatter(channels, out, axes, self.coin()), (out, *sizes)
@@ -171,7 +186,9 @@ class Wild(Maker):
         low = -1 if min(spatial) > 2 else 0
         high = min(2, min(spatial) - 1)
         sign = self.rng.choice([0, low])
-        amounts = tuple((self.rng.randint(sign, high), self.rng.randint(sign, high)) for _ in spatial)
+        amounts = tuple(
+            (self.rng.randint(sign, high), self.rng.randint(sign, high)) for _ in spatial
+        )
         mode = self.rng.choice(MODES)
         if mode == "circular" and any(a * b < 0 for a, b in amounts):
             mode = "replicate"

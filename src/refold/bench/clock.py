@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from refold._verify_copies import copy_model, run, share
+from refold._verify_copies import copy_model, require_eval, run, share
 from refold._verify_inputs import Inputs, as_inputs, unrunnable
 from refold._verify_outputs import first_line
-from refold.errors import InputError, RefusedError
+from refold.errors import InputError
 from refold.export import quiet
 
 from .machine import describe_machine
@@ -72,8 +72,7 @@ def _check(
             f"give at least one model and one round, and runtimes among {', '.join(RUNTIMES)}"
         )
     for name, model in models.items():
-        if model.training:
-            raise RefusedError(f"model {name!r} is in training mode: call model.eval() first")
+        require_eval(model, f"model {name!r}")
         try:
             run(copy_model(model, share), inputs)
         except Exception as error:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refold.cli.console import first_line
 from refold.cli.names import suggest
 from refold.cli.source import build
 from refold.cli.subject import Subject
@@ -98,8 +99,7 @@ def _judge_in_runtime(subject: Subject, path: Path) -> Verdict:
     try:
         error = _error(expected, [call(inputs) for inputs in trials])
     except Exception as problem:  # a file of another network refuses these inputs, or answers oddly
-        cause = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        return Verdict(False, math.inf, bound, f"not equal: {cause}")
+        return Verdict(False, math.inf, bound, f"not equal: {first_line(problem)}")
     verdict = "equal" if error <= bound else "not equal"
     detail = f"{verdict}: largest error {error:.1e} in {runtime}, {own:.1e} in torch itself"
     return Verdict(error <= bound, error, bound, f"{detail} (bound {bound:.1e})")

@@ -47,6 +47,16 @@ def complain(text: str) -> None:
     err().print(f"refold: {' '.join(text.split())}", style="red", markup=False)
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of somebody else's error, else its kind: enough for one of ours.
+
+    >>> first_line(ValueError("no such size\nmore"))
+    'no such size'
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
+
+
 def print_json(record: object) -> None:
     """Print a record as indented JSON, ASCII only, with nothing around it."""
     sys.stdout.write(json.dumps(record, indent=2, default=str) + "\n")

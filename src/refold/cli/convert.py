@@ -16,7 +16,9 @@ from refold.cli.summary import record, refusal_lines, size_of, size_rows
 
 Out = Annotated[
     Path,
-    typer.Option("-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors."),
+    typer.Option(
+        "-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors, .xml."
+    ),
 ]
 
 

@@ -42,16 +42,16 @@ class Findings:
         """Return what the table says of the network, by row."""
         before, after = self.before, self.after
         cells = {
-            "conv and linear layers": f"{before.layers} -> {after.layers}",
+            "conv and linear": f"{before.layers} -> {after.layers}",
             "norms": f"{before.norms} -> {after.norms}",
             "parameters": f"{count(before.parameters)} -> {count(after.parameters)}",
             "multiply-adds": f"{count(before.macs)} -> {count(after.macs)}",
             "error in float64": f"{self.error:.1e}",
-            "top-5 of photographs": "same",  # or the demo would have stopped
+            "top-5 labels": "same",  # or the demo would have stopped
         }
         for runtime, title in RUNTIMES.items():
             times, faster = _timing_cells(self.timings, runtime)
-            cells |= {title: times, f"{title}, ratio": faster}
+            cells |= {title: times, f"{title} ratio": faster}
         return cells
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 
 from refold.cli.names import suggest
@@ -30,5 +30,9 @@ def check_destination(path: Path) -> None:
         folder = folder.parent  # one missing folder is made when the file is written
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: make it first, or choose another place")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder} is not writable: choose another place")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # access bits do not know a read-only disk
+    except OSError as error:
+        raise InputError(
+            f"{folder} is not writable ({error.strerror}): choose another place"
+        ) from error

@@ -20,7 +20,11 @@ def inspect(
     allow_growth: options.AllowGrowth = False,
     as_json: options.Json = False,
     fail_on_refusal: Annotated[
-        bool, typer.Option("--fail-on-refusal", help="Exit with 1 if any fold is refused: for CI.")
+        bool,
+        typer.Option(
+            "--fail-on-refusal",
+            help="Exit with 1 if any fold is refused for another reason than its cost: for CI.",
+        ),
     ] = False,
 ) -> int:
     """Show what would be folded, what is refused, and why."""
@@ -34,4 +38,6 @@ def inspect(
         print_json(plan.to_dict())
     else:
         say(str(plan))
-    return 1 if fail_on_refusal and plan.refusals else 0
+    # What is kept for its cost alone is a choice, not a failure: a CI run could not mend it.
+    is_refused = any(not refusal.costlier for refusal in plan.refusals)
+    return 1 if fail_on_refusal and is_refused else 0

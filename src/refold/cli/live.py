@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from refold.cli.console import first_line
+from refold.errors import InputError
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -67,8 +70,10 @@ def _observe(
     """One forward in which the norms alone are training, at momentum 1."""
     import torch
 
-    # Frozen forms, which have no momentum, cannot observe; the push below is then all they get.
+    # Frozen and exported forms, which have no momentum, cannot observe: the push is all they get.
     momenta = {norm: norm.momentum for norm in norms if hasattr(norm, "momentum")}
+    if not momenta:
+        return
     # Two different examples at least: a 1x1 map of one example has no variance.
     batch = [torch.cat([x, -x if x.is_floating_point() else x]) for x in example_inputs]
     try:
@@ -76,6 +81,11 @@ def _observe(
             norm.training = True
             norm.momentum = 1.0  # type: ignore[assignment]  # a plain attribute of every tracked norm
         model(*batch)
+    except Exception as error:
+        raise InputError(
+            f"norms cannot observe a batch of {len(batch[0])} ({first_line(error)}): "
+            "say --no-live-statistics"
+        ) from error
     finally:
         for norm, momentum in momenta.items():
             norm.training = False

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from refold.cli.console import first_line
 from refold.cli.names import suggest
 from refold.errors import InputError, MissingDependencyError
 
@@ -161,5 +162,4 @@ def _tensors(example_inputs: Any) -> tuple[torch.Tensor, ...] | None:
 
 
 def _brief(error: BaseException) -> str:
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first[:300]}"
+    return f"{type(error).__name__}: {first_line(error)}"

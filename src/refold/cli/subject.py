@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from refold.cli.console import note, step
+from refold.cli.console import first_line, note, step
 from refold.cli.live import enliven
 from refold.cli.options import Source
 from refold.cli.source import build, is_zoo
@@ -111,8 +111,7 @@ def check_runs(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], name:
         with torch.no_grad():
             model(*example_inputs)
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InputError(
             f"{name} does not run on an input of {sizes} (batch {len(example_inputs[0])}): "
-            f"{first}; give the size it wants with --input-size"
+            f"{first_line(error)}; give the size it wants with --input-size"
         ) from error

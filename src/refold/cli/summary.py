@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,6 +10,9 @@ from refold.cli.console import count
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+COSTLIER = "exact, but it would need more multiply-adds (--allow-growth makes it)"
 
 
 class Cost(Protocol):
@@ -38,6 +40,11 @@ class Refused(Protocol):
     @property
     def reason(self) -> str:
         """Why not."""
+        ...
+
+    @property
+    def costlier(self) -> bool:
+        """Whether it would be exact, and only needs more multiply-adds."""
         ...
 
 
@@ -78,17 +85,17 @@ def size_rows(before: Size, after: Size) -> list[list[str]]:
 def refusal_lines(refusals: Iterable[Refused]) -> list[str]:
     """Return one line for each reason: where it first held, and how often it held.
 
-    >>> from types import SimpleNamespace as Refusal
-    >>> refusal_lines([Refusal(where="a", reason="called twice")] * 2)
-    ['refused at a and 1 more: called twice']
+    >>> from refold.graph.record import Kept
+    >>> refusal_lines([Kept("a", "called twice"), Kept("b", "called twice")])
+    ['kept at a and 1 more: called twice']
     """
-    refusals = list(refusals)
-    first = {refusal.reason: refusal.where for refusal in reversed(refusals)}
-    counts = Counter(refusal.reason for refusal in refusals)
+    places: dict[str, list[str]] = {}
+    for refusal in refusals:
+        reason = COSTLIER if refusal.costlier else refusal.reason
+        places.setdefault(reason, []).append(refusal.where or "the root")
     return [
-        f"refused at {first[reason] or 'the root'}"
-        f"{f' and {times - 1} more' if times > 1 else ''}: {reason}"
-        for reason, times in counts.items()
+        f"kept at {where[0]}{f' and {len(where) - 1} more' if len(where) > 1 else ''}: {reason}"
+        for reason, where in places.items()
     ]
 
 
@@ -97,5 +104,7 @@ def record(before: Size, after: Size, refusals: Iterable[Refused]) -> dict[str, 
     return {
         "before": asdict(before),
         "after": asdict(after),
-        "refusals": [{"where": r.where, "reason": r.reason} for r in refusals],
+        "refusals": [
+            {"where": r.where, "reason": r.reason, "costlier": r.costlier} for r in refusals
+        ],
     }

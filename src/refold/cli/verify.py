@@ -14,7 +14,7 @@ from refold.cli.subject import prepare
 
 Out = Annotated[
     Path,
-    typer.Argument(metavar="OUT", help="What `convert` wrote: .onnx, .pt2 or .safetensors."),
+    typer.Argument(metavar="OUT", help="What `convert` wrote: .onnx, .pt2, .safetensors or .xml."),
 ]
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from refold._verify_copies import copy_model, run, share
+from refold._verify_copies import copy_model, require_eval, run, share
 from refold._verify_inputs import as_inputs, unrunnable
 from refold._verify_outputs import first_line
-from refold.errors import ExportError, InputError, RefoldError, RefusedError
+from refold.errors import ExportError, InputError, RefoldError
 from refold.files import atomic_path
 
 from .batch import Batch
@@ -71,8 +71,7 @@ def export(
             f"cannot export to {target}: the suffix {target.suffix!r} names no format; "
             f"use one of {', '.join(SUFFIXES)}"
         )
-    if model.training:
-        raise RefusedError("the model is in training mode: call model.eval() first")
+    require_eval(model, "the model")
     inputs = tuple(tensor.detach().cpu() for tensor in as_inputs(example_inputs))
     copied = copy_model(model, lambda tensor: share(tensor).cpu())
     try:

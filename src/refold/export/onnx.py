@@ -24,7 +24,9 @@ def write_onnx(model: nn.Module, batch: Batch, path: Path) -> None:
     require("onnxscript", "onnx")
     require("onnxruntime", "onnx")
     exporter: Any = torch.onnx  # its signature is only partly typed
-    program = exporter.export(trace(model, batch), dynamo=True, verbose=False)
+    traced = trace(model, batch)
+    shapes = batch.dynamic_shapes  # again, or the axis would be named after a symbol
+    program = exporter.export(traced, dynamo=True, dynamic_shapes=shapes, verbose=False)
     tensors = chain(model.parameters(), model.buffers())
     is_large = sum(tensor.nbytes for tensor in tensors) > _PROTOBUF_LIMIT
     program.save(path, external_data=is_large)

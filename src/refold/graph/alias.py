@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from torch import fx
 
-from refold.graph.alias_effects import may_alias, maybe_mutated, mutated
+from refold.graph.alias_effects import (
+    is_view_of,
+    may_alias,
+    maybe_mutated,
+    mutated,
+    reads_values,
+)
 
 
 def tainted(graph: fx.Graph) -> dict[fx.Node, str]:
@@ -22,9 +28,8 @@ def tainted(graph: fx.Graph) -> dict[fx.Node, str]:
         >>> def forward(x):
         ...     y = x.exp()
         ...     return y.relu_() + y.neg()
-        >>> {node.name: why for node, why in tainted(fx.symbolic_trace(forward).graph).items()}
-        {'exp': 'relu_ changes exp in place while neg reads it', 'relu_': 'relu_ changes exp in \
-        place while neg reads it'}
+        >>> tainted(fx.symbolic_trace(forward).graph).popitem()
+        (relu_, 'relu_ changes exp in place while neg reads it')
     """
     groups = AliasGroups(graph)
     found: dict[fx.Node, str] = {}
@@ -89,25 +94,32 @@ class AliasGroups:
                 return f"{writer.name} changes the input {member.name} in place"
             if member.op == "get_attr":
                 return f"{writer.name} changes the stored tensor {member.target} in place"
-        group = set(members)
-        behind = _through(writer, group)
+        renamed = self._through(writer)
         for member in members:
-            if member in behind:
+            if member in renamed:
                 continue  # the changed value under its new name
-            for reader in member.users:  # a view is judged at its own readers
-                if reader is not writer and reader not in behind and reader not in group:
-                    return f"{writer.name} {verb} {changed.name} in place while {reader.name} reads it"
+            for reader in member.users:
+                if reader is not writer and self._sees(reader, member, changed):
+                    what = f"{writer.name} {verb} {changed.name} in place"
+                    return f"{what} while {reader.name} reads it"
         return None
 
+    def _sees(self, reader: fx.Node, member: fx.Node, changed: fx.Node) -> bool:
+        """Say whether a reader uses the numbers of a value that a write elsewhere changes."""
+        if not reads_values(reader) or is_view_of(reader, member):
+            return False  # the readers of a view are judged themselves
+        earlier_write = member in mutated(reader) and changed in self._through(reader)
+        return not earlier_write
 
-def _through(writer: fx.Node, group: set[fx.Node]) -> set[fx.Node]:
-    """Return `writer` and what reads the memory through its result."""
-    seen: set[fx.Node] = {writer}
-    stack = [writer]
-    while stack:
-        for user in stack.pop().users:
-            if user not in seen:
-                seen.add(user)
-                if user in group:
+    def _through(self, writer: fx.Node) -> set[fx.Node]:
+        """Return the names of the memory that `writer` and what reads its result give it."""
+        group = self.find(writer)
+        seen: set[fx.Node] = {writer}
+        stack = [writer]
+        while stack:
+            node = stack.pop()
+            for user in node.users:
+                if user not in seen and self.find(user) is group and node in may_alias(user):
+                    seen.add(user)
                     stack.append(user)
-    return seen
+        return seen

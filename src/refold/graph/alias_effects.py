@@ -1,4 +1,4 @@
-"""What one node does to memory: which arguments it changes, and whose memory its result may share."""
+"""What one node does to memory: what it changes, and whose memory its result may share."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from torch import fx, nn
 from refold.graph.frames import frame_of, nodes_in
 from refold.graph.tracer_leaves import is_layer
 
-_VIEWS = frozenset(
-    "getitem getattr view reshape flatten chunk split tensor_split transpose permute squeeze "
-    "unsqueeze expand expand_as view_as narrow detach contiguous to type float half double bfloat16 "
-    "cpu cuda unbind select diagonal movedim moveaxis swapaxes swapdims t T mT unflatten unfold ravel "
-    "as_strided broadcast_to reshape_as split_with_sizes hsplit vsplit dsplit type_as alias real imag "
-    "atleast_1d atleast_2d atleast_3d broadcast_tensors meshgrid identity slice lift_fresh "
-    "requires_grad_ dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout "
-    "feature_alpha_dropout drop_path stochastic_depth _unsafe_view _reshape_alias positive "
-    "resolve_conj resolve_neg conj adjoint squeeze_copy rearrange".split()
+_VIEW_NAMES = (
+    "getitem view reshape flatten chunk split tensor_split transpose permute squeeze "
+    "unsqueeze expand expand_as view_as narrow detach contiguous to type float half double "
+    "bfloat16 cpu cuda unbind select diagonal movedim moveaxis swapaxes swapdims t T mT "
+    "unflatten unfold ravel as_strided broadcast_to reshape_as split_with_sizes hsplit "
+    "vsplit dsplit type_as alias real imag atleast_1d atleast_2d atleast_3d "
+    "broadcast_tensors meshgrid identity slice lift_fresh requires_grad_ dropout dropout1d "
+    "dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout drop_path "
+    "stochastic_depth _unsafe_view _reshape_alias positive resolve_conj resolve_neg conj "
+    "adjoint rearrange"
 )
+_VIEWS = frozenset(_VIEW_NAMES.split())
+_VIEW_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "real", "imag", "data"})
+_QUERIES = frozenset({"size", "dim", "numel", "nelement", "stride", "is_floating_point"})
 _FRESH_LAYERS = (
     nn.modules.conv._ConvNd,
     nn.Linear,
@@ -96,6 +100,8 @@ def may_alias(node: fx.Node) -> list[fx.Node]:
         return shared
     if isinstance(node.target, torch._ops.OpOverload):
         return shared + _aliased_arguments(node, node.target, written=False)
+    if node.target is getattr:
+        return shared + (_first(node) if node.args[1] in _VIEW_ATTRIBUTES else [])
     builds = isinstance(node.target, type)  # a tuple, dict or dataclass around values
     name = cast(str, getattr(node.target, "__name__", ""))
     if builds or name in _VIEWS or not _is_honest(node.target):
@@ -103,8 +109,22 @@ def may_alias(node: fx.Node) -> list[fx.Node]:
     return shared
 
 
+def is_view_of(node: fx.Node, value: fx.Node) -> bool:
+    """Say whether a node only gives the memory of `value` another name or shape."""
+    if value not in may_alias(node) or "effects" in node.meta:
+        return False
+    return value not in mutated(node) and value not in maybe_mutated(node)
+
+
+def reads_values(node: fx.Node) -> bool:
+    """Say whether a node reads the numbers of its arguments, not only their shape or dtype."""
+    if node.op == "call_method":
+        return node.target not in _QUERIES
+    return node.target is not getattr or node.args[1] in _VIEW_ATTRIBUTES
+
+
 def module_of(node: fx.Node) -> nn.Module | None:
-    """Return the module that a `call_module` node calls, or None when the graph does not know it."""
+    """Return the module that a `call_module` node calls, or None when it is not known."""
     root = node.graph.owning_module
     if root is None and "frame" in node.meta:
         frame = frame_of(node)
@@ -118,7 +138,7 @@ def module_of(node: fx.Node) -> nn.Module | None:
 
 
 def _writes_first(node: fx.Node) -> bool:
-    """Say whether the node changes its first argument: `relu_`, `+=`, `inplace=True`, `x[i] = y`."""
+    """Say whether a node changes its first argument: `relu_`, `+=`, `inplace=True`, `x[0] = y`."""
     if node.op == "call_module":
         return _layer_is_inplace(node)
     if node.op == "call_method":
@@ -135,7 +155,7 @@ def _is_inplace_name(name: str) -> bool:
 
 
 def _asks_inplace(node: fx.Node) -> bool:
-    """Find `inplace=True` by name, or by position as in `F.relu(x, True)`; eval dropout does nothing."""
+    """Find `inplace=True` by name or position (`F.relu(x, True)`); eval dropout does nothing."""
     target = cast(Callable[..., Any], node.target)
     code = getattr(getattr(target, "__wrapped__", target), "__code__", None)
     names = code.co_varnames[: code.co_argcount] if code is not None else ()
@@ -147,7 +167,9 @@ def _asks_inplace(node: fx.Node) -> bool:
 
 def _layer_is_inplace(node: fx.Node) -> bool:
     module = module_of(node)
-    if module is None or (isinstance(module, nn.modules.dropout._DropoutNd) and not module.training):
+    if module is None or (
+        isinstance(module, nn.modules.dropout._DropoutNd) and not module.training
+    ):
         return False
     return is_layer(module) and bool(getattr(module, "inplace", False))
 

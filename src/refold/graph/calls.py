@@ -1,4 +1,4 @@
-"""One name and one argument order for a call, whether it was a function, a method, an operator or an aten overload."""
+"""One name and one argument order for a call: function, method, operator or aten overload."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 _T: Any = torch
 _F: Any = F
-_ATEN: Any = torch.ops.aten
 
 _CONV = "input weight bias=None stride=1 padding=0 dilation=1 groups=1"
 _TRANSPOSED = "input weight bias=None stride=1 padding=0 output_padding=0 groups=1 dilation=1"
 _NORM = "input weight bias mean var training momentum eps cudnn=True"
-_POOL = "input kernel_size stride=None padding=0 ceil_mode=False count_include_pad=True divisor_override=None"
+_POOL = (
+    "input kernel_size stride=None padding=0 ceil_mode=False count_include_pad=True "
+    "divisor_override=None"
+)
 _BINARY = "input other alpha=1"
 _RESIZE = "input size=None scale_factor=None mode='nearest' align_corners=None"
 
@@ -29,7 +31,9 @@ _TABLE: dict[str, tuple[str, tuple[Any, ...], str, str]] = {
     "conv3d": (_CONV, (_F.conv3d, _T.conv3d), "", "conv3d"),
     "convolution": (
         "input weight bias stride padding dilation transposed output_padding groups",
-        (_T.convolution,), "", "convolution",
+        (_T.convolution,),
+        "",
+        "convolution",
     ),
     "conv_transpose1d": (_TRANSPOSED, (_F.conv_transpose1d,), "", "conv_transpose1d"),
     "conv_transpose2d": (_TRANSPOSED, (_F.conv_transpose2d,), "", "conv_transpose2d"),
@@ -38,22 +42,40 @@ _TABLE: dict[str, tuple[str, tuple[Any, ...], str, str]] = {
     "batch_norm": (_NORM, (_T.batch_norm,), "", "batch_norm"),
     "functional_batch_norm": (
         "input mean var weight=None bias=None training=False momentum=0.1 eps=1e-05",
-        (_F.batch_norm,), "", "",
+        (_F.batch_norm,),
+        "",
+        "",
     ),
     "native_norm": (
-        "input weight bias mean var momentum eps", (), "", "_native_batch_norm_legit_no_training",
+        "input weight bias mean var momentum eps",
+        (),
+        "",
+        "_native_batch_norm_legit_no_training",
     ),
-    "add": (_BINARY, (operator.add, operator.iadd, _T.add), "add add_ __add__ __iadd__", "add add_"),
-    "sub": (_BINARY, (operator.sub, operator.isub, _T.sub, _T.subtract), "sub sub_ subtract", "sub sub_"),
+    "add": (
+        _BINARY,
+        (operator.add, operator.iadd, _T.add),
+        "add add_ __add__ __iadd__",
+        "add add_",
+    ),
+    "sub": (
+        _BINARY,
+        (operator.sub, operator.isub, _T.sub, _T.subtract),
+        "sub sub_ subtract",
+        "sub sub_",
+    ),
     "rsub": (_BINARY, (_T.rsub,), "__rsub__", "rsub"),
     "mul": (
-        "input other", (operator.mul, operator.imul, _T.mul, _T.multiply),
-        "mul mul_ multiply", "mul mul_",
+        "input other",
+        (operator.mul, operator.imul, _T.mul, _T.multiply),
+        "mul mul_ multiply",
+        "mul mul_",
     ),
     "div": (
         "input other rounding_mode=None",
         (operator.truediv, operator.itruediv, _T.div, _T.true_divide, _T.divide),
-        "div div_ divide true_divide", "div div_",
+        "div div_ divide true_divide",
+        "div div_",
     ),
     "neg": ("input", (operator.neg, _T.neg, _T.negative), "neg neg_ negative", "neg neg_"),
     "zeros_like": ("input", (_T.zeros_like,), "", "zeros_like"),
@@ -61,14 +83,21 @@ _TABLE: dict[str, tuple[str, tuple[Any, ...], str, str]] = {
     "cat": ("tensors dim=0", (_T.cat, _T.concat, _T.concatenate), "", "cat"),
     "chunk": ("input chunks dim=0", (_T.chunk,), "chunk", "chunk"),
     "split": (
-        "input split_size dim=0", (_T.split, _T.split_with_sizes), "split split_with_sizes",
+        "input split_size dim=0",
+        (_T.split, _T.split_with_sizes),
+        "split split_with_sizes",
         "split split_with_sizes",
     ),
     "getitem": ("input index", (operator.getitem,), "__getitem__", ""),
     "slice": ("input dim=0 start=None end=None step=1", (), "", "slice"),
     "narrow": ("input dim start length", (_T.narrow,), "narrow", "narrow"),
     "index_select": ("input dim index", (_T.index_select,), "index_select", "index_select"),
-    "channel_shuffle": ("input groups", (_F.channel_shuffle, _T.channel_shuffle), "", "channel_shuffle"),
+    "channel_shuffle": (
+        "input groups",
+        (_F.channel_shuffle, _T.channel_shuffle),
+        "",
+        "channel_shuffle",
+    ),
     "pad": ("input pad mode='constant' value=None", (_F.pad,), "", "pad"),
     "constant_pad": ("input pad value=0", (_T.constant_pad_nd,), "", "constant_pad_nd"),
     "avg_pool1d": (_POOL, (_F.avg_pool1d, _T.avg_pool1d), "", "avg_pool1d"),
@@ -88,11 +117,15 @@ _TABLE: dict[str, tuple[str, tuple[Any, ...], str, str]] = {
     "permute": ("input dims", (_T.permute,), "permute", "permute"),
     "dropout": (
         "input p=0.5 training=True inplace=False",
-        (_F.dropout, _F.dropout1d, _F.dropout2d, _F.dropout3d, _F.alpha_dropout, _T.dropout), "",
+        (_F.dropout, _F.dropout1d, _F.dropout2d, _F.dropout3d, _F.alpha_dropout, _T.dropout),
+        "",
         "dropout dropout_",
     ),
     "same": (
-        "input", (_T.clone,), "contiguous clone", "clone contiguous alias lift_fresh_copy",
+        "input",
+        (_T.clone,),
+        "contiguous clone",
+        "clone contiguous alias lift_fresh_copy",
     ),
 }
 
@@ -124,7 +157,9 @@ def _name(node: fx.Node) -> str | None:
         return None
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
-        return _OVERLOADS.get(target.overloadpacket.__name__) if target.namespace == "aten" else None
+        return (
+            _OVERLOADS.get(target.overloadpacket.__name__) if target.namespace == "aten" else None
+        )
     if isinstance(target, torch._ops.OpOverloadPacket):
         return _OVERLOADS.get(target.__name__)
     if getattr(target, "__name__", "") == "stochastic_depth":
@@ -165,8 +200,17 @@ _ALIASES = {
     "cudnn": "cudnn_enabled",
 }
 _DEFAULTS: dict[str, Any] = {
-    "None": None, "0": 0, "1": 1, "-1": -1, "True": True, "False": False, "0.1": 0.1, "0.5": 0.5,
-    "1e-05": 1e-5, "'nearest'": "nearest", "'constant'": "constant",
+    "None": None,
+    "0": 0,
+    "1": 1,
+    "-1": -1,
+    "True": True,
+    "False": False,
+    "0.1": 0.1,
+    "0.5": 0.5,
+    "1e-05": 1e-5,
+    "'nearest'": "nearest",
+    "'constant'": "constant",
 }
 _FUNCTIONS: dict[Any, str] = {f: name for name, row in _TABLE.items() for f in row[1]}
 _METHODS: dict[str, str] = {m: name for name, row in _TABLE.items() for m in row[2].split()}

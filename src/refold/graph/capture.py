@@ -15,7 +15,7 @@ from refold.graph.capture_evidence import runs_whole
 from refold.graph.frames import Frame, walk
 from refold.graph.skeleton import skeleton
 from refold.graph.tracer import RefoldTracer
-from refold.graph.tracer_leaves import is_layer, one_line, pinned_reason
+from refold.graph.tracer_leaves import is_layer, one_line, pinned_reason, untraceable_reason
 
 _MAX_RETRACES = 16
 
@@ -126,17 +126,15 @@ class _Search:
         self._uncovered(path, module)
 
     def _attempt(self, path: str, module: nn.Module) -> tuple[Capture | None, set[str]]:
-        if isinstance(module, torch.jit.ScriptModule):
-            self.failures[path] = "it is a TorchScript module"
-            return None, set()
         if isinstance(module, nn.ModuleList | nn.ModuleDict):
             return None, set()
-        if type(module).forward is nn.Module.forward:
-            self.failures[path] = "it has no forward"
+        reason = untraceable_reason(module)
+        if reason is not None:
+            self.failures[path] = reason
             return None, set()
         try:
             return trace_root(path, module, self.root), set()
-        except TraceFailure as error:
+        except TraceError as error:
             self.failures[path] = str(error)
             return None, error.called
 
@@ -168,7 +166,7 @@ class _Search:
             if id(child) in self.covered or any(id(m) in self.covered for m in child.modules()):
                 if id(child) not in self.visited or id(child) in self.framed:
                     self._uncovered(below, child)
-            else:
+            elif any(True for _ in child.parameters()):
                 self._child(below, child, module, set())
 
     def count_across(self) -> None:
@@ -182,7 +180,6 @@ class _Search:
             for path in found.calls:
                 found.calls[path] = total[id(found.module.get_submodule(path))]
 
-
     def note_effects(self) -> None:
         """Tell the calls of leaves that have a capture of their own what that capture does."""
         known = {id(found.module): found for found in self.captures}
@@ -194,7 +191,7 @@ class _Search:
                         node.meta["effects"] = effects(inner.graph)
 
 
-class TraceFailure(Exception):
+class TraceError(Exception):
     """A root could not be traced; `called` names the children that ran before it failed."""
 
     def __init__(self, reason: str, called: set[str]) -> None:
@@ -206,7 +203,7 @@ def trace_root(path: str, module: nn.Module, model: nn.Module) -> Capture:
     """Trace one module of a skeleton of `model` as a root.
 
     Raises:
-        TraceFailure: when its own forward cannot be traced.
+        TraceError: when its own forward cannot be traced.
     """
     leaves: dict[str, str] = {}
     for _ in range(_MAX_RETRACES):
@@ -216,7 +213,7 @@ def trace_root(path: str, module: nn.Module, model: nn.Module) -> Capture:
             break
         leaves = {**leaves, **tracer.opaque, **tracer.repeated}
     else:
-        raise TraceFailure("modules are called again and again in new ways", set())
+        raise TraceError("modules are called again and again in new ways", set())
     pinned = {
         leaf: reason
         for leaf in tracer.calls
@@ -229,13 +226,11 @@ def trace_root(path: str, module: nn.Module, model: nn.Module) -> Capture:
 
 
 def _trace(tracer: RefoldTracer, module: nn.Module) -> fx.Graph:
-    if "forward" in module.__dict__:
-        raise TraceFailure("its forward is replaced on the instance", set())
     reasons: list[str] = []
     called: set[str] = set()
     for buffers in (True, False):
         tracer.reset(buffers=buffers)
-        with _restored(module) as state:
+        with _Restored(module) as state:
             try:
                 graph = tracer.trace(module)
                 state.keep_constants()
@@ -243,11 +238,11 @@ def _trace(tracer: RefoldTracer, module: nn.Module) -> fx.Graph:
             except Exception as error:  # any model code may raise anything while it is traced
                 reasons.append(one_line(error))
                 called |= tracer.entered
-    raise TraceFailure(reasons[0], called)
+    raise TraceError(reasons[0], called)
 
 
 class _State:
-    """The plain attributes of all modules before a trace, to undo what traced code stored on self."""
+    """The plain attributes of all modules before a trace: traced code may store values on self."""
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root
@@ -277,13 +272,13 @@ def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class _restored:
+class _Restored:
     def __init__(self, root: nn.Module) -> None:
         self.state = _State(root)
 
     def __enter__(self) -> _State:
         self.grad = torch.is_grad_enabled()
-        torch.set_grad_enabled(False)
+        torch.set_grad_enabled(True)  # so that a `with torch.no_grad()` in the model shows
         return self.state
 
     def __exit__(self, *exc: object) -> None:

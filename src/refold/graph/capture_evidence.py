@@ -1,4 +1,4 @@
-"""Is a Sequential below an untraceable module called as a whole, or are its children run one by one?
+"""Is a Sequential below an untraceable module called as a whole, or child by child?
 
 A Sequential is a module and a list. Folding across its children is only right for the module, so it
 needs evidence: the trace saw the call before it failed, or the source of its parent only calls it.
@@ -35,7 +35,7 @@ def runs_whole(parent: nn.Module, name: str, called: set[str]) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _uses(kind: type) -> tuple[tuple[str, bool], ...]:
-    """Return every read of `self.<name>` in the methods of a class, and whether it is a call of it."""
+    """Return every read of `self.<name>` in the methods of a class, and whether it is a call."""
     if kind.__module__.startswith(("torch.", "builtins")):
         return ()
     try:
@@ -53,6 +53,5 @@ def _uses_in(tree: ast.Module) -> Iterator[tuple[str, bool]]:
         this = method.args.args[0].arg
         called = {id(node.func) for node in ast.walk(method) if isinstance(node, ast.Call)}
         for node in ast.walk(method):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                if isinstance(node.value, ast.Name) and node.value.id == this:
-                    yield node.attr, id(node) in called
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == this:
+                yield node.attr, id(node) in called

@@ -14,11 +14,13 @@ from refold.graph.capture import Capture
 from refold.graph.frames import map_tree
 from refold.graph.skeleton import byte_span, storage_key
 
-_RANDOM = frozenset(
+_RANDOM_NAMES = (
     "rand rand_like randn randn_like randint randint_like randperm bernoulli normal poisson "
     "multinomial dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout "
-    "feature_dropout native_dropout rrelu empty empty_like new_empty drop_path gumbel_softmax".split()
+    "feature_dropout native_dropout rrelu empty empty_like new_empty drop_path "
+    "gumbel_softmax"
 )
+_RANDOM = frozenset(_RANDOM_NAMES.split())
 _UNKNOWN = object()
 
 
@@ -43,7 +45,7 @@ class Constants:
         self._tainted = tainted(capture.graph)
 
     def value(self, node: fx.Node) -> torch.Tensor | float | int | None:
-        """Return the value of `node`, or None when it depends on inputs, randomness or in-place work."""
+        """Return the value of `node`; None when inputs, randomness or in-place work decide it."""
         value = self._evaluate(node)
         return value if isinstance(value, torch.Tensor | float | int) else None
 
@@ -88,7 +90,8 @@ class Constants:
         if any(self._values[arg] is _UNKNOWN for arg in node.all_input_nodes):
             return _UNKNOWN
         if node.op == "get_attr":
-            return attribute(self.capture.module, cast(str, node.target))
+            value = attribute(self.capture.module, cast(str, node.target))
+            return value.detach() if isinstance(value, torch.Tensor) else value
         args = cast("tuple[Any, ...]", map_tree(self._known, node.args))
         kwargs = cast("dict[str, Any]", map_tree(self._known, dict(node.kwargs)))
         try:
@@ -161,7 +164,7 @@ def _overlaps(tensor: torch.Tensor, model: nn.Module, path: str) -> bool:
 
 
 def _readers(capture: Capture) -> dict[str, set[str]]:
-    """Return for each tensor path the nodes that read it: its attribute nodes and its own module."""
+    """Return for each tensor path the nodes that read it: users of the attribute, its module."""
     readers: dict[str, set[str]] = {}
     for node in capture.graph.nodes:
         if node.op == "get_attr":

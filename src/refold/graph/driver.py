@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from refold.errors import InputError, RefusedError
@@ -64,7 +65,8 @@ def fold_model(
     folds: list[Fold] = []
     kept: list[Kept] = []
     for capture, known in zip(found.captures, shapes, strict=True):
-        target, done, left = _fold_capture(capture, known, target, allow_growth)
+        with torch.no_grad():
+            target, done, left = _fold_capture(capture, known, target, allow_growth)
         folds.extend(done)
         kept.extend(left)
     kept.extend(Kept(path, reason) for path, reason in found.failures.items())

@@ -1,4 +1,8 @@
-"""A norm that several layers read: folded into all of them, or into none."""
+"""A norm whose value several layers read: folded into all of them, or into none.
+
+Between the norm and the layers may lie changes of layout and pools, themselves read several times: the norm is carried through
+them to every layer at the end (a norm before the q, k and v of an attention with pooled keys, for one).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,18 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from refold.algebra.operator import Affine, Operator, leaves
-from refold.graph.fold import FoldPass, provenance
-from refold.graph.piece import Piece
-from refold.graph.region import Region, Regions
+from refold.algebra.operator import (
+    Affine,
+    AvgPool,
+    Flatten,
+    Operator,
+    Resample,
+    Select,
+    chain,
+    leaves,
+)
+from refold.graph.fold import FoldPass
+from refold.graph.region import Region, Regions, reads_shape_only
 from refold.rules.engine import Rewrite, simplify
 from refold.rules.replay import Replay
 
@@ -22,47 +34,93 @@ class _Push:
 
 
 def push_into_readers(fold: FoldPass) -> bool:
-    """Fold each scale and shift that several values read into all its readers; say whether any was.
+    """Fold each norm that several values are made from into all the layers that read them; say whether any was.
 
     It is done only where every reader takes its copy in, so that nothing is computed twice.
     """
     plain = Regions(fold.lifter)
-    for node in list(fold.lifter.capture.graph.nodes):
-        piece = plain.piece(node)
-        if not isinstance(piece, Piece) or len(piece.ops) != 1 or len(node.users) < 2:
+    for root in plain.roots():
+        region = plain.region(root)
+        path = None if region is None else _path_from_scale(region)
+        if path is None or len(set(root.users)) < 2:
             continue
-        if isinstance(piece.ops[0], Affine) and node not in fold.lifter.tainted:
-            pushes = _pushes(fold, plain, node)
-            if pushes and _write(fold, node, pushes):
-                return True
+        pushes = _plan(fold, plain, frozenset(path))
+        if pushes and fold.write_all([(p.region, p.rewrite, p.replay) for p in pushes]):
+            fold.editor.sweep()
+            return True
     return False
 
 
-def _pushes(fold: FoldPass, plain: Regions, node: fx.Node) -> list[_Push]:
-    """Return the readers' regions with the norm taken in; none when one of them cannot."""
-    pushed = Regions(fold.lifter, frozenset({node}))
-    pushes: list[_Push] = []
-    covered: set[fx.Node] = set()
-    for root in pushed.roots():
-        region = pushed.region(root)
-        if root is node or region is None or node not in region.nodes:
-            continue
-        replay = Replay()
-        rewrite = simplify(replay.stand_in(region.op), allow_growth=fold.allow_growth)
-        alone = plain.region(root)
-        if alone is None or len(leaves(rewrite.op)) > len(leaves(alone.op)):
+def _path_from_scale(region: Region) -> list[fx.Node] | None:
+    """Return the nodes from a region's last scale to its value, when only transparent ones follow it."""
+    parts = chain(region.op)
+    last = max((i for i, part in enumerate(parts) if isinstance(part, Affine)), default=None)
+    if last is None or not all(_is_transparent(part) for part in parts[last + 1 :]):
+        return None
+    start = region.nodes.index(region.origins[id(parts[last])])
+    return list(region.nodes[start:])
+
+
+def _is_transparent(op: Operator) -> bool:
+    return isinstance(op, (Resample, AvgPool, Select, Flatten))
+
+
+def _plan(fold: FoldPass, plain: Regions, pushed: frozenset[fx.Node]) -> list[_Push]:
+    """Return the readers' regions with the norm taken in; none when one of them cannot take it."""
+    while True:
+        regions = Regions(fold.lifter, pushed)
+        pushes: list[_Push] = []
+        covered: set[fx.Node] = set(pushed)
+        grown: set[fx.Node] = set()
+        for root in regions.roots():
+            region = regions.region(root)
+            if root in pushed or region is None or not pushed.intersection(region.nodes):
+                continue
+            push = _take_in(fold, region, pushed)
+            covered.update(region.nodes)
+            if push is not None:
+                pushes.append(push)
+            elif all(_is_transparent(part) for part in _after(region, pushed)):
+                grown.update(region.nodes)
+            else:
+                return []
+        if not _all_covered(pushed, covered):
             return []
-        covered.update(region.nodes)
-        pushes.append(_Push(region, rewrite, replay))
-    return pushes if set(node.users) <= covered else []
+        if not grown:
+            return pushes
+        pushed = frozenset({*pushed, *(n for n in grown if _depends(n, pushed))})
 
 
-def _write(fold: FoldPass, node: fx.Node, pushes: list[_Push]) -> bool:
-    """Write all regions; each first gets its own copy of the norm's place in the graph."""
-    reals: list[Operator] = [push.replay.run(push.rewrite) for push in pushes]
-    for push, real in zip(pushes, reals, strict=True):
-        origin = provenance(push.region, push.rewrite, push.replay)
-        if not fold.write(push.region, push.rewrite, real, origin):
-            return False
-    fold.editor.sweep()
-    return True
+def _take_in(fold: FoldPass, region: Region, pushed: frozenset[fx.Node]) -> _Push | None:
+    """Return the region's rewrite when nothing is left of the scale that was pushed into it."""
+    replay = Replay()
+    rewrite = simplify(replay.stand_in(region.op), allow_growth=fold.allow_growth)
+    old = [leaf for leaf in leaves(region.op) if region.origins[id(leaf)] not in pushed]
+    kept = {id(leaf) for leaf in leaves(region.op) if region.origins[id(leaf)] in pushed}
+    new = [leaf for leaf in leaves(rewrite.op) if id(replay.real(leaf)) not in kept]
+    scales = [leaf for leaf in leaves(rewrite.op) if isinstance(leaf, Affine)]
+    fits = len(new) <= len(old) and not any(id(replay.real(leaf)) in kept for leaf in scales)
+    return _Push(region, rewrite, replay) if fits and old else None
+
+
+def _after(region: Region, pushed: frozenset[fx.Node]) -> list[Operator]:
+    return [leaf for leaf in leaves(region.op) if region.origins[id(leaf)] not in pushed]
+
+
+def _depends(node: fx.Node, pushed: frozenset[fx.Node]) -> bool:
+    """Return whether a value is made from one of these."""
+    pending, seen = [node], set[fx.Node]()
+    while pending:
+        current = pending.pop()
+        if current in pushed:
+            return True
+        if current not in seen:
+            seen.add(current)
+            pending.extend(current.all_input_nodes)
+    return False
+
+
+def _all_covered(pushed: frozenset[fx.Node], covered: set[fx.Node]) -> bool:
+    return all(
+        user in covered or reads_shape_only(user, node) for node in pushed for user in node.users
+    )

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TypeVar
 
 from torch import fx
 
 from refold.algebra.cost import measure, parameters
-from refold.algebra.operator import Operator, leaves
+from refold.algebra.operator import Concat, Input, Operator, Sequence, Sum, chain, leaves, sequence
 from refold.errors import RefusedError
-from refold.graph.emit import Emitter, Provenance
+from refold.graph.emit import Emitted, Emitter, Provenance
 from refold.graph.lift import Lifter
 from refold.graph.record import Fold, Kept
 from refold.graph.region import Region, Regions
 from refold.graph.sizes import multiply_adds
 from refold.graph.surgery import Editor
+from refold.rules import RULES
 from refold.rules.engine import Rewrite, simplify
 from refold.rules.replay import Replay
+from refold.rules.slices import fold_in_slices
+
+T = TypeVar("T")
+
+CHAIN_RULES = tuple(rule for rule in RULES if rule.window in ("series", "commute"))
 
 
 @dataclass
@@ -39,8 +48,8 @@ class FoldPass:
         self._settled: set[tuple[tuple[fx.Node, ...], bool]] = set()
 
     def run(self) -> list[Fold]:
-        """Fold to a fixed point, plain chains first so that they keep their places."""
-        while self._sweep(chains=True) or self._sweep(chains=False):
+        """Fold to a fixed point: what joins branches first, then plain chains, which keep their places."""
+        while self._sweep(chains=False) or self._sweep(chains=True):
             pass
         return self.folds
 
@@ -52,34 +61,69 @@ class FoldPass:
                 continue
             region = regions.region(root)
             if region is not None and (region.nodes, chains) not in self._settled:
-                if self.fold(region, self.allow_growth and not chains):
+                if self.fold_chain(region) if chains else self.fold_joins(region):
                     changed = True
-                    regions = Regions(self.lifter, chains=chains)
                 else:
                     self._settled.add((region.nodes, chains))
         return changed
 
-    def fold(self, region: Region, allow_growth: bool) -> bool:
-        """Simplify one region and write it back where that gains something."""
-        if len(leaves(region.op)) < 2 and measure(region.op)[1] == 0:
+    def fold_chain(self, region: Region) -> bool:
+        """Fold a chain without joins where that leaves fewer layers."""
+        if len(leaves(region.op)) < 2:
             return False
         replay = Replay()
         shadow = replay.stand_in(region.op)
-        rewrite = simplify(shadow, allow_growth=allow_growth)
-        if measure(rewrite.op)[:2] >= measure(shadow)[:2]:
+        rewrite = simplify(shadow, allow_growth=self.allow_growth)
+        if measure(rewrite.op) >= measure(shadow):
             return False
-        real = replay.run(rewrite)
-        return self.write(region, rewrite, real, provenance(region, rewrite, replay))
+        return self.write(region, rewrite, replay)
 
-    def write(self, region: Region, rewrite: Rewrite, real: Operator, origin: Provenance) -> bool:
+    def fold_joins(self, region: Region) -> bool:
+        """Fold an expression with joins where that gains more than folding its chains one by one."""
+        if measure(region.op)[1] == 0:
+            return False
+        replay = Replay()
+        shadow = replay.stand_in(region.op)
+        apart = simplify(shadow, CHAIN_RULES, allow_growth=self.allow_growth)
+        rewrite = simplify(shadow, allow_growth=self.allow_growth)
+        if measure(rewrite.op)[:2] >= measure(apart.op)[:2]:
+            return False
+        return self.write(region, untouched(rewrite, shadow), replay)
+
+    def write(self, region: Region, rewrite: Rewrite, replay: Replay) -> bool:
         """Put a simplified region into the graph; keep the old one where a value does not fit."""
+        return self.write_all([(region, rewrite, replay)])
+
+    def write_all(self, plans: list[tuple[Region, Rewrite, Replay]]) -> bool:
+        """Put several simplified regions into the graph, or none when one of them cannot be."""
+        ready = [self._prepare(*plan) for plan in plans]
+        done = [item for item in ready if item is not None]
+        if len(done) < len(ready):
+            return False
+        for (region, rewrite, _), (emitter, real) in zip(plans, done, strict=True):
+            self._note(region, rewrite, real, emitter.write())
+        return True
+
+    def _prepare(
+        self, region: Region, rewrite: Rewrite, replay: Replay
+    ) -> tuple[Emitter, Operator] | None:
+        made_of = provenance(region, rewrite, replay)
+        real = fold_in_slices(rewrite, region.op) or replay.run(rewrite)
+        pairs = zip(leaves(rewrite.op), leaves(real), strict=True)
+        emitter = Emitter(
+            self.lifter, self.editor, region, {id(op): made_of[id(shadow)] for shadow, op in pairs}
+        )
         try:
-            emitted = Emitter(self.lifter, self.editor, region, origin).run(real)
+            emitter.prepare(real)
         except RefusedError as error:
             for node in region.nodes:
                 self.refused[node] = Kept(self.path(node), str(error))
-            return False
-        before = [leaf for leaf in leaves(region.op) if id(leaf) not in {id(x) for x in leaves(real)}]
+            return None
+        return emitter, real
+
+    def _note(self, region: Region, rewrite: Rewrite, real: Operator, emitted: Emitted) -> None:
+        kept = {id(leaf) for leaf in leaves(real)}
+        before = [leaf for leaf in leaves(region.op) if id(leaf) not in kept]
         after = [leaf for leaf in leaves(real) if id(leaf) not in region.origins]
         self.folds.append(
             Fold(
@@ -92,7 +136,6 @@ class FoldPass:
                 macs_after=_total(emitted.macs),
             )
         )
-        return True
 
     def path(self, node: fx.Node) -> str:
         """Return where a node stands in the model: its module path, or its call inside one."""
@@ -110,17 +153,75 @@ class FoldPass:
 
 
 def provenance(region: Region, rewrite: Rewrite, replay: Replay) -> Provenance:
-    """Return the nodes that went into each new leaf of a rewrite."""
-    origin: dict[int, frozenset[fx.Node]] = {}
-    for leaf in leaves(replay.shadow_of(region.op)):
-        origin[id(leaf)] = frozenset({region.origins[id(replay.real(leaf))]})
+    """Return the nodes that went into each leaf of a rewrite, by the id of its stand-in."""
+    start = {
+        id(leaf): frozenset({region.origins[id(replay.real(leaf))]})
+        for leaf in leaves(replay.shadow_of(region.op))
+    }
+    return trace(rewrite, start)
+
+
+def trace(rewrite: Rewrite, start: dict[int, frozenset[T]]) -> dict[int, frozenset[T]]:
+    """Return what went into every leaf that a rewrite made, given what its first leaves are made of."""
+    origin = dict(start)
     for step in rewrite.steps:
         made = leaves(step.after)
-        kept = frozenset().union(*(origin[id(leaf)] for leaf in made if id(leaf) in origin))
-        used = frozenset().union(*(origin.get(id(leaf), frozenset()) for leaf in leaves(step.window)))
+        kept = _union(origin[id(leaf)] for leaf in made if id(leaf) in origin)
+        used = _union(origin.get(id(leaf), frozenset[T]()) for leaf in leaves(step.window))
         for leaf in made:
             origin.setdefault(id(leaf), used - kept or used)
-    return {id(replay.real(leaf)): origin[id(leaf)] for leaf in leaves(rewrite.op)}
+    return origin
+
+
+def untouched(rewrite: Rewrite, shadow: Operator) -> Rewrite:
+    """Return the rewrite with every run of layers that only folded within itself as it was before.
+
+    Such runs are plain chains, which a later sweep folds in their places.
+    """
+    origin = trace(rewrite, {id(leaf): frozenset({id(leaf)}) for leaf in leaves(shadow)})
+    before = {frozenset(id(leaf) for leaf in run): run for run in _runs(shadow)}
+    joined = {  # an identity branch leaves no trace: what took it in is no longer that run
+        id(leaf)
+        for step in rewrite.steps
+        if isinstance(step.window, (Sum, Concat)) or _is_join(step.after)
+        for leaf in leaves(step.after)
+    }
+
+    def restore(op: Operator) -> Operator:
+        if isinstance(op, (Sum, Concat)):
+            return type(op)(tuple(restore(part) for part in op.parts))
+        parts: list[Operator] = []
+        for is_join, group in groupby(chain(op), key=_is_join):
+            run = tuple(group)
+            if is_join:
+                parts.extend(restore(part) for part in run)
+            else:
+                made_of = _union(origin[id(leaf)] for leaf in leaves(Sequence(run)))
+                start = [part for part in run if isinstance(part, Input)]
+                same = made_of in before and joined.isdisjoint(map(id, run))
+                parts.extend([*start, *before[made_of]] if same else run)
+        return sequence(*parts)
+
+    return replace(rewrite, op=restore(rewrite.op))
+
+
+def _runs(op: Operator) -> Iterator[tuple[Operator, ...]]:
+    """Yield the leaves of every stretch of a chain below `op` that holds no join."""
+    for is_join, group in groupby(chain(op), key=_is_join):
+        parts = tuple(group)
+        if not is_join:
+            yield leaves(Sequence(parts))
+        for join in parts:
+            for branch in join.parts if isinstance(join, (Sum, Concat)) else ():
+                yield from _runs(branch)
+
+
+def _is_join(op: Operator) -> bool:
+    return isinstance(op, (Sum, Concat))
+
+
+def _union(sets: Iterable[frozenset[T]]) -> frozenset[T]:
+    return frozenset[T]().union(*sets)
 
 
 def node_path(node: fx.Node) -> str:

@@ -29,7 +29,8 @@ class Frame:
         nodes: nodes recorded by this call itself (not by a child frame), in order.
         parent: the frame that made the call.
         children: the frames called from here, in order.
-        method: the name of the function that ran: `forward`, or a helper such as `forward_features`.
+        method: the function that ran: `forward`, or a helper such as `forward_features`.
+        context: gradient and autocast modes in which the call was made.
     """
 
     path: str
@@ -41,6 +42,7 @@ class Frame:
     parent: Frame | None = None
     children: list[Frame] = field(default_factory=list["Frame"])
     method: str = "forward"
+    context: tuple[bool, ...] = ()
 
     def __repr__(self) -> str:
         return f"Frame({self.path!r}, {type(self.module).__name__}.{self.method})"

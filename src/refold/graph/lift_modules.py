@@ -1,4 +1,4 @@
-"""What torch.nn's own layers are in the algebra. A subclass counts only while it runs the layer's own forward."""
+"""What torch.nn's layers are in the algebra; a subclass only while it runs their forward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from refold.algebra.norm import norm_affine
 from refold.algebra.operator import AvgPool, Conv, Pad, Resample
-from refold.graph.piece import Lifted, nothing, unary
+from refold.graph.piece import Lifted, norm_piece, nothing, unary
 from refold.graph.windows import conv_axes, pool_axes, transposed_axes, tuple_of
 
 Shape = tuple[int, ...] | None
@@ -24,7 +24,9 @@ def lift_module(module: nn.Module, source: fx.Node, shape: Shape) -> Lifted:
             same = getattr(type(module), "forward", None) is getattr(cls, "forward", None)
             inner = getattr(type(module), "_conv_forward", None)
             same = same and inner is getattr(cls, "_conv_forward", None)
-            return handler(module, source, shape) if same else "its class changes the layer's forward"
+            return (
+                handler(module, source, shape) if same else "its class changes the layer's forward"
+            )
     return None
 
 
@@ -54,16 +56,12 @@ def _norm(rank: int | None) -> ModuleHandler:
             return "the norm is in training mode; call model.eval()"
         if module.running_mean is None or module.running_var is None:
             return "the norm has no running statistics; it normalises with the batch"
-        known = rank if rank is not None else len(shape) - 2 if shape is not None else None
-        if known is None:
-            return (
-                "whether BatchNorm1d sees (N, C) or (N, C, L) depends on the input; "
-                "pass example_inputs"
-            )
         op = norm_affine(
             module.running_mean, module.running_var, module.weight, module.bias, module.eps
         )
-        return unary(source, op, rank=known, keeps_shape=True)
+        if rank is None:
+            return norm_piece(source, op, shape)
+        return unary(source, op, rank=rank, keeps_shape=True)
 
     return handle
 
@@ -161,9 +159,7 @@ _HANDLERS: dict[type, ModuleHandler] = {
         for name, mode in _PADS.items()
         for rank in (1, 2, 3)
     },
-    **{
-        cls: _dropout
-        for cls in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-    },
+    **dict.fromkeys(
+        (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout), _dropout
+    ),
 }
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class Like:
         memory_format: layout of the weights, as `torch.channels_last`.
         requires_grad: whether any of the replaced parameters is trained.
         rank: spatial axes of the value.
+        storages: where the replaced tensors lie; what still lies there is copied.
     """
 
     dtype: torch.dtype
@@ -34,6 +36,7 @@ class Like:
     memory_format: torch.memory_format = torch.contiguous_format
     requires_grad: bool = True
     rank: int = 2
+    storages: frozenset[int] = frozenset()
 
 
 def lower(op: Operator, like: Like) -> nn.Module:
@@ -132,16 +135,22 @@ def _round(tensor: Tensor | None, like: Like, name: str) -> Tensor | None:
     wide = tensor.detach()
     if wide.device.type == "meta":
         return torch.empty_like(wide, dtype=like.dtype)
-    low, high = torch.aminmax(wide)
-    largest = max(abs(low.item()), abs(high.item()))
-    if not largest <= torch.finfo(torch.float64).max:
-        raise RefusedError(f"the folded {name} is not finite: a norm's variance or a weight is NaN or infinite")
-    if largest > torch.finfo(like.dtype).max:
-        raise RefusedError(
-            f"the folded {name} reaches {largest:.4g}, beyond {like.dtype}'s largest value "
-            f"{torch.finfo(like.dtype).max:.4g}; fold in float32 or keep this norm"
-        )
-    return wide.to(device=like.device, dtype=like.dtype, copy=True).contiguous()
+    shared = wide.untyped_storage().data_ptr() in like.storages
+    rounded = wide.to(device=like.device, dtype=like.dtype, copy=shared).contiguous()
+    if not torch.isfinite(torch.stack(torch.aminmax(rounded))).all():
+        raise RefusedError(_misfit(wide, like, name))
+    return rounded
+
+
+def _misfit(tensor: Tensor, like: Like, name: str) -> str:
+    largest = tensor.abs().max().item()
+    if not isfinite(largest):
+        return f"the folded {name} is not finite: a norm's variance or a weight is NaN or infinite"
+    limit = torch.finfo(like.dtype).max
+    return (
+        f"the folded {name} reaches {largest:.4g}, beyond the largest {like.dtype} {limit:.4g}; "
+        "fold in float32 or keep this norm"
+    )
 
 
 def _lower_pool(op: AvgPool) -> nn.Module:
@@ -171,5 +180,6 @@ def like_of(tensors: list[Tensor], rank: int) -> Like:
     elif lead.ndim == 5 and lead.is_contiguous(memory_format=torch.channels_last_3d) and not lead.is_contiguous():
         layout = torch.channels_last_3d
     trained = any(t.requires_grad for t in floats)
-    return Like(lead.dtype, lead.device, layout, trained, rank)
+    storages = frozenset(t.untyped_storage().data_ptr() for t in tensors)
+    return Like(lead.dtype, lead.device, layout, trained, rank, storages)
 

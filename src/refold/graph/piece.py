@@ -8,10 +8,11 @@ from typing import Literal
 
 from torch import fx
 
-from refold.algebra.operator import Identity, Operator
+from refold.algebra.operator import Affine, Identity, Operator
 
 Join = Literal["none", "sum", "concat"]
 RankedOp = tuple[Operator, int | None]
+Ranked = RankedOp | str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,8 @@ class Piece:
         join: how several sources come together.
         rank_in: spatial axes its sources must have; None where any will do.
         rank_out: spatial axes of its value; None means those of its source.
-        by_rank: for changes of layout: the operator and the new rank, given the source's rank.
+        by_rank: where the meaning depends on the source's rank: the operator and the new rank, a reason
+            why it has none, or None.
         keeps_shape: whether the value has the shape of its first source.
         through: nodes in between that only hand parts on, such as `chunk` before `getitem`.
     """
@@ -34,7 +36,7 @@ class Piece:
     join: Join = "none"
     rank_in: int | None = None
     rank_out: int | None = None
-    by_rank: Callable[[int], RankedOp | None] | None = None
+    by_rank: Callable[[int], Ranked] | None = None
     keeps_shape: bool = False
     through: tuple[fx.Node, ...] = ()
 
@@ -61,6 +63,20 @@ def nothing(source: fx.Node) -> Piece:
     return unary(source, Identity(), keeps_shape=True)
 
 
-def relayout(source: fx.Node, by_rank: Callable[[int], RankedOp | None]) -> Piece:
+def relayout(source: fx.Node, by_rank: Callable[[int], Ranked]) -> Piece:
     """Return the piece of a change of layout, known once the source's rank is."""
     return Piece((source,), (Identity(),), by_rank=by_rank)
+
+
+def norm_piece(source: fx.Node, op: Affine, shape: tuple[int, ...] | None) -> Piece:
+    """Return the piece of a norm, which always scales axis 1, whatever its neighbours take for channels."""
+    if shape is not None:
+        return unary(source, op, rank=len(shape) - 2, keeps_shape=True)
+
+    def by_rank(rank: int) -> Ranked:
+        return (op, rank) if rank else _AMBIGUOUS
+
+    return Piece((source,), (op,), by_rank=by_rank, keeps_shape=True)
+
+
+_AMBIGUOUS = "whether the norm sees (N, C) or (N, L, C) depends on the input, and it scales axis 1; pass example_inputs"

@@ -6,8 +6,8 @@ its instances pickle as (original class, source of the methods, state).
 
 from __future__ import annotations
 
-import importlib
 import hashlib
+import importlib
 import linecache
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -86,7 +86,8 @@ def generated_class(base: type[nn.Module], methods: dict[str, Method]) -> type[n
             _BASE: base,
             _METHODS: dict(methods),
         }
-        known = _CLASSES[key] = type(base)(base.__name__, (base,), namespace)
+        make = cast(Any, type(base))
+        known = _CLASSES[key] = cast("type[nn.Module]", make(base.__name__, (base,), namespace))
     return known
 
 
@@ -98,7 +99,7 @@ def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
 
 def _rebuild(base: type[nn.Module], methods: dict[str, Method]) -> nn.Module:
     kind = generated_class(base, methods)
-    return kind.__new__(kind)
+    return nn.Module.__new__(kind)
 
 
 def _compile(method: Method, name: str) -> Callable[..., Any]:
@@ -149,7 +150,11 @@ def check_baked(value: Any, baked: Any, name: str) -> None:
     """
     if value is baked or isinstance(value, fx.Proxy):
         return
-    if type(value) is type(baked) and isinstance(value, bool | int | float | str) and value == baked:
+    if (
+        type(value) is type(baked)
+        and isinstance(value, bool | int | float | str)
+        and value == baked
+    ):
         return
     if isinstance(value, list | tuple | dict) and type(value) is type(baked) and value == baked:
         return

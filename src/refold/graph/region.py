@@ -31,6 +31,7 @@ class Region:
         rank: spatial axes of the value, where known.
         nodes: every node inside, the root last.
         origins: the node of each leaf, by the leaf's id.
+        same_shape: the nodes whose values surely have the shape of the root's.
     """
 
     root: fx.Node
@@ -38,6 +39,7 @@ class Region:
     rank: int | None
     nodes: tuple[fx.Node, ...]
     origins: dict[int, fx.Node]
+    same_shape: frozenset[fx.Node] = frozenset()
 
     @property
     def inputs(self) -> tuple[fx.Node, ...]:
@@ -70,7 +72,7 @@ class Regions:
         self.lifter = lifter
         self.pushed = pushed
         self.chains = chains
-        self._pieces: dict[fx.Node, Piece | str | None] = {}
+        self.reasons: dict[fx.Node, str] = {}
 
     def roots(self) -> list[fx.Node]:
         """Return the nodes whose regions are not part of a larger one, in graph order."""
@@ -87,25 +89,29 @@ class Regions:
 
     def piece(self, node: fx.Node) -> Piece | str | None:
         """Return what the node is by itself."""
-        if node not in self._pieces:
-            lifted = self.lifter.lift(node)
-            joins = isinstance(lifted, Piece) and lifted.join != "none"
-            self._pieces[node] = None if joins and self.chains else lifted
-        return self._pieces[node]
+        lifted = self.lifter.lift(node)
+        joins = isinstance(lifted, Piece) and lifted.join != "none"
+        return None if joins and self.chains else lifted
 
     def region(self, root: fx.Node) -> Region | None:
         """Return the region that ends in `root`, None when the node is not affine after all."""
         piece = self.piece(root)
         if not isinstance(piece, Piece):
             return None
-        found = self._expression(root, piece, True)
+        found = self._expression(root, piece, True, None)
         if found is None:
             return None
-        return Region(root, found.op, found.rank, found.nodes, found.origins)
+        return Region(
+            root, found.op, found.rank, found.nodes, found.origins, frozenset(found.same_shape)
+        )
 
-    def _expression(self, node: fx.Node, piece: Piece, keeps: bool) -> _Expression | None:
+    def _expression(
+        self, node: fx.Node, piece: Piece, keeps: bool, wanted: int | None
+    ) -> _Expression | None:
+        """Return the expression that ends in `node`, whose reader wants a value of `wanted` axes."""
         keeps = keeps and piece.keeps_shape
-        parts = [self._value(source, node, piece, keeps) for source in piece.sources]
+        asked = piece.rank_in if piece.rank_in is not None else self._before(piece, wanted)
+        parts = [self._value(source, node, piece, keeps, asked) for source in piece.sources]
         rank = piece.rank_in
         if rank is None:
             rank = next((part.rank for part in parts if part.rank is not None), None)
@@ -115,9 +121,11 @@ class Regions:
         ]
         ops, rank_out = list(piece.ops), piece.rank_out
         if piece.by_rank is not None:
-            known = rank if rank is not None else self._guess(piece.sources[0])
+            known = next((r for r in (rank, self._guess(piece.sources[0]), asked) if r is not None), None)
             ranked = None if known is None else piece.by_rank(known)
-            if ranked is None:
+            if isinstance(ranked, str):
+                self.reasons[node] = ranked
+            if ranked is None or isinstance(ranked, str):
                 return None
             ops[0], rank_out = ranked
         elif rank_out is None:
@@ -125,17 +133,21 @@ class Regions:
         origins = {id(leaf): node for op in ops for leaf in leaves(op)}
         branches = [sequence(part.op, op) for part, op in zip(parts, ops, strict=True)]
         nodes: tuple[fx.Node, ...] = ()
+        same: tuple[fx.Node, ...] = ()
         for part in parts:
             origins.update(part.origins)
             nodes += part.nodes
+            same += (part.nodes[-1], *part.same_shape) if keeps and part.nodes else ()
         return _Expression(
-            _join(piece, branches), rank_out, (*nodes, *reversed(piece.through), node), origins
+            _join(piece, branches), rank_out, (*nodes, *reversed(piece.through), node), origins, same
         )
 
-    def _value(self, source: fx.Node, reader: fx.Node, piece: Piece, keeps: bool) -> _Expression:
+    def _value(
+        self, source: fx.Node, reader: fx.Node, piece: Piece, keeps: bool, wanted: int | None
+    ) -> _Expression:
         inner = self.piece(source)
         if isinstance(inner, Piece) and self._absorbs(source, reader, piece, keeps):
-            found = self._expression(source, inner, keeps)
+            found = self._expression(source, inner, keeps, wanted)
             if found is not None:
                 return found
         return self._input(source)
@@ -148,7 +160,7 @@ class Regions:
         readers = set(source.users)
         direct = {node for node in readers if not reads_shape_only(node, source)}
         expected = {piece.through[-1] if piece.through else reader}
-        if direct != expected or (readers != direct and not keeps):
+        if direct != expected or (readers != direct and not keeps and not self.chains):
             return False
         return all(_single_path(node, piece, reader) for node in piece.through)
 
@@ -156,6 +168,15 @@ class Regions:
         shape, rank = self.lifter.shapes.get(source), self._guess(source)
         channels = shape[len(shape) - 1 - rank] if shape and rank is not None else None
         return _Expression(Input(source, channels), rank, (), {})
+
+    def _before(self, piece: Piece, wanted: int | None) -> int | None:
+        """Return the rank of what a piece reads, told from the rank of what it gives."""
+        if wanted is None or piece.by_rank is None:
+            return wanted if piece.rank_out is None else None
+        shape = self.lifter.shapes.get(piece.sources[0])
+        outcomes = ((r, piece.by_rank(r)) for r in range(4 if shape is None else len(shape) - 1))
+        fitting = [r for r, found in outcomes if isinstance(found, tuple) and found[1] == wanted]
+        return fitting[0] if len(fitting) == 1 else None
 
     def _guess(self, source: fx.Node) -> int | None:
         """Return the rank of an opaque value where the value it was made from tells it."""
@@ -176,6 +197,7 @@ class _Expression:
     rank: int | None
     nodes: tuple[fx.Node, ...]
     origins: dict[int, fx.Node]
+    same_shape: tuple[fx.Node, ...] = ()
 
 
 def _join(piece: Piece, branches: list[Operator]) -> Operator:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from refold.errors import InputError
@@ -124,7 +125,16 @@ class _Runner(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and note the shape of a tensor result."""
-        value: Any = super().run_node(n)
+        value: Any = self.map_nodes_to_values(n.args[0], n) if self._keeps_shape(n) else super().run_node(n)
         if isinstance(value, Tensor):
             self.shapes[self.original[n]] = tuple(int(size) for size in value.shape)
         return value
+
+    def _keeps_shape(self, n: fx.Node) -> bool:
+        """Return whether the node is a norm, whose value has its input's shape and is slow to fake."""
+        if n.op == "call_module":
+            return isinstance(self.fetch_attr(str(n.target)), _NORMS)
+        return n.op == "call_function" and n.target is F.batch_norm
+
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

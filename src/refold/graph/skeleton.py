@@ -136,7 +136,7 @@ def _passes_through(module: nn.Module) -> bool:
 
 
 def own_tensors(module: nn.Module, source: nn.Module) -> int:
-    """Clone the tensors of `module` that still share storage with `source`; return the bytes copied.
+    """Clone the tensors of `module` that share storage with `source`; return the bytes copied.
 
     Ties inside `module` stay ties: one Parameter under two names stays one object, overlapping
     views of one storage still overlap. `requires_grad`, dtype, device, memory format, the Parameter
@@ -205,10 +205,10 @@ def byte_span(tensor: torch.Tensor) -> tuple[int, int]:
     """
     if tensor.layout is not torch.strided:
         return 0, 1
-    size, start = tensor.element_size(), tensor.storage_offset()
+    size, start = tensor.element_size(), int(tensor.storage_offset())
     if tensor.numel() == 0:
         return start * size, start * size
-    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    last = sum((n - 1) * int(step) for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     return start * size, (start + last + 1) * size
 
 
@@ -255,7 +255,8 @@ def _like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
         fresh = nn.Parameter(data, requires_grad) if fresh is None else fresh
     else:
         fresh = data.requires_grad_(requires_grad) if requires_grad else data
-    fresh.__dict__.update(tensor.__dict__)
+    for name, value in vars(tensor).items():
+        setattr(fresh, name, value)
     return fresh
 
 

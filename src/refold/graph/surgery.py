@@ -62,7 +62,9 @@ class Editor:
         """Let every reader of `node` read `value` instead; a bypassed layer leaves an Identity."""
         if node.op == "call_module" and node in self.edits.before:
             path = self._single_call(node)
-            if self.edits.now(value) is self.edits.now(self._input(node)) and not self._only_read(path):
+            if self.edits.now(value) is self.edits.now(self._input(node)) and not self._only_read(
+                path
+            ):
                 self.edits.identities.add(node)
         self._redirect(node, value)
         self._erase(node)
@@ -134,7 +136,7 @@ class Editor:
         self.graph.lint()
         return Commit(self.edits, target).run()
 
-    # -- internals --------------------------------------------------------------------------------
+    # internals
 
     def _input(self, node: fx.Node) -> fx.Node:
         inputs = self.edits.before[node][2]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import inspect
 import operator
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -58,14 +57,13 @@ class FrameBody:
             if node.op == "call_function" and node.target is operator.getitem and not node.users:
                 self.graph.erase_node(node)
 
-    # -- arguments ------------------------------------------------------------------------------------
+    # arguments
 
     def _placeholders(self) -> None:
-        function = cast(Callable[..., Any], getattr(type(self.frame.module), self.frame.method))
-        signature = inspect.signature(function)
-        parameters = list(signature.parameters.values())[1:]
+        signature = inspect.signature(getattr(self.frame.module, self.frame.method))
+        parameters = signature.parameters.values()
         try:
-            bound = signature.bind(None, *self.frame.args, **self.frame.kwargs).arguments
+            bound = signature.bind(*self.frame.args, **self.frame.kwargs).arguments
         except TypeError as error:
             raise self._refusal(f"its call does not fit its signature ({error})") from error
         checks: list[tuple[fx.Node, Any, str]] = []
@@ -104,7 +102,7 @@ class FrameBody:
             if nodes_in(item):
                 self._bind(item, self.graph.call_function(access, (place, key)))
 
-    # -- nodes ----------------------------------------------------------------------------------------
+    # nodes
 
     def _emit(self, node: fx.Node) -> None:
         unit = self._unit(node)
@@ -140,6 +138,9 @@ class FrameBody:
         return known and all(_leaves_true(arguments))
 
     def _call(self, child: Frame) -> None:
+        if child.context != self.frame.context:
+            raise self._refusal(f"it calls {child.path} under a context manager")
+
         def value(leaf: Any) -> Any:
             if isinstance(leaf, fx.Node):
                 return self.env[self.edits.argument(child, leaf)]
@@ -163,6 +164,9 @@ class FrameBody:
     def _copy(self, node: fx.Node) -> None:
         if node.op == "output":
             return
+        home = self.edits.home[node]
+        if "context" in node.meta or home.context != self.frame.context:
+            raise self._refusal("it computes under a context manager (no_grad or autocast)")
         target = node.target
         if node.op in ("call_module", "get_attr"):
             target = self.relative(cast(str, target))
@@ -189,7 +193,7 @@ class FrameBody:
                 return name
         raise self._refusal(f"it uses {path}, which is not below it")
 
-    # -- result ---------------------------------------------------------------------------------------
+    # result
 
     def _literal(self, tree: Any) -> Any:
         """Turn dataclasses and dict subclasses of the output into calls that build them."""

@@ -11,7 +11,12 @@ from refold.errors import InputError
 from refold.graph.frames import Frame, map_tree, walk
 from refold.graph.regenerate import method_from_graph, regenerate, stale_method
 from refold.graph.surgery_edits import Edits, alive
-from refold.graph.surgery_plain import is_layer_subclass, mentioned_names, plain_module
+from refold.graph.surgery_plain import (
+    chain_slots,
+    is_layer_subclass,
+    mentioned_names,
+    plain_module,
+)
 from refold.graph.surgery_plan import Plan
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -34,11 +39,13 @@ class Commit:
             self.root = target.get_submodule(self.capture.path)
         except AttributeError as error:
             raise InputError(
-                f"the target has no module {self.capture.path!r}: pass a fresh skeleton of the model"
+                f"the target has no module {self.capture.path!r}: pass a fresh skeleton"
             ) from error
         self.plan = Plan(edits)
-        self.old = {path: module for path, module in self.root.named_modules()}
+        self.old = dict(self.root.named_modules())
         self.swaps: dict[int, nn.Module] = {}
+        calls = (node for node in edits.inserted if node.op == "call_module")
+        self._inserted = {cast(str, node.target) for node in calls}
 
     def run(self) -> nn.Module:
         """Apply everything; return the target, or what took its place."""
@@ -55,13 +62,12 @@ class Commit:
         swap_modules(self.target, self.swaps)
         return self.swaps.get(id(self.target), self.target)
 
-    # -- new content --------------------------------------------------------------------------------
+    # new content
 
     def _new_content(self) -> None:
         swaps: dict[int, nn.Module] = {}
-        inserted = {cast(str, node.target) for node in self.edits.inserted if node.op == "call_module"}
         for path, module in self.edits.modules.items():
-            if path not in inserted:
+            if path not in self._inserted:
                 swaps[id(self.old[path])] = module
         for node in self.edits.identities:
             old = self.old[cast(str, node.target)]
@@ -87,7 +93,7 @@ class Commit:
     def _module(self, frame: Frame) -> nn.Module:
         return self.root.get_submodule(frame.path)
 
-    # -- generated forwards -------------------------------------------------------------------------
+    # generated forwards
 
     def _generate(self, frame: Frame) -> None:
         module = self._module(frame)
@@ -97,8 +103,15 @@ class Commit:
             regenerate(module, {frame.method: stale_method(where)})
         elif isinstance(module, fx.GraphModule):
             module.graph = graph
+        elif type(module).forward is nn.Sequential.forward and (slots := self._slots(frame, graph)):
+            module.__dict__["_modules"] = slots
         else:
             regenerate(module, {frame.method: method_from_graph(graph)})
+
+    def _slots(self, frame: Frame, graph: fx.Graph) -> dict[str, nn.Module] | None:
+        prefix = frame.path + "." if frame.path else ""
+        below = (path.removeprefix(prefix) for path in self._inserted if path.startswith(prefix))
+        return chain_slots(self._module(frame), graph, set(below))
 
     def _leave_layer_class(self, frame: Frame, module: nn.Module) -> None:
         """Replace a changed instance of a torch.nn layer class: it is no such layer any more."""
@@ -109,7 +122,7 @@ class Commit:
         plain.training = module.training
         self.swaps[id(module)] = self.swaps.get(id(plain), plain)
 
-    # -- removal --------------------------------------------------------------------------------------
+    # removal
 
     def _remove_unused(self, changed: list[Frame]) -> None:
         live = self._live_modules()
@@ -119,17 +132,21 @@ class Commit:
             if not any(id(below) in live for below in self._at(path).modules())
         }
         for holder in list(self.root.modules()):
-            _drop_children(holder, dead - self._mentioned(holder))
+            _drop_children(holder, dead, self._mentioned(holder))
         _drop_empty(self.root, dead, live)
         self._drop_tensors(changed)
 
     def _mentioned(self, holder: nn.Module) -> set[int]:
         """Return the bypassed layers that other methods of their holder still call: Identities."""
-        names = mentioned_names(type(holder))
-        children = ((name, child) for name, child in holder._modules.items() if name in names)
-        return {id(child) for _, child in children if type(child) is nn.Identity}
+        passing = {
+            n: id(child) for n, child in holder._modules.items() if type(child) is nn.Identity
+        }
+        names = mentioned_names(type(holder)) if passing else set[str]()
+        return {key for name, key in passing.items() if name in names}
 
     def _at(self, path: str) -> nn.Module:
+        if path in self._inserted:  # it may sit at the index of a removed layer by now
+            return self.edits.modules[path]
         return self.root.get_submodule(path)
 
     def _live_modules(self) -> set[int]:
@@ -150,9 +167,10 @@ class Commit:
         """Return modules that lost their only call below a frame whose forward was generated."""
         paths: set[str] = set()
         for node in self.edits.before:
-            if self.edits.before[node][0] == "call_module" and not alive(node):
-                if self._is_generated(self.edits.home[node]):
-                    paths.add(cast(str, self.edits.before[node][1]))
+            op, target, _, _ = self.edits.before[node]
+            generated = self._is_generated(self.edits.home[node])
+            if op == "call_module" and not alive(node) and generated:
+                paths.add(cast(str, target))
         for frame in walk(self.capture.root):
             parent = frame.parent
             if frame.method != "forward" or parent is None:
@@ -181,9 +199,10 @@ class Commit:
             owner._parameters.pop(name, None)
             owner._buffers.pop(name, None)
 
-def _drop_children(holder: nn.Module, dead: set[int]) -> None:
+
+def _drop_children(holder: nn.Module, dead: set[int], kept: set[int]) -> None:
     for name, child in list(holder._modules.items()):
-        if child is None or id(child) not in dead:
+        if child is None or id(child) not in dead or id(child) in kept:
             continue
         if isinstance(holder, _CONTAINERS):  # length and indices of containers stay
             holder._modules[name] = nn.Identity().train(child.training)
@@ -191,24 +210,26 @@ def _drop_children(holder: nn.Module, dead: set[int]) -> None:
         else:
             del holder._modules[name]
 
+
 def _drop_empty(root: nn.Module, dead: set[int], live: set[int]) -> None:
     """Remove containers of which only dead children are left."""
-    for holder in list(root.modules()):
-        for name, child in list(holder._modules.items()):
-            if not isinstance(child, _CONTAINERS) or id(child) in live or not len(child._modules):
+    for holder in reversed(list(root.modules())):  # inner containers first
+        for child in list(holder._modules.values()):
+            if not isinstance(child, _CONTAINERS) or id(child) in live or not child._modules:
                 continue
             if all(id(item) in dead for item in child._modules.values()):
                 dead.add(id(child))
-                _drop_children(holder, {id(child)})
-                holder._modules.pop(name, None) if not isinstance(holder, _CONTAINERS) else None
+                _drop_children(holder, {id(child)}, set())
+
 
 def place_module(root: nn.Module, path: str, module: nn.Module) -> None:
     """Register `module` at `path` below `root`."""
     parent_path, _, name = path.rpartition(".")
     root.get_submodule(parent_path)._modules[name] = module
 
+
 def swap_modules(root: nn.Module, swaps: dict[int, nn.Module]) -> None:
-    """Replace modules (by identity) everywhere below `root`: under every name and in plain lists."""
+    """Replace modules (by identity) below `root`: under every name and in plain lists."""
     if not swaps:
         return
 
@@ -223,6 +244,7 @@ def swap_modules(root: nn.Module, swaps: dict[int, nn.Module]) -> None:
             if name not in _TABLES and _mentions(value, swaps):
                 holder.__dict__[name] = map_tree(swapped, value)
 
+
 def _mentions(value: Any, swaps: dict[int, nn.Module]) -> bool:
     if isinstance(value, nn.Module):
         return id(value) in swaps
@@ -232,4 +254,3 @@ def _mentions(value: Any, swaps: dict[int, nn.Module]) -> bool:
         items = cast("dict[Any, Any]", value).values()
         return any(isinstance(item, nn.Module) and id(item) in swaps for item in items)
     return False
-

@@ -44,7 +44,7 @@ class Plan:
         self.status[frame] = "dirty"
         if frame is self.root:
             self.bodies[frame] = FrameBody(self, frame).build()
-        elif frame in self.repeated or not self.has_nodes(frame) or not self.is_closed(frame):
+        elif frame in self.repeated or self._is_gone(frame) or not self.is_closed(frame):
             self.status[frame] = "inline"
         else:
             try:
@@ -52,7 +52,7 @@ class Plan:
             except RefusedError:
                 self.status[frame] = "inline"
 
-    # -- what the code of a frame delivers ----------------------------------------------------------
+    # what the code of a frame delivers
 
     def delivered(self, value: fx.Node, frame: Frame) -> fx.Node | None:
         """Return what the unchanged code of `frame` holds where it held `value`."""
@@ -82,7 +82,7 @@ class Plan:
         """Return everything that a frame returns today."""
         return {self.slot(frame, leaf) for leaf in nodes_in(frame.output)}
 
-    # -- clean ----------------------------------------------------------------------------------------
+    # clean
 
     def _is_clean(self, frame: Frame) -> bool:
         if any(self._spoils(child) for child in frame.children):
@@ -118,7 +118,11 @@ class Plan:
             self.delivered(leaf, frame) is self.edits.argument(child, leaf) for leaf in passed
         )
 
-    # -- closed ---------------------------------------------------------------------------------------
+    # closed
+
+    def _is_gone(self, frame: Frame) -> bool:
+        """Say whether nothing of a frame is left, not even handing its input on."""
+        return not self.has_nodes(frame) and None in self.slots(frame)
 
     def has_nodes(self, frame: Frame) -> bool:
         """Say whether anything inside a frame is still computed."""

@@ -27,6 +27,8 @@ def survey(fold: FoldPass) -> list[Kept]:
         region = regions.region(root)
         if region is not None:
             _survey_region(fold, regions, region, kept)
+    for node, reason in regions.reasons.items():
+        _keep(kept, Kept(fold.path(node), reason))
     return list(kept.values())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, cast
@@ -14,11 +14,21 @@ from torch import fx, nn
 
 from refold.errors import InputError
 from refold.graph.frames import Frame, leaves, map_tree
-from refold.graph.tracer_leaves import drop_checks, helper_methods, is_layer, one_line, pinned_reason
+from refold.graph.tracer_isinstance import tensors_are_tensors
+from refold.graph.tracer_leaves import (
+    current_modes,
+    drop_checks,
+    helper_methods,
+    is_layer,
+    one_line,
+    pinned_reason,
+    stored_path,
+)
 from refold.graph.tracer_proxy import RefoldProxy
 
+
 class RefoldTracer(fx.Tracer):
-    """A tracer that keeps frames, keeps in-place operators in place and survives what it cannot trace.
+    """A tracer that keeps frames, keeps in-place operators and survives what it cannot trace.
 
     Args:
         leaves: paths to take as atomic, with the reason.
@@ -49,9 +59,10 @@ class RefoldTracer(fx.Tracer):
         self._stored: dict[tuple[int, int], RefoldProxy] = {}
         self._stored_paths: dict[int, str] = {}
 
-    # -- what is a leaf ---------------------------------------------------------------------------
+    # what is a leaf
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Say whether a module is one node: a torch.nn layer, or not to be looked into."""
         return is_layer(m) or self._opaque_reason(m, module_qualified_name) is not None
 
     def _opaque_reason(self, module: nn.Module, path: str) -> str | None:
@@ -59,7 +70,7 @@ class RefoldTracer(fx.Tracer):
             return self.forced[path]
         return pinned_reason(module)
 
-    # -- module calls -----------------------------------------------------------------------------
+    # module calls
 
     def call_module(
         self,
@@ -68,6 +79,7 @@ class RefoldTracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        """Record a call: one node for a leaf, else a frame around the nodes of its forward."""
         path = self._path(m)
         self.entered.add(path or "")
         if path is None:  # made inside forward: holds no state, so it is part of its caller
@@ -135,7 +147,9 @@ class RefoldTracer(fx.Tracer):
     ) -> Any:
         parent = self.stack[-1]
         recorded = (map_tree(_as_node, args), map_tree(_as_node, kwargs))
-        frame = Frame(path, module, *recorded, parent=parent, method=method)
+        frame = Frame(
+            path, module, *recorded, parent=parent, method=method, context=current_modes()
+        )
         self._framed.add(path)
         if method == "forward":
             self._watch_methods(module, path)
@@ -183,20 +197,25 @@ class RefoldTracer(fx.Tracer):
     def _frame_nodes(self, node: fx.Node) -> list[fx.Node]:
         return cast(Frame, node.meta["frame"]).nodes
 
-    # -- nodes ------------------------------------------------------------------------------------
+    # nodes
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Record a node as owned by the frame that runs."""
         node = super().create_node(*args, **kwargs)
         frame = self.stack[-1]
         node.meta["frame"] = frame
+        if current_modes() != frame.context:
+            node.meta["context"] = True
         frame.nodes.append(node)
         self._log.append(node)
         return node
 
     def proxy(self, node: fx.Node) -> RefoldProxy:
+        """Return the proxy of a node."""
         return RefoldProxy(node, self)
 
     def create_arg(self, a: Any) -> Any:
+        """Turn a value into an argument; stored tensors become nodes, dict subclasses stay."""
         if isinstance(a, fx.Proxy):
             return a.node
         if isinstance(a, OrderedDict) or (isinstance(a, dict) and type(a) is not dict):
@@ -220,17 +239,17 @@ class RefoldTracer(fx.Tracer):
         frame = self.stack[-1]
         key = (id(frame), id(tensor))
         if key not in self._stored:
-            node = self.create_node("get_attr", _path_in(frame, path, tensor), (), {})
+            node = self.create_node("get_attr", stored_path(frame, path, tensor), (), {})
             readable = not isinstance(tensor, nn.Parameter)
             self._stored[key] = RefoldProxy(node, self, tensor, readable)
         return self._stored[key]
 
-    # -- the root ---------------------------------------------------------------------------------
+    # the root
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """Make a placeholder for every argument without a default; the others keep their default."""
+        """Make a placeholder for every argument without a default; the others keep theirs."""
         parameters = list(inspect.signature(root_fn).parameters.values())[1:]
         frame = self.stack[-1]
         args: list[Any] = []
@@ -256,8 +275,8 @@ class RefoldTracer(fx.Tracer):
         return call, args
 
     @contextmanager
-    def _rooted(self, root: nn.Module) -> Iterator[None]:
-        self.root_frame = Frame("", root)
+    def _rooted(self, root: nn.Module) -> Generator[None]:
+        self.root_frame = Frame("", root, context=current_modes())
         self.stack = [self.root_frame]
         self._watch_methods(root, "")
         self._stored_paths = {}
@@ -271,7 +290,7 @@ class RefoldTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace `root` (a throw-away skeleton) and return its flat graph."""
-        with self._rooted(root):
+        with self._rooted(root), tensors_are_tensors(root):
             graph = super().trace(root, concrete_args)
         drop_checks(graph, cast(Frame, self.root_frame))
         return graph
@@ -279,18 +298,3 @@ class RefoldTracer(fx.Tracer):
 
 def _as_node(value: Any) -> Any:
     return value.node if isinstance(value, fx.Proxy) else value
-
-
-def _path_in(frame: Frame, path: str, tensor: torch.Tensor) -> str:
-    """Prefer a name of a tied tensor that lies below the frame's own module."""
-    if not frame.path or path.startswith(frame.path + "."):
-        return path
-    for name, value in _named_tensors(frame.module):
-        if value is tensor:
-            return f"{frame.path}.{name}"
-    return path
-
-
-def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()

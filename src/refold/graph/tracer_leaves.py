@@ -14,7 +14,8 @@ from refold.graph.frames import Frame, frame_of, nodes_in, walk
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _CHECKS = {"_assert", "_check", "_check_value", "_check_is_size", "_assert_async", "assert_fn"}
 _QUERY_METHODS = {"size", "dim", "numel", "ndimension", "is_floating_point"}
-_QUERIES = "eq ne lt le gt ge mod floordiv and_ or_ not_ getattr getitem".split()
+_QUERY_NAMES = "eq ne lt le gt ge mod floordiv and_ or_ not_ getattr getitem"
+_QUERIES = frozenset(_QUERY_NAMES.split())
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -27,6 +28,8 @@ def is_layer(module: nn.Module) -> bool:
     """
     home = type(module).__module__
     if home.startswith("torch.nn.parallel") or isinstance(module, _CONTAINERS):
+        return False
+    if type(module) is nn.Module:  # a bare holder of other modules
         return False
     return home.startswith(("torch.nn.", "torch.ao.nn."))
 
@@ -55,6 +58,24 @@ def pinned_reason(module: nn.Module) -> str | None:
     return None
 
 
+def untraceable_reason(module: nn.Module) -> str | None:
+    """Return why a module cannot be the root of a trace whatever its code, or None.
+
+    Example:
+        >>> untraceable_reason(nn.Module())
+        'it has no forward'
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a TorchScript module"
+    if "forward" in module.__dict__:
+        return "its forward is replaced on the instance"
+    if type(module).forward is nn.Module.forward:
+        return "it has no forward"
+    if type(module).__module__.startswith("torch.nn.parallel"):
+        return "it runs its network on several devices"
+    return None
+
+
 def one_line(error: BaseException) -> str:
     """Return an error as one line: its class and the start of its text.
 
@@ -66,12 +87,22 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
+def current_modes() -> tuple[bool, ...]:
+    """Return the modes that a context manager may set: gradients, autocast by device.
+
+    Example:
+        >>> with torch.no_grad():
+        ...     current_modes()
+        (False, False, False)
+    """
+    autocast = (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
+    return (torch.is_grad_enabled(), *autocast)
+
+
 def drop_checks(graph: fx.Graph, root: Frame) -> None:
     """Remove assertions and the comparisons they leave: readers of a value that compute nothing."""
     kept = {
-        node
-        for frame in walk(root)
-        for node in nodes_in((frame.args, frame.kwargs, frame.output))
+        node for frame in walk(root) for node in nodes_in((frame.args, frame.kwargs, frame.output))
     }
     for node in reversed(list(graph.nodes)):
         if not node.users and node not in kept and _computes_nothing(node):
@@ -91,7 +122,7 @@ def _computes_nothing(node: fx.Node) -> bool:
 
 
 def helper_methods(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield the model's own methods (not forward, not torch's): they may be called within forward."""
+    """Yield the model's own methods (not forward, not torch's), which forward may call."""
     seen = {"forward"}
     for kind in type(module).__mro__:
         if kind.__module__.startswith("torch."):
@@ -101,3 +132,14 @@ def helper_methods(module: nn.Module) -> Iterator[tuple[str, Any]]:
             if plain and name not in seen and not name.startswith("__"):
                 yield name, value
             seen.add(name)
+
+
+def stored_path(frame: Frame, path: str, tensor: torch.Tensor) -> str:
+    """Return the name of a stored tensor, below the frame's own module where a tie gives it one."""
+    if not frame.path or path.startswith(frame.path + "."):
+        return path
+    for table in (frame.module.named_parameters(), frame.module.named_buffers()):
+        for name, value in table:
+            if value is tensor:
+                return f"{frame.path}.{name}"
+    return path

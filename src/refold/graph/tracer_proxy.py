@@ -10,19 +10,28 @@ from typing import Any, cast
 
 import torch
 from torch import fx
+from torch.fx.proxy import Attribute
 
 _KNOWN_ATTRIBUTES = frozenset(
     {"shape", "ndim", "dtype", "device", "requires_grad", "is_cuda", "layout", "is_sparse"}
 )
 _KNOWN_METHODS = frozenset(
-    {"size", "dim", "numel", "nelement", "stride", "is_floating_point", "is_complex", "element_size"}
+    {
+        "size",
+        "dim",
+        "numel",
+        "nelement",
+        "stride",
+        "is_floating_point",
+        "is_complex",
+        "element_size",
+    }
 )
-_TENSOR_MARKS = frozenset({"_is_param", "_is_buffer"})
 _READS = frozenset({"item", "tolist"})
 
 
 class RefoldProxy(fx.Proxy):
-    """A traced value; `y += x` is recorded as `operator.iadd`, since the old name of `y` changes too.
+    """A traced value; `y += x` is recorded as `operator.iadd`: the old name of `y` changes too.
 
     Args:
         node: the node that computes the value.
@@ -43,15 +52,8 @@ class RefoldProxy(fx.Proxy):
         self.__dict__["known"] = known
         self.__dict__["readable"] = readable
 
-    @property
-    def __class__(self) -> type[Any]:
-        """A traced value answers `isinstance(x, torch.Tensor)` as the tensor that it stands for."""
-        return torch.Tensor
-
     def __getattr__(self, k: str) -> Any:
         known = cast("torch.Tensor | None", self.__dict__.get("known"))
-        if k in _TENSOR_MARKS:  # asked by isinstance(x, nn.Parameter) and nn.Buffer
-            return getattr(known, k, False)
         if known is not None:
             if k in _KNOWN_ATTRIBUTES or k in _KNOWN_METHODS:
                 return getattr(known, k)
@@ -70,11 +72,11 @@ class RefoldProxy(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         count = _known_parts(self.node)
         if count is not None:
-            return iter([self[index] for index in range(count)])
+            return iter([cast(Any, self)[index] for index in range(count)])
         frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
         at = next(op for op in dis.get_instructions(frame.f_code) if op.offset == frame.f_lasti)
         if at.opname == "UNPACK_SEQUENCE":  # `a, b = x` says how many parts there are
-            return iter([self[index] for index in range(cast(int, at.argval))])
+            return iter([cast(Any, self)[index] for index in range(cast(int, at.argval))])
         return self.tracer.iter(self)
 
     def __len__(self) -> int:
@@ -85,12 +87,12 @@ class RefoldProxy(fx.Proxy):
         return super().__len__() if count is None else count
 
 
-class RefoldAttribute(fx.proxy.Attribute, RefoldProxy):
+class RefoldAttribute(Attribute, RefoldProxy):
     """An attribute of a traced value; a method call on it becomes one node."""
 
     def __init__(self, root: fx.Proxy, attr: str) -> None:
         self.__dict__.update(known=None, readable=False)
-        fx.proxy.Attribute.__init__(self, root, attr)
+        Attribute.__init__(self, root, attr)
 
 
 def _known_parts(node: fx.Node) -> int | None:
@@ -127,7 +129,7 @@ RefoldProxy.__setitem__ = _setitem  # pyright: ignore[reportAttributeAccessIssue
 
 
 def _is_assertion(frame: Any) -> bool:
-    """Say whether the truth value is asked by an `assert` statement, which a trace may take as true."""
+    """Say whether an `assert` asks for the truth value: a trace may take it as true."""
     instructions = list(dis.get_instructions(frame.f_code))
     at = next((i for i, op in enumerate(instructions) if op.offset == frame.f_lasti), None)
     if at is None:
@@ -137,7 +139,9 @@ def _is_assertion(frame: Any) -> bool:
     jump = instructions[at] if at < len(instructions) else None
     if jump is None or not (jump.opname.startswith("POP_JUMP") and jump.opname.endswith("_TRUE")):
         return False
-    after = next((op for op in instructions[at + 1 :] if op.opname not in ("CACHE", "NOT_TAKEN")), None)
+    after = next(
+        (op for op in instructions[at + 1 :] if op.opname not in ("CACHE", "NOT_TAKEN")), None
+    )
     return after is not None and (
         after.opname in ("LOAD_ASSERTION_ERROR", "LOAD_COMMON_CONSTANT")
         or (after.opname == "LOAD_GLOBAL" and after.argval == "AssertionError")

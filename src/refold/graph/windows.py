@@ -41,7 +41,7 @@ def _named(padding: str, kernel: int, dilation: int) -> tuple[int, int]:
 def transposed_axes(
     kernel: tuple[int, ...], stride: Any, padding: Any, dilation: Any, output_padding: Any
 ) -> Axes:
-    """Return the windows of a transposed convolution: output padding is a smaller crop at the end."""
+    """Return the windows of a transposed convolution: output padding is less crop at the end."""
     rank = len(kernel)
     rows = zip(
         kernel,

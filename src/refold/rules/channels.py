@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from refold.algebra.operator import (
     Affine,
@@ -183,9 +184,17 @@ def _grow(conv: Conv, others: list[Conv]) -> Conv:
 def _stack_affines(picks: list[Select], ops: list[Operator]) -> Affine | Identity:
     affines = [op if isinstance(op, Affine) else Affine() for op in ops]
     sizes = [len(pick.index) for pick in picks]
-    if all(a.scale is None and a.shift is None for a in affines):
-        return Identity()
-    one, zero = torch.ones(()), torch.zeros(())
-    scale = [per_channel(one if a.scale is None else a.scale, n) for a, n in zip(affines, sizes, strict=True)]
-    shift = [per_channel(zero if a.shift is None else a.shift, n) for a, n in zip(affines, sizes, strict=True)]
-    return Affine(torch.cat(scale), torch.cat(shift))
+    scale = _row([affine.scale for affine in affines], sizes, 1.0)
+    shift = _row([affine.shift for affine in affines], sizes, 0.0)
+    return Identity() if scale is None and shift is None else Affine(scale, shift)
+
+
+def _row(vectors: list[Tensor | None], sizes: list[int], default: float) -> Tensor | None:
+    """Return the vectors one after the other, the default where one is missing; None where all are."""
+    known = next((vector for vector in vectors if vector is not None), None)
+    if known is None:
+        return None
+    fill = torch.full((), default, dtype=torch.float64, device=known.device)
+    return torch.cat(
+        [per_channel(fill if v is None else v, n) for v, n in zip(vectors, sizes, strict=True)]
+    )

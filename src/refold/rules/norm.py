@@ -107,11 +107,14 @@ def response(conv: Conv, constant: Tensor) -> Tensor:
 
 
 def _multiply(weight: Tensor, factors: Tensor, groups: int) -> Tensor:
-    """Multiply the first axis (groups 0) or the second axis within each group, in float64."""
+    """Multiply the first axis (groups 0) or the second axis within each group.
+
+    The factors are float64, so the product is too, without a float64 copy of the weight in between.
+    """
     spare = (1,) * (weight.ndim - 2)
     if not groups:
-        return wide(weight) * factors.reshape(-1, 1, *spare)
-    split = wide(weight).unflatten(0, (groups, -1))
+        return weight * factors.reshape(-1, 1, *spare)
+    split = weight.unflatten(0, (groups, -1))
     return (split * factors.reshape(groups, 1, -1, *spare)).flatten(0, 1)
 
 

@@ -28,7 +28,7 @@ from refold.algebra.operator import (
 from refold.errors import GeometryError
 from refold.rules.rule import Outcome, rule
 from refold.rules.series import chain_as_conv
-from refold.rules.weights import add_blocks, channels_into, rank_of, turned
+from refold.rules.weights import add_blocks, channels_into, device_of, rank_of, turned
 
 _Branch = tuple[Input | None, tuple[Operator, ...]]
 
@@ -85,8 +85,7 @@ def branches_as_convs(chains: list[tuple[Operator, ...]], source: Input | None) 
     leaves = tuple(leaf for rest in chains for leaf in rest)
     heads = (channels_into(op) for op in (*(rest[0] for rest in chains), source or Identity()))
     channels = next((n for n in heads if n is not None), None)
-    device = next((leaf.weight.device for leaf in leaves if isinstance(leaf, Conv)), None)
-    return [chain_as_conv(rest, channels, rank_of(leaves), device) for rest in chains]
+    return [chain_as_conv(rest, channels, rank_of(leaves), device_of(leaves)) for rest in chains]
 
 
 def _add_affines(ops: list[Operator]) -> Operator:
@@ -127,13 +126,13 @@ def add_convs(convs: list[Conv], transposed: bool = False) -> Conv:
     if len(sizes) > 1:
         raise GeometryError(f"branches have different channels (in, out): {sorted(sizes)}")
     groups = reduce(gcd, [conv.groups for conv in convs])
-    first = convs[0]
-    rows, columns = first.weight.shape[0], first.weight.shape[1] * first.groups // groups
-    weight = torch.zeros(
-        rows, columns, *(axis.kernel for axis in axes), dtype=torch.float64, device=_device(convs)
+    whole = [i for i, conv in enumerate(convs) if conv.axes == axes and conv.groups == groups][:1]
+    weight = (
+        convs[whole[0]].weight.to(torch.float64, copy=True) if whole else _zeros(convs, axes, groups)
     )
-    for conv in convs:
-        add_blocks(weight[_taps(conv.axes, axes)], conv.weight, conv.groups, groups)
+    for i, conv in enumerate(convs):
+        if i not in whole:
+            add_blocks(weight[_taps(conv.axes, axes)], conv.weight, conv.groups, groups)
     biases = [wide(conv.bias) for conv in convs if conv.bias is not None]
     bias = reduce(torch.add, biases) if biases else None
     return Conv(weight, bias, axes, groups, mode, transposed)
@@ -154,6 +153,13 @@ def common_axes(convs: list[Conv], transposed: bool = False) -> tuple[Axes, str]
         raise GeometryError(f"branches pad differently: {sorted(modes)}")
     axes = tuple(union(list(column)) for column in zip(*(conv.axes for conv in convs), strict=True))
     return axes, modes.pop() if modes else "zeros"
+
+
+def _zeros(convs: list[Conv], axes: Axes, groups: int) -> Tensor:
+    first = convs[0].weight
+    columns = first.shape[1] * convs[0].groups // groups
+    kernel = tuple(axis.kernel for axis in axes)
+    return torch.zeros(first.shape[0], columns, *kernel, dtype=torch.float64, device=_device(convs))
 
 
 def _taps(part: Axes, whole: Axes) -> tuple[slice, ...]:

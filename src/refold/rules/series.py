@@ -8,7 +8,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from refold.algebra.geometry import Axes, compose
+from refold.algebra.geometry import Axes, Axis, compose
 from refold.algebra.operator import (
     Affine,
     AvgPool,
@@ -22,12 +22,12 @@ from refold.algebra.operator import (
 from refold.errors import GeometryError
 from refold.rules.norm import response
 from refold.rules.rule import Outcome, Refusal, refuse, rule
-from refold.rules.weights import as_conv, channels_into, rank_of, regroup, turned
+from refold.rules.weights import as_conv, channels_into, device_of, rank_of, regroup, turned
 
 
 @rule(
     "series",
-    exact="the second does not pad; or the first is pointwise and no bias meets the padding zeros",
+    exact="where the second pads, the first finds nothing but that padding; no bias meets zeros",
     source="DBB, arXiv:2103.13425, Transform III; its border condition: systems 0.6",
 )
 def merge_convs_in_series(op: Operator) -> Outcome:
@@ -46,8 +46,9 @@ def merge_into_conv(op: Operator) -> Outcome:
     match op:
         case Sequence((first, second)) if not isinstance(first, Conv) and not isinstance(second, Conv):
             channels = channels_into(first) or channels_into(second)
-            known = all(isinstance(part, (AvgPool, Pad, Affine, Select)) for part in op.parts)
-            return chain_as_conv(op.parts, channels, rank_of(op.parts)) if known and channels else None
+            if not channels or not all(isinstance(p, (AvgPool, Pad, Affine, Select)) for p in op.parts):
+                return None
+            return chain_as_conv(op.parts, channels, rank_of(op.parts), device_of(op.parts))
         case _:
             return None
 
@@ -94,21 +95,34 @@ def _as_pair(first: Operator, second: Operator) -> tuple[Conv, Conv] | None:
 
 
 def _border_refusal(first: Conv, second: Conv) -> Refusal | None:
-    if not any(axis.pads for axis in second.axes):
+    pairs = list(zip(first.axes, second.axes, strict=True))
+    if not any(b.pads for _, b in pairs):
         return None
-    if any(axis.kernel > 1 or axis.lo or axis.hi for axis in first.axes):
+    if second.mode == "zeros" and not all(_finds_zeros(a, b) for a, b in pairs):
         return refuse(
-            "the second convolution pads the map between the two, where the first one's kernel would have "
-            "read beyond the border"
+            "the second convolution pads the map between the two, where the first one's kernel would "
+            "have read beyond the border"
         )
     if second.mode == "zeros" and first.bias is not None:
         return refuse(
             "a bias meets the second convolution's zero padding: padded positions would need the bias "
             "too (pad before the 1x1, or pad with its bias)"
         )
-    if second.mode != "zeros" and any(axis.stride > 1 for axis in first.axes):
-        return refuse(f"{second.mode} padding of a strided map is not that padding of its input")
+    if second.mode != "zeros" and any(b.pads and not a.is_point for a, b in pairs):
+        return refuse(
+            f"{second.mode} padding of what the first convolution computes is not, on every map, that "
+            "padding of its input"
+        )
+    if first.mode != second.mode and any(axis.pads for axis in first.axes):
+        return refuse(f"{first.mode} padding meets {second.mode} padding")
     return None
+
+
+def _finds_zeros(first: Axis, second: Axis) -> bool:
+    """Whether the first window, moved on to where the second pads, lies wholly outside its map."""
+    before = second.lo <= 0 or first.span <= first.stride + first.lo
+    after = second.hi <= 0 or first.span <= 1 + first.hi
+    return before and after
 
 
 def _compose(first: Conv, second: Conv) -> Conv:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -96,6 +97,15 @@ def rank_of(parts: tuple[Operator, ...]) -> int:
         if isinstance(part, Pad):
             return len(part.amounts)
     raise GeometryError("the number of spatial axes is unknown; pass example_inputs")
+
+
+def device_of(parts: Iterable[Operator]) -> torch.device | None:
+    """Return where the first tensor of these leaves lives, None when they hold none."""
+    for part in parts:
+        for value in vars(part).values():
+            if isinstance(value, Tensor):
+                return value.device
+    return None
 
 
 def turned(conv: Conv, transposed: bool = False) -> Conv:

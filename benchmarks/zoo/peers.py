@@ -1,0 +1,64 @@
+"""What others fold: timm and torch.fx one after the other; ultralytics its own networks."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+
+
+def fold_with_peer(model: nn.Module, source: str) -> tuple[nn.Module, str]:
+    """Return a copy folded by the network's own library and torch.fx, and what could not be done."""
+    copied = copy.deepcopy(model)
+    if source == "ultralytics":
+        return _fuse_ultralytics(copied), ""
+    from timm.utils import reparameterize_model
+
+    folded = reparameterize_model(copied)
+    try:
+        return fuse(folded.eval()), ""
+    except Exception as error:  # whatever fx cannot trace it does not fold
+        return folded, f"fx.fuse: {first_words(error)}"
+
+
+def _fuse_ultralytics(model: Any) -> nn.Module:
+    return model.fuse(verbose=False).eval()
+
+
+def first_words(error: BaseException) -> str:
+    """Return an error as a few words for a cell of a table."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:70] if text else type(error).__name__
+
+
+def relative_error(reference: Any, candidate: Any) -> float:
+    """Return the largest max|delta| / max|reference| over the outputs, infinite where they differ."""
+    expected, found = _tensors(reference), _tensors(candidate)
+    if len(expected) != len(found) or not expected:
+        return float("inf")
+    return max(_error(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [tensor for key in sorted(value, key=str) for tensor in _tensors(value[key])]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
+def _error(expected: torch.Tensor, found: torch.Tensor) -> float:
+    if expected.shape != found.shape:
+        return float("inf")
+    if expected.numel() == 0:
+        return 0.0
+    delta, scale = (expected - found).abs().max().item(), expected.abs().max().item()
+    if delta == 0:
+        return 0.0
+    error = delta / scale if scale else float("inf")
+    return error if error == error else float("inf")  # NaN is no equality

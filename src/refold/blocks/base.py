@@ -1,0 +1,187 @@
+"""What all blocks share: one affine part that trains as branches and deploys as one convolution.
+
+A block says what its branches are and nothing about how they fold: the engine reads its forward
+like anyone else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from refold.algebra.apply import pad
+from refold.blocks.spec import ConvSpec
+from refold.errors import RefusedError
+from refold.graph.lower import like_of, lower
+from refold.transforms import equivalent_conv
+
+Activation = Callable[[], nn.Module] | None
+"""What makes a block's activation, such as `nn.ReLU`; None for none."""
+
+_ENGINE_NAME = "reparam_conv"
+"""What `refold.reparameterize` calls a convolution that it puts in the place of branches."""
+
+
+class BranchedBlock(nn.Module):
+    """A convolution that trains as several branches; a subclass writes `branches`.
+
+    Args:
+        spec: the convolution that the branches add up to.
+        activation: what follows it.
+
+    Attributes:
+        deploy_name: what the one convolution is called.
+        lasting: the children that deploying keeps.
+    """
+
+    deploy_name: ClassVar[str] = "reparam_conv"
+    lasting: ClassVar[tuple[str, ...]] = ("activation",)
+
+    def __init__(self, spec: ConvSpec, activation: Activation) -> None:
+        super().__init__()
+        self.spec = spec
+        self._plain: str | None = None
+        self.activation = nn.Identity() if activation is None else activation()
+
+    # -- what it computes -------------------------------------------------------------------------
+
+    def branches(self, x: Tensor) -> Tensor:
+        """Return the sum of the branches: the affine part, as it trains."""
+        raise NotImplementedError
+
+    @property
+    def deploy(self) -> bool:
+        """Whether the block is one convolution already, by its own doing or the engine's."""
+        return self._plain is not None or _ENGINE_NAME in self._modules
+
+    def linear(self, x: Tensor) -> Tensor:
+        """Return the affine part in whichever form the block has."""
+        return self._conv()(x) if self.deploy else self.branches(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's value; shape as the convolution's."""
+        return self.activation(self.linear(x))
+
+    def ringed(self, x: Tensor) -> Tensor:
+        """Return what an identity branch reads: the map in the size of the convolution's."""
+        return pad(x, self.spec.identity_ring, self.spec.padding_mode, 0.0)
+
+    # -- how its branches start -------------------------------------------------------------------
+
+    def last_norms(self) -> dict[str, nn.Module]:
+        """Return the norm that ends each branch, the main one's first; empty without such."""
+        return {}
+
+    def init_gamma(self, value: float) -> None:
+        """Set the scale of every branch's last norm."""
+        for norm in self.last_norms().values():
+            nn.init.constant_(cast(Tensor, norm.weight), value)
+
+    def single_init(self) -> None:
+        """Start as the main convolution with its norm: all other branches scaled to zero.
+
+        Source: DBB, arXiv:2103.13425, section 4.4.
+        """
+        self.init_gamma(0.0)
+        for norm in list(self.last_norms().values())[:1]:
+            nn.init.constant_(cast(Tensor, norm.weight), 1.0)
+
+    # -- the plain form ---------------------------------------------------------------------------
+
+    def get_equivalent_kernel_bias(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of the equal convolution, differentiable, in the block's dtype.
+
+        Shape:
+            weight as the plain convolution's; bias (out_channels,).
+        """
+        if self.deploy:
+            plain = cast(nn.Conv2d, self._conv())
+            return plain.weight, cast(Tensor, plain.bias)
+        conv, dtype = equivalent_conv(_AffinePart(self), self._example()), self._like().dtype
+        weight = conv.weight.to(dtype)
+        zeros = weight.new_zeros(self.spec.out_channels)
+        return weight, zeros if conv.bias is None else conv.bias.to(dtype)
+
+    def switch_to_deploy(self) -> None:
+        """Replace the branches by the one convolution they add up to.
+
+        Raises:
+            RefusedError: in training mode, or when a folded value does not fit the block's
+                precision.
+        """
+        if self.deploy:
+            return
+        if self.training:
+            raise RefusedError(
+                f"{type(self).__name__} is in training mode, where norms use the batch; "
+                "call eval() first"
+            )
+        self._become(self._folded())
+
+    def reparameterize(self) -> None:
+        """Do as `switch_to_deploy`: the name that MobileOne's walkers call."""
+        self.switch_to_deploy()
+
+    def fuse(self) -> Self:
+        """Do as `switch_to_deploy` and return the block: the name that timm's walker calls."""
+        self.switch_to_deploy()
+        return self
+
+    def extra_repr(self) -> str:
+        """Return the convolution's arguments for `print(model)`."""
+        spec = self.spec
+        text = f"{spec.in_channels}, {spec.out_channels}, kernel_size={spec.kernel_size}"
+        return f"{text}, stride={spec.stride}, padding={spec.padding}, groups={spec.groups}"
+
+    # -- building ---------------------------------------------------------------------------------
+
+    def _finish(self, deploy: bool, device: Any) -> None:
+        """End construction: a block to be deployed has its branches on `meta`, folded there."""
+        if not deploy:
+            return
+        self.eval()
+        conv = self._folded().to_empty(device=device or torch.get_default_device())
+        cast(Any, conv).reset_parameters()
+        self._become(conv)
+        self.train()
+
+    def _folded(self) -> nn.Module:
+        with torch.no_grad():
+            conv = equivalent_conv(_AffinePart(self), self._example())
+            module = lower(conv, like_of(self._branch_parameters(), self.spec.ndim))
+        return module.train(self.training)
+
+    def _become(self, conv: nn.Module) -> None:
+        for tables in (self._modules, self._parameters, self._buffers):
+            for name in [name for name in tables if name not in self.lasting]:
+                delattr(self, name)
+        self.add_module(self.deploy_name, conv)
+        self._plain = self.deploy_name
+
+    def _conv(self) -> nn.Module:
+        return cast(nn.Module, self._modules[self._plain or _ENGINE_NAME])
+
+    def _branch_parameters(self) -> list[Tensor]:
+        return [p for name, p in self.named_parameters() if name.split(".")[0] not in self.lasting]
+
+    def _like(self) -> Tensor:
+        return self._branch_parameters()[0]
+
+    def _example(self) -> Tensor:
+        spec, like = self.spec, self._like()
+        rows = zip(spec.kernel_size, spec.dilation, spec.padding, strict=True)
+        return like.new_empty(1, spec.in_channels, *(d * k + p + 2 for k, d, p in rows))
+
+
+class _AffinePart(nn.Module):
+    """A block without what follows its sum."""
+
+    def __init__(self, block: BranchedBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block.branches(x)

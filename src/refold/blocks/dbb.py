@@ -1,0 +1,139 @@
+"""Diverse Branch Block: a kernel, a 1x1, a 1x1 before a kernel and a 1x1 before an average.
+
+Ding et al. 2021, Diverse Branch Block: Building a Convolution as an Inception-like Unit,
+arXiv:2103.13425. Parameter names follow the authors' checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from refold.blocks.base import Activation, BranchedBlock
+from refold.blocks.layers import BNAndPad, IdentityConv, Maker, avg_pool, chain
+from refold.blocks.spec import ConvSpec, Size
+from refold.errors import GeometryError
+from refold.registry import register_block
+
+
+@register_block("dbb")
+class DiverseBranchBlock(BranchedBlock):
+    """norm(conv KxK) + norm(conv 1x1) + norm(conv KxK of a 1x1) + norm(average of a 1x1).
+
+    A depthwise block has no 1x1 branch and averages its input itself. Between a 1x1 and what
+    follows stands `BNAndPad`, which makes the fold exact at the border.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel_size: odd on every axis.
+        stride: of the convolution.
+        padding: of the convolution; smaller branches crop where it is smaller than half the kernel.
+        dilation: of the convolution.
+        groups: of the convolution.
+        ndim: spatial axes, 1 to 3.
+        internal_channels: between the 1x1 and the KxK; `in_channels` where None, twice as many in a
+            depthwise block. With `in_channels` the 1x1 starts as the identity.
+        single_init: start as the main branch alone.
+        activation: makes the activation; None for none.
+        deploy: build the plain form.
+        device: of the tensors.
+        dtype: of the tensors.
+
+    Raises:
+        GeometryError: when the 1x1 cannot be centred in the kernel, or groups do not divide the
+            inner channels.
+
+    Example:
+        >>> block = DiverseBranchBlock(4, 8, 3, padding=1).eval()
+        >>> x = torch.randn(1, 4, 8, 8)
+        >>> before = block(x)
+        >>> torch.allclose(block.fuse()(x), before, atol=1e-5)
+        True
+
+    Source: arXiv:2103.13425, section 3.3.
+    """
+
+    deploy_name: ClassVar[str] = "dbb_reparam"
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        *,
+        ndim: int = 2,
+        internal_channels: int | None = None,
+        single_init: bool = False,
+        activation: Activation = None,
+        deploy: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        spec = ConvSpec.of(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, ndim=ndim
+        )
+        super().__init__(spec, activation)
+        make = Maker(device, dtype, deploy)
+        inner = internal_channels or in_channels * (2 if spec.is_depthwise else 1)
+        if inner % groups:
+            raise GeometryError(f"groups {groups} must divide internal_channels {inner}")
+        self.dbb_origin = make.conv_norm(spec)
+        point = spec.smaller((1,) * ndim)
+        self.dbb_1x1 = None if spec.is_depthwise else make.conv_norm(*point)
+        self.dbb_avg = _averaged(spec, make)
+        self.dbb_1x1_kxk = _pointwise_first(spec, inner, make)
+        if single_init:
+            self.single_init()
+        self._finish(deploy, device)
+
+    def branches(self, x: Tensor) -> Tensor:
+        """Return the sum of the branches."""
+        total = self.dbb_origin(x) + self.dbb_avg(x) + self.dbb_1x1_kxk(x)
+        return total if self.dbb_1x1 is None else total + self.dbb_1x1(x)
+
+    def last_norms(self) -> dict[str, nn.Module]:
+        """Return the norm that ends each branch."""
+        norms = {"dbb_origin": self.dbb_origin.bn}
+        if self.dbb_1x1 is not None:
+            norms["dbb_1x1"] = self.dbb_1x1.bn
+        ends = {"dbb_avg": self.dbb_avg.avgbn, "dbb_1x1_kxk": self.dbb_1x1_kxk.bn2}
+        return {**norms, **cast("dict[str, nn.Module]", ends)}
+
+
+def _pointwise(spec: ConvSpec, out_channels: int) -> ConvSpec:
+    ones = (1,) * spec.ndim
+    return ConvSpec.of(spec.in_channels, out_channels, ones, groups=spec.groups, ndim=spec.ndim)
+
+
+def _averaged(spec: ConvSpec, make: Maker) -> nn.Sequential:
+    """Return the averaging branch; a depthwise one averages the padded input itself."""
+    last = make.norm(spec.out_channels, spec.ndim)
+    if spec.is_depthwise:
+        return chain(avg=avg_pool(spec.out_channels, spec, make.options), avgbn=last)
+    norm = BNAndPad(make.norm(spec.out_channels, spec.ndim), spec.padding)
+    conv = make.conv(_pointwise(spec, spec.out_channels))
+    unpadded = replace(spec, padding=(0,) * spec.ndim)
+    pool = avg_pool(spec.out_channels, unpadded, make.options)
+    return chain(conv=conv, bn=norm, avg=pool, avgbn=last)
+
+
+def _pointwise_first(spec: ConvSpec, inner: int, make: Maker) -> nn.Sequential:
+    """Return the branch of a 1x1 and a KxK; a 1x1 that keeps the width starts as identity."""
+    unpadded = replace(spec, in_channels=inner, padding=(0,) * spec.ndim)
+    keeps = inner == spec.in_channels
+    start = IdentityConv(inner, spec.groups, spec.ndim, **make.options) if keeps else None
+    return chain(
+        idconv1=start,
+        conv1=None if keeps else make.conv(_pointwise(spec, inner)),
+        bn1=BNAndPad(make.norm(inner, spec.ndim), spec.padding),
+        conv2=make.conv(unpadded),
+        bn2=make.norm(spec.out_channels, spec.ndim),
+    )

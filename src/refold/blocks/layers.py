@@ -1,0 +1,271 @@
+"""The layers that branches are made of."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refold.algebra.apply import pad
+from refold.algebra.norm import norm_affine
+from refold.blocks.spec import CONVS, NORMS, Amounts, ConvSpec
+from refold.errors import RefusedError
+from refold.transforms import avg_pool_to_conv
+
+_POOLS: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+SCATTER: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes layers on one device in one precision; for a block to be deployed at once, on `meta`.
+
+    Args:
+        device: where the block's tensors live.
+        dtype: their precision.
+        deploy: whether the branches are only there to be folded.
+    """
+
+    device: Any = None
+    dtype: torch.dtype | None = None
+    deploy: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The `device` and `dtype` of a branch's tensors."""
+        return {"device": "meta" if self.deploy else self.device, "dtype": self.dtype}
+
+    @property
+    def lasting(self) -> dict[str, Any]:
+        """The `device` and `dtype` of what deploying keeps."""
+        return {"device": self.device, "dtype": self.dtype}
+
+    def conv(self, spec: ConvSpec) -> nn.Module:
+        """Return the convolution without bias."""
+        return spec.build(bias=False, **self.options)
+
+    def norm(self, channels: int, ndim: int) -> nn.Module:
+        """Return a batch norm."""
+        return NORMS[ndim](channels, **self.options)
+
+    def conv_norm(self, spec: ConvSpec, crop: Amounts = ()) -> ConvNorm:
+        """Return a convolution with its norm, its input cropped first."""
+        return ConvNorm(self.conv(spec), self.norm(spec.out_channels, spec.ndim), crop)
+
+    def identity_norm(self, spec: ConvSpec, wanted: bool | None) -> nn.Module | None:
+        """Return the norm of the identity branch, or None; see `has_identity`."""
+        there = has_identity(spec, wanted)
+        return self.norm(spec.out_channels, spec.ndim) if there else None
+
+
+def has_identity(spec: ConvSpec, wanted: bool | None) -> bool:
+    """Return whether a block has an identity branch.
+
+    Args:
+        spec: the main convolution.
+        wanted: True requires the branch, False leaves it out, None has it wherever it can be.
+
+    Raises:
+        RefusedError: when it is required and cannot be.
+
+    Example:
+        >>> has_identity(ConvSpec.of(4, 8, 3, padding=1), None)
+        False
+    """
+    resizes = spec.transposed and (any(map(any, spec.identity_ring)) or any(spec.output_padding))
+    possible = spec.keeps_shape and not resizes
+    if wanted and not possible:
+        raise RefusedError(
+            f"an identity branch needs equal channels and stride 1 (transposed: equal sizes too), "
+            f"got {spec.in_channels} -> {spec.out_channels}, stride {spec.stride}; leave identity=None"
+        )
+    return possible and wanted is not False
+
+
+class ConvNorm(nn.Module):
+    """A convolution and its norm, named as the official checkpoints name them.
+
+    Args:
+        conv: the convolution.
+        bn: its norm.
+        crop: how the input is cropped first; empty for not at all.
+    """
+
+    def __init__(self, conv: nn.Module, bn: nn.Module, crop: Amounts = ()) -> None:
+        super().__init__()
+        self.conv, self.bn, self.crop = conv, bn, crop
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return norm(conv(x)); shape as the convolution's."""
+        return self.bn(self.conv(pad(x, self.crop, "zeros", 0.0)))
+
+
+class BNAndPad(nn.Module):
+    """A batch norm whose padding is what the norm makes of zero, so that a 1x1 before it may pad.
+
+    In eval it is the norm of the zero-padded map. In training the map is normalised with its own
+    statistics, the ring with the running ones, and no gradient flows into the ring.
+
+    Args:
+        bn: the norm.
+        padding: rings per axis.
+
+    Shape:
+        (N, C, *spatial) -> (N, C, *spatial + 2 padding).
+
+    Example:
+        >>> layer = BNAndPad(nn.BatchNorm2d(4), (1, 1))
+        >>> layer(torch.zeros(2, 4, 3, 3)).shape
+        torch.Size([2, 4, 5, 5])
+
+    Source: DBB, arXiv:2103.13425, section 3.3.
+    """
+
+    def __init__(self, bn: nn.Module, padding: tuple[int, ...]) -> None:
+        super().__init__()
+        self.bn = bn
+        self.rings = tuple((ring, ring) for ring in padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised map with its ring."""
+        if not self.training or not any(ring for ring, _ in self.rings):
+            return self.bn(pad(x, self.rings, "zeros", 0.0))
+        value = self._of_zero().to(x.dtype).reshape(-1, *(1,) * len(self.rings))
+        inside = pad(torch.ones_like(x[:1, :1]), self.rings, "zeros", 0.0)
+        return pad(self.bn(x), self.rings, "zeros", 0.0) + (1 - inside) * value
+
+    def _of_zero(self) -> Tensor:
+        """Return what the norm makes of zero with its running statistics."""
+        norm = cast(nn.BatchNorm2d, self.bn)
+        if norm.running_mean is None:
+            raise RefusedError("BNAndPad pads with running statistics; its norm must track them")
+        with torch.no_grad():
+            op = norm_affine(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+        return cast(Tensor, op.shift)
+
+
+class IdentityConv(nn.Module):
+    """A pointwise convolution that starts as the identity: I + `weight`, `weight` at zero.
+
+    Args:
+        channels: in and out.
+        groups: of the convolution.
+        ndim: spatial axes.
+        device: of the weight.
+        dtype: of the weight.
+
+    Shape:
+        weight (C, C/groups, 1, ...).
+
+    Source: DBB, arXiv:2103.13425, section 3.3.
+    """
+
+    eye: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int,
+        ndim: int,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.groups, self.ndim = groups, ndim
+        eye = avg_pool_to_conv(channels, 1, groups=groups, ndim=ndim, dtype=dtype).to(device)
+        self.weight = nn.Parameter(torch.zeros_like(eye))
+        self.register_buffer("eye", eye, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the pointwise convolution of x."""
+        return CONVOLVE[self.ndim](x, self.weight + self.eye, groups=self.groups)
+
+
+class WindowMean(nn.Module):
+    """An average over a convolution's windows, border zeros counted.
+
+    Args:
+        channels: of the map.
+        spec: the convolution whose windows it shares.
+        device: of the averaging kernel.
+        dtype: of the averaging kernel.
+    """
+
+    kernel: Tensor
+
+    def __init__(
+        self, channels: int, spec: ConvSpec, *, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.spec, self.channels = spec, channels
+        kernel = avg_pool_to_conv(
+            channels, spec.kernel_size, groups=channels, ndim=spec.ndim, dtype=dtype
+        )
+        self.register_buffer("kernel", kernel.to(device), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the averages."""
+        spec = self.spec
+        return CONVOLVE[spec.ndim](
+            x, self.kernel, None, spec.stride, spec.padding, spec.dilation, self.channels
+        )
+
+
+def avg_pool(channels: int, spec: ConvSpec, options: dict[str, Any]) -> nn.Module:
+    """Return the average over the windows of a convolution: torch's own layer where there is one."""
+    rows = zip(spec.padding, spec.kernel_size, strict=True)
+    if set(spec.dilation) == {1} and all(p <= k // 2 for p, k in rows):
+        return _POOLS[spec.ndim](spec.kernel_size, spec.stride, spec.padding)
+    return WindowMean(channels, spec, **options)
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from the means of all: two pointwise layers.
+
+    Args:
+        channels: in and out.
+        hidden: channels between the two.
+        names: of the two convolutions, as the checkpoint names them.
+        ndim: spatial axes.
+        device: of the weights.
+        dtype: of the weights.
+
+    Shape:
+        (N, C, *spatial) -> the same.
+
+    Source: Hu et al. 2018, arXiv:1709.01507.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        names: tuple[str, str],
+        ndim: int,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.names, self.axes = names, tuple(range(-ndim, 0))
+        conv = CONVS[ndim]
+        self.add_module(names[0], conv(channels, hidden, 1, device=device, dtype=dtype))
+        self.add_module(names[1], conv(hidden, channels, 1, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x times its gate."""
+        first, second = (getattr(self, name) for name in self.names)
+        return x * second(first(x.mean(self.axes, keepdim=True)).relu()).sigmoid()
+
+
+def chain(**layers: nn.Module | None) -> nn.Sequential:
+    """Return named layers in a row, those that are None left out."""
+    return nn.Sequential(
+        OrderedDict((name, layer) for name, layer in layers.items() if layer is not None)
+    )

@@ -1,0 +1,238 @@
+"""OREPA: branches without norms, whose kernels are added before the one convolution runs.
+
+Hu et al. 2022, Online Convolutional Re-parameterization, arXiv:2204.00826. Parameter names follow
+the authors' checkpoints.
+"""
+
+from __future__ import annotations
+
+from math import cos, pi
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refold.blocks.base import Activation, BranchedBlock
+from refold.blocks.layers import CONVOLVE, SCATTER, Maker
+from refold.blocks.spec import ConvSpec, Size
+from refold.errors import GeometryError
+from refold.registry import register_block
+from refold.transforms import avg_pool_to_conv
+
+_EXPANSION = 8
+_START = (0.25, 0.25, 0.0, 0.5, 1.0, 0.5)
+"""First scales of origin, average, frequency prior, 1x1 before KxK, 1x1 and depthwise-separable."""
+
+
+@register_block("orepa")
+class OREPABlock(BranchedBlock):
+    """act(norm(conv(x, W))), W the sum of six kernels, each with a learned scale per channel.
+
+    Training costs one convolution at the map's size, whatever the branches: only kernels are added.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel_size: odd on every axis.
+        stride: of the convolution.
+        padding: of the convolution.
+        dilation: of the convolution.
+        groups: of the convolution.
+        ndim: spatial axes, 1 to 3.
+        transposed: make the convolution transposed.
+        output_padding: of a transposed convolution.
+        internal_channels: between the 1x1 and the KxK; `in_channels` where None, twice as many from
+            5 groups on.
+        single_init: start as the main kernel alone.
+        activation: makes the activation; None for none.
+        deploy: build the plain form.
+        device: of the tensors.
+        dtype: of the tensors.
+
+    Raises:
+        GeometryError: when the 1x1 cannot be centred in the kernel, or groups do not divide the
+            inner channels.
+
+    Example:
+        >>> block = OREPABlock(4, 8, 3, padding=1).eval()
+        >>> x = torch.randn(1, 4, 8, 8)
+        >>> before = block(x)
+        >>> torch.allclose(block.fuse()(x), before, atol=1e-5)
+        True
+
+    Source: arXiv:2204.00826, section 3.
+    """
+
+    deploy_name: ClassVar[str] = "orepa_reparam"
+    weight_orepa_origin: Tensor
+    weight_orepa_avg_conv: Tensor
+    weight_orepa_avg_avg: Tensor
+    weight_orepa_pfir_conv: Tensor
+    weight_orepa_prior: Tensor
+    weight_orepa_1x1: Tensor
+    weight_orepa_1x1_kxk_conv2: Tensor
+    weight_orepa_gconv_dw: Tensor
+    weight_orepa_gconv_pw: Tensor
+    id_tensor: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        *,
+        ndim: int = 2,
+        transposed: bool = False,
+        output_padding: Size = 0,
+        internal_channels: int | None = None,
+        single_init: bool = False,
+        activation: Activation = nn.ReLU,
+        deploy: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        spec = ConvSpec.of(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
+            ndim=ndim, transposed=transposed, output_padding=output_padding,
+        )  # fmt: skip
+        inner = internal_channels or in_channels * (1 if groups <= 4 else 2)
+        if inner % groups:
+            raise GeometryError(f"groups {groups} must divide internal_channels {inner}")
+        super().__init__(spec, activation)
+        make = Maker(device, dtype, deploy)
+        self.rings = [side for ring in reversed(spec.centre_ring) for side in (ring, ring)]
+        self._make_weights(inner, make.options)
+        self._make_constants(inner, make.options)
+        self.vector = nn.Parameter(torch.empty(len(_START), out_channels, **make.options))
+        self.bn = make.norm(out_channels, ndim)
+        self._start((1.0, *(0.0,) * 5) if single_init else _START)
+        self._finish(deploy, device)
+
+    def branches(self, x: Tensor) -> Tensor:
+        """Return the norm of the convolution with the summed kernel."""
+        spec, weight = self.spec, self.weight_gen()
+        if spec.transposed:
+            turned = weight.unflatten(0, (spec.groups, -1)).transpose(1, 2).flatten(0, 1)
+            y = SCATTER[spec.ndim](
+                x, turned, None, spec.stride, spec.padding, spec.output_padding, spec.groups,
+                spec.dilation
+            )  # fmt: skip
+        else:
+            y = CONVOLVE[spec.ndim](
+                x, weight, None, spec.stride, spec.padding, spec.dilation, spec.groups
+            )
+        return self.bn(y)
+
+    def weight_gen(self) -> Tensor:
+        """Return the summed kernel, (O, I/groups, *kernel)."""
+        rows, ones = (
+            self.vector.unbind(0),
+            (1,) * (self.spec.ndim + 1),
+        )  # one read, which tracing allows
+        scales = [rows[index].reshape(-1, *ones) for index in range(len(_START))]
+        kernels = (
+            self.weight_orepa_origin,
+            self.weight_orepa_avg_conv * self.weight_orepa_avg_avg,
+            self.weight_orepa_pfir_conv * self.weight_orepa_prior.unsqueeze(1),
+            self._pointwise_kxk(),
+            F.pad(self.weight_orepa_1x1, self.rings),
+            self._separable(),
+        )
+        total = kernels[0] * scales[0]
+        for kernel, scale in zip(kernels[1:], scales[1:], strict=True):
+            total = total + kernel * scale
+        return total
+
+    def init_gamma(self, value: float) -> None:
+        """Set the scale of every branch."""
+        nn.init.constant_(self.vector, value)
+
+    def single_init(self) -> None:
+        """Start as the main kernel alone: all other branches scaled to zero."""
+        self._start((1.0, *(0.0,) * 5))
+
+    def _start(self, scales: tuple[float, ...]) -> None:
+        with torch.no_grad():
+            for row, scale in zip(self.vector, scales, strict=True):
+                row.fill_(scale)
+
+    def _pointwise_kxk(self) -> Tensor:
+        groups, kernel = self.spec.groups, self.spec.kernel_size
+        first = (self.weight_orepa_1x1_kxk_idconv1 + self.id_tensor).flatten(1)
+        second = self.weight_orepa_1x1_kxk_conv2.flatten(2).unflatten(0, (groups, -1))
+        mixed = torch.einsum("gti,gotk->goik", first.unflatten(0, (groups, -1)), second)
+        return mixed.flatten(0, 1).unflatten(2, kernel)
+
+    def _separable(self) -> Tensor:
+        spec = self.spec
+        split = (spec.groups, spec.in_channels // spec.groups, _EXPANSION)
+        depthwise = self.weight_orepa_gconv_dw.flatten(1).unflatten(0, split)
+        pointwise = (
+            self.weight_orepa_gconv_pw.flatten(1)
+            .unflatten(1, split[1:])
+            .unflatten(0, (split[0], -1))
+        )
+        mixed = torch.einsum("gitk,goit->goik", depthwise, pointwise)
+        return mixed.flatten(0, 1).unflatten(2, spec.kernel_size)
+
+    def _make_weights(self, inner: int, options: dict[str, Any]) -> None:
+        spec = self.spec
+        point, width, depth = (
+            (1,) * spec.ndim,
+            spec.in_channels // spec.groups,
+            spec.in_channels * _EXPANSION,
+        )
+        shapes: dict[str, tuple[int, ...]] = {
+            "origin": (spec.out_channels, width, *spec.kernel_size),
+            "avg_conv": (spec.out_channels, width, *point),
+            "pfir_conv": (spec.out_channels, width, *point),
+            "1x1": (spec.out_channels, width, *point),
+            "1x1_kxk_conv2": (spec.out_channels, inner // spec.groups, *spec.kernel_size),
+            "gconv_dw": (depth, 1, *spec.kernel_size),
+            "gconv_pw": (spec.out_channels, depth // spec.groups, *point),
+        }
+        for name, shape in shapes.items():
+            weight = nn.Parameter(torch.empty(shape, **options))
+            nn.init.kaiming_uniform_(weight)
+            self.register_parameter(f"weight_orepa_{name}", weight)
+        start = torch.zeros(inner, width, *point, **options)
+        self.weight_orepa_1x1_kxk_idconv1 = nn.Parameter(start)
+
+    def _make_constants(self, inner: int, options: dict[str, Any]) -> None:
+        spec = self.spec
+        taps = torch.full(spec.kernel_size, 1.0, **options)
+        self.register_buffer("weight_orepa_avg_avg", taps / taps.numel())
+        self.register_buffer(
+            "weight_orepa_prior", frequencies(spec.out_channels, spec.kernel_size).to(**options)
+        )
+        eye = avg_pool_to_conv(spec.in_channels, 1, groups=spec.groups, ndim=spec.ndim)
+        copies = -(-inner // spec.in_channels)
+        identity = eye.repeat(copies, *(1,) * (spec.ndim + 1))[:inner]
+        self.register_buffer("id_tensor", identity.to(**options))
+
+
+def frequencies(channels: int, kernel_size: tuple[int, ...]) -> Tensor:
+    """Return cosines along one axis a channel: the axes in equal parts, frequencies rising.
+
+    Shape:
+        -> (channels, *kernel_size).
+
+    Example:
+        >>> frequencies(2, (3, 3))[0, :, 0]
+        tensor([ 8.6603e-01,  6.1232e-17, -8.6603e-01])
+    """
+    rows: list[Tensor] = []
+    for channel in range(channels):
+        axis = channel * len(kernel_size) // channels
+        frequency = channel + 1 - axis * channels / len(kernel_size)
+        size = kernel_size[axis]
+        wave = torch.tensor([cos(pi * (tap + 0.5) * frequency / size) for tap in range(size)])
+        shape = [1] * len(kernel_size)
+        shape[axis] = size
+        rows.append(wave.reshape(shape).expand(kernel_size))
+    return torch.stack(rows)

@@ -1,0 +1,102 @@
+"""QARepVGG: RepVGG made to survive quantisation, with one norm after the sum.
+
+Chu et al. 2022, Make RepVGG Greater Again: A Quantization-aware Approach, arXiv:2212.01593.
+Parameter names follow the authors'.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from refold.algebra.apply import pad
+from refold.blocks.base import Activation, BranchedBlock
+from refold.blocks.layers import Maker, has_identity
+from refold.blocks.spec import ConvSpec, Size
+from refold.registry import register_block
+
+
+@register_block("qarepvgg")
+class QARepVGGBlock(BranchedBlock):
+    """act(norm(norm(conv KxK) + conv 1x1 + x)): the 1x1 and the identity have no norm of their own.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel_size: odd on every axis.
+        stride: of the convolution.
+        padding: of the convolution; smaller branches crop where it is smaller than half the kernel.
+        dilation: of the convolution.
+        groups: of the convolution.
+        ndim: spatial axes, 1 to 3.
+        padding_mode: torch's.
+        transposed: make the convolutions transposed.
+        output_padding: of a transposed convolution.
+        identity: whether there is an identity branch; None for wherever there can be.
+        activation: makes the activation; None for none.
+        deploy: build the plain form.
+        device: of the tensors.
+        dtype: of the tensors.
+
+    Raises:
+        GeometryError: when the branches cannot be centred in the kernel.
+        RefusedError: when the identity is asked for and cannot be.
+
+    Example:
+        >>> block = QARepVGGBlock(4, 4, 3, padding=1).eval()
+        >>> x = torch.randn(1, 4, 8, 8)
+        >>> before = block(x)
+        >>> torch.allclose(block.fuse()(x), before, atol=1e-5)
+        True
+
+    Source: arXiv:2212.01593, section 3.3.
+    """
+
+    deploy_name: ClassVar[str] = "rbr_reparam"
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        *,
+        ndim: int = 2,
+        padding_mode: str = "zeros",
+        transposed: bool = False,
+        output_padding: Size = 0,
+        identity: bool | None = None,
+        activation: Activation = nn.ReLU,
+        deploy: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        spec = ConvSpec.of(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
+            ndim=ndim, padding_mode=padding_mode,
+            transposed=transposed, output_padding=output_padding,
+        )  # fmt: skip
+        super().__init__(spec, activation)
+        make = Maker(device, dtype, deploy)
+        self.rbr_dense = make.conv_norm(spec)
+        point, self.crop = spec.smaller((1,) * ndim)
+        self.rbr_1x1 = make.conv(point)
+        self.rbr_identity = nn.Identity() if has_identity(spec, identity) else None
+        self.bn = make.norm(out_channels, ndim)
+        self._finish(deploy, device)
+
+    def branches(self, x: Tensor) -> Tensor:
+        """Return the norm of the sum of the branches."""
+        total = self.rbr_dense(x) + self.rbr_1x1(pad(x, self.crop, "zeros", 0.0))
+        if self.rbr_identity is not None:
+            total = total + self.rbr_identity(self.ringed(x))
+        return self.bn(total)
+
+    def last_norms(self) -> dict[str, nn.Module]:
+        """Return the norm of the main branch; the others have none."""
+        return {"rbr_dense": self.rbr_dense.bn}

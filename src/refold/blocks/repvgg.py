@@ -1,0 +1,121 @@
+"""RepVGG: a kernel, a 1x1 and an identity, each with its norm, that deploy as one kernel.
+
+Ding et al. 2021, RepVGG: Making VGG-style ConvNets Great Again, arXiv:2101.03697. Parameter names
+follow the authors' checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from refold.blocks.base import Activation, BranchedBlock
+from refold.blocks.layers import Maker, SqueezeExcite
+from refold.blocks.spec import ConvSpec, Size
+from refold.errors import InputError
+from refold.registry import register_block
+
+
+@register_block("repvgg")
+class RepVGGBlock(BranchedBlock):
+    """act(norm(conv KxK) + norm(conv 1x1) + norm(x)), with squeeze-and-excite if wanted.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel_size: odd on every axis.
+        stride: of the convolution.
+        padding: of the convolution; the 1x1 branch crops where it is smaller than half the kernel.
+        dilation: of the convolution.
+        groups: of the kernel and of the 1x1.
+        ndim: spatial axes, 1 to 3.
+        padding_mode: torch's.
+        transposed: make both convolutions transposed.
+        output_padding: of a transposed convolution.
+        identity: whether there is an identity branch; None for wherever there can be.
+        se: where squeeze-and-excite stands.
+        se_channels: its inner channels; a sixteenth before, a quarter after the activation where
+            None.
+        activation: makes the activation; None for none.
+        deploy: build the plain form.
+        device: of the tensors.
+        dtype: of the tensors.
+
+    Raises:
+        GeometryError: when the branches cannot be centred in the kernel.
+        RefusedError: when the identity is asked for and cannot be.
+        InputError: when `se` is none of the three.
+
+    Example:
+        >>> block = RepVGGBlock(4, 4, 3, padding=1).eval()
+        >>> x = torch.randn(1, 4, 8, 8)
+        >>> before = block(x)
+        >>> torch.allclose(block.fuse()(x), before, atol=1e-5), block.rbr_reparam
+        (True, Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1)))
+
+    Source: arXiv:2101.03697, section 3.2.
+    """
+
+    deploy_name: ClassVar[str] = "rbr_reparam"
+    lasting: ClassVar[tuple[str, ...]] = ("activation", "se", "post_se")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        *,
+        ndim: int = 2,
+        padding_mode: str = "zeros",
+        transposed: bool = False,
+        output_padding: Size = 0,
+        identity: bool | None = None,
+        se: Literal["before", "after"] | None = None,
+        se_channels: int | None = None,
+        activation: Activation = nn.ReLU,
+        deploy: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        spec = ConvSpec.of(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
+            ndim=ndim, padding_mode=padding_mode,
+            transposed=transposed, output_padding=output_padding,
+        )  # fmt: skip
+        if se not in (None, "before", "after"):
+            raise InputError(f"se must be 'before', 'after' or None, got {se!r}")
+        super().__init__(spec, activation)
+        make = Maker(device, dtype, deploy)
+        self.se = _gate(spec, se == "before", se_channels or out_channels // 16, make)
+        self.post_se = _gate(spec, se == "after", se_channels or out_channels // 4, make)
+        self.rbr_dense = make.conv_norm(spec)
+        self.rbr_1x1 = make.conv_norm(*spec.smaller((1,) * ndim))
+        self.rbr_identity = make.identity_norm(spec, identity)
+        self._finish(deploy, device)
+
+    def branches(self, x: Tensor) -> Tensor:
+        """Return the sum of the branches."""
+        total = self.rbr_dense(x) + self.rbr_1x1(x)
+        return total if self.rbr_identity is None else total + self.rbr_identity(self.ringed(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's value."""
+        return self.post_se(self.activation(self.se(self.linear(x))))
+
+    def last_norms(self) -> dict[str, nn.Module]:
+        """Return the norm that ends each branch."""
+        norms = {"rbr_dense": self.rbr_dense.bn, "rbr_1x1": self.rbr_1x1.bn}
+        return norms if self.rbr_identity is None else {**norms, "rbr_identity": self.rbr_identity}
+
+
+def _gate(spec: ConvSpec, wanted: bool, hidden: int, make: Maker) -> nn.Module:
+    if not wanted:
+        return nn.Identity()
+    names = ("down", "up")
+    return SqueezeExcite(spec.out_channels, max(hidden, 1), names, spec.ndim, **make.lasting)

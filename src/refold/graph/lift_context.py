@@ -1,0 +1,70 @@
+"""What the handlers of a call may ask about the graph around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx
+
+from refold.graph.calls import Call
+from refold.graph.capture import Capture
+from refold.graph.constants import Constants
+from refold.graph.piece import Lifted
+
+Shape = tuple[int, ...]
+
+
+class Context:
+    """The facts of one capture: shapes, parameter-only values and what in-place work makes unsafe.
+
+    Args:
+        capture: the flat graph with its modules.
+        constants: values that depend on parameters alone.
+        shapes: tensor shapes of node values, where example inputs gave them.
+        tainted: values that in-place operations make unsafe, with the reason.
+    """
+
+    def __init__(
+        self,
+        capture: Capture,
+        constants: Constants,
+        shapes: dict[fx.Node, Shape],
+        tainted: dict[fx.Node, str],
+    ) -> None:
+        self.capture = capture
+        self.constants = constants
+        self.shapes = shapes
+        self.tainted = tainted
+        self.lifted: dict[fx.Node, tuple[tuple[Any, ...], Lifted]] = {}
+
+    def shape(self, value: Any) -> tuple[int, ...] | None:
+        """Return the shape of a node's value, None where no example inputs told it."""
+        return self.shapes.get(value) if isinstance(value, fx.Node) else None
+
+    def tensor(self, value: Any) -> Tensor | None:
+        """Return a parameter-only tensor, or None when it depends on inputs."""
+        found = self.constants.value(value) if isinstance(value, fx.Node) else None
+        return found if isinstance(found, Tensor) else None
+
+    def number(self, value: Any) -> float | int | None:
+        """Return a plain number."""
+        if isinstance(value, fx.Node):
+            value = self.constants.value(value)
+        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+    def weights(self, *values: Any) -> list[Tensor | None] | str | None:
+        """Return weights, a refusal when one is tied, None when one is computed from inputs."""
+        found: list[Tensor | None] = []
+        for value in values:
+            tensor = None if value is None else self.tensor(value)
+            if value is not None and tensor is None:
+                return None
+            found.append(tensor)
+            for path in self.constants.sources(value) if isinstance(value, fx.Node) else ():
+                if shared := self.constants.shared(path):
+                    return shared
+        return found
+
+
+Handler = Callable[[Context, fx.Node, Call], Lifted]

@@ -1,0 +1,150 @@
+"""Changes of layout: reshapes, transposes and the channel shuffle they spell.
+
+Where the channel axis of a value lies is known by its rank (the number of axes after it), which the
+neighbours give: so most of these are lifted only once the rank of what they read is known.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from refold.algebra.operator import Flatten, Resample, Select
+from refold.graph.calls import Call, canonical
+from refold.graph.lift_context import Context, Handler, Shape
+from refold.graph.lift_slices import axes_of
+from refold.graph.piece import Lifted, Piece, RankedOp, relayout, unary
+from refold.graph.windows import tuple_of
+
+
+def _reshape(context: Context, node: fx.Node, call: Call) -> Lifted:
+    source = call["input"]
+    before, after = context.shape(source), context.shape(node)
+    if before is None or after is None:
+        return None
+    return _shuffled(context, node, after) or relayout(source, partial(_reshaped, before, after))
+
+
+def _reshaped(before: Shape, after: Shape, rank: int) -> RankedOp | None:
+    """Return what a reshape means when it keeps the channel axis whole, or lays it out in a row."""
+    resample = partial(_reshape_to, after)
+    if rank == 0 and after and after[-1] == before[-1]:
+        return Resample(resample, 0, 1.0, 0), 0
+    if (
+        rank == 0
+        and len(after) > len(before)
+        and after == (*before, *(1,) * (len(after) - len(before)))
+    ):
+        return Resample(resample, len(after) - len(before), 1.0, 0), len(after) - len(before)
+    if rank and len(before) == rank + 2 and len(after) >= 2 and after[0] == before[0]:
+        positions = prod(before[2:])
+        if after[1] == before[1] and prod(after[2:]) == positions:
+            return Resample(resample, len(after) - 2, 1.0, rank), len(after) - 2
+        if after[1:] == (before[1] * positions,):
+            return Flatten(positions), 0
+    return None
+
+
+def _reshape_to(shape: Shape, x: Tensor) -> Tensor:
+    """Reshape a map of any batch and channels as the traced call did with its own."""
+    return x.reshape(x.shape[0], *shape[1:]) if x.numel() == prod(shape) else x.flatten(2)
+
+
+def shuffle_index(channels: int, groups: int) -> tuple[int, ...]:
+    """Return the channel order of ShuffleNet's shuffle: view (groups, n), transpose, flatten."""
+    order = torch.arange(channels).reshape(groups, -1).T.flatten()
+    return tuple(int(i) for i in order.tolist())
+
+
+def _shuffle(context: Context, node: fx.Node, call: Call) -> Lifted:
+    shape = context.shape(call["input"])
+    if shape is None:
+        return None
+    op = Select(shuffle_index(shape[1], call["groups"]), shape[1])
+    return unary(call["input"], op, rank=len(shape) - 2)
+
+
+def _shuffled(context: Context, node: fx.Node, after: Shape) -> Piece | None:
+    """Recognise view (groups, n), transpose, flatten back: a channel shuffle by its shapes."""
+    chain: list[fx.Node] = []
+    current: Any = node.args[0]
+    names: list[str] = []
+    while isinstance(current, fx.Node) and len(chain) < 3:
+        call = canonical(current)
+        if call is None or call.name not in ("same", "transpose", "permute", "reshape"):
+            break
+        chain.append(current)
+        names.append(call.name)
+        current = call["input"]
+        if call.name == "reshape":
+            break
+    if not names or names[-1] != "reshape" or not {"transpose", "permute"} & set(names):
+        return None
+    before, middle = context.shape(current), context.shape(chain[-1])
+    turned = context.shape(next(n for n, name in zip(chain, names, strict=True) if name != "same"))
+    if before != after or middle is None or turned is None or before is None or len(before) < 3:
+        return None
+    groups, width = (middle[1], middle[2]) if len(middle) == len(before) + 1 else (0, 0)
+    swapped = (middle[0], width, groups, *middle[3:])
+    if groups * width != before[1] or middle[3:] != before[2:] or turned != swapped:
+        return None
+    if not _swaps_axes_1_2(
+        next(n for n, name in zip(chain, names, strict=True) if name in ("transpose", "permute"))
+    ):
+        return None
+    op = Select(shuffle_index(before[1], groups), before[1])
+    rank = len(before) - 2
+    return Piece((current,), (op,), rank_in=rank, rank_out=rank, through=tuple(chain))
+
+
+def _swaps_axes_1_2(node: fx.Node) -> bool:
+    call = canonical(node)
+    assert call is not None
+    if call.name == "transpose":
+        return {call["dim0"], call["dim1"]} == {1, 2}
+    dims = list(call["dims"])
+    return dims == [0, 2, 1, *range(3, len(dims))]
+
+
+def _transpose(context: Context, node: fx.Node, call: Call) -> Lifted:
+    shape = context.shape(call["input"])
+
+    def by_rank(rank: int) -> RankedOp | None:
+        count = axes_of(shape, rank)
+        if count is None:
+            return None
+        if call.name == "transpose":
+            order = list(range(count))
+            a, b = call["dim0"] % count, call["dim1"] % count
+            order[a], order[b] = order[b], order[a]
+        else:
+            order = [d % count for d in tuple_of(call["dims"], 1)]
+        return _reordered(order, rank)
+
+    return relayout(call["input"], by_rank)
+
+
+def _reordered(order: list[int], rank: int) -> RankedOp | None:
+    count = len(order)
+    if rank >= count:
+        return None
+    out = count - 1 - order.index(count - 1 - rank)
+    if order[0] != 0 or (out and order.index(count - 1 - rank) != 1):
+        return None
+    return Resample(partial(torch.permute, dims=tuple(order)), out, 1.0, rank), out
+
+
+LAYOUT: dict[str, Handler] = {
+    "channel_shuffle": _shuffle,
+    "flatten": _reshape,
+    "reshape": _reshape,
+    "reshape_as": _reshape,
+    "squeeze": _reshape,
+    "unsqueeze": _reshape,
+    "transpose": _transpose,
+    "permute": _transpose,
+}

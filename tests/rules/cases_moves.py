@@ -1,0 +1,151 @@
+"""Cases of the rules that move operators: commuting, distributing, and the last resort."""
+
+from __future__ import annotations
+
+import torch
+
+from refold.algebra.geometry import Axis
+from refold.algebra.operator import (
+    Affine,
+    AvgPool,
+    Concat,
+    Conv,
+    Flatten,
+    Identity,
+    Pad,
+    Select,
+    Sum,
+    points,
+    sequence,
+)
+from rules.parts import (
+    BARE,
+    CHOICE,
+    CROP,
+    FACTOR,
+    KERNEL,
+    MEAN,
+    NEAR,
+    NORM,
+    PADDED_POOL,
+    PLAIN,
+    POINT,
+    POOL,
+    RING,
+    SCALE,
+    SHIFT,
+    SOME,
+    Row,
+    conv,
+    pair,
+    tensor,
+)
+
+MOVES: dict[str, Row] = {
+    "pass_affine_forward": Row(
+        (
+            pair(NORM, MEAN),
+            pair(NORM, POOL),
+            pair(SCALE, PADDED_POOL),
+            pair(NORM, CHOICE),
+            pair(NORM, Flatten(30)),
+            pair(NORM, Pad(((1, 1), (0, 0)), "reflect")),
+            pair(SCALE, RING),
+            pair(NORM, CROP),
+            pair(FACTOR, SOME),
+        ),
+        (
+            (pair(NORM, PADDED_POOL), "a constant meets the border zeros that the pool counts"),
+            (pair(NORM, AvgPool((Axis(2, 2),) * 2, 3)), "a constant meets the border zeros"),
+            (pair(NORM, RING), "a constant meets zero padding"),
+            (pair(SCALE, Pad(((1, 1), (0, 0)), value=2.0)), "the ring's constant would be scaled"),
+            (pair(NORM, KERNEL), None),
+        ),
+    ),
+    "pass_affine_backward": Row(
+        (
+            pair(MEAN, NORM),
+            pair(POOL, NORM),
+            pair(RING, SCALE),
+            pair(CHOICE, NORM),
+            pair(Flatten(30), FACTOR),
+        ),
+        (
+            (pair(PADDED_POOL, NORM), "a constant meets the border zeros that the pool counts"),
+            (pair(RING, SHIFT), "a constant meets zero padding"),
+            (pair(SOME, Affine(tensor(2))), None),
+            (pair(Flatten(30), Affine(tensor(120))), None),
+        ),
+    ),
+    "pass_pointwise_forward": Row(
+        (
+            pair(POINT, MEAN),
+            pair(POINT, POOL),
+            pair(PLAIN, PADDED_POOL),
+            pair(PLAIN, RING),
+            pair(POINT, CROP),
+        ),
+        (
+            (pair(POINT, PADDED_POOL), "a constant meets the border zeros that the pool counts"),
+            (pair(POINT, RING), "a constant meets zero padding"),
+            (pair(conv(points(2), 2), MEAN), "has no plain linear form"),
+            (pair(KERNEL, MEAN), None),
+        ),
+    ),
+    "pass_pointwise_backward": Row(
+        (pair(MEAN, Conv(tensor(3, 4), tensor(3))), pair(POOL, POINT), pair(PADDED_POOL, PLAIN)),
+        (
+            (pair(PADDED_POOL, POINT), "a constant meets the border zeros that the pool counts"),
+            (pair(RING, POINT), "a constant meets zero padding"),
+            (pair(POOL, KERNEL), None),
+        ),
+    ),
+    "distribute_over_sum": Row(
+        (
+            pair(Sum((KERNEL, Identity())), NORM),
+            pair(Sum((POINT, NORM)), KERNEL),
+            pair(Sum((NORM, POINT)), Pad(((1, 1), (1, 1)), value=2.0)),
+        ),
+        ((pair(KERNEL, NORM), None),),
+    ),
+    "distribute_over_concat": Row(
+        (
+            pair(Concat((KERNEL, POINT)), Conv(tensor(3, 8, 1, 1), tensor(3), points(2))),
+            pair(
+                Concat((conv(points(2), out=2), Identity())),
+                Conv(tensor(6, 3, 3, 3), None, BARE, 2),
+            ),
+            pair(Concat((KERNEL, POINT)), Affine(tensor(8), tensor(8))),
+            pair(Concat((KERNEL, NORM)), Affine(torch.tensor(2.0))),
+            pair(Concat((KERNEL, POINT)), Select((1, 0, 5), 8)),
+            pair(
+                Concat((KERNEL, sequence(Sum((POINT, NORM)), FACTOR))),
+                Conv(tensor(8, 3, 2, 2), None, (Axis(2, 2),) * 2, transposed=True),
+            ),
+        ),
+        (
+            (
+                pair(Concat((Identity(), Identity())), Affine(tensor(8))),
+                "numbers of channels are unknown",
+            ),
+            (pair(Concat((KERNEL, POINT)), POOL), None),
+            (pair(Concat((KERNEL, POINT)), Select((0, 4, 1), 8)), None),
+        ),
+    ),
+    "merge_into_conv": Row(
+        (
+            pair(POOL, NORM),
+            pair(AvgPool(NEAR, 5), CHOICE),
+            pair(CROP, SCALE),
+            pair(CHOICE, POOL),
+            pair(NORM, Pad(((1, 1), (1, 1)), "reflect")),
+        ),
+        (
+            (pair(NORM, PADDED_POOL), "a bias meets the second convolution's zero padding"),
+            (pair(Pad(((1, 0), (0, 0)), value=2.0), NORM), "the ring is filled with 2.0"),
+            (pair(NORM, CHOICE), "the number of spatial axes is unknown"),
+            (pair(POOL, FACTOR), None),
+            (pair(KERNEL, NORM), None),
+        ),
+    ),
+}
