@@ -69,12 +69,20 @@ def _norms(part: Capture) -> Iterator[tuple[fx.Node, str]]:
 def _could_fold(part: Capture, node: fx.Node) -> str:
     source = _source(part, node)
     before = _module(part, source)
-    if isinstance(before, Layer) and len(set(_readers(part, source))) == 1:
+    if _is_plain(before) and len(set(_readers(part, source))) == 1:
         return f"{source.target} could take it"
     readers = [_module(part, reader) for reader in _readers(part, node)]
     if readers and all(isinstance(reader, Layer) and not _pads(reader) for reader in readers):
         return "every layer after it could take it"
     return ""
+
+
+def _is_plain(layer: nn.Module | None) -> bool:
+    """Say whether a layer does what torch.nn does: one that pads by its input's size does not."""
+    if not isinstance(layer, Layer):
+        return False
+    kinds = (kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch.nn."))
+    return type(layer).forward is next(kinds).forward
 
 
 def _pads(layer: Any) -> bool:

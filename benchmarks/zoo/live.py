@@ -73,6 +73,6 @@ class _Observer:
         x: Tensor = args[0]
         axes = [axis for axis in range(x.ndim) if axis != 1]
         mean, var = x.mean(axes), x.var(axes, unbiased=False)
-        var = (var + 0.1 * mean.square()).clamp(min=1e-2)  # a map of one position hardly varies
+        var = (var + mean.square()).clamp(min=1e-2)  # a map of one position hardly varies
         norm.running_mean.copy_(mean + 0.3 * var.sqrt() * _uniform(mean, -1, 1, self.generator))
         norm.running_var.copy_(var * _uniform(var, 0.6, 1.6, self.generator))

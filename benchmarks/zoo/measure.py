@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 import refold
+from zoo.calls import run_counting
 from zoo.leftovers import count_norms, foldable, reasons
 from zoo.live import enliven
 from zoo.nets import Net

@@ -93,11 +93,11 @@ def test_an_untraceable_submodule_is_one_opaque_node() -> None:
     inner = Net(lambda self, x: self.block(x) if x.mean() > 0 else x, block=Block())
     model = nn.Sequential(conv_norm(), inner, conv_norm())
     found = capture_all(model)
-    assert [c.path for c in found.captures] == ["", "1.block"]
-    assert list(found.captures[0].opaque) == ["1"]
-    assert "control flow" in found.captures[0].opaque["1"]
-    assert targets(found.captures[0])[3:5] == ["1", "2.0"]  # nothing of the failed trace is left
-    assert found.captures[1].full("a.0") == "1.block.a.0"
+    assert [c.path for c in found.captures] == ["1.block", ""]
+    assert list(found.captures[1].opaque) == ["1"]
+    assert "control flow" in found.captures[1].opaque["1"]
+    assert targets(found.captures[1])[3:5] == ["1", "2.0"]  # nothing of the failed trace is left
+    assert found.captures[0].full("a.0") == "1.block.a.0"
 
 
 class Lister(nn.Module):
@@ -120,7 +120,7 @@ def test_a_sequential_that_is_run_child_by_child_is_not_captured_as_a_chain() ->
 
 def test_a_module_called_twice_is_a_leaf_with_a_capture_of_its_own() -> None:
     model = Net(lambda self, x: self.block(self.block(x)), block=Block())
-    root, inner = capture(model)
+    inner, root = capture(model)
     assert targets(root) == ["block", "block"]
     assert root.calls == {"block": 2}
     assert inner.path == "block"
@@ -147,7 +147,7 @@ def test_hooks_make_a_leaf() -> None:
     model = nn.Sequential(Block(), Block())
     model[0].register_forward_hook(lambda *_: None)
     model[1].a[0].register_forward_pre_hook(lambda *_: None)
-    root, inner = capture(model)
+    inner, root = capture(model)
     assert "hooks" in root.opaque["0"]
     assert "hooks" in root.pinned["1.a.0"]
     assert inner.path == "0"
@@ -162,13 +162,13 @@ def test_parametrized_and_recurrent_layers_are_pinned() -> None:
 
 def test_compiled_and_parallel_parts_are_looked_into() -> None:
     model = nn.Sequential(torch.compile(Block()), nn.DataParallel(Block()))
-    assert paths(model) == ["", "0._orig_mod", "1.module"]
+    assert paths(model) == ["0._orig_mod", "1.module", ""]
     assert paths(nn.DataParallel(Block())) == ["module"]
 
 
 def test_modules_that_forward_never_runs_are_captured_alone() -> None:
     model = Net(lambda self, x: self.used(x), used=Block(), extra=nn.ModuleDict({"k": Block()}))
-    assert paths(model) == ["", "extra.k"]
+    assert paths(model) == ["extra.k", ""]
 
 
 def test_an_exported_graph_is_captured_in_aten_calls() -> None:

@@ -271,3 +271,18 @@ def test_several_captures_commit_into_one_target() -> None:
         graphs.append(found.graph_module())
     assert torch.equal(target(X), graphs[1](graphs[0](X)))
     assert list(target.one._modules) == ["act", "conv"]
+
+
+@pytest.mark.parametrize(
+    "make", [fx.symbolic_trace, lambda m: torch.export.export(m, (X,)).module()]
+)
+def test_a_graph_module_stays_one(make: Any) -> None:
+    model = make(lively(Rep()))
+    edit, nodes, found = editor(model)
+    last = next(node for name, node in reversed(nodes.items()) if name.startswith("add"))
+    new = edit.insert_module(nn.Conv2d(4, 4, 1), [nodes["x"]], before=last, name="conv")
+    edit.replace(last, new)
+    result = edit.commit(skeleton(model))
+    assert isinstance(result, fx.GraphModule)
+    assert torch.equal(result(X), found.graph_module()(X))
+    assert len(list(result.parameters())) == 2

@@ -1,4 +1,4 @@
-"""Which frame an edit lands in: layers, helpers, containers, graphs."""
+"""Which frame an edit lands in: layers, helpers, containers, modes."""
 
 from __future__ import annotations
 
@@ -234,21 +234,6 @@ def test_in_place_operators_are_regenerated_in_place() -> None:
     assert torch.allclose(result(X), (model.a(X) + model.b(X)) * result.c_1(X))
 
 
-@pytest.mark.parametrize(
-    "make", [fx.symbolic_trace, lambda m: torch.export.export(m, (X,)).module()]
-)
-def test_a_graph_module_stays_one(make: Any) -> None:
-    model = make(Net(two_branches, left=conv(), right=conv(), act=nn.ReLU()).eval())
-    [found] = capture(model)
-    edit = Editor(found)
-    place = next(n for n in found.graph.nodes if n.name.startswith("add"))
-    put_conv(edit, place, next(iter(found.graph.nodes)))
-    result = edit.commit(skeleton(model))
-    assert isinstance(result, fx.GraphModule)
-    assert torch.equal(result(X), found.graph_module()(X))
-    assert len(list(result.parameters())) == 2
-
-
 def test_a_context_manager_is_not_lost_in_a_generated_forward() -> None:
     def forward(self: Any, x: Any) -> Any:
         with torch.no_grad():
@@ -274,3 +259,32 @@ def test_a_block_that_is_called_under_no_grad_can_change() -> None:
     result = edit.commit(skeleton(model))
     assert torch.equal(result(X), found.graph_module()(X))
     assert not result(X).requires_grad
+
+
+class Gate(nn.Module):
+    """Cannot be traced as a whole; its conv can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Net(two_branches, left=conv(), right=conv(), act=nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x) if x.sum() < 1e9 else x
+
+
+def test_an_inner_capture_is_written_before_its_path_moves() -> None:
+    model = nn.Sequential(conv(), NormAct(4, Gate())).eval()
+    target = skeleton(model)
+    inner, root = capture(model)
+    assert (inner.path, root.path) == ("1.act.body", "")
+    edit = Editor(inner)
+    nodes = {node.name: node for node in inner.graph.nodes}
+    put_conv(edit, nodes["add"], nodes["x"])
+    target = edit.commit(target)
+    edit = Editor(root)
+    nodes = {node.name: node for node in root.graph.nodes}
+    edit.bypass(nodes["batch_norm"], nodes["_0"])
+    edit.bypass(nodes["_1_drop"], nodes["_0"])
+    result = edit.commit(target)
+    assert isinstance(result[1], Gate)
+    assert torch.equal(result(X), inner.graph_module()(result[0](X)))

@@ -71,7 +71,7 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
 def edited(model: nn.Module, seed: int, share: float) -> tuple[nn.Module, int]:
     rng, target, count = random.Random(seed), skeleton(model), 0
-    for found in reversed(capture_all(model).captures):  # inner captures first
+    for found in capture_all(model).captures:
         edit = Editor(found)
         count += edit_randomly(edit, rng, share)
         target = edit.commit(target)

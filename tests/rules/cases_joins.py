@@ -75,7 +75,8 @@ JOINS: dict[str, Row] = {
             ),
             (Sum((conv(NEAR, mode="reflect"), AvgPool(NEAR))), "branches pad differently"),
             (Sum((conv(NEAR, out=2), Identity())), "needs equal channels, got 4 in and"),
-            (Sum((AvgPool(NEAR), Identity())), "the number of channels is unknown"),
+            (Sum((AvgPool(NEAR), FACTOR)), "the number of channels is unknown"),
+            (Sum((AvgPool(NEAR), CHOICE)), "no branch holds a weight"),
             (
                 Sum((scatter(NEAR), KERNEL)),
                 "a transposed convolution does not add to an ordinary one",

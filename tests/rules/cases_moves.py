@@ -12,9 +12,11 @@ from refold.algebra.operator import (
     Conv,
     Flatten,
     Identity,
+    Input,
     Pad,
     Select,
     Sum,
+    Zero,
     points,
     sequence,
 )
@@ -132,12 +134,20 @@ MOVES: dict[str, Row] = {
             (pair(Concat((KERNEL, POINT)), Select((0, 4, 1), 8)), None),
         ),
     ),
+    "distribute_into_join": Row(
+        (
+            pair(KERNEL, Sum((Identity(), AvgPool(NEAR)))),
+            pair(NORM, Concat((KERNEL, Identity()))),
+            pair(RING, Sum((NORM, POINT, Zero()))),
+        ),
+        ((pair(KERNEL, Sum((Input("x"), NORM))), None), (pair(Sum((KERNEL, NORM)), NORM), None)),
+    ),
     "merge_into_conv": Row(
         (
             pair(POOL, NORM),
-            pair(AvgPool(NEAR, 5), CHOICE),
+            pair(AvgPool(NEAR, 5), SCALE),
             pair(CROP, SCALE),
-            pair(CHOICE, POOL),
+           
             pair(NORM, Pad(((1, 1), (1, 1)), "reflect")),
         ),
         (
@@ -145,6 +155,7 @@ MOVES: dict[str, Row] = {
             (pair(Pad(((1, 0), (0, 0)), value=2.0), NORM), "the ring is filled with 2.0"),
             (pair(NORM, CHOICE), "the number of spatial axes is unknown"),
             (pair(POOL, FACTOR), None),
+            (pair(CHOICE, POOL), None),
             (pair(KERNEL, NORM), None),
         ),
     ),

@@ -94,6 +94,7 @@ class Grower(Maker):
             self.branches,
             self.branches,
             self.scaled,
+            self.shared,
             self.split,
             self.mixed,
             self.chosen,
@@ -115,6 +116,18 @@ class Grower(Maker):
             parts.append(parts[0])  # one branch, used twice
         self.rng.shuffle(parts)
         return add(*parts)
+
+    def shared(self, spec: Spec, depth: int) -> Operator:
+        """A value that is read more than once, each time without a kernel of its own."""
+        reach = [self.rng.randint(1, (a.kernel - 1) // a.stride + 1) for a in spec.axes]
+        axes = zip(spec.axes, reach, strict=True)
+        inner = tuple(replace(a, kernel=a.kernel - a.stride * (r - 1)) for a, r in axes)
+        crops = [self.rng.randint(0, r - 1) for r in reach]
+        crop = Pad(tuple((-c, c + 1 - r) for c, r in zip(crops, reach, strict=True)))
+        twigs = [crop, AvgPool(tuple(map(Axis, reach)))] if self.rank else [Identity(), Identity()]
+        twigs.append(sequence(twigs[0], self.affine(spec.outputs, spec.constant)))
+        self.rng.shuffle(twigs)
+        return sequence(self.grow(replace(spec, axes=inner), depth), add(*twigs))
 
     def twig(self, spec: Spec) -> Operator | None:
         """Return a branch without a convolution of its own, where channels and window allow one."""

@@ -34,17 +34,17 @@ class BranchedBlock(nn.Module):
 
     Attributes:
         deploy_name: what the one convolution is called.
-        lasting: the children that deploying keeps.
+        after: the children that follow the sum, in order; deploying keeps them.
     """
 
     deploy_name: ClassVar[str] = "reparam_conv"
-    lasting: ClassVar[tuple[str, ...]] = ("activation",)
+    after: ClassVar[tuple[str, ...]] = ("activation",)
 
     def __init__(self, spec: ConvSpec, activation: Activation) -> None:
         super().__init__()
         self.spec = spec
         self._plain: str | None = None
-        self.activation = nn.Identity() if activation is None else activation()
+        self.activation = None if activation is None else activation()
 
     # -- what it computes -------------------------------------------------------------------------
 
@@ -63,7 +63,11 @@ class BranchedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's value; shape as the convolution's."""
-        return self.activation(self.linear(x))
+        y = self.linear(x)
+        for name in self.after:
+            follower = getattr(self, name, None)
+            y = y if follower is None else follower(y)
+        return y
 
     def ringed(self, x: Tensor) -> Tensor:
         """Return what an identity branch reads: the map in the size of the convolution's."""
@@ -156,7 +160,7 @@ class BranchedBlock(nn.Module):
 
     def _become(self, conv: nn.Module) -> None:
         for tables in (self._modules, self._parameters, self._buffers):
-            for name in [name for name in tables if name not in self.lasting]:
+            for name in [name for name in tables if name not in self.after]:
                 delattr(self, name)
         self.add_module(self.deploy_name, conv)
         self._plain = self.deploy_name
@@ -165,7 +169,7 @@ class BranchedBlock(nn.Module):
         return cast(nn.Module, self._modules[self._plain or _ENGINE_NAME])
 
     def _branch_parameters(self) -> list[Tensor]:
-        return [p for name, p in self.named_parameters() if name.split(".")[0] not in self.lasting]
+        return [p for name, p in self.named_parameters() if name.split(".")[0] not in self.after]
 
     def _like(self) -> Tensor:
         return self._branch_parameters()[0]

@@ -82,7 +82,8 @@ def has_identity(spec: ConvSpec, wanted: bool | None) -> bool:
     if wanted and not possible:
         raise RefusedError(
             f"an identity branch needs equal channels and stride 1 (transposed: equal sizes too), "
-            f"got {spec.in_channels} -> {spec.out_channels}, stride {spec.stride}; leave identity=None"
+            f"got {spec.in_channels} -> {spec.out_channels}, stride {spec.stride}; "
+            "leave identity=None"
         )
     return possible and wanted is not False
 
@@ -218,7 +219,7 @@ class WindowMean(nn.Module):
 
 
 def avg_pool(channels: int, spec: ConvSpec, options: dict[str, Any]) -> nn.Module:
-    """Return the average over the windows of a convolution: torch's own layer where there is one."""
+    """Return the average over a convolution's windows: torch's own layer where there is one."""
     rows = zip(spec.padding, spec.kernel_size, strict=True)
     if set(spec.dilation) == {1} and all(p <= k // 2 for p, k in rows):
         return _POOLS[spec.ndim](spec.kernel_size, spec.stride, spec.padding)

@@ -58,7 +58,7 @@ class MobileOneBlock(BranchedBlock):
     """
 
     deploy_name: ClassVar[str] = "reparam_conv"
-    lasting: ClassVar[tuple[str, ...]] = ("activation", "se")
+    after: ClassVar[tuple[str, ...]] = ("se", "activation")
 
     def __init__(
         self,
@@ -91,12 +91,8 @@ class MobileOneBlock(BranchedBlock):
             raise InputError(f"num_conv_branches must be at least 1, got {num_conv_branches}")
         super().__init__(spec, activation)
         make = Maker(device, dtype, deploy)
-        hidden = max(out_channels // 16, 1)
-        self.se = (
-            SqueezeExcite(out_channels, hidden, ("reduce", "expand"), ndim, **make.lasting)
-            if se
-            else nn.Identity()
-        )
+        names, hidden = ("reduce", "expand"), max(out_channels // 16, 1)
+        self.se = SqueezeExcite(out_channels, hidden, names, ndim, **make.lasting) if se else None
         self.rbr_skip = make.identity_norm(spec, identity)
         self.rbr_conv = nn.ModuleList(make.conv_norm(spec) for _ in range(num_conv_branches))
         point = spec.smaller((1,) * ndim) if max(spec.kernel_size) > 1 else None
@@ -111,10 +107,6 @@ class MobileOneBlock(BranchedBlock):
         if self.rbr_scale is not None:
             total = total + self.rbr_scale(x)
         return total if self.rbr_skip is None else total + self.rbr_skip(self.ringed(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's value."""
-        return self.activation(self.se(self.linear(x)))
 
     def last_norms(self) -> dict[str, nn.Module]:
         """Return the norm that ends each branch."""

@@ -86,16 +86,14 @@ class QARepVGGBlock(BranchedBlock):
         self.rbr_dense = make.conv_norm(spec)
         point, self.crop = spec.smaller((1,) * ndim)
         self.rbr_1x1 = make.conv(point)
-        self.rbr_identity = nn.Identity() if has_identity(spec, identity) else None
+        self.has_identity = has_identity(spec, identity)
         self.bn = make.norm(out_channels, ndim)
         self._finish(deploy, device)
 
     def branches(self, x: Tensor) -> Tensor:
         """Return the norm of the sum of the branches."""
         total = self.rbr_dense(x) + self.rbr_1x1(pad(x, self.crop, "zeros", 0.0))
-        if self.rbr_identity is not None:
-            total = total + self.rbr_identity(self.ringed(x))
-        return self.bn(total)
+        return self.bn(total + self.ringed(x) if self.has_identity else total)
 
     def last_norms(self) -> dict[str, nn.Module]:
         """Return the norm of the main branch; the others have none."""

@@ -59,7 +59,7 @@ class RepVGGBlock(BranchedBlock):
     """
 
     deploy_name: ClassVar[str] = "rbr_reparam"
-    lasting: ClassVar[tuple[str, ...]] = ("activation", "se", "post_se")
+    after: ClassVar[tuple[str, ...]] = ("se", "activation", "post_se")
 
     def __init__(
         self,
@@ -104,18 +104,14 @@ class RepVGGBlock(BranchedBlock):
         total = self.rbr_dense(x) + self.rbr_1x1(x)
         return total if self.rbr_identity is None else total + self.rbr_identity(self.ringed(x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's value."""
-        return self.post_se(self.activation(self.se(self.linear(x))))
-
     def last_norms(self) -> dict[str, nn.Module]:
         """Return the norm that ends each branch."""
         norms = {"rbr_dense": self.rbr_dense.bn, "rbr_1x1": self.rbr_1x1.bn}
         return norms if self.rbr_identity is None else {**norms, "rbr_identity": self.rbr_identity}
 
 
-def _gate(spec: ConvSpec, wanted: bool, hidden: int, make: Maker) -> nn.Module:
+def _gate(spec: ConvSpec, wanted: bool, hidden: int, make: Maker) -> nn.Module | None:
     if not wanted:
-        return nn.Identity()
+        return None
     names = ("down", "up")
     return SqueezeExcite(spec.out_channels, max(hidden, 1), names, spec.ndim, **make.lasting)

@@ -81,7 +81,8 @@ def capture_all(model: nn.Module) -> Captures:
     """Trace `model`, or every largest submodule of it that can be traced.
 
     Leaves that could not be traced through, and submodules that no capture has run, are captured on
-    their own. No module is folded twice: a module under two names belongs to one capture.
+    their own. No module is folded twice: a module under two names belongs to one capture. A capture
+    comes after those that lie inside its root: edits are committed in this order.
 
     Args:
         model: any module; it is not changed and none of its code runs with real data.
@@ -118,12 +119,12 @@ class _Search:
         if found is None:
             self._children(path, module, called)
             return
-        self.captures.append(found)
         self._cover(found)
         for leaf, reason in found.opaque.items():
             self.failures[found.full(leaf)] = reason
             self.visit(found.full(leaf), module.get_submodule(leaf))
         self._uncovered(path, module)
+        self.captures.append(found)  # after what lies inside it
 
     def _attempt(self, path: str, module: nn.Module) -> tuple[Capture | None, set[str]]:
         if isinstance(module, nn.ModuleList | nn.ModuleDict):
@@ -183,7 +184,7 @@ class _Search:
     def note_effects(self) -> None:
         """Tell the calls of leaves that have a capture of their own what that capture does."""
         known = {id(found.module): found for found in self.captures}
-        for found in reversed(self.captures):  # inner captures first
+        for found in self.captures:  # inner captures come first
             for node in found.graph.nodes:
                 if node.op == "call_module" and node.target in found.opaque:
                     inner = known.get(id(found.module.get_submodule(cast(str, node.target))))

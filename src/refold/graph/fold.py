@@ -12,7 +12,8 @@ from torch import fx
 from refold.algebra.cost import measure, parameters
 from refold.algebra.operator import Concat, Input, Operator, Sequence, Sum, chain, leaves, sequence
 from refold.errors import RefusedError
-from refold.graph.emit import Emitted, Emitter, Provenance
+from refold.graph.emit import Emitter
+from refold.graph.emit_result import Emitted, Provenance
 from refold.graph.lift import Lifter
 from refold.graph.record import Fold, Kept
 from refold.graph.region import Region, Regions
@@ -110,16 +111,13 @@ class FoldPass:
         made_of = provenance(region, rewrite, replay)
         real = fold_in_slices(rewrite, region.op) or replay.run(rewrite)
         pairs = zip(leaves(rewrite.op), leaves(real), strict=True)
-        emitter = Emitter(
-            self.lifter, self.editor, region, {id(op): made_of[id(shadow)] for shadow, op in pairs}
-        )
+        origin = {id(op): made_of[id(shadow)] for shadow, op in pairs}
         try:
-            emitter.prepare(real)
+            return Emitter(self.lifter, self.editor, region, real, origin), real
         except RefusedError as error:
             for node in region.nodes:
                 self.refused[node] = Kept(self.path(node), str(error))
             return None
-        return emitter, real
 
     def _note(self, region: Region, rewrite: Rewrite, real: Operator, emitted: Emitted) -> None:
         kept = {id(leaf) for leaf in leaves(real)}

@@ -1,8 +1,8 @@
 """Let traced code see its values as tensors: `isinstance(x, torch.Tensor)` is true while tracing.
 
 Plain fx answers False, so code such as `x if isinstance(x, Tensor) else x[0]` takes the wrong
-branch without a word. The proxies must not lie by `__class__` (torch's C++ would take them for tensors and
-crash), so the name `isinstance` is shadowed in the globals of the model's own code during a trace.
+branch without a word. The proxies must not lie by `__class__` (torch's C++ would take them for
+tensors and crash), so the name `isinstance` is shadowed in the globals of the model's own code.
 """
 
 from __future__ import annotations

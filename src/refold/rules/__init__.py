@@ -18,7 +18,11 @@ from refold.rules.commute import (
     pass_pointwise_backward,
     pass_pointwise_forward,
 )
-from refold.rules.distribute import distribute_over_concat, distribute_over_sum
+from refold.rules.distribute import (
+    distribute_into_join,
+    distribute_over_concat,
+    distribute_over_sum,
+)
 from refold.rules.norm import fold_affine_ahead_of_conv, fold_affine_into_conv, merge_affines
 from refold.rules.pad import drop_empty_pad, fold_crop_into_window, fold_pad_into_window
 from refold.rules.parallel import add_branches, drop_zero_branches
@@ -46,6 +50,7 @@ RULES: tuple[Rule, ...] = (
     pass_pointwise_backward,
     distribute_over_sum,
     distribute_over_concat,
+    distribute_into_join,
     merge_into_conv,
 )
 

@@ -7,11 +7,13 @@ from itertools import accumulate, pairwise
 
 from refold.algebra.operator import (
     Affine,
+    AvgPool,
     Concat,
     Conv,
     Flatten,
     Input,
     Operator,
+    Pad,
     Select,
     Sequence,
     Sum,
@@ -42,6 +44,24 @@ def distribute_over_concat(op: Operator) -> Outcome:
             return _over_concat(branches, after)
         case _:
             return None
+
+
+@rule("distribute", exact="always", source="(A + B) C = AC + BC")
+def distribute_into_join(op: Operator) -> Outcome:
+    """An operator before a sum or a concatenation is the first operator of each branch."""
+    match op:
+        case Sequence(((Conv() | Affine() | AvgPool() | Pad()) as before, (Sum() | Concat()) as join)):
+            if any(_has_source(branch) for branch in join.parts):
+                return None
+            return type(join)(tuple(sequence(before, branch) for branch in join.parts))
+        case _:
+            return None
+
+
+def _has_source(op: Operator) -> bool:
+    if isinstance(op, (Sequence, Sum, Concat)):
+        return any(_has_source(part) for part in op.parts)
+    return isinstance(op, Input)
 
 
 def channels_of(op: Operator) -> int | None:

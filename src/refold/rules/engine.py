@@ -217,6 +217,8 @@ class _Engine:
         heavy_first = sorted(range(len(branches)), key=lambda i: -work(branches[i]))
         for i in heavy_first:
             self._place(clusters, branches[i], full[i])
+        if len(clusters) == len(branches):
+            return branches  # in the order they came in: nothing changed
         return [c.merged if len(c.lean) > 1 else c.lean[0] for c in clusters]
 
     def _place(self, clusters: list[_Cluster], lean: Operator, full: Operator) -> None:

@@ -85,7 +85,10 @@ def branches_as_convs(chains: list[tuple[Operator, ...]], source: Input | None) 
     leaves = tuple(leaf for rest in chains for leaf in rest)
     heads = (channels_into(op) for op in (*(rest[0] for rest in chains), source or Identity()))
     channels = next((n for n in heads if n is not None), None)
-    return [chain_as_conv(rest, channels, rank_of(leaves), device_of(leaves)) for rest in chains]
+    device = device_of(leaves)
+    if device is None:
+        raise GeometryError("no branch holds a weight: pools and slices alone stay what they are")
+    return [chain_as_conv(rest, channels, rank_of(leaves), device) for rest in chains]
 
 
 def _add_affines(ops: list[Operator]) -> Operator:

@@ -45,10 +45,10 @@ def merge_into_conv(op: Operator) -> Outcome:
     """Two neighbours that are convolutions in all but name are one, where either tells the channels."""
     match op:
         case Sequence((first, second)) if not isinstance(first, Conv) and not isinstance(second, Conv):
-            channels = channels_into(first) or channels_into(second)
-            if not channels or not all(isinstance(p, (AvgPool, Pad, Affine, Select)) for p in op.parts):
+            channels, device = channels_into(first) or channels_into(second), device_of(op.parts)
+            if not channels or not device or not all(isinstance(p, (AvgPool, Pad, Affine, Select)) for p in op.parts):
                 return None
-            return chain_as_conv(op.parts, channels, rank_of(op.parts), device_of(op.parts))
+            return chain_as_conv(op.parts, channels, rank_of(op.parts), device)
         case _:
             return None
 

@@ -1,0 +1,96 @@
+"""Write a chain where it stood: the merged layer goes where one of its parts was, the others become identities."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from refold.algebra.operator import Affine, Concat, Operator, Sum, chain, leaves
+from refold.errors import RefusedError
+from refold.graph.emit_result import Emitted, Result, same_shape, shape_readers
+from refold.graph.lift import Lifter
+from refold.graph.sizes import multiply_adds, shape_after
+from refold.graph.surgery import Editor
+from refold.graph.surgery_edits import alive
+
+Hosts = list[tuple[Operator, fx.Node]]
+
+
+def find_hosts(lifter: Lifter, result: Result) -> Hosts | None:
+    """Return the node each leaf goes to, in order; None when one of the expressions is no plain chain."""
+    if not all(_is_plain(expression) for expression in (result.region.op, result.op)):
+        return None
+    order = {node: i for i, node in enumerate(result.region.nodes)}
+    at, hosts = -1, Hosts()
+    for leaf in leaves(result.op):
+        if result.is_new(leaf):
+            later = sorted((n for n in result.made_of(leaf) if order[n] > at), key=order.__getitem__)
+            node = next((n for n in later if _can_host(lifter, leaf, n)), None)
+        else:
+            node = result.region.origins[id(leaf)]
+        if node is None or order[node] <= at:
+            return None
+        at = order[node]
+        hosts.append((leaf, node))
+    return hosts
+
+
+def _is_plain(op: Operator) -> bool:
+    return not any(isinstance(part, (Sum, Concat)) for part in chain(op))
+
+
+def _can_host(lifter: Lifter, leaf: Operator, node: fx.Node) -> bool:
+    if node.op != "call_module":
+        return False
+    module = lifter.capture.module.get_submodule(str(node.target))
+    weighs = hasattr(module, "in_channels") or hasattr(module, "in_features")
+    return isinstance(leaf, Affine) or weighs
+
+
+def check_chain(result: Result, hosts: Hosts) -> None:
+    """Refuse when somebody asks for a shape that would change.
+
+    Raises:
+        RefusedError: naming the value.
+    """
+    old = {result.region.origins[id(leaf)]: leaf for leaf in leaves(result.region.op)}
+    changed = False
+    for leaf, node in hosts:
+        changed = changed or not same_shape(old[node], leaf)
+        if changed and any(shape_readers(node)):
+            raise RefusedError(f"the shape of {node.name} is read, and the fold would change it")
+    for node in result.owners - {node for _, node in hosts}:
+        if any(shape_readers(node)) and not isinstance(old[node], Affine):
+            raise RefusedError(f"the shape of {node.name} is read, and the fold removes it")
+
+
+def write_chain(
+    lifter: Lifter, editor: Editor, result: Result, hosts: Hosts, modules: dict[int, nn.Module]
+) -> Emitted:
+    """Put the new layers into their hosts' places and bypass the other parts."""
+    emitted = Emitted(str(result.region.root.name))
+    for leaf, node in reversed(hosts):
+        if result.is_new(leaf):
+            editor.replace_module(node, modules[id(leaf)])
+            emitted.where = str(node.target)
+    gone = result.owners - {node for _, node in hosts}
+    for node in result.region.nodes:
+        if node in gone and alive(node):
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            editor.bypass(node, source)
+    for leaf, node in hosts:
+        _tell_shape(lifter, result, leaf, node, emitted)
+    return emitted
+
+
+def _tell_shape(
+    lifter: Lifter, result: Result, leaf: Operator, node: fx.Node, emitted: Emitted
+) -> None:
+    if not result.is_new(leaf):
+        return
+    source = node.args[0]
+    before = lifter.shapes.get(source) if isinstance(source, fx.Node) else None
+    after = shape_after(leaf, before)
+    if after is not None:
+        lifter.shapes[node] = after
+    emitted.macs.append(multiply_adds(leaf, before, after))
