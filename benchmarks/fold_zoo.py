@@ -5,10 +5,10 @@
     python benchmarks/fold_zoo.py --json rows.json   the numbers as well
 
 The peer is timm's `reparameterize_model` followed by torch.fx's `fuse`; for ultralytics its own
-`fuse()`. Every comparison is in float64 with live norm statistics. A network passes when no norm is
-left that a neighbour could take in, when it has no more convolutions and linear layers than the
-peer's, when it needs no more multiply-adds than before, and when all outputs equal the original's to
-1e-9. Exit code 1 when one fails.
+`fuse()`. Every comparison is in float64 with live norm statistics. A network passes when no norm
+is left that a neighbour could take in, when it has no more convolutions and linear layers than the
+peer's, when it needs no more multiply-adds than before, and when all outputs equal the original's
+to 1e-9. Exit code 1 when one fails.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from zoo.measure import Row, measure
+from zoo.measure import TOLERANCE, Row, measure
 from zoo.nets import NETS, find
 
 _COLUMNS = (
@@ -98,7 +98,7 @@ def _explain(console: Console, row: Row, reasons: bool) -> None:
         console.print(f"FAIL {row.label}: {fault}", highlight=False, soft_wrap=True)
     if row.peer_note:
         console.print(f"{row.label}: peer: {row.peer_note}", highlight=False, soft_wrap=True)
-    if row.peer_error > 1e-9 and not row.peer_note:
+    if row.layers_peer and row.peer_error > TOLERANCE:
         console.print(f"{row.label}: the peer's result is wrong", highlight=False, soft_wrap=True)
     for why, count in Counter(row.stays.values()).items() if reasons else ():
         console.print(f"{row.label}: {count} norms stay: {why}", highlight=False, soft_wrap=True)

@@ -26,8 +26,9 @@ class Calls(TorchFunctionMode):
         self.inside = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.inside:
-            self.names[getattr(func, "__name__", str(func))] += 1
+        name = getattr(func, "__name__", str(func))
+        if not self.inside and not (name == "sub" and _is_join(args)):
+            self.names[name] += 1
         return func(*args, **(kwargs or {}))
 
     def enter(self, module: nn.Module, args: Any) -> None:
@@ -36,6 +37,12 @@ class Calls(TorchFunctionMode):
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> None:
         self.inside -= 1
+
+
+def _is_join(args: Any) -> bool:
+    """Say whether two values of the network meet here, rather than a value and a constant."""
+    shapes = {tuple(arg.shape) if isinstance(arg, torch.Tensor) else None for arg in args}
+    return len(args) == 2 and len(shapes) == 1
 
 
 def calls(model: nn.Module, inputs: tuple[Any, ...]) -> Counter[str]:

@@ -7,6 +7,7 @@ next to a norm, so that a rule that is missing there shows up here.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from refold.graph.capture import Capture, capture
+from refold.graph.frames import walk
 from refold.graph.layers import ScaleShift
 from zoo.live import is_norm
 
@@ -24,57 +26,69 @@ _PASSING = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.AdaptiveA
 
 def count_norms(model: nn.Module) -> int:
     """Count norms with fixed statistics, and scales that stand for them."""
-    return sum(is_norm(module) or isinstance(module, ScaleShift) for module in model.modules())
+    return sum(_normalises(module) for module in model.modules())
 
 
 def foldable(model: nn.Module) -> list[str]:
     """Return the norms that a neighbour could take in: none when the fold is complete."""
-    return [f"{path}: {why}" for path, why in _leftovers(model).items() if why]
+    found = _all_norms(model)
+    faults = [f"{norm.path}: {why}" for norm in found if (why := norm.taker())]
+    reached = {norm.path for norm in found}
+    left = [path for path, module in model.named_modules() if _normalises(module)]
+    return faults + [f"{path}: no graph reaches it" for path in left if path not in reached]
 
 
 def reasons(model: nn.Module) -> dict[str, str]:
     """Return for every norm that is left where its value comes from and where it goes."""
-    found: dict[str, str] = {}
-    for part in capture(model):
-        for node, path in _norms(part):
-            found[path] = f"from {_said(part, _source(part, node))} to " + ", ".join(
-                dict.fromkeys(_said(part, user) for user in _readers(part, node))
-            )
-    return found
+    return {norm.path: str(norm) for norm in _all_norms(model)}
 
 
-def _leftovers(model: nn.Module) -> dict[str, str]:
-    seen: dict[str, str] = {}
-    for part in capture(model):
-        for node, path in _norms(part):
-            seen[path] = _could_fold(part, node)
-    for path, module in model.named_modules():
-        if (is_norm(module) or isinstance(module, ScaleShift)) and path not in seen:
-            seen[path] = "no graph reaches it"
-    return seen
+def _normalises(module: nn.Module) -> bool:
+    return is_norm(module) or isinstance(module, ScaleShift)
 
 
-def _norms(part: Capture) -> Iterator[tuple[fx.Node, str]]:
-    """Yield the norms of a graph, as layers or as calls, with the path of their module."""
+@dataclass(frozen=True)
+class _Norm:
+    """A norm in a graph: the value it reads and the value it gives."""
+
+    part: Capture
+    path: str
+    source: fx.Node
+    value: fx.Node
+
+    def taker(self) -> str:
+        """Return which neighbour could take the norm in, empty when none could."""
+        source = _before(self.part, self.source)
+        if _is_plain(_module(self.part, source)) and len(set(_readers(self.part, source))) == 1:
+            return f"{source.target} could take it"
+        readers = [_module(self.part, reader) for reader in _readers(self.part, self.value)]
+        if readers and all(_is_plain(reader) and not _pads(reader) for reader in readers):
+            return "every layer after it could take it"
+        return ""
+
+    def __str__(self) -> str:
+        readers = dict.fromkeys(_said(self.part, user) for user in _readers(self.part, self.value))
+        source = _said(self.part, _before(self.part, self.source))
+        return f"from {source} to {', '.join(readers)}"
+
+
+def _all_norms(model: nn.Module) -> list[_Norm]:
+    return [norm for part in capture(model) for norm in _norms(part)]
+
+
+def _norms(part: Capture) -> Iterator[_Norm]:
+    """Yield the norms of a graph: layers, calls, and layers that were traced through."""
     for node in part.graph.nodes:
         module = _module(part, node)
-        if module is not None and (is_norm(module) or isinstance(module, ScaleShift)):
-            yield node, part.full(str(node.target))
+        if module is not None and _normalises(module):
+            yield _Norm(part, part.full(str(node.target)), node.args[0], node)
         elif node.op == "call_function" and node.target in _CALLS:
-            stored = [n.target for n in node.all_input_nodes if n.op == "get_attr"]
-            path = next((str(t) for t in stored if str(t).endswith("running_mean")), "")
-            yield node, part.full(path.rpartition(".")[0])
-
-
-def _could_fold(part: Capture, node: fx.Node) -> str:
-    source = _source(part, node)
-    before = _module(part, source)
-    if _is_plain(before) and len(set(_readers(part, source))) == 1:
-        return f"{source.target} could take it"
-    readers = [_module(part, reader) for reader in _readers(part, node)]
-    if readers and all(isinstance(reader, Layer) and not _pads(reader) for reader in readers):
-        return "every layer after it could take it"
-    return ""
+            stored = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+            path = next((t for t in stored if t.endswith("running_mean")), "")
+            yield _Norm(part, part.full(path.rpartition(".")[0]), node.args[0], node)
+    for frame in walk(part.root):
+        if isinstance(frame.module, ScaleShift):
+            yield _Norm(part, part.full(frame.path), frame.args[0], frame.output)
 
 
 def _is_plain(layer: nn.Module | None) -> bool:
@@ -96,10 +110,8 @@ def _module(part: Capture, node: fx.Node) -> nn.Module | None:
     return part.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def _source(part: Capture, node: fx.Node) -> fx.Node:
-    """Return the node a norm reads, seen through layers that only hand values on."""
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
+def _before(part: Capture, source: fx.Node) -> fx.Node:
+    """Return the value that a norm reads, seen through layers that only hand values on."""
     while isinstance(_module(part, source), _PASSING) and isinstance(source.args[0], fx.Node):
         source = source.args[0]
     return source

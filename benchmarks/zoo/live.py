@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def enliven(model: nn.Module, example: tuple[Any, ...], seed: int = 0) -> nn.Module:
-    """Give the network live norm statistics, norm weights of both signs, biases and scales, in place.
+    """Give the network live norm statistics, norm weights of both signs and biases, in place.
 
     Each norm gets the statistics of what it sees, pushed away from them at random, so that values
     keep an ordinary size however deep the network is.
@@ -73,6 +73,7 @@ class _Observer:
         x: Tensor = args[0]
         axes = [axis for axis in range(x.ndim) if axis != 1]
         mean, var = x.mean(axes), x.var(axes, unbiased=False)
-        var = (var + mean.square()).clamp(min=1e-2)  # a map of one position hardly varies
+        # Few positions hardly vary, and a norm that blew that up would blow up rounding as well.
+        var = (var + mean.square()).clamp(min=max(x.square().mean().item(), 1e-4))
         norm.running_mean.copy_(mean + 0.3 * var.sqrt() * _uniform(mean, -1, 1, self.generator))
         norm.running_var.copy_(var * _uniform(var, 0.6, 1.6, self.generator))

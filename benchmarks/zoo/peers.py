@@ -11,7 +11,7 @@ from torch.fx.experimental.optimization import fuse
 
 
 def fold_with_peer(model: nn.Module, source: str) -> tuple[nn.Module, str]:
-    """Return a copy folded by the network's own library and torch.fx, and what could not be done."""
+    """Return a copy folded by its own library and torch.fx, and what could not be done."""
     copied = copy.deepcopy(model)
     if source == "ultralytics":
         return _fuse_ultralytics(copied), ""
@@ -35,7 +35,7 @@ def first_words(error: BaseException) -> str:
 
 
 def relative_error(reference: Any, candidate: Any) -> float:
-    """Return the largest max|delta| / max|reference| over the outputs, infinite where they differ."""
+    """Return the largest max|delta| / max|reference| over the outputs, or infinity."""
     expected, found = _tensors(reference), _tensors(candidate)
     if len(expected) != len(found) or not expected:
         return float("inf")

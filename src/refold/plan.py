@@ -21,7 +21,8 @@ class Plan:
     """What `reparameterize` does to a model.
 
     Args:
-        steps: accepted folds: where, by which rule, from what, parameters and multiply-adds before and after.
+        steps: accepted folds: where, by which rule, from what, parameters and multiply-adds before
+            and after.
         refusals: candidates that stay, each with the reason.
         cost_before: parameters and multiply-adds of the model as given.
         cost_after: the same of the folded model.
@@ -76,13 +77,14 @@ def plan(
 
     Args:
         model: any module in eval mode.
-        example_inputs: a tensor or a tuple of tensors the model accepts. Without it only folds that hold for every shape are
-            found, and no multiply-adds are counted.
+        example_inputs: a tensor or a tuple of tensors the model accepts. Without it only folds
+            that hold for every shape are found, and no multiply-adds are counted.
         allow_growth: also merge what then needs more multiply-adds than its parts.
         strict: raise when anything is refused.
 
     Raises:
-        RefusedError: when the model is in training mode; with `strict`, when a candidate cannot be folded.
+        RefusedError: when the model is in training mode; with `strict`, when a candidate cannot be
+            folded.
         InputError: when the model cannot run on the example.
 
     Example:

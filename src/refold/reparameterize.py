@@ -16,14 +16,16 @@ def reparameterize(
     allow_growth: bool = False,
     inplace: bool = False,
 ) -> nn.Module:
-    """Return the same function with every branch, norm and scale folded into its convolutions and linear layers.
+    """Return the same function with every branch, norm and scale folded into plain layers.
 
-    The result is an ordinary module: it trains, copies, saves and exports; modules that did not change keep their names,
+    The result is an ordinary module: it trains, copies, saves and exports; modules that did not
+        change keep their names,
     classes and methods. Computed in float64, rounded once to the model's precision.
 
     Args:
         model: any module in eval mode, with any wrapper (DDP, EMA, torch.compile) around it.
-        example_inputs: a tensor or a tuple of tensors, as in `torch.export`; folds that depend on shapes need it.
+        example_inputs: a tensor or a tuple of tensors, as in `torch.export`; folds that depend on
+            shapes need it.
         allow_growth: also make merges that need more multiply-adds than their parts.
         inplace: change `model` itself instead of returning a copy.
 
@@ -32,7 +34,8 @@ def reparameterize(
         InputError: when it is no module, or cannot run on the example.
 
     Exact when:
-        always: what is not exact for every input, borders included, is left as it is. `refold.plan` says what and why.
+        always: what is not exact for every input, borders included, is left as it is.
+            `refold.plan` says what and why.
 
     Example:
         >>> import torch

@@ -31,6 +31,7 @@ from refold.algebra.operator import (
 NEAR = (Axis(3, 1, 1, 1, 1),) * 2
 HALF = (Axis(3, 2, 1, 1, 1),) * 2
 CONV = Conv(torch.ones(8, 4, 3, 3), torch.ones(8), NEAR)
+POINT = Conv(torch.ones(2, 8, 1, 1), None, points(2))
 NORM = Affine(torch.ones(8), torch.ones(8))
 
 
@@ -41,7 +42,7 @@ NORM = Affine(torch.ones(8), torch.ones(8))
         (Conv(torch.ones(8, 4, 3, 3), None, HALF), 8 * 4 * 9 / 4),
         (Conv(torch.ones(8, 2, 3, 3), None, NEAR, 2), 8 * 2 * 9),
         (Conv(torch.ones(4, 8, 2, 2), None, (Axis(2, 2),) * 2, transposed=True), 4 * 8 * 4),
-        (sequence(Conv(torch.ones(8, 4, 3, 3), None, HALF), Conv(torch.ones(2, 8, 1, 1), None, points(2))), 76),
+        (sequence(Conv(torch.ones(8, 4, 3, 3), None, HALF), POINT), 76),
         (sequence(CONV, NORM), 8 * 4 * 9 + 8),
         (sequence(CONV, AvgPool((Axis(2, 2),) * 2)), 8 * 4 * 9 + 8 * 4 / 4),
         (add(CONV, CONV), 2 * 8 * 4 * 9 + 8),

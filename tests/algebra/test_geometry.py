@@ -38,7 +38,7 @@ def test_the_output_size_is_the_number_of_windows_that_fit(axis: Axis) -> None:
 
 @given(axes(), st.integers(1, 10))
 def test_scattering_mirrors_gathering(axis: Axis, size: int) -> None:
-    """The transposed window of an output grid gives back a size that the gathering one maps to it."""
+    """Scattering a grid gives a size that gathering takes back to that grid."""
     plain = Axis(axis.kernel, axis.stride, axis.dilation, max(axis.lo, 0), max(axis.hi, 0))
     grown = plain.transposed_size(size)
     assume(grown > 0)
@@ -53,7 +53,6 @@ def test_union_holds_every_tap(data: st.DataObject, slack: int, stride: int, cou
     assert {axis.out_size(SIZE) for axis in [*parts, whole]} == {whole.out_size(SIZE)}
     for part in parts:
         assert whole.offsets[placement(part, whole)] == part.offsets
-        assert (whole.lo, whole.hi) >= (part.lo, min(part.hi, whole.hi))
     assert whole.lo == max(part.lo for part in parts)
     assert whole.hi == max(part.hi for part in parts)
 

@@ -147,7 +147,6 @@ MOVES: dict[str, Row] = {
             pair(POOL, NORM),
             pair(AvgPool(NEAR, 5), SCALE),
             pair(CROP, SCALE),
-           
             pair(NORM, Pad(((1, 1), (1, 1)), "reflect")),
         ),
         (

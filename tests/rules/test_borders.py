@@ -1,4 +1,4 @@
-"""Where the border decides: each case stands beside the naive fold that forgets it, shown to be wrong."""
+"""Where the border decides: beside each case stands the naive fold that forgets it, shown wrong."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_strided_point_before_mirrored_border() -> None:
 
 
 def test_circular_rings_repeat_the_whole_map() -> None:
-    """A crop on the other side does not change what the ring repeats; torch's own pad crops first."""
+    """A crop on the other side leaves the ring alone; torch's own pad crops first."""
     ring = Pad(((1, -1), (0, 0)), "circular")
     assert folds(sequence(ring, conv(BARE)))
     torchs = sequence(Pad(((0, -1), (0, 0))), Pad(((1, 0), (0, 0)), "circular"))

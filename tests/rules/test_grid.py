@@ -1,4 +1,4 @@
-"""The main folds on product grids: kernel, stride, dilation, groups, padding, channels, rank, dtype."""
+"""The main folds on grids: kernel, stride, dilation, groups, padding, channels, rank, dtype."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_norm_after_and_scale_before(
 def test_branches_of_one_grid(
     rank: int, kernel: tuple[int, ...], stride: int, dilation: int
 ) -> None:
-    """The kernel, another of other groups, a 1x1, its own centre row, and what has equal channels."""
+    """The kernel, one of other groups, a 1x1, a centre row, and what needs equal channels."""
     maker = Grid(rank, 2)
     for (inputs, outputs, groups), padding in product(CHANNELS, range(max(kernel) + 1)):
         maker.dtype = (torch.float32, torch.float64)[padding % 2]
@@ -110,7 +110,7 @@ def test_branches_of_one_grid(
 
 @pytest.mark.parametrize(("rank", "kernel", "stride", "dilation"), GRID)
 def test_series(rank: int, kernel: tuple[int, ...], stride: int, dilation: int) -> None:
-    """Pointwise before (padded itself where it has a bias), strided and not, and pointwise after."""
+    """Pointwise before (padded itself where it has a bias), and pointwise after."""
     maker = Grid(rank, 3)
     for (inputs, outputs, groups), padding in product(CHANNELS, range(max(kernel) + 1)):
         maker.dtype = (torch.float32, torch.float64)[padding % 2]

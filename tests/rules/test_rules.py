@@ -99,6 +99,14 @@ def test_meta_tensors_decide_alike(name: str, i: int) -> None:
         assert {t.device.type for t in tensors_of(shadow)} <= {"meta"}
 
 
+@pytest.mark.parametrize(("name", "i"), ACCEPTED)
+def test_a_bare_factor_may_live_elsewhere(name: str, i: int) -> None:
+    """Python's numbers become tensors without axes, on no device in particular."""
+    rule, op = accepted(name, i)
+    mixed = mapped(op, lambda t: t.to("meta") if t.ndim else t)
+    assert kind(rule(mixed)) == kind(rule(op))
+
+
 @pytest.mark.parametrize(("name", "i"), REFUSED)
 def test_meta_tensors_refuse_alike(name: str, i: int) -> None:
     op = CASES[name].refuses[i][0]

@@ -39,7 +39,8 @@ def apply(op: Operator, x: Tensor | Mapping[Hashable, Tensor], rank: int = 2) ->
     Args:
         op: the operator.
         x: the one value every `Input` stands for, or a mapping from input keys to values.
-        rank: spatial axes of the values; needed where an `Affine` or `Select` stands before any convolution.
+        rank: spatial axes of the values; needed where an `Affine` or `Select` stands before any
+            convolution.
 
     Shape:
         x (N, C, *spatial).
@@ -160,9 +161,10 @@ def _run_concat(op: Concat, state: _State, values: Mapping[Hashable, Tensor]) ->
 
 
 def pad(x: Tensor, amounts: tuple[tuple[int, int], ...], mode: str, value: float) -> Tensor:
-    """Return x with rings added (positive) or cropped (negative); amounts per axis, first axis first.
+    """Return x with rings added (positive) or cropped (negative), amounts per axis in order.
 
-    Rings repeat the whole map, also where the other side is cropped: `F.pad` with mode "circular" crops first.
+    Rings repeat the whole map, also where the other side is cropped: `F.pad` with mode "circular"
+        crops first.
     """
     flat = [amount for pair in reversed(amounts) for amount in pair]
     if not any(flat):

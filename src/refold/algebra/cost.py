@@ -1,4 +1,4 @@
-"""What an operator costs: parameters, multiply-adds per input position, and the measure that rules must lower."""
+"""What an operator costs: parameters, multiply-adds, and the measure that rules must lower."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ def parameters(op: Operator) -> int:
     total = 0
     for leaf in leaves(op):
         tensors = (
-            (leaf.weight, leaf.bias) if isinstance(leaf, Conv)
-            else (leaf.scale, leaf.shift) if isinstance(leaf, Affine)
+            (leaf.weight, leaf.bias)
+            if isinstance(leaf, Conv)
+            else (leaf.scale, leaf.shift)
+            if isinstance(leaf, Affine)
             else ()
         )
         total += sum(t.numel() for t in tensors if t is not None)
@@ -35,9 +37,10 @@ def parameters(op: Operator) -> int:
 
 
 def work(op: Operator, density: float = 1.0) -> float:
-    """Return multiply-adds per input position on a large map: what decides whether a merge is worth it.
+    """Return multiply-adds per input position: what decides whether a merge is worth it.
 
-    Borders are neglected, strides are not. A scale or a pooling tap counts as one multiply-add per channel it touches.
+    Borders are neglected, strides are not. A scale or a pooling tap counts as one multiply-add per
+    channel it touches.
 
     Args:
         op: the operator.
@@ -118,7 +121,7 @@ def _walk_concat(op: Concat, flow: _Flow) -> _Flow:
 
 
 def measure(op: Operator) -> tuple[int, int, int]:
-    """Return what every rewrite must lower, in this order: leaves, branch joins, leaves that are not convolutions.
+    """Return what every rewrite must lower: leaves, then joins, then leaves that are light.
 
     Values are whole numbers of a well-ordered set, so rewriting ends.
     """

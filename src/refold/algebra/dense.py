@@ -1,7 +1,8 @@
-"""The oracle: an operator as one float64 matrix and offset, built tap by tap without torch's layers.
+"""The oracle: an operator as one float64 matrix and offset, built without torch's layers.
 
-Every equality in the tests is held against these matrices. They are written for clarity and for small maps, and they
-share no code with `apply` or with the rules, so that a shared mistake cannot hide.
+Every equality in the tests is held against these matrices. They are written for clarity and for
+small maps, and they share no code with `apply` or with the rules, so that a shared mistake cannot
+hide.
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ def _dense_conv(op: Conv, x: DenseMap) -> DenseMap:
     spatial = x.shape[1:]
     if not op.axes:
         spatial = (prod(spatial),)
-        return _scatter_taps(op, x, spatial, spatial, {(p,): [((), (p,))] for p in range(spatial[0])})
+        return _scatter_taps(
+            op, x, spatial, spatial, {(p,): [((), (p,))] for p in range(spatial[0])}
+        )
     if op.transposed:
         out = tuple(a.transposed_size(n) for a, n in zip(op.axes, spatial, strict=True))
         return _scatter_taps(op, x, spatial, out, _scattered(op.axes, spatial, out))
@@ -167,7 +170,11 @@ def _scatter_taps(op: Conv, x: DenseMap, spatial: Shape, out: Shape, reads: _Rea
         for tap, source in pairs:
             for g in range(op.groups):
                 o, i = slice(g * per_out, (g + 1) * per_out), slice(g * per_in, (g + 1) * per_in)
-                block = weight[(i, slice(None), *tap)].T if op.transposed else weight[(o, slice(None), *tap)]
+                block = (
+                    weight[(i, slice(None), *tap)].T
+                    if op.transposed
+                    else weight[(o, slice(None), *tap)]
+                )
                 matrix[o, _flat(position, out), i, _flat(source, spatial)] += block
     bias = torch.zeros(channels_out) if op.bias is None else op.bias.detach()
     offset = bias.to(torch.float64).repeat_interleave(prod(out))

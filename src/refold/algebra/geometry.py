@@ -1,8 +1,9 @@
 """Window arithmetic along one axis: integers only, no tensors.
 
-A window slides over an axis: output `i` reads the input positions `stride * i + offset` for each of the
-window's offsets. Two windows compute on the same grid exactly when their strides and their `slack` agree, and that
-is all that merging branches of different kernel sizes, dilations and paddings needs to know.
+A window slides over an axis: output `i` reads the input positions `stride * i + offset` for each
+of the window's offsets. Two windows compute on the same grid exactly when their strides and their
+`slack` agree, and that is all that merging branches of different kernel sizes, dilations and
+paddings needs to know.
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ def placement(part: Axis, whole: Axis) -> slice:
 def compose(first: Axis, second: Axis) -> Axis:
     """Return the window of `second` after `first`, as one window over the first one's input.
 
-    Exact when the second window does not pad, or the first reads single positions only (the caller checks).
-    Sizes agree because nested floor divisions by positive integers are one floor division.
+    Exact when the second window does not pad, or the first reads single positions only (the caller
+    checks). Sizes agree because nested floor divisions by positive integers are one floor division.
 
     Example:
         >>> compose(Axis(3, stride=2, lo=1, hi=1), Axis(3))

@@ -1,4 +1,4 @@
-"""Batch norm in eval as a scale and a shift per channel: the only place where this formula stands."""
+"""Batch norm in eval as a scale and a shift: the only place where this formula stands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def norm_affine(
     """
     if mean is None or var is None:
         raise ValueError("a norm without running statistics is not a fixed affine map")
-    deviation = torch.sqrt(wide(var) + eps)
-    scale = (torch.ones_like(deviation) if weight is None else wide(weight)) / deviation
+    scale = torch.rsqrt(wide(var) + eps)  # torch.sqrt would wake a thread pool for a few channels
+    scale = scale if weight is None else wide(weight) * scale
     shift = -scale * wide(mean)
     return Affine(scale, shift if bias is None else wide(bias) + shift)

@@ -1,8 +1,10 @@
 """The affine operators: each means x -> A x + b on feature maps (N, C, *spatial).
 
-Leaves hold tensors and explicit geometry; `Sequence`, `Sum` and `Concat` combine them lazily. Nothing is computed until a
-rule, `apply` or `to_dense` asks, nothing detaches, and nothing is ever changed in place. Rank is the number of spatial
-axes: a `torch.nn.Linear` is a `Conv` of rank 0, so every law proven for convolutions holds for it too.
+Leaves hold tensors and explicit geometry; `Sequence`, `Sum` and `Concat` combine them lazily.
+Nothing is computed until a rule, `apply` or `to_dense` asks, nothing detaches, and nothing is ever
+changed in place. Rank is the number of spatial
+axes: a `torch.nn.Linear` is a `Conv` of rank 0, so every law proven for convolutions holds for it
+too.
 """
 
 from __future__ import annotations
@@ -171,13 +173,15 @@ class Select(Operator):
 class Resample(Operator):
     """A map of positions that treats every channel alike and keeps constants.
 
-    Global and adaptive pooling, interpolation, a mean over positions, and every change of layout (flatten to tokens, channels
-    last) are of this kind: scales, shifts and pointwise convolutions pass through them.
+    Global and adaptive pooling, interpolation, a mean over positions, and every change of layout
+    (flatten to tokens, channels last) are of this kind: scales, shifts and pointwise convolutions
+    pass through them.
 
     Args:
         function: what it does to a tensor.
         rank: spatial axes of the result.
-        density: output positions per input position (0 for a global mean): on which side work is cheaper.
+        density: output positions per input position (0 for a global mean): on which side work is
+            cheaper.
         source_rank: spatial axes of what enters.
     """
 

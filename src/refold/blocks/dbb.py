@@ -86,8 +86,8 @@ class DiverseBranchBlock(BranchedBlock):
         if inner % groups:
             raise GeometryError(f"groups {groups} must divide internal_channels {inner}")
         self.dbb_origin = make.conv_norm(spec)
-        point = spec.smaller((1,) * ndim)
-        self.dbb_1x1 = None if spec.is_depthwise else make.conv_norm(*point)
+        point = None if spec.is_depthwise else spec.smaller((1,) * ndim)
+        self.dbb_1x1 = None if point is None else make.conv_norm(*point)
         self.dbb_avg = _averaged(spec, make)
         self.dbb_1x1_kxk = _pointwise_first(spec, inner, make)
         if single_init:

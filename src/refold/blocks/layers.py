@@ -134,11 +134,12 @@ class BNAndPad(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised map with its ring."""
-        if not self.training or not any(ring for ring, _ in self.rings):
+        if not self.bn.training or not any(ring for ring, _ in self.rings):
             return self.bn(pad(x, self.rings, "zeros", 0.0))
+        inner = self.bn(x)  # first: it moves the running statistics
         value = self._of_zero().to(x.dtype).reshape(-1, *(1,) * len(self.rings))
         inside = pad(torch.ones_like(x[:1, :1]), self.rings, "zeros", 0.0)
-        return pad(self.bn(x), self.rings, "zeros", 0.0) + (1 - inside) * value
+        return pad(inner, self.rings, "zeros", 0.0) + (1 - inside) * value
 
     def _of_zero(self) -> Tensor:
         """Return what the norm makes of zero with its running statistics."""
@@ -221,7 +222,8 @@ class WindowMean(nn.Module):
 def avg_pool(channels: int, spec: ConvSpec, options: dict[str, Any]) -> nn.Module:
     """Return the average over a convolution's windows: torch's own layer where there is one."""
     rows = zip(spec.padding, spec.kernel_size, strict=True)
-    if set(spec.dilation) == {1} and all(p <= k // 2 for p, k in rows):
+    fits = all(p <= k // 2 for p, k in rows) and (spec.ndim < 3 or not any(spec.padding))
+    if fits and set(spec.dilation) == {1}:  # avg_pool3d does not count padding into a map's size
         return _POOLS[spec.ndim](spec.kernel_size, spec.stride, spec.padding)
     return WindowMean(channels, spec, **options)
 

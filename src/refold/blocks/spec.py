@@ -139,14 +139,15 @@ class ConvSpec:
             GeometryError: when it cannot stand in the centre.
         """
         gaps = dilation or self.dilation
-        rows = zip(self.padding, self.kernel_size, self.dilation, kernel, gaps, strict=True)
-        spare = [(p, d * (size - 1) - gap * (k - 1)) for p, size, d, k, gap in rows]
-        if any(room < 0 or room % 2 for _, room in spare):
+        rows = list(zip(self.kernel_size, self.dilation, kernel, gaps, strict=True))
+        rooms = [d * (size - 1) - gap * (k - 1) for size, d, k, gap in rows]
+        on_taps = all(room % (2 * d) == 0 for room, d in zip(rooms, self.dilation, strict=True))
+        if min(rooms) < 0 or not on_taps:
             raise GeometryError(
                 f"a branch of kernel {kernel} has no centred place in kernel {self.kernel_size}: "
                 "use an odd kernel_size"
             )
-        return tuple(p - room // 2 for p, room in spare)
+        return tuple(p - room // 2 for p, room in zip(self.padding, rooms, strict=True))
 
     def smaller(
         self, kernel: tuple[int, ...], dilation: tuple[int, ...] | None = None

@@ -1,7 +1,7 @@
 """The driver: copy, capture, fold, write back. It owns what passes must not care about.
 
-Safety lives here: the caller's model is read, never changed; no storage is shared with it; what is not about to be replaced is
-copied once, and what is replaced is never copied at all.
+Safety lives here: the caller's model is read, never changed; no storage is shared with it; what is
+not about to be replaced is copied once, and what is replaced is never copied at all.
 """
 
 from __future__ import annotations

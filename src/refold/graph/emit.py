@@ -1,7 +1,7 @@
 """Write a simplified expression into the graph, in place of the nodes it was lifted from.
 
-A chain keeps its places, so that no forward has to change. Anything else becomes new nodes in front of the old nodes that
-computed the same value, and the old ones go.
+A chain keeps its places, so that no forward has to change. Anything else becomes new nodes in
+front of the old nodes that computed the same value, and the old ones go.
 """
 
 from __future__ import annotations
@@ -24,13 +24,20 @@ from refold.algebra.operator import (
     Sum,
     chain,
     leaves,
+    sequence,
 )
 from refold.errors import RefusedError
 from refold.graph.emit_chain import Hosts, check_chain, find_hosts, write_chain
-from refold.graph.emit_result import Emitted, Provenance, Result, shape_readers
+from refold.graph.emit_result import (
+    Emitted,
+    Provenance,
+    Result,
+    reader_of,
+    shape_readers,
+    source_of,
+)
 from refold.graph.lift import Lifter
 from refold.graph.lower import like_of, lower
-from refold.graph.ranks import ranks
 from refold.graph.region import Region
 from refold.graph.sizes import multiply_adds, shape_after
 from refold.graph.surgery import Editor
@@ -48,7 +55,8 @@ class Emitter:
         origin: the nodes that went into each leaf of it.
 
     Raises:
-        RefusedError: when a value does not fit the model's precision, or a shape that is read would change.
+        RefusedError: when a value does not fit the model's precision, or a shape that is read
+            would change.
     """
 
     def __init__(
@@ -60,7 +68,6 @@ class Emitter:
         self.result = Result(region, op, origin)
         self.emitted = Emitted()
         self.made: list[fx.Node] = []
-        self.ranks = ranks(op, region.rank)
         new = [leaf for leaf in leaves(op) if self.result.is_new(leaf)]
         self.modules = {id(leaf): self._lower(leaf) for leaf in new}
         self.hosts: Hosts | None = find_hosts(lifter, self.result)
@@ -79,9 +86,10 @@ class Emitter:
     def _lower(self, leaf: Operator) -> nn.Module:
         tensors = [t for node in self.result.made_of(leaf) for t in self._tensors(node)]
         rank = len(leaf.axes) if isinstance(leaf, (Conv, AvgPool)) else self.result.ranks[id(leaf)]
-        if rank is None:
+        if rank is None and not _is_number(leaf):
             raise RefusedError("the number of spatial axes is unknown; pass example_inputs")
-        return lower(leaf, like_of(tensors or list(self.lifter.capture.module.parameters()), rank))
+        parameters = tensors or list(self.lifter.capture.module.parameters())
+        return lower(leaf, like_of(parameters, rank or 0))
 
     def _tensors(self, node: fx.Node) -> list[Tensor]:
         root = self.lifter.capture.module
@@ -91,13 +99,18 @@ class Emitter:
         found = [self.lifter.constants.value(arg) for arg in node.all_input_nodes]
         return [value for value in found if isinstance(value, Tensor)]
 
-    # -- shapes that are asked for ------------------------------------------------------------------------
+    # -- shapes that are asked for
+    # ------------------------------------------------------------------------
 
     def _check_asked(self) -> None:
-        scales = {self.region.origins[id(x)] for x in leaves(self.region.op) if isinstance(x, Affine)}
+        scales = {
+            self.region.origins[id(x)] for x in leaves(self.region.op) if isinstance(x, Affine)
+        }
         asked = [node for node in self._asked() if node not in scales]
         if asked and (len(self.region.inputs) > 1 or not self.region.same_shape.issuperset(asked)):
-            raise RefusedError(f"the shape of {asked[0].name} is read, and the fold would change it")
+            raise RefusedError(
+                f"the shape of {asked[0].name} is read, and the fold would change it"
+            )
 
     def _asked(self) -> list[fx.Node]:
         """Return the nodes that will be gone and whose shape somebody asks for."""
@@ -106,14 +119,12 @@ class Emitter:
         return [node for node in gone if alive(node) and any(shape_readers(node))]
 
     def _redirect_shapes_of_scales(self) -> None:
-        """Let what asks for the shape of a scale's value ask for that of its source, which is the same."""
+        """Let what asks for the shape of a scale's value ask for that of its source."""
         for leaf in leaves(self.region.op):
             node = self.region.origins[id(leaf)]
             if isinstance(leaf, Affine) and node is not self.region.root and alive(node):
-                source = node.args[0]
-                assert isinstance(source, fx.Node)
                 for reader in list(shape_readers(node)):
-                    reader.replace_input_with(node, source)
+                    reader.replace_input_with(node, source_of(self.lifter, node))
 
     def _move_ahead(self, asked: list[fx.Node]) -> None:
         """Compute the new value first of all, since its shape is asked for in between."""
@@ -122,7 +133,8 @@ class Emitter:
         for node in self.made:
             first.prepend(node)
 
-    # -- new nodes ----------------------------------------------------------------------------------------
+    # -- new nodes
+    # ----------------------------------------------------------------------------------------
 
     def _write_anew(self) -> None:
         root = self.region.root
@@ -136,7 +148,8 @@ class Emitter:
                 reader.replace_input_with(node, value)
         if value is not root:
             self.editor.replace(root, value)
-        self.editor.discard([n for n in self.region.nodes if n not in self.made and n is not value])
+        gone = (n for n in self.region.nodes if n not in self.made and n is not value)
+        self.editor.discard([node for node in gone if alive(node)])
         shape = self.lifter.shapes.get(root)
         if shape is not None:
             self.lifter.shapes[value] = shape
@@ -151,33 +164,60 @@ class Emitter:
                 source = self._emit(part, source)
             assert source is not None
             return self._settle(op, source)
-        if isinstance(op, (Sum, Concat)):
+        if isinstance(op, Sum):
+            return self._settle(op, self._add(op, source))
+        if isinstance(op, Concat):
             terms = [self._emit(part, source) for part in op.parts]
-            return self._settle(op, self._join(op, terms))
+            return self._settle(op, self._lay(op, terms))
         assert source is not None
         return source if isinstance(op, Identity) else self._emit_leaf(op, source)
 
-    def _join(self, op: Sum | Concat, terms: list[fx.Node]) -> fx.Node:
-        place = self._anchor(op)
-        if isinstance(op, Sum):
-            total = terms[0]
-            for term in terms[1:]:
-                total = self._call(operator.add, (total, term), place)
-            return total
+    def _add(self, op: Sum, source: fx.Node | None) -> fx.Node:
+        """Add terms; a factor that came from a subtraction stays one."""
+        terms = sorted((self._factor(part) for part in op.parts), key=lambda term: term[0] != 1)
+        if terms[0][0] != 1:
+            terms[0] = 1.0, op.parts[0]
+        values = [(factor, self._emit(part, source)) for factor, part in terms]
+        place, total = self._anchor(op), values[0][1]
+        for factor, value in values[1:]:
+            if abs(factor) == 1:
+                call = operator.add if factor == 1 else operator.sub
+                total = self._call(call, (total, value), place)
+            else:
+                total = self._call(torch.add, (total, value), place, alpha=factor)
+        return total
+
+    def _factor(self, op: Operator) -> tuple[float, Operator]:
+        """Return the factor with which the old code added a branch, and the branch without it."""
+        *rest, last = chain(op)
+        node = self.region.origins.get(id(last))
+        if node in self.region.joins and isinstance(last, Affine) and last.scale is not None:
+            return float(last.scale), sequence(*rest)
+        return 1.0, op
+
+    def _lay(self, op: Concat, terms: list[fx.Node]) -> fx.Node:
         if self.region.rank is None:
             raise RefusedError("the channel axis is unknown; pass example_inputs")
-        return self._call(torch.cat, (terms, -1 - self.region.rank), place)
+        return self._call(torch.cat, (terms, -1 - self.region.rank), self._anchor(op))
 
-    def _call(self, function: object, args: tuple[Any, ...], place: fx.Node) -> fx.Node:
+    def _call(
+        self, function: object, args: tuple[Any, ...], place: fx.Node, **kwargs: Any
+    ) -> fx.Node:
         terms = [a for item in args for a in (item if isinstance(item, list) else [item])]
         before = _later([term for term in terms if isinstance(term, fx.Node)], place)
-        node = self.editor.insert_function(function, args, before=before)  # type: ignore[arg-type]
+        node = self.editor.insert_function(function, args, kwargs, before=before)  # type: ignore[arg-type]
         self.made.append(node)
         return node
 
     def _emit_leaf(self, op: Operator, source: fx.Node) -> fx.Node:
-        if not self.result.is_new(op):
-            return self._reuse(self.region.origins[id(op)], source)
+        node = self.region.origins.get(id(op))
+        if node is not None and not self.result.is_new(op):
+            whole = (
+                reader_of(self.lifter, node) is node
+            )  # not a part that others are handed out with
+            if whole or source_of(self.lifter, node) is source:
+                return self._reuse(node, source)
+            self.modules[id(op)] = self._lower(op)
         name = f"reparam_{_NAMES.get(type(op).__name__, 'layer')}"
         before = _later([source], self._anchor(op))
         node = self.editor.insert_module(self.modules[id(op)], [source], before=before, name=name)
@@ -192,17 +232,16 @@ class Emitter:
 
     def _reuse(self, node: fx.Node, source: fx.Node) -> fx.Node:
         """Keep an unchanged layer and let it read its new input."""
-        old = node.args[0]
-        assert isinstance(old, fx.Node)
+        old = source_of(self.lifter, node)
         if old is not source:
-            node.replace_input_with(old, source)
+            reader_of(self.lifter, node).replace_input_with(old, source)
         if node < source:
             source.append(node)
         self.made.append(node)
         return node
 
     def _anchor(self, op: Operator) -> fx.Node:
-        """Return the first old node that depends on all that went into `op`: the new one goes there."""
+        """Return the first old node that depends on all that went into `op`."""
         nodes = self.result.made_of(op)
         fitting = (n for n in self.region.nodes if nodes <= self.result.below[n] and alive(n))
         return next(fitting, self.region.root)
@@ -220,7 +259,13 @@ class Emitter:
 _NAMES = {"Conv": "conv", "Affine": "scale", "AvgPool": "pool", "Pad": "pad", "Select": "select"}
 
 
+def _is_number(op: Operator) -> bool:
+    """Return whether a leaf scales every channel alike, so that nobody has to know where they lie."""
+    vectors = (op.scale, op.shift) if isinstance(op, Affine) else ()
+    return isinstance(op, Affine) and all(v is None or v.ndim == 0 for v in vectors)
+
+
 def _later(sources: list[fx.Node], place: fx.Node) -> fx.Node:
-    """Return the node before which a reader of `sources` may stand: `place` if it comes late enough."""
+    """Return the node before which a reader of `sources` may stand: `place` if late enough."""
     latest = max(sources)
     return place if latest < place else latest.next

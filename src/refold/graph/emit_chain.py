@@ -1,4 +1,4 @@
-"""Write a chain where it stood: the merged layer goes where one of its parts was, the others become identities."""
+"""Write a chain where it stood: a merged layer in place of one part, identities for the rest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from torch import fx, nn
 
 from refold.algebra.operator import Affine, Concat, Operator, Sum, chain, leaves
 from refold.errors import RefusedError
-from refold.graph.emit_result import Emitted, Result, same_shape, shape_readers
+from refold.graph.emit_result import Emitted, Result, same_shape, shape_readers, source_of
+from refold.graph.layers import Cropped
 from refold.graph.lift import Lifter
 from refold.graph.sizes import multiply_adds, shape_after
 from refold.graph.surgery import Editor
@@ -16,14 +17,16 @@ Hosts = list[tuple[Operator, fx.Node]]
 
 
 def find_hosts(lifter: Lifter, result: Result) -> Hosts | None:
-    """Return the node each leaf goes to, in order; None when one of the expressions is no plain chain."""
+    """Return the node each leaf goes to, in order; None when either expression is no chain."""
     if not all(_is_plain(expression) for expression in (result.region.op, result.op)):
         return None
     order = {node: i for i, node in enumerate(result.region.nodes)}
     at, hosts = -1, Hosts()
     for leaf in leaves(result.op):
         if result.is_new(leaf):
-            later = sorted((n for n in result.made_of(leaf) if order[n] > at), key=order.__getitem__)
+            later = sorted(
+                (n for n in result.made_of(leaf) if order[n] > at), key=order.__getitem__
+            )
             node = next((n for n in later if _can_host(lifter, leaf, n)), None)
         else:
             node = result.region.origins[id(leaf)]
@@ -42,7 +45,8 @@ def _can_host(lifter: Lifter, leaf: Operator, node: fx.Node) -> bool:
     if node.op != "call_module":
         return False
     module = lifter.capture.module.get_submodule(str(node.target))
-    weighs = hasattr(module, "in_channels") or hasattr(module, "in_features")
+    names = ("in_channels", "in_features")
+    weighs = isinstance(module, Cropped) or any(hasattr(module, name) for name in names)
     return isinstance(leaf, Affine) or weighs
 
 
@@ -75,9 +79,7 @@ def write_chain(
     gone = result.owners - {node for _, node in hosts}
     for node in result.region.nodes:
         if node in gone and alive(node):
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
-            editor.bypass(node, source)
+            editor.bypass(node, source_of(lifter, node))
     for leaf, node in hosts:
         _tell_shape(lifter, result, leaf, node, emitted)
     return emitted
@@ -88,8 +90,7 @@ def _tell_shape(
 ) -> None:
     if not result.is_new(leaf):
         return
-    source = node.args[0]
-    before = lifter.shapes.get(source) if isinstance(source, fx.Node) else None
+    before = lifter.shapes.get(source_of(lifter, node))
     after = shape_after(leaf, before)
     if after is not None:
         lifter.shapes[node] = after

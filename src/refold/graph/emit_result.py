@@ -19,6 +19,8 @@ from refold.algebra.operator import (
     chain,
     leaves,
 )
+from refold.graph.lift import Lifter
+from refold.graph.piece import Piece
 from refold.graph.region import Region, reads_shape_only
 
 Provenance = dict[int, frozenset[fx.Node]]
@@ -52,8 +54,9 @@ class Result:
         self._repeated = {leaf for leaf in seen if seen.count(leaf) > 1}
 
     def is_new(self, leaf: Operator) -> bool:
-        """Whether a leaf needs a layer of its own: a fold made it, or it now stands in several branches."""
-        return id(leaf) not in self.region.origins or id(leaf) in self._repeated
+        """Whether a leaf needs a layer of its own: it is new, or now stands in several branches."""
+        node = self.region.origins.get(id(leaf))
+        return node is None or node in self.region.joins or id(leaf) in self._repeated
 
     def made_of(self, op: Operator) -> frozenset[fx.Node]:
         """Return the old nodes that went into an expression."""
@@ -91,6 +94,18 @@ def _owners_below(region: Region) -> dict[fx.Node, frozenset[fx.Node]]:
         own = frozenset({node}) if node in owners else frozenset[fx.Node]()
         below[node] = own.union(*parts)
     return below
+
+
+def reader_of(lifter: Lifter, node: fx.Node) -> fx.Node:
+    """Return the node that reads what `node` maps: itself, or what hands its part on."""
+    piece = lifter.lift(node)
+    return piece.through[-1] if isinstance(piece, Piece) and piece.through else node
+
+
+def source_of(lifter: Lifter, node: fx.Node) -> fx.Node:
+    """Return the one value that `node` maps, wherever it stands among the arguments."""
+    inputs = reader_of(lifter, node).all_input_nodes
+    return next(value for value in inputs if lifter.constants.value(value) is None)
 
 
 def shape_readers(node: fx.Node) -> Iterator[fx.Node]:

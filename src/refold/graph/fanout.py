@@ -1,7 +1,8 @@
 """A norm whose value several layers read: folded into all of them, or into none.
 
-Between the norm and the layers may lie changes of layout and pools, themselves read several times: the norm is carried through
-them to every layer at the end (a norm before the q, k and v of an attention with pooled keys, for one).
+Between the norm and the layers may lie changes of layout and pools, themselves read several times:
+the norm is carried through them to every layer at the end (a norm before the q, k and v of an
+attention with pooled keys, for one).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class _Push:
 
 
 def push_into_readers(fold: FoldPass) -> bool:
-    """Fold each norm that several values are made from into all the layers that read them; say whether any was.
+    """Fold norms that several layers read into all of these layers; say whether any was.
 
     It is done only where every reader takes its copy in, so that nothing is computed twice.
     """
@@ -52,7 +53,7 @@ def push_into_readers(fold: FoldPass) -> bool:
 
 
 def _path_from_scale(region: Region) -> list[fx.Node] | None:
-    """Return the nodes from a region's last scale to its value, when only transparent ones follow it."""
+    """Return the nodes from a region's last scale to its value, if all of them let it pass."""
     parts = chain(region.op)
     last = max((i for i, part in enumerate(parts) if isinstance(part, Affine)), default=None)
     if last is None or not all(_is_transparent(part) for part in parts[last + 1 :]):

@@ -13,12 +13,13 @@ from refold.algebra.cost import measure, parameters
 from refold.algebra.operator import Concat, Input, Operator, Sequence, Sum, chain, leaves, sequence
 from refold.errors import RefusedError
 from refold.graph.emit import Emitter
-from refold.graph.emit_result import Emitted, Provenance
+from refold.graph.emit_result import Emitted, Provenance, source_of
 from refold.graph.lift import Lifter
 from refold.graph.record import Fold, Kept
 from refold.graph.region import Region, Regions
 from refold.graph.sizes import multiply_adds
 from refold.graph.surgery import Editor
+from refold.graph.surgery_edits import alive
 from refold.rules import RULES
 from refold.rules.engine import Rewrite, simplify
 from refold.rules.replay import Replay
@@ -49,7 +50,7 @@ class FoldPass:
         self._settled: set[tuple[tuple[fx.Node, ...], bool]] = set()
 
     def run(self) -> list[Fold]:
-        """Fold to a fixed point: what joins branches first, then plain chains, which keep their places."""
+        """Fold to a fixed point: joins first, then plain chains, which keep their places."""
         while self._sweep(chains=False) or self._sweep(chains=True):
             pass
         return self.folds
@@ -80,7 +81,7 @@ class FoldPass:
         return self.write(region, rewrite, replay)
 
     def fold_joins(self, region: Region) -> bool:
-        """Fold an expression with joins where that gains more than folding its chains one by one."""
+        """Fold an expression with joins where that gains more than folding its chains."""
         if measure(region.op)[1] == 0:
             return False
         replay = Replay()
@@ -102,7 +103,8 @@ class FoldPass:
         if len(done) < len(ready):
             return False
         for (region, rewrite, _), (emitter, real) in zip(plans, done, strict=True):
-            self._note(region, rewrite, real, emitter.write())
+            costs = {id(leaf): self._macs(leaf, region) for leaf in leaves(region.op)}
+            self._note(region, rewrite, real, costs, emitter.write())
         return True
 
     def _prepare(
@@ -119,7 +121,14 @@ class FoldPass:
                 self.refused[node] = Kept(self.path(node), str(error))
             return None
 
-    def _note(self, region: Region, rewrite: Rewrite, real: Operator, emitted: Emitted) -> None:
+    def _note(
+        self,
+        region: Region,
+        rewrite: Rewrite,
+        real: Operator,
+        costs: dict[int, int | None],
+        emitted: Emitted,
+    ) -> None:
         kept = {id(leaf) for leaf in leaves(real)}
         before = [leaf for leaf in leaves(region.op) if id(leaf) not in kept]
         after = [leaf for leaf in leaves(real) if id(leaf) not in region.origins]
@@ -130,7 +139,7 @@ class FoldPass:
                 detail=self._detail(region, before),
                 parameters_before=sum(parameters(leaf) for leaf in before),
                 parameters_after=sum(parameters(leaf) for leaf in after),
-                macs_before=_total([self._macs(leaf, region) for leaf in before]),
+                macs_before=_total([costs[id(leaf)] for leaf in before]),
                 macs_after=_total(emitted.macs),
             )
         )
@@ -145,8 +154,7 @@ class FoldPass:
 
     def _macs(self, leaf: Operator, region: Region) -> int | None:
         node = region.origins[id(leaf)]
-        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        before = self.lifter.shapes.get(source) if source is not None else None
+        before = self.lifter.shapes.get(source_of(self.lifter, node)) if alive(node) else None
         return multiply_adds(leaf, before, self.lifter.shapes.get(node))
 
 
@@ -160,7 +168,7 @@ def provenance(region: Region, rewrite: Rewrite, replay: Replay) -> Provenance:
 
 
 def trace(rewrite: Rewrite, start: dict[int, frozenset[T]]) -> dict[int, frozenset[T]]:
-    """Return what went into every leaf that a rewrite made, given what its first leaves are made of."""
+    """Return what went into every leaf of a rewrite, given what its first leaves are made of."""
     origin = dict(start)
     for step in rewrite.steps:
         made = leaves(step.after)
@@ -227,12 +235,12 @@ def node_path(node: fx.Node) -> str:
     if node.op == "call_module":
         return str(node.target)
     frame = node.meta.get("frame")
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
+    name = (
+        node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
+    )
     prefix = getattr(frame, "path", "")
     return f"{prefix}.{name}" if prefix else str(name)
 
 
 def _total(values: list[int | None]) -> int | None:
     return None if any(v is None for v in values) else sum(v for v in values if v is not None)
-
-

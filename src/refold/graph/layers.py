@@ -1,6 +1,8 @@
-"""The two layers that torch.nn lacks and a folded network may need."""
+"""The layers that torch.nn lacks and a folded network may need."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +70,20 @@ class Crop(nn.Module):
     def extra_repr(self) -> str:
         """Return the amounts for `print(model)`."""
         return f"{self.amounts}, mode={self.mode}"
+
+
+class Cropped(nn.Sequential):
+    """A convolution or pool with the padding or cropping that its own arguments cannot say.
+
+    Example:
+        >>> Cropped(Crop(((0, 1),)), nn.AvgPool1d(2, 1))(torch.ones(1, 1, 2)).tolist()
+        [[[1.0, 0.5]]]
+    """
+
+    def parts(self) -> tuple[Crop, nn.Module]:
+        """Return the crop and the layer, whichever runs first."""
+        first, second = self
+        return (first, second) if isinstance(first, Crop) else (cast(Crop, second), first)
 
 
 class SelectChannels(nn.Module):

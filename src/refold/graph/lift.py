@@ -17,7 +17,7 @@ from refold.graph.calls import canonical
 from refold.graph.lift_arithmetic import ARITHMETIC
 from refold.graph.lift_context import Context, Handler
 from refold.graph.lift_layers import LAYERS
-from refold.graph.lift_layout import LAYOUT
+from refold.graph.lift_layout import LAYOUT, layout_call
 from refold.graph.lift_modules import lift_module
 from refold.graph.lift_slices import SLICES
 from refold.graph.lift_windows import WINDOWS
@@ -36,8 +36,9 @@ class Lifter(Context):
             module = self.capture.module.get_submodule(str(node.target))
         state = (node.args, node.kwargs, module)
         known = self.lifted.get(node)
-        if known is None or known[0] != state:
-            known = self.lifted[node] = (state, self._lift_safely(node))
+        if known is None or known[0] != (*state, _read_through(known[1])):
+            lifted = self._lift_safely(node)
+            known = self.lifted[node] = ((*state, _read_through(lifted)), lifted)
         return known[1]
 
     def _lift_safely(self, node: fx.Node) -> Lifted:
@@ -69,6 +70,9 @@ class Lifter(Context):
         if not node.args or not isinstance(node.args[0], fx.Node):
             return None
         module = self.capture.module.get_submodule(path)
+        call = layout_call(module, node.args[0])
+        if call is not None:
+            return self.capture.pinned.get(path) or _HANDLERS[call.name](self, node, call)
         lifted = lift_module(module, node.args[0], self.shape(node.args[0]))
         if not isinstance(lifted, Piece) or not any(True for _ in module.parameters(recurse=False)):
             return self.capture.pinned.get(path, lifted)
@@ -84,6 +88,10 @@ class Lifter(Context):
             if shared:
                 return shared
         return None
+
+
+def _read_through(lifted: Lifted) -> list[object]:
+    return [node.args for node in lifted.through] if isinstance(lifted, Piece) else []
 
 
 def _flag(node: fx.Node, name: str, position: int) -> bool:

@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from refold.algebra.operator import Flatten, Resample, Select
 from refold.graph.calls import Call, canonical
@@ -136,6 +136,17 @@ def _reordered(order: list[int], rank: int) -> RankedOp | None:
     if order[0] != 0 or (out and order.index(count - 1 - rank) != 1):
         return None
     return Resample(partial(torch.permute, dims=tuple(order)), out, 1.0, rank), out
+
+
+def layout_call(module: nn.Module, source: fx.Node) -> Call | None:
+    """Return the call that a layer of torch.nn stands for, None for one that changes no layout."""
+    if type(module) is nn.Flatten:
+        return Call("flatten", {"input": source})
+    if type(module) is nn.Unflatten:
+        return Call("reshape", {"input": source})
+    if type(module) is nn.ChannelShuffle:
+        return Call("channel_shuffle", {"input": source, "groups": module.groups})
+    return None
 
 
 LAYOUT: dict[str, Handler] = {

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
 
 from refold.algebra.norm import norm_affine
-from refold.algebra.operator import AvgPool, Conv, Pad, Resample
-from refold.graph.piece import Lifted, norm_piece, nothing, unary
+from refold.algebra.operator import Affine, AvgPool, Conv, Pad, Resample, Select
+from refold.graph.layers import Crop, Cropped, ScaleShift, SelectChannels
+from refold.graph.piece import Lifted, Piece, norm_piece, nothing, unary
 from refold.graph.windows import conv_axes, pool_axes, transposed_axes, tuple_of
 
 Shape = tuple[int, ...] | None
@@ -129,6 +131,39 @@ def _dropout(module: Any, source: fx.Node, shape: Shape) -> Lifted:
     return nothing(source)
 
 
+def _cropped(module: Cropped, source: fx.Node, shape: Shape) -> Lifted:
+    crop, layer = module.parts()
+    inner = lift_module(layer, source, shape)
+    if not isinstance(inner, Piece):
+        return inner
+    [op] = inner.ops
+    assert isinstance(op, Conv | AvgPool)
+    sign = -1 if isinstance(op, Conv) and op.transposed else 1
+    pairs = zip(op.axes, crop.amounts, strict=True)
+    axes = tuple(replace(a, lo=a.lo + sign * lo, hi=a.hi + sign * hi) for a, (lo, hi) in pairs)
+    whole = (
+        replace(op, axes=axes)
+        if isinstance(op, AvgPool)
+        else replace(op, axes=axes, mode=crop.mode)
+    )
+    return unary(source, whole, rank=len(axes))
+
+
+def _scale_shift(module: ScaleShift, source: fx.Node, shape: Shape) -> Lifted:
+    return unary(source, Affine(module.weight, module.bias), rank=module.rank, keeps_shape=True)
+
+
+def _crop(module: Crop, source: fx.Node, shape: Shape) -> Lifted:
+    return unary(source, Pad(module.amounts, module.mode, module.value), rank=len(module.amounts))
+
+
+def _select(module: SelectChannels, source: fx.Node, shape: Shape) -> Lifted:
+    if shape is None:
+        return None
+    index = tuple(int(i) for i in module.index.tolist())
+    return unary(source, Select(index, shape[-1 - module.rank]), rank=module.rank)
+
+
 _PADS: dict[str, str] = {
     "ZeroPad": "zeros",
     "ConstantPad": "zeros",
@@ -149,6 +184,10 @@ _HANDLERS: dict[type, ModuleHandler] = {
     nn.BatchNorm2d: _norm(2),
     nn.BatchNorm3d: _norm(3),
     nn.SyncBatchNorm: _norm(None),
+    Cropped: _cropped,
+    ScaleShift: _scale_shift,
+    Crop: _crop,
+    SelectChannels: _select,
     nn.Upsample: _upsample,
     nn.Identity: _identity,
     **{getattr(nn, f"InstanceNorm{rank}d"): _instance_norm(rank) for rank in (1, 2, 3)},

@@ -1,4 +1,4 @@
-"""Lower: an operator as a torch.nn module, rounded once from float64 to the model's own precision."""
+"""Lower: an operator as a torch.nn module, rounded once to the model's own precision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, Pad, Select
 from refold.errors import NotAffineError, RefusedError
-from refold.graph.layers import Crop, ScaleShift, SelectChannels
+from refold.graph.layers import Crop, Cropped, ScaleShift, SelectChannels
 
 _CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _SCATTERS: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -74,7 +74,7 @@ def _lower_conv(op: Conv, like: Like) -> nn.Module:
     )  # fmt: skip
     if even:
         return module
-    return nn.Sequential(Crop(tuple((a.lo, a.hi) for a in op.axes), op.mode), module)
+    return Cropped(Crop(tuple((a.lo, a.hi) for a in op.axes), op.mode), module)
 
 
 def _lower_transposed(op: Conv, like: Like) -> nn.Module:
@@ -87,17 +87,17 @@ def _lower_transposed(op: Conv, like: Like) -> nn.Module:
         cropped = all(axis.lo >= 0 and axis.hi >= 0 for axis in op.axes)
         if not cropped:
             raise RefusedError(
-                "the merged transposed convolution would need output padding that torch does not have"
+                "the merged transposed convolution needs output padding that torch does not have"
             )
         bare = replace(op, axes=tuple(replace(a, lo=0, hi=0) for a in op.axes))
         crop = Crop(tuple((-a.lo, -a.hi) for a in op.axes))
-        return nn.Sequential(_lower_transposed(bare, like), crop)
+        return Cropped(_lower_transposed(bare, like), crop)
     padding = tuple(axis.lo for axis in op.axes)
     return _empty(_SCATTERS[len(op.axes)], op, like, padding=padding, output_padding=extra)
 
 
 def _empty(cls: Any, op: Conv, like: Like, **options: Any) -> nn.Module:
-    """Return a layer of this class around the operator's own tensors, without initialising others."""
+    """Return a layer of this class around the operator's own tensors."""
     module: nn.Module = cls(
         op.in_channels, op.out_channels, tuple(op.weight.shape[2:]),
         stride=tuple(a.stride for a in op.axes), dilation=tuple(a.dilation for a in op.axes),
@@ -167,19 +167,26 @@ def _lower_pool(op: AvgPool) -> nn.Module:
     if even:
         return _POOLS[rank](kernel, stride, padding, **options)
     crop = Crop(tuple((a.lo, a.hi) for a in op.axes))
-    return nn.Sequential(crop, _POOLS[rank](kernel, stride, **options))
+    return Cropped(crop, _POOLS[rank](kernel, stride, **options))
 
 
 def like_of(tensors: list[Tensor], rank: int) -> Like:
-    """Return what new tensors take over from the parameters they replace: mostly the largest one's."""
+    """Return what new tensors take over from those they replace: mostly the largest one's."""
     floats = [t for t in tensors if t.is_floating_point()]
     lead = max(floats, key=lambda t: t.numel()) if floats else torch.empty(0)
     layout = torch.contiguous_format
-    if lead.ndim == 4 and lead.is_contiguous(memory_format=torch.channels_last) and not lead.is_contiguous():
+    if (
+        lead.ndim == 4
+        and lead.is_contiguous(memory_format=torch.channels_last)
+        and not lead.is_contiguous()
+    ):
         layout = torch.channels_last
-    elif lead.ndim == 5 and lead.is_contiguous(memory_format=torch.channels_last_3d) and not lead.is_contiguous():
+    elif (
+        lead.ndim == 5
+        and lead.is_contiguous(memory_format=torch.channels_last_3d)
+        and not lead.is_contiguous()
+    ):
         layout = torch.channels_last_3d
     trained = any(t.requires_grad for t in floats)
     storages = frozenset(t.untyped_storage().data_ptr() for t in tensors)
     return Like(lead.dtype, lead.device, layout, trained, rank, storages)
-

@@ -25,8 +25,8 @@ class Piece:
         join: how several sources come together.
         rank_in: spatial axes its sources must have; None where any will do.
         rank_out: spatial axes of its value; None means those of its source.
-        by_rank: where the meaning depends on the source's rank: the operator and the new rank, a reason
-            why it has none, or None.
+        by_rank: where the meaning depends on the source's rank: the operator and the new rank, a
+            reason why it has none, or None.
         keeps_shape: whether the value has the shape of its first source.
         through: nodes in between that only hand parts on, such as `chunk` before `getitem`.
     """
@@ -69,7 +69,7 @@ def relayout(source: fx.Node, by_rank: Callable[[int], Ranked]) -> Piece:
 
 
 def norm_piece(source: fx.Node, op: Affine, shape: tuple[int, ...] | None) -> Piece:
-    """Return the piece of a norm, which always scales axis 1, whatever its neighbours take for channels."""
+    """Return the piece of a norm, which always scales axis 1."""
     if shape is not None:
         return unary(source, op, rank=len(shape) - 2, keeps_shape=True)
 
@@ -79,4 +79,7 @@ def norm_piece(source: fx.Node, op: Affine, shape: tuple[int, ...] | None) -> Pi
     return Piece((source,), (op,), by_rank=by_rank, keeps_shape=True)
 
 
-_AMBIGUOUS = "whether the norm sees (N, C) or (N, L, C) depends on the input, and it scales axis 1; pass example_inputs"
+_AMBIGUOUS = (
+    "whether the norm sees (N, C) or (N, L, C) depends on the input, and it scales axis 1; "
+    "pass example_inputs"
+)

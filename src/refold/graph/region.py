@@ -1,7 +1,8 @@
 """Affine regions: the largest expression of operators that ends in one value of the graph.
 
-From a value upwards, every affine node whose value nobody else reads becomes part of the expression; everything else is one of its
-inputs. Two regions therefore never overlap, and a value read twice is an input of the regions that read it.
+From a value upwards, every affine node whose value nobody else reads becomes part of the
+expression; everything else is one of its inputs. Two regions therefore never overlap, and a value
+read twice is an input of the regions that read it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Region:
         nodes: every node inside, the root last.
         origins: the node of each leaf, by the leaf's id.
         same_shape: the nodes whose values surely have the shape of the root's.
+        joins: the nodes that add or lay side by side.
     """
 
     root: fx.Node
@@ -40,6 +42,7 @@ class Region:
     nodes: tuple[fx.Node, ...]
     origins: dict[int, fx.Node]
     same_shape: frozenset[fx.Node] = frozenset()
+    joins: frozenset[fx.Node] = frozenset()
 
     @property
     def inputs(self) -> tuple[fx.Node, ...]:
@@ -93,6 +96,10 @@ class Regions:
         joins = isinstance(lifted, Piece) and lifted.join != "none"
         return None if joins and self.chains else lifted
 
+    def _joins(self, node: fx.Node) -> bool:
+        piece = self.piece(node)
+        return isinstance(piece, Piece) and piece.join != "none"
+
     def region(self, root: fx.Node) -> Region | None:
         """Return the region that ends in `root`, None when the node is not affine after all."""
         piece = self.piece(root)
@@ -101,14 +108,14 @@ class Regions:
         found = self._expression(root, piece, True, None)
         if found is None:
             return None
-        return Region(
-            root, found.op, found.rank, found.nodes, found.origins, frozenset(found.same_shape)
-        )
+        joins = frozenset(node for node in found.nodes if self._joins(node))
+        same = frozenset(found.same_shape)
+        return Region(root, found.op, found.rank, found.nodes, found.origins, same, joins)
 
     def _expression(
         self, node: fx.Node, piece: Piece, keeps: bool, wanted: int | None
     ) -> _Expression | None:
-        """Return the expression that ends in `node`, whose reader wants a value of `wanted` axes."""
+        """Return the expression that ends in `node`, read as a value of `wanted` axes."""
         keeps = keeps and piece.keeps_shape
         asked = piece.rank_in if piece.rank_in is not None else self._before(piece, wanted)
         parts = [self._value(source, node, piece, keeps, asked) for source in piece.sources]
@@ -121,7 +128,9 @@ class Regions:
         ]
         ops, rank_out = list(piece.ops), piece.rank_out
         if piece.by_rank is not None:
-            known = next((r for r in (rank, self._guess(piece.sources[0]), asked) if r is not None), None)
+            known = next(
+                (r for r in (rank, self._guess(piece.sources[0]), asked) if r is not None), None
+            )
             ranked = None if known is None else piece.by_rank(known)
             if isinstance(ranked, str):
                 self.reasons[node] = ranked
@@ -139,7 +148,11 @@ class Regions:
             nodes += part.nodes
             same += (part.nodes[-1], *part.same_shape) if keeps and part.nodes else ()
         return _Expression(
-            _join(piece, branches), rank_out, (*nodes, *reversed(piece.through), node), origins, same
+            _join(piece, branches),
+            rank_out,
+            (*nodes, *reversed(piece.through), node),
+            origins,
+            same,
         )
 
     def _value(
@@ -212,14 +225,35 @@ def _single_path(node: fx.Node, piece: Piece, reader: fx.Node) -> bool:
 
 
 _ELEMENTWISE = (
-    "relu", "relu_", "relu6", "silu", "silu_", "gelu", "sigmoid", "sigmoid_", "tanh", "hardswish",
-    "hardsigmoid", "leaky_relu", "leaky_relu_", "elu", "mish", "softplus", "clamp", "clamp_", "prelu",
-    "hardtanh", "selu", "max_pool1d", "max_pool2d", "max_pool3d",
+    "relu",
+    "relu_",
+    "relu6",
+    "silu",
+    "silu_",
+    "gelu",
+    "sigmoid",
+    "sigmoid_",
+    "tanh",
+    "hardswish",
+    "hardsigmoid",
+    "leaky_relu",
+    "leaky_relu_",
+    "elu",
+    "mish",
+    "softplus",
+    "clamp",
+    "clamp_",
+    "prelu",
+    "hardtanh",
+    "selu",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
 )
 
 
 def _same_layout(lifter: Lifter, node: fx.Node) -> fx.Node | None:
-    """Return the value that `node` maps element by element (or pools), so that its axes mean the same."""
+    """Return the value that `node` maps element by element or pools: its axes mean the same."""
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
         return None
@@ -232,7 +266,11 @@ def _same_layout(lifter: Lifter, node: fx.Node) -> fx.Node | None:
         pools = home.endswith("pooling")
         shapes = lifter.shapes.get(source), lifter.shapes.get(node)
         same = shapes[0] is not None and shapes[0] == shapes[1]
-        return source if home.startswith("torch.nn") and (pools or same or _is_activation(home)) else None
+        return (
+            source
+            if home.startswith("torch.nn") and (pools or same or _is_activation(home))
+            else None
+        )
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return source if name.split(".")[0] in _ELEMENTWISE else None
 
@@ -250,5 +288,3 @@ def reads_shape_only(node: fx.Node, value: fx.Node) -> bool:
     if node.op == "call_function" and node.target is getattr:
         return len(node.args) > 1 and node.args[1] in _SHAPE_ATTRIBUTES
     return False
-
-

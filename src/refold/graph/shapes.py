@@ -32,7 +32,8 @@ def as_arguments(example_inputs: Any) -> tuple[Any, ...] | None:
     if isinstance(example_inputs, (tuple, list)):
         return tuple(cast("tuple[Any, ...]", example_inputs))
     raise InputError(
-        f"example_inputs must be a tensor or a tuple of tensors, got {type(example_inputs).__name__}"
+        "example_inputs must be a tensor or a tuple of tensors, "
+        f"got {type(example_inputs).__name__}"
     )
 
 
@@ -104,7 +105,7 @@ def _propagate(found: Capture, arguments: Arguments) -> Shapes:
 
 
 def _run_for_real(found: Capture, given: list[Any], runner: _Runner) -> None:
-    """Run once with numbers: some layers cannot run without, and a wrong input must be told apart."""
+    """Run once with numbers: some layers need them, and a wrong input must be told apart."""
     real = _Runner(found.graph_module(), list(found.graph.nodes))
     try:
         with torch.no_grad():
@@ -125,13 +126,15 @@ class _Runner(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and note the shape of a tensor result."""
-        value: Any = self.map_nodes_to_values(n.args[0], n) if self._keeps_shape(n) else super().run_node(n)
+        value: Any = (
+            self.map_nodes_to_values(n.args[0], n) if self._keeps_shape(n) else super().run_node(n)
+        )
         if isinstance(value, Tensor):
             self.shapes[self.original[n]] = tuple(int(size) for size in value.shape)
         return value
 
     def _keeps_shape(self, n: fx.Node) -> bool:
-        """Return whether the node is a norm, whose value has its input's shape and is slow to fake."""
+        """Return whether the node is a norm: it keeps its input's shape and is slow to fake."""
         if n.op == "call_module":
             return isinstance(self.fetch_attr(str(n.target)), _NORMS)
         return n.op == "call_function" and n.target is F.batch_norm

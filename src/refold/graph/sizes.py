@@ -28,7 +28,7 @@ def shape_after(op: Operator, shape: Shape | None) -> Shape | None:
 
 
 def multiply_adds(op: Operator, before: Shape | None, after: Shape | None) -> int | None:
-    """Return the multiply-adds of a convolution or linear layer between two shapes, 0 for other leaves.
+    """Return the multiply-adds of a leaf between two shapes: 0 unless it holds a matrix.
 
     Counted as the field does: weights times positions, biases and scales left out.
     """
@@ -39,5 +39,3 @@ def multiply_adds(op: Operator, before: Shape | None, after: Shape | None) -> in
         return None
     channels = op.in_channels if op.transposed else op.out_channels
     return op.weight.numel() * prod(shape) // channels
-
-

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from torch import fx
 
-from refold.algebra.operator import Affine, Refusal, leaves
+from refold.algebra.operator import Affine, Operator, leaves
+from refold.graph.emit_result import source_of
 from refold.graph.fold import FoldPass, node_path
 from refold.graph.piece import Piece
 from refold.graph.record import Kept
 from refold.graph.region import Region, Regions
 from refold.rules.engine import simplify
+from refold.rules.replay import Replay
 
 
 def survey(fold: FoldPass) -> list[Kept]:
-    """Return what was not folded: refusals of rules, layers that must stay, and norms without a partner."""
+    """Return what was not folded: refusals, layers that must stay, norms without a partner."""
     regions = Regions(fold.lifter)
     kept: dict[str, Kept] = {}
     for node in fold.lifter.capture.graph.nodes:
@@ -32,15 +34,16 @@ def survey(fold: FoldPass) -> list[Kept]:
     return list(kept.values())
 
 
-def _survey_region(
-    fold: FoldPass, regions: Regions, region: Region, kept: dict[str, Kept]
-) -> None:
+def _survey_region(fold: FoldPass, regions: Regions, region: Region, kept: dict[str, Kept]) -> None:
     spoken: set[int] = set()
     if len(leaves(region.op)) > 1:
-        for refusal in simplify(region.op, allow_growth=fold.allow_growth).refusals:
-            nodes = _nodes(refusal, region)
+        replay = Replay()  # reasons need no arithmetic
+        shadow = replay.stand_in(region.op)
+        for refusal in simplify(shadow, allow_growth=fold.allow_growth).refusals:
+            about = [replay.real(leaf) for leaf in refusal.operators]
+            nodes = _nodes(about, region)
             if nodes:
-                spoken.update(id(leaf) for leaf in refusal.operators)
+                spoken.update(id(leaf) for leaf in about)
                 where = " + ".join(dict.fromkeys(node_path(node) for node in nodes))
                 _keep(kept, Kept(fold.lifter.capture.full(where), refusal.reason, refusal.costlier))
     for leaf in leaves(region.op):
@@ -49,8 +52,8 @@ def _survey_region(
             _keep(kept, Kept(fold.path(node), _lonely(regions, node)))
 
 
-def _nodes(refusal: Refusal, region: Region) -> list[fx.Node]:
-    found = [region.origins.get(id(leaf)) for leaf in refusal.operators]
+def _nodes(about: list[Operator], region: Region) -> list[fx.Node]:
+    found = [region.origins.get(id(leaf)) for leaf in about]
     return [node for node in found if node is not None]
 
 
@@ -63,8 +66,7 @@ def _is_norm(fold: FoldPass, node: fx.Node) -> bool:
 
 def _lonely(regions: Regions, node: fx.Node) -> str:
     """Return why a norm has nothing to be folded into."""
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
+    source = source_of(regions.lifter, node)
     if isinstance(regions.piece(source), Piece) and len(source.users) > 1:
         others = ", ".join(node_path(user) for user in source.users if user is not node)
         return f"the value of {node_path(source)} is also read by {others}"

@@ -1,6 +1,7 @@
 """The rules, in the one order in which they are tried, and the engine that runs them.
 
-Each rule is exact under the condition it states; order only decides which of several equal forms is reached first.
+Each rule is exact under the condition it states; order only decides which of several equal forms
+is reached first.
 """
 
 from __future__ import annotations

@@ -60,7 +60,11 @@ def fold_select_ahead_of_conv(op: Operator) -> Outcome:
             return None
 
 
-@rule("concat", exact="equal strides, output sizes and padding", source="DBB, arXiv:2103.13425, Transform IV")
+@rule(
+    "concat",
+    exact="equal strides, output sizes and padding",
+    source="DBB, arXiv:2103.13425, Transform IV",
+)
 def concat_branches(op: Operator) -> Outcome:
     """Branches on one input, side by side, are one convolution with their rows stacked."""
     if not isinstance(op, Concat):
@@ -79,7 +83,11 @@ def concat_branches(op: Operator) -> Outcome:
     return merged if source is None else sequence(source, merged)
 
 
-@rule("concat", exact="the slices split the input in order, with equal widths and windows", source="grouped convolution")
+@rule(
+    "concat",
+    exact="the slices split the input in order, with equal widths and windows",
+    source="grouped convolution",
+)
 def concat_slices(op: Operator) -> Outcome:
     """Convolutions of consecutive slices, side by side, are one grouped convolution."""
     slices = _slices(op)
@@ -124,7 +132,9 @@ def _kept_groups(index: tuple[int, ...], conv: Conv) -> int | None:
     owners = [i // width for i in index]
     each = len(index) // conv.groups
     whole = len(index) % conv.groups == 0
-    return conv.groups if whole and owners == [i // max(each, 1) for i in range(len(index))] else None
+    return (
+        conv.groups if whole and owners == [i // max(each, 1) for i in range(len(index))] else None
+    )
 
 
 def _columns(select: Select, conv: Conv) -> Conv:
@@ -136,7 +146,7 @@ def _columns(select: Select, conv: Conv) -> Conv:
 
 
 def _slices(op: Operator) -> tuple[Input | None, list[Select], list[Operator]] | None:
-    """Return source, slices and leaves of a concatenation whose branches read consecutive slices."""
+    """Return source, slices and leaves of a concatenation of consecutive slices."""
     if not isinstance(op, Concat):
         return None
     sources: list[Input | None] = []
@@ -152,7 +162,11 @@ def _slices(op: Operator) -> tuple[Input | None, list[Select], list[Operator]] |
     read = [i for pick in picks for i in pick.index]
     if len({s.key if s else None for s in sources}) > 1 or read != list(range(picks[0].channels)):
         return None
-    return (sources[0], picks, ops) if all(isinstance(o, (Conv, Affine, Identity)) for o in ops) else None
+    return (
+        (sources[0], picks, ops)
+        if all(isinstance(o, (Conv, Affine, Identity)) for o in ops)
+        else None
+    )
 
 
 def _stack(convs: list[Conv], groups: int = 1) -> Conv:
@@ -162,7 +176,10 @@ def _stack(convs: list[Conv], groups: int = 1) -> Conv:
     grown = [_grow(conv, convs) for conv in convs]
     weight = torch.cat([wide(conv.weight) for conv in grown])
     has_bias = any(conv.bias is not None for conv in convs)
-    zeros = [weight.new_zeros(conv.out_channels) if conv.bias is None else wide(conv.bias) for conv in convs]
+    zeros = [
+        weight.new_zeros(conv.out_channels) if conv.bias is None else wide(conv.bias)
+        for conv in convs
+    ]
     return Conv(weight, torch.cat(zeros) if has_bias else None, axes, groups, mode)
 
 
@@ -174,7 +191,10 @@ def _grow(conv: Conv, others: list[Conv]) -> Conv:
     shells = [
         Conv(
             conv.weight.new_zeros(rows, columns, *(axis.kernel for axis in other.axes)),
-            None, other.axes, conv.groups, other.mode,
+            None,
+            other.axes,
+            conv.groups,
+            other.mode,
         )
         for other in others
     ]
@@ -190,11 +210,11 @@ def _stack_affines(picks: list[Select], ops: list[Operator]) -> Affine | Identit
 
 
 def _row(vectors: list[Tensor | None], sizes: list[int], default: float) -> Tensor | None:
-    """Return the vectors one after the other, the default where one is missing; None where all are."""
-    known = next((vector for vector in vectors if vector is not None), None)
-    if known is None:
+    """Return the vectors in a row, the default where one is missing; None where all are."""
+    known = [vector for vector in vectors if vector is not None]
+    if not known:
         return None
-    fill = torch.full((), default, dtype=torch.float64, device=known.device)
-    return torch.cat(
-        [per_channel(fill if v is None else v, n) for v, n in zip(vectors, sizes, strict=True)]
-    )
+    device = max(known, key=Tensor.dim).device
+    fill = torch.full((), default)
+    pairs = zip(vectors, sizes, strict=True)
+    return torch.cat([per_channel(fill if v is None else v, n, device) for v, n in pairs])

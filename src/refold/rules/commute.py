@@ -1,6 +1,7 @@
-"""Operators that may change places, so that a scale or a pointwise convolution can reach one that takes it in.
+"""Operators that may change places, so that a scale can reach a layer that takes it in.
 
-A swap alone gains nothing: the engine moves one operator along the chain and keeps the move only where a fold follows.
+A swap alone gains nothing: the engine moves one operator along the chain and keeps the move only
+where a fold follows.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ from refold.errors import GeometryError
 from refold.rules.rule import Outcome, refuse, rule
 
 
-@rule("commute", exact="no shift meets counted border zeros", source="a mean of s x + t is s mean(x) + t")
+@rule(
+    "commute",
+    exact="no shift meets counted border zeros",
+    source="a mean of s x + t is s mean(x) + t",
+)
 def pass_affine_forward(op: Operator) -> Outcome:
     """Scale and shift after a map of positions or channels instead of before it."""
     match op:
@@ -41,7 +46,11 @@ def pass_affine_forward(op: Operator) -> Outcome:
             return None
 
 
-@rule("commute", exact="no shift meets counted border zeros", source="a mean of s x + t is s mean(x) + t")
+@rule(
+    "commute",
+    exact="no shift meets counted border zeros",
+    source="a mean of s x + t is s mean(x) + t",
+)
 def pass_affine_backward(op: Operator) -> Outcome:
     """Scale and shift before a map of positions or channels instead of after it."""
     match op:
@@ -58,7 +67,9 @@ def pass_affine_backward(op: Operator) -> Outcome:
             return None
 
 
-@rule("commute", exact="no bias meets counted border zeros", source="channels and positions commute")
+@rule(
+    "commute", exact="no bias meets counted border zeros", source="channels and positions commute"
+)
 def pass_pointwise_forward(op: Operator) -> Outcome:
     """Mix channels after a map of positions instead of before it."""
     match op:
@@ -70,7 +81,9 @@ def pass_pointwise_forward(op: Operator) -> Outcome:
             return None
 
 
-@rule("commute", exact="no bias meets counted border zeros", source="channels and positions commute")
+@rule(
+    "commute", exact="no bias meets counted border zeros", source="channels and positions commute"
+)
 def pass_pointwise_backward(op: Operator) -> Outcome:
     """Mix channels before a map of positions instead of after it."""
     match op:
@@ -101,7 +114,8 @@ def _is_filled(other: AvgPool | Pad) -> bool:
 def _pick(affine: Affine, index: tuple[int, ...]) -> Affine:
     order = torch.tensor(index)
     vectors = (
-        v if v is None or v.ndim == 0 else v[order.to(v.device)] for v in (affine.scale, affine.shift)
+        v if v is None or v.ndim == 0 else v[order.to(v.device)]
+        for v in (affine.scale, affine.shift)
     )
     return Affine(*vectors)
 

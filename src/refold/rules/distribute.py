@@ -26,7 +26,11 @@ from refold.rules.rule import Outcome, refuse, rule
 from refold.rules.weights import regroup
 
 
-@rule("distribute", exact="always: the constant goes to one branch", source="A(x + y) + b = (Ax + b) + Ay")
+@rule(
+    "distribute",
+    exact="always: the constant goes to one branch",
+    source="A(x + y) + b = (Ax + b) + Ay",
+)
 def distribute_over_sum(op: Operator) -> Outcome:
     """An operator after a sum acts on each branch, its constant on the first that can take it."""
     match op:
@@ -50,7 +54,9 @@ def distribute_over_concat(op: Operator) -> Outcome:
 def distribute_into_join(op: Operator) -> Outcome:
     """An operator before a sum or a concatenation is the first operator of each branch."""
     match op:
-        case Sequence(((Conv() | Affine() | AvgPool() | Pad()) as before, (Sum() | Concat()) as join)):
+        case Sequence(
+            ((Conv() | Affine() | AvgPool() | Pad()) as before, (Sum() | Concat()) as join)
+        ):
             if any(_has_source(branch) for branch in join.parts):
                 return None
             return type(join)(tuple(sequence(before, branch) for branch in join.parts))
@@ -143,7 +149,7 @@ def _over_concat_conv(
 def _select_spans(
     branches: tuple[Operator, ...], spans: list[tuple[int, int]], select: Select
 ) -> Outcome:
-    """Return the branches chosen from, when the choice runs through whole runs of single branches."""
+    """Return the branches chosen from, when the choice takes each in one run."""
     runs: list[tuple[int, list[int]]] = []
     for i in select.index:
         owner = next(b for b, (start, end) in enumerate(spans) if start <= i < end)
@@ -158,5 +164,3 @@ def _select_spans(
         sequence(branches[o], Select(tuple(index), spans[o][1] - spans[o][0])) for o, index in runs
     ]
     return parts[0] if len(parts) == 1 else Concat(tuple(parts))
-
-

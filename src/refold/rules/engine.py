@@ -1,14 +1,15 @@
 """The engine: run the rules on an operator until none applies.
 
-Every accepted rewrite lowers `measure`, so `simplify` ends; legal rewrites that need more multiply-adds are refused as
-costlier unless growth is allowed. What was done and what was refused come back as data.
+Every accepted rewrite lowers `measure`, so `simplify` ends; legal rewrites that need more
+multiply-adds are refused as costlier unless growth is allowed. What was done and what was refused
+come back as data.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from refold.algebra.cost import measure, work
+from refold.algebra.cost import work
 from refold.algebra.operator import (
     Concat,
     Identity,
@@ -22,33 +23,24 @@ from refold.algebra.operator import (
     leaves,
     sequence,
 )
-from refold.errors import RuleLoopError
 from refold.rules import RULES, Rule
+from refold.rules.ledger import Ledger, Step
 from refold.rules.rule import Window
 from refold.rules.witness import Witness, source_of
-
-_SLIP = 1 + 1e-9
-
-
-@dataclass(frozen=True)
-class Step:
-    """One accepted rewrite: the rule, the window it was shown and what it made of it."""
-
-    rule: Rule
-    window: Operator
-    after: Operator
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """The result of `simplify`: the operator, how it came about, and what was seen but not folded."""
+    """The result of `simplify`: the operator, how it came about, and what was not folded."""
 
     op: Operator
     steps: tuple[Step, ...] = ()
     refusals: tuple[Refusal, ...] = ()
 
 
-def simplify(op: Operator, rules: tuple[Rule, ...] = RULES, *, allow_growth: bool = False) -> Rewrite:
+def simplify(
+    op: Operator, rules: tuple[Rule, ...] = RULES, *, allow_growth: bool = False
+) -> Rewrite:
     """Return an operator equal to `op` on every input, with as few leaves as the rules reach.
 
     Args:
@@ -77,32 +69,30 @@ class _Cluster:
     merged: Operator
 
 
-@dataclass
-class _Engine:
-    rules: tuple[Rule, ...]
-    allow_growth: bool
-    steps: list[Step] = field(default_factory=list[Step])
-    _pending: dict[int, list[Step]] = field(default_factory=dict[int, list[Step]])
-
+class _Engine(Ledger):
     def run(self, op: Operator) -> Rewrite:
         result = self.reduce(op)
-        witness = Witness(self.rules, self.allow_growth, lambda op: _Engine(self.rules, True).reduce(op))
+        witness = Witness(self.rules, self.allow_growth, lambda op: self._trial(True).reduce(op))
         refusals = witness.look(result)
         return Rewrite(result, tuple(self.steps), tuple(refusals))
 
+    def _trial(self, allow_growth: bool) -> _Engine:
+        return _Engine(self.rules, allow_growth, memory=self.memory)
+
     def reduce(self, op: Operator) -> Operator:
+        if not isinstance(op, (Sequence, Sum, Concat)) or self.is_final(op):
+            return op
         if isinstance(op, Sequence):
-            return self._reduce_chain(op)
-        if isinstance(op, Sum):
-            return self._reduce_sum(op)
-        if isinstance(op, Concat):
-            return self._reduce_concat(op)
-        return op
+            result = self._reduce_chain(op)
+        else:
+            result = self._reduce_sum(op) if isinstance(op, Sum) else self._reduce_concat(op)
+        self.finish(result)
+        return result
 
     def of(self, window: Window) -> list[Rule]:
         return [rule for rule in self.rules if rule.window == window]
 
-    # -- chains ---------------------------------------------------------------------------------------------
+    # -- chains
 
     def _reduce_chain(self, op: Sequence) -> Operator:
         parts = list(chain(sequence(*(self.reduce(part) for part in op.parts))))
@@ -129,8 +119,8 @@ class _Engine:
             for i in range(len(parts) - 1):
                 window = Sequence((parts[i], parts[i + 1]))
                 result = rule(window)
-                if isinstance(result, Operator) and self._accepts(rule, window, result):
-                    self._record(rule, window, result)
+                if isinstance(result, Operator) and self.accepts(rule, window, result):
+                    self.record(rule, window, result)
                     return [*parts[:i], *_unwrapped(result), *parts[i + 2 :]]
         return None
 
@@ -158,9 +148,9 @@ class _Engine:
             swaps.append(Step(rule, window, swapped))
             current = [*current[:low], *swapped.parts, *current[low + 2 :]]
             at += step
-            trial = _Engine(self.rules, self.allow_growth)
+            trial = self._trial(self.allow_growth)
             folded = trial._fold_pairs(current)
-            if self._improves(sequence(*parts), sequence(*folded)):
+            if self.improves(sequence(*parts), sequence(*folded)):
                 self.steps.extend([*swaps, *trial.steps])
                 return folded
         return None
@@ -170,17 +160,18 @@ class _Engine:
         for rule in self.of("distribute"):
             for i in range(len(parts) - 1):
                 window = Sequence((parts[i], parts[i + 1]))
-                spread = rule(window)
+                spread = None if self.is_futile(rule, window) else rule(window)
                 if not isinstance(spread, Operator):
                     continue
-                trial = _Engine(self.rules, self.allow_growth)
+                trial = self._trial(self.allow_growth)
                 result = trial.reduce(spread)
-                if self._improves(window, result):
+                if self.improves(window, result):
                     self.steps.extend([Step(rule, window, spread), *trial.steps])
                     return [*parts[:i], *_unwrapped(result), *parts[i + 2 :]]
+                self.give_up(rule, window)
         return None
 
-    # -- joins ----------------------------------------------------------------------------------------------
+    # -- joins
 
     def _reduce_sum(self, op: Sum) -> Operator:
         total = add(*(self.reduce(part) for part in op.parts))
@@ -190,7 +181,7 @@ class _Engine:
             if rule.name.startswith("drop"):
                 result = rule(total)
                 if isinstance(result, Operator):
-                    self._record(rule, total, result)
+                    self.record(rule, total, result)
                     total = result
         if not isinstance(total, Sum):
             return total
@@ -231,28 +222,23 @@ class _Engine:
         clusters.append(_Cluster([lean], full))
 
     def _whole(self, branch: Operator) -> Operator:
-        """Return the branch folded as far as it goes, costlier forms included: a sum may pay for them."""
+        """Return the branch folded as far as it goes: a sum may pay for costlier forms."""
         if self.allow_growth or len(leaves(branch)) < 2:
             return branch
-        trial = _Engine(self.rules, True)
+        trial = self._trial(True)
         whole = trial.reduce(branch)
-        self._pending[id(whole)] = trial.steps
+        self.pending[id(whole)] = trial.steps
         return whole
 
     def _add(self, lean: list[Operator], full: list[Operator]) -> Operator | None:
         for rule in self.of("parallel"):
             window = Sum(tuple(full))
             result = rule(window)
-            if isinstance(result, Operator) and self._pays(Sum(tuple(lean)), result):
-                self._settle(full)
-                self._record(rule, window, result)
+            if isinstance(result, Operator) and self.pays(Sum(tuple(lean)), result):
+                self.settle(full)
+                self.record(rule, window, result)
                 return result
         return None
-
-    def _settle(self, full: list[Operator]) -> None:
-        """Record the folds that made these branches whole, now that they are used."""
-        for part in full:
-            self.steps.extend(self._pending.pop(id(part), []))
 
     def _pull_out(self, op: Operator) -> Operator:
         return self.reduce(op) if isinstance(op, Sequence) else op
@@ -270,25 +256,12 @@ class _Engine:
                     return merged if len(rest) == 1 else self.reduce(Concat(tuple(rest)))
         return flat[0] if len(flat) == 1 else Concat(tuple(flat))
 
-    def _concat(self, branches: list[Operator]) -> Operator | None:
-        if len({source_of(branch) for branch in branches}) > 1:
-            return None
-        for rule in self.of("concat"):
-            for window in self._concat_forms(branches):
-                result = rule(window)
-                lean = Concat(tuple(branches))
-                if isinstance(result, Operator) and self._pays(lean, result):
-                    self._record(rule, lean, result)
-                    return self.reduce(result)
-        return None
-
     def _concat_slices(self, op: Concat) -> Operator | None:
-        """Slices side by side make a grouped convolution; folded one by one first, they would be dense."""
+        """Slices side by side make a grouped convolution; folded first, they would be dense."""
         if not any(isinstance(leaf, Select) for leaf in leaves(op)):
             return None
-        trial = _Engine(self.rules, False)
-        merged = self._concat([trial.reduce(part) for part in op.parts], trial.steps)
-        return merged
+        trial = self._trial(False)
+        return self._concat([trial.reduce(part) for part in op.parts], trial.steps)
 
     def _concat(self, branches: list[Operator], prior: list[Step] | None = None) -> Operator | None:
         if len({source_of(branch) for branch in branches}) > 1:
@@ -298,30 +271,12 @@ class _Engine:
         for rule in self.of("concat"):
             for window in (lean, Concat(tuple(full))):
                 result = rule(window)
-                if isinstance(result, Operator) and self._pays(lean, result):
+                if isinstance(result, Operator) and self.pays(lean, result):
                     self.steps.extend(prior or [])
-                    self._settle([] if window is lean else full)
-                    self._record(rule, window, result)
+                    self.settle([] if window is lean else full)
+                    self.record(rule, window, result)
                     return self.reduce(result)
         return None
-
-    # -- bookkeeping ----------------------------------------------------------------------------------------
-
-    def _accepts(self, rule: Rule, before: Operator, after: Operator) -> bool:
-        if measure(after) >= measure(before):
-            raise RuleLoopError(f"{rule.name} does not lower the measure of {before}")
-        return self.allow_growth or work(after) <= work(before) * _SLIP
-
-    def _pays(self, before: Operator, after: Operator) -> bool:
-        fewer = measure(after) < measure(before)
-        return fewer and (self.allow_growth or work(after) <= work(before) * _SLIP)
-
-    def _improves(self, before: Operator, after: Operator) -> bool:
-        fewer = len(leaves(after)) < len(leaves(before))
-        return fewer and (self.allow_growth or work(after) <= work(before) * _SLIP)
-
-    def _record(self, rule: Rule, before: Operator, after: Operator) -> None:
-        self.steps.append(Step(rule, before, after))
 
 
 def _unwrapped(op: Operator) -> tuple[Operator, ...]:

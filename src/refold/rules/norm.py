@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from refold.algebra.operator import (
@@ -23,14 +24,17 @@ def merge_affines(op: Operator) -> Outcome:
     if not (isinstance(op, Sequence) and all(isinstance(part, Affine) for part in op.parts)):
         return None
     first, second = op.parts
-    assert isinstance(first, Affine) and isinstance(second, Affine)
+    assert isinstance(first, Affine)
+    assert isinstance(second, Affine)
     scale = _product(first.scale, second.scale)
     moved = None if first.shift is None else _product(first.shift, second.scale)
     shift = _plus(moved, second.shift)
     return Identity() if scale is None and shift is None else Affine(scale, shift)
 
 
-@rule("series", exact="always", source="W' = diag(s) W, b' = s b + t; RepVGG, arXiv:2101.03697, eq. 3")
+@rule(
+    "series", exact="always", source="W' = diag(s) W, b' = s b + t; RepVGG, arXiv:2101.03697, eq. 3"
+)
 def fold_affine_into_conv(op: Operator) -> Outcome:
     """A scale and shift after a convolution is a convolution, transposed and linear included."""
     match op:
@@ -59,12 +63,12 @@ def scale_outputs(conv: Conv, affine: Affine) -> Conv:
     weight, bias, channels = conv.weight, conv.bias, conv.out_channels
     _check(affine, channels)
     if affine.scale is not None:
-        scale = per_channel(affine.scale, channels)
+        scale = per_channel(affine.scale, channels, conv.weight.device)
         factors = scale.reshape(conv.groups, 1, -1) if conv.transposed else scale.reshape(-1, 1)
         weight = _multiply(weight, factors, conv.groups if conv.transposed else 0)
         bias = None if bias is None else wide(bias) * scale
     if affine.shift is not None:
-        shift = per_channel(affine.shift, channels)
+        shift = per_channel(affine.shift, channels, conv.weight.device)
         bias = shift if bias is None else wide(bias) + shift
     return Conv(weight, bias, conv.axes, conv.groups, conv.mode, conv.transposed)
 
@@ -74,21 +78,21 @@ def _scale_inputs(affine: Affine, conv: Conv) -> Outcome:
     _check(affine, channels)
     if affine.shift is not None and conv.zero_pads:
         return refuse(
-            "a shift meets the convolution's zero padding: at the border the padded zeros would have to "
-            "be shifted too"
+            "a shift meets the convolution's zero padding: at the border the padded zeros would "
+            "have to be shifted too"
         )
     if affine.shift is not None and conv.transposed and not conv.is_pointwise:
         return refuse("a shift before a transposed convolution does not reach every output alike")
     weight = conv.weight
     if affine.scale is not None:
-        scale = per_channel(affine.scale, channels)
+        scale = per_channel(affine.scale, channels, conv.weight.device)
         if conv.transposed:
             weight = _multiply(weight, scale.reshape(-1, 1), 0)
         else:
             weight = _multiply(weight, scale.reshape(conv.groups, 1, -1), conv.groups)
     bias = conv.bias
     if affine.shift is not None:
-        moved = response(conv, per_channel(affine.shift, channels))
+        moved = response(conv, per_channel(affine.shift, channels, conv.weight.device))
         bias = moved if bias is None else wide(bias) + moved
     return Conv(weight, bias, conv.axes, conv.groups, conv.mode, conv.transposed)
 
@@ -107,15 +111,13 @@ def response(conv: Conv, constant: Tensor) -> Tensor:
 
 
 def _multiply(weight: Tensor, factors: Tensor, groups: int) -> Tensor:
-    """Multiply the first axis (groups 0) or the second axis within each group.
-
-    The factors are float64, so the product is too, without a float64 copy of the weight in between.
-    """
+    """Multiply the first axis (groups 0) or the second axis within each group, in float64."""
     spare = (1,) * (weight.ndim - 2)
+    product = weight.to(torch.float64, copy=True)
     if not groups:
-        return weight * factors.reshape(-1, 1, *spare)
-    split = weight.unflatten(0, (groups, -1))
-    return (split * factors.reshape(groups, 1, -1, *spare)).flatten(0, 1)
+        return product.mul_(factors.reshape(-1, 1, *spare))
+    product.unflatten(0, (groups, -1)).mul_(factors.reshape(groups, 1, -1, *spare))
+    return product
 
 
 def _check(affine: Affine, channels: int) -> None:

@@ -23,7 +23,11 @@ def drop_empty_pad(op: Operator) -> Outcome:
             return None
 
 
-@rule("series", exact="both fill with zeros, or the window itself does not pad", source="padding adds up")
+@rule(
+    "series",
+    exact="both fill with zeros, or the window itself does not pad",
+    source="padding adds up",
+)
 def fold_pad_into_window(op: Operator) -> Outcome:
     """A pad before a convolution or an average pool is part of its window."""
     match op:
@@ -33,7 +37,9 @@ def fold_pad_into_window(op: Operator) -> Outcome:
             return None
 
 
-@rule("series", exact="the pad only crops", source="outputs that are not computed need not be cropped")
+@rule(
+    "series", exact="the pad only crops", source="outputs that are not computed need not be cropped"
+)
 def fold_crop_into_window(op: Operator) -> Outcome:
     """A crop after a convolution or an average pool is part of its window."""
     match op:

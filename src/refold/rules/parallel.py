@@ -50,7 +50,7 @@ def drop_zero_branches(op: Operator) -> Outcome:
     source="ACNet, arXiv:1908.03930, section 3.2; DBB, arXiv:2103.13425, Transforms II and VI",
 )
 def add_branches(op: Operator) -> Outcome:
-    """Convolutions of any kernels, dilations and groups, identities, scales and average pools are one convolution."""
+    """Convolutions, identities, scales and average pools on one value are one convolution."""
     if not isinstance(op, Sum):
         return None
     split = [split_branch(part) for part in op.parts]
@@ -68,7 +68,7 @@ def add_branches(op: Operator) -> Outcome:
 
 
 def split_branch(op: Operator) -> _Branch | None:
-    """Return a branch's source and its leaves, convolutions in all but name; None when it holds others."""
+    """Return a branch's source and its convolution-like leaves; None when it holds others."""
     parts = chain(op)
     source = parts[0] if isinstance(parts[0], Input) else None
     rest = (parts[1:] if source is not None else parts) or (Identity(),)
@@ -93,16 +93,12 @@ def branches_as_convs(chains: list[tuple[Operator, ...]], source: Input | None) 
 
 def _add_affines(ops: list[Operator]) -> Operator:
     """Return a x + s x + t x ... as one scale and shift."""
-    one = torch.ones((), dtype=torch.float64)
-    scales = [_scale(op, one) for op in ops]
-    shifts = [wide(op.shift) for op in ops if isinstance(op, Affine) and op.shift is not None]
-    device = next((t.device for t in scales + shifts if t.ndim), one.device)
-    total = reduce(torch.add, [scale.to(device) for scale in scales])
-    return Affine(total, reduce(torch.add, shifts) if shifts else None)
-
-
-def _scale(op: Operator, one: Tensor) -> Tensor:
-    return wide(op.scale) if isinstance(op, Affine) and op.scale is not None else one
+    affines = [op if isinstance(op, Affine) else Affine() for op in ops]
+    device = device_of(affines)
+    one = torch.ones((), dtype=torch.float64, device=device)
+    scales = [one if op.scale is None else wide(op.scale).to(device) for op in affines]
+    shifts = [wide(op.shift).to(device) for op in affines if op.shift is not None]
+    return Affine(reduce(torch.add, scales), reduce(torch.add, shifts) if shifts else None)
 
 
 def _add_convs(chains: list[tuple[Operator, ...]], source: Input | None) -> Conv:
@@ -111,14 +107,19 @@ def _add_convs(chains: list[tuple[Operator, ...]], source: Input | None) -> Conv
     keeps = any(not isinstance(leaf, Conv) for rest in chains for leaf in rest)
     if keeps and len(outputs) > 1:
         raise GeometryError(
-            f"an identity, scale or pooling branch needs equal channels, got {convs[0].in_channels} in "
-            f"and {sorted(outputs)} out"
+            "an identity, scale or pooling branch needs equal channels, got "
+            f"{convs[0].in_channels} in and {sorted(outputs)} out"
         )
     return add_convs(convs, any(conv.transposed and not conv.is_pointwise for conv in convs))
 
 
-def add_convs(convs: list[Conv], transposed: bool = False) -> Conv:
+def add_convs(convs: list[Conv], transposed: bool = False, *, reuse: bool = False) -> Conv:
     """Return the sum of convolutions as one: kernels placed in the union of their taps.
+
+    Args:
+        convs: the branches.
+        transposed: whether they scatter instead of gather.
+        reuse: whether a branch's float64 weight may be overwritten with the sum.
 
     Raises:
         GeometryError: with the reason why the kernels do not add.
@@ -131,7 +132,9 @@ def add_convs(convs: list[Conv], transposed: bool = False) -> Conv:
     groups = reduce(gcd, [conv.groups for conv in convs])
     whole = [i for i, conv in enumerate(convs) if conv.axes == axes and conv.groups == groups][:1]
     weight = (
-        convs[whole[0]].weight.to(torch.float64, copy=True) if whole else _zeros(convs, axes, groups)
+        convs[whole[0]].weight.to(torch.float64, copy=True)
+        if whole
+        else _zeros(convs, axes, groups)
     )
     for i, conv in enumerate(convs):
         if i not in whole:
@@ -170,6 +173,6 @@ def _taps(part: Axes, whole: Axes) -> tuple[slice, ...]:
 
 
 def _device(convs: list[Conv]) -> torch.device:
-    return next((c.weight.device for c in convs if c.weight.device.type != "cpu"), convs[0].weight.device)
-
-
+    return next(
+        (c.weight.device for c in convs if c.weight.device.type != "cpu"), convs[0].weight.device
+    )

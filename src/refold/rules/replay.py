@@ -1,7 +1,8 @@
 """Decide on shapes, then compute: a rewrite found on `meta` tensors, done again on the real ones.
 
-Trying rules costs nothing on tensors without storage, so the engine may try many and the arithmetic runs once, for the
-rewrites that were kept. This is sound because rules decide on structure and geometry only.
+Trying rules costs nothing on tensors without storage, so the engine may try many and the
+arithmetic runs once, for the rewrites that were kept. This is sound because rules decide on
+structure and geometry only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What a rule is: a pure function from a window of operators to an equal operator, a refusal, or None.
+"""What a rule is: a pure function from operators to an equal operator, a refusal, or None.
 
-None means "not my shape"; a `Refusal` means "my shape, but this precondition fails". Rules decide on structure and geometry,
-never on the values in tensors, so the same decisions are made on `meta` tensors.
+None means "not my shape"; a `Refusal` means "my shape, but this precondition fails". Rules decide
+on structure and geometry, never on the values in tensors, so the same decisions are made on `meta`
+tensors.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ class Rule:
 
     Args:
         name: verb and object, as reports print it.
-        window: what it is shown: two operators in series, the branches of a sum or of a concatenation, two
-            operators that may change places, a join followed by one operator, or (last, where growth is allowed)
-            two operators in series that nothing else has taken in.
+        window: what it is shown: two operators in series, the branches of a sum or of a
+            concatenation, two operators that may change places, a join followed by one
+            operator, or (last, where growth is allowed) two operators in series that nothing
+            else has taken in.
         exact: the condition under which the rewrite holds for every input.
         source: where it is published.
         function: the rewrite itself.

@@ -40,17 +40,21 @@ def merge_convs_in_series(op: Operator) -> Outcome:
     return _merge(*pair)
 
 
-@rule("last", exact="as two convolutions in series", source="pools, pads, scales and choices are convolutions")
+@rule(
+    "last",
+    exact="as two convolutions in series",
+    source="pools, pads, scales and choices are convolutions",
+)
 def merge_into_conv(op: Operator) -> Outcome:
-    """Two neighbours that are convolutions in all but name are one, where either tells the channels."""
-    match op:
-        case Sequence((first, second)) if not isinstance(first, Conv) and not isinstance(second, Conv):
-            channels, device = channels_into(first) or channels_into(second), device_of(op.parts)
-            if not channels or not device or not all(isinstance(p, (AvgPool, Pad, Affine, Select)) for p in op.parts):
-                return None
-            return chain_as_conv(op.parts, channels, rank_of(op.parts), device)
-        case _:
-            return None
+    """Two neighbours that are convolutions in all but name are one."""
+    kinds = (AvgPool, Pad, Affine, Select)
+    if not (isinstance(op, Sequence) and all(isinstance(part, kinds) for part in op.parts)):
+        return None
+    channels = next((n for n in map(channels_into, op.parts) if n is not None), None)
+    device = device_of(op.parts)
+    if channels is None or device is None:
+        return None
+    return chain_as_conv(op.parts, channels, rank_of(op.parts), device)
 
 
 def chain_as_conv(
@@ -71,7 +75,8 @@ def chain_as_conv(
     for part in parts[1:]:
         merged = _merge(whole, as_conv(part, whole.out_channels, rank, device))
         if not isinstance(merged, Conv):
-            raise GeometryError(merged.reason if isinstance(merged, Refusal) else "channels do not fit")
+            reason = merged.reason if isinstance(merged, Refusal) else "channels do not fit"
+            raise GeometryError(reason)
         whole = merged
     return whole
 
@@ -86,7 +91,7 @@ def _merge(first: Conv, second: Conv) -> Conv | Refusal | None:
 
 
 def _as_pair(first: Operator, second: Operator) -> tuple[Conv, Conv] | None:
-    """Return both as convolutions; pools next to pools stay pools, since their channels are unknown."""
+    """Return both as convolutions; two pools stay pools, since their channels are unknown."""
     if isinstance(first, Conv) and isinstance(second, (Conv, AvgPool)):
         return first, as_conv(second, first.out_channels, len(first.axes), first.weight.device)
     if isinstance(first, AvgPool) and isinstance(second, Conv):
@@ -100,18 +105,18 @@ def _border_refusal(first: Conv, second: Conv) -> Refusal | None:
         return None
     if second.mode == "zeros" and not all(_finds_zeros(a, b) for a, b in pairs):
         return refuse(
-            "the second convolution pads the map between the two, where the first one's kernel would "
-            "have read beyond the border"
+            "the second convolution pads the map between the two, where the first one's kernel "
+            "would have read beyond the border"
         )
     if second.mode == "zeros" and first.bias is not None:
         return refuse(
-            "a bias meets the second convolution's zero padding: padded positions would need the bias "
-            "too (pad before the 1x1, or pad with its bias)"
+            "a bias meets the second convolution's zero padding: padded positions would need the "
+            "bias too (pad before the 1x1, or pad with its bias)"
         )
     if second.mode != "zeros" and any(b.pads and not a.is_point for a, b in pairs):
         return refuse(
-            f"{second.mode} padding of what the first convolution computes is not, on every map, that "
-            "padding of its input"
+            f"{second.mode} padding of what the first convolution computes is not, on every map, "
+            "that padding of its input"
         )
     if first.mode != second.mode and any(axis.pads for axis in first.axes):
         return refuse(f"{first.mode} padding meets {second.mode} padding")

@@ -1,11 +1,15 @@
 """Large kernels a slice at a time: a few output channels after another, rounded as they come.
 
-Float64 copies of a whole large kernel cost more time in fresh memory than in arithmetic, and twice the model in space. Most
-large folds only scale and add dense kernels, and there each output channel can be computed by itself.
+Float64 copies of a whole large kernel cost more time in fresh memory than in arithmetic, and twice
+the model in space. Most large folds only scale and add dense kernels, and there each output
+channel can be computed by itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -27,7 +31,7 @@ from refold.rules.norm import scale_outputs
 from refold.rules.parallel import add_convs
 
 _WORTH_IT = 1 << 18  # smaller weights are folded whole
-_PER_SLICE = 1 << 18
+_PER_SLICE = 1 << 17
 _BY_CHANNEL = {"fold_affine_into_conv", "add_branches", "merge_affines"}
 
 
@@ -53,15 +57,37 @@ def fold_in_slices(rewrite: Rewrite, op: Operator) -> Operator | None:
     leads = [lead for lead, _ in kernels if lead is not None]
     if len(kernels) < len(arms) or len({lead.weight.dtype for lead in leads}) != 1:
         return None
-    weight = torch.empty(result.weight.shape, dtype=leads[0].weight.dtype, device=leads[0].weight.device)
-    biases: list[Tensor] = []
+    lead = leads[0].weight
+    weight = torch.empty(result.weight.shape, dtype=lead.dtype, device=lead.device)
     step = max(1, _PER_SLICE // result.weight[0].numel())
-    for start in range(0, result.out_channels, step):
+    starts = range(0, result.out_channels, step)
+
+    def fill(start: int) -> Tensor | None:
         rows = slice(start, min(start + step, result.out_channels))
-        piece = add_convs([_rows(arm, rows, result, weight.device) for arm in kernels])
-        weight[rows] = piece.weight
-        biases += [] if piece.bias is None else [piece.bias]
-    return sequence(source, replace(result, weight=weight, bias=torch.cat(biases) if biases else None))
+        with torch.no_grad():
+            piece = add_convs(
+                [_rows(arm, rows, result, lead.device) for arm in kernels], reuse=True
+            )
+            weight[rows] = piece.weight
+        return piece.bias
+
+    with _one_thread_each() as workers:
+        biases = [bias for bias in workers.map(fill, starts) if bias is not None]
+    return sequence(
+        source, replace(result, weight=weight, bias=torch.cat(biases) if biases else None)
+    )
+
+
+@contextmanager
+def _one_thread_each() -> Generator[ThreadPoolExecutor]:
+    """Share slices out among threads that compute alone: threads in step wait for each other."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(count) as workers:
+            yield workers
+    finally:
+        torch.set_num_threads(count)
 
 
 def _is_large(conv: Conv) -> bool:
@@ -74,11 +100,11 @@ _Arm = tuple[Conv | None, tuple[Affine, ...]]
 def _arm(branch: Operator) -> _Arm | None:
     """Return a branch as its dense convolution, None for the identity, and the scales after it."""
     source, *rest = chain(branch)
-    lead = rest.pop(0) if rest and isinstance(rest[0], Conv) else None
+    lead = rest[0] if rest and isinstance(rest[0], Conv) else None
     scales = tuple(op for op in rest if isinstance(op, Affine))
     dense = lead is None or (lead.groups == 1 and not lead.transposed)
-    fits = isinstance(source, Input) and dense and len(scales) == len(rest)
-    return (lead, scales) if fits else None
+    only = len(scales) + (lead is not None) == len(rest)
+    return (lead, scales) if isinstance(source, Input) and dense and only else None
 
 
 def _rows(arm: _Arm, rows: slice, result: Conv, device: torch.device) -> Conv:
@@ -92,7 +118,10 @@ def _rows(arm: _Arm, rows: slice, result: Conv, device: torch.device) -> Conv:
 
 def _conv_rows(conv: Conv, rows: slice) -> Conv:
     bias = None if conv.bias is None else conv.bias[rows]
-    return replace(conv, weight=conv.weight[rows], bias=bias)
+    weight = conv.weight[rows]
+    return replace(
+        conv, weight=weight.clone() if weight.dtype is torch.float64 else weight, bias=bias
+    )
 
 
 def _identity_rows(rows: slice, result: Conv, device: torch.device) -> Conv:

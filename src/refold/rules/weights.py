@@ -25,9 +25,10 @@ from refold.errors import GeometryError
 
 
 def blocks(weight: Tensor, groups: int, target: int) -> Tensor:
-    """Return a view (target, m, first/groups, m, second, *kernel) of a weight laid out for `target` groups.
+    """Return a weight of `target` groups as (target, m, first/groups, m, second, *kernel).
 
-    Only the diagonal over the two m axes is filled when a weight of `groups` groups is stored for fewer.
+    Only the diagonal over the two m axes is filled when a weight of `groups` groups is stored for
+    fewer.
     """
     ratio = groups // target
     return weight.unflatten(0, (target, ratio, -1)).unflatten(3, (ratio, -1))
@@ -68,9 +69,10 @@ def add_blocks(total: Tensor, weight: Tensor, groups: int, target: int) -> None:
     view[:, diagonal, :, diagonal] += part.to(total.dtype)
 
 
-def per_channel(vector: Tensor, channels: int) -> Tensor:
-    """Return a scale or shift as one float64 value per channel."""
-    return wide(vector).expand(channels) if vector.ndim == 0 else wide(vector)
+def per_channel(vector: Tensor, channels: int, device: torch.device | None) -> Tensor:
+    """Return a scale or shift as one float64 value per channel, on the device of what it meets."""
+    moved = wide(vector).to(device)
+    return moved.expand(channels) if vector.ndim == 0 else moved
 
 
 def channels_into(op: Operator) -> int | None:
@@ -100,16 +102,16 @@ def rank_of(parts: tuple[Operator, ...]) -> int:
 
 
 def device_of(parts: Iterable[Operator]) -> torch.device | None:
-    """Return where the first tensor of these leaves lives, None when they hold none."""
-    for part in parts:
-        for value in vars(part).values():
-            if isinstance(value, Tensor):
-                return value.device
-    return None
+    """Return where the largest rank of tensor in these leaves lives, None when they hold none.
+
+    A factor without axes may live anywhere: it is moved to the weights that it meets.
+    """
+    found = [v for part in parts for v in vars(part).values() if isinstance(v, Tensor)]
+    return max(found, key=Tensor.dim).device if found else None
 
 
 def turned(conv: Conv, transposed: bool = False) -> Conv:
-    """Return a pointwise convolution in the layout asked for: there, to scatter and to gather is the same.
+    """Return a pointwise convolution that scatters or gathers: there, both are the same.
 
     Any other convolution comes back as it is.
 
@@ -128,10 +130,12 @@ def as_conv(
 ) -> Conv:
     """Return an operator that is a convolution in all but name as a convolution.
 
-    Identity, scale and shift, average pool, zero pad and crop become depthwise, a choice of channels dense.
+    Identity, scale and shift, average pool, zero pad and crop become depthwise, a choice of
+    channels dense.
 
     Raises:
-        GeometryError: when the number of channels is unknown or does not fit, or a ring is not of zeros.
+        GeometryError: when the number of channels is unknown or does not fit, or a ring is not of
+            zeros.
 
     Source: DBB, arXiv:2103.13425, Transforms V and VI; RepVGG, arXiv:2101.03697, section 3.3.
     """
@@ -155,10 +159,10 @@ def as_conv(
         sized = [v for v in (op.scale, op.shift) if v is not None and v.ndim == 1]
         if any(vector.shape[0] != channels for vector in sized):
             raise GeometryError(f"{sized[0].shape[0]} scales do not fit {channels} channels")
-        device = next((v.device for v in (op.scale, op.shift) if v is not None), device)
+        device = device or device_of([op])
         ones = torch.ones(channels, dtype=torch.float64, device=device)
-        scale = ones if op.scale is None else per_channel(op.scale, channels)
-        shift = None if op.shift is None else per_channel(op.shift, channels)
+        scale = ones if op.scale is None else per_channel(op.scale, channels, device)
+        shift = None if op.shift is None else per_channel(op.shift, channels, device)
         return _diagonal(scale, shift, points(rank))
     raise GeometryError(f"{type(op).__name__} is not a convolution")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from refold.algebra.cost import work
 from refold.algebra.operator import (
@@ -34,13 +35,13 @@ class Witness:
     whole: Callable[[Operator], Operator]
 
     def look(self, op: Operator) -> list[Refusal]:
-        """Return a refusal for every pair of neighbours below `op` that a rule could have been about."""
+        """Return a refusal for every pair of neighbours that a rule could have been about."""
         found: list[Refusal] = []
         if isinstance(op, (Sequence, Sum, Concat)):
             for part in op.parts:
                 found.extend(self.look(part))
         if isinstance(op, Sequence):
-            for a, b in zip(op.parts, op.parts[1:], strict=False):
+            for a, b in pairwise(op.parts):
                 found.extend(self._ask(Sequence((a, b)), "series"))
         elif isinstance(op, Sum):
             found.extend(self._ask_sum(op))
@@ -63,7 +64,7 @@ class Witness:
             by_source.setdefault(source_of(part), []).append(part)
         found: list[Refusal] = []
         for branches in by_source.values():
-            for first, second in zip(branches, branches[1:], strict=False):
+            for first, second in pairwise(branches):
                 whole = [self.whole(branch) for branch in (first, second)]
                 found.extend(self._ask(Sum(tuple(whole)), "parallel"))
         return found
@@ -71,18 +72,16 @@ class Witness:
 
 def _costlier(rule: Rule, before: Operator, after: Operator) -> Refusal:
     reason = (
-        f"costlier: {work(after):.0f} multiply-adds per input position instead of {work(before):.0f}; "
-        "allow_growth=True merges them all the same"
+        f"costlier: {work(after):.0f} multiply-adds per input position instead of "
+        f"{work(before):.0f}; allow_growth=True merges them all the same"
     )
     return Refusal(rule.name, reason, leaves(before), costlier=True)
 
 
 def source_of(op: Operator) -> object:
-    """Return the key of the value a branch starts from; None when it starts from the operator's own input."""
+    """Return the key of the value a branch starts from, None for the operator's own input."""
     first = chain(op)[0]
     while isinstance(first, (Sum, Concat)):
         sources = {source_of(part) for part in first.parts}
         return sources.pop() if len(sources) == 1 else id(first)
     return first.key if isinstance(first, Input) else None
-
-

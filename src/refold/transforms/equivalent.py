@@ -6,14 +6,14 @@ from typing import cast
 
 from torch import Tensor, fx, nn
 
-from refold.algebra.operator import Conv, Input, Operator, chain
+from refold.algebra.operator import Conv, Operator, chain
 from refold.errors import NotAffineError, RefusedError
 from refold.graph.alias import tainted
 from refold.graph.capture import Capture, capture_all
 from refold.graph.constants import Constants
 from refold.graph.lift import Lifter
 from refold.graph.region import Regions
-from refold.graph.shapes import find_shapes
+from refold.graph.shapes import Shapes, find_shapes
 from refold.graph.skeleton import skeleton
 from refold.rules.engine import Rewrite, simplify
 from refold.rules.replay import Replay
@@ -45,37 +45,48 @@ def equivalent_conv(module: nn.Module, example: Tensor) -> Conv:
 
     Source: RepVGG, arXiv:2101.03697, section 3.3, whose weight decay needs the gradient.
     """
-    found = _captured(skeleton(module).eval(), example)
-    lifter = Lifter(found, Constants(found), _shapes(found, example), tainted(found.graph))
-    op = _expression(found, lifter)
-    replay = Replay()
-    rewrite = simplify(replay.stand_in(op), allow_growth=True)
-    source, *rest = chain(replay.run(rewrite))
-    if len(rest) == 1 and isinstance(rest[0], Conv) and isinstance(source, Input):
-        return rest[0]
-    raise RefusedError(f"{type(module).__name__} is not one convolution: {_reasons(rewrite)}")
+    found = _captured(skeleton(module).eval() if _trains(module) else module)
+    entry = {node: tuple(example.shape) for node in found.graph.nodes if node.op == "placeholder"}
+    rewrite = _simplified(found, entry)
+    if rewrite is None or _as_conv(rewrite[0].op) is None:  # now with the shapes of all values
+        rewrite = _simplified(found, find_shapes(module, [found], (example,))[0])
+    name = type(module).__name__
+    if rewrite is None:
+        raise NotAffineError(f"{name} is not affine from its input to its output")
+    conv = _as_conv(rewrite[1].run(rewrite[0]))
+    if conv is None:
+        raise RefusedError(f"{name} is not one convolution: {_reasons(rewrite[0])}")
+    return conv
 
 
-def _captured(module: nn.Module, example: Tensor) -> Capture:
+def _trains(module: nn.Module) -> bool:
+    return any(part.training for part in module.modules())
+
+
+def _captured(module: nn.Module) -> Capture:
     found = capture_all(module)
-    if len(found.captures) == 1 and found.captures[0].path == "":
-        return found.captures[0]
+    whole = [capture for capture in found.captures if capture.path == ""]
+    if whole:
+        return whole[0]
     reasons = "; ".join(f"{path or 'itself'}: {reason}" for path, reason in found.failures.items())
     raise NotAffineError(f"{type(module).__name__} cannot be traced: {reasons}")
 
 
-def _shapes(found: Capture, example: Tensor) -> dict[fx.Node, tuple[int, ...]]:
-    return find_shapes(found.module, [found], (example,))[0]
-
-
-def _expression(found: Capture, lifter: Lifter) -> Operator:
-    """Return what the module's output is, up to its input."""
+def _simplified(found: Capture, shapes: Shapes) -> tuple[Rewrite, Replay] | None:
+    """Return what the module's output is, as few operators on its input, if it is affine."""
+    lifter = Lifter(found, Constants(found), shapes, tainted(found.graph))
     output = next(node for node in found.graph.nodes if node.op == "output")
     region = Regions(lifter).region(cast(fx.Node, output.args[0]))
-    if region is None or len(region.inputs) != 1 or region.inputs[0].op != "placeholder":
-        name = type(found.module).__name__
-        raise NotAffineError(f"{name} is not affine from its input to its output")
-    return region.op
+    if region is None or [source.op for source in region.inputs] != ["placeholder"]:
+        return None
+    replay = Replay()
+    return simplify(replay.stand_in(region.op), allow_growth=True), replay
+
+
+def _as_conv(op: Operator) -> Conv | None:
+    parts = chain(op)
+    conv = parts[-1]
+    return conv if len(parts) == 2 and isinstance(conv, Conv) else None
 
 
 def _reasons(rewrite: Rewrite) -> str:

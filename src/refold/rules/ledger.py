@@ -1,0 +1,94 @@
+"""What the engine writes down: the rewrites it keeps, what they are worth, and what was tried in vain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from refold.algebra.cost import measure, work
+from refold.algebra.operator import Operator, Sequence, leaves
+from refold.errors import RuleLoopError
+from refold.rules.rule import Rule
+
+_SLIP = 1 + 1e-9
+
+
+@dataclass(frozen=True)
+class Step:
+    """One accepted rewrite: the rule, the window it was shown and what it made of it."""
+
+    rule: Rule
+    window: Operator
+    after: Operator
+
+
+_Key = tuple[object, ...]
+
+
+@dataclass
+class Ledger:
+    """The accounts of one run.
+
+    Args:
+        rules: tried in this order.
+        allow_growth: whether a rewrite may need more multiply-adds.
+        steps: the rewrites kept so far.
+        pending: rewrites that made a branch whole, by the branch, kept only when the branch is used.
+        memory: what was finished or tried in vain, shared by all trials of a run: nested joins would
+            otherwise be gone through again at every level.
+    """
+
+    rules: tuple[Rule, ...]
+    allow_growth: bool
+    steps: list[Step] = field(default_factory=list[Step])
+    pending: dict[int, list[Step]] = field(default_factory=dict[int, list[Step]])
+    memory: dict[_Key, Operator] = field(default_factory=dict[_Key, Operator])
+
+    def accepts(self, rule: Rule, before: Operator, after: Operator) -> bool:
+        """Whether a fold is kept.
+
+        Raises:
+            RuleLoopError: when it does not lower the measure: a defect of the rule.
+        """
+        if measure(after) >= measure(before):
+            raise RuleLoopError(f"{rule.name} does not lower the measure of {before}")
+        return self._is_affordable(before, after)
+
+    def pays(self, before: Operator, after: Operator) -> bool:
+        """Whether a merge lowers the measure at no cost that was not allowed."""
+        return measure(after) < measure(before) and self._is_affordable(before, after)
+
+    def improves(self, before: Operator, after: Operator) -> bool:
+        """Whether a move led to fewer leaves at no cost that was not allowed."""
+        return len(leaves(after)) < len(leaves(before)) and self._is_affordable(before, after)
+
+    def record(self, rule: Rule, before: Operator, after: Operator) -> None:
+        """Keep a rewrite."""
+        self.steps.append(Step(rule, before, after))
+
+    def settle(self, full: list[Operator]) -> None:
+        """Keep the rewrites that made these branches whole, now that they are used."""
+        for part in full:
+            self.steps.extend(self.pending.pop(id(part), []))
+
+    def is_final(self, op: Operator) -> bool:
+        """Whether this very operator came out of a reduction."""
+        return (self.allow_growth, id(op)) in self.memory
+
+    def finish(self, op: Operator) -> None:
+        """Remember the result of a reduction."""
+        self.memory[self.allow_growth, id(op)] = op
+
+    def is_futile(self, rule: Rule, window: Sequence) -> bool:
+        """Whether these very neighbours were exchanged before, and nothing was gained."""
+        return self._key(rule, window) in self.memory
+
+    def give_up(self, rule: Rule, window: Sequence) -> None:
+        """Remember an exchange in vain, with its operators, so that their identities stay theirs."""
+        self.memory[self._key(rule, window)] = window
+
+    def _key(self, rule: Rule, window: Sequence) -> _Key:
+        before, after = window.parts
+        return rule.name, self.allow_growth, id(before), id(after)
+
+    def _is_affordable(self, before: Operator, after: Operator) -> bool:
+        return self.allow_growth or work(after) <= work(before) * _SLIP
