@@ -1,4 +1,4 @@
-"""Random containers: chains, sums and concatenations of branches, in the ways forwards write them."""
+"""Random containers: chains, sums and concatenations of branches, as forwards write them."""
 
 from __future__ import annotations
 
@@ -196,13 +196,15 @@ class Dresser:
         heads = [chain(part)[0] for part in op.parts]
         picks = [head for head in heads if isinstance(head, Select)]
         read = [i for pick in picks for i in pick.index]
-        if len(picks) < len(heads) or read != list(range(picks[0].channels)) or self.rng.random() < 0.3:
+        whole = len(picks) == len(heads) and read == list(range(picks[0].channels))
+        if not whole or self.rng.random() < 0.3:
             return None
         dim, sizes = -1 - self.rank, [len(pick.index) for pick in picks]
         rest = [self.dress(Sequence(chain(part)[1:])) for part in op.parts]
         cuts = [lambda x: torch.split(x, sizes, dim), lambda x: x.split(sizes, dim=dim)]
         if len(set(sizes)) == 1:
-            cuts += [lambda x: x.chunk(len(sizes), dim), lambda x: torch.chunk(x, len(sizes), dim=dim)]
+            count = len(sizes)
+            cuts += [lambda x: x.chunk(count, dim), lambda x: torch.chunk(x, count, dim=dim)]
         return Split(rest, self.rng.choice(cuts), dim)
 
     def meet(self, op: Operator) -> nn.Module:

@@ -19,14 +19,11 @@ WIDE = {"dtype": torch.float64}
 
 @pytest.fixture
 def draw(generator: torch.Generator) -> Any:
-    """Return random float64 tensors of a shape."""
     return lambda *shape: torch.randn(*shape, generator=generator, **WIDE)
 
 
 @pytest.fixture
 def statistics(draw: Any) -> Any:
-    """Return mean, var, gamma (of both signs) and beta for some channels."""
-
     def make(channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         gamma = draw(channels)
         gamma[0], gamma[-1] = -0.7, 0.9
@@ -131,18 +128,13 @@ def test_branches_that_do_not_fit(draw: Any) -> None:
             join([first, first], groups=(1, 1, 1))
 
 
-@pytest.mark.parametrize(
-    ("small", "large", "dilation"),
-    [
-        ((1, 3), (3, 3), 1),
-        ((3, 1), (3, 5), 1),
-        ((1,), (7,), 1),
-        ((2, 2), (4, 6), 1),
-        ((3, 3), (7, 7), 3),
-        ((3, 2), (9, 5), (4, 2)),
-        ((3, 1, 3), (5, 3, 5), 2),
-    ],
-)
+SCALES: list[tuple[Any, Any, Any]] = [
+    ((1, 3), (3, 3), 1), ((3, 1), (3, 5), 1), ((1,), (7,), 1), ((2, 2), (4, 6), 1),
+    ((3, 3), (7, 7), 3), ((3, 2), (9, 5), (4, 2)), ((3, 1, 3), (5, 3, 5), 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("small", "large", "dilation"), SCALES)
 def test_multi_scale(small: Any, large: Any, dilation: Any, draw: Any) -> None:
     ndim = len(small)
     gaps = (dilation,) * ndim if isinstance(dilation, int) else dilation
@@ -156,9 +148,9 @@ def test_multi_scale(small: Any, large: Any, dilation: Any, draw: Any) -> None:
 
 
 def test_multi_scale_refuses_what_has_no_centre(draw: Any) -> None:
-    for kernel, dilation in ((4, 1), (1, 1), (5, 3)):
+    for kernel, gap in ((4, 1), (1, 1), (5, 3)):
         with pytest.raises(GeometryError, match="no centred place"):
-            T.multi_scale(draw(2, 2, 3), kernel, dilation=dilation)
+            T.multi_scale(draw(2, 2, 3), kernel, dilation=gap)
     with pytest.raises(GeometryError, match="does not fit 1 spatial axes"):
         T.multi_scale(draw(2, 2, 3), (5, 5))
 

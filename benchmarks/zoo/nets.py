@@ -36,14 +36,25 @@ class Net:
     def build(self) -> nn.Module:
         """Return the network with random weights in eval mode."""
         torch.manual_seed(0)
-        return _BUILDERS[self.source](self).eval()
+        model = _BUILDERS[self.source](self)
+        return (Listed(model) if self.listed else model).eval()
 
     def example(self) -> tuple[Any, ...]:
-        """Return random input: two images, or the list of two that a detector takes."""
-        images = torch.randn(
-            2, 3, self.size, self.size, generator=torch.Generator().manual_seed(1)
-        ).double()
-        return ([image.sigmoid() for image in images],) if self.listed else (images,)
+        """Return two random images in float64."""
+        generator = torch.Generator().manual_seed(1)
+        return (torch.randn(2, 3, self.size, self.size, generator=generator).double(),)
+
+
+class Listed(nn.Module):
+    """A detector that takes a batch: it wants a list of images, and answers in dictionaries."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        """Return boxes, labels and scores of every image."""
+        return self.detector([image.sigmoid() for image in images])
 
 
 def _timm(net: Net) -> nn.Module:
@@ -90,7 +101,7 @@ _TIMM = {
 
 # Networks whose input size is part of their parameters.
 _TIMM_SIZED = {
-    "levit_128s": 64, "levit_conv_128s": 64, "vit_tiny_patch16_224": 64, "efficientformer_l1": 64,
+    "levit_128s": 128, "levit_conv_128s": 128, "vit_tiny_patch16_224": 64,
     "swin_tiny_patch4_window7_224": 64,
 }  # fmt: skip
 

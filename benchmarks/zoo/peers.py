@@ -18,10 +18,13 @@ def fold_with_peer(model: nn.Module, source: str) -> tuple[nn.Module, str]:
     from timm.utils import reparameterize_model
 
     folded = reparameterize_model(copied)
+    note = ""
+    if len({tensor.dtype for tensor in folded.parameters()}) > 1:
+        note, folded = "timm puts float32 layers into the float64 network", folded.double()
     try:
-        return fuse(folded.eval()), ""
+        return fuse(folded.eval()), note
     except Exception as error:  # whatever fx cannot trace it does not fold
-        return folded, f"fx.fuse: {first_words(error)}"
+        return folded, f"{note}; fx.fuse: {first_words(error)}".removeprefix("; ")
 
 
 def _fuse_ultralytics(model: Any) -> nn.Module:

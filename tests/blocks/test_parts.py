@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import refold
 from blocks.cells import BLOCKS, Cell, enliven, error, layers
 from refold import blocks, registry
-from refold.blocks.layers import IdentityConv, SqueezeExcite, WindowMean
+from refold.blocks.layers import SqueezeExcite, WindowMean
 from refold.blocks.spec import ConvSpec
 from refold.errors import GeometryError, InputError, NotAffineError, RefusedError
 from refold.transforms import equivalent_conv
@@ -80,10 +80,12 @@ def test_without_it_the_border_would_be_wrong(generator: torch.Generator) -> Non
 # -- layers ---------------------------------------------------------------------------------------
 
 
-def test_an_identity_convolution_starts_as_the_identity(x: Tensor) -> None:
-    layer = IdentityConv(4, 2, 2, dtype=torch.float64)
-    assert torch.equal(layer(x), x)
-    assert list(layer.state_dict()) == ["weight"]
+def test_a_pointwise_branch_starts_as_the_identity(x: Tensor) -> None:
+    block = blocks.DiverseBranchBlock(4, 4, 3, padding=1, groups=2, dtype=torch.float64).eval()
+    branch = block.get_submodule("dbb_1x1_kxk")
+    later = [branch.get_submodule(name) for name in ("bn1", "conv2", "bn2")]
+    with torch.no_grad():
+        assert torch.equal(branch(x), nn.Sequential(*later)(x))
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
@@ -144,7 +146,7 @@ def test_a_single_start_is_the_main_branch_alone(name: str, x: Tensor) -> None:
     )  # fresh norms divide by sqrt(1 + eps)
 
 
-@pytest.mark.parametrize("name", [n for n in BLOCKS if n not in ("dbb", "orepa")])
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name != "orepa"])
 def test_the_equal_kernel_is_differentiable_in_both_modes(
     name: str, generator: torch.Generator
 ) -> None:

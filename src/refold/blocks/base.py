@@ -98,6 +98,9 @@ class BranchedBlock(nn.Module):
     def get_equivalent_kernel_bias(self) -> tuple[Tensor, Tensor]:
         """Return weight and bias of the equal convolution, differentiable, in the block's dtype.
 
+        Running statistics stand for batch statistics in training mode too. See `equivalent_conv`
+        for what gets no gradient.
+
         Shape:
             weight as the plain convolution's; bias (out_channels,).
         """

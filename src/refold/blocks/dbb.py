@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from refold.blocks.base import Activation, BranchedBlock
-from refold.blocks.layers import BNAndPad, IdentityConv, Maker, avg_pool, chain
+from refold.blocks.layers import BNAndPad, Maker, avg_pool, chain
 from refold.blocks.spec import ConvSpec, Size
 from refold.errors import GeometryError
 from refold.registry import register_block
@@ -89,7 +89,7 @@ class DiverseBranchBlock(BranchedBlock):
         point = None if spec.is_depthwise else spec.smaller((1,) * ndim)
         self.dbb_1x1 = None if point is None else make.conv_norm(*point)
         self.dbb_avg = _averaged(spec, make)
-        self.dbb_1x1_kxk = _pointwise_first(spec, inner, make)
+        self.dbb_1x1_kxk = _PointwiseFirst(spec, inner, make)
         if single_init:
             self.single_init()
         self._finish(deploy, device)
@@ -125,15 +125,20 @@ def _averaged(spec: ConvSpec, make: Maker) -> nn.Sequential:
     return chain(conv=conv, bn=norm, avg=pool, avgbn=last)
 
 
-def _pointwise_first(spec: ConvSpec, inner: int, make: Maker) -> nn.Sequential:
-    """Return the branch of a 1x1 and a KxK; a 1x1 that keeps the width starts as identity."""
-    unpadded = replace(spec, in_channels=inner, padding=(0,) * spec.ndim)
-    keeps = inner == spec.in_channels
-    start = IdentityConv(inner, spec.groups, spec.ndim, **make.options) if keeps else None
-    return chain(
-        idconv1=start,
-        conv1=None if keeps else make.conv(_pointwise(spec, inner)),
-        bn1=BNAndPad(make.norm(inner, spec.ndim), spec.padding),
-        conv2=make.conv(unpadded),
-        bn2=make.norm(spec.out_channels, spec.ndim),
-    )
+class _PointwiseFirst(nn.Module):
+    """The branch of a 1x1 and a KxK; a 1x1 that keeps the width is added to its own input."""
+
+    def __init__(self, spec: ConvSpec, inner: int, make: Maker) -> None:
+        super().__init__()
+        self.first = "idconv1" if inner == spec.in_channels else "conv1"
+        self.add_module(self.first, make.conv(_pointwise(spec, inner)))
+        if self.first == "idconv1":
+            nn.init.zeros_(cast(nn.Conv2d, self.idconv1).weight)
+        self.bn1 = BNAndPad(make.norm(inner, spec.ndim), spec.padding)
+        self.conv2 = make.conv(replace(spec, in_channels=inner, padding=(0,) * spec.ndim))
+        self.bn2 = make.norm(spec.out_channels, spec.ndim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the branch's value; shape as the main convolution's."""
+        mixed = getattr(self, self.first)(x)
+        return self.bn2(self.conv2(self.bn1(x + mixed if self.first == "idconv1" else mixed)))

@@ -151,44 +151,6 @@ class BNAndPad(nn.Module):
         return cast(Tensor, op.shift)
 
 
-class IdentityConv(nn.Module):
-    """A pointwise convolution that starts as the identity: I + `weight`, `weight` at zero.
-
-    Args:
-        channels: in and out.
-        groups: of the convolution.
-        ndim: spatial axes.
-        device: of the weight.
-        dtype: of the weight.
-
-    Shape:
-        weight (C, C/groups, 1, ...).
-
-    Source: DBB, arXiv:2103.13425, section 3.3.
-    """
-
-    eye: Tensor
-
-    def __init__(
-        self,
-        channels: int,
-        groups: int,
-        ndim: int,
-        *,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.groups, self.ndim = groups, ndim
-        eye = avg_pool_to_conv(channels, 1, groups=groups, ndim=ndim, dtype=dtype).to(device)
-        self.weight = nn.Parameter(torch.zeros_like(eye))
-        self.register_buffer("eye", eye, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the pointwise convolution of x."""
-        return CONVOLVE[self.ndim](x, self.weight + self.eye, groups=self.groups)
-
-
 class WindowMean(nn.Module):
     """An average over a convolution's windows, border zeros counted.
 
@@ -267,8 +229,6 @@ class SqueezeExcite(nn.Module):
         return x * second(first(x.mean(self.axes, keepdim=True)).relu()).sigmoid()
 
 
-def chain(**layers: nn.Module | None) -> nn.Sequential:
-    """Return named layers in a row, those that are None left out."""
-    return nn.Sequential(
-        OrderedDict((name, layer) for name, layer in layers.items() if layer is not None)
-    )
+def chain(**layers: nn.Module) -> nn.Sequential:
+    """Return named layers in a row."""
+    return nn.Sequential(OrderedDict(layers))

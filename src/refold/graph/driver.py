@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from refold.errors import InputError, RefusedError
 from refold.graph.alias import tainted
@@ -24,6 +26,7 @@ from refold.graph.shapes import Shapes, as_arguments, find_shapes
 from refold.graph.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.surgery import Editor
 from refold.graph.survey import survey
+from refold.graph.tracer_leaves import NO_FORWARD
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,7 @@ def fold_model(
         InputError: when the model cannot be copied or cannot run on the example.
     """
     plain = unwrap(_checked(model))
-    if plain.training:
+    if _trains(plain):
         raise RefusedError(
             "the model is in training mode, where norms use the batch; call model.eval() first"
         )
@@ -69,7 +72,7 @@ def fold_model(
             target, done, left = _fold_capture(capture, known, target, allow_growth)
         folds.extend(done)
         kept.extend(left)
-    kept.extend(Kept(path, reason) for path, reason in found.failures.items())
+    kept.extend(Kept(path, why) for path, why in found.failures.items() if why != NO_FORWARD)
     if inplace:
         plain.__class__, plain.__dict__ = target.__class__, target.__dict__
         return Outcome(plain, tuple(folds), tuple(kept))
@@ -81,6 +84,20 @@ def _checked(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}")
     return model
+
+
+def _trains(model: nn.Module) -> bool:
+    """Return whether the model would behave as in training.
+
+    A graph says itself how each call runs (an exported one cannot even be switched): there, only its
+    layers tell.
+    """
+    if not isinstance(model, fx.GraphModule):
+        return model.training
+    return any(module.training for module in model.modules() if isinstance(module, _MODAL))
+
+
+_MODAL = (_NormBase, _DropoutNd)
 
 
 def _fold_capture(

@@ -150,7 +150,9 @@ def _cropped(module: Cropped, source: fx.Node, shape: Shape) -> Lifted:
 
 
 def _scale_shift(module: ScaleShift, source: fx.Node, shape: Shape) -> Lifted:
-    return unary(source, Affine(module.weight, module.bias), rank=module.rank, keeps_shape=True)
+    vectors = [v for v in (module.weight, module.bias) if v is not None and v.ndim]
+    rank = module.rank if vectors else None  # a number fits any
+    return unary(source, Affine(module.weight, module.bias), rank=rank, keeps_shape=True)
 
 
 def _crop(module: Crop, source: fx.Node, shape: Shape) -> Lifted:

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from refold.graph.frames import Frame, frame_of, nodes_in, walk
 
+NO_FORWARD = "it has no forward"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _CHECKS = {"_assert", "_check", "_check_value", "_check_is_size", "_assert_async", "assert_fn"}
 _QUERY_METHODS = {"size", "dim", "numel", "ndimension", "is_floating_point"}
@@ -70,7 +71,7 @@ def untraceable_reason(module: nn.Module) -> str | None:
     if "forward" in module.__dict__:
         return "its forward is replaced on the instance"
     if type(module).forward is nn.Module.forward:
-        return "it has no forward"
+        return NO_FORWARD
     if type(module).__module__.startswith("torch.nn.parallel"):
         return "it runs its network on several devices"
     return None

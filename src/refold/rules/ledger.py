@@ -1,4 +1,4 @@
-"""What the engine writes down: the rewrites it keeps, what they are worth, and what was tried in vain."""
+"""What the engine writes down: rewrites kept, what they are worth, what was tried in vain."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Ledger:
         rules: tried in this order.
         allow_growth: whether a rewrite may need more multiply-adds.
         steps: the rewrites kept so far.
-        pending: rewrites that made a branch whole, by the branch, kept only when the branch is used.
-        memory: what was finished or tried in vain, shared by all trials of a run: nested joins would
-            otherwise be gone through again at every level.
+        pending: rewrites that made a branch whole, by the branch, kept when the branch is used.
+        memory: what was finished or tried in vain, shared by all trials of a run: nested joins
+            would otherwise be gone through again at every level.
     """
 
     rules: tuple[Rule, ...]
@@ -83,7 +83,7 @@ class Ledger:
         return self._key(rule, window) in self.memory
 
     def give_up(self, rule: Rule, window: Sequence) -> None:
-        """Remember an exchange in vain, with its operators, so that their identities stay theirs."""
+        """Remember an exchange in vain, and its operators, so that their identities stay theirs."""
         self.memory[self._key(rule, window)] = window
 
     def _key(self, rule: Rule, window: Sequence) -> _Key:

@@ -23,7 +23,8 @@ def equivalent_conv(module: nn.Module, example: Tensor) -> Conv:
     """Return the one convolution that `module` computes in eval mode, float64 and differentiable.
 
     Running statistics stand for batch statistics, whatever mode the module is in; it is not
-    changed.
+    changed. A kernel that the forward computes from parameters counts as a constant: no gradient
+    reaches those parameters.
 
     Args:
         module: any affine module of one input.
