@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from refold import blocks as blocks
+from refold import transforms as transforms
 from refold.bench import benchmark as benchmark
 from refold.checkpoint import load_checkpoint as load_checkpoint
 from refold.errors import RefoldError as RefoldError

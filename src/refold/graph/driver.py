@@ -89,8 +89,8 @@ def _checked(model: Any) -> nn.Module:
 def _trains(model: nn.Module) -> bool:
     """Return whether the model would behave as in training.
 
-    A graph says itself how each call runs (an exported one cannot even be switched): there, only its
-    layers tell.
+    A graph says itself how each call runs (an exported one cannot even be switched):
+    there, only its layers tell.
     """
     if not isinstance(model, fx.GraphModule):
         return model.training

@@ -71,6 +71,7 @@ class Emitter:
         new = [leaf for leaf in leaves(op) if self.result.is_new(leaf)]
         self.modules = {id(leaf): self._lower(leaf) for leaf in new}
         self.hosts: Hosts | None = find_hosts(lifter, self.result)
+        self._check_time()
         if self.hosts is not None:
             check_chain(self.result, self.hosts)
         else:
@@ -78,9 +79,15 @@ class Emitter:
 
     def write(self) -> Emitted:
         """Write the expression into the graph."""
+        reason = self.lifter.tainted.get(self.region.root)
         if self.hosts is not None:
-            return write_chain(self.lifter, self.editor, self.result, self.hosts, self.modules)
-        self._write_anew()
+            chain = self.lifter, self.editor, self.result, self.hosts, self.modules
+            self.emitted = write_chain(*chain)
+        else:
+            self._write_anew()
+        if reason is not None:
+            for node in (*self.region.nodes, *self.made):
+                self.lifter.taint(node, reason)
         return self.emitted
 
     def _lower(self, leaf: Operator) -> nn.Module:
@@ -98,6 +105,13 @@ class Emitter:
             return list(module.parameters()) or list(module.buffers())
         found = [self.lifter.constants.value(arg) for arg in node.all_input_nodes]
         return [value for value in found if isinstance(value, Tensor)]
+
+    def _check_time(self) -> None:
+        """Refuse to read a value that changes in place at any time but its own."""
+        changing = [self.lifter.tainted[n] for n in self.region.inputs if n in self.lifter.tainted]
+        stays = self.hosts and self.hosts[0][1] is self.region.nodes[0]
+        if changing and not stays:
+            raise RefusedError(changing[0])
 
     # -- shapes that are asked for
     # ------------------------------------------------------------------------
@@ -260,7 +274,7 @@ _NAMES = {"Conv": "conv", "Affine": "scale", "AvgPool": "pool", "Pad": "pad", "S
 
 
 def _is_number(op: Operator) -> bool:
-    """Return whether a leaf scales every channel alike, so that nobody has to know where they lie."""
+    """Return whether a leaf scales every channel alike, wherever the channel axis lies."""
     vectors = (op.scale, op.shift) if isinstance(op, Affine) else ()
     return isinstance(op, Affine) and all(v is None or v.ndim == 0 for v in vectors)
 

@@ -19,9 +19,10 @@ from refold.algebra.operator import (
     chain,
     leaves,
 )
+from refold.graph.layout import reads_shape_only
 from refold.graph.lift import Lifter
 from refold.graph.piece import Piece
-from refold.graph.region import Region, reads_shape_only
+from refold.graph.region import Region
 
 Provenance = dict[int, frozenset[fx.Node]]
 

@@ -22,7 +22,8 @@ from refold.algebra.operator import (
     leaves,
 )
 from refold.graph.fold import FoldPass
-from refold.graph.region import Region, Regions, reads_shape_only
+from refold.graph.layout import reads_shape_only
+from refold.graph.region import Region, Regions
 from refold.rules.engine import Rewrite, simplify
 from refold.rules.replay import Replay
 

@@ -136,7 +136,7 @@ class FoldPass:
             Fold(
                 where=self.lifter.capture.full(emitted.where),
                 rule=", ".join(dict.fromkeys(step.rule.name for step in rewrite.steps)),
-                detail=self._detail(region, before),
+                detail=_detail(region, before, emitted.where),
                 parameters_before=sum(parameters(leaf) for leaf in before),
                 parameters_after=sum(parameters(leaf) for leaf in after),
                 macs_before=_total([costs[id(leaf)] for leaf in before]),
@@ -148,14 +148,17 @@ class FoldPass:
         """Return where a node stands in the model: its module path, or its call inside one."""
         return self.lifter.capture.full(node_path(node))
 
-    def _detail(self, region: Region, gone: list[Operator]) -> str:
-        names = dict.fromkeys(node_path(region.origins[id(leaf)]) for leaf in gone)
-        return " + ".join(names)
-
     def _macs(self, leaf: Operator, region: Region) -> int | None:
         node = region.origins[id(leaf)]
         before = self.lifter.shapes.get(source_of(self.lifter, node)) if alive(node) else None
         return multiply_adds(leaf, before, self.lifter.shapes.get(node))
+
+
+def _detail(region: Region, gone: list[Operator], where: str) -> str:
+    """Return the names of the layers that went into a fold, told from the block it stands in."""
+    block = where.rpartition(".")[0] + "."
+    names = dict.fromkeys(node_path(region.origins[id(leaf)]) for leaf in gone)
+    return " + ".join(name.removeprefix(block) for name in names)
 
 
 def provenance(region: Region, rewrite: Rewrite, replay: Replay) -> Provenance:

@@ -12,7 +12,9 @@ from typing import cast
 import torch
 from torch import fx
 
+from refold.algebra.operator import Affine, Conv
 from refold.errors import GeometryError
+from refold.graph.alias_effects import mutated
 from refold.graph.calls import canonical
 from refold.graph.lift_arithmetic import ARITHMETIC
 from refold.graph.lift_context import Context, Handler
@@ -46,7 +48,7 @@ class Lifter(Context):
             lifted = self._lift(node)
         except GeometryError as error:
             return str(error)
-        if isinstance(lifted, Piece) and node in self.tainted:
+        if isinstance(lifted, Piece) and node in self.tainted and not _is_fresh(node, lifted):
             return self.tainted[node]
         return lifted
 
@@ -92,6 +94,14 @@ class Lifter(Context):
 
 def _read_through(lifted: Lifted) -> list[object]:
     return [node.args for node in lifted.through] if isinstance(lifted, Piece) else []
+
+
+def _is_fresh(node: fx.Node, piece: Piece) -> bool:
+    """Return whether a node makes a value of its own, so that what made it may become one layer.
+
+    Those who change or read that value later do so as before.
+    """
+    return not mutated(node) and all(isinstance(op, (Affine, Conv)) for op in piece.ops)
 
 
 def _flag(node: fx.Node, name: str, position: int) -> bool:

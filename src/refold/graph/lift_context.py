@@ -38,6 +38,11 @@ class Context:
         self.tainted = tainted
         self.lifted: dict[fx.Node, tuple[tuple[Any, ...], Lifted]] = {}
 
+    def taint(self, node: fx.Node, reason: str) -> None:
+        """Note that a value is changed in place while others read it."""
+        self.tainted[node] = reason
+        self.lifted.pop(node, None)
+
     def shape(self, value: Any) -> tuple[int, ...] | None:
         """Return the shape of a node's value, None where no example inputs told it."""
         return self.shapes.get(value) if isinstance(value, fx.Node) else None

@@ -40,6 +40,12 @@ class Piece:
     keeps_shape: bool = False
     through: tuple[fx.Node, ...] = ()
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the value is its source's."""
+        plain = self.join == "none" and self.by_rank is None and not self.through
+        return plain and isinstance(self.ops[0], Identity)
+
 
 Lifted = Piece | str | None
 """A piece; a sentence saying why this affine-looking node is not one; or None for anything else."""

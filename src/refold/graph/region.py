@@ -12,14 +12,11 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from refold.algebra.operator import Concat, Input, Operator, chain, leaves, sequence
+from refold.algebra.operator import Concat, Input, Operator, Sequence, chain, leaves, sequence
 from refold.algebra.operator import Sum as OperatorSum
+from refold.graph.layout import reads_shape_only, same_layout
 from refold.graph.lift import Lifter
 from refold.graph.piece import Piece
-
-_SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "get_device", "is_floating_point", "stride"}
-_SHAPE_READERS = {"reshape_as", "view_as", "expand_as", "type_as"}
-_SHAPE_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "layout"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +105,38 @@ class Regions:
         found = self._expression(root, piece, True, None)
         if found is None:
             return None
-        joins = frozenset(node for node in found.nodes if self._joins(node))
-        same = frozenset(found.same_shape)
-        return Region(root, found.op, found.rank, found.nodes, found.origins, same, joins)
+        entries = self._entries(found)
+        passed = {node for source in entries for node in self._passed(source, entries[source])}
+        nodes = tuple(node for node in found.nodes if node not in passed)
+        joins = frozenset(node for node in nodes if self._joins(node))
+        same = frozenset(found.same_shape) - passed
+        return Region(
+            root, _rebound(found.op, entries), found.rank, nodes, found.origins, same, joins
+        )
+
+    def _entries(self, found: _Expression) -> dict[fx.Node, fx.Node]:
+        """Return, for each input, the last value that is still the input itself.
+
+        Where only one path leads in, the identities on it belong to what came before.
+        """
+        entries: dict[fx.Node, fx.Node] = {}
+        for source in set(_inputs(found.op)):
+            last = source
+            while (step := self._only_nothing(last, found.nodes)) is not None:
+                last = step
+            if last is not source and last is not found.nodes[-1]:
+                entries[source] = last
+        return entries
+
+    def _only_nothing(self, value: fx.Node, nodes: tuple[fx.Node, ...]) -> fx.Node | None:
+        readers = [node for node in nodes if value in node.all_input_nodes]
+        piece = self.piece(readers[0]) if len(readers) == 1 else None
+        return readers[0] if isinstance(piece, Piece) and piece.is_nothing else None
+
+    def _passed(self, source: fx.Node, last: fx.Node) -> Iterator[fx.Node]:
+        while last is not source:
+            yield last
+            last = last.all_input_nodes[0]
 
     def _expression(
         self, node: fx.Node, piece: Piece, keeps: bool, wanted: int | None
@@ -199,9 +225,18 @@ class Regions:
             piece = self.piece(current)
             if isinstance(piece, Piece) and piece.rank_out is not None and piece.by_rank is None:
                 return piece.rank_out
-            current = _same_layout(self.lifter, current)
+            current = same_layout(self.lifter, current)
             seen += 1
         return None
+
+
+def _rebound(op: Operator, entries: dict[fx.Node, fx.Node]) -> Operator:
+    """Return the expression with other values for some of its inputs."""
+    if isinstance(op, (Sequence, OperatorSum, Concat)):
+        return type(op)(tuple(_rebound(part, entries) for part in op.parts)) if entries else op
+    if isinstance(op, Input) and isinstance(op.key, fx.Node) and op.key in entries:
+        return Input(entries[op.key], op.channels)
+    return op
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,69 +257,3 @@ def _join(piece: Piece, branches: list[Operator]) -> Operator:
 def _single_path(node: fx.Node, piece: Piece, reader: fx.Node) -> bool:
     allowed = {*piece.through, reader}
     return all(user in allowed or reads_shape_only(user, node) for user in node.users)
-
-
-_ELEMENTWISE = (
-    "relu",
-    "relu_",
-    "relu6",
-    "silu",
-    "silu_",
-    "gelu",
-    "sigmoid",
-    "sigmoid_",
-    "tanh",
-    "hardswish",
-    "hardsigmoid",
-    "leaky_relu",
-    "leaky_relu_",
-    "elu",
-    "mish",
-    "softplus",
-    "clamp",
-    "clamp_",
-    "prelu",
-    "hardtanh",
-    "selu",
-    "max_pool1d",
-    "max_pool2d",
-    "max_pool3d",
-)
-
-
-def _same_layout(lifter: Lifter, node: fx.Node) -> fx.Node | None:
-    """Return the value that `node` maps element by element or pools: its axes mean the same."""
-    source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node):
-        return None
-    piece = lifter.lift(node)
-    if isinstance(piece, Piece):
-        return source if piece.by_rank is None and piece.rank_out is None else None
-    if node.op == "call_module":
-        module = lifter.capture.module.get_submodule(str(node.target))
-        home = type(module).__module__
-        pools = home.endswith("pooling")
-        shapes = lifter.shapes.get(source), lifter.shapes.get(node)
-        same = shapes[0] is not None and shapes[0] == shapes[1]
-        return (
-            source
-            if home.startswith("torch.nn") and (pools or same or _is_activation(home))
-            else None
-        )
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return source if name.split(".")[0] in _ELEMENTWISE else None
-
-
-def _is_activation(home: str) -> bool:
-    return home == "torch.nn.modules.activation"
-
-
-def reads_shape_only(node: fx.Node, value: fx.Node) -> bool:
-    """Return whether `node` reads the size, type or device of `value` and none of its numbers."""
-    if node.op == "call_method":
-        if node.target in _SHAPE_METHODS:
-            return True
-        return node.target in _SHAPE_READERS and node.args[0] is not value
-    if node.op == "call_function" and node.target is getattr:
-        return len(node.args) > 1 and node.args[1] in _SHAPE_ATTRIBUTES
-    return False
