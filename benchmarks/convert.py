@@ -2,8 +2,9 @@
 
     python benchmarks/convert.py [--model repvgg_b3] [--runs 3]
 
-Both convert the same float32 network with live norm statistics; runs alternate. "Extra" is resident memory after the
-conversion minus before, with the source model still alive, as a caller keeps it; "peak" is the highest point in between.
+Both convert the same float32 network with live norm statistics; runs alternate. "Extra" is resident
+memory after the conversion minus before, with the source model still alive, as a caller keeps it;
+"peak" is the highest point in between.
 """
 
 from __future__ import annotations

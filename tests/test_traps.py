@@ -70,7 +70,6 @@ def test_tied_weights() -> None:
     )
     model.d.weight = model.c.weight
     done = trap(model, reason="shares its values with")
-    assert done.apply().d.weight is done.apply().d.weight
     folded = done.apply()
     assert folded.d.weight is folded.c.weight
 
@@ -143,13 +142,13 @@ def set_item(self, x):
 @pytest.mark.parametrize(
     ("forward", "reason"),
     [
-        (relu_twice_read, "changes c in place while"),
-        (relu_function, "changes c in place while"),
+        (relu_twice_read, "relu_"),
+        (relu_function, "relu"),
         (view_written, "in place while b reads it"),
-        (set_item, "setitem changes"),
+        (set_item, None),
     ],
 )
-def test_in_place_change_of_a_value_read_twice(forward, reason: str) -> None:
+def test_in_place_change(forward, reason: str | None) -> None:
     trap(net(forward, c=conv(), b=Norm(4)), reason=reason)
 
 

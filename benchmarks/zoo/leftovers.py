@@ -25,8 +25,21 @@ _PASSING = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.AdaptiveA
 
 
 def count_norms(model: nn.Module) -> int:
-    """Count norms with fixed statistics, and scales that stand for them."""
-    return sum(_normalises(module) for module in model.modules())
+    """Count norms with fixed statistics."""
+    return sum(is_norm(module) for module in model.modules())
+
+
+def count_scales(model: nn.Module) -> int:
+    """Count the scales and shifts that a fold has put in the place of other layers."""
+    return sum(isinstance(module, ScaleShift) for module in model.modules())
+
+
+def count_layers(model: nn.Module, without: tuple[str, ...] = ()) -> int:
+    """Count convolutions and linear layers, those below some paths left out."""
+    return sum(
+        isinstance(module, Layer) and not any(f"{path}.".startswith(f"{p}.") for p in without)
+        for path, module in model.named_modules()
+    )
 
 
 def foldable(model: nn.Module) -> list[str]:

@@ -10,10 +10,10 @@ from torch import nn
 
 import refold
 from zoo.calls import run_counting
-from zoo.leftovers import count_norms, foldable, reasons
+from zoo.leftovers import count_layers, count_norms, count_scales, foldable, reasons
 from zoo.live import enliven
 from zoo.nets import Net
-from zoo.peers import first_words, fold_with_peer, relative_error
+from zoo.peers import dropped_by_peer, first_words, fold_with_peer, relative_error
 
 TOLERANCE = 1e-9
 
@@ -33,6 +33,7 @@ class Row:
     error: float = float("inf")
     peer_error: float = float("inf")
     peer_norms: int = 0
+    scales: int = 0
     seconds: float = 0.0
     refusals: int = 0
     peer_note: str = ""
@@ -60,7 +61,7 @@ def measure(net: Net) -> Row:
         row.faults.append(f"crash: {first_words(error)}")
         return row
     row.error, row.layers_after = _compare(folded, net, expected)
-    _fold_with_peer(row, model, net, expected)
+    _fold_with_peer(row, model, net, expected, folded)
     _judge(row, folded)
     return row
 
@@ -74,12 +75,12 @@ def _fold(row: Row, model: nn.Module, net: Net) -> nn.Module:
     row.refusals = len(plan.refusals)
     row.parameters = (plan.cost_before.parameters, plan.cost_after.parameters)
     row.macs = (plan.cost_before.macs, plan.cost_after.macs)
-    row.norms_after = count_norms(folded)
+    row.norms_after, row.scales = count_norms(folded), count_scales(folded)
     row.stays = reasons(folded)
     return folded
 
 
-def _fold_with_peer(row: Row, model: nn.Module, net: Net, expected: Any) -> None:
+def _fold_with_peer(row: Row, model: nn.Module, net: Net, expected: Any, folded: nn.Module) -> None:
     try:
         peer, row.peer_note = fold_with_peer(model, net.source)
     except Exception as error:
@@ -87,6 +88,11 @@ def _fold_with_peer(row: Row, model: nn.Module, net: Net, expected: Any) -> None
         return
     row.peer_norms = count_norms(peer)
     row.peer_error, row.layers_peer = _compare(peer, net, expected)
+    dropped = dropped_by_peer(model, peer) if net.source == "ultralytics" else ()
+    if dropped:  # then what is left can only be compared layer by layer
+        row.peer_note = f"drops {', '.join(dropped)}: layers counted without them"
+        counts = (count_layers(each, dropped) for each in (model, peer, folded))
+        row.layers_before, row.layers_peer, row.layers_after = counts
 
 
 def _compare(model: nn.Module, net: Net, expected: Any) -> tuple[float, int]:

@@ -31,6 +31,18 @@ def _fuse_ultralytics(model: Any) -> nn.Module:
     return model.fuse(verbose=False).eval()
 
 
+def dropped_by_peer(model: nn.Module, peer: nn.Module) -> tuple[str, ...]:
+    """Return the parts that a peer took out without folding them: YOLOv10's second heads."""
+    kept = dict(peer.named_modules())
+    return tuple(
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and path not in kept
+        and path.rpartition(".")[0] in kept
+    )
+
+
 def first_words(error: BaseException) -> str:
     """Return an error as a few words for a cell of a table."""
     text = " ".join(str(error).split())

@@ -65,7 +65,8 @@ def test_conv(rank: int, window: tuple[int, int, int, int], mode: str, groups: i
     maker, shape = Maker(Random(rank), rank), SHAPES[rank]
     for kernel in KERNELS[rank]:
         axes = axes_of(kernel, window)
-        if min(a.out_size(n) for a, n in zip(axes, shape[1:], strict=True)) < 1:
+        torn = mode == "circular" and any(a.lo * a.hi < 0 for a in axes)
+        if torn or min(a.out_size(n) for a, n in zip(axes, shape[1:], strict=True)) < 1:
             continue
         weight = maker.tensor(8 if groups == 4 else 2, 4 // groups, *kernel)
         assert agrees(Conv(weight, maker.tensor(len(weight)), axes, groups, mode), shape, rank)
@@ -234,6 +235,8 @@ def test_what_does_not_fit_raises() -> None:
         to_dense(add(Identity(), Pad(((0, 1),))), SHAPES[1])
     with pytest.raises(GeometryError, match="does not fit axes"):
         Conv(torch.ones(2, 3, 1), None, (Axis(2),))
+    with pytest.raises(GeometryError, match="a crop on one side changes what a circular ring"):
+        Conv(torch.ones(2, 3, 1), None, (Axis(lo=1, hi=-1),), 1, "circular")
     with pytest.raises(GeometryError, match="do not split into 2"):
         Conv(torch.ones(3, 1, 1), None, (Axis(),), 2)
     with pytest.raises(NotAffineError):

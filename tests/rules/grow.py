@@ -45,6 +45,11 @@ class Spec:
         return self.constant and not (self.pads and self.mode == "zeros")
 
 
+def is_torn(axis: Axis, mode: str) -> bool:
+    """Whether a crop on one side changes what the ring on the other repeats."""
+    return mode == "circular" and min(axis.lo, axis.hi) < 0 < max(axis.lo, axis.hi)
+
+
 class Grower(Maker):
     """Grows trees that fold to one convolution."""
 
@@ -60,9 +65,10 @@ class Grower(Maker):
 
     def target(self) -> Spec:
         inputs, outputs = self.rng.randint(1, 4), self.rng.randint(1, 4)
-        return Spec(
-            inputs, self.rng.choice([inputs, outputs]), self.window(), self.rng.choice(MODES)
-        )
+        axes, mode = self.window(), self.rng.choice(MODES)
+        if any(is_torn(axis, mode) for axis in axes):
+            mode = "zeros"
+        return Spec(inputs, self.rng.choice([inputs, outputs]), axes, mode)
 
     def leaf(self, spec: Spec) -> Conv:
         axes = []
@@ -79,7 +85,8 @@ class Grower(Maker):
         def one(axis: Axis) -> Axis:
             lo = self.rng.randint(0, axis.kernel - 1)
             hi = self.rng.randint(0, axis.kernel - 1 - lo)
-            return replace(axis, kernel=axis.kernel - lo - hi, lo=axis.lo - lo, hi=axis.hi - hi)
+            small = replace(axis, kernel=axis.kernel - lo - hi, lo=axis.lo - lo, hi=axis.hi - hi)
+            return axis if is_torn(small, spec.mode) else small
 
         return replace(spec, axes=tuple(map(one, spec.axes)))
 
@@ -94,7 +101,6 @@ class Grower(Maker):
             self.branches,
             self.branches,
             self.scaled,
-            self.shared,
             self.split,
             self.mixed,
             self.chosen,
@@ -104,6 +110,8 @@ class Grower(Maker):
             some += [self.cropped, self.pooled]
         if self.rank:
             some += [self.padded]
+        if not (spec.pads and spec.mode == "circular"):
+            some += [self.shared]
         if spec.inputs > 1 and spec.outputs > 1:
             some += [self.sliced]
         return some

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from refold.algebra.apply import apply
 from refold.algebra.geometry import Axis
@@ -223,12 +224,12 @@ def test_strided_point_before_mirrored_border() -> None:
     assert folds(sequence(strided, conv(RING)))
 
 
-def test_circular_rings_repeat_the_whole_map() -> None:
-    """A crop on the other side leaves the ring alone; torch's own pad crops first."""
-    ring = Pad(((1, -1), (0, 0)), "circular")
-    assert folds(sequence(ring, conv(BARE)))
-    torchs = sequence(Pad(((0, -1), (0, 0))), Pad(((1, 0), (0, 0)), "circular"))
+def test_a_circular_ring_repeats_what_is_left_after_the_crop() -> None:
+    """So has `F.pad` it: as a window over the whole map the ring would repeat what is gone."""
+    ring, bare = Pad(((1, -1), (0, 0)), "circular"), conv(BARE)
     x = torch.randn(1, *SHAPE, dtype=torch.float64)
-    cropped_first = torch.nn.functional.pad(x, (0, 0, 1, -1), mode="circular")
-    torch.testing.assert_close(apply(torchs, x), cropped_first)
-    assert distance(ring, torchs) > WRONG
+    torch.testing.assert_close(apply(ring, x), F.pad(x, (0, 0, 1, -1), mode="circular"))
+    assert refused(sequence(ring, bare), "a crop on one side changes what a circular ring")
+    assert folds(sequence(Pad(((1, 0), (0, -1)), "circular"), bare))
+    apart = sequence(Pad(((1, 0), (0, 0)), "circular"), Pad(((0, -1), (0, 0))))
+    assert distance(sequence(ring, bare), sequence(apart, bare)) > WRONG

@@ -161,18 +161,11 @@ def _run_concat(op: Concat, state: _State, values: Mapping[Hashable, Tensor]) ->
 
 
 def pad(x: Tensor, amounts: tuple[tuple[int, int], ...], mode: str, value: float) -> Tensor:
-    """Return x with rings added (positive) or cropped (negative), amounts per axis in order.
-
-    Rings repeat the whole map, also where the other side is cropped: `F.pad` with mode "circular"
-        crops first.
-    """
+    """Return x with rings added (positive) or cropped (negative), amounts per axis in order."""
     flat = [amount for pair in reversed(amounts) for amount in pair]
     if not any(flat):
         return x
-    if mode == "zeros":
-        return F.pad(x, flat, value=value)
-    ringed = F.pad(x, [max(0, amount) for amount in flat], mode=mode)
-    return F.pad(ringed, [min(0, amount) for amount in flat])
+    return F.pad(x, flat, value=value) if mode == "zeros" else F.pad(x, flat, mode=mode)
 
 
 def _per_channel(vector: Tensor, x: Tensor, rank: int) -> Tensor:

@@ -197,8 +197,8 @@ def _dense_pad(op: Pad, x: DenseMap) -> DenseMap:
     offset = torch.zeros(channels, prod(out), dtype=torch.float64)
     for position in product(*(range(n) for n in out)):
         where = [
-            _border(i - lo, n, op.mode)
-            for i, (lo, _), n in zip(position, op.amounts, spatial, strict=True)
+            _ringed(i, pair, n, op.mode)
+            for i, pair, n in zip(position, op.amounts, spatial, strict=True)
         ]
         if None in where:
             offset[:, _flat(position, out)] = op.value
@@ -208,6 +208,13 @@ def _dense_pad(op: Pad, x: DenseMap) -> DenseMap:
                 matrix[c, _flat(position, out), c, source] = 1
     rows = channels * prod(out)
     return _after(x, matrix.reshape(rows, -1), offset.reshape(-1), (channels, *out))
+
+
+def _ringed(position: int, amounts: Shape, size: int, mode: str) -> int | None:
+    """Return the input position of a padded map's position: crops first, then rings of the rest."""
+    before, after = (max(0, -amount) for amount in amounts)
+    source = _border(position - max(0, amounts[0]), size - before - after, mode)
+    return None if source is None else source + before
 
 
 @_dense.register

@@ -61,6 +61,10 @@ class Conv(Operator):
         kernel = tuple(self.weight.shape[2:])
         if kernel != tuple(axis.kernel for axis in self.axes):
             raise GeometryError(f"weight {tuple(self.weight.shape)} does not fit axes {self.axes}")
+        mixed = any(min(axis.lo, axis.hi) < 0 < max(axis.lo, axis.hi) for axis in self.axes)
+        if mixed and self.mode == "circular":
+            reason = "a crop on one side changes what a circular ring repeats on the other"
+            raise GeometryError(reason)
         if self.weight.shape[0] % self.groups:
             raise GeometryError(f"{self.weight.shape[0]} channels do not split into {self.groups}")
 

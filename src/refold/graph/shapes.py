@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -90,7 +92,7 @@ def _propagate(found: Capture, arguments: Arguments) -> Shapes:
     names = [node.name for node in found.graph.nodes if node.op == "placeholder"]
     targets = [str(node.target) for node in found.graph.nodes if node.op == "placeholder"]
     given = [*args, *(kwargs[name] for name in targets[len(args) :] if name in kwargs)]
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+    with _unlogged(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         fakes = pytree.tree_map_only(Tensor, mode.from_tensor, given[: len(names)])
         runner = _Runner(found.graph_module(), list(found.graph.nodes))
         try:
@@ -102,6 +104,18 @@ def _propagate(found: Capture, arguments: Arguments) -> Shapes:
     if runner.failure is not None and found.path == "":
         _run_for_real(found, given, runner)
     return runner.shapes
+
+
+@contextmanager
+def _unlogged() -> Generator[None]:
+    """Keep torch from logging what fails here: it is tried again, then told in one line."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _run_for_real(found: Capture, given: list[Any], runner: _Runner) -> None:

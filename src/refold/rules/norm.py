@@ -64,8 +64,10 @@ def scale_outputs(conv: Conv, affine: Affine) -> Conv:
     _check(affine, channels)
     if affine.scale is not None:
         scale = per_channel(affine.scale, channels, conv.weight.device)
-        factors = scale.reshape(conv.groups, 1, -1) if conv.transposed else scale.reshape(-1, 1)
-        weight = _multiply(weight, factors, conv.groups if conv.transposed else 0)
+        if conv.transposed:
+            weight = _scale_columns(weight, scale, conv.groups)
+        else:
+            weight = scale_rows(weight, scale)
         bias = None if bias is None else wide(bias) * scale
     if affine.shift is not None:
         shift = per_channel(affine.shift, channels, conv.weight.device)
@@ -87,9 +89,9 @@ def _scale_inputs(affine: Affine, conv: Conv) -> Outcome:
     if affine.scale is not None:
         scale = per_channel(affine.scale, channels, conv.weight.device)
         if conv.transposed:
-            weight = _multiply(weight, scale.reshape(-1, 1), 0)
+            weight = scale_rows(weight, scale)
         else:
-            weight = _multiply(weight, scale.reshape(conv.groups, 1, -1), conv.groups)
+            weight = _scale_columns(weight, scale, conv.groups)
     bias = conv.bias
     if affine.shift is not None:
         moved = response(conv, per_channel(affine.shift, channels, conv.weight.device))
@@ -110,12 +112,16 @@ def response(conv: Conv, constant: Tensor) -> Tensor:
     return (matrix @ values).flatten()
 
 
-def _multiply(weight: Tensor, factors: Tensor, groups: int) -> Tensor:
-    """Multiply the first axis (groups 0) or the second axis within each group, in float64."""
-    spare = (1,) * (weight.ndim - 2)
+def scale_rows(weight: Tensor, factors: Tensor) -> Tensor:
+    """Return the weight with its first axis scaled, a new float64 tensor."""
     product = weight.to(torch.float64, copy=True)
-    if not groups:
-        return product.mul_(factors.reshape(-1, 1, *spare))
+    return product.mul_(factors.reshape(-1, *(1,) * (weight.ndim - 1)))
+
+
+def _scale_columns(weight: Tensor, factors: Tensor, groups: int) -> Tensor:
+    """Return the weight with the second axis of each group scaled, a new float64 tensor."""
+    product = weight.to(torch.float64, copy=True)
+    spare = (1,) * (weight.ndim - 2)
     product.unflatten(0, (groups, -1)).mul_(factors.reshape(groups, 1, -1, *spare))
     return product
 

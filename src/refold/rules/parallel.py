@@ -113,13 +113,8 @@ def _add_convs(chains: list[tuple[Operator, ...]], source: Input | None) -> Conv
     return add_convs(convs, any(conv.transposed and not conv.is_pointwise for conv in convs))
 
 
-def add_convs(convs: list[Conv], transposed: bool = False, *, reuse: bool = False) -> Conv:
+def add_convs(convs: list[Conv], transposed: bool = False) -> Conv:
     """Return the sum of convolutions as one: kernels placed in the union of their taps.
-
-    Args:
-        convs: the branches.
-        transposed: whether they scatter instead of gather.
-        reuse: whether a branch's float64 weight may be overwritten with the sum.
 
     Raises:
         GeometryError: with the reason why the kernels do not add.
@@ -138,7 +133,7 @@ def add_convs(convs: list[Conv], transposed: bool = False, *, reuse: bool = Fals
     )
     for i, conv in enumerate(convs):
         if i not in whole:
-            add_blocks(weight[_taps(conv.axes, axes)], conv.weight, conv.groups, groups)
+            add_blocks(weight[taps_within(conv.axes, axes)], conv.weight, conv.groups, groups)
     biases = [wide(conv.bias) for conv in convs if conv.bias is not None]
     bias = reduce(torch.add, biases) if biases else None
     return Conv(weight, bias, axes, groups, mode, transposed)
@@ -168,7 +163,8 @@ def _zeros(convs: list[Conv], axes: Axes, groups: int) -> Tensor:
     return torch.zeros(first.shape[0], columns, *kernel, dtype=torch.float64, device=_device(convs))
 
 
-def _taps(part: Axes, whole: Axes) -> tuple[slice, ...]:
+def taps_within(part: Axes, whole: Axes) -> tuple[slice, ...]:
+    """Return where a kernel lies in a weight whose window holds it."""
     return (slice(None), slice(None), *(placement(p, w) for p, w in zip(part, whole, strict=True)))
 
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from refold.algebra.geometry import Axes
 from refold.algebra.operator import (
     Affine,
     Conv,
     Input,
     Operator,
+    Sequence,
     Sum,
     add,
     chain,
@@ -27,8 +29,8 @@ from refold.algebra.operator import (
     sequence,
 )
 from refold.rules.engine import Rewrite
-from refold.rules.norm import scale_outputs
-from refold.rules.parallel import add_convs
+from refold.rules.norm import merge_affines, scale_outputs, scale_rows
+from refold.rules.parallel import add_convs, taps_within
 
 _WORTH_IT = 1 << 18  # smaller weights are folded whole
 _PER_SLICE = 1 << 17
@@ -52,30 +54,93 @@ def fold_in_slices(rewrite: Rewrite, op: Operator) -> Operator | None:
     if not isinstance(source, Input) or not isinstance(result, Conv) or not _is_large(result):
         return None
     whole = add(*op.parts) if isinstance(op, Sum) else op
-    arms = [_arm(arm) for arm in (whole.parts if isinstance(whole, Sum) else (whole,))]
-    kernels = [arm for arm in arms if arm is not None]
-    leads = [lead for lead, _ in kernels if lead is not None]
-    if len(kernels) < len(arms) or len({lead.weight.dtype for lead in leads}) != 1:
+    found = [_arm(arm) for arm in (whole.parts if isinstance(whole, Sum) else (whole,))]
+    arms = [arm for arm in found if arm is not None]
+    leads = [arm.lead for arm in arms if arm.lead is not None]
+    if len(arms) < len(found) or len({lead.weight.dtype for lead in leads}) != 1:
         return None
-    lead = leads[0].weight
-    weight = torch.empty(result.weight.shape, dtype=lead.dtype, device=lead.device)
-    step = max(1, _PER_SLICE // result.weight[0].numel())
-    starts = range(0, result.out_channels, step)
+    shell = add_convs([arm.shell(result) for arm in arms])
+    weight = _fill(arms, result, leads[0].weight)
+    return sequence(source, replace(result, weight=weight, bias=shell.bias))
 
-    def fill(start: int) -> Tensor | None:
+
+def _is_large(conv: Conv) -> bool:
+    return conv.groups == 1 and not conv.transposed and conv.weight.numel() >= _WORTH_IT
+
+
+@dataclass(frozen=True, eq=False)
+class _Arm:
+    """A branch: a dense convolution, or None for the identity, and the scale and shift after it."""
+
+    lead: Conv | None
+    affine: Affine
+
+    def shell(self, result: Conv) -> Conv:
+        """Return the branch without its input channels: its bias and its window."""
+        if self.lead is None:
+            scale = self.affine.scale
+            device = None if scale is None else scale.device
+            empty = torch.empty(result.out_channels, 0, *(1,) * len(result.axes), device=device)
+            return scale_outputs(Conv(empty, None, points(len(result.axes))), self.affine)
+        return scale_outputs(replace(self.lead, weight=self.lead.weight[:, :0]), self.affine)
+
+    def add_to(self, total: Tensor, rows: slice, whole: Axes) -> None:
+        """Add output channels `rows` of the branch's kernel."""
+        axes = points(len(whole)) if self.lead is None else self.lead.axes
+        taps = total[taps_within(axes, whole)]
+        scale = self.affine.scale
+        if self.lead is not None:
+            taps += self.rows(rows)
+        else:
+            centre = taps[(..., *(0,) * len(whole))].diagonal(rows.start)
+            centre += 1.0 if scale is None else _pick(scale, rows)
+
+    def rows(self, rows: slice) -> Tensor:
+        """Return output channels `rows` of the branch's own kernel, a new float64 tensor."""
+        assert self.lead is not None
+        weight, scale = self.lead.weight[rows], self.affine.scale
+        if scale is None:
+            return weight.to(torch.float64, copy=True)
+        return scale_rows(weight, _pick(scale, rows))
+
+
+def _arm(branch: Operator) -> _Arm | None:
+    source, *rest = chain(branch)
+    lead = rest[0] if rest and isinstance(rest[0], Conv) else None
+    scales = [op for op in rest if isinstance(op, Affine)]
+    dense = lead is None or (lead.groups == 1 and not lead.transposed)
+    only = len(scales) + (lead is not None) == len(rest)
+    if not isinstance(source, Input) or not dense or not only:
+        return None
+    merged: Operator = Affine()
+    for affine in scales:
+        outcome = merge_affines(Sequence((merged, affine)))
+        merged = outcome if isinstance(outcome, Affine) else Affine()
+    assert isinstance(merged, Affine)
+    return _Arm(lead, merged)
+
+
+def _fill(arms: list[_Arm], result: Conv, like: Tensor) -> Tensor:
+    """Return the summed kernel in the type of `like`, computed in float64 slice by slice."""
+    weight = torch.empty(result.weight.shape, dtype=like.dtype, device=like.device)
+    first = next((arm for arm in arms if arm.lead and arm.lead.axes == result.axes), None)
+    step = max(1, _PER_SLICE // result.weight[0].numel())
+
+    def fill(start: int) -> None:
         rows = slice(start, min(start + step, result.out_channels))
         with torch.no_grad():
-            piece = add_convs(
-                [_rows(arm, rows, result, lead.device) for arm in kernels], reuse=True
+            piece = weight[rows]
+            total = (
+                torch.zeros_like(piece, dtype=torch.float64) if first is None else first.rows(rows)
             )
-            weight[rows] = piece.weight
-        return piece.bias
+            for arm in arms:
+                if arm is not first:
+                    arm.add_to(total, rows, result.axes)
+            piece.copy_(total)
 
     with _one_thread_each() as workers:
-        biases = [bias for bias in workers.map(fill, starts) if bias is not None]
-    return sequence(
-        source, replace(result, weight=weight, bias=torch.cat(biases) if biases else None)
-    )
+        list(workers.map(fill, range(0, result.out_channels, step)))
+    return weight
 
 
 @contextmanager
@@ -90,47 +155,5 @@ def _one_thread_each() -> Generator[ThreadPoolExecutor]:
         torch.set_num_threads(count)
 
 
-def _is_large(conv: Conv) -> bool:
-    return conv.groups == 1 and not conv.transposed and conv.weight.numel() >= _WORTH_IT
-
-
-_Arm = tuple[Conv | None, tuple[Affine, ...]]
-
-
-def _arm(branch: Operator) -> _Arm | None:
-    """Return a branch as its dense convolution, None for the identity, and the scales after it."""
-    source, *rest = chain(branch)
-    lead = rest[0] if rest and isinstance(rest[0], Conv) else None
-    scales = tuple(op for op in rest if isinstance(op, Affine))
-    dense = lead is None or (lead.groups == 1 and not lead.transposed)
-    only = len(scales) + (lead is not None) == len(rest)
-    return (lead, scales) if isinstance(source, Input) and dense and only else None
-
-
-def _rows(arm: _Arm, rows: slice, result: Conv, device: torch.device) -> Conv:
-    """Return output channels `rows` of a branch."""
-    lead, scales = arm
-    conv = _identity_rows(rows, result, device) if lead is None else _conv_rows(lead, rows)
-    for affine in scales:
-        conv = scale_outputs(conv, Affine(_pick(affine.scale, rows), _pick(affine.shift, rows)))
-    return conv
-
-
-def _conv_rows(conv: Conv, rows: slice) -> Conv:
-    bias = None if conv.bias is None else conv.bias[rows]
-    weight = conv.weight[rows]
-    return replace(
-        conv, weight=weight.clone() if weight.dtype is torch.float64 else weight, bias=bias
-    )
-
-
-def _identity_rows(rows: slice, result: Conv, device: torch.device) -> Conv:
-    eye = torch.zeros(
-        rows.stop - rows.start, result.in_channels, dtype=torch.float64, device=device
-    )
-    eye.diagonal(rows.start).fill_(1)
-    return Conv(eye.reshape(*eye.shape, *(1,) * len(result.axes)), None, points(len(result.axes)))
-
-
-def _pick(vector: Tensor | None, rows: slice) -> Tensor | None:
-    return vector if vector is None or vector.ndim == 0 else vector[rows]
+def _pick(vector: Tensor, rows: slice) -> Tensor:
+    return vector if vector.ndim == 0 else vector[rows]
