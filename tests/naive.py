@@ -1,13 +1,15 @@
-"""A deliberately naive folder, the control of the trap tests: it folds what stands side by side and checks nothing.
+"""A deliberately naive folder, the control of the trap tests: it folds pairs and checks nothing.
 
-It does what published conversion scripts do: trace, find pairs by type, write folded weights into the modules, add the
-kernels of parallel branches around their centres, and take every border, mode and second reader for granted.
+It does what published conversion scripts do: trace, find neighbours by type, write folded weights
+into the modules, add the kernels of parallel branches around their centres, and take every border,
+mode and second reader for granted.
 """
 
 from __future__ import annotations
 
 import copy
 import operator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -87,7 +89,9 @@ def _fold_ahead(layer: Any, scale: Tensor, shift: Tensor) -> None:
 def _fold_series(first: Any, second: Any) -> None:
     outer, inner = second.weight, first.weight
     rank = outer.ndim - 2
-    merged = torch.einsum("om...,mi->oi...", outer, inner.flatten(2).sum(2)) if rank else outer @ inner
+    merged = (
+        torch.einsum("om...,mi->oi...", outer, inner.flatten(2).sum(2)) if rank else outer @ inner
+    )
     if first.bias is not None:
         moved = outer.flatten(2).sum(2) @ first.bias
         second.bias = nn.Parameter(moved if second.bias is None else second.bias + moved)
@@ -116,7 +120,10 @@ def _add_kernel(conv: Any, other: Any) -> None:
         size = other.kernel_size if isinstance(other.kernel_size, int) else other.kernel_size[0]
         eye = torch.eye(conv.out_channels, dtype=conv.weight.dtype)
         spare = conv.weight.ndim - 2
-        kernel, bias = eye.reshape(*eye.shape, *(1,) * spare).expand(-1, -1, *(size,) * spare) / size**spare, None
+        kernel, bias = (
+            eye.reshape(*eye.shape, *(1,) * spare).expand(-1, -1, *(size,) * spare) / size**spare,
+            None,
+        )
     flat: list[int] = []
     for big, small in zip(reversed(conv.weight.shape[2:]), reversed(kernel.shape[2:]), strict=True):
         flat += [(big - small) // 2, big - small - (big - small) // 2]
@@ -129,7 +136,7 @@ def by_order(model: nn.Module) -> nn.Module:
     """Return a copy with each norm folded into the layer that was registered just before it."""
     root = copy.deepcopy(model)
     leaves = [(name, m) for name, m in root.named_modules() if not any(m.children())]
-    for (_, first), (name, second) in zip(leaves, leaves[1:], strict=False):
+    for (_, first), (name, second) in pairwise(leaves):
         if isinstance(first, LAYERS) and isinstance(second, NORMS):
             _fold_norm(first, *_affine(second))
             home, _, last = name.rpartition(".")

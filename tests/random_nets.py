@@ -56,6 +56,8 @@ def build(seed: int) -> Net:
 def _single(rng: Random, rank: int) -> Net:
     start = (rng.randint(1, 4), *SIZES[rank])
     body, minimal, story = _row(Stages(rng, rank), start)
+    while next(body.parameters(), None) is None:  # nothing would tell the precision
+        body, minimal, story = _row(Stages(rng, rank), start)
     return Net(body.double().eval(), _inputs(rng, start), minimal, f"{rank}-D: {story}")
 
 

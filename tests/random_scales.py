@@ -22,7 +22,7 @@ class Step(nn.Module):
         self.function = function
         self.names = [name for name, tensor in tensors.items() if tensor is not None]
         for name in self.names:
-            self.register_parameter(name, nn.Parameter(tensors[name].double()))
+            self.register_parameter(name, nn.Parameter(tensors[name].double().clone()))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x, **{name: getattr(self, name) for name in self.names})
@@ -86,9 +86,9 @@ class ScaleWriter:
     def affine(self, op: Affine) -> nn.Module:
         scale, shift = op.scale, op.shift
         sized = next((v for v in (scale, shift) if v is not None and v.ndim), None)
-        if sized is not None and not self.tokens and (shift is not None or self.coin()):
-            whole = torch.ones_like(sized) if scale is None else scale.expand_as(sized)
-            return self.norm(whole, torch.zeros_like(sized) if shift is None else shift)
+        if shift is not None and sized is not None and not self.tokens:
+            one = torch.ones_like(sized) if scale is None else scale.expand_as(sized)
+            return self.norm(one, shift.expand_as(sized))
         parts = [] if scale is None else [self.scale(scale)]
         parts += [] if shift is None else [self.shift(shift)]
         return parts[0] if len(parts) == 1 else nn.Sequential(*parts)

@@ -136,6 +136,18 @@ def test_ultralytics_layers_keep_their_place_in_the_graph() -> None:
     assert after.names == before.names
 
 
+def test_a_detector_that_takes_a_list_is_folded_inside() -> None:
+    label = "torchvision:fcos_resnet50_fpn"
+    detector: Any = original(label).detector
+    [batch] = net_of(label).example()
+    images = [image.sigmoid() for image in batch]
+    after = refold.reparameterize(detector, (images,))
+    assert count_norms(detector) == 53
+    assert count_norms(after) == 0
+    with torch.no_grad():
+        assert relative_error(detector(images), after(images)) < TOLERANCE
+
+
 @pytest.mark.parametrize("label", ["timm:repghostnet_050", "torchvision:shufflenet_v2_x1_0"])
 def test_the_result_trains(label: str) -> None:
     model = copy.deepcopy(folded(label)).train()

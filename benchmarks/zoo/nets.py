@@ -96,14 +96,17 @@ _TIMM = {
     "hardcorenas_a": 65, "mnasnet_100": 65, "efficientvit_b0": 65, "efficientvit_m0": 64,
     "starnet_s1": 65, "rdnet_tiny": 65, "dpn48b": 65, "skresnet18": 65, "resnest14d": 65,
     "ese_vovnet19b_dw": 65, "rexnet_100": 65, "tinynet_e": 65, "lcnet_050": 65, "hgnetv2_b0": 65,
+    "mixnet_s": 65, "selecsls42": 65, "gernet_s": 65, "convmixer_768_32": 65,
     "shvit_s1": 65, "swiftformer_xs": 64, "inception_next_atto": 65, "tresnet_m": 64,
 }  # fmt: skip
 
-# Networks whose input size is part of their parameters.
+# Networks whose parameters fit one input size: it is an option of theirs, or 224.
 _TIMM_SIZED = {
     "levit_128s": 128, "levit_conv_128s": 128, "vit_tiny_patch16_224": 64,
     "swin_tiny_patch4_window7_224": 64,
 }  # fmt: skip
+
+_TIMM_224 = ("efficientformer_l1", "visformer_tiny", "tiny_vit_5m_224")
 
 _TORCHVISION = {
     "resnet18": 65, "densenet121": 65, "shufflenet_v2_x1_0": 65, "mobilenet_v2": 65,
@@ -112,18 +115,23 @@ _TORCHVISION = {
 }  # fmt: skip
 
 _SEGMENTATION = {"deeplabv3_resnet50": 65, "lraspp_mobilenet_v3_large": 65, "fcn_resnet50": 65}
-_DETECTION = ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn")
+_DETECTION = {  # with random weights no score reaches the usual threshold
+    "fasterrcnn_resnet50_fpn": {"box_score_thresh": 0.0},
+    "retinanet_resnet50_fpn": {"score_thresh": 0.0},
+    "fcos_resnet50_fpn": {"score_thresh": 0.0},
+}
 
 
 def _zoo() -> list[Net]:
     nets = [Net("timm", name, size) for name, size in _TIMM.items()]
     nets += [Net("timm", n, size, {"img_size": size}) for n, size in _TIMM_SIZED.items()]
+    nets += [Net("timm", name, 224) for name in _TIMM_224]
     quick = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
     nets += [Net("torchvision", n, size, quick.get(n, {})) for n, size in _TORCHVISION.items()]
     bare = {"weights_backbone": None}
     nets += [Net("torchvision", n, size, bare) for n, size in _SEGMENTATION.items()]
     small = {**bare, "min_size": 96, "max_size": 128}
-    nets += [Net("torchvision", n, 96, small, listed=True) for n in _DETECTION]
+    nets += [Net("torchvision", n, 96, {**small, **o}, listed=True) for n, o in _DETECTION.items()]
     return nets + [Net("ultralytics", name, 96) for name in ("yolov6n", "yolov9t", "yolov10n")]
 
 

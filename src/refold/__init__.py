@@ -6,7 +6,9 @@ from refold import blocks as blocks
 from refold import transforms as transforms
 from refold.bench import benchmark as benchmark
 from refold.checkpoint import load_checkpoint as load_checkpoint
+from refold.collapse import collapse as collapse
 from refold.errors import RefoldError as RefoldError
+from refold.expand import expand as expand
 from refold.export import export as export
 from refold.plan import Plan as Plan
 from refold.plan import plan as plan

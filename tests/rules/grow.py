@@ -86,7 +86,8 @@ class Grower(Maker):
             lo = self.rng.randint(0, axis.kernel - 1)
             hi = self.rng.randint(0, axis.kernel - 1 - lo)
             small = replace(axis, kernel=axis.kernel - lo - hi, lo=axis.lo - lo, hi=axis.hi - hi)
-            return axis if is_torn(small, spec.mode) else small
+            crops = min(small.lo, small.hi) < 0
+            return axis if crops and spec.mode == "circular" else small
 
         return replace(spec, axes=tuple(map(one, spec.axes)))
 
@@ -110,7 +111,7 @@ class Grower(Maker):
             some += [self.cropped, self.pooled]
         if self.rank:
             some += [self.padded]
-        if not (spec.pads and spec.mode == "circular"):
+        if spec.mode != "circular":
             some += [self.shared]
         if spec.inputs > 1 and spec.outputs > 1:
             some += [self.sliced]
@@ -257,4 +258,6 @@ class Grower(Maker):
             replace(a, lo=a.lo - lo, hi=a.hi - hi)
             for a, (lo, hi) in zip(spec.axes, amounts, strict=True)
         )
-        return sequence(Pad(tuple(amounts), spec.mode), self.grow(replace(spec, axes=axes), depth))
+        inner = replace(spec, axes=axes)
+        tree = self.leaf(inner) if spec.mode == "circular" else self.grow(inner, depth)
+        return sequence(Pad(tuple(amounts), spec.mode), tree)

@@ -114,6 +114,7 @@ def wild(rng: Random) -> Case:
 
 
 Shape = tuple[int, ...]
+MOST_CHANNELS = 8
 WILD_SIZES = {1: (7,), 2: (4, 5), 3: (3, 4, 3)}
 
 
@@ -133,7 +134,7 @@ class Wild(Maker):
         if self.coin():
             branches.append((Identity(), shape))
         aim = self.rng.choice(branches)[1]
-        if self.coin():
+        if self.coin() and sum(got[0] for _, got in branches) <= MOST_CHANNELS:
             fitted = [sequence(op, self.fit(got, (got[0], *aim[1:]))) for op, got in branches]
             return Concat(tuple(fitted)), (sum(got[0] for _, got in branches), *aim[1:])
         return add(*(sequence(op, self.fit(got, aim)) for op, got in branches)), aim
@@ -166,7 +167,7 @@ class Wild(Maker):
             return Select(index, channels), (len(index), *spatial)
         if kind == "pad":
             return self.ring(channels, spatial)
-        if kind == "scatter" and max(spatial) < 10:
+        if kind == "scatter" and max(spatial) < 8:
             axes = tuple(
                 Axis(self.rng.randint(1, 3), self.rng.randint(1, 2), 1, 0, self.rng.randint(-1, 0))
                 for _ in spatial

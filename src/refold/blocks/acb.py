@@ -56,6 +56,7 @@ class ACBlock(BranchedBlock):
     """
 
     deploy_name: ClassVar[str] = "fused_conv"
+    main: ClassVar[tuple[str, str]] = ("square_conv", "square_bn")
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as NormLayer
 
 from refold.algebra.apply import pad
 from refold.blocks.spec import ConvSpec
@@ -34,10 +35,12 @@ class BranchedBlock(nn.Module):
 
     Attributes:
         deploy_name: what the one convolution is called.
+        main: where the main branch has its convolution and its norm.
         after: the children that follow the sum, in order; deploying keeps them.
     """
 
     deploy_name: ClassVar[str] = "reparam_conv"
+    main: ClassVar[tuple[str, str]]
     after: ClassVar[tuple[str, ...]] = ("activation",)
 
     def __init__(self, spec: ConvSpec, activation: Activation) -> None:
@@ -80,9 +83,10 @@ class BranchedBlock(nn.Module):
         return {}
 
     def init_gamma(self, value: float) -> None:
-        """Set the scale of every branch's last norm."""
+        """Set the scale of every branch's last norm, where it has one."""
         for norm in self.last_norms().values():
-            nn.init.constant_(cast(Tensor, norm.weight), value)
+            if getattr(norm, "weight", None) is not None:
+                nn.init.constant_(cast(Tensor, norm.weight), value)
 
     def single_init(self) -> None:
         """Start as the main convolution with its norm: all other branches scaled to zero.
@@ -92,6 +96,38 @@ class BranchedBlock(nn.Module):
         self.init_gamma(0.0)
         for norm in list(self.last_norms().values())[:1]:
             nn.init.constant_(cast(Tensor, norm.weight), 1.0)
+
+    def adopt(self, conv: nn.Module, norm: nn.Module | None, *, preserve: bool = True) -> None:
+        """Take a convolution, and the norm after it, as the main branch: the modules themselves.
+
+        Args:
+            conv: a convolution of this block's shape.
+            norm: its norm, whose `eps` and `momentum` the other branches' norms take over; None
+                for none.
+            preserve: start all other branches at zero, so that the block computes norm(conv(x)),
+                in training mode too.
+
+        Raises:
+            RefusedError: when there is neither norm nor bias: the branches' norms leave a bias.
+        """
+        if norm is None and conv._parameters.get("bias") is None:
+            raise RefusedError(
+                "it has neither a norm nor a bias, which the norms of the branches need"
+            )
+        if preserve:
+            self.init_gamma(0.0)
+        self._take(conv, norm)
+
+    def _take(self, conv: nn.Module, norm: nn.Module | None) -> None:
+        if norm is not None:
+            like = cast(NormLayer, norm)
+            for other in self.modules():
+                if isinstance(other, NormLayer):
+                    other.eps, other.momentum = like.eps, like.momentum
+        for path, module in zip(self.main, (conv, norm or nn.Identity()), strict=True):
+            above, _, name = path.rpartition(".")
+            if name:  # a block may compute its kernel instead
+                self.get_submodule(above)._modules[name] = module
 
     # -- the plain form ---------------------------------------------------------------------------
 

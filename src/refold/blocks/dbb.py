@@ -58,6 +58,7 @@ class DiverseBranchBlock(BranchedBlock):
     """
 
     deploy_name: ClassVar[str] = "dbb_reparam"
+    main: ClassVar[tuple[str, str]] = ("dbb_origin.conv", "dbb_origin.bn")
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from refold.algebra.apply import pad
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import Maker
 from refold.blocks.spec import Amounts, ConvSpec, Size
+from refold.errors import RefusedError
 from refold.registry import register_block
 
 _BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -29,6 +30,8 @@ _BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
     3: ((3, 1),),
 }
 """The paper's (kernel, dilation) pairs by kernel size; it has none below 5."""
+
+_LEAST = 5
 
 
 def dilated_branches(kernel_size: int) -> tuple[tuple[int, int], ...]:
@@ -77,6 +80,7 @@ class DilatedReparamBlock(BranchedBlock):
     """
 
     deploy_name: ClassVar[str] = "lk_origin"
+    main: ClassVar[tuple[str, str]] = ("lk_origin", "origin_bn")
 
     def __init__(
         self,
@@ -130,3 +134,16 @@ class DilatedReparamBlock(BranchedBlock):
         """Return the norm that ends each branch."""
         small = {name: cast(nn.Module, getattr(self, f"dil_bn_{name}")) for name in self.crops}
         return {"lk_origin": self.origin_bn, **small}
+
+    def adopt(self, conv: nn.Module, norm: nn.Module | None, *, preserve: bool = True) -> None:
+        """Take a convolution and its norm as the main branch; see `BranchedBlock.adopt`.
+
+        Raises:
+            RefusedError: when the kernel is too small for dilated ones, too.
+        """
+        if min(self.spec.kernel_size) < _LEAST:
+            raise RefusedError(
+                f"kernel {self.spec.kernel_size} has no room for dilated ones: they start at "
+                f"{_LEAST}"
+            )
+        super().adopt(conv, norm, preserve=preserve)

@@ -53,6 +53,7 @@ class LargeKernelBlock(BranchedBlock):
     """
 
     deploy_name: ClassVar[str] = "lkb_reparam"
+    main: ClassVar[tuple[str, str]] = ("lkb_origin.conv", "lkb_origin.bn")
 
     def __init__(
         self,

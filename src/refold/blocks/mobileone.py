@@ -58,6 +58,7 @@ class MobileOneBlock(BranchedBlock):
     """
 
     deploy_name: ClassVar[str] = "reparam_conv"
+    main: ClassVar[tuple[str, str]] = ("rbr_conv.0.conv", "rbr_conv.0.bn")
     after: ClassVar[tuple[str, ...]] = ("se", "activation")
 
     def __init__(

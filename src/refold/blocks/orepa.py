@@ -7,7 +7,7 @@ the authors' checkpoints.
 from __future__ import annotations
 
 from math import cos, pi
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import CONVOLVE, SCATTER, Maker
 from refold.blocks.spec import ConvSpec, Size
 from refold.errors import GeometryError
+from refold.graph.layers import ScaleShift
 from refold.registry import register_block
 from refold.transforms import avg_pool_to_conv
 
@@ -65,6 +66,7 @@ class OREPABlock(BranchedBlock):
     """
 
     deploy_name: ClassVar[str] = "orepa_reparam"
+    main: ClassVar[tuple[str, str]] = ("", "bn")
     weight_orepa_origin: Tensor
     weight_orepa_avg_conv: Tensor
     weight_orepa_avg_avg: Tensor
@@ -117,10 +119,9 @@ class OREPABlock(BranchedBlock):
         """Return the norm of the convolution with the summed kernel."""
         spec, weight = self.spec, self.weight_gen()
         if spec.transposed:
-            turned = weight.unflatten(0, (spec.groups, -1)).transpose(1, 2).flatten(0, 1)
             y = SCATTER[spec.ndim](
-                x, turned, None, spec.stride, spec.padding, spec.output_padding, spec.groups,
-                spec.dilation
+                x, _turned(weight, spec.groups), None, spec.stride, spec.padding,
+                spec.output_padding, spec.groups, spec.dilation
             )  # fmt: skip
         else:
             y = CONVOLVE[spec.ndim](
@@ -155,6 +156,27 @@ class OREPABlock(BranchedBlock):
     def single_init(self) -> None:
         """Start as the main kernel alone: all other branches scaled to zero."""
         self._start((1.0, *(0.0,) * 5))
+
+    def adopt(self, conv: nn.Module, norm: nn.Module | None, *, preserve: bool = True) -> None:
+        """Take over the kernel of a convolution, and its norm as the one after the sum.
+
+        To preserve, the main kernel gives way to what the others add. A bias moves into the norm's
+        running mean, or stands alone where there is no norm.
+        """
+        like = cast(nn.Conv2d, conv)
+        self._take(conv, norm)
+        with torch.no_grad():
+            weight, groups = like.weight, self.spec.groups
+            main = _turned(weight, groups) if self.spec.transposed else weight
+            if preserve:
+                rest = self.weight_gen() - self.weight_orepa_origin * _rows(self.vector[0], main)
+                main = (main - rest) / _rows(self.vector[0], main)
+            self.weight_orepa_origin.copy_(main)
+            self.weight_orepa_origin.requires_grad_(weight.requires_grad)
+            if like.bias is not None and norm is not None:
+                cast(Tensor, norm.running_mean).sub_(like.bias)
+            elif like.bias is not None:
+                self.bn = ScaleShift(None, like.bias.detach().clone(), self.spec.ndim)
 
     def _start(self, scales: tuple[float, ...]) -> None:
         with torch.no_grad():
@@ -214,6 +236,15 @@ class OREPABlock(BranchedBlock):
         copies = -(-inner // spec.in_channels)
         identity = eye.repeat(copies, *(1,) * (spec.ndim + 1))[:inner]
         self.register_buffer("id_tensor", identity.to(**options))
+
+
+def _turned(weight: Tensor, groups: int) -> Tensor:
+    """Swap (O, I/groups, ...) and (I, O/groups, ...): torch's layout of transposed kernels."""
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _rows(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.reshape(-1, *(1,) * (weight.ndim - 1))
 
 
 def frequencies(channels: int, kernel_size: tuple[int, ...]) -> Tensor:

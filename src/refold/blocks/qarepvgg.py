@@ -6,7 +6,7 @@ Parameter names follow the authors'.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,7 @@ class QARepVGGBlock(BranchedBlock):
     """
 
     deploy_name: ClassVar[str] = "rbr_reparam"
+    main: ClassVar[tuple[str, str]] = ("rbr_dense.conv", "bn")
 
     def __init__(
         self,
@@ -98,3 +99,20 @@ class QARepVGGBlock(BranchedBlock):
     def last_norms(self) -> dict[str, nn.Module]:
         """Return the norm of the main branch; the others have none."""
         return {"rbr_dense": self.rbr_dense.bn}
+
+    def adopt(self, conv: nn.Module, norm: nn.Module | None, *, preserve: bool = True) -> None:
+        """Take a convolution into the main branch, and its norm as the one after the sum.
+
+        To preserve, the main branch loses its own norm, behind which batch statistics would differ,
+        and its kernel gives way to what the other branches add.
+        """
+        inner = nn.Identity() if preserve or norm is None else self.rbr_dense.bn
+        self._take(conv, norm)
+        self.rbr_dense.bn, after = inner, self.bn
+        if preserve:
+            self.bn = nn.Identity()
+            main = cast(nn.Conv2d, conv)
+            with torch.no_grad():
+                extra = self.get_equivalent_kernel_bias()[0] - main.weight
+                main.weight.sub_(extra)
+            self.bn = after

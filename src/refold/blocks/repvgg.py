@@ -59,6 +59,7 @@ class RepVGGBlock(BranchedBlock):
     """
 
     deploy_name: ClassVar[str] = "rbr_reparam"
+    main: ClassVar[tuple[str, str]] = ("rbr_dense.conv", "rbr_dense.bn")
     after: ClassVar[tuple[str, ...]] = ("se", "activation", "post_se")
 
     def __init__(

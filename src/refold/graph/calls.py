@@ -22,7 +22,10 @@ _POOL = (
     "divisor_override=None"
 )
 _BINARY = "input other alpha=1"
-_RESIZE = "input size=None scale_factor=None mode='nearest' align_corners=None"
+_RESIZE = (
+    "input size=None scale_factor=None mode='nearest' align_corners=None "
+    "recompute_scale_factor=None antialias=False"
+)
 
 # canonical name -> (signature, functions, method names, aten names)
 _TABLE: dict[str, tuple[str, tuple[Any, ...], str, str]] = {
@@ -78,9 +81,26 @@ _TABLE: dict[str, tuple[str, tuple[Any, ...], str, str]] = {
         "div div_",
     ),
     "neg": ("input", (operator.neg, _T.neg, _T.negative), "neg neg_ negative", "neg neg_"),
+    "lerp": ("input end weight", (_T.lerp,), "lerp lerp_", "lerp lerp_"),
+    "addcmul": ("input tensor1 tensor2 value=1", (_T.addcmul,), "addcmul", "addcmul"),
+    "addcdiv": ("input tensor1 tensor2 value=1", (_T.addcdiv,), "addcdiv", "addcdiv"),
+    "stack": ("tensors dim=0", (_T.stack,), "", "stack"),
+    "sum": ("input dim=None keepdim=False dtype=None", (_T.sum,), "sum", "sum"),
+    "matmul": ("input other", (_T.matmul, _T.mm, operator.matmul), "matmul mm", "matmul mm"),
+    "addmm": ("bias input other beta=1 alpha=1", (_T.addmm,), "", "addmm"),
+    "instance_norm": (
+        "input mean=None var=None weight=None bias=None use_input_stats=True momentum=0.1 "
+        "eps=1e-05",
+        (_F.instance_norm,),
+        "",
+        "",
+    ),
+    "hstack": ("tensors", (_T.hstack,), "", ""),
+    "flip": ("input dims", (_T.flip,), "flip", "flip"),
     "zeros_like": ("input", (_T.zeros_like,), "", "zeros_like"),
     "sum_list": ("items start=0", (builtins.sum,), "", ""),
     "cat": ("tensors dim=0", (_T.cat, _T.concat, _T.concatenate), "", "cat"),
+    "tensor_split": ("input split_size dim=0", (_T.tensor_split,), "tensor_split", ""),
     "chunk": ("input chunks dim=0", (_T.chunk,), "chunk", "chunk"),
     "split": (
         "input split_size dim=0",
@@ -171,24 +191,27 @@ def _name(node: fx.Node) -> str | None:
 
 
 def _bind(signature: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """Bind arguments to names; a method that takes its sizes one by one gives them as one tuple."""
+    """Bind arguments to names, None when one is unknown (`out=`).
+
+    A method that takes its sizes one by one gives them as one tuple.
+    """
     names = signature.split()
     if len(args) > len(names):
         args = (*args[: len(names) - 1], tuple(args[len(names) - 1 :]))
     bound: dict[str, Any] = {}
+    left = dict(kwargs)
     for position, item in enumerate(names):
         name, _, default = item.partition("=")
+        given = name if name in left else _ALIASES.get(name, name)
         if position < len(args):
             bound[name] = args[position]
-        elif name in kwargs:
-            bound[name] = kwargs[name]
-        elif _ALIASES.get(name) in kwargs:
-            bound[name] = kwargs[_ALIASES[name]]
+        elif given in left:
+            bound[name] = left.pop(given)
         elif default:
             bound[name] = _DEFAULTS[default]
         else:
             return None
-    return bound
+    return None if left else bound
 
 
 _ALIASES = {

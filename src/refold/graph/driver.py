@@ -7,12 +7,14 @@ not about to be replaced is copied once, and what is replaced is never copied at
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
 from refold.graph.alias import tainted
@@ -62,6 +64,7 @@ def fold_model(
         raise RefusedError(
             "the model is in training mode, where norms use the batch; call model.eval() first"
         )
+    _check_shapes(plain)
     found = capture_all(plain)
     shapes = find_shapes(plain, found.captures, as_arguments(example_inputs))
     target = skeleton(plain)
@@ -84,6 +87,12 @@ def _checked(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}")
     return model
+
+
+def _check_shapes(model: nn.Module) -> None:
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise InputError(f"{name} has no shape yet; run the model once before folding it")
 
 
 def _trains(model: nn.Module) -> bool:

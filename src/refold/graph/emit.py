@@ -95,8 +95,17 @@ class Emitter:
         rank = len(leaf.axes) if isinstance(leaf, (Conv, AvgPool)) else self.result.ranks[id(leaf)]
         if rank is None and not _is_number(leaf):
             raise RefusedError("the number of spatial axes is unknown; pass example_inputs")
-        parameters = tensors or list(self.lifter.capture.module.parameters())
-        return lower(leaf, like_of(parameters, rank or 0))
+        return lower(leaf, like_of(tensors or self._all_tensors(leaf), rank or 0))
+
+    def _all_tensors(self, leaf: Operator) -> list[Tensor]:
+        """Return what tells the precision where nothing that went into a leaf does."""
+        module = self.lifter.capture.module
+        found: list[Tensor] = [*module.parameters()] or [*module.buffers()]
+        if found or not isinstance(leaf, (Affine, Conv)):
+            return found
+        if _is_number(leaf):  # alone, a number takes on the precision of what it meets
+            return [torch.empty((), dtype=torch.float64)]
+        raise RefusedError("the model has no parameter that would tell the precision of new ones")
 
     def _tensors(self, node: fx.Node) -> list[Tensor]:
         root = self.lifter.capture.module

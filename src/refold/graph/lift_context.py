@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from refold.graph.calls import Call
@@ -13,6 +14,7 @@ from refold.graph.constants import Constants
 from refold.graph.piece import Lifted
 
 Shape = tuple[int, ...]
+_SIZE_METHODS = frozenset({"size", "dim", "ndimension", "numel", "nelement", "stride", "__len__"})
 
 
 class Context:
@@ -47,10 +49,32 @@ class Context:
         """Return the shape of a node's value, None where no example inputs told it."""
         return self.shapes.get(value) if isinstance(value, fx.Node) else None
 
+    def depends(self, value: Any) -> bool:
+        """Return whether a value is made from the numbers in the inputs, not their size."""
+        if not isinstance(value, fx.Node) or self.constants.value(value) is not None:
+            return False
+        return not self._is_size(value)
+
+    def _is_size(self, node: fx.Node) -> bool:
+        if node.op == "call_method" and node.target in _SIZE_METHODS:
+            return True
+        if node.op == "call_function" and node.target is getattr:
+            return node.args[1] in ("shape", "ndim")
+        if node in self.shapes or node.op not in ("call_method", "call_function"):
+            return False
+        inputs = node.all_input_nodes
+        return bool(inputs) and all(self._is_size(source) for source in inputs)
+
     def tensor(self, value: Any) -> Tensor | None:
         """Return a parameter-only tensor, or None when it depends on inputs."""
         found = self.constants.value(value) if isinstance(value, fx.Node) else None
         return found if isinstance(found, Tensor) else None
+
+    def indices(self, entry: Any) -> Any:
+        """Return an entry of an index, a constant tensor of positions as a list."""
+        tensor = self.tensor(entry)
+        positions = tensor is not None and tensor.ndim == 1 and tensor.dtype == torch.int64
+        return tensor.tolist() if tensor is not None and positions else entry
 
     def number(self, value: Any) -> float | int | None:
         """Return a plain number."""

@@ -9,6 +9,7 @@ from torch import fx
 from refold.algebra.norm import norm_affine
 from refold.algebra.operator import Conv
 from refold.graph.calls import Call, canonical
+from refold.graph.lift_constants import linear, matrix
 from refold.graph.lift_context import Context, Handler
 from refold.graph.lift_slices import SLICES
 from refold.graph.piece import Lifted, Piece, norm_piece, nothing, unary
@@ -39,8 +40,18 @@ def _linear(context: Context, node: fx.Node, call: Call) -> Lifted:
     tensors = context.weights(call["weight"], call["bias"])
     if tensors is None or isinstance(tensors, str) or tensors[0] is None or tensors[0].ndim != 2:
         return tensors if isinstance(tensors, str) else None
-    op = Conv(tensors[0], tensors[1])
-    return Piece((call["input"],), (op,), rank_in=0, rank_out=0)
+    return linear(call["input"], Conv(tensors[0], tensors[1]))
+
+
+def _matmul(context: Context, node: fx.Node, call: Call) -> Lifted:
+    """Lift x @ W + b with a constant matrix: a linear layer that was written out."""
+    if not context.depends(call["input"]) or call.arguments.get("alpha", 1) != 1:
+        return None
+    bias = call.arguments.get("bias") if call.arguments.get("beta", 1) == 1 else None
+    if call.name == "addmm" and bias is None:
+        return None
+    op = matrix(context, call["other"], bias)
+    return linear(call["input"], op) if isinstance(op, Conv) else op
 
 
 def _norm(context: Context, node: fx.Node, call: Call) -> Lifted:
@@ -54,6 +65,10 @@ def _norm(context: Context, node: fx.Node, call: Call) -> Lifted:
         return "the norm has no running statistics; it normalises with the batch"
     op = norm_affine(mean, var, weight, bias, call["eps"])
     return norm_piece(call["input"], op, context.shape(call["input"]))
+
+
+def _instance_norm(context: Context, node: fx.Node, call: Call) -> Lifted:
+    return None if call["use_input_stats"] else _norm(context, node, call)
 
 
 def _dropout(context: Context, node: fx.Node, call: Call) -> Lifted:
@@ -81,6 +96,9 @@ LAYERS: dict[str, Handler] = {
     **{f"conv_transpose{rank}d": _conv for rank in (1, 2, 3)},
     "convolution": _conv,
     "linear": _linear,
+    "matmul": _matmul,
+    "addmm": _matmul,
+    "instance_norm": _instance_norm,
     "batch_norm": _norm,
     "functional_batch_norm": _norm,
     "getitem": _getitem,

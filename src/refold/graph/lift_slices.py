@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 from torch import fx
 
 from refold.algebra.geometry import Axis
-from refold.algebra.operator import AvgPool, Identity, Operator, Pad, Select, sequence
+from refold.algebra.operator import AvgPool, Identity, Operator, Pad, Resample, Select, sequence
 from refold.graph.calls import Call, canonical
 from refold.graph.lift_context import Context, Handler, Shape
 from refold.graph.piece import Lifted, Piece, RankedOp, relayout, unary
+from refold.graph.windows import tuple_of
 
 
 def axes_of(shape: Shape | None, rank: int) -> int | None:
@@ -47,33 +50,52 @@ def _channels(shape: Shape | None, rank: int) -> int | None:
     return shape[len(shape) - 1 - rank] if shape is not None and len(shape) > rank else None
 
 
+def _hstack(context: Context, node: fx.Node, call: Call) -> Lifted:
+    return _cat(context, node, Call("cat", {"tensors": call["tensors"], "dim": 1}))
+
+
 def _getitem(context: Context, node: fx.Node, call: Call) -> Lifted:
     source, index = call["input"], call["index"]
     if isinstance(index, int) and isinstance(source, fx.Node):
         inner = canonical(source)
-        if inner is not None and inner.name in ("chunk", "split"):
+        if inner is not None and inner.name in ("chunk", "split", "tensor_split"):
             return _part(context, source, inner, index)
         return None
-    entries = index if isinstance(index, tuple) else (index,)
-    if not isinstance(source, fx.Node) or not all(e is Ellipsis or _is_plain(e) for e in entries):
+    entries = tuple(
+        context.indices(entry) for entry in (index if isinstance(index, tuple) else (index,))
+    )
+    if not isinstance(source, fx.Node) or not all(_is_plain(entry) for entry in entries):
         return None
     shape = context.shape(source)
 
     def by_rank(rank: int) -> RankedOp | None:
         count = axes_of(shape, rank)
         slices = None if count is None else _spread(entries, count)
-        return None if slices is None else _sliced(slices, rank, _channels(shape, rank))
+        if slices is None or any(isinstance(s, int) for s in slices):
+            return None if slices is None else _position(slices, rank)
+        return _sliced(slices, rank, _channels(shape, rank))
 
     return relayout(source, by_rank)
 
 
 def _is_plain(entry: Any) -> bool:
-    parts = (entry.start, entry.stop, entry.step) if isinstance(entry, slice) else (entry,)
-    return isinstance(entry, slice) and all(p is None or isinstance(p, int) for p in parts)
+    if isinstance(entry, slice):
+        parts = (entry.start, entry.stop, entry.step)
+        return all(p is None or isinstance(p, int) for p in parts)
+    return entry is Ellipsis or (isinstance(entry, (int, list)) and not isinstance(entry, bool))
 
 
-def _spread(entries: tuple[Any, ...], count: int) -> list[slice] | None:
-    """Return one slice per axis, the ellipsis spelled out."""
+def _position(entries: list[Any], rank: int) -> RankedOp | None:
+    """Return the choice of one position: `x[:, :, 0, 0]` of a pooled map."""
+    at = len(entries) - rank
+    kept = all(entry == slice(None) for entry in entries[:at])
+    if not kept or not rank or not all(isinstance(entry, int) for entry in entries[at:]):
+        return None
+    return Resample(operator.itemgetter((..., *entries[at:])), 0, 0.0, rank), 0
+
+
+def _spread(entries: tuple[Any, ...], count: int) -> list[Any] | None:
+    """Return one entry per axis, the ellipsis spelled out."""
     if Ellipsis in entries:
         at = entries.index(Ellipsis)
         middle = (slice(None),) * (count - len(entries) + 1)
@@ -82,16 +104,16 @@ def _spread(entries: tuple[Any, ...], count: int) -> list[slice] | None:
     return full if len(full) == count else None
 
 
-def _sliced(slices: list[slice], rank: int, channels: int | None) -> RankedOp | None:
+def _sliced(slices: list[Any], rank: int, channels: int | None) -> RankedOp | None:
     at = len(slices) - 1 - rank
-    if any(s != slice(None) for s in slices[:at]):
+    spatial = slices[at + 1 :]
+    if any(s != slice(None) for s in slices[:at]) or any(isinstance(s, list) for s in spatial):
         return None
     ops: list[Operator] = []
     if slices[at] != slice(None):
         if channels is None:
             return None
-        ops.append(Select(tuple(range(channels))[slices[at]], channels))
-    spatial = slices[at + 1 :]
+        ops.append(_choice(slices[at], channels))
     if any((s.start or 0) < 0 or (s.stop or -1) > 0 or s.stop == 0 for s in spatial):
         return None
     if any((s.step or 1) != 1 for s in spatial):
@@ -101,6 +123,12 @@ def _sliced(slices: list[slice], rank: int, channels: int | None) -> RankedOp | 
     elif any(s != slice(None) for s in spatial):
         ops.append(Pad(tuple((-(s.start or 0), s.stop or 0) for s in spatial)))
     return sequence(*ops), rank
+
+
+def _choice(entry: slice | list[int], channels: int) -> Select:
+    order = range(channels)
+    chosen = order[entry] if isinstance(entry, slice) else [order[i] for i in entry]
+    return Select(tuple(chosen), channels)
 
 
 def _part(context: Context, splitter: fx.Node, call: Call, index: int) -> Lifted:
@@ -126,6 +154,8 @@ def _bounds(call: Call, size: int) -> list[tuple[int, int]] | None:
         step = -(-size // call["chunks"])
     else:
         step = call["split_size"]
+    if call.name == "tensor_split":
+        return _even_bounds(step, size)
     if isinstance(step, int):
         return [(i, min(i + step, size)) for i in range(0, size, step)]
     if not isinstance(step, (list, tuple)) or not all(
@@ -137,6 +167,14 @@ def _bounds(call: Call, size: int) -> list[tuple[int, int]] | None:
         start = bounds[-1][1] if bounds else 0
         bounds.append((start, start + width))
     return bounds
+
+
+def _even_bounds(count: Any, size: int) -> list[tuple[int, int]] | None:
+    """Return the parts of `tensor_split`, whose first ones are longer where it does not divide."""
+    if not isinstance(count, int):
+        return None
+    ends = [part * (size // count) + min(part, size % count) for part in range(count + 1)]
+    return list(pairwise(ends))
 
 
 def _slice(context: Context, node: fx.Node, call: Call) -> Lifted:
@@ -173,8 +211,23 @@ def _index_select(context: Context, node: fx.Node, call: Call) -> Lifted:
     return unary(call["input"], op, rank=len(shape) - 1 - axis) if axis else None
 
 
+def _flip(context: Context, node: fx.Node, call: Call) -> Lifted:
+    """Lift a reversal of the channels."""
+    shape, dims = context.shape(call["input"]), call["dims"]
+    if shape is None or dims is None:
+        return None
+    axes = {dim % len(shape) for dim in tuple_of(dims, 1)}
+    if len(axes) != 1 or 0 in axes:
+        return None
+    [axis] = axes
+    op = Select(tuple(reversed(range(shape[axis]))), shape[axis])
+    return unary(call["input"], op, rank=len(shape) - 1 - axis)
+
+
 SLICES: dict[str, Handler] = {
     "cat": _cat,
+    "hstack": _hstack,
+    "flip": _flip,
     "getitem": _getitem,
     "slice": _slice,
     "narrow": _narrow,

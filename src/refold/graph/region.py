@@ -148,6 +148,11 @@ class Regions:
         rank = piece.rank_in
         if rank is None:
             rank = next((part.rank for part in parts if part.rank is not None), None)
+        if asked is None and rank is not None:  # the other branches tell
+            parts = [
+                self._value(source, node, piece, keeps, rank) if part.rank is None else part
+                for part, source in zip(parts, piece.sources, strict=True)
+            ]
         parts = [
             part if part.rank in (None, rank) else self._input(source)
             for part, source in zip(parts, piece.sources, strict=True)
@@ -189,7 +194,7 @@ class Regions:
             found = self._expression(source, inner, keeps, wanted)
             if found is not None:
                 return found
-        return self._input(source)
+        return self._input(source, wanted)
 
     def _absorbs(self, source: fx.Node, reader: fx.Node, piece: Piece, keeps: bool) -> bool:
         if source in self.lifter.tainted or piece.sources.count(source) > 1:
@@ -203,9 +208,12 @@ class Regions:
             return False
         return all(_single_path(node, piece, reader) for node in piece.through)
 
-    def _input(self, source: fx.Node) -> _Expression:
+    def _input(self, source: fx.Node, wanted: int | None = None) -> _Expression:
         shape, rank = self.lifter.shapes.get(source), self._guess(source)
-        channels = shape[len(shape) - 1 - rank] if shape and rank is not None else None
+        rank = wanted if rank is None else rank
+        channels = None
+        if shape is not None and rank is not None and len(shape) > rank:
+            channels = shape[len(shape) - 1 - rank]
         return _Expression(Input(source, channels), rank, (), {})
 
     def _before(self, piece: Piece, wanted: int | None) -> int | None:

@@ -44,21 +44,22 @@ class Commit:
         self.plan = Plan(edits)
         self.old = dict(self.root.named_modules())
         self.swaps: dict[int, nn.Module] = {}
+        self.places: dict[str, nn.Module] = {}  # before any generated container changes
         calls = (node for node in edits.inserted if node.op == "call_module")
         self._inserted = {cast(str, node.target) for node in calls}
 
     def run(self) -> nn.Module:
         """Apply everything; return the target, or what took its place."""
         self._new_content()
+        self.places = dict(self.root.named_modules(remove_duplicate=False))
         changed = [f for f in walk(self.capture.root) if self.plan.status[f] != "clean"]
         self._constants(changed)
         for frame in changed:
             self._generate(frame)
-        modules = [(frame, self._module(frame)) for frame in changed]
         if changed:
             self._remove_unused(changed)
-        for frame, module in reversed(modules):
-            self._leave_layer_class(frame, module)
+        for frame in reversed(changed):
+            self._leave_layer_class(frame)
         swap_modules(self.target, self.swaps)
         return self.swaps.get(id(self.target), self.target)
 
@@ -91,7 +92,7 @@ class Commit:
                     self._module(frame).register_buffer(name, value, persistent=False)
 
     def _module(self, frame: Frame) -> nn.Module:
-        return self.root.get_submodule(frame.path)
+        return self.places[frame.path]
 
     # generated forwards
 
@@ -113,9 +114,9 @@ class Commit:
         below = (path.removeprefix(prefix) for path in self._inserted if path.startswith(prefix))
         return chain_slots(self._module(frame), graph, set(below))
 
-    def _leave_layer_class(self, frame: Frame, module: nn.Module) -> None:
+    def _leave_layer_class(self, frame: Frame) -> None:
         """Replace a changed instance of a torch.nn layer class: it is no such layer any more."""
-        graph = self.plan.bodies.get(frame)
+        module, graph = self._module(frame), self.plan.bodies.get(frame)
         if graph is None or frame.method != "forward" or not is_layer_subclass(type(module)):
             return
         plain = plain_module(module, graph)
@@ -147,7 +148,7 @@ class Commit:
     def _at(self, path: str) -> nn.Module:
         if path in self._inserted:  # it may sit at the index of a removed layer by now
             return self.edits.modules[path]
-        return self.root.get_submodule(path)
+        return self.places[path]
 
     def _live_modules(self) -> set[int]:
         """Return the modules that still run: layers with a call, frames with a call."""
@@ -192,10 +193,7 @@ class Commit:
             if alive(node) or path in read or self.edits.home[node] not in frames:
                 continue
             owner_path, _, name = path.rpartition(".")
-            try:
-                owner = self._at(owner_path)
-            except AttributeError:  # the owner itself was removed
-                continue
+            owner = self._at(owner_path)
             owner._parameters.pop(name, None)
             owner._buffers.pop(name, None)
 

@@ -1,0 +1,40 @@
+"""Captured graphs with what the passes need, for the tests of single passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from refold.graph.alias import tainted
+from refold.graph.capture import capture_all
+from refold.graph.constants import Constants
+from refold.graph.fold import FoldPass
+from refold.graph.lift import Lifter
+from refold.graph.region import Region, Regions
+from refold.graph.shapes import find_shapes
+from refold.graph.surgery import Editor
+
+
+def lifter(model: nn.Module, *inputs: Any) -> Lifter:
+    """Return the lifter of a traceable model; without inputs, one that knows no shapes."""
+    [found] = capture_all(model.eval()).captures
+    [shapes] = find_shapes(model, [found], inputs or None)
+    return Lifter(found, Constants(found), shapes, tainted(found.graph))
+
+
+def nodes(lifter: Lifter) -> dict[str, fx.Node]:
+    """Return the nodes by name; the layers by their last name."""
+    return {node.name: node for node in lifter.capture.graph.nodes}
+
+
+def regions(model: nn.Module, *inputs: Any, **options: Any) -> list[Region]:
+    """Return the regions of a model."""
+    found = Regions(lifter(model, *inputs), **options)
+    return [region for root in found.roots() if (region := found.region(root)) is not None]
+
+
+def fold_pass(model: nn.Module, *inputs: Any, allow_growth: bool = False) -> FoldPass:
+    """Return a fold pass that has not run."""
+    known = lifter(model, *inputs)
+    return FoldPass(known, Editor(known.capture), allow_growth)
