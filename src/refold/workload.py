@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from refold.graph.skeleton import own_tensors, skeleton
 
 from ._verify_inputs import as_inputs, unrunnable
 
@@ -54,6 +55,13 @@ def measure(
     return Workload(parameters, _count_macs(model, as_inputs(example_inputs)))
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a copy that shares nothing, of models too whose weights are computed on the way."""
+    twin = skeleton(model)
+    own_tensors(twin, model)
+    return twin
+
+
 def _count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     try:
         return _count_fake(model, inputs)
@@ -61,7 +69,7 @@ def _count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
         pass
     try:
         with _counting() as counter:
-            copy.deepcopy(model)(*(tensor.clone() for tensor in inputs))
+            _copied(model)(*(tensor.clone() for tensor in inputs))
     except Exception as error:
         raise unrunnable(model, inputs, error) from error
     return counter.get_total_flops() // 2
@@ -70,7 +78,7 @@ def _count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 def _count_fake(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # constants made in forward stay real
     with FakeCopyMode(mode):
-        fake_model = copy.deepcopy(model)
+        fake_model = _copied(model)
     fake_inputs = [mode.from_tensor(tensor) for tensor in inputs]
     with mode, _counting() as counter:
         fake_model(*fake_inputs)

@@ -41,6 +41,28 @@ def test_parts_are_folded_under_their_full_names() -> None:
     assert gap(model, outcome.model, images()) <= 1e-9
 
 
+def branchy() -> nn.Module:
+    inner = net(lambda self, x: self.i(x) * 2, i=conv())
+    parts = nn.Sequential(conv(), Norm(4)), nn.Sequential(inner, Norm(4))
+    return net(lambda self, x: self.a(x) + self.b(x), a=parts[0], b=parts[1])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: nn.Sequential(branchy(), conv(4, 4, 1), nn.ReLU()),
+        lambda: nn.Sequential(nn.Sequential(branchy(), Norm(4)), conv(4, 2, 1), nn.ReLU()),
+        lambda: nn.Sequential(conv(3, 3, 1, bias=False), branchy(), conv(4, 4, 1)),
+    ],
+)
+def test_a_whole_block_becomes_part_of_its_neighbour_in_a_sequential(model) -> None:
+    model = live(model())
+    folded = fold_model(model, images(), allow_growth=True).model
+    assert sum(isinstance(m, nn.Conv2d) for m in folded.modules()) == 1
+    assert len(folded) == len(model)
+    assert gap(model, folded, images()) <= 1e-9
+
+
 def test_nothing_to_fold_gives_a_copy_all_the_same() -> None:
     model = live(nn.Sequential(conv(), nn.ReLU()))
     outcome = fold_model(model, images())

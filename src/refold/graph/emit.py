@@ -91,7 +91,8 @@ class Emitter:
         return self.emitted
 
     def _lower(self, leaf: Operator) -> nn.Module:
-        tensors = [t for node in self.result.made_of(leaf) for t in self._tensors(node)]
+        held = [t for node in self.result.made_of(leaf) for t in self._tensors(node)]
+        tensors = [tensor for tensor in held if tensor.is_floating_point()]
         rank = len(leaf.axes) if isinstance(leaf, (Conv, AvgPool)) else self.result.ranks[id(leaf)]
         if rank is None and not _is_number(leaf):
             raise RefusedError("the number of spatial axes is unknown; pass example_inputs")
