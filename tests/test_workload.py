@@ -94,3 +94,17 @@ def test_an_input_that_does_not_fit_is_one_sentence() -> None:
 def test_the_text_is_short() -> None:
     assert str(Workload(5_288_548, 401_200_000)) == "5.29 M parameters, 401.2 M multiply-adds"
     assert str(Workload(5_288_548, None)) == "5.29 M parameters"
+
+
+def test_a_parameter_given_to_a_layer_is_an_input_like_others() -> None:
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.norm = nn.Parameter(torch.zeros(1, 4)), nn.LayerNorm(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.norm(self.token)
+
+    model = Token().eval()
+    assert measure(model, torch.zeros(2, 4)) == Workload(12, 0)
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -1,7 +1,7 @@
-"""Convolutions and linear layers that one call of a network runs.
+"""Convolutions and linear layers (matrix products) that one call of a network runs.
 
 Counted as calls, not as modules: a traced network holds `F.linear` where the original has a layer,
-and a layer that is called on five maps is five of them.
+a product with a stored matrix is a layer too, and one that is called on five maps is five.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 _LAYERS = {
     F.linear, torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d,
     F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+    torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.mm,
 }  # fmt: skip
 
 

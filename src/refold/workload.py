@@ -55,10 +55,12 @@ def measure(
     return Workload(parameters, _count_macs(model, as_inputs(example_inputs)))
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """Return a copy that shares nothing, of models too whose weights are computed on the way."""
-    twin = skeleton(model)
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    """Return a copy without gradients: the counter trips over parameters given to a layer."""
+    twin = skeleton(model)  # also of models whose weights are computed on the way
     own_tensors(twin, model)
+    for parameter in twin.parameters():
+        parameter.requires_grad_(False)
     return twin
 
 
@@ -69,7 +71,7 @@ def _count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
         pass
     try:
         with _counting() as counter:
-            _copied(model)(*(tensor.clone() for tensor in inputs))
+            _frozen_copy(model)(*(tensor.clone() for tensor in inputs))
     except Exception as error:
         raise unrunnable(model, inputs, error) from error
     return counter.get_total_flops() // 2
@@ -78,7 +80,7 @@ def _count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 def _count_fake(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # constants made in forward stay real
     with FakeCopyMode(mode):
-        fake_model = _copied(model)
+        fake_model = _frozen_copy(model)
     fake_inputs = [mode.from_tensor(tensor) for tensor in inputs]
     with mode, _counting() as counter:
         fake_model(*fake_inputs)
