@@ -39,7 +39,7 @@ test: $(READY) lint ## run the whole suite: ruff, pyright, pytest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=10
 
 quick: $(READY) ## run the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not zoo'
 
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check .

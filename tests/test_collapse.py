@@ -52,7 +52,7 @@ def test_networks_from_elsewhere(label: str) -> None:
     check(label, "repvgg")
 
 
-@pytest.mark.slow
+@pytest.mark.zoo
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("label", ["resnet18", *(f"timm:{name}" for name in ZOO)])
 def test_the_zoo(label: str, block: str) -> None:
