@@ -38,6 +38,7 @@ from refold.graph.emit_result import (
 )
 from refold.graph.lift import Lifter
 from refold.graph.lower import like_of, lower
+from refold.graph.paths import submodule
 from refold.graph.region import Region
 from refold.graph.sizes import multiply_adds, shape_after
 from refold.graph.surgery import Editor
@@ -111,7 +112,7 @@ class Emitter:
     def _tensors(self, node: fx.Node) -> list[Tensor]:
         root = self.lifter.capture.module
         if node.op == "call_module":
-            module = root.get_submodule(str(node.target))
+            module = submodule(root, str(node.target))
             return list(module.parameters()) or list(module.buffers())
         found = [self.lifter.constants.value(arg) for arg in node.all_input_nodes]
         return [value for value in found if isinstance(value, Tensor)]

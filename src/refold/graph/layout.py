@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from refold.graph.lift import Lifter
+from refold.graph.paths import submodule
 from refold.graph.piece import Piece
 
 _SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "get_device", "is_floating_point", "stride"}
@@ -49,7 +50,7 @@ def same_layout(lifter: Lifter, node: fx.Node) -> fx.Node | None:
     if isinstance(piece, Piece):
         return source if piece.by_rank is None and piece.rank_out is None else None
     if node.op == "call_module":
-        module = lifter.capture.module.get_submodule(str(node.target))
+        module = submodule(lifter.capture.module, str(node.target))
         home = type(module).__module__
         pools = home.endswith("pooling")
         shapes = lifter.shapes.get(source), lifter.shapes.get(node)

@@ -16,7 +16,8 @@ from refold.algebra.operator import Concat, Input, Operator, Sequence, chain, le
 from refold.algebra.operator import Sum as OperatorSum
 from refold.graph.layout import reads_shape_only, same_layout
 from refold.graph.lift import Lifter
-from refold.graph.piece import Piece
+from refold.graph.piece import Lifted, Piece
+from refold.graph.surgery_edits import alive
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class Region:
         origins: the node of each leaf, by the leaf's id.
         same_shape: the nodes whose values surely have the shape of the root's.
         joins: the nodes that add or lay side by side.
+        pieces: what the nodes were when they were lifted.
     """
 
     root: fx.Node
@@ -40,6 +42,7 @@ class Region:
     origins: dict[int, fx.Node]
     same_shape: frozenset[fx.Node] = frozenset()
     joins: frozenset[fx.Node] = frozenset()
+    pieces: tuple[Lifted, ...] = ()
 
     @property
     def inputs(self) -> tuple[fx.Node, ...]:
@@ -74,24 +77,34 @@ class Regions:
         self.chains = chains
         self.reasons: dict[fx.Node, str] = {}
 
-    def roots(self) -> list[fx.Node]:
-        """Return the nodes whose regions are not part of a larger one, in graph order."""
-        found: list[fx.Node] = []
+    def largest(self) -> list[Region]:
+        """Return the regions that are not part of a larger one, in graph order."""
+        found: list[Region] = []
         inside: set[fx.Node] = set()
         for node in reversed(list(self.lifter.capture.graph.nodes)):
             if node in inside or not isinstance(self.piece(node), Piece) or not node.users:
                 continue
             region = self.region(node)
             if region is not None:
-                found.append(node)
+                found.append(region)
                 inside.update(region.nodes)
         return found[::-1]
+
+    def current(self, region: Region) -> Region | None:
+        """Return the region that ends where this one did, now that others were edited."""
+        if not alive(region.root):
+            return None
+        same = all(alive(node) for node in region.nodes) and self._pieces(region.nodes) == region.pieces
+        return region if same else self.region(region.root)
 
     def piece(self, node: fx.Node) -> Piece | str | None:
         """Return what the node is by itself."""
         lifted = self.lifter.lift(node)
         joins = isinstance(lifted, Piece) and lifted.join != "none"
         return None if joins and self.chains else lifted
+
+    def _pieces(self, nodes: tuple[fx.Node, ...]) -> tuple[Lifted, ...]:
+        return tuple(self.lifter.lift(node) for node in nodes)
 
     def _joins(self, node: fx.Node) -> bool:
         piece = self.piece(node)
@@ -110,9 +123,9 @@ class Regions:
         nodes = tuple(node for node in found.nodes if node not in passed)
         joins = frozenset(node for node in nodes if self._joins(node))
         same = frozenset(found.same_shape) - passed
-        return Region(
-            root, _rebound(found.op, entries), found.rank, nodes, found.origins, same, joins
-        )
+        pieces = self._pieces(nodes)
+        op = _rebound(found.op, entries)
+        return Region(root, op, found.rank, nodes, found.origins, same, joins, pieces)
 
     def _entries(self, found: _Expression) -> dict[fx.Node, fx.Node]:
         """Return, for each input, the last value that is still the input itself.

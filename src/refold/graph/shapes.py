@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from refold.errors import InputError
 from refold.graph.capture import Capture
+from refold.graph.paths import submodule
 from refold.graph.skeleton import skeleton
 
 Shapes = dict[fx.Node, tuple[int, ...]]
@@ -72,7 +73,7 @@ def _arguments(
         return record
 
     for path in paths:
-        copy.get_submodule(path).register_forward_pre_hook(watch(path), with_kwargs=True)
+        submodule(copy, path).register_forward_pre_hook(watch(path), with_kwargs=True)
     try:
         with torch.no_grad():
             copy(*example_inputs)

@@ -11,6 +11,7 @@ from refold.errors import InputError, RefusedError
 from refold.graph.alias_effects import mutated
 from refold.graph.capture import Capture
 from refold.graph.frames import Frame, ancestors, common_ancestor, is_inside, nodes_in
+from refold.graph.paths import submodule
 from refold.graph.surgery_commit import Commit, place_module
 from refold.graph.surgery_edits import Edits, alive
 
@@ -54,7 +55,7 @@ class Editor:
             RefusedError: when the module is called more than once.
         """
         path = self._single_call(node)
-        module.train(self.capture.module.get_submodule(path).training)
+        module.train(submodule(self.capture.module, path).training)
         self.edits.modules[path] = module
         place_module(self.capture.module, path, module)
 

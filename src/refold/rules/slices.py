@@ -7,9 +7,6 @@ channel can be computed by itself.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,7 +30,7 @@ from refold.rules.norm import merge_affines, scale_outputs, scale_rows
 from refold.rules.parallel import add_convs, taps_within
 
 _WORTH_IT = 1 << 18  # smaller weights are folded whole
-_PER_SLICE = 1 << 17
+_PER_SLICE = 1 << 18
 _BY_CHANNEL = {"fold_affine_into_conv", "add_branches", "merge_affines"}
 
 
@@ -90,18 +87,18 @@ class _Arm:
         taps = total[taps_within(axes, whole)]
         scale = self.affine.scale
         if self.lead is not None:
-            taps += self.rows(rows)
+            taps += self.rows(rows, None)
         else:
             centre = taps[(..., *(0,) * len(whole))].diagonal(rows.start)
             centre += 1.0 if scale is None else _pick(scale, rows)
 
-    def rows(self, rows: slice) -> Tensor:
-        """Return output channels `rows` of the branch's own kernel, a new float64 tensor."""
+    def rows(self, rows: slice, out: Tensor | None) -> Tensor:
+        """Return output channels `rows` of the branch's own kernel in float64, in `out` if given."""
         assert self.lead is not None
         weight, scale = self.lead.weight[rows], self.affine.scale
         if scale is None:
-            return weight.to(torch.float64, copy=True)
-        return scale_rows(weight, _pick(scale, rows))
+            return weight.double() if out is None else out.copy_(weight)
+        return scale_rows(weight, _pick(scale, rows), out)
 
 
 def _arm(branch: Operator) -> _Arm | None:
@@ -125,34 +122,17 @@ def _fill(arms: list[_Arm], result: Conv, like: Tensor) -> Tensor:
     weight = torch.empty(result.weight.shape, dtype=like.dtype, device=like.device)
     first = next((arm for arm in arms if arm.lead and arm.lead.axes == result.axes), None)
     step = max(1, _PER_SLICE // result.weight[0].numel())
-
-    def fill(start: int) -> None:
-        rows = slice(start, min(start + step, result.out_channels))
-        with torch.no_grad():
-            piece = weight[rows]
-            total = (
-                torch.zeros_like(piece, dtype=torch.float64) if first is None else first.rows(rows)
-            )
+    room = weight.new_empty(step, *weight.shape[1:], dtype=torch.float64)  # fresh memory is slow
+    with torch.no_grad():
+        for start in range(0, result.out_channels, step):
+            rows = slice(start, min(start + step, result.out_channels))
+            piece, total = weight[rows], room[: rows.stop - start]
+            total = total.zero_() if first is None else first.rows(rows, total)
             for arm in arms:
                 if arm is not first:
                     arm.add_to(total, rows, result.axes)
             piece.copy_(total)
-
-    with _one_thread_each() as workers:
-        list(workers.map(fill, range(0, result.out_channels, step)))
     return weight
-
-
-@contextmanager
-def _one_thread_each() -> Generator[ThreadPoolExecutor]:
-    """Share slices out among threads that compute alone: threads in step wait for each other."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(count) as workers:
-            yield workers
-    finally:
-        torch.set_num_threads(count)
 
 
 def _pick(vector: Tensor, rows: slice) -> Tensor:
