@@ -107,6 +107,15 @@ def test_what_was_made_can_be_folded_again() -> None:
     assert len(targets(done)) == 1
 
 
+def test_a_ring_of_zeros_is_not_moved_ahead_of_a_layer_that_would_compute_it() -> None:
+    def forward(self, x):
+        return nn.functional.pad(self.c(x), (3, 3, 3, 3)).relu()
+
+    model = net(forward, c=conv(3, 4, 1, bias=False))
+    assert not run(model).folds
+    assert run(model, allow_growth=True).folds
+
+
 def test_costs_of_a_fold_are_before_and_after() -> None:
     done = run(nn.Sequential(nn.ConvTranspose2d(3, 4, 2, 2, bias=False), Norm(4)))
     [fold] = done.folds

@@ -94,7 +94,8 @@ class Regions:
         """Return the region that ends where this one did, now that others were edited."""
         if not alive(region.root):
             return None
-        same = all(alive(node) for node in region.nodes) and self._pieces(region.nodes) == region.pieces
+        there = all(alive(node) for node in region.nodes)
+        same = there and self._pieces(region.nodes) == region.pieces
         return region if same else self.region(region.root)
 
     def piece(self, node: fx.Node) -> Piece | str | None:

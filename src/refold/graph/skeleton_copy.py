@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -39,7 +39,7 @@ def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return copy.deepcopy(module, memo)
     made = cls.__new__(cls)
     memo[id(module)] = made
-    state = cast("dict[str, Any]", module.__getstate__())
+    state = module.__getstate__()
     memo.setdefault(id(memo), []).append(state)  # kept alive: ids must stay those of what was met
     made.__setstate__({name: _value(value, memo) for name, value in state.items()})
     return made

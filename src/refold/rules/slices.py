@@ -93,7 +93,7 @@ class _Arm:
             centre += 1.0 if scale is None else _pick(scale, rows)
 
     def rows(self, rows: slice, out: Tensor | None) -> Tensor:
-        """Return output channels `rows` of the branch's own kernel in float64, in `out` if given."""
+        """Return output channels `rows` of the branch's own kernel in float64, in `out` if any."""
         assert self.lead is not None
         weight, scale = self.lead.weight[rows], self.affine.scale
         if scale is None:
