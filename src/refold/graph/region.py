@@ -44,17 +44,18 @@ class Region:
     @property
     def inputs(self) -> tuple[fx.Node, ...]:
         """The values the expression starts from."""
-        return tuple(dict.fromkeys(_inputs(self.op)))
+        return tuple(dict.fromkeys(inputs_of(self.op)))
 
 
-def _inputs(op: Operator) -> Iterator[fx.Node]:
+def inputs_of(op: Operator) -> Iterator[fx.Node]:
+    """Yield the values that an expression starts from."""
     for part in chain(op):
         if isinstance(part, Input):
             assert isinstance(part.key, fx.Node)
             yield part.key
         elif isinstance(part, (OperatorSum, Concat)):
             for branch in part.parts:
-                yield from _inputs(branch)
+                yield from inputs_of(branch)
 
 
 class Regions:
@@ -120,7 +121,7 @@ class Regions:
         Where only one path leads in, the identities on it belong to what came before.
         """
         entries: dict[fx.Node, fx.Node] = {}
-        for source in set(_inputs(found.op)):
+        for source in set(inputs_of(found.op)):
             last = source
             while (step := self._only_nothing(last, found.nodes)) is not None:
                 last = step
