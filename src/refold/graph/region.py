@@ -14,6 +14,7 @@ from torch import fx
 
 from refold.algebra.operator import Concat, Input, Operator, Sequence, chain, leaves, sequence
 from refold.algebra.operator import Sum as OperatorSum
+from refold.graph.even import are_even
 from refold.graph.layout import reads_shape_only, same_layout
 from refold.graph.lift import Lifter
 from refold.graph.piece import Piece
@@ -91,8 +92,20 @@ class Regions:
     def piece(self, node: fx.Node) -> Piece | str | None:
         """Return what the node is by itself."""
         lifted = self.lifter.lift(node)
-        joins = isinstance(lifted, Piece) and lifted.join != "none"
-        return None if joins and self.chains else lifted
+        if not isinstance(lifted, Piece) or lifted.join == "none":
+            return lifted
+        if self.chains:
+            return None
+        if lifted.join == "sum" and not are_even(self.lifter, node, lifted.sources):
+            self._note_uneven(node, lifted)
+            return None
+        return lifted
+
+    def _note_uneven(self, node: fx.Node, piece: Piece) -> None:
+        """Tell why a sum is none of branches, where two of its parts could be branches."""
+        affine = [source for source in piece.sources if isinstance(self.lifter.lift(source), Piece)]
+        if len(affine) > 1:
+            self.reasons[node] = _MAY_BROADCAST
 
     def _joins(self, node: fx.Node) -> bool:
         piece = self.piece(node)
@@ -246,6 +259,9 @@ def _rebound(op: Operator, entries: dict[fx.Node, fx.Node]) -> Operator:
     if isinstance(op, Input) and isinstance(op.key, fx.Node) and op.key in entries:
         return Input(entries[op.key], op.channels)
     return op
+
+
+_MAY_BROADCAST = "whether the sum broadcasts a part depends on the input; pass example_inputs"
 
 
 @dataclass(frozen=True, eq=False)
