@@ -187,12 +187,15 @@ class Resample(Operator):
         density: output positions per input position (0 for a global mean): on which side work is
             cheaper.
         source_rank: spatial axes of what enters.
+        counted: it only works on as many channels as it was written for (a reshape that names
+            their number), so what changes that number cannot pass through.
     """
 
     function: Callable[[Tensor], Tensor]
     rank: int
     density: float = 1.0
     source_rank: int = 2
+    counted: bool = False
 
 
 @dataclass(frozen=True, eq=False)

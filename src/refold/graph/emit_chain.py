@@ -89,10 +89,9 @@ def write_chain(
 def _tell_shape(
     lifter: Lifter, result: Result, leaf: Operator, node: fx.Node, emitted: Emitted
 ) -> None:
-    if not result.is_new(leaf):
-        return
     before = lifter.shapes.get(source_of(lifter, node))
     after = shape_after(leaf, before)
-    if after is not None:
+    if after is not None:  # of kept layers too: what they read may have other channels now
         lifter.shapes[node] = after
-    emitted.macs.append(multiply_adds(leaf, before, after))
+    if result.is_new(leaf):
+        emitted.macs.append(multiply_adds(leaf, before, after))

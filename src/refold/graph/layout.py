@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import fx
+from torch import fx, nn
 
-from refold.graph.lift import Lifter
+from refold.graph.lift_context import Context
 from refold.graph.paths import submodule
 from refold.graph.piece import Piece
 
@@ -35,13 +35,14 @@ _ELEMENTWISE = (
     "prelu",
     "hardtanh",
     "selu",
-    "max_pool1d",
-    "max_pool2d",
-    "max_pool3d",
+)
+_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d")
+_SHAPE_KEEPING = tuple(
+    f"torch.nn.modules.{name}" for name in ("activation", "batchnorm", "dropout", "normalization")
 )
 
 
-def same_layout(lifter: Lifter, node: fx.Node) -> fx.Node | None:
+def same_layout(lifter: Context, node: fx.Node) -> fx.Node | None:
     """Return the value that `node` maps element by element or pools: its axes mean the same."""
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
@@ -60,6 +61,20 @@ def same_layout(lifter: Lifter, node: fx.Node) -> fx.Node | None:
             if home.startswith("torch.nn") and (pools or same or _is_activation(home))
             else None
         )
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return source if name.split(".")[0] in (*_ELEMENTWISE, *_POOLS) else None
+
+
+def keeps_shape(context: Context, node: fx.Node) -> fx.Node | None:
+    """Return the value whose shape a node that is not affine surely gives its own."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return None
+    if node.op == "call_module":
+        module = submodule(context.capture.module, str(node.target))
+        home = type(module).__module__
+        others = isinstance(module, (nn.GLU, nn.MultiheadAttention))
+        return source if home in _SHAPE_KEEPING and not others else None
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return source if name.split(".")[0] in _ELEMENTWISE else None
 

@@ -26,27 +26,59 @@ def _reshape(context: Context, node: fx.Node, call: Call) -> Lifted:
     before, after = context.shape(source), context.shape(node)
     if before is None or after is None:
         return None
-    return _shuffled(context, node, after) or relayout(source, partial(_reshaped, before, after))
+    meaning = partial(_reshaped, before, after, call)
+    return _shuffled(context, node, after) or relayout(source, meaning)
 
 
-def _reshaped(before: Shape, after: Shape, rank: int) -> RankedOp | None:
+def _reshaped(before: Shape, after: Shape, call: Call, rank: int) -> RankedOp | None:
     """Return what a reshape means when it keeps the channel axis whole, or lays it out in a row."""
-    resample = partial(_reshape_to, after)
+
+    def kept(out: int) -> RankedOp:
+        axes = len(before) - 1 - rank, len(after) - 1 - out
+        counted = _counts(call, len(before), len(after), *axes)
+        return Resample(partial(_reshape_to, after), out, 1.0, rank, counted), out
+
     if rank == 0 and after and after[-1] == before[-1]:
-        return Resample(resample, 0, 1.0, 0), 0
+        return kept(0)
     if (
         rank == 0
         and len(after) > len(before)
         and after == (*before, *(1,) * (len(after) - len(before)))
     ):
-        return Resample(resample, len(after) - len(before), 1.0, 0), len(after) - len(before)
+        return kept(len(after) - len(before))
     if rank and len(before) == rank + 2 and len(after) >= 2 and after[0] == before[0]:
         positions = prod(before[2:])
         if after[1] == before[1] and prod(after[2:]) == positions:
-            return Resample(resample, len(after) - 2, 1.0, rank), len(after) - 2
+            return kept(len(after) - 2)
         if after[1:] == (before[1] * positions,):
             return Flatten(positions), 0
     return None
+
+
+def _counts(call: Call, before: int, after: int, old: int, new: int) -> bool:
+    """Return whether a reshape only works on this many channels.
+
+    Args:
+        call: the reshape.
+        before: axes of what it reads.
+        after: axes of its value.
+        old: the channel axis of what it reads.
+        new: the channel axis of its value.
+    """
+    if call.name in ("flatten", "unsqueeze"):
+        return False
+    if call.name == "squeeze":  # a single channel would go
+        dims = None if call["dim"] is None else tuple_of(call["dim"], 1)
+        return dims is None or any(dim % before == old for dim in dims)
+    if call.name == "reshape_as":
+        return True
+    sizes, start = call["shape"], call.arguments.get("dim", 0) % before
+    if not isinstance(sizes, (tuple, list)) or (
+        "dim" not in call.arguments and len(sizes) != after
+    ):
+        return True
+    inside = start <= new < start + len(sizes)
+    return inside and sizes[new - start] != -1
 
 
 def _reshape_to(shape: Shape, x: Tensor) -> Tensor:
@@ -143,7 +175,8 @@ def layout_call(module: nn.Module, source: fx.Node) -> Call | None:
     if type(module) is nn.Flatten:
         return Call("flatten", {"input": source})
     if type(module) is nn.Unflatten:
-        return Call("reshape", {"input": source})
+        sizes = {"shape": module.unflattened_size, "dim": module.dim}
+        return Call("reshape", {"input": source, **sizes})
     if type(module) is nn.ChannelShuffle:
         return Call("channel_shuffle", {"input": source, "groups": module.groups})
     return None

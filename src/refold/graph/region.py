@@ -14,6 +14,7 @@ from torch import fx
 
 from refold.algebra.operator import Concat, Input, Operator, Sequence, chain, leaves, sequence
 from refold.algebra.operator import Sum as OperatorSum
+from refold.graph.even import are_even
 from refold.graph.layout import reads_shape_only, same_layout
 from refold.graph.lift import Lifter
 from refold.graph.piece import Lifted, Piece
@@ -47,17 +48,18 @@ class Region:
     @property
     def inputs(self) -> tuple[fx.Node, ...]:
         """The values the expression starts from."""
-        return tuple(dict.fromkeys(_inputs(self.op)))
+        return tuple(dict.fromkeys(inputs_of(self.op)))
 
 
-def _inputs(op: Operator) -> Iterator[fx.Node]:
+def inputs_of(op: Operator) -> Iterator[fx.Node]:
+    """Yield the values that an expression starts from."""
     for part in chain(op):
         if isinstance(part, Input):
             assert isinstance(part.key, fx.Node)
             yield part.key
         elif isinstance(part, (OperatorSum, Concat)):
             for branch in part.parts:
-                yield from _inputs(branch)
+                yield from inputs_of(branch)
 
 
 class Regions:
@@ -101,8 +103,20 @@ class Regions:
     def piece(self, node: fx.Node) -> Piece | str | None:
         """Return what the node is by itself."""
         lifted = self.lifter.lift(node)
-        joins = isinstance(lifted, Piece) and lifted.join != "none"
-        return None if joins and self.chains else lifted
+        if not isinstance(lifted, Piece) or lifted.join == "none":
+            return lifted
+        if self.chains:
+            return None
+        if lifted.join == "sum" and not are_even(self.lifter, node, lifted.sources):
+            self._note_uneven(node, lifted)
+            return None
+        return lifted
+
+    def _note_uneven(self, node: fx.Node, piece: Piece) -> None:
+        """Tell why a sum is none of branches, where two of its parts could be branches."""
+        affine = [source for source in piece.sources if isinstance(self.lifter.lift(source), Piece)]
+        if len(affine) > 1:
+            self.reasons[node] = _MAY_BROADCAST
 
     def _pieces(self, nodes: tuple[fx.Node, ...]) -> tuple[Lifted, ...]:
         return tuple(self.lifter.lift(node) for node in nodes)
@@ -134,7 +148,7 @@ class Regions:
         Where only one path leads in, the identities on it belong to what came before.
         """
         entries: dict[fx.Node, fx.Node] = {}
-        for source in set(_inputs(found.op)):
+        for source in set(inputs_of(found.op)):
             last = source
             while (step := self._only_nothing(last, found.nodes)) is not None:
                 last = step
@@ -259,6 +273,9 @@ def _rebound(op: Operator, entries: dict[fx.Node, fx.Node]) -> Operator:
     if isinstance(op, Input) and isinstance(op.key, fx.Node) and op.key in entries:
         return Input(entries[op.key], op.channels)
     return op
+
+
+_MAY_BROADCAST = "whether the sum broadcasts a part depends on the input; pass example_inputs"
 
 
 @dataclass(frozen=True, eq=False)
