@@ -62,6 +62,7 @@ class ResNet(Backbone):
         form: what the 3x3 convolutions train as.
         depths: blocks of each stage.
         bottleneck: whether the blocks have 1x1 convolutions.
+        width: factor of all channels.
 
     Example:
         >>> net = ResNet(10, form="dbb", depths=(1, 1, 1, 1), deploy=True)
@@ -78,21 +79,24 @@ class ResNet(Backbone):
         form: Form = "plain",
         depths: Sequence[int] = (2, 2, 2, 2),
         bottleneck: bool = False,
+        width: float = 1.0,
     ) -> None:
         super().__init__(num_classes, in_chans)
-        units, channels = Units(form, deploy), _WIDTHS[0]
+        units, widths = Units(form, deploy), [int(full * width) for full in _WIDTHS]
+        channels = widths[0]
         self.stage0 = chain(conv1=units(in_chans, channels, 7, 2, 3), maxpool=nn.MaxPool2d(3, 2, 1))
-        features = [Feature("stage0", channels, 4)]
-        for stage, (depth, width) in enumerate(zip(depths, _WIDTHS, strict=True), 1):
+        features = [Feature("stage0.conv1", channels, 2)]
+        for stage, (depth, inner) in enumerate(zip(depths, widths, strict=True), 1):
             stack = nn.Sequential()
             for stride in strides(depth, 1 if stage == 1 else 2):
-                stack.append(Residual(units, channels, width, stride, bottleneck))
-                channels = width * (4 if bottleneck else 1)
+                stack.append(Residual(units, channels, inner, stride, bottleneck))
+                channels = inner * (4 if bottleneck else 1)
             self.add_module(f"stage{stage}", stack)
             features.append(Feature(f"stage{stage}", channels, 2 ** (stage + 1)))
         self.gap = nn.AdaptiveAvgPool2d(1)
         self.linear = make_classifier(channels, num_classes)
-        self._set_body([feature.module for feature in features], features)
+        stages = [feature.module for feature in features]
+        self._set_body([stages[0], "stage0.maxpool", *stages[1:]], features)
 
 
 for _prefix, _form in (("acnet", "acb"), ("dbb", "dbb")):

@@ -28,6 +28,7 @@ class CifarVGG(Backbone):
         deploy: build the plain form.
         form: what the convolutions train as.
         gamma: where the norms of an "acb" form start to scale.
+        width: factor of the convolutions' channels.
 
     Example:
         >>> net = CifarVGG(10, form="acb", deploy=True)
@@ -46,13 +47,14 @@ class CifarVGG(Backbone):
         *,
         form: Form = "plain",
         gamma: float = _GAMMA,
+        width: float = 1.0,
     ) -> None:
         super().__init__(num_classes, in_chans, (32, 32))
         units, channels = Units(form, deploy, gamma, named=True), in_chans
         self.stem = nn.Sequential()
         features, numbers = list[Feature](), count(1)
         for stage, widths in enumerate(_STAGES, 1):
-            for out in widths:
+            for out in (int(full * width) for full in widths):
                 self.stem.add_module(f"conv{next(numbers)}", units(channels, out, 3, 1, 1))
                 channels = out
             *_, last = self.stem._modules
