@@ -36,7 +36,9 @@ class Adapted:
     left_out: tuple[str, ...] = ()
 
 
-def adapt(state: State, own: State, file: Path, eps: float) -> Adapted:
+def adapt(
+    state: State, own: State, file: Path, *, eps: float, paired: frozenset[str] = frozenset()
+) -> Adapted:
     """Fold what the model has folded, and find the model's names in the file.
 
     Args:
@@ -44,17 +46,18 @@ def adapt(state: State, own: State, file: Path, eps: float) -> Adapted:
         own: those of the model.
         file: for the message.
         eps: of the norms.
+        paired: names, with a dot, of the model's modules whose `bn` follows their `conv`.
 
     Raises:
         CheckpointError: when the file has in deploy form what the model has in training form, or
             a block cannot be folded.
     """
     layout = " + ".join(layouts(state))
-    if not layout:
+    if not layout and not paired:
         return Adapted(state, {key: key for key in state if key in own})
-    _refuse_unfolding(_folded_elsewhere(own, state), layout, file)
-    blocks = _folded_elsewhere(state, own)
-    kept = state if train_blocks(own) else without_auxiliary(state, but=own)
+    _refuse_unfolding(_folded_elsewhere(own, state, paired), layout, file)
+    blocks = _folded_elsewhere(state, own, paired)
+    kept = state if train_blocks(own, paired) else without_auxiliary(state, but=own)
     folded = fold_blocks(kept, blocks, eps)
     left_out = tuple(key for key in state if key not in kept)
     return Adapted(folded, _matched(folded, own), layout, len(blocks), left_out)
@@ -82,7 +85,7 @@ def _finder(source: State, sink: State) -> Callable[[str], str | None]:
     return find
 
 
-def _folded_elsewhere(source: State, sink: State) -> list[TrainBlock]:
+def _folded_elsewhere(source: State, sink: State, paired: frozenset[str]) -> list[TrainBlock]:
     """Return the blocks of one side that the other side has in deploy form."""
     find = _finder(source, sink)
 
@@ -90,14 +93,15 @@ def _folded_elsewhere(source: State, sink: State) -> list[TrainBlock]:
         branches = set(block.keys) - set(block.deploy_keys)
         return all(map(find, block.deploy_keys)) and not any(map(find, branches))
 
-    return [block for block in train_blocks(source) if is_folded(block)]
+    return [block for block in train_blocks(source, paired) if is_folded(block)]
 
 
 def _refuse_unfolding(blocks: list[TrainBlock], layout: str, file: Path) -> None:
     if blocks:
+        keys = some([block.deploy_keys[0] for block in blocks])
         raise CheckpointError(
-            f"checkpoint {file} ({layout}) holds in deploy form what the model has in training "
-            f"form: {some([block.deploy_keys[0] for block in blocks])}; a fold cannot be undone: "
-            "build the model in deploy form (deploy=True, or refold.reparameterize it first), or "
-            "load the weights it was trained with"
+            f"checkpoint {file} holds in deploy form{layout and f' of {layout}'} what the model "
+            f"has in training form: {keys}; a fold cannot be undone: build the model in deploy "
+            "form (deploy=True, or refold.reparameterize it first), or load the weights it was "
+            "trained with"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,15 @@ DEFAULT_EPS = 1e-5
 """The `eps` of every norm in the networks of these layouts; no state_dict holds it."""
 
 _AUXILIARY = re.compile(r"stage\w+_aux\.")  # RepVGGplus: heads that only training uses
+
+
+class Deployed(NamedTuple):
+    """Weights in deploy form, in whose layout, how many blocks were folded, and what was left."""
+
+    state: dict[str, Tensor]
+    layout: str
+    folded: int
+    left_out: tuple[str, ...]
 
 
 def deploy_state_dict(
@@ -48,14 +57,27 @@ def deploy_state_dict(
         >>> {name: tuple(w.shape) for name, w in deploy_state_dict(block.state_dict()).items()}
         {'rbr_reparam.weight': (4, 4, 3, 3), 'rbr_reparam.bias': (4,)}
     """
+    return to_deploy(state, eps).state
+
+
+def to_deploy(state: Mapping[str, Tensor], eps: float = DEFAULT_EPS) -> Deployed:
+    """Do as `deploy_state_dict`, and say what was done.
+
+    Raises:
+        CheckpointError: as there.
+    """
     names, _ = strip(state)
     plain = {name: state[key] for name, key in names.items()}
-    if not layouts(plain):
+    found = layouts(plain)
+    if not found:
         raise CheckpointError(
             f"the keys tell no known layout of branches ({some(list(plain))}); give the network: "
             "refold.load_checkpoint(model, file), then refold.reparameterize(model)"
         )
-    return fold_blocks(without_auxiliary(plain), train_blocks(plain), eps)
+    kept = without_auxiliary(plain)
+    blocks = train_blocks(kept)
+    left_out = tuple(key for key in plain if key not in kept)
+    return Deployed(fold_blocks(kept, blocks, eps), " + ".join(found), len(blocks), left_out)
 
 
 def without_auxiliary(state: Mapping[str, Tensor], but: Collection[str] = ()) -> dict[str, Tensor]:

@@ -42,13 +42,19 @@ class TrainBlock:
         return stem + "weight", stem + "bias"
 
 
-def train_blocks(state: Mapping[str, Tensor]) -> list[TrainBlock]:
-    """Return the blocks in training form; convolutions with norms too where the layout is known."""
+def train_blocks(state: Mapping[str, Tensor], paired: Container[str] = ()) -> list[TrainBlock]:
+    """Return the blocks in training form, a convolution with its norm being the smallest.
+
+    Args:
+        state: the weights.
+        paired: names, with a dot, of modules whose `bn` is known to follow their `conv`; in some
+            layouts it always does.
+    """
     found = [block for family in FAMILIES for block in _blocks(family, state)]
-    if PAIRED & set(layouts(state)):
-        taken = {key for block in found for key in block.keys}
-        found += _blocks(PAIR, [key for key in state if key not in taken])
-    return found
+    taken = {key for block in found for key in block.keys}
+    pairs = _blocks(PAIR, [key for key in state if key not in taken])
+    everywhere = not PAIRED.isdisjoint(layouts(state))
+    return found + [pair for pair in pairs if everywhere or pair.prefix in paired]
 
 
 def _blocks(family: Family, keys: Iterable[str]) -> list[TrainBlock]:

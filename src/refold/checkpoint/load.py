@@ -14,6 +14,7 @@ from refold.checkpoint.deploy import DEFAULT_EPS
 from refold.checkpoint.read import OPTIONAL, read_contents, require_finite, some, strip
 from refold.errors import CheckpointError
 
+_SAYS = "deploy_name"  # a block's own word for what its branches become; see `refold.blocks`
 _ROLES = frozenset({"weight", "bias", "running_mean", "running_var", OPTIONAL})
 
 
@@ -94,7 +95,7 @@ def load_checkpoint(
     targets = model.state_dict()
     ours, own_stripped = strip(targets)  # a wrapped model has such prefixes of its own
     own = {name: targets[key] for name, key in ours.items()}
-    adapted = adapt(raw, own, file, eps)
+    adapted = adapt(raw, own, file, eps=eps, paired=_paired(model, ours))
     _require_fit(own, adapted, file)
     state = {name: adapted.state[key].to(own[name].dtype) for name, key in adapted.names.items()}
     require_finite(state, file)
@@ -132,6 +133,14 @@ def load_in_order(model: nn.Module, state: Mapping[str, Tensor]) -> int:
             )
     model.load_state_dict(dict(zip(own, state.values(), strict=True)))
     return len(own)
+
+
+def _paired(model: nn.Module, names: Mapping[str, str]) -> frozenset[str]:
+    """Return the modules that say of themselves that they deploy as their `conv`."""
+    says = [name for name, part in model.named_modules() if getattr(part, _SAYS, None) == "conv"]
+    kernels = {f"{name}.conv.weight" if name else "conv.weight" for name in says}
+    ending = len("conv.weight")
+    return frozenset(short[:-ending] for short, full in names.items() if full in kernels)
 
 
 def _require_fit(own: Mapping[str, Tensor], adapted: Adapted, file: Path) -> None:
