@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from refold.errors import InputError, RefusedError
 from refold.graph.alias_effects import mutated
@@ -73,9 +74,15 @@ class Editor:
     def insert_module(
         self, module: nn.Module, arg_nodes: Sequence[fx.Node], *, before: fx.Node, name: str
     ) -> fx.Node:
-        """Add a call of a new module before a node, in the deepest frame that sees all of them."""
+        """Add a call of a new module before a node, in the deepest frame that sees all of them.
+
+        A module that has a `deploy_name` says itself what the one convolution of its branches is
+        called: published weights in deploy form have that name.
+        """
         frame = self._visible_frame(arg_nodes, before)
-        path = self._free_name(frame, name)
+        own = getattr(frame.module, "deploy_name", None)
+        is_free = isinstance(own, str) and not hasattr(frame.module, own)
+        path = self._free_name(frame, own if is_free and isinstance(module, _ConvNd) else name)
         module.train(frame.module.training)
         place_module(self.capture.module, path, module)
         self.edits.modules[path] = module
