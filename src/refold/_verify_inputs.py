@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ._verify_outputs import first_line
 from .errors import InputError
@@ -34,9 +35,13 @@ def as_inputs(example_inputs: object) -> Inputs:
     raise InputError(f"example_inputs is a {kind}; give one tensor or a tuple of tensors")
 
 
-def unrunnable(model: nn.Module, inputs: Inputs, error: Exception) -> InputError:
+def unrunnable(model: nn.Module, inputs: tuple[Any, ...], error: Exception) -> InputError:
     """Return the error that says on which shapes the model failed, and how, in one line."""
-    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+    items = pytree.tree_leaves(inputs)
+    shapes = ", ".join(
+        str(tuple(item.shape)) if isinstance(item, Tensor) else type(item).__name__
+        for item in items
+    )
     return InputError(
         f"{type(model).__name__} cannot run on example_inputs of shape {shapes}: "
         f"{first_line(error)}; give inputs that the model accepts"

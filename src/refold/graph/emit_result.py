@@ -20,10 +20,10 @@ from refold.algebra.operator import (
     leaves,
 )
 from refold.errors import RefusedError
-from refold.graph.layout import reads_shape_only
 from refold.graph.lift import Lifter
 from refold.graph.piece import Piece
 from refold.graph.region import Region, inputs_of
+from refold.graph.shape_readers import reads_shape_only
 
 Provenance = dict[int, frozenset[fx.Node]]
 Key = tuple[frozenset[fx.Node], frozenset[fx.Node]]

@@ -41,11 +41,11 @@ def are_even(context: Context, node: fx.Node, values: tuple[fx.Node, ...]) -> bo
 
     What was told once is noted on the node: folding changes no value, but may hide the evidence.
     """
-    shapes = [context.shape(value) for value in values]
-    if None not in shapes:
-        return len(set(shapes)) == 1
     if not node.meta.get("even"):
-        node.meta["even"] = _meet(context, [_Term(value) for value in values])
+        shapes = [context.shape(value) for value in values]
+        known = None not in shapes
+        told = len(set(shapes)) == 1 if known else _meet(context, [_Term(v) for v in values])
+        node.meta["even"] = told
     return bool(node.meta["even"])
 
 

@@ -15,9 +15,10 @@ from torch import fx
 from refold.algebra.operator import Concat, Input, Operator, Sequence, chain, leaves, sequence
 from refold.algebra.operator import Sum as OperatorSum
 from refold.graph.even import are_even
-from refold.graph.layout import reads_shape_only, same_layout
+from refold.graph.layout import same_layout
 from refold.graph.lift import Lifter
 from refold.graph.piece import Lifted, Piece
+from refold.graph.shape_readers import reads_shape_only
 from refold.graph.surgery_edits import alive
 
 
