@@ -58,7 +58,10 @@ def adapt(
     _refuse_unfolding(_folded_elsewhere(own, state, paired), layout, file)
     blocks = _folded_elsewhere(state, own, paired)
     kept = state if train_blocks(own, paired) else without_auxiliary(state, but=own)
-    folded = fold_blocks(kept, blocks, eps)
+    try:
+        folded = fold_blocks(kept, blocks, eps)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {file}: {error}") from error
     left_out = tuple(key for key in state if key not in kept)
     return Adapted(folded, _matched(folded, own), layout, len(blocks), left_out)
 

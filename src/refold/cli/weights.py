@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from refold.cli.console import count, note, print_json, say, step, table
 from refold.cli.destination import check_destination
-from refold.errors import InputError
+from refold.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,10 @@ def convert_weights(source: Path, output: Path, *, given: bool, as_json: bool) -
     with step(f"read {source}"):
         state = read_state_dict(source)
     with step("fold"):
-        deployed = to_deploy(state)
+        try:
+            deployed = to_deploy(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from error
     with step(f"write {output}"):
         write_state_dict(deployed.state, output)
     before, after = _values(state), _values(deployed.state)
