@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from layout_nets import NETS, answer, deployed, error, live
 
@@ -27,11 +28,27 @@ def test_weights_become_deploy_form(run: Callable, tmp_path: Path, weights: Path
     assert "train.pth (RepVGGplus)" in done.out
     assert "folds: 4" in done.out
     assert "heads that only training uses" in done.err
+    assert "eps 1e-05" in done.err
     model = deployed("RepVGGplus")
     model.load_state_dict(safetensors.torch.load_file(out))
     assert error(answer(live(NETS["RepVGGplus"])), answer(model)) <= 1e-9
     again = run("convert", out, "-o", tmp_path / "again.safetensors")
     assert "it is in deploy form" in again.out
+
+
+def test_another_eps(run: Callable, tmp_path: Path) -> None:
+    saved, model = live(NETS["RepVGG"]), deployed("RepVGG")
+    for part in saved.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eps = 1e-3
+    torch.save(saved.state_dict(), tmp_path / "a.pth")
+    out = tmp_path / "b.safetensors"
+    done = run("convert", tmp_path / "a.pth", "-o", out, "--norm-eps", "1e-3")
+    assert done.code == 0, done.err
+    model.load_state_dict(safetensors.torch.load_file(out))
+    assert error(answer(saved), answer(model)) <= 1e-9
+    refused = run("convert", "timm:resnet18", "-o", out, "--norm-eps", "1e-3")
+    assert (refused.code, "weights alone" in refused.err) == (2, True)
 
 
 def test_the_record(run: Callable, tmp_path: Path, weights: Path) -> None:

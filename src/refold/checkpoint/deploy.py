@@ -16,7 +16,7 @@ from refold.errors import CheckpointError, RefoldError
 from refold.transforms import equivalent_conv
 
 DEFAULT_EPS = 1e-5
-"""The `eps` of every norm in the networks of these layouts; no state_dict holds it."""
+"""The `eps` that norms are taken to have, PyTorch's default: no state_dict holds it."""
 
 _AUXILIARY = re.compile(r"stage\w+_aux\.")  # RepVGGplus: heads that only training uses
 
