@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+import refold
 from layout_nets import NETS, State, answer, dbb, deployed, error, live, mobileone, replknet, repvgg
+from refold.blocks import RepVGGBlock
 from refold.checkpoint import deploy_state_dict, load_checkpoint, read_state_dict
 from refold.errors import CheckpointError, InputError, MissingDependencyError
 
@@ -152,6 +154,21 @@ def test_a_wider_network_is_named_by_shape(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"linear\.weight \(9, 16\) instead of \(5, 16\)"):
         load_checkpoint(deployed("RepVGG"), tmp_path / "a.pth")
+
+
+def test_transposed_blocks_are_not_mistaken_for_convolutions(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(RepVGGBlock(4, 4, 3, 1, 1, identity=False, transposed=True))
+
+    saved, model = live(build), live(build, seed=7)
+    torch.save(saved.state_dict(), tmp_path / "a.pth")
+    plain = refold.reparameterize(model)
+    with pytest.raises(CheckpointError, match=r"transposed convolutions: 0\.reparam_conv\.weight"):
+        load_checkpoint(plain, tmp_path / "a.pth")
+    load_checkpoint(model, tmp_path / "a.pth")
+    x = torch.randn(1, 4, 5, 5).double()
+    with torch.no_grad():
+        assert error(saved(x), refold.reparameterize(model)(x)) <= 1e-9
 
 
 def test_keys_of_no_layout_are_refused() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,6 +190,14 @@ def test_a_block_is_named_by_its_place_even_at_the_root(tmp_path: Path) -> None:
     model = live(lambda: RepVGGBlock(3, 4, 3, 1, 1), seed=7).fuse()
     torch.save(saved.state_dict(), tmp_path / "a.pth")
     assert load_checkpoint(model, tmp_path / "a.pth").folded == 1
+    assert error(answer(saved), answer(model)) <= EXACT
+
+
+def test_wrapped_models_are_folded_into(tmp_path: Path) -> None:
+    saved, model = live(repvgg), deployed("RepVGG")
+    torch.save(saved.state_dict(), tmp_path / "a.pth")
+    wrapped = nn.DataParallel(nn.Sequential(OrderedDict(_orig_mod=model)))
+    assert load_checkpoint(wrapped, tmp_path / "a.pth").folded == 4
     assert error(answer(saved), answer(model)) <= EXACT
 
 
