@@ -53,7 +53,7 @@ class LoadReport:
         if self.folded:
             parts.append(f"with {self.folded} blocks folded")
         if self.left_out:
-            parts.append(f"without {len(self.left_out)} of heads that only training uses")
+            parts.append(f"without {len(self.left_out)} tensors of heads that only training uses")
         return " ".join(parts)
 
 
