@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -161,3 +163,12 @@ def test_every_form_is_counted() -> None:
 @pytest.mark.parametrize("name", ["mobilenetv1", "cifar_quick"])
 def test_the_plain_form_folds_into_the_same(name: str) -> None:
     assert parameters(on_meta(name, deploy=True)) == parameters(on_meta(f"dbb_{name}", deploy=True))
+
+
+def test_the_documentation_counts_the_same() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) → ([\d.]+) \|", text, re.MULTILINE)
+    assert sorted(row[0] for row in rows) == refold.list_models()
+    for name, train, deploy in rows:
+        found = [parameters(on_meta(name, deploy=form)) / 1e6 for form in (False, True)]
+        assert [f"{count:.2f}" for count in found] == [train, deploy], name
