@@ -81,8 +81,9 @@ class Editor:
         """
         frame = self._visible_frame(arg_nodes, before)
         own = getattr(frame.module, "deploy_name", None)
-        is_free = isinstance(own, str) and not hasattr(frame.module, own)
-        path = self._free_name(frame, own if is_free and isinstance(module, _ConvNd) else name)
+        if isinstance(own, str) and isinstance(module, _ConvNd) and not hasattr(frame.module, own):
+            name = own
+        path = self._free_name(frame, name)
         module.train(frame.module.training)
         place_module(self.capture.module, path, module)
         self.edits.modules[path] = module
