@@ -11,6 +11,7 @@ from refold.algebra.operator import (
     AvgPool,
     Concat,
     Conv,
+    Flatten,
     Operator,
     Pad,
     Resample,
@@ -19,6 +20,7 @@ from refold.algebra.operator import (
     Sum,
     leaves,
 )
+from refold.algebra.row import Unflatten
 
 
 def parameters(op: Operator) -> int:
@@ -91,6 +93,17 @@ def _walk_pool(op: AvgPool, flow: _Flow) -> _Flow:
 @_walk.register
 def _walk_resample(op: Resample, flow: _Flow) -> _Flow:
     return flow._replace(density=flow.density * op.density)
+
+
+@_walk.register
+def _walk_flatten(op: Flatten, flow: _Flow) -> _Flow:
+    return flow._replace(density=flow.density / op.positions, channels=flow.channels * op.positions)
+
+
+@_walk.register
+def _walk_unflatten(op: Unflatten, flow: _Flow) -> _Flow:
+    positions = prod(op.size)
+    return flow._replace(density=flow.density * positions, channels=flow.channels // positions)
 
 
 @_walk.register

@@ -2,9 +2,8 @@
 
 Leaves hold tensors and explicit geometry; `Sequence`, `Sum` and `Concat` combine them lazily.
 Nothing is computed until a rule, `apply` or `to_dense` asks, nothing detaches, and nothing is ever
-changed in place. Rank is the number of spatial
-axes: a `torch.nn.Linear` is a `Conv` of rank 0, so every law proven for convolutions holds for it
-too.
+changed in place. Rank is the number of spatial axes: a `torch.nn.Linear` is a `Conv` of rank 0, so
+every law proven for convolutions holds for it too.
 """
 
 from __future__ import annotations
@@ -197,9 +196,15 @@ class Resample(Operator):
 
 @dataclass(frozen=True, eq=False)
 class Flatten(Operator):
-    """Channels and positions laid in one row: (C, *spatial) -> (C * positions,)."""
+    """A map (C, *size) in one row (C * positions,), followed by `rank` axes of one position."""
 
-    positions: int
+    size: tuple[int, ...]
+    rank: int = 0
+
+    @property
+    def positions(self) -> int:
+        """Numbers of the row that come from one channel."""
+        return prod(self.size)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,6 @@ channel can be computed by itself.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +28,7 @@ from refold.algebra.operator import (
 from refold.rules.engine import Rewrite
 from refold.rules.norm import merge_affines, scale_outputs, scale_rows
 from refold.rules.parallel import add_convs, taps_within
+from refold.rules.threads import one_thread_each
 
 _WORTH_IT = 1 << 18  # smaller weights are folded whole
 _PER_SLICE = 1 << 17
@@ -138,21 +136,9 @@ def _fill(arms: list[_Arm], result: Conv, like: Tensor) -> Tensor:
                     arm.add_to(total, rows, result.axes)
             piece.copy_(total)
 
-    with _one_thread_each() as workers:
+    with one_thread_each() as workers:
         list(workers.map(fill, range(0, result.out_channels, step)))
     return weight
-
-
-@contextmanager
-def _one_thread_each() -> Generator[ThreadPoolExecutor]:
-    """Share slices out among threads that compute alone: threads in step wait for each other."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(count) as workers:
-            yield workers
-    finally:
-        torch.set_num_threads(count)
 
 
 def _pick(vector: Tensor, rows: slice) -> Tensor:
