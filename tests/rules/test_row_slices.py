@@ -14,6 +14,7 @@ from refold.algebra.operator import (
     Identity,
     Input,
     Operator,
+    Sum,
     add,
     leaves,
     points,
@@ -51,6 +52,7 @@ CASES: dict[str, Callable[[], Operator]] = {
         sequence(X, conv(points(2), 4)),
         X,
     ),
+    "sums of sums": lambda: Sum((Sum((Sum((sequence(X, KERNEL), X)), squeezed(1))), X)),
     "dense": lambda: add(sequence(X, KERNEL, NORM), sequence(X, full()), sequence(X, NORM)),
     "stride": lambda: add(
         sequence(X, conv(HALF)),

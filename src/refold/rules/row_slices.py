@@ -14,12 +14,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from refold.algebra.operator import Affine, Conv, Identity, Input, Operator, Sum, add, chain, wide
+from refold.algebra.operator import Affine, Conv, Identity, Input, Operator, chain, wide
 from refold.algebra.row import Unflatten, add_taps, size_after
 from refold.errors import GeometryError
 from refold.rules.engine import Rewrite
 from refold.rules.norm import scale_outputs
-from refold.rules.parallel import add_convs, branches_as_convs
+from refold.rules.parallel import add_convs, branches_as_convs, summands
 from refold.rules.row import Host, host_of, without_source
 from refold.rules.threads import one_thread_each
 from refold.rules.weights import per_channel, regroup
@@ -42,8 +42,7 @@ def fold_rows_in_slices(rewrite: Rewrite, op: Operator) -> Operator | None:
     found = host_of(chain(rewrite.op))
     if found is None or found.conv.weight.numel() < _WORTH_IT:
         return None
-    whole = add(*op.parts) if isinstance(op, Sum) else op
-    branches = [chain(part) for part in (whole.parts if isinstance(whole, Sum) else (whole,))]
+    branches = [chain(branch) for branch in summands(op)]
     arms = [(arm, branch) for branch in branches if (arm := _arm(branch)) is not None]
     if len(arms) != 1 or not all(isinstance(branch[0], Input) for branch in branches):
         return None
