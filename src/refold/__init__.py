@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from refold import blocks as blocks
+from refold import models as models
 from refold import transforms as transforms
 from refold.bench import benchmark as benchmark
 from refold.checkpoint import load_checkpoint as load_checkpoint
@@ -10,6 +11,8 @@ from refold.collapse import collapse as collapse
 from refold.errors import RefoldError as RefoldError
 from refold.expand import expand as expand
 from refold.export import export as export
+from refold.models import create_model as create_model
+from refold.models import list_models as list_models
 from refold.plan import Plan as Plan
 from refold.plan import plan as plan
 from refold.reparameterize import reparameterize as reparameterize

@@ -65,10 +65,11 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
 
 
 def _count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    try:
-        return _count_fake(model, inputs)
-    except Exception:  # whatever data-free tensors cannot do, the real ones decide
-        pass
+    if not all(tensor.is_meta for tensor in inputs):  # those on meta have no data as it is
+        try:
+            return _count_fake(model, inputs)
+        except Exception:  # whatever data-free tensors cannot do, the real ones decide
+            pass
     try:
         with _counting() as counter:
             _frozen_copy(model)(*(tensor.clone() for tensor in inputs))

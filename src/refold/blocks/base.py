@@ -6,6 +6,7 @@ like anyone else's.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, ClassVar, Self, cast
 
@@ -21,6 +22,9 @@ from refold.transforms import equivalent_conv
 
 Activation = Callable[[], nn.Module] | None
 """What makes a block's activation, such as `nn.ReLU`; None for none."""
+
+_PLAIN: dict[str, nn.Module] = {}
+"""The convolutions that blocks became on `meta`, where they have no values, by the blocks' text."""
 
 _ENGINE_NAME = "reparam_conv"
 """What `refold.reparameterize` calls a convolution that it puts in the place of branches."""
@@ -186,7 +190,10 @@ class BranchedBlock(nn.Module):
         if not deploy:
             return
         self.eval()
-        conv = self._folded().to_empty(device=device or torch.get_default_device())
+        key = f"{self.spec} {self._like().dtype} {self}"  # a network has many blocks of one make
+        if key not in _PLAIN:
+            _PLAIN[key] = self._folded()
+        conv = copy.deepcopy(_PLAIN[key]).to_empty(device=device or torch.get_default_device())
         cast(Any, conv).reset_parameters()
         self._become(conv)
         self.train()

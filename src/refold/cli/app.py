@@ -17,6 +17,7 @@ from refold.cli.bench import bench
 from refold.cli.console import complain, err, say
 from refold.cli.convert import convert
 from refold.cli.demo import demo
+from refold.cli.expand import collapse, expand
 from refold.cli.inspect import inspect
 from refold.cli.models import models
 from refold.cli.verify import verify
@@ -31,7 +32,8 @@ app = typer.Typer(
     name="refold",
     help="Fold the plain, fast, equal network out of a trained CNN. "
     "Every fold is exact for every input, or it is refused with a reason.",
-    epilog="MODEL is timm:NAME, torchvision:NAME, path/to/file.py:factory or an exported .pt2. "
+    epilog="MODEL is a name of ours, timm:NAME, torchvision:NAME, path/to/file.py:factory or an "
+    "exported .pt2. "
     "--debug anywhere, or REFOLD_DEBUG=1, shows the traceback of an error. "
     "Example: refold convert timm:repvgg_a0 -o repvgg_a0.onnx",
     pretty_exceptions_enable=False,
@@ -42,6 +44,8 @@ EXAMPLES = {
     inspect: "refold inspect timm:repghostnet_100",
     convert: "refold convert net.py:build --checkpoint net.pt -o net.onnx",
     verify: "refold verify net.py:build net.onnx --checkpoint net.pt",
+    expand: "refold expand timm:resnet18 --block dbb --checkpoint net.pth -o wide.safetensors",
+    collapse: "refold collapse timm:resnet18 --block dbb --checkpoint wide.pth -o net.safetensors",
     bench: "refold bench timm:repvgg_a0 --runtime eager --runtime onnxruntime",
     models: "refold models '*repvgg*'",
     demo: "refold demo --output demo-out",

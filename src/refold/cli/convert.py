@@ -13,6 +13,7 @@ from refold.cli.destination import check_destination
 from refold.cli.proof import prove
 from refold.cli.subject import prepare
 from refold.cli.summary import record, refusal_lines, size_of, size_rows
+from refold.cli.weights import convert_weights, is_weights
 
 Out = Annotated[
     Path,
@@ -33,11 +34,18 @@ def convert(
     allow_growth: options.AllowGrowth = False,
     as_json: options.Json = False,
 ) -> None:
-    """Fold, verify in float64, export, and print what changed."""
+    """Fold, verify in float64, export, and print what changed.
+
+    Instead of MODEL, a file of weights alone in a published layout (RepVGG, ACNet, DBB, MobileOne,
+    RepLKNet, timm's) becomes one of the same layout in deploy form.
+    """
     import refold
 
-    check_destination(output)
     sizes = tuple(input_size or ())
+    if is_weights(model):
+        convert_weights(Path(model), output, given=bool(checkpoint or sizes), as_json=as_json)
+        return
+    check_destination(output)
     subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
     with step("fold"):
         plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)

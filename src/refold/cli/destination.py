@@ -8,9 +8,16 @@ from pathlib import Path
 from refold.cli.names import suggest
 from refold.errors import InputError
 
+WEIGHTS = (".safetensors", ".pth", ".pt")
+"""Files that hold weights alone."""
 
-def check_destination(path: Path) -> None:
+
+def check_destination(path: Path, suffixes: tuple[str, ...] = ()) -> None:
     """Refuse a file that could not be written, by its suffix or its folder.
+
+    Args:
+        path: the file.
+        suffixes: what it may end in; what can be exported where empty.
 
     Raises:
         InputError: if the suffix is unknown, the folder is missing or read-only, or a folder has
@@ -18,10 +25,11 @@ def check_destination(path: Path) -> None:
     """
     from refold.export import SUFFIXES
 
-    if path.suffix not in SUFFIXES:
+    known = suffixes or SUFFIXES
+    if path.suffix not in known:
         raise InputError(
-            f"{path} has no suffix that can be exported{suggest(path.suffix, SUFFIXES)}: "
-            f"end it in one of {' '.join(SUFFIXES)}"
+            f"{path} has no suffix that can be {'written' if suffixes else 'exported'}"
+            f"{suggest(path.suffix, known)}: end it in one of {' '.join(known)}"
         )
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the name of a file")

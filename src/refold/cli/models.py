@@ -1,40 +1,59 @@
-"""`refold models`: the names that MODEL may be."""
+"""`refold models`: the names that MODEL may be, and how big our own networks are."""
 
 from __future__ import annotations
 
 import fnmatch
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
 from refold.cli import options
-from refold.cli.console import print_json, say
+from refold.cli.console import count, err, print_json, say
 from refold.cli.names import suggest
-from refold.errors import InputError, MissingDependencyError
+from refold.cli.source import own_names
+from refold.errors import InputError
+
+_COLUMNS = ("network", "image", "parameters", "multiply-adds")
 
 
 def models(
     pattern: Annotated[
         str, typer.Argument(metavar="PATTERN", help="Shell pattern, such as 'timm:*vgg*'.")
     ] = "*",
+    names: Annotated[
+        bool, typer.Option("--names", help="List names alone, without counting anything.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """List the networks that can be named, one a line."""
-    known = zoo_names()
-    if not known:
-        raise MissingDependencyError("no zoo is installed: run pip install 'refold[models]'")
+    """List the networks that can be named: ours with their size, then those of the zoos.
+
+    Parameters and multiply-adds (of one image, with 1000 classes) are those of the form that
+    trains and of the form that deploys.
+    """
+    zoo = zoo_names()
+    known = [*own_names(), *zoo]
     matched = [name for name in known if _matches(name, pattern)]
     if not matched:
         raise InputError(f"no network matches {pattern!r}{suggest(pattern, known)}")
-    if as_json:
+    ours = [name for name in matched if name not in set(zoo)]
+    others = matched[len(ours) :]
+    if names and as_json:
         print_json(matched)
-    else:
+    elif names:
         say("\n".join(matched))
+    elif as_json:
+        records = [_record(name, f"{at} of {len(ours)}") for at, name in enumerate(ours, 1)]
+        print_json([*records, *({"name": name} for name in others)])
+    else:
+        _say_sizes(ours)
+        if others:
+            say("\n".join(others))
 
 
 def _matches(name: str, pattern: str) -> bool:
     """Match the whole name, or what follows the zoo's prefix."""
-    bare = name.partition(":")[2]
+    bare = name.rpartition(":")[2]
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(bare, pattern)
 
 
@@ -54,3 +73,42 @@ def zoo_names() -> list[str]:
     except ImportError:
         pass
     return names
+
+
+def _say_sizes(names: Sequence[str]) -> None:
+    """Print a line for each of our networks as soon as it is counted."""
+    width = max(map(len, names), default=0)
+    for at, name in enumerate(names, 1):
+        record = _record(name, f"{at} of {len(names)}")
+        train, deploy = record["train"], record["deploy"]
+        row = (
+            name, "x".join(map(str, record["input_size"])),
+            f"{count(train['parameters'])} -> {count(deploy['parameters'])}",
+            f"{count(train['macs'])} -> {count(deploy['macs'])}",
+        )  # fmt: skip
+        if at == 1:
+            say(_line(_COLUMNS, width))
+        say(_line(row, width))
+
+
+def _line(row: Sequence[str], width: int) -> str:
+    name, image, parameters, macs = row
+    return f"{name:<{width}}  {image:<11}  {parameters:<18}  {macs}"
+
+
+def _record(name: str, progress: str) -> dict[str, Any]:
+    """Return the size of one of our networks in both forms; it is built without any values."""
+    import torch
+
+    import refold
+    from refold.cli.subject import stated_size
+    from refold.workload import measure
+
+    record: dict[str, Any] = {"name": name}
+    with err().status(f"{name} ({progress}) ..."), torch.device("meta"):
+        for form, deploy in (("train", False), ("deploy", True)):
+            model = refold.create_model(name, deploy=deploy).eval()
+            record["input_size"] = stated_size(model)
+            work = measure(model, torch.empty(1, *stated_size(model)))
+            record[form] = {"parameters": work.parameters, "macs": work.macs}
+    return record

@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
-MODEL_HELP = "timm:NAME, torchvision:NAME, path/to/file.py:factory, or an exported .pt2 file."
+MODEL_HELP = (
+    "A name of ours, timm:NAME, torchvision:NAME, path/to/file.py:factory, or an exported .pt2 "
+    "file; `refold models` lists names."
+)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Checkpoint = Annotated[
@@ -32,7 +35,7 @@ LiveStatistics = Annotated[
         "--live-statistics/--no-live-statistics",
         help="Give norms that still hold their initial statistics random but sane ones, so that "
         "a check of an untrained network proves something. "
-        "Default: only for timm: and torchvision: without --checkpoint.",
+        "Default: only for a name of ours, timm: and torchvision: without --checkpoint.",
     ),
 ]
 AllowGrowth = Annotated[

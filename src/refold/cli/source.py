@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-FORMS = "timm:NAME, torchvision:NAME, path/to/file.py:factory, or a .pt2 file"
+FORMS = "a name of ours, timm:NAME, torchvision:NAME, path/to/file.py:factory, or a .pt2 file"
 
 
 class Built(NamedTuple):
@@ -28,15 +28,23 @@ class Built(NamedTuple):
 
 
 def is_zoo(name: str) -> bool:
-    """Say whether MODEL comes out of a zoo, and so without trained weights of its own."""
-    return name.startswith(("timm:", "torchvision:"))
+    """Say whether MODEL names an architecture, and so has no trained weights of its own."""
+    return name.startswith(("timm:", "torchvision:")) or name in own_names()
+
+
+def own_names() -> list[str]:
+    """Return the names of our own networks."""
+    import refold
+
+    return refold.list_models()
 
 
 def build(name: str) -> Built:
     """Return the network that MODEL names, in evaluation mode.
 
     Args:
-        name: `timm:NAME`, `torchvision:NAME`, `path/to/file.py:factory` or a `.pt2` path.
+        name: one of `refold.list_models()`, `timm:NAME`, `torchvision:NAME`,
+            `path/to/file.py:factory` or a `.pt2` path.
 
     Raises:
         InputError: if there is no such network, or it cannot be built.
@@ -49,6 +57,8 @@ def build(name: str) -> Built:
         return _from_exported(Path(name))
     elif ".py:" in name:
         model = _from_file(name)
+    elif name in own_names():
+        model = _from_ours(name)
     else:
         raise InputError(_unknown_form(name))
     return Built(model.eval())
@@ -57,7 +67,14 @@ def build(name: str) -> Built:
 def _unknown_form(name: str) -> str:
     if name.endswith(".py"):
         return f"{name!r} names no factory: write {name}:FUNCTION, a callable returning the network"
-    return f"{name!r} is no MODEL: give {FORMS} (`refold models '*{name}*'` lists names)"
+    near = suggest(name, own_names())
+    return f"{name!r} is no MODEL{near}: give {FORMS} (`refold models '*{name}*'` lists names)"
+
+
+def _from_ours(name: str) -> nn.Module:
+    import refold
+
+    return refold.create_model(name)
 
 
 def _from_timm(name: str) -> nn.Module:

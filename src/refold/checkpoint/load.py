@@ -1,0 +1,162 @@
+"""Load weights from a file into a model: whole or not at all, every mismatch named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from refold.checkpoint.adapt import Adapted, adapt
+from refold.checkpoint.deploy import DEFAULT_EPS
+from refold.checkpoint.read import OPTIONAL, read_contents, require_finite, some, strip
+from refold.errors import CheckpointError
+
+_SAYS = "deploy_name"  # a block's own word for what its branches become; see `refold.blocks`
+_ROLES = frozenset({"weight", "bias", "running_mean", "running_var", OPTIONAL})
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What was loaded, from which containers inside the file, without which name prefixes.
+
+    Args:
+        path: the file.
+        loaded: how many tensors of the model were set.
+        unwrapped: the containers inside the file that the weights lay in.
+        stripped: the prefixes that their names were freed of.
+        layout: whose names the file has, such as `RepVGG` or `timm MobileOne`; empty if unknown.
+        folded: how many blocks in training form were folded on the way.
+        left_out: the keys that the model has no use for: auxiliary heads of training.
+    """
+
+    path: Path
+    loaded: int
+    unwrapped: tuple[str, ...] = ()
+    stripped: tuple[str, ...] = ()
+    layout: str = ""
+    folded: int = 0
+    left_out: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        parts = [f"loaded {self.loaded} tensors of {self.path.name}"]
+        if self.unwrapped:
+            parts.append(f"from {' > '.join(self.unwrapped)}")
+        if self.stripped:
+            parts.append(f"without prefix {', '.join(self.stripped)}")
+        if self.layout:
+            parts.append(f"in the layout of {self.layout}")
+        if self.folded:
+            parts.append(f"with {self.folded} blocks folded")
+        if self.left_out:
+            parts.append(f"without {len(self.left_out)} of heads that only training uses")
+        return " ".join(parts)
+
+
+def load_checkpoint(
+    model: nn.Module, path: str | os.PathLike[str], *, eps: float = DEFAULT_EPS
+) -> LoadReport:
+    """Load a file's weights into the model, in place; every key and shape must fit.
+
+    Reads safetensors, HDF5 and `torch.save` files, the last without ever running code from them.
+    Weights may sit inside `state_dict`, `model`, `ema` and the like (averaged weights win), and
+    their names may begin with `module.` or contain `_orig_mod.`. Values are cast to the model's
+    types. A file may lack `num_batches_tracked`.
+
+    Where the names differ, those of RepVGG, RepVGGplus, DBB, ACNet, MobileOne, RepLKNet and of
+    timm's RepVGG and MobileOne are translated into each other, in training and in deploy form. A
+    block in training form is folded on the way into a model that has it in deploy form; the other
+    way round there is no way.
+
+    Args:
+        model: any module, in either form.
+        path: the file.
+        eps: of the norms that are folded on the way: a state_dict does not hold it.
+
+    Raises:
+        CheckpointError: When the file is missing, damaged, unsafe, holds anything but finite
+            tensors, or does not fit; the model is then unchanged.
+
+    Example:
+        >>> import tempfile, torch
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> file = Path(folder.name) / "linear.pth"
+        >>> torch.save({"state_dict": nn.Linear(2, 3).state_dict()}, file)
+        >>> print(load_checkpoint(nn.Linear(2, 3), file))
+        loaded 2 tensors of linear.pth from state_dict
+        >>> folder.cleanup()
+    """
+    file = Path(path)
+    raw, unwrapped, stripped = read_contents(file)
+    require_finite(raw, file)
+    targets = model.state_dict()
+    ours, own_stripped = strip(targets)  # a wrapped model has such prefixes of its own
+    own = {name: targets[key] for name, key in ours.items()}
+    adapted = adapt(raw, own, file, eps=eps, paired=_paired(model, ours))
+    _require_fit(own, adapted, file)
+    state = {name: adapted.state[key].to(own[name].dtype) for name, key in adapted.names.items()}
+    require_finite(state, file)
+    model.load_state_dict({ours[name]: tensor for name, tensor in state.items()}, strict=False)
+    stripped = tuple(prefix for prefix in stripped if prefix not in own_stripped)
+    return LoadReport(
+        file, len(state), unwrapped, stripped, adapted.layout, adapted.folded, adapted.left_out
+    )
+
+
+def load_in_order(model: nn.Module, state: Mapping[str, Tensor]) -> int:
+    """Load the same tensors under other names: the n-th of `state` into the n-th of the model.
+
+    Exact when both list the same layers in the same order, which equal counts and shapes suggest
+    but cannot prove; names such as `weight` or `running_var` must also agree where both use them.
+
+    Returns:
+        How many tensors were loaded.
+
+    Raises:
+        CheckpointError: When counts, a shape or a role differ; the model is then unchanged.
+    """
+    own = model.state_dict()
+    if len(own) != len(state):
+        raise CheckpointError(
+            f"the model has {len(own)} tensors and the checkpoint {len(state)}: they cannot be "
+            "matched in order; load a checkpoint of this very architecture"
+        )
+    for (name, target), (other, tensor) in zip(own.items(), state.items(), strict=True):
+        roles = name.rpartition(".")[2], other.rpartition(".")[2]
+        if target.shape != tensor.shape or (roles[0] != roles[1] and _ROLES.issuperset(roles)):
+            raise CheckpointError(
+                f"{other} {tuple(tensor.shape)} of the checkpoint stands where the model has "
+                f"{name} {tuple(target.shape)}: they cannot be matched in order"
+            )
+    model.load_state_dict(dict(zip(own, state.values(), strict=True)))
+    return len(own)
+
+
+def _paired(model: nn.Module, names: Mapping[str, str]) -> frozenset[str]:
+    """Return the modules that say of themselves that they deploy as their `conv`."""
+    says = [name for name, part in model.named_modules() if getattr(part, _SAYS, None) == "conv"]
+    kernels = {f"{name}.conv.weight" if name else "conv.weight" for name in says}
+    ending = len("conv.weight")
+    return frozenset(short[:-ending] for short, full in names.items() if full in kernels)
+
+
+def _require_fit(own: Mapping[str, Tensor], adapted: Adapted, file: Path) -> None:
+    state, names = adapted.state, adapted.names
+    used = set(names.values())
+    missing = [key for key in own if key not in names and not key.endswith(OPTIONAL)]
+    unexpected = [key for key in state if key not in used]
+    reshaped = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[name].shape)}"
+        for name, key in names.items()
+        if own[name].shape != state[key].shape
+    ]
+    groups = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    faults = [f"{len(keys)} {what}: {some(keys)}" for what, keys in groups.items() if keys]
+    if faults:
+        raise CheckpointError(
+            f"checkpoint {file} does not fit the model: {'; '.join(faults)}; "
+            "load it into the architecture (train or deploy form) it was saved from"
+        )

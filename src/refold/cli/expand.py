@@ -1,0 +1,186 @@
+"""`refold expand` and `refold collapse`: branches for training, and the stock network again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from refold.cli import options
+from refold.cli.console import note, print_json, say, step, table
+from refold.cli.destination import WEIGHTS, check_destination
+from refold.cli.subject import Subject, check_finite, prepare
+from refold.cli.summary import Size, record, refusal_lines, size_of, size_rows
+from refold.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from refold.expand import Expansion
+
+Block = Annotated[
+    str,
+    typer.Option(
+        "--block", metavar="NAME", help="What convolutions become: acb, dbb, repvgg, mobileone ..."
+    ),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="PATTERN",
+        help="Only convolutions with such a name, as 'layer1.*'; repeat it for several patterns.",
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--output", metavar="OUT", help="Weights to write: .safetensors, .pth, .pt."
+    ),
+]
+Expanded = Annotated[
+    Path,
+    typer.Option(
+        "--checkpoint", metavar="FILE", help="Weights of the expanded network: .pt, .pth, "
+        ".safetensors.",
+    ),
+]  # fmt: skip
+
+
+def expand(
+    model: options.Model,
+    output: Out,
+    block: Block = "dbb",
+    where: Where = None,
+    checkpoint: options.Checkpoint = None,
+    input_size: options.InputSize = None,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Put training-time branches into a network and write its weights.
+
+    The network computes what it did before. To train it, call refold.expand(model, block) in
+    Python and load the file.
+    """
+    import refold
+
+    check_destination(output, WEIGHTS)
+    subject = _prepare(model, checkpoint, input_size, seed)
+    wide, done = _expanded(subject, block, where)
+    with step("verify"):
+        proof = refold.verify(subject.model, wide, subject.example_inputs).check()
+    _write(wide, output)
+    before, after = _size(subject.model, subject), _size(wide, subject)
+    kept = [_Kept(name, reason) for name, reason in done.kept.items()]
+    if as_json:
+        outcome = {"output": str(output), "replaced": list(done.replaced)}
+        print_json(outcome | {"proof": proof.to_dict()} | record(before, after, kept))
+        return
+    table(f"{model} -> {output}", ["", "before", "after"], size_rows(before, after))
+    say("\n".join([f"{name} becomes {block}" for name in done.replaced]))
+    say("\n".join([f"blocks: {len(done.replaced)}", *refusal_lines(kept)]))
+    say(f"equal: largest error {proof.max_rel_error:.1e}")
+    note(f"wrote {output} ({output.stat().st_size / 2**20:.1f} MiB)")
+
+
+def collapse(
+    model: options.Model,
+    output: Out,
+    checkpoint: Expanded,
+    block: Block = "dbb",
+    where: Where = None,
+    input_size: options.InputSize = None,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Turn the weights of an expanded network into those of the network it came from.
+
+    Give the MODEL, --block and --where that it was expanded with. The file loads strictly into
+    MODEL and computes the same in evaluation mode.
+    """
+    import refold
+
+    check_destination(output, WEIGHTS)
+    subject = _prepare(model, None, input_size, seed)
+    wide, _ = _expanded(subject, block, where)
+    with step(f"load {checkpoint}"):
+        _load(wide, checkpoint, f"{model} with --block {block}")
+    with step("collapse"):
+        plain = refold.collapse(wide)
+    with step("verify"):
+        proof = refold.verify(wide, plain, subject.example_inputs).check()
+    _write(plain, output)
+    before, after = _size(wide, subject), _size(plain, subject)
+    if as_json:
+        outcome = {"output": str(output), "proof": proof.to_dict()}
+        print_json(outcome | record(before, after, []))
+        return
+    table(f"{checkpoint} -> {output}", ["", "before", "after"], size_rows(before, after))
+    say(f"equal: largest error {proof.max_rel_error:.1e}")
+    note(f"wrote {output} ({output.stat().st_size / 2**20:.1f} MiB)")
+
+
+class _Kept:
+    """A convolution that stays, as the summary shows refusals."""
+
+    costlier = False
+
+    def __init__(self, where: str, reason: str) -> None:
+        self.where, self.reason = where, reason
+
+
+def _prepare(
+    model: str, checkpoint: Path | None, input_size: list[str] | None, seed: int
+) -> Subject:
+    """Return the network with the very weights it has: they are going to be written."""
+    sizes = tuple(input_size or ())
+    return prepare(options.Source(model, checkpoint, sizes, seed=seed, live_statistics=False))
+
+
+def _expanded(subject: Subject, block: str, where: list[str] | None) -> tuple[nn.Module, Expansion]:
+    import refold
+    from refold.expand import expand_plan
+
+    with step(f"expand by {block}"):
+        done = expand_plan(subject.model, block, where=where or None)
+        if not done.replaced:
+            kept = [_Kept(name, reason) for name, reason in done.kept.items()]
+            why = "; ".join(refusal_lines(kept)) or "it has none"
+            raise InputError(f"no convolution of {subject.name} can become {block}: {why}")
+        return refold.expand(subject.model, block, where=where or None), done
+
+
+def _load(wide: nn.Module, checkpoint: Path, what: str) -> None:
+    import refold
+
+    try:
+        refold.load_checkpoint(wide, checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; the file must hold {what}, and the --where it was expanded with"
+        ) from error
+    check_finite(wide, str(checkpoint))
+
+
+def _size(model: nn.Module, subject: Subject) -> Size:
+    from refold.workload import measure
+
+    return size_of(model, measure(model, subject.example_inputs))
+
+
+def _write(model: nn.Module, output: Path) -> None:
+    """Write the state dict, whole or not at all."""
+    import safetensors.torch
+    import torch
+
+    from refold.files import atomic_path
+
+    state: dict[str, Any] = {
+        name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()
+    }
+    with step(f"write {output}"), atomic_path(output) as path:
+        if output.suffix == ".safetensors":
+            safetensors.torch.save_file(state, path, metadata={"format": "pt"})
+        else:
+            torch.save(state, path)

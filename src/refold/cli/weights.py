@@ -1,0 +1,80 @@
+"""`refold convert` on weights alone: their keys tell the layout, and no network is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refold.cli.console import count, note, print_json, say, step, table
+from refold.cli.destination import check_destination
+from refold.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".tar", ".h5", ".hdf5")
+
+
+def is_weights(name: str) -> bool:
+    """Say whether MODEL names a file of weights; one that is missing too, by its suffix.
+
+    >>> is_weights("RepVGG-A0-train.pth"), is_weights("timm:repvgg_a0"), is_weights("net.py:build")
+    (True, False, False)
+    """
+    return Path(name).suffix.lower() in SUFFIXES and not name.startswith(("timm:", "torchvision:"))
+
+
+def convert_weights(source: Path, output: Path, *, given: bool, as_json: bool) -> None:
+    """Fold the blocks of a file of weights, write the rest beside them, and print what changed.
+
+    Args:
+        source: the file of weights.
+        output: the file to write.
+        given: whether options were given that only a network can use.
+        as_json: print a record instead of a table.
+
+    Raises:
+        InputError: when the output cannot hold weights alone, or the options make no sense here.
+    """
+    from refold.checkpoint import read_state_dict, to_deploy, write_state_dict
+
+    if given or output.suffix != ".safetensors":
+        what = "--checkpoint and --input-size belong to a network" if given else f"not {output}"
+        raise InputError(
+            f"{source} holds weights alone, which become a .safetensors file: {what}; give the "
+            f"network (MODEL --checkpoint {source}) to export it"
+        )
+    check_destination(output)
+    with step(f"read {source}"):
+        state = read_state_dict(source)
+    with step("fold"):
+        deployed = to_deploy(state)
+    with step(f"write {output}"):
+        write_state_dict(deployed.state, output)
+    before, after = _values(state), _values(deployed.state)
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "layout": deployed.layout,
+                "folded": deployed.folded,
+                "left_out": list(deployed.left_out),
+                "tensors": {"before": len(state), "after": len(deployed.state)},
+                "values": {"before": before, "after": after},
+            }
+        )
+        return
+    rows = [
+        ["tensors", str(len(state)), str(len(deployed.state))],
+        ["values", count(before), count(after)],
+    ]
+    table(f"{source.name} ({deployed.layout}) -> {output}", ["", "before", "after"], rows)
+    say(f"folds: {deployed.folded}" + ("" if deployed.folded else " (it is in deploy form)"))
+    if deployed.left_out:
+        note(f"left out {len(deployed.left_out)} tensors of heads that only training uses")
+    note(f"wrote {output} ({output.stat().st_size / 2**20:.1f} MiB)")
+
+
+def _values(state: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in state.values())

@@ -1,0 +1,18 @@
+"""Networks by name, in the form that trains or the form that deploys; one family a file."""
+
+from __future__ import annotations
+
+from refold.models.alexnet import AlexNet as AlexNet
+from refold.models.backbone import Backbone as Backbone
+from refold.models.backbone import Feature as Feature
+from refold.models.backbone import FeatureInfo as FeatureInfo
+from refold.models.cifar_quick import CifarQuick as CifarQuick
+from refold.models.mobilenetv1 import MobileNetV1 as MobileNetV1
+from refold.models.mobileone import MobileOne as MobileOne
+from refold.models.registry import create_model as create_model
+from refold.models.registry import list_models as list_models
+from refold.models.registry import register_model as register_model
+from refold.models.repvgg import RepVGG as RepVGG
+from refold.models.repvgg_plus import RepVGGPlus as RepVGGPlus
+from refold.models.resnet import ResNet as ResNet
+from refold.models.vgg import CifarVGG as CifarVGG

@@ -1,0 +1,205 @@
+"""What all networks here share: a row of modules, the maps after some of them, and a head.
+
+The names of the methods and attributes are timm's, so that code written for its models finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, cast
+
+from torch import Tensor, nn
+
+from refold.errors import InputError
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One feature map.
+
+    Args:
+        module: path of the module whose output it is.
+        channels: how many it has.
+        reduction: how many pixels of the image one of its pixels stands for, along an axis.
+    """
+
+    module: str
+    channels: int
+    reduction: int
+
+
+class FeatureInfo:
+    """The feature maps that a network returns, asked as timm's are.
+
+    Example:
+        >>> info = FeatureInfo([Feature("stem", 8, 2), Feature("body", 16, 4)], (1,))
+        >>> info.channels(), info.reduction(), info.module_name(), len(info)
+        ([16], [4], ['body'], 2)
+    """
+
+    def __init__(self, features: Sequence[Feature], out_indices: Sequence[int]) -> None:
+        self.features = tuple(features)
+        self.out_indices = tuple(out_indices)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def chosen(self) -> list[Feature]:
+        """The maps that are returned."""
+        return [self.features[index] for index in self.out_indices]
+
+    def channels(self) -> list[int]:
+        """Return the channels of each map."""
+        return [feature.channels for feature in self.chosen]
+
+    def reduction(self) -> list[int]:
+        """Return how far each map is reduced."""
+        return [feature.reduction for feature in self.chosen]
+
+    def module_name(self) -> list[str]:
+        """Return the path of the module that makes each map."""
+        return [feature.module for feature in self.chosen]
+
+    def pick(self, indices: int | Sequence[int] | None) -> FeatureInfo:
+        """Return the same with other maps chosen: all, the last `n`, or those of these indices.
+
+        Raises:
+            InputError: when an index is out of range, or comes twice.
+        """
+        count = len(self)
+        if indices is None:
+            return FeatureInfo(self.features, range(count))
+        wanted = range(count - indices, count) if isinstance(indices, int) else list(indices)
+        found = [index + count if index < 0 else index for index in wanted]
+        if not found or len(set(found)) < len(found) or not all(0 <= at < count for at in found):
+            raise InputError(
+                f"out_indices {indices} must be different numbers from {-count} to {count - 1}, or "
+                f"how many of the {count} maps to return"
+            )
+        return FeatureInfo(self.features, sorted(found))
+
+
+class Backbone(nn.Module):
+    """A network that runs modules in a row, then a head.
+
+    A subclass makes its modules, names the row by `_set_body`, and has a `gap` and the classifier,
+    or a `forward_head` of its own.
+
+    Args:
+        num_classes: outputs of the classifier; 0 for none.
+        in_chans: channels of the image.
+        image_size: height and width that the network was made for.
+
+    Attributes:
+        classifier: name of the last linear layer.
+    """
+
+    classifier: ClassVar[str] = "linear"
+    head: ClassVar[tuple[str, ...]] = ("gap", "linear")
+
+    def __init__(
+        self, num_classes: int, in_chans: int, image_size: tuple[int, int] = (224, 224)
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.features_only = False
+        self.default_cfg: dict[str, Any] = {
+            "input_size": (in_chans, *image_size), "num_classes": num_classes,
+            "classifier": self.classifier,
+        }  # fmt: skip
+
+    def _set_body(self, paths: Sequence[str], features: Sequence[Feature]) -> None:
+        """Name the modules that run in a row, and the maps after some of them."""
+        self.body = tuple(paths)
+        self.feature_info = FeatureInfo(features, range(len(features)))
+        self.num_features = features[-1].channels
+
+    # -- what it computes -------------------------------------------------------------------------
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last feature map."""
+        for path in self.body:
+            x = self.get_submodule(path)(x)
+        return x
+
+    def forward_maps(self, x: Tensor) -> list[Tensor]:
+        """Return the feature maps that `feature_info` has chosen."""
+        wanted, maps = set(self.feature_info.module_name()), list[Tensor]()
+        for path in self.body:
+            x = self.get_submodule(path)(x)
+            if path in wanted:
+                maps.append(x)
+        return maps
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits of a feature map, or what the classifier reads."""
+        x = cast(nn.Module, self.gap)(x).flatten(1)
+        return x if pre_logits else self.get_classifier()(x)
+
+    def forward(self, x: Tensor) -> Any:
+        """Return logits (N, num_classes), or feature maps after `as_features`.
+
+        Shape:
+            (N, in_chans, H, W).
+        """
+        if self.features_only:
+            return self.forward_maps(x)
+        return self.forward_head(self.forward_features(x))
+
+    # -- its classifier ---------------------------------------------------------------------------
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last linear layer; an Identity where there is none."""
+        return cast(nn.Module, getattr(self, self.classifier))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh classifier in the place of the old one."""
+        old = self.get_classifier()
+        width = getattr(old, "in_features", self.num_features)
+        fresh = make_classifier(cast(int, width), num_classes)
+        weight = getattr(old, "weight", None)
+        setattr(self, self.classifier, fresh if weight is None else fresh.to(weight))
+        self.num_classes = self.default_cfg["num_classes"] = num_classes
+
+    # -- its feature maps -------------------------------------------------------------------------
+
+    def as_features(self, out_indices: int | Sequence[int] | None = None) -> Self:
+        """Make it return feature maps, in place: what only the head needed is removed.
+
+        Args:
+            out_indices: which maps, counted from 0 or from the end; all where None, the last ones
+                where an int.
+
+        Raises:
+            InputError: when an index is out of range, or comes twice.
+        """
+        self.feature_info = self.feature_info.pick(out_indices)
+        last = self.body.index(self.feature_info.module_name()[-1]) + 1
+        for path in (*self.head, *reversed(self.body[last:])):
+            above, _, name = path.rpartition(".")
+            delattr(self.get_submodule(above), name)
+        self.body, self.features_only = self.body[:last], True
+        self.num_classes = self.default_cfg["num_classes"] = 0
+        return self
+
+
+def make_classifier(width: int, num_classes: int) -> nn.Module:
+    """Return the last linear layer; an Identity where there are no classes.
+
+    Example:
+        >>> make_classifier(8, 0)
+        Identity()
+    """
+    return nn.Linear(width, num_classes) if num_classes else nn.Identity()
+
+
+def strides(depth: int, first: int = 2) -> list[int]:
+    """Return the strides of a stage's blocks: only the first one may reduce the map.
+
+    Example:
+        >>> strides(3)
+        [2, 1, 1]
+    """
+    return [first] + [1] * (depth - 1)

@@ -1,0 +1,72 @@
+"""MobileNetV1: depthwise and pointwise convolutions in turn.
+
+Howard et al. 2017, MobileNets: Efficient Convolutional Neural Networks for Mobile Vision
+Applications, arXiv:1704.04861. Parameter names are those of the DBB repository.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from refold.blocks.layers import chain
+from refold.models.backbone import Backbone, Feature, make_classifier
+from refold.models.registry import register_model
+from refold.models.units import Form, Units
+
+_ROWS = (
+    (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2),
+    *[(512, 1)] * 5, (1024, 2), (1024, 1),
+)  # fmt: skip
+"""Channels and stride of each pair."""
+
+
+class MobileNetV1(Backbone):
+    """MobileNetV1.
+
+    Args:
+        num_classes: outputs of the classifier; 0 for none.
+        in_chans: channels of the image.
+        deploy: build the plain form.
+        form: what the 3x3 convolutions train as.
+        width: factor of all channels.
+
+    Example:
+        >>> net = MobileNetV1(10, form="acb", width=0.25, deploy=True)
+        >>> list(net.state_dict())[2:5:2]
+        ['stem.0.depthwise.fused_conv.weight', 'stem.0.pointwise.conv.weight']
+
+    Source: arXiv:1704.04861, table 1.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        deploy: bool = False,
+        *,
+        form: Form = "plain",
+        width: float = 1.0,
+    ) -> None:
+        super().__init__(num_classes, in_chans)
+        units, channels = Units(form, deploy), int(32 * width)
+        self.conv1 = units(in_chans, channels, 3, 2, 1)
+        self.stem = nn.Sequential()
+        maps, reduction = [Feature("conv1", channels, 2)], 2
+        for full, stride in _ROWS:
+            out, reduction = int(full * width), reduction * stride
+            pair = chain(
+                depthwise=units(channels, channels, 3, stride, 1, channels),
+                pointwise=units(channels, out, 1),
+            )
+            self.stem.append(pair)
+            maps.append(Feature(f"stem.{len(self.stem) - 1}", out, reduction))
+            channels = out
+        self.gap = nn.AdaptiveAvgPool2d(1)
+        self.linear = make_classifier(channels, num_classes)
+        lasts = {feature.reduction: feature for feature in maps}
+        self._set_body([feature.module for feature in maps], list(lasts.values()))
+
+
+register_model("mobilenetv1")(MobileNetV1)
+register_model("acnet_mobilenetv1", form="acb")(MobileNetV1)
+register_model("dbb_mobilenetv1", form="dbb")(MobileNetV1)

@@ -1,0 +1,70 @@
+"""Every network of ours at a size that a test can afford, with norms that are alive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import refold
+from refold.models import Backbone
+from refold.models.registry import _MODELS
+from zoo.live import enliven
+
+NARROW = (0.25, 0.25, 0.25, 0.5)
+
+
+def structures() -> list[str]:
+    """Return a name of each structure: those that differ only in width are one when narrow."""
+    found: dict[str, str] = {}
+    for name in refold.list_models():
+        entry = _MODELS[name]
+        rest = {key: value for key, value in entry.options.items() if key != "width"}
+        found.setdefault(f"{entry.factory} {rest}", name)
+    return list(found.values())
+
+
+FAMILIES = (
+    "acnet_alexnet", "acnet_vgg16", "dbb_cifar_quick", "dbb_mobilenetv1", "dbb_resnet18",
+    "mobileone_s4", "repvgg_a0", "repvgg_plus_l2pse",
+)  # fmt: skip
+
+
+def small(name: str) -> dict[str, Any]:
+    """Return options that make a network narrow and leave its structure alone."""
+    if "alexnet" in name:
+        return {"hidden": 16}
+    if name.endswith(("mobilenetv1", "resnet18", "resnet50", "vgg16")):
+        return {"width": 0.25}
+    return {"width": NARROW} if name.startswith(("repvgg", "mobileone")) else {}
+
+
+def build(name: str, **options: Any) -> Backbone:
+    torch.manual_seed(0)
+    model = refold.create_model(name, num_classes=10, **{**small(name), **options})
+    assert isinstance(model, Backbone)
+    return model.double()
+
+
+def image(model: nn.Module, batch: int = 2) -> Tensor:
+    """Return noise: 64 pixels suffice where the head does not count them."""
+    assert isinstance(model, Backbone)
+    channels, height, width = model.default_cfg["input_size"]
+    if height == 224 and "stem.maxpool3" not in model.body:
+        height = width = 64
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64)
+
+
+def alive(name: str, **options: Any) -> tuple[Backbone, Tensor]:
+    """Return a network in eval mode, with random statistics and scales of both signs."""
+    model = build(name, **options)
+    x = image(model, 1)
+    enliven(model.eval(), (x,))
+    return model, x
+
+
+def error(wanted: Tensor, found: Tensor) -> float:
+    assert wanted.shape == found.shape
+    return float((wanted - found).abs().max() / wanted.abs().max())

@@ -1,0 +1,92 @@
+"""The form that deploys is what folding the form that trains gives, for every name."""
+
+from __future__ import annotations
+
+import pytest
+import timm.utils
+import torch
+from torch import Tensor, nn
+
+import refold
+from models.nets import alive, build, error, image, structures
+from refold.blocks import BranchedBlock
+
+NAMES = structures()
+TOLERANCE = 1e-9
+
+
+def shapes(model: nn.Module) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+    """Return the state dict by layer, where a block is one layer and its gates are others."""
+    blocks = {path for path, part in model.named_modules() if isinstance(part, BranchedBlock)}
+    found: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    for key, tensor in model.state_dict().items():
+        path, _, role = key.rpartition(".")
+        block = next((at for at in blocks if key.startswith(f"{at}.")), None)
+        if block is not None:
+            after = model.get_submodule(block).after
+            own = key[len(block) + 1 :].split(".")[0] in after
+            path = path if own else block
+        found.setdefault(path, []).append((role, tuple(tensor.shape)))
+    return {path: sorted(rows) for path, rows in found.items()}
+
+
+def without_aux(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in state.items() if "_aux." not in key}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_train_form_folds_exactly_into_the_deploy_form(name: str) -> None:
+    """By the engine, and by timm's walker, which calls `fuse` and gives the very same names."""
+    model, x = alive(name)
+    folded = refold.reparameterize(model, x)
+    fused = timm.utils.reparameterize_model(model)
+    plain = build(name, deploy=True).eval()
+    own = shapes(folded)
+    assert {path: own[path] for path in own if "_aux" not in path} == shapes(plain)
+    plain.load_state_dict(without_aux(fused.state_dict()))
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in plain.modules())
+    with torch.no_grad():
+        wanted = model(x)
+        assert wanted.abs().max() > 0
+        assert error(wanted, folded(x)) <= TOLERANCE
+        assert error(wanted, plain(x)) <= TOLERANCE
+        assert torch.equal(fused(x), plain(x))
+
+
+def test_structures_leave_out_widths_alone() -> None:
+    assert {"repvgg_b1g4", "repvgg_d2se", "mobileone_s4", "dbb_resnet50"} <= set(NAMES)
+    assert not {"repvgg_a1", "repvgg_b3g4", "mobileone_s2"} & set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["repvgg_b1g4", "mobileone_s4", "dbb_mobilenetv1", "acnet_vgg16"])
+@pytest.mark.parametrize("deploy", [False, True])
+def test_both_forms_train(name: str, deploy: bool) -> None:
+    model = build(name, deploy=deploy).train()
+    logits = model(image(model))
+    logits.square().sum().backward()
+    assert logits.shape == (2, 10)
+    idle = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    # A single pixel has no border that DBB's inner shift could reach: the norm after it takes it.
+    assert not [key for key in idle if not key.endswith(("bn.bn.bias", "bn1.bn.bias"))]
+
+
+def test_repvggplus_returns_its_auxiliary_logits_in_training_only() -> None:
+    model, x = alive("repvgg_plus_l2pse")
+    logits = model(x)
+    outputs = model.train()(torch.cat([x, -x]))
+    assert list(outputs) == ["main", "stage1_aux", "stage2_aux", "stage3_first_aux"]
+    assert all(value.shape == (2, 10) for value in outputs.values())
+    plain = build("repvgg_plus_l2pse", deploy=True)
+    assert plain.train()(x).shape == plain.eval()(x).shape == logits.shape
+    assert not [key for key in plain.state_dict() if "_aux" in key]
+    without = build("repvgg_plus_l2pse", aux=False)
+    assert not [key for key in without.state_dict() if "_aux" in key]
+
+
+@pytest.mark.parametrize("name", ["acnet_cifar_quick", "acnet_vgg16"])
+def test_acnets_recipe_for_cifar_starts_the_norms_at_a_third(name: str) -> None:
+    norms = [part for part in build(name).modules() if isinstance(part, nn.BatchNorm2d)]
+    third = torch.tensor(1 / 3).double()
+    assert all(torch.all(norm.weight == third) for norm in norms)
+    ones = [part for part in build("acnet_resnet18").modules() if isinstance(part, nn.BatchNorm2d)]
+    assert all(torch.all(norm.weight == 1) for norm in ones)
