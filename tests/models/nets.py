@@ -27,7 +27,7 @@ def structures() -> list[str]:
 
 FAMILIES = (
     "acnet_alexnet", "acnet_vgg16", "dbb_cifar_quick", "dbb_mobilenetv1", "dbb_resnet18",
-    "mobileone_s4", "repvgg_a0", "repvgg_plus_l2pse",
+    "mobileone_s4", "repmlp_resnet50", "repmlpnet_t224", "repvgg_a0", "repvgg_plus_l2pse",
 )  # fmt: skip
 
 
@@ -35,6 +35,11 @@ def small(name: str) -> dict[str, Any]:
     """Return options that make a network narrow, and a very deep one shorter."""
     if "alexnet" in name:
         return {"hidden": 16}
+    if name.startswith("repmlp_resnet50"):
+        return {"width": 0.25, "img_size": 64, "partition": 4, "kernels": (1, 3), "groups": 2}
+    if name.startswith("repmlpnet"):
+        narrow = {"widths": (4, 8, 8, 8), "sets": (1, 4, 2, 8), "depths": (1, 1, 2, 1)}
+        return {**narrow, "img_size": 64, "partitions": (8, 8, 2, 2), "kernels": (1,)}
     if name.endswith(("mobilenetv1", "resnet18", "resnet50", "vgg16")):
         return {"width": 0.25}
     if name in ("repvgg_d2se", "repvgg_plus_l2pse"):  # 47 blocks; compared at depth with timm's

@@ -12,6 +12,8 @@ from refold.models.mobileone import MobileOne as MobileOne
 from refold.models.registry import create_model as create_model
 from refold.models.registry import list_models as list_models
 from refold.models.registry import register_model as register_model
+from refold.models.repmlp_resnet import RepMLPResNet as RepMLPResNet
+from refold.models.repmlpnet import RepMLPNet as RepMLPNet
 from refold.models.repvgg import RepVGG as RepVGG
 from refold.models.repvgg_plus import RepVGGPlus as RepVGGPlus
 from refold.models.resnet import ResNet as ResNet

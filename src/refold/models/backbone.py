@@ -97,7 +97,7 @@ class Backbone(nn.Module):
     """
 
     classifier: ClassVar[str] = "linear"
-    head: ClassVar[tuple[str, ...]] = ("gap", "linear")
+    head_names: ClassVar[tuple[str, ...]] = ("gap", "linear")
 
     def __init__(
         self, num_classes: int, in_chans: int, image_size: tuple[int, int] = (224, 224)
@@ -177,7 +177,7 @@ class Backbone(nn.Module):
         """
         self.feature_info = self.feature_info.pick(out_indices)
         last = self.body.index(self.feature_info.module_name()[-1]) + 1
-        for path in (*self.head, *reversed(self.body[last:])):
+        for path in (*self.head_names, *reversed(self.body[last:])):
             above, _, name = path.rpartition(".")
             delattr(self.get_submodule(above), name)
         self.body, self.features_only = self.body[:last], True

@@ -37,7 +37,7 @@ class CifarVGG(Backbone):
     """
 
     classifier = "linear2"
-    head = ("linear1", "linear2")
+    head_names = ("linear1", "linear2")
 
     def __init__(
         self,
