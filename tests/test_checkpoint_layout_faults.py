@@ -163,7 +163,7 @@ def test_transposed_blocks_are_not_mistaken_for_convolutions(tmp_path: Path) -> 
     saved, model = live(build), live(build, seed=7)
     torch.save(saved.state_dict(), tmp_path / "a.pth")
     plain = refold.reparameterize(model)
-    with pytest.raises(CheckpointError, match=r"transposed convolutions: 0\.reparam_conv\.weight"):
+    with pytest.raises(CheckpointError, match=r"transposed convolutions: 0\.rbr_reparam\.weight"):
         load_checkpoint(plain, tmp_path / "a.pth")
     load_checkpoint(model, tmp_path / "a.pth")
     x = torch.randn(1, 4, 5, 5).double()

@@ -84,7 +84,10 @@ class Regions:
         """Return the regions that are not part of a larger one, in graph order."""
         found: list[Region] = []
         inside: set[fx.Node] = set()
-        for node in reversed(list(self.lifter.capture.graph.nodes)):
+        nodes = list(self.lifter.capture.graph.nodes)
+        for node in nodes:  # first to last: whether a sum is even rests on those it is made from
+            self.piece(node)
+        for node in reversed(nodes):
             if node in inside or not isinstance(self.piece(node), Piece) or not node.users:
                 continue
             region = self.region(node)
