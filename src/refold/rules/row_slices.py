@@ -14,7 +14,18 @@ from math import prod
 import torch
 from torch import Tensor
 
-from refold.algebra.operator import Affine, Conv, Identity, Input, Operator, chain, wide
+from refold.algebra.operator import (
+    Affine,
+    Conv,
+    Identity,
+    Input,
+    Operator,
+    Sequence,
+    Sum,
+    chain,
+    sequence,
+    wide,
+)
 from refold.algebra.row import Unflatten, add_taps, size_after
 from refold.errors import GeometryError
 from refold.rules.engine import Rewrite
@@ -42,19 +53,21 @@ def fold_rows_in_slices(rewrite: Rewrite, op: Operator) -> Operator | None:
     found = host_of(chain(rewrite.op))
     if found is None or found.conv.weight.numel() < _WORTH_IT:
         return None
-    branches = [chain(branch) for branch in summands(op)]
+    whole, *tail = chain(op) if isinstance(op, Sequence) and isinstance(op.parts[0], Sum) else (op,)
+    branches = [chain(branch) for branch in summands(whole)]
     arms = [(arm, branch) for branch in branches if (arm := _arm(branch)) is not None]
     if len(arms) != 1 or not all(isinstance(branch[0], Input) for branch in branches):
         return None
     arm, own = arms[0]
     same = arm.host.conv.weight.shape == found.conv.weight.shape
-    if not same or [type(p) for p in found.parts] != [type(p) for p in arm.host.parts]:
+    rest = [*arm.host.parts, *tail]
+    if not same or [type(p) for p in found.parts] != [type(p) for p in rest]:
         return None
     try:
         beside = _beside([branch for branch in branches if branch is not own], arm.host)
     except GeometryError:
         return None
-    return arm.host.around(_merged(arm, beside))
+    return sequence(arm.host.around(_merged(arm, beside)), *tail)
 
 
 @dataclass(frozen=True, eq=False)
