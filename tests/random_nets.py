@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from random_count import count
 from random_forms import UnwritableError
 from random_joins import Dresser, Inline
-from random_stages import SMALLEST, Pair, Shape, Stage, Stages, of_rank
+from random_stages import SMALLEST, Pair, Shape, Stage, Stages
 from refold import reparameterize
-from rules.trees import several_sources
 
 SIZES = {1: (33,), 2: (17, 14), 3: (9, 8, 10)}
 TOLERANCE = 1e-9
@@ -63,14 +62,16 @@ def _single(rng: Random, rank: int) -> Net:
 
 def _pair(rng: Random, rank: int) -> Net:
     """Return a network of two inputs."""
-    stages, case = Stages(rng, rank), of_rank(several_sources, rng, rank)
-    while len(case.sources) != 2:
-        case = of_rank(several_sources, rng, rank)
+    stages = Stages(rng, rank)
+    while len((case := stages.several_sources()).sources) != 2:
+        pass
     starts = [(channels, *SIZES[rank]) for channels in case.sources.values()]
     tree = Dresser(rng, rank).meet(case.op).double().eval()
     inputs = _inputs(rng, *starts)
     with torch.no_grad():
         middle = tree(dict(zip("ab", inputs, strict=True)))
+    if min(middle.shape[2:]) < SMALLEST[rank]:
+        raise UnwritableError
     body, minimal, story = _row(stages, tuple(middle.shape[1:]))
     model = Pair(Inline(tree, stages.bend()), body).double().eval()
     return Net(model, inputs, minimal + 2, f"{rank}-D: pair, {story}")

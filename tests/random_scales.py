@@ -35,7 +35,8 @@ class BufferStep(Step):
         super().__init__(function)
         self.names = list(tensors)
         for name, tensor in tensors.items():
-            self.register_buffer(name, tensor.double() if tensor.is_floating_point() else tensor)
+            own = tensor.double() if tensor.is_floating_point() else tensor
+            self.register_buffer(name, own.clone())
 
 
 class FrozenNorm(nn.Module):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from random import Random
 
 import torch
@@ -153,13 +154,30 @@ class Stages:
         return Stage(Residual(body, self.rng.choice(ways)), shape, 2, "residual")
 
     def several(self, shape: Shape) -> Stage:
-        case = of_rank(several_sources, self.rng, self.rank)
+        case = self.several_sources()
         stems: dict[str, nn.Module] = {}
         for key, channels in case.sources.items():
             first = self.point(shape[0], channels, self.rng.randint(0, 2))
             stems[str(key)] = Inline(first, self.bend())
         tree = Dresser(self.rng, self.rank).meet(case.op)
         return self.probed(Several(stems, tree), shape, 2 * len(stems), "several")
+
+    def several_sources(self) -> Case:
+        """A tree over several values that looks at all of them.
+
+        What nobody looks at (its branch is cropped away) goes with all that made it: such a network
+        has fewer operators than two for each value.
+        """
+        while True:
+            case = of_rank(several_sources, self.rng, self.rank)
+            start, looks = 0, []
+            matrix, _ = case.dense(case.op)
+            for channels in case.sources.values():
+                end = start + channels * prod(case.shape[1:])
+                looks.append(bool(matrix[start:end].any()))
+                start = end
+            if all(looks):
+                return case
 
     def scatter(self, shape: Shape) -> Stage:
         case = of_rank(scattered, self.rng, self.rank)
@@ -186,7 +204,8 @@ class Stages:
     def tokens(self, shape: Shape) -> Stage:
         """Linear layers on channels that were moved last, behind a convolution."""
         middle = self.rng.randint(1, 4)
-        before = self.grower().leaf(replace(self.spec(shape[0], shape[1:]), outputs=middle))
+        window = replace(self.spec(shape[0], shape[1:]), outputs=middle)
+        before = self.grower().grow(window, self.rng.randint(0, 2))
         linear = self.grower(0).grow(Spec(middle, self.rng.randint(1, 4), ()), 2)
         last, first = (0, *range(2, self.rank + 2), 1), (0, self.rank + 1, *range(1, self.rank + 1))
         parts = [self.dress(before), Step(lambda x: x.permute(last))]
@@ -211,13 +230,17 @@ class Stages:
 
     def head(self, shape: Shape) -> Stage:
         """A global mean, then linear layers and norms."""
-        axes = tuple(range(2, self.rank + 2))
+        axes, start = tuple(range(2, self.rank + 2)), shape
         flat = self.rng.choice([nn.Flatten(), Step(lambda x: x.flatten(1))])
         pool = getattr(nn, f"AdaptiveAvgPool{self.rank}d")(1)
         kept, gone = Step(lambda x: x.mean(axes, True)), Step(lambda x: x.mean(axes))
-        front = self.rng.choice([[pool, flat], [kept, flat], [gone]])
+        front: list[nn.Module] = list(self.rng.choice([[pool, flat], [kept, flat], [gone]]))
+        if self.rng.random() < 0.3 and min(shape[1:]) >= SMALLEST[self.rank]:
+            spec = self.spec(shape[0], shape[1:])
+            front.insert(0, self.dress(self.grower().grow(spec, self.rng.randint(0, 2))))
+            shape = (spec.outputs,)
         tree = self.grower(0).grow(Spec(shape[0], self.rng.randint(2, 5), ()), 3)
-        return self.probed(Inline(*front, self.dress(tree, 0)), shape, 1, "head")
+        return self.probed(Inline(*front, self.dress(tree, 0)), start, 1, "head")
 
 
 def of_rank(make: Callable[[Random], Case], rng: Random, rank: int) -> Case:

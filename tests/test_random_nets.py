@@ -13,23 +13,15 @@ from random_nets import build, fault
 from refold import plan
 
 BATCH, BATCHES = 10, 30
-# Known misses, to be closed: equal in value, but not (or not counted as) the fewest operators.
-OPEN = {168: 1, 236: 1, 245: -2}
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_nets_fold_to_their_minimum(batch: int) -> None:
     wrong = {}
     for seed in range(batch * BATCH, (batch + 1) * BATCH):
-        if seed not in OPEN and (found := fault(build(seed))):
+        if found := fault(build(seed)):
             wrong[seed] = found
     assert not wrong
-
-
-@pytest.mark.parametrize(("seed", "excess"), OPEN.items())
-def test_known_misses_are_equal_and_no_worse(seed: int, excess: int) -> None:
-    minimal = build(seed).minimal
-    assert fault(build(seed)) == f"{minimal + excess} operators, minimal {minimal}"
 
 
 def test_every_kind_of_stage_is_drawn() -> None:

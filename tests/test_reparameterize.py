@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 from itertools import chain
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refold import plan, reparameterize, verify
+from refold.errors import RefoldError
 from traps import bits, conv, gap, images, live, net, norms, same_bits
 
 Norm = nn.BatchNorm2d
@@ -242,3 +244,18 @@ def test_it_exports(model: nn.Module) -> None:
     exported = torch.export.export(folded, (images(),)).module()
     assert gap(folded, exported, images()) <= 1e-12
     assert gap(folded, torch.jit.trace(folded, images()), images()) <= 1e-12
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_process_is_left_as_it_was(collects: bool) -> None:
+    threads, collected = torch.get_num_threads(), gc.isenabled()
+    torch.set_num_threads(2)
+    (gc.enable if collects else gc.disable)()
+    try:
+        reparameterize(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)).eval())
+        with pytest.raises(RefoldError):
+            reparameterize(nn.Sequential(nn.Conv2d(2, 2, 1)).eval(), torch.zeros(1, 9, 4, 4))
+        assert (torch.get_num_threads(), gc.isenabled()) == (2, collects)
+    finally:
+        torch.set_num_threads(threads)
+        (gc.enable if collected else gc.disable)()

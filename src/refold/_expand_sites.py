@@ -19,6 +19,7 @@ from refold.errors import GeometryError
 from refold.graph.capture import Capture, capture_all, leaf_modules
 from refold.graph.frames import Frame, frame_of, walk
 from refold.graph.lift_modules import lift_module
+from refold.graph.paths import submodule
 from refold.graph.skeleton import skeleton
 from refold.graph.tracer_leaves import pinned_reason
 
@@ -138,7 +139,7 @@ class _Finder:
         return Site(path, self.capture.full(frame.path), _tail(frame, reader))
 
     def _module(self, node: fx.Node) -> nn.Module:
-        return self.capture.module.get_submodule(cast(str, node.target))
+        return submodule(self.capture.module, cast(str, node.target))
 
     def _must_lift(self, node: fx.Node) -> None:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -54,6 +56,13 @@ NORM = Affine(torch.ones(8), torch.ones(8))
 )  # fmt: skip
 def test_work_by_hand(op: Operator, expected: float) -> None:
     assert work(op) == pytest.approx(expected)
+
+
+def test_a_border_counts_where_all_else_is_equal() -> None:
+    ring = Pad(((1, 1), (1, 1)))
+    assert work(sequence(POINT, ring)) < work(sequence(ring, POINT))
+    assert work(sequence(CONV, ring)) < work(replace(CONV, axes=(Axis(3, 1, 1, 2, 2),) * 2))
+    assert work(sequence(ring, NORM)) < work(CONV)  # but never outweighs a layer
 
 
 def test_work_is_what_the_dense_matrix_multiplies() -> None:

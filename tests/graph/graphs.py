@@ -31,7 +31,7 @@ def nodes(lifter: Lifter) -> dict[str, fx.Node]:
 def regions(model: nn.Module, *inputs: Any, **options: Any) -> list[Region]:
     """Return the regions of a model."""
     found = Regions(lifter(model, *inputs), **options)
-    return [region for root in found.roots() if (region := found.region(root)) is not None]
+    return found.largest()
 
 
 def fold_pass(model: nn.Module, *inputs: Any, allow_growth: bool = False) -> FoldPass:

@@ -107,6 +107,96 @@ def test_what_was_made_can_be_folded_again() -> None:
     assert len(targets(done)) == 1
 
 
+def test_a_ring_of_zeros_is_not_moved_ahead_of_a_layer_that_would_compute_it() -> None:
+    def forward(self, x):
+        return nn.functional.pad(self.c(x), (3, 3, 3, 3)).relu()
+
+    model = net(forward, c=conv(3, 4, 1, bias=False))
+    assert not run(model).folds
+    assert run(model, allow_growth=True).folds
+
+
+@pytest.mark.parametrize(
+    ("after", "features"),
+    [
+        (lambda y: y.permute(0, 2, 3, 1), 8),
+        (lambda y: y.mean((2, 3)), 8),
+        (lambda y: y.flatten(1), 8 * 99),
+        (lambda y: y.flatten(2).transpose(1, 2), 8),
+    ],
+)
+@pytest.mark.parametrize("allow_growth", [False, True])
+def test_a_concatenation_keeps_its_axis_where_the_layout_changes_later(
+    after, features: int, allow_growth: bool
+) -> None:
+    def forward(self, x):
+        return self.l(after(torch.cat([self.a(x) + self.b(x), self.c(x.relu())], 1)))
+
+    layers = {name: conv() for name in "abc"}
+    run(net(forward, **layers, l=nn.Linear(features, 8)), allow_growth=allow_growth)
+
+
+@pytest.mark.parametrize("outputs", [2, 8])
+@pytest.mark.parametrize("shape", [(2, 4, 99), (-1, 4, 99), (2, 4, -1)])
+def test_a_reshape_that_states_the_channels_keeps_them(outputs: int, shape: tuple) -> None:
+    def forward(self, x):
+        return self.l(self.c(x).reshape(shape).transpose(1, 2))
+
+    model = net(forward, c=conv(3, 4), l=nn.Linear(4, outputs))
+    run(model)
+    run(model, allow_growth=True)
+
+
+@pytest.mark.parametrize(
+    "relayout",
+    [
+        lambda y: y.mean((2, 3), keepdim=True).squeeze(),
+        lambda y: y.mean((2, 3), keepdim=True).squeeze((1, 2, 3)),
+        lambda y: y.permute(0, 2, 3, 1).reshape(-1, 4),
+        lambda y: y.mean((2, 3)).view(2, 4),
+        lambda y: y.flatten(2).transpose(1, 2).reshape_as(torch.zeros(2, 99, 4)),
+        lambda y: nn.Unflatten(1, (4, 1))(y.mean((2, 3))).transpose(1, 2),
+    ],
+)
+@pytest.mark.parametrize("outputs", [1, 2, 8])
+def test_relayouts_that_only_fit_their_channels_keep_them(relayout, outputs: int) -> None:
+    def forward(self, x):
+        return self.l(relayout(self.c(x)))
+
+    model = net(forward, c=conv(3, 4), l=nn.Linear(4, outputs))
+    run(model)
+    run(model, allow_growth=True)
+
+
+@pytest.mark.parametrize("shape", [(2, -1, 99), (-1, 4, 99)])
+def test_a_reshape_lets_a_layer_pass_that_keeps_the_channels(shape: tuple) -> None:
+    def forward(self, x):
+        return self.l(self.c(x).reshape(shape).transpose(1, 2))
+
+    model = net(forward, c=conv(3, 4, 1), l=nn.Linear(4, 4))
+    assert len({"c", "l"}.intersection(targets(run(model, allow_growth=True)))) == 1
+
+
+def test_shapes_stay_true_behind_a_layer_that_moved() -> None:
+    def forward(self, x):
+        parts = self.l(self.c(x).permute(0, 2, 3, 1)).split(1, -1)
+        return torch.cat([self.d(parts[0]), self.e(parts[1]), self.f(parts[2])], -1)
+
+    small = {name: nn.Linear(1, 2) for name in "def"}
+    run(net(forward, c=conv(3, 2), l=nn.Linear(2, 3), **small), allow_growth=True)
+
+
+def test_new_weights_have_the_precision_of_weights_not_of_indices() -> None:
+    def forward(self, x):
+        y = self.p(x) + x
+        return y[:, self.index].relu() + self.c(x)
+
+    index = nn.Parameter(torch.tensor([2, 0, 1]), requires_grad=False)
+    done = run(net(forward, p=nn.AvgPool2d(3, 1, 1), index=index, c=conv(3, 3)), allow_growth=True)
+    module = done.lifter.capture.module
+    assert {p.dtype for p in module.parameters()} == {torch.float64, torch.int64}
+
+
 def test_costs_of_a_fold_are_before_and_after() -> None:
     done = run(nn.Sequential(nn.ConvTranspose2d(3, 4, 2, 2, bias=False), Norm(4)))
     [fold] = done.folds
@@ -142,3 +232,16 @@ def test_shape_that_the_fold_would_change_is_still_right() -> None:
         return z.reshape(z.shape[0], -1) * y.shape[1] + y.shape[2]
 
     sound(net(forward, c=conv(3, 5, 1, bias=False), d=conv(5, 4, padding=0)), allow_growth=True)
+
+
+def test_weights_shaped_like_themselves_have_one_reader() -> None:
+    """So do the standardised weights of timm's nfnets."""
+
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            flat = self.weight.reshape(1, self.out_channels, -1)
+            weight = F.batch_norm(flat, None, None, training=True).reshape_as(self.weight)
+            return F.conv2d(x, weight, self.bias)
+
+    done = run(nn.Sequential(Standardised(3, 4, 3), Norm(4)))
+    assert len(done.folds) == 1

@@ -50,6 +50,46 @@ def test_a_skeleton_shares_every_tensor_and_no_module() -> None:
     assert not {id(m) for m in net.modules()} & {id(m) for m in copied.modules()}
 
 
+class Stateful(nn.Module):
+    """Leaves its cache behind when copied, and counts its copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = {"big": object()}
+        self.copies = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "cache": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.copies += 1
+
+
+def test_a_module_is_copied_in_its_own_way() -> None:
+    class Own(nn.Module):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Own:
+            made = Own()
+            made.by_hand = True
+            return made
+
+    net = nn.Sequential(Stateful(), Own())
+    copied = skeleton(net)
+    assert (copied[0].cache, copied[0].copies) == ({}, 1)
+    assert copied[1].by_hand
+
+
+def test_modules_and_containers_met_twice_are_copied_once() -> None:
+    net = nn.Sequential(nn.ReLU(), nn.Linear(2, 2))
+    net.again, net.table = net[1], {"layers": [net[0]], 3: "three"}
+    net[0].table = net.table
+    copied = skeleton(net)
+    assert copied.again is copied[1]
+    assert copied[0].table is copied.table
+    assert copied.table["layers"][0] is copied[0]
+    assert copied.table is not net.table
+
+
 def test_a_non_leaf_tensor_does_not_stop_the_copy() -> None:
     net = nn.Module()
     net.computed = nn.Linear(2, 2).weight * 2

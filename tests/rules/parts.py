@@ -26,6 +26,7 @@ MAKER = Maker(Random(7), 2)
 SHAPE = (4, 6, 5)
 NEAR, BARE = (Axis(3, 1, 1, 1, 1),) * 2, (Axis(3),) * 2
 HALF, SIDE = (Axis(3, 2, 1, 1, 1),) * 2, (Axis(3, 1, 1, 1, 1), Axis())
+CROPPED = (Axis(1, 1, 1, -1, 0), Axis(1, 1, 1, 0, -1))
 CROP, RING = Pad(((-1, -1), (-1, 0))), Pad(((1, 1), (0, 1)))
 
 

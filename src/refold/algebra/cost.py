@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import singledispatch
 from math import prod
 from typing import NamedTuple
 
+from refold.algebra.geometry import Axis
 from refold.algebra.operator import (
     Affine,
     AvgPool,
@@ -41,8 +43,8 @@ def parameters(op: Operator) -> int:
 def work(op: Operator, density: float = 1.0) -> float:
     """Return multiply-adds per input position: what decides whether a merge is worth it.
 
-    Borders are neglected, strides are not. A scale or a pooling tap counts as one multiply-add per
-    channel it touches.
+    The map is taken to be very large, so that borders count only where all else is equal. A scale
+    or a pooling tap counts as one multiply-add per channel it touches.
 
     Args:
         op: the operator.
@@ -57,10 +59,27 @@ def work(op: Operator, density: float = 1.0) -> float:
     return _walk(op, _Flow(0.0, density, 0)).work
 
 
+_LARGE = 2.0**24
+"""Positions along every axis of the map that `work` imagines."""
+
+
 class _Flow(NamedTuple):
     work: float
-    density: float
+    share: float
     channels: int
+    sizes: tuple[float, ...] = ()
+
+    @property
+    def density(self) -> float:
+        """Positions per position of the whole expression's input."""
+        return self.share * prod(size / _LARGE for size in self.sizes)
+
+    def resized(self, change: list[Callable[[float], float]]) -> _Flow:
+        """Return the flow with the size along each axis changed."""
+        known = len(self.sizes) == len(change)  # else the layout changed: start anew from here
+        sizes = self.sizes if known else (_LARGE,) * len(change)
+        after = tuple(f(size) for f, size in zip(change, sizes, strict=True))
+        return self._replace(share=self.share if known else self.density, sizes=after)
 
 
 @singledispatch
@@ -70,40 +89,52 @@ def _walk(op: Operator, flow: _Flow) -> _Flow:
 
 @_walk.register
 def _walk_conv(op: Conv, flow: _Flow) -> _Flow:
-    strides = prod(axis.stride for axis in op.axes)
-    outputs = flow.density * strides if op.transposed else flow.density / strides
-    reads = flow.density if op.transposed else outputs
-    return _Flow(flow.work + op.weight.numel() * reads, outputs, op.out_channels)
+    after = flow.resized([_scattered(a) if op.transposed else _gathered(a) for a in op.axes])
+    reads = flow.density if op.transposed else after.density
+    return after._replace(work=flow.work + op.weight.numel() * reads, channels=op.out_channels)
+
+
+def _gathered(axis: Axis) -> Callable[[float], float]:
+    return lambda size: (size + axis.lo + axis.hi - axis.span) / axis.stride + 1
+
+
+def _scattered(axis: Axis) -> Callable[[float], float]:
+    return lambda size: (size - 1) * axis.stride + axis.span - axis.lo - axis.hi
 
 
 @_walk.register
 def _walk_affine(op: Affine, flow: _Flow) -> _Flow:
     vector = op.scale if op.scale is not None else op.shift
     channels = flow.channels if vector is None else max(flow.channels, vector.numel())
-    return _Flow(flow.work + channels * flow.density, flow.density, channels)
+    return flow._replace(work=flow.work + channels * flow.density, channels=channels)
 
 
 @_walk.register
 def _walk_pool(op: AvgPool, flow: _Flow) -> _Flow:
-    outputs = flow.density / prod(axis.stride for axis in op.axes)
+    after = flow.resized([_gathered(axis) for axis in op.axes])
     taps = prod(axis.kernel for axis in op.axes)
-    return _Flow(flow.work + flow.channels * taps * outputs, outputs, flow.channels)
+    return after._replace(work=flow.work + flow.channels * taps * after.density)
+
+
+@_walk.register
+def _walk_pad(op: Pad, flow: _Flow) -> _Flow:
+    return flow.resized([lambda size, more=lo + hi: size + more for lo, hi in op.amounts])
 
 
 @_walk.register
 def _walk_resample(op: Resample, flow: _Flow) -> _Flow:
-    return flow._replace(density=flow.density * op.density)
+    return flow._replace(share=flow.density * op.density, sizes=())
 
 
 @_walk.register
 def _walk_flatten(op: Flatten, flow: _Flow) -> _Flow:
-    return flow._replace(density=flow.density / op.positions, channels=flow.channels * op.positions)
+    return _Flow(flow.work, flow.density / op.positions, flow.channels * op.positions)
 
 
 @_walk.register
 def _walk_unflatten(op: Unflatten, flow: _Flow) -> _Flow:
     positions = prod(op.size)
-    return flow._replace(density=flow.density * positions, channels=flow.channels // positions)
+    return _Flow(flow.work, flow.density * positions, flow.channels // positions)
 
 
 @_walk.register
@@ -121,7 +152,7 @@ def _walk_sequence(op: Sequence, flow: _Flow) -> _Flow:
 @_walk.register
 def _walk_sum(op: Sum, flow: _Flow) -> _Flow:
     branches = [_walk(part, flow._replace(work=0.0)) for part in op.parts]
-    last = branches[0]
+    last = max(branches, key=lambda branch: len(branch.sizes))
     additions = (len(branches) - 1) * max(b.channels for b in branches) * last.density
     return last._replace(work=flow.work + sum(b.work for b in branches) + additions)
 
@@ -129,8 +160,9 @@ def _walk_sum(op: Sum, flow: _Flow) -> _Flow:
 @_walk.register
 def _walk_concat(op: Concat, flow: _Flow) -> _Flow:
     branches = [_walk(part, flow._replace(work=0.0)) for part in op.parts]
+    last = max(branches, key=lambda branch: len(branch.sizes))
     total = flow.work + sum(b.work for b in branches)
-    return _Flow(total, branches[0].density, sum(b.channels for b in branches))
+    return last._replace(work=total, channels=sum(b.channels for b in branches))
 
 
 def measure(op: Operator) -> tuple[int, int, int]:

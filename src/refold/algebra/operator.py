@@ -176,22 +176,22 @@ class Select(Operator):
 class Resample(Operator):
     """A map of positions that treats every channel alike and keeps constants.
 
-    Global and adaptive pooling, interpolation, a mean over positions, and every change of layout
-    (flatten to tokens, channels last) are of this kind: scales, shifts and pointwise convolutions
-    pass through them.
+    Global and adaptive pooling, interpolation, means and changes of layout (flatten to tokens,
+    channels last) are of this kind: scales, shifts and pointwise convolutions pass through them.
 
     Args:
         function: what it does to a tensor.
         rank: spatial axes of the result.
-        density: output positions per input position (0 for a global mean): on which side work is
-            cheaper.
+        density: output positions per input position, 0 for a global mean.
         source_rank: spatial axes of what enters.
+        counted: whether it fits its own number of channels only, as a reshape that names it.
     """
 
     function: Callable[[Tensor], Tensor]
     rank: int
     density: float = 1.0
     source_rank: int = 2
+    counted: bool = False
 
 
 @dataclass(frozen=True, eq=False)

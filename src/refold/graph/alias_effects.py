@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from refold.graph.frames import frame_of, nodes_in
+from refold.graph.paths import submodule
 from refold.graph.tracer_leaves import is_layer
 
 _VIEW_NAMES = (
@@ -132,7 +133,7 @@ def module_of(node: fx.Node) -> nn.Module | None:
             frame = frame.parent
         root = frame.module
     try:
-        return None if root is None else root.get_submodule(cast(str, node.target))
+        return None if root is None else submodule(root, cast(str, node.target))
     except AttributeError:
         return None
 

@@ -13,6 +13,7 @@ from refold.errors import InputError
 from refold.graph.alias import effects
 from refold.graph.capture_evidence import runs_whole
 from refold.graph.frames import Frame, walk
+from refold.graph.paths import submodule
 from refold.graph.skeleton import skeleton
 from refold.graph.tracer import RefoldTracer
 from refold.graph.tracer_leaves import is_layer, one_line, pinned_reason, untraceable_reason
@@ -122,7 +123,7 @@ class _Search:
         self._cover(found)
         for leaf, reason in found.opaque.items():
             self.failures[found.full(leaf)] = reason
-            self.visit(found.full(leaf), module.get_submodule(leaf))
+            self.visit(found.full(leaf), submodule(module, leaf))
         self._uncovered(path, module)
         self.captures.append(found)  # after what lies inside it
 
@@ -158,7 +159,7 @@ class _Search:
         self.covered |= self.framed
         self.visited |= self.framed
         for path in found.calls:
-            self.covered.add(id(found.module.get_submodule(path)))
+            self.covered.add(id(submodule(found.module, path)))
 
     def _uncovered(self, path: str, module: nn.Module) -> None:
         """Visit the largest submodules that the trace of their ancestor never ran."""
@@ -175,11 +176,11 @@ class _Search:
         total: dict[int, int] = {}
         for found in self.captures:
             for path, count in found.calls.items():
-                key = id(found.module.get_submodule(path))
+                key = id(submodule(found.module, path))
                 total[key] = total.get(key, 0) + count
         for found in self.captures:
             for path in found.calls:
-                found.calls[path] = total[id(found.module.get_submodule(path))]
+                found.calls[path] = total[id(submodule(found.module, path))]
 
     def note_effects(self) -> None:
         """Tell the calls of leaves that have a capture of their own what that capture does."""
@@ -187,7 +188,7 @@ class _Search:
         for found in self.captures:  # inner captures come first
             for node in found.graph.nodes:
                 if node.op == "call_module" and node.target in found.opaque:
-                    inner = known.get(id(found.module.get_submodule(cast(str, node.target))))
+                    inner = known.get(id(submodule(found.module, cast(str, node.target))))
                     if inner is not None and pinned_reason(inner.module) is None:
                         node.meta["effects"] = effects(inner.graph)
 
@@ -218,7 +219,7 @@ def trace_root(path: str, module: nn.Module, model: nn.Module) -> Capture:
     pinned = {
         leaf: reason
         for leaf in tracer.calls
-        if is_layer(target := module.get_submodule(leaf))
+        if is_layer(target := submodule(module, leaf))
         and (reason := pinned_reason(target)) is not None
     }
     opaque = {leaf: reason for leaf, reason in tracer.opaque.items() if leaf in tracer.calls}
@@ -291,4 +292,4 @@ def leaf_modules(found: Capture) -> Iterator[tuple[fx.Node, nn.Module]]:
     """Yield every `call_module` node of a capture with its module."""
     for node in found.graph.nodes:
         if node.op == "call_module":
-            yield node, found.module.get_submodule(cast(str, node.target))
+            yield node, submodule(found.module, cast(str, node.target))

@@ -30,16 +30,19 @@ from refold.errors import RefusedError
 from refold.graph.emit_chain import Hosts, check_chain, find_hosts, write_chain
 from refold.graph.emit_result import (
     Emitted,
+    Key,
     Provenance,
     Result,
+    is_number,
     reader_of,
     shape_readers,
     source_of,
 )
 from refold.graph.lift import Lifter
 from refold.graph.lower import like_of, lower
+from refold.graph.paths import submodule
 from refold.graph.region import Region
-from refold.graph.sizes import multiply_adds, shape_after
+from refold.graph.sizes import Shape, joined, multiply_adds, shape_after
 from refold.graph.surgery import Editor
 from refold.graph.surgery_edits import alive
 
@@ -68,6 +71,7 @@ class Emitter:
         self.result = Result(region, op, origin)
         self.emitted = Emitted()
         self.made: list[fx.Node] = []
+        self.settled: dict[Key, list[fx.Node]] = {}
         new = [leaf for leaf in leaves(op) if self.result.is_new(leaf)]
         self.modules = {id(leaf): self._lower(leaf) for leaf in new}
         self.hosts: Hosts | None = find_hosts(lifter, self.result)
@@ -75,6 +79,7 @@ class Emitter:
         if self.hosts is not None:
             check_chain(self.result, self.hosts)
         else:
+            self.result.check_axes()
             self._check_asked()
 
     def write(self) -> Emitted:
@@ -94,7 +99,7 @@ class Emitter:
         held = [t for node in self.result.made_of(leaf) for t in self._tensors(node)]
         tensors = [tensor for tensor in held if tensor.is_floating_point()]
         rank = len(leaf.axes) if isinstance(leaf, (Conv, AvgPool)) else self.result.ranks[id(leaf)]
-        if rank is None and not _is_number(leaf):
+        if rank is None and not is_number(leaf):
             raise RefusedError("the number of spatial axes is unknown; pass example_inputs")
         return lower(leaf, like_of(tensors or self._all_tensors(leaf), rank or 0))
 
@@ -104,14 +109,13 @@ class Emitter:
         found: list[Tensor] = [*module.parameters()] or [*module.buffers()]
         if found or not isinstance(leaf, (Affine, Conv)):
             return found
-        if _is_number(leaf):  # alone, a number takes on the precision of what it meets
+        if is_number(leaf):  # alone, a number takes on the precision of what it meets
             return [torch.empty((), dtype=torch.float64)]
         raise RefusedError("the model has no parameter that would tell the precision of new ones")
 
     def _tensors(self, node: fx.Node) -> list[Tensor]:
-        root = self.lifter.capture.module
         if node.op == "call_module":
-            module = root.get_submodule(str(node.target))
+            module = submodule(self.lifter.capture.module, str(node.target))
             return list(module.parameters()) or list(module.buffers())
         found = [self.lifter.constants.value(arg) for arg in node.all_input_nodes]
         return [value for value in found if isinstance(value, Tensor)]
@@ -124,7 +128,6 @@ class Emitter:
             raise RefusedError(changing[0])
 
     # -- shapes that are asked for
-    # ------------------------------------------------------------------------
 
     def _check_asked(self) -> None:
         scales = {
@@ -157,14 +160,12 @@ class Emitter:
         for node in self.made:
             first.prepend(node)
 
-    # -- new nodes
-    # ----------------------------------------------------------------------------------------
-
     def _write_anew(self) -> None:
         root = self.region.root
         self._redirect_shapes_of_scales()
         asked = self._asked()
         value = self._emit(self.result.op, None)
+        self._tell_places()
         if asked:
             self._move_ahead(asked)
         for node in asked:
@@ -209,6 +210,8 @@ class Emitter:
                 total = self._call(call, (total, value), place)
             else:
                 total = self._call(torch.add, (total, value), place, alpha=factor)
+            total.meta["even"] = True  # only sums of one shape are lifted, so only such are written
+        self._tell_shape(total, joined([self.lifter.shapes.get(value) for _, value in values]))
         return total
 
     def _factor(self, op: Operator) -> tuple[float, Operator]:
@@ -220,9 +223,15 @@ class Emitter:
         return 1.0, op
 
     def _lay(self, op: Concat, terms: list[fx.Node]) -> fx.Node:
-        if self.region.rank is None:
-            raise RefusedError("the channel axis is unknown; pass example_inputs")
-        return self._call(torch.cat, (terms, -1 - self.region.rank), self._anchor(op))
+        rank = self.result.ranks[id(op)]
+        assert rank is not None  # else it was refused before anything was written
+        value = self._call(torch.cat, (terms, -1 - rank), self._anchor(op))
+        self._tell_shape(value, joined([self.lifter.shapes.get(term) for term in terms], rank))
+        return value
+
+    def _tell_shape(self, node: fx.Node, shape: Shape | None) -> None:
+        if shape is not None:
+            self.lifter.shapes[node] = shape
 
     def _call(
         self, function: object, args: tuple[Any, ...], place: fx.Node, **kwargs: Any
@@ -236,10 +245,9 @@ class Emitter:
     def _emit_leaf(self, op: Operator, source: fx.Node) -> fx.Node:
         node = self.region.origins.get(id(op))
         if node is not None and not self.result.is_new(op):
-            whole = (
-                reader_of(self.lifter, node) is node
-            )  # not a part that others are handed out with
+            whole = reader_of(self.lifter, node) is node  # not one of several parts of a split
             if whole or source_of(self.lifter, node) is source:
+                self._tell_shape(node, shape_after(op, self.lifter.shapes.get(source)))
                 return self._reuse(node, source)
             self.modules[id(op)] = self._lower(op)
         name = f"reparam_{_NAMES.get(type(op).__name__, 'layer')}"
@@ -248,8 +256,7 @@ class Emitter:
         self.made.append(node)
         old = self.lifter.shapes.get(source)
         new = shape_after(op, old)
-        if new is not None:
-            self.lifter.shapes[node] = new
+        self._tell_shape(node, new)
         self.emitted.macs.append(multiply_adds(op, old, new))
         self.emitted.where = self.emitted.where or str(node.target)
         return node
@@ -267,26 +274,23 @@ class Emitter:
     def _anchor(self, op: Operator) -> fx.Node:
         """Return the first old node that depends on all that went into `op`."""
         nodes = self.result.made_of(op)
-        fitting = (n for n in self.region.nodes if nodes <= self.result.below[n] and alive(n))
+        fitting = (n for n in self.region.nodes if nodes <= self.result.below[n][0] and alive(n))
         return next(fitting, self.region.root)
 
     def _settle(self, op: Operator, value: fx.Node) -> fx.Node:
-        """Tell the editor which old values the new one is, so that enclosing modules stay whole."""
-        nodes = self.result.made_of(op)
-        for node in self.region.nodes if value in self.made else ():
-            kept = node in self.made or node is self.region.root or not alive(node)
-            if self.result.below[node] == nodes and not kept:
-                self.editor.replace(node, value)
+        """Note what a new value is made from."""
+        if value in self.made:
+            self.settled.setdefault(self.result.key_of(op), []).append(value)
         return value
+
+    def _tell_places(self) -> None:
+        """Tell the editor which old values new ones are, so that enclosing modules stay whole."""
+        for node, value in self.result.places(self.settled):
+            if node not in self.made and node is not self.region.root and alive(node):
+                self.editor.replace(node, value)
 
 
 _NAMES = {"Conv": "conv", "Affine": "scale", "AvgPool": "pool", "Pad": "pad", "Select": "select"}
-
-
-def _is_number(op: Operator) -> bool:
-    """Return whether a leaf scales every channel alike, wherever the channel axis lies."""
-    vectors = (op.scale, op.shift) if isinstance(op, Affine) else ()
-    return isinstance(op, Affine) and all(v is None or v.ndim == 0 for v in vectors)
 
 
 def _later(sources: list[fx.Node], place: fx.Node) -> fx.Node:

@@ -9,6 +9,7 @@ from refold.errors import RefusedError
 from refold.graph.emit_result import Emitted, Result, same_shape, shape_readers, source_of
 from refold.graph.layers import Cropped
 from refold.graph.lift import Lifter
+from refold.graph.paths import submodule
 from refold.graph.sizes import multiply_adds, shape_after
 from refold.graph.surgery import Editor
 from refold.graph.surgery_edits import alive
@@ -44,7 +45,7 @@ def _is_plain(op: Operator) -> bool:
 def _can_host(lifter: Lifter, leaf: Operator, node: fx.Node) -> bool:
     if node.op != "call_module":
         return False
-    module = lifter.capture.module.get_submodule(str(node.target))
+    module = submodule(lifter.capture.module, str(node.target))
     names = ("in_channels", "in_features")
     weighs = isinstance(module, Cropped) or any(hasattr(module, name) for name in names)
     return isinstance(leaf, Affine) or weighs
@@ -88,10 +89,9 @@ def write_chain(
 def _tell_shape(
     lifter: Lifter, result: Result, leaf: Operator, node: fx.Node, emitted: Emitted
 ) -> None:
-    if not result.is_new(leaf):
-        return
     before = lifter.shapes.get(source_of(lifter, node))
     after = shape_after(leaf, before)
-    if after is not None:
+    if after is not None:  # of kept layers too: what they read may have other channels now
         lifter.shapes[node] = after
-    emitted.macs.append(multiply_adds(leaf, before, after))
+    if result.is_new(leaf):
+        emitted.macs.append(multiply_adds(leaf, before, after))

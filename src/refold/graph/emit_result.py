@@ -20,12 +20,15 @@ from refold.algebra.operator import (
     leaves,
 )
 from refold.algebra.row import Unflatten
-from refold.graph.layout import reads_shape_only
+from refold.errors import RefusedError
 from refold.graph.lift import Lifter
 from refold.graph.piece import Piece
-from refold.graph.region import Region
+from refold.graph.region import Region, inputs_of
+from refold.graph.shape_readers import reads_shape_only
 
 Provenance = dict[int, frozenset[fx.Node]]
+Key = tuple[frozenset[fx.Node], frozenset[fx.Node]]
+"""The nodes with leaves, and the inputs, that a value is made from."""
 
 
 @dataclass
@@ -50,7 +53,7 @@ class Result:
         self.op = op
         self.origin = origin
         self.owners = {region.origins[id(leaf)] for leaf in leaves(region.op)}
-        self.below = _owners_below(region)
+        self.below = _made_from(region)
         seen = [id(leaf) for leaf in leaves(op)]
         self.ranks = ranks_of(op, region.rank)
         self._repeated = {leaf for leaf in seen if seen.count(leaf) > 1}
@@ -64,16 +67,55 @@ class Result:
         """Return the old nodes that went into an expression."""
         return frozenset(node for leaf in leaves(op) for node in self._made_of(leaf))
 
+    def check_axes(self) -> None:
+        """Refuse to lay values side by side along an axis that nobody knows.
+
+        Raises:
+            RefusedError: when the channel axis of a concatenation is unknown.
+        """
+        if any(self.ranks[id(op)] is None for op in _concats(self.op)):
+            raise RefusedError("the channel axis is unknown; pass example_inputs")
+
+    def key_of(self, op: Operator) -> Key:
+        """Return the old nodes that went into an expression, and the inputs it starts from."""
+        return self.made_of(op), frozenset(inputs_of(op))
+
+    def places(self, made: dict[Key, list[fx.Node]]) -> Iterator[tuple[fx.Node, fx.Node]]:
+        """Yield the old values that new ones are, each with the new one.
+
+        Where several values are made from the same, the last of the old is the last of the new.
+        """
+        for key, values in made.items():
+            nodes = [node for node in self.region.nodes if self.below[node] == key]
+            count = len(nodes) if len(nodes) == len(values) else 1
+            yield from zip(nodes[-count:], values[-count:], strict=False)
+
     def _made_of(self, leaf: Operator) -> frozenset[fx.Node]:
         kept = self.region.origins.get(id(leaf))
         return self.origin[id(leaf)] if kept is None else frozenset({kept})
 
 
+def is_number(op: Operator) -> bool:
+    """Return whether a leaf scales every channel alike, wherever the channel axis lies."""
+    vectors = (op.scale, op.shift) if isinstance(op, Affine) else ()
+    return isinstance(op, Affine) and all(v is None or v.ndim == 0 for v in vectors)
+
+
+def _concats(op: Operator) -> Iterator[Concat]:
+    for part in chain(op):
+        if isinstance(part, Concat):
+            yield part
+        for branch in part.parts if isinstance(part, (Sum, Concat)) else ():
+            yield from _concats(branch)
+
+
 def ranks_of(op: Operator, rank: int | None) -> dict[int, int | None]:
-    """Return the spatial axes of each leaf's value, walking back from the rank of the whole."""
+    """Return the spatial axes of each leaf's and join's value, walking back from the whole."""
     found: dict[int, int | None] = {}
     for part in reversed(chain(op)):
         if isinstance(part, (Sum, Concat)):
+            rank = _told(part.parts) if rank is None else rank
+            found[id(part)] = rank
             for branch in part.parts:
                 found.update(ranks_of(branch, rank))
             return found
@@ -89,15 +131,23 @@ def ranks_of(op: Operator, rank: int | None) -> dict[int, int | None]:
     return found
 
 
-def _owners_below(region: Region) -> dict[fx.Node, frozenset[fx.Node]]:
-    """Return, for each node of a region, the nodes with leaves that its value is made of."""
-    owners = set(region.origins.values())
-    below: dict[fx.Node, frozenset[fx.Node]] = {}
+def _told(branches: tuple[Operator, ...]) -> int | None:
+    """Return the spatial axes of the value that one of these branches ends with, if it tells."""
+    ends = (chain(branch)[-1] for branch in branches)
+    return next((len(end.axes) for end in ends if isinstance(end, (Conv, AvgPool))), None)
+
+
+def _made_from(region: Region) -> dict[fx.Node, Key]:
+    """Return, for each node of a region, the nodes with leaves and the inputs it is made from."""
+    owners, inputs = set(region.origins.values()), set(region.inputs)
+    found: dict[fx.Node, Key] = {}
     for node in region.nodes:
-        parts = (below[source] for source in node.all_input_nodes if source in below)
+        parts = [found[source] for source in node.all_input_nodes if source in found]
+        starts = inputs.intersection(node.all_input_nodes)
         own = frozenset({node}) if node in owners else frozenset[fx.Node]()
-        below[node] = own.union(*parts)
-    return below
+        leaves_of = own.union(*(part[0] for part in parts))
+        found[node] = leaves_of, frozenset(starts).union(*(part[1] for part in parts))
+    return found
 
 
 def reader_of(lifter: Lifter, node: fx.Node) -> fx.Node:

@@ -22,8 +22,8 @@ from refold.algebra.operator import (
     leaves,
 )
 from refold.graph.fold import FoldPass
-from refold.graph.layout import reads_shape_only
 from refold.graph.region import Region, Regions
+from refold.graph.shape_readers import reads_shape_only
 from refold.rules.engine import Rewrite, simplify
 from refold.rules.replay import Replay
 
@@ -41,10 +41,9 @@ def push_into_readers(fold: FoldPass) -> bool:
     It is done only where every reader takes its copy in, so that nothing is computed twice.
     """
     plain = Regions(fold.lifter)
-    for root in plain.roots():
-        region = plain.region(root)
-        path = None if region is None else _path_from_scale(region)
-        if path is None or len(set(root.users)) < 2:
+    for region in plain.largest():
+        path = _path_from_scale(region)
+        if path is None or len(set(region.root.users)) < 2:
             continue
         pushes = _plan(fold, plain, frozenset(path))
         if pushes and fold.write_all([(p.region, p.rewrite, p.replay) for p in pushes]):
@@ -74,9 +73,8 @@ def _plan(fold: FoldPass, plain: Regions, pushed: frozenset[fx.Node]) -> list[_P
         pushes: list[_Push] = []
         covered: set[fx.Node] = set(pushed)
         grown: set[fx.Node] = set()
-        for root in regions.roots():
-            region = regions.region(root)
-            if root in pushed or region is None or not pushed.intersection(region.nodes):
+        for region in regions.largest():
+            if region.root in pushed or not pushed.intersection(region.nodes):
                 continue
             push = _take_in(fold, region, pushed)
             covered.update(region.nodes)

@@ -59,10 +59,8 @@ class FoldPass:
     def _sweep(self, *, chains: bool) -> bool:
         changed = False
         regions = Regions(self.lifter, chains=chains)
-        for root in regions.roots():
-            if root._erased:  # type: ignore[reportPrivateUsage]
-                continue
-            region = regions.region(root)
+        for found in regions.largest():
+            region = regions.current(found)
             if region is not None and (region.nodes, chains) not in self._settled:
                 if self.fold_chain(region) if chains else self.fold_joins(region):
                     changed = True

@@ -1,16 +1,12 @@
-"""What a node does to the axes of a value: nothing, or it only asks for them."""
+"""What a node that is not affine does to the axes of a value: nothing, where that is known."""
 
 from __future__ import annotations
 
-from torch import fx
+from torch import fx, nn
 
-from refold.graph.lift import Lifter
+from refold.graph.lift_context import Context
+from refold.graph.paths import submodule
 from refold.graph.piece import Piece
-
-_SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "get_device", "is_floating_point", "stride"}
-_SHAPE_READERS = {"reshape_as", "view_as", "expand_as", "type_as"}
-_SHAPE_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "layout"}
-
 
 _ELEMENTWISE = (
     "relu",
@@ -34,13 +30,14 @@ _ELEMENTWISE = (
     "prelu",
     "hardtanh",
     "selu",
-    "max_pool1d",
-    "max_pool2d",
-    "max_pool3d",
+)
+_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d")
+_SHAPE_KEEPING = tuple(
+    f"torch.nn.modules.{name}" for name in ("activation", "batchnorm", "dropout", "normalization")
 )
 
 
-def same_layout(lifter: Lifter, node: fx.Node) -> fx.Node | None:
+def same_layout(lifter: Context, node: fx.Node) -> fx.Node | None:
     """Return the value that `node` maps element by element or pools: its axes mean the same."""
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
@@ -49,7 +46,7 @@ def same_layout(lifter: Lifter, node: fx.Node) -> fx.Node | None:
     if isinstance(piece, Piece):
         return source if piece.by_rank is None and piece.rank_out is None else None
     if node.op == "call_module":
-        module = lifter.capture.module.get_submodule(str(node.target))
+        module = submodule(lifter.capture.module, str(node.target))
         home = type(module).__module__
         pools = home.endswith("pooling")
         shapes = lifter.shapes.get(source), lifter.shapes.get(node)
@@ -60,19 +57,22 @@ def same_layout(lifter: Lifter, node: fx.Node) -> fx.Node | None:
             else None
         )
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return source if name.split(".")[0] in (*_ELEMENTWISE, *_POOLS) else None
+
+
+def keeps_shape(context: Context, node: fx.Node) -> fx.Node | None:
+    """Return the value whose shape a node that is not affine surely gives its own."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return None
+    if node.op == "call_module":
+        module = submodule(context.capture.module, str(node.target))
+        home = type(module).__module__
+        others = isinstance(module, (nn.GLU, nn.MultiheadAttention))
+        return source if home in _SHAPE_KEEPING and not others else None
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return source if name.split(".")[0] in _ELEMENTWISE else None
 
 
 def _is_activation(home: str) -> bool:
     return home == "torch.nn.modules.activation"
-
-
-def reads_shape_only(node: fx.Node, value: fx.Node) -> bool:
-    """Return whether `node` reads the size, type or device of `value` and none of its numbers."""
-    if node.op == "call_method":
-        if node.target in _SHAPE_METHODS:
-            return True
-        return node.target in _SHAPE_READERS and node.args[0] is not value
-    if node.op == "call_function" and node.target is getattr:
-        return len(node.args) > 1 and node.args[1] in _SHAPE_ATTRIBUTES
-    return False

@@ -23,6 +23,7 @@ from refold.graph.lift_layout import LAYOUT, layout_call
 from refold.graph.lift_modules import lift_module
 from refold.graph.lift_slices import SLICES
 from refold.graph.lift_windows import WINDOWS
+from refold.graph.paths import submodule
 from refold.graph.piece import Lifted, Piece, nothing
 
 _HANDLERS: dict[str, Handler] = {**ARITHMETIC, **SLICES, **LAYERS, **LAYOUT, **WINDOWS}
@@ -35,7 +36,7 @@ class Lifter(Context):
         """Return the node's piece, the reason why it has none, or None for anything not affine."""
         module = None
         if node.op == "call_module":
-            module = self.capture.module.get_submodule(str(node.target))
+            module = submodule(self.capture.module, str(node.target))
         state = (node.args, node.kwargs, module)
         known = self.lifted.get(node)
         if known is None or known[0] != (*state, _read_through(known[1])):
@@ -71,7 +72,7 @@ class Lifter(Context):
         path = str(node.target)
         if not node.args or not isinstance(node.args[0], fx.Node):
             return None
-        module = self.capture.module.get_submodule(path)
+        module = submodule(self.capture.module, path)
         call = layout_call(module, node.args[0])
         if call is not None:
             return self.capture.pinned.get(path) or _HANDLERS[call.name](self, node, call)

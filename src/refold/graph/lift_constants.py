@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from refold.algebra.operator import Affine, Conv
+from refold.graph.even import channels_of
 from refold.graph.lift_context import Context, Shape
 from refold.graph.piece import Lifted, Piece, unary
 
@@ -30,7 +31,13 @@ def per_channel(context: Context, constant: Any, value: fx.Node) -> Vector | str
     assert tensor is not None
     if not tensor.is_floating_point() and tensor.dtype != torch.int64:
         return None
-    return _vector(_shrunk(tensor.detach()), context.shape(value))
+    shape = context.shape(value)
+    vector = _vector(_shrunk(tensor.detach()), shape)
+    if shape is not None or not isinstance(vector, tuple) or not vector[0].ndim:
+        return vector
+    if channels_of(context, value, vector[1]) != len(vector[0]):
+        return "whether the constant adds channels depends on the input; pass example_inputs"
+    return vector
 
 
 def _vector(tensor: Tensor, shape: Shape | None) -> Vector | str | None:

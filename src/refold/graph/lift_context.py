@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ Shape = tuple[int, ...]
 _SIZE_METHODS = frozenset({"size", "dim", "ndimension", "numel", "nelement", "stride", "__len__"})
 
 
-class Context:
+class Context(ABC):
     """The facts of one capture: shapes, parameter-only values and what in-place work makes unsafe.
 
     Args:
@@ -39,6 +40,10 @@ class Context:
         self.shapes = shapes
         self.tainted = tainted
         self.lifted: dict[fx.Node, tuple[tuple[Any, ...], Lifted]] = {}
+
+    @abstractmethod
+    def lift(self, node: fx.Node) -> Lifted:
+        """Return the node's piece, the reason why it has none, or None for anything not affine."""
 
     def taint(self, node: fx.Node, reason: str) -> None:
         """Note that a value is changed in place while others read it."""

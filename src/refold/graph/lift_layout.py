@@ -27,27 +27,59 @@ def _reshape(context: Context, node: fx.Node, call: Call) -> Lifted:
     before, after = context.shape(source), context.shape(node)
     if before is None or after is None:
         return None
-    return _shuffled(context, node, after) or relayout(source, partial(_reshaped, before, after))
+    meaning = partial(_reshaped, before, after, call)
+    return _shuffled(context, node, after) or relayout(source, meaning)
 
 
-def _reshaped(before: Shape, after: Shape, rank: int) -> RankedOp | None:
+def _reshaped(before: Shape, after: Shape, call: Call, rank: int) -> RankedOp | None:
     """Return what a reshape means when it keeps the channel axis whole, or lays maps in rows."""
-    resample, ones = partial(_reshape_to, after), (1,) * (len(after) - 2)
+
+    def kept(out: int) -> RankedOp:
+        axes = len(before) - 1 - rank, len(after) - 1 - out
+        counted = _counts(call, len(before), len(after), *axes)
+        return Reshaped(partial(_reshape_to, after), out, 1.0, rank, counted), out
+
+    ones, more = (1,) * (len(after) - 2), len(after) - len(before)
     if rank == 0 and after and after[-1] == before[-1]:
-        return Reshaped(resample, 0, 1.0, 0), 0
-    more = len(after) - len(before)
+        return kept(0)
     if rank == 0 and more > 0 and after == (*before, *(1,) * more):
-        return Reshaped(resample, more, 1.0, 0), more
+        return kept(more)
     if len(before) != rank + 2 or len(after) < 2 or after[0] != before[0]:
         return None
     channels, size, positions = before[1], before[2:], prod(before[2:])
     if rank and after[1] == channels and prod(after[2:]) == positions:
-        return Reshaped(resample, len(ones), 1.0, rank), len(ones)
+        return kept(len(ones))
     if rank and after[1:] == (channels * positions, *ones):
         return Flatten(size, len(ones)), len(ones)
     if ones and positions == 1 and prod(after[1:]) == channels:
         return Unflatten(after[2:], rank), len(ones)
     return None
+
+
+def _counts(call: Call, before: int, after: int, old: int, new: int) -> bool:
+    """Return whether a reshape only works on this many channels.
+
+    Args:
+        call: the reshape.
+        before: axes of what it reads.
+        after: axes of its value.
+        old: the channel axis of what it reads.
+        new: the channel axis of its value.
+    """
+    if call.name in ("flatten", "unsqueeze"):
+        return False
+    if call.name == "squeeze":  # a single channel would go
+        dims = None if call["dim"] is None else tuple_of(call["dim"], 1)
+        return dims is None or any(dim % before == old for dim in dims)
+    if call.name == "reshape_as":
+        return True
+    sizes, start = call["shape"], call.arguments.get("dim", 0) % before
+    if not isinstance(sizes, (tuple, list)) or (
+        "dim" not in call.arguments and len(sizes) != after
+    ):
+        return True
+    inside = start <= new < start + len(sizes)
+    return inside and sizes[new - start] != -1
 
 
 def _reshape_to(shape: Shape, x: Tensor) -> Tensor:
@@ -144,7 +176,8 @@ def layout_call(module: nn.Module, source: fx.Node) -> Call | None:
     if type(module) is nn.Flatten:
         return Call("flatten", {"input": source})
     if type(module) is nn.Unflatten:
-        return Call("reshape", {"input": source})
+        sizes = {"shape": module.unflattened_size, "dim": module.dim}
+        return Call("reshape", {"input": source, **sizes})
     if type(module) is nn.ChannelShuffle:
         return Call("channel_shuffle", {"input": source, "groups": module.groups})
     return None

@@ -14,9 +14,12 @@ from torch import fx
 
 from refold.algebra.operator import Concat, Input, Operator, Sequence, chain, leaves, sequence
 from refold.algebra.operator import Sum as OperatorSum
-from refold.graph.layout import reads_shape_only, same_layout
+from refold.graph.even import are_even
+from refold.graph.layout import same_layout
 from refold.graph.lift import Lifter
-from refold.graph.piece import Piece
+from refold.graph.piece import Lifted, Piece
+from refold.graph.shape_readers import reads_shape_only
+from refold.graph.surgery_edits import alive
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +34,7 @@ class Region:
         origins: the node of each leaf, by the leaf's id.
         same_shape: the nodes whose values surely have the shape of the root's.
         joins: the nodes that add or lay side by side.
+        pieces: what the nodes were when they were lifted.
     """
 
     root: fx.Node
@@ -40,21 +44,23 @@ class Region:
     origins: dict[int, fx.Node]
     same_shape: frozenset[fx.Node] = frozenset()
     joins: frozenset[fx.Node] = frozenset()
+    pieces: tuple[Lifted, ...] = ()
 
     @property
     def inputs(self) -> tuple[fx.Node, ...]:
         """The values the expression starts from."""
-        return tuple(dict.fromkeys(_inputs(self.op)))
+        return tuple(dict.fromkeys(inputs_of(self.op)))
 
 
-def _inputs(op: Operator) -> Iterator[fx.Node]:
+def inputs_of(op: Operator) -> Iterator[fx.Node]:
+    """Yield the values that an expression starts from."""
     for part in chain(op):
         if isinstance(part, Input):
             assert isinstance(part.key, fx.Node)
             yield part.key
         elif isinstance(part, (OperatorSum, Concat)):
             for branch in part.parts:
-                yield from _inputs(branch)
+                yield from inputs_of(branch)
 
 
 class Regions:
@@ -74,24 +80,47 @@ class Regions:
         self.chains = chains
         self.reasons: dict[fx.Node, str] = {}
 
-    def roots(self) -> list[fx.Node]:
-        """Return the nodes whose regions are not part of a larger one, in graph order."""
-        found: list[fx.Node] = []
+    def largest(self) -> list[Region]:
+        """Return the regions that are not part of a larger one, in graph order."""
+        found: list[Region] = []
         inside: set[fx.Node] = set()
         for node in reversed(list(self.lifter.capture.graph.nodes)):
             if node in inside or not isinstance(self.piece(node), Piece) or not node.users:
                 continue
             region = self.region(node)
             if region is not None:
-                found.append(node)
+                found.append(region)
                 inside.update(region.nodes)
         return found[::-1]
+
+    def current(self, region: Region) -> Region | None:
+        """Return the region that ends where this one did, now that others were edited."""
+        if not alive(region.root):
+            return None
+        there = all(alive(node) for node in region.nodes)
+        same = there and self._pieces(region.nodes) == region.pieces
+        return region if same else self.region(region.root)
 
     def piece(self, node: fx.Node) -> Piece | str | None:
         """Return what the node is by itself."""
         lifted = self.lifter.lift(node)
-        joins = isinstance(lifted, Piece) and lifted.join != "none"
-        return None if joins and self.chains else lifted
+        if not isinstance(lifted, Piece) or lifted.join == "none":
+            return lifted
+        if self.chains:
+            return None
+        if lifted.join == "sum" and not are_even(self.lifter, node, lifted.sources):
+            self._note_uneven(node, lifted)
+            return None
+        return lifted
+
+    def _note_uneven(self, node: fx.Node, piece: Piece) -> None:
+        """Tell why a sum is none of branches, where two of its parts could be branches."""
+        affine = [source for source in piece.sources if isinstance(self.lifter.lift(source), Piece)]
+        if len(affine) > 1:
+            self.reasons[node] = _MAY_BROADCAST
+
+    def _pieces(self, nodes: tuple[fx.Node, ...]) -> tuple[Lifted, ...]:
+        return tuple(self.lifter.lift(node) for node in nodes)
 
     def _joins(self, node: fx.Node) -> bool:
         piece = self.piece(node)
@@ -110,9 +139,9 @@ class Regions:
         nodes = tuple(node for node in found.nodes if node not in passed)
         joins = frozenset(node for node in nodes if self._joins(node))
         same = frozenset(found.same_shape) - passed
-        return Region(
-            root, _rebound(found.op, entries), found.rank, nodes, found.origins, same, joins
-        )
+        pieces = self._pieces(nodes)
+        op = _rebound(found.op, entries)
+        return Region(root, op, found.rank, nodes, found.origins, same, joins, pieces)
 
     def _entries(self, found: _Expression) -> dict[fx.Node, fx.Node]:
         """Return, for each input, the last value that is still the input itself.
@@ -120,7 +149,7 @@ class Regions:
         Where only one path leads in, the identities on it belong to what came before.
         """
         entries: dict[fx.Node, fx.Node] = {}
-        for source in set(_inputs(found.op)):
+        for source in set(inputs_of(found.op)):
             last = source
             while (step := self._only_nothing(last, found.nodes)) is not None:
                 last = step
@@ -245,6 +274,9 @@ def _rebound(op: Operator, entries: dict[fx.Node, fx.Node]) -> Operator:
     if isinstance(op, Input) and isinstance(op.key, fx.Node) and op.key in entries:
         return Input(entries[op.key], op.channels)
     return op
+
+
+_MAY_BROADCAST = "whether the sum broadcasts a part depends on the input; pass example_inputs"
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from refold.errors import InputError
 from refold.graph.capture import Capture
+from refold.graph.paths import submodule
 from refold.graph.skeleton import skeleton
 
 Shapes = dict[fx.Node, tuple[int, ...]]
@@ -72,7 +73,7 @@ def _arguments(
         return record
 
     for path in paths:
-        copy.get_submodule(path).register_forward_pre_hook(watch(path), with_kwargs=True)
+        submodule(copy, path).register_forward_pre_hook(watch(path), with_kwargs=True)
     try:
         with torch.no_grad():
             copy(*example_inputs)
@@ -82,7 +83,8 @@ def _arguments(
 
 
 def _cannot_run(example_inputs: tuple[Any, ...], error: Exception) -> str:
-    shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs]
+    leaves = pytree.tree_leaves(example_inputs)
+    shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return f"the model cannot run on example_inputs of shape {shapes}: {first}"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
-from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, Pad
+import torch
+
+from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, Pad, Resample
 
 Shape = tuple[int, ...]
 
@@ -24,7 +26,30 @@ def shape_after(op: Operator, shape: Shape | None) -> Shape | None:
     if isinstance(op, Pad):
         grown = (lo + n + hi for (lo, hi), n in zip(op.amounts, shape[2:], strict=True))
         return (*shape[:2], *grown)
-    return None
+    return _resampled(op, shape) if isinstance(op, Resample) else None
+
+
+def _resampled(op: Resample, shape: Shape) -> Shape | None:
+    try:
+        return tuple(op.function(torch.empty(shape, device="meta")).shape)
+    except Exception:  # a function of the model's own, on another number of channels
+        return None
+
+
+def joined(shapes: list[Shape | None], rank: int | None = None) -> Shape | None:
+    """Return the shape of values added, or laid side by side along the channels of `rank`.
+
+    Example:
+        >>> joined([(2, 3, 8, 8), (2, 1, 1, 1)]), joined([(2, 3, 8, 8), (2, 1, 8, 8)], rank=2)
+        ((2, 3, 8, 8), (2, 4, 8, 8))
+    """
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes):
+        return None
+    if rank is None:
+        return tuple(torch.broadcast_shapes(*known))
+    at = len(known[0]) - 1 - rank
+    return (*known[0][:at], sum(shape[at] for shape in known), *known[0][at + 1 :])
 
 
 def multiply_adds(op: Operator, before: Shape | None, after: Shape | None) -> int | None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from refold.errors import InputError
+from refold.graph.skeleton_copy import copy_module
 
 _WRAPPERS = frozenset(
     {"DataParallel", "DistributedDataParallel", "AveragedModel", "FullyShardedDataParallel"}
@@ -34,12 +35,12 @@ def skeleton(module: nn.Module) -> nn.Module:
     """
     memo = _shared_memo(module)
     try:
-        return copy.deepcopy(module, memo)
+        return copy_module(module, memo)
     except Exception:  # any third-party __deepcopy__ may fail in its own way
         memo = _shared_memo(module)
         _share_uncopyable(module, memo)
     try:
-        return copy.deepcopy(module, memo)
+        return copy_module(module, memo)
     except Exception as error:
         raise InputError(
             f"{type(module).__name__} cannot be copied ({_one_line(error)}); "

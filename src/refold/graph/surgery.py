@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from refold.errors import InputError, RefusedError
 from refold.graph.alias_effects import mutated
 from refold.graph.capture import Capture
 from refold.graph.frames import Frame, ancestors, common_ancestor, is_inside, nodes_in
+from refold.graph.paths import submodule
 from refold.graph.surgery_commit import Commit, place_module
 from refold.graph.surgery_edits import Edits, alive
 
@@ -54,7 +56,7 @@ class Editor:
             RefusedError: when the module is called more than once.
         """
         path = self._single_call(node)
-        module.train(self.capture.module.get_submodule(path).training)
+        module.train(submodule(self.capture.module, path).training)
         self.edits.modules[path] = module
         place_module(self.capture.module, path, module)
 
@@ -72,8 +74,15 @@ class Editor:
     def insert_module(
         self, module: nn.Module, arg_nodes: Sequence[fx.Node], *, before: fx.Node, name: str
     ) -> fx.Node:
-        """Add a call of a new module before a node, in the deepest frame that sees all of them."""
+        """Add a call of a new module before a node, in the deepest frame that sees all of them.
+
+        A module that has a `deploy_name` says itself what the one convolution of its branches is
+        called: published weights in deploy form have that name.
+        """
         frame = self._visible_frame(arg_nodes, before)
+        own = getattr(frame.module, "deploy_name", None)
+        if isinstance(own, str) and isinstance(module, _ConvNd) and not hasattr(frame.module, own):
+            name = own
         path = self._free_name(frame, name)
         module.train(frame.module.training)
         place_module(self.capture.module, path, module)

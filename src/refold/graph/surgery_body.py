@@ -12,6 +12,7 @@ from torch import fx
 
 from refold.errors import RefusedError
 from refold.graph.frames import Frame, map_tree, nodes_in, tree_items
+from refold.graph.paths import submodule
 from refold.graph.regenerate import check_baked
 from refold.graph.surgery_edits import alive
 
@@ -187,7 +188,7 @@ class FrameBody:
         if path.startswith(prefix + "."):
             return path[len(prefix) + 1 :]
         root, module = self.edits.capture.module, self.frame.module
-        wanted = root.get_submodule(path) if path in dict(root.named_modules()) else None
+        wanted = submodule(root, path) if path in dict(root.named_modules()) else None
         for name, child in module.named_modules(remove_duplicate=False):
             if wanted is not None and child is wanted:
                 return name

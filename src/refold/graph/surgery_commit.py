@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from refold.errors import InputError
 from refold.graph.frames import Frame, map_tree, walk
+from refold.graph.paths import submodule
 from refold.graph.regenerate import method_from_graph, regenerate, stale_method
 from refold.graph.surgery_edits import Edits, alive
 from refold.graph.surgery_plain import (
@@ -36,7 +37,7 @@ class Commit:
         self.capture = edits.capture
         self.target = target
         try:
-            self.root = target.get_submodule(self.capture.path)
+            self.root = submodule(target, self.capture.path)
         except AttributeError as error:
             raise InputError(
                 f"the target has no module {self.capture.path!r}: pass a fresh skeleton"
@@ -223,7 +224,7 @@ def _drop_empty(root: nn.Module, dead: set[int], live: set[int]) -> None:
 def place_module(root: nn.Module, path: str, module: nn.Module) -> None:
     """Register `module` at `path` below `root`."""
     parent_path, _, name = path.rpartition(".")
-    root.get_submodule(parent_path)._modules[name] = module
+    submodule(root, parent_path)._modules[name] = module
 
 
 def swap_modules(root: nn.Module, swaps: dict[int, nn.Module]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch import fx, nn
 
+from refold.graph.paths import submodule
 from refold.graph.regenerate import check_baked, method_from_graph, regenerate
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -34,7 +35,7 @@ def plain_module(module: nn.Module, graph: fx.Graph) -> nn.Module:
     calls = [node for node in body if node.op != "placeholder"]
     result = next(node for node in graph.nodes if node.op == "output").args[0]
     if inputs and _is_chain(inputs[0], calls, result):
-        children = [(cast(str, n.target), module.get_submodule(cast(str, n.target))) for n in calls]
+        children = [(cast(str, n.target), submodule(module, cast(str, n.target))) for n in calls]
         if len(children) == 1:
             return children[0][1]
         if not children:
@@ -73,7 +74,7 @@ def chain_slots(module: nn.Module, graph: fx.Graph, new: set[str]) -> dict[str, 
         if free <= position or free >= len(names) or taken:
             return None
         position = free
-        children[names[free]] = module.get_submodule(target)
+        children[names[free]] = submodule(module, target)
     return children
 
 

@@ -7,6 +7,7 @@ from torch import fx
 from refold.algebra.operator import Affine, Operator, leaves
 from refold.graph.emit_result import source_of
 from refold.graph.fold import FoldPass, node_path
+from refold.graph.paths import submodule
 from refold.graph.piece import Piece
 from refold.graph.record import Kept
 from refold.graph.region import Region, Regions
@@ -25,10 +26,8 @@ def survey(fold: FoldPass) -> list[Kept]:
     for node, refused in fold.refused.items():
         if not node._erased:  # type: ignore[reportPrivateUsage]
             _keep(kept, refused)
-    for root in regions.roots():
-        region = regions.region(root)
-        if region is not None:
-            _survey_region(fold, regions, region, kept)
+    for region in regions.largest():
+        _survey_region(fold, regions, region, kept)
     for node, reason in regions.reasons.items():
         _keep(kept, Kept(fold.path(node), reason))
     return list(kept.values())
@@ -59,7 +58,7 @@ def _nodes(about: list[Operator], region: Region) -> list[fx.Node]:
 
 def _is_norm(fold: FoldPass, node: fx.Node) -> bool:
     if node.op == "call_module":
-        module = fold.lifter.capture.module.get_submodule(str(node.target))
+        module = submodule(fold.lifter.capture.module, str(node.target))
         return hasattr(module, "running_var")
     return "norm" in str(node.target)
 

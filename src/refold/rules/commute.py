@@ -80,7 +80,7 @@ def pass_pointwise_forward(op: Operator) -> Outcome:
     """Mix channels after a map of positions instead of before it."""
     match op:
         case Sequence((Conv() as conv, Resample() as other)) if conv.is_pointwise:
-            return Sequence((other, _with_rank(conv, other.rank)))
+            return _refuse_count(conv, other) or Sequence((other, _with_rank(conv, other.rank)))
         case Sequence((Conv() as conv, (AvgPool() | Pad()) as other)) if conv.is_pointwise:
             return _refuse_border(conv, other) or Sequence((other, conv))
         case _:
@@ -94,11 +94,18 @@ def pass_pointwise_backward(op: Operator) -> Outcome:
     """Mix channels before a map of positions instead of after it."""
     match op:
         case Sequence((Resample() as other, Conv() as conv)) if conv.is_pointwise:
-            return Sequence((_with_rank(conv, other.source_rank), other))
+            moved = Sequence((_with_rank(conv, other.source_rank), other))
+            return _refuse_count(conv, other) or moved
         case Sequence(((AvgPool() | Pad()) as other, Conv() as conv)) if conv.is_pointwise:
             return _refuse_border(conv, other) or Sequence((conv, other))
         case _:
             return None
+
+
+def _refuse_count(conv: Conv, other: Resample) -> Outcome:
+    if other.counted and conv.in_channels != conv.out_channels:
+        return refuse("a reshape in between states the number of channels")
+    return None
 
 
 def _refuse_border(op: Affine | Conv, other: AvgPool | Pad) -> Outcome:

@@ -112,9 +112,9 @@ def response(conv: Conv, constant: Tensor) -> Tensor:
     return (matrix @ values).flatten()
 
 
-def scale_rows(weight: Tensor, factors: Tensor) -> Tensor:
-    """Return the weight with its first axis scaled, a new float64 tensor."""
-    product = weight.to(torch.float64, copy=True)
+def scale_rows(weight: Tensor, factors: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the weight with its first axis scaled: `out` filled, or a new float64 tensor."""
+    product = weight.to(torch.float64, copy=True) if out is None else out.copy_(weight)
     return product.mul_(factors.reshape(-1, *(1,) * (weight.ndim - 1)))
 
 

@@ -32,7 +32,6 @@ from refold.rules.engine import Rewrite
 from refold.rules.norm import scale_outputs
 from refold.rules.parallel import add_convs, branches_as_convs, summands
 from refold.rules.row import Host, host_of, without_source
-from refold.rules.threads import one_thread_each
 from refold.rules.weights import per_channel, regroup
 
 _WORTH_IT = 1 << 18  # smaller matrices are folded whole
@@ -157,14 +156,11 @@ def _fill(weight: Tensor, old: Tensor, scale: Tensor, taps: _Taps) -> None:
     new, source = weight.view(shape), old.reshape(shape)
     factors = scale.reshape(*new.shape[:-1], 1)
 
-    def fill(at: tuple[slice, slice]) -> None:
-        with torch.no_grad():
+    with torch.no_grad():
+        for at in _slices(new.shape):
             piece = source[at].to(torch.float64, copy=True).mul_(factors[at])
             taps.add_to(piece, at[0], at[1].start)
             new[at].copy_(piece)
-
-    with one_thread_each() as workers:
-        list(workers.map(fill, _slices(new.shape)))
 
 
 def _slices(shape: torch.Size) -> Iterator[tuple[slice, slice]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from math import gcd
 
@@ -167,17 +168,34 @@ def chained_bias(first: Conv, second: Conv) -> Tensor | None:
 
 
 def _merge_transposed(first: Conv, second: Conv) -> Conv | Refusal:
-    if not first.is_pointwise and not second.is_pointwise:
+    if first.transposed and _chooses_positions(second):
+        return _merge_scattered(first, second, _cropped(first.axes, second.axes))
+    if not first.is_pointwise:
         return refuse("a transposed convolution merges with pointwise convolutions only")
-    spread = second if second.transposed and not second.is_pointwise else first
-    if spread is second and first.bias is not None:
+    if first.bias is not None:
         return refuse("a bias before a transposed convolution does not reach every output alike")
+    return _merge_scattered(first, second, second.axes)
+
+
+def _chooses_positions(conv: Conv) -> bool:
+    """Whether a convolution mixes channels of single positions, and leaves out borders at most."""
+    if conv.transposed:
+        return conv.is_pointwise
+    return all(a.kernel == 1 and a.stride == 1 and not a.pads for a in conv.axes)
+
+
+def _cropped(scatter: Axes, choice: Axes) -> Axes:
+    pairs = zip(scatter, choice, strict=True)
+    return tuple(replace(a, lo=a.lo - b.lo, hi=a.hi - b.hi) for a, b in pairs)
+
+
+def _merge_scattered(first: Conv, second: Conv, axes: Axes) -> Conv:
+    """Return two convolutions, one of them pointwise, as one transposed convolution."""
     groups = gcd(first.groups, second.groups)
     inner, outer = _matrix_first(first, groups), _matrix_first(second, groups)
     weight = torch.einsum("gim...,gmo...->gio...", inner, outer)
-    return Conv(
-        weight.flatten(0, 1), chained_bias(first, second), spread.axes, groups, transposed=True
-    )
+    bias = chained_bias(first, second)
+    return Conv(weight.flatten(0, 1), bias, axes, groups, transposed=True)
 
 
 def _matrix_first(conv: Conv, groups: int) -> Tensor:

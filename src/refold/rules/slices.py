@@ -26,10 +26,9 @@ from refold.algebra.operator import (
 from refold.rules.engine import Rewrite
 from refold.rules.norm import merge_affines, scale_outputs, scale_rows
 from refold.rules.parallel import add_convs, summands, taps_within
-from refold.rules.threads import one_thread_each
 
 _WORTH_IT = 1 << 18  # smaller weights are folded whole
-_PER_SLICE = 1 << 17
+_PER_SLICE = 1 << 18
 _BY_CHANNEL = {"fold_affine_into_conv", "add_branches", "merge_affines"}
 
 
@@ -85,18 +84,18 @@ class _Arm:
         taps = total[taps_within(axes, whole)]
         scale = self.affine.scale
         if self.lead is not None:
-            taps += self.rows(rows)
+            taps += self.rows(rows, None)
         else:
             centre = taps[(..., *(0,) * len(whole))].diagonal(rows.start)
             centre += 1.0 if scale is None else _pick(scale, rows)
 
-    def rows(self, rows: slice) -> Tensor:
-        """Return output channels `rows` of the branch's own kernel, a new float64 tensor."""
+    def rows(self, rows: slice, out: Tensor | None) -> Tensor:
+        """Return output channels `rows` of the branch's own kernel in float64, in `out` if any."""
         assert self.lead is not None
         weight, scale = self.lead.weight[rows], self.affine.scale
         if scale is None:
-            return weight.to(torch.float64, copy=True)
-        return scale_rows(weight, _pick(scale, rows))
+            return weight.double() if out is None else out.copy_(weight)
+        return scale_rows(weight, _pick(scale, rows), out)
 
 
 def _arm(branch: Operator) -> _Arm | None:
@@ -120,21 +119,16 @@ def _fill(arms: list[_Arm], result: Conv, like: Tensor) -> Tensor:
     weight = torch.empty(result.weight.shape, dtype=like.dtype, device=like.device)
     first = next((arm for arm in arms if arm.lead and arm.lead.axes == result.axes), None)
     step = max(1, _PER_SLICE // result.weight[0].numel())
-
-    def fill(start: int) -> None:
-        rows = slice(start, min(start + step, result.out_channels))
-        with torch.no_grad():
-            piece = weight[rows]
-            total = (
-                torch.zeros_like(piece, dtype=torch.float64) if first is None else first.rows(rows)
-            )
+    room = weight.new_empty(step, *weight.shape[1:], dtype=torch.float64)  # fresh memory is slow
+    with torch.no_grad():
+        for start in range(0, result.out_channels, step):
+            rows = slice(start, min(start + step, result.out_channels))
+            piece, total = weight[rows], room[: rows.stop - start]
+            total = total.zero_() if first is None else first.rows(rows, total)
             for arm in arms:
                 if arm is not first:
                     arm.add_to(total, rows, result.axes)
             piece.copy_(total)
-
-    with one_thread_each() as workers:
-        list(workers.map(fill, range(0, result.out_channels, step)))
     return weight
 
 

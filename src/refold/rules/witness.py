@@ -71,10 +71,11 @@ class Witness:
 
 
 def _costlier(rule: Rule, before: Operator, after: Operator) -> Refusal:
-    reason = (
-        f"costlier: {work(after):.0f} multiply-adds per input position instead of "
-        f"{work(before):.0f}; allow_growth=True merges them all the same"
-    )
+    more, less = f"{work(after):.0f}", f"{work(before):.0f}"
+    growth = "more multiply-adds at the border"
+    if more != less:
+        growth = f"{more} multiply-adds per input position instead of {less}"
+    reason = f"costlier: {growth}; allow_growth=True merges them all the same"
     return Refusal(rule.name, reason, leaves(before), costlier=True)
 
 
