@@ -3,10 +3,11 @@
     python benchmarks/repmlp_fold.py [--runs 5]
 
 Two subjects: RepMLPNet-L256, and one block of C = O = 256 on a 14x14 map with 8 groups. Each run is
-a fresh process, the two methods alternate. Both get a float32 network with live norms, read it and
-make new FC3 weights; refold also makes the whole new network around them (it is timed with that,
-the identity method without). "Peak" is the highest resident memory above that before folding, and
-is compared with the size of what is made: FC3 for the identity method, the network for refold.
+a fresh process of one thread, the methods alternate. "identity" and "matrices" do the same job:
+from float32 weights and live norms they make the FC3 of every block, the latter with the engine's
+operators and rules. "network" is `refold.reparameterize`: trace, fold everything else too and copy
+what stays. "Peak" is the highest resident memory above that before, beside the size of what is
+made.
 
 The identity method is the paper's Algorithm 1 (arXiv:2105.01883), with the reshape that is right
 for every channel count, in float32 and in steps that need no more memory than it must.
@@ -33,11 +34,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import refold
+from refold.algebra.geometry import Axis
+from refold.algebra.norm import norm_affine
+from refold.algebra.operator import Affine, Conv, Flatten, Input, add, leaves, points, sequence
+from refold.algebra.row import Unflatten
 from refold.blocks import RepMLPBlock
 from refold.blocks.partition import PartitionBlock
+from refold.rules.engine import simplify
+from refold.rules.replay import Replay
+from refold.rules.row_slices import fold_rows_in_slices
 
 _MIB = 2**20
-_METHODS = ("identity", "refold")
+_METHODS = ("identity", "matrices", "network")
 _SUBJECTS = ("repmlpnet_l256", "block")
 
 
@@ -84,6 +92,7 @@ def subject_of(name: str) -> tuple[nn.Module, Tensor]:
 
 def fold(method: str, subject: str) -> dict[str, float]:
     """Fold in this process; return seconds, MiB and the error of what was made."""
+    torch.set_num_threads(1)
     refold.reparameterize(nn.Sequential(nn.Conv2d(3, 3, 1)).eval(), torch.zeros(1, 3, 2, 2))
     model, x = subject_of(subject)
     blocks = [part for part in model.modules() if isinstance(part, PartitionBlock)]
@@ -112,9 +121,38 @@ def error_of(made: Any, model: nn.Module, x: Tensor) -> float:
     return ((wanted - found).abs().max() / wanted.abs().max()).item()
 
 
-def by_refold(model: nn.Module, blocks: list[PartitionBlock], x: Tensor) -> nn.Module:
+def by_network(model: nn.Module, blocks: list[PartitionBlock], x: Tensor) -> nn.Module:
     """Return the folded network."""
     return refold.reparameterize(model, x)
+
+
+def by_matrices(model: nn.Module, blocks: list[PartitionBlock], x: Tensor) -> list[Tensor]:
+    """Return weight and bias of every block's FC3, folded by the rules."""
+    with torch.no_grad():
+        return [tensor for block in blocks for tensor in _matrix(block)]
+
+
+def _matrix(block: PartitionBlock) -> tuple[Tensor, Tensor]:
+    size, start = block.grid.partition, Input("x", block.channels[0])
+    fc3 = Conv(block.fc3.weight, None, points(2), block.fc3.groups)
+    norm, row = _affine(block.fc3_bn), (Flatten(size, 2), fc3)
+    last = (Unflatten(size, 2), norm) if block.norm_on_map else (norm, Unflatten(size, 2))
+    branches = [sequence(start, *row, *last)]
+    for name in block.locals:
+        part: Any = block.get_submodule(name)
+        axes = tuple(Axis(k, lo=k // 2, hi=k // 2) for k in part.conv.kernel_size)
+        conv = Conv(part.conv.weight, None, axes, part.conv.groups)
+        branches.append(sequence(start, conv, _affine(part.bn)))
+    op, replay = add(*branches), Replay()
+    rewrite = simplify(replay.stand_in(op))
+    whole = fold_rows_in_slices(rewrite, op) or replay.run(rewrite)
+    [merged] = [leaf for leaf in leaves(whole) if isinstance(leaf, Conv)]
+    assert merged.bias is not None
+    return merged.weight.float(), merged.bias.float()
+
+
+def _affine(norm: Any) -> Affine:
+    return norm_affine(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 
 
 def by_identity(model: nn.Module, blocks: list[PartitionBlock], x: Tensor) -> list[Tensor]:
@@ -159,7 +197,8 @@ def _scale(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 _BY_NAME: dict[str, Callable[[nn.Module, list[PartitionBlock], Tensor], Any]] = {
     "identity": by_identity,
-    "refold": by_refold,
+    "matrices": by_matrices,
+    "network": by_network,
 }
 
 
@@ -179,12 +218,10 @@ def _peak() -> float:
 
 def report(subject: str, rows: dict[str, list[dict[str, float]]]) -> Table:
     """Return medians and spread, and how the two compare."""
-    table = Table(title=f"{subject}, float32, {torch.get_num_threads()} threads")
+    table = Table(title=f"{subject}, float32, one thread: median (range) of {len(rows['network'])}")
     columns = ("method", "seconds", "made, MiB", "peak, MiB", "peak / made", "error", "faster")
     for at, column in enumerate(columns):
         table.add_column(column, justify="right" if at else "left")
-    pairs = zip(rows["identity"], rows["refold"], strict=True)
-    faster = [slow["seconds"] / fast["seconds"] for slow, fast in pairs]
     for method in _METHODS:
         found = {key: [row[key] for row in rows[method]] for key in rows[method][0]}
         ratio = statistics.median(found["peak"]) / statistics.median(found["made"])
@@ -195,9 +232,14 @@ def report(subject: str, rows: dict[str, list[dict[str, float]]]) -> Table:
             spread(found["peak"], 0),
             f"{ratio:.2f}",
             f"{max(found['error']):.0e}",
-            spread(faster, 1) if method == "refold" else "",
+            "" if method == "identity" else spread(_faster(rows, method), 1),
         )
     return table
+
+
+def _faster(rows: dict[str, list[dict[str, float]]], method: str) -> list[float]:
+    pairs = zip(rows["identity"], rows[method], strict=True)
+    return [slow["seconds"] / fast["seconds"] for slow, fast in pairs]
 
 
 def spread(values: list[float], digits: int) -> str:
