@@ -14,7 +14,7 @@ from refold.algebra.cost import work
 from refold.algebra.dense import to_dense
 from refold.algebra.geometry import Axis
 from refold.algebra.operator import Conv, Flatten, points, sequence
-from refold.algebra.row import Unflatten, add_taps, as_matrix, gathered
+from refold.algebra.row import Taps, Unflatten, as_matrix
 from refold.errors import GeometryError
 from strategies import MODES, Maker, gap, matrix_of, oracle
 
@@ -69,8 +69,9 @@ def test_rows_can_be_filled_a_few_at_a_time() -> None:
         whole = as_matrix(conv, (6, 5), torch.float64).weight
         out = tuple(a.out_size(n) for a, n in zip(conv.axes, (6, 5), strict=True))
         parts = torch.zeros(conv.out_channels, *out, 4 // conv.groups, 6, 5, dtype=torch.float64)
+        taps = Taps(conv)
         for first in range(0, out[0], 2):
-            add_taps(parts[2:, first : first + 2], conv, gathered(conv)[2:], first)
+            taps.add_to(parts[2:, first : first + 2], slice(2, None), first)
         left = 2 * out[0] * out[1]
         assert torch.equal(parts.reshape(whole.shape)[left:], whole[left:])
         assert not parts[:2].any()

@@ -19,6 +19,8 @@ def structures() -> list[str]:
     """Return a name of each structure: those that differ only in width are one when narrow."""
     found: dict[str, str] = {}
     for name in refold.list_models():
+        if name.startswith("pspnet"):  # labels pixels: no backbone with a head
+            continue
         entry = _MODELS[name]
         rest = {key: value for key, value in entry.options.items() if key != "width"}
         found.setdefault(f"{entry.factory} {rest}", name)
@@ -27,7 +29,8 @@ def structures() -> list[str]:
 
 FAMILIES = (
     "acnet_alexnet", "acnet_vgg16", "dbb_cifar_quick", "dbb_mobilenetv1", "dbb_resnet18",
-    "mobileone_s4", "repmlp_resnet50", "repmlpnet_t224", "repvgg_a0", "repvgg_plus_l2pse",
+    "faceresnet", "mobileone_s4", "repmlp_cifar10", "repmlp_resnet50", "repmlpnet_t224",
+    "repvgg_a0", "repvgg_plus_l2pse",
 )  # fmt: skip
 
 
@@ -35,6 +38,10 @@ def small(name: str) -> dict[str, Any]:
     """Return options that make a network narrow, and a very deep one shorter."""
     if "alexnet" in name:
         return {"hidden": 16}
+    if "cifar10" in name:
+        return {"widths": (4, 8, 8), "kernels": (1, 3)}
+    if "faceresnet" in name:
+        return {"width": 0.125, "embedding": 16, "partition": 3, "kernels": (1, 3), "img_size": 96}
     if name.startswith("repmlp_resnet50"):
         return {"width": 0.25, "img_size": 64, "partition": 4, "kernels": (1, 3), "groups": 2}
     if name.startswith("repmlpnet"):

@@ -13,7 +13,7 @@ from torch import nn
 import refold
 from models.nets import FAMILIES, alive, build, error, image
 from refold.errors import InputError
-from refold.models import Backbone, register_model
+from refold.models import Backbone, PSPNet, register_model
 from refold.models.registry import _MODELS
 
 NAMES = refold.list_models()
@@ -92,7 +92,8 @@ def test_a_factory_may_make_its_own_feature_maps(entered: None) -> None:
 
 
 def test_every_family_is_tried() -> None:
-    assert {_MODELS[name].factory for name in FAMILIES} == {e.factory for e in _MODELS.values()}
+    tried = {_MODELS[name].factory for name in FAMILIES}
+    assert {e.factory for e in _MODELS.values()} - tried == {PSPNet}  # see test_repmlp_heads
 
 
 @pytest.mark.parametrize("name", FAMILIES)

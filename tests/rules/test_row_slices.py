@@ -53,6 +53,9 @@ CASES: dict[str, Callable[[], Operator]] = {
         X,
     ),
     "sums of sums": lambda: Sum((Sum((Sum((sequence(X, KERNEL), X)), squeezed(1))), X)),
+    "a layout on all": lambda: sequence(
+        add(squeezed(2), sequence(X, conv(NEAR, 2))), Reshaped(torch.clone, 2, 1.0, 2)
+    ),
     "dense": lambda: add(sequence(X, KERNEL, NORM), sequence(X, full()), sequence(X, NORM)),
     "stride": lambda: add(
         sequence(X, conv(HALF)),

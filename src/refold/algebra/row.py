@@ -89,54 +89,76 @@ def as_matrix(conv: Conv, size: Size, dtype: torch.dtype) -> Conv:
     total = torch.zeros(
         conv.out_channels, *out, inputs, *size, dtype=dtype, device=conv.weight.device
     )
-    add_taps(total, conv, gathered(conv))
+    Taps(conv).add_to(total)
     matrix = total.reshape(conv.out_channels * prod(out), inputs * prod(size))
     bias = None if conv.bias is None else conv.bias.to(dtype).repeat_interleave(prod(out))
     return Conv(matrix, bias, (), conv.groups)
 
 
-def gathered(conv: Conv) -> Tensor:
-    """Return the weight as (O, I/groups, *kernel), however it is stored."""
-    if not conv.transposed:
-        return conv.weight
-    return conv.weight.unflatten(0, (conv.groups, -1)).transpose(1, 2).flatten(0, 1)
-
-
-def add_taps(total: Tensor, conv: Conv, weight: Tensor, first: int = 0) -> None:
-    """Add a convolution's taps onto a matrix that is laid out by channels and positions.
+class Taps:
+    """A convolution's kernel, ready to be written into its matrix on maps of one size.
 
     Args:
-        total: what is added to, some rows of the matrix.
-        conv: tells windows and padding.
-        weight: its kernel (see `gathered`) for the channels of these rows.
-        first: of the outputs along the first axis, where these rows start.
-
-    Shape:
-        total (O, *out, I/groups, *in); weight (O, I/groups, *kernel).
+        conv: the convolution; its bias is left out.
     """
-    rank, steps = len(conv.axes), total.stride()
-    out, size = total.shape[1 : rank + 1], total.shape[rank + 2 :]
-    starts = (first, *(0,) * rank)[:rank]
-    taps = [
-        [_clipped(_runs(conv, axis, tap, n), start, m) for tap in range(axis.kernel)]
-        for axis, n, start, m in zip(conv.axes, size, starts, out, strict=True)
-    ]
-    for tap in product(*(range(axis.kernel) for axis in conv.axes)):
-        values = weight[(slice(None), slice(None), *tap)].to(total.dtype)
-        values = values.reshape(values.shape[0], *(1,) * rank, values.shape[1])
-        for runs in product(*(list(taps[i][t]) for i, t in enumerate(tap))):
-            _at(total, steps, runs).add_(values)
+
+    def __init__(self, conv: Conv) -> None:
+        self.conv, rank = conv, len(conv.axes)
+        weight = conv.weight
+        if conv.transposed:
+            weight = weight.unflatten(0, (conv.groups, -1)).transpose(1, 2).flatten(0, 1)
+        rows, columns = weight.shape[:2]
+        each = weight.reshape(rows, columns, -1).permute(2, 0, 1)
+        self.values = each.reshape(-1, rows, *(1,) * rank, columns)
+        self._places: dict[tuple[object, ...], list[_Place]] = {}
+
+    def add_to(self, total: Tensor, channels: slice = slice(None), first: int = 0) -> None:
+        """Add the taps to rows of the matrix, laid out by channels and positions.
+
+        Args:
+            total: the rows; contiguous but for their own axis.
+            channels: whose rows they are.
+            first: of the outputs along the first spatial axis, where they start.
+
+        Shape:
+            total (O, *out, I/groups, *in).
+        """
+        key = first, total.shape[1:], total.stride()
+        if key not in self._places:
+            self._places[key] = list(self._find(total.shape, total.stride(), first))
+        if total.is_meta:  # whether it fits is all there is to find out
+            return
+        count, step, start = total.shape[0], total.stride(0), total.storage_offset()
+        for tap, shape, strides, offset in self._places[key]:
+            place = total.as_strided((count, *shape), (step, *strides), start + offset)
+            place.add_(self.values[tap][channels])
+
+    def _find(self, shape: Size, steps: Size, first: int) -> Iterator[_Place]:
+        conv, rank = self.conv, len(self.conv.axes)
+        starts = (first, *(0,) * rank)[:rank]
+        rows = zip(conv.axes, shape[rank + 2 :], starts, shape[1:], strict=False)
+        along = [
+            [_clipped(_runs(conv, axis, tap, n), start, out) for tap in range(axis.kernel)]
+            for axis, n, start, out in rows
+        ]
+        for tap, at in enumerate(product(*(range(axis.kernel) for axis in conv.axes))):
+            for runs in product(*(along[axis][t] for axis, t in enumerate(at))):
+                pairs = list(zip(runs, steps[1:], steps[rank + 2 :], strict=False))
+                yield _Place(
+                    tap,
+                    (*(run.length for run in runs), shape[rank + 1]),
+                    (*(r.out_step * o + r.in_step * i for r, o, i in pairs), steps[rank + 1]),
+                    sum(r.out * o + r.start * i for r, o, i in pairs),
+                )
 
 
-def _at(total: Tensor, steps: tuple[int, ...], runs: tuple[_Run, ...]) -> Tensor:
-    """Return the places where one tap acts, as a view (O, *counts, I/groups)."""
-    rank, offset = len(runs), total.storage_offset()
-    shape, strides = [total.shape[0]], [steps[0]]
-    for run, outer, inner in zip(runs, steps[1:], steps[rank + 2 :], strict=False):
-        shape.append(run.length)
-        strides.append(run.out_step * outer + run.in_step * inner)
-        offset += run.out * outer + run.start * inner
-    return total.as_strided([*shape, total.shape[rank + 1]], [*strides, steps[rank + 1]], offset)
+class _Place(NamedTuple):
+    """Where a tap acts in one row of channels: a strided view without its first axis."""
+
+    tap: int
+    shape: Size
+    strides: Size
+    offset: int
 
 
 def _runs(conv: Conv, axis: Axis, tap: int, size: int) -> Iterator[_Run]:

@@ -122,6 +122,7 @@ class PartitionBlock(nn.Module):
         make: makes the layers; with `make.deploy`, FC3 alone, with a bias.
         norm_on_map: FC3's norm stands after the layout as a map: one scale a channel instead of one
             a number.
+        window: size of a convolution in FC3's place, with its norm on the map; None for FC3.
     """
 
     def __init__(
@@ -133,19 +134,24 @@ class PartitionBlock(nn.Module):
         make: Maker,
         *,
         norm_on_map: bool,
+        window: Size | None = None,
     ) -> None:
         super().__init__()
-        self.grid, self.channels, self.norm_on_map = grid, channels, norm_on_map
+        self.grid, self.channels, self.is_windowed = grid, channels, window is not None
+        self.norm_on_map = norm_on_map or self.is_windowed
         names = {_name(size): size for size in (pair(k, "kernels") for k in kernels)}
         specs = {name: _centred(size, channels, groups, grid) for name, size in names.items()}
         positions = grid.partition[0] * grid.partition[1]
         rows, columns = (positions * count for count in reversed(channels))
         self.fc3 = nn.Conv2d(columns, rows, 1, groups=groups, bias=make.deploy, **make.lasting)
+        if window is not None:
+            spec = _odd(pair(window, "fc3_window"), channels, groups)
+            self.fc3 = cast(nn.Conv2d, spec.build(bias=make.deploy, **make.lasting))
         self.locals: tuple[str, ...] = ()
         if make.deploy:
             return
         self.locals = tuple(names)
-        self.fc3_bn = make.norm(channels[1], 2) if norm_on_map else make.norm(rows, 1)
+        self.fc3_bn = make.norm(channels[1], 2) if self.norm_on_map else make.norm(rows, 1)
         for name, spec in specs.items():
             self.add_module(name, make.conv_norm(spec))
 
@@ -156,15 +162,18 @@ class PartitionBlock(nn.Module):
 
     def perceive(self, stack: Tensor) -> Tensor:
         """Return what FC3 and the convolutions give on a batch of partitions."""
-        row = self.fc3(stack.reshape(-1, self.fc3.in_channels, 1, 1))
-        if not self.deploy and not self.norm_on_map:
-            row = self.fc3_bn(row.flatten(1))
-        total = row.reshape(-1, self.channels[1], *self.grid.partition)
+        total = self.fc3(stack) if self.is_windowed else self._through_rows(stack)
         if not self.deploy and self.norm_on_map:
             total = self.fc3_bn(total)
         for name in self.locals:
             total = total + getattr(self, name)(stack)
         return total
+
+    def _through_rows(self, stack: Tensor) -> Tensor:
+        row = self.fc3(stack.reshape(-1, self.fc3.in_channels, 1, 1))
+        if not self.deploy and not self.norm_on_map:
+            row = self.fc3_bn(row.flatten(1))
+        return row.reshape(-1, self.channels[1], *self.grid.partition)
 
     def switch_to_deploy(self) -> None:
         """Replace FC3, the convolutions and their norms by the one linear layer they add up to.
@@ -230,10 +239,13 @@ def _name(kernel: tuple[int, int]) -> str:
 def _centred(
     kernel: tuple[int, int], channels: tuple[int, int], groups: int, grid: Grid
 ) -> ConvSpec:
-    fits = all(k % 2 and k <= n for k, n in zip(kernel, grid.partition, strict=True))
-    if not fits:
-        raise GeometryError(
-            f"kernel {kernel} must be odd and not larger than the partition {grid.partition}"
-        )
+    if any(k > n for k, n in zip(kernel, grid.partition, strict=True)):
+        raise GeometryError(f"kernel {kernel} is larger than the partition {grid.partition}")
+    return _odd(kernel, channels, groups)
+
+
+def _odd(kernel: tuple[int, int], channels: tuple[int, int], groups: int) -> ConvSpec:
+    if not all(size % 2 for size in kernel):
+        raise GeometryError(f"kernel {kernel} has no centre: it must be odd")
     half = (kernel[0] // 2, kernel[1] // 2)
     return ConvSpec.of(*channels, kernel, padding=half, groups=groups)

@@ -37,6 +37,8 @@ class RepMLPBlock(PartitionBlock):
         groups: of FC3 and of the convolutions.
         kernels: of the convolutions, odd, int or (height, width).
         reduction: how many times narrower the two global layers are in between.
+        global_perceptron: whether it has these layers.
+        fc3_window: size of a convolution in FC3's place, an ablation of the paper; None for FC3.
         deploy: build the plain form.
         device: of the tensors.
         dtype: of the tensors.
@@ -68,14 +70,19 @@ class RepMLPBlock(PartitionBlock):
         groups: int = 1,
         kernels: Sequence[Size] = (1, 3, 5),
         reduction: int = 1,
+        global_perceptron: bool = True,
+        fc3_window: Size | None = None,
         deploy: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         grid, make = Grid.of(img_size, partition), Maker(device, dtype, deploy)
         channels = (in_channels, out_channels)
-        super().__init__(grid, channels, groups, kernels, make, norm_on_map=False)
-        if grid.is_one:
+        super().__init__(
+            grid, channels, groups, kernels, make, norm_on_map=False, window=fc3_window
+        )
+        self.is_global = global_perceptron and not grid.is_one
+        if not self.is_global:
             return
         numbers = in_channels * grid.parts[0] * grid.parts[1]
         if not 1 <= reduction <= numbers:
@@ -92,12 +99,12 @@ class RepMLPBlock(PartitionBlock):
         """Return the block's value."""
         whole = self.grid.padded(x, self.channels[0])
         parts = self.grid.cut(whole)
-        if not self.grid.is_one:
+        if self.is_global:
             rows, columns = self.grid.parts
             summary = self.fc1_fc2(self.avg(whole).flatten(1))
             parts = parts + summary.reshape(-1, self.channels[0], rows, 1, columns, 1)
         value = self.perceive(self.grid.stack(parts, self.channels[0]))
-        return self.grid.join(value, self.channels[1])
+        return value if self.grid.is_whole else self.grid.join(value, self.channels[1])
 
     def switch_to_deploy(self) -> None:
         """Become three linear layers: all convolutions and norms go into them.
@@ -108,7 +115,7 @@ class RepMLPBlock(PartitionBlock):
         """
         folds = not self.deploy
         super().switch_to_deploy()
-        if folds and not self.grid.is_one:
+        if folds and self.is_global:
             summary = self.fc1_fc2
             first = cast(nn.Linear, summary.fc1)
             (h, w), (rows, columns) = self.grid.partition, self.grid.parts

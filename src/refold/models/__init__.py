@@ -7,11 +7,16 @@ from refold.models.backbone import Backbone as Backbone
 from refold.models.backbone import Feature as Feature
 from refold.models.backbone import FeatureInfo as FeatureInfo
 from refold.models.cifar_quick import CifarQuick as CifarQuick
+from refold.models.face import FaceResNet as FaceResNet
+from refold.models.margins import AMSoftmax as AMSoftmax
+from refold.models.margins import ArcFace as ArcFace
 from refold.models.mobilenetv1 import MobileNetV1 as MobileNetV1
 from refold.models.mobileone import MobileOne as MobileOne
+from refold.models.pspnet import PSPNet as PSPNet
 from refold.models.registry import create_model as create_model
 from refold.models.registry import list_models as list_models
 from refold.models.registry import register_model as register_model
+from refold.models.repmlp_cifar import RepMLPCifar as RepMLPCifar
 from refold.models.repmlp_resnet import RepMLPResNet as RepMLPResNet
 from refold.models.repmlpnet import RepMLPNet as RepMLPNet
 from refold.models.repvgg import RepVGG as RepVGG

@@ -14,8 +14,19 @@ from math import prod
 import torch
 from torch import Tensor
 
-from refold.algebra.operator import Affine, Conv, Identity, Input, Operator, chain, wide
-from refold.algebra.row import Unflatten, add_taps, size_after
+from refold.algebra.operator import (
+    Affine,
+    Conv,
+    Identity,
+    Input,
+    Operator,
+    Sequence,
+    Sum,
+    chain,
+    sequence,
+    wide,
+)
+from refold.algebra.row import Taps, Unflatten, size_after
 from refold.errors import GeometryError
 from refold.rules.engine import Rewrite
 from refold.rules.norm import scale_outputs
@@ -41,19 +52,21 @@ def fold_rows_in_slices(rewrite: Rewrite, op: Operator) -> Operator | None:
     found = host_of(chain(rewrite.op))
     if found is None or found.conv.weight.numel() < _WORTH_IT:
         return None
-    branches = [chain(branch) for branch in summands(op)]
+    whole, *tail = chain(op) if isinstance(op, Sequence) and isinstance(op.parts[0], Sum) else (op,)
+    branches = [chain(branch) for branch in summands(whole)]
     arms = [(arm, branch) for branch in branches if (arm := _arm(branch)) is not None]
     if len(arms) != 1 or not all(isinstance(branch[0], Input) for branch in branches):
         return None
     arm, own = arms[0]
     same = arm.host.conv.weight.shape == found.conv.weight.shape
-    if not same or [type(p) for p in found.parts] != [type(p) for p in arm.host.parts]:
+    rest = [*arm.host.parts, *tail]
+    if not same or [type(p) for p in found.parts] != [type(p) for p in rest]:
         return None
     try:
         beside = _beside([branch for branch in branches if branch is not own], arm.host)
     except GeometryError:
         return None
-    return arm.host.around(_merged(arm, beside))
+    return sequence(arm.host.around(_merged(arm, beside)), *tail)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,40 +127,25 @@ def _merged(arm: _Arm, beside: Conv | None) -> Conv:
     weight = torch.empty_like(old.weight, memory_format=torch.contiguous_format)
     assert arm.affine.scale is not None
     with torch.no_grad():
-        _fill(weight, old.weight, arm.affine.scale, _Taps(beside, arm.host))
+        _fill(weight, old.weight, arm.affine.scale, arm.host, beside)
     return replace(old, weight=weight, bias=shift)
 
 
-@dataclass(frozen=True, eq=False)
-class _Taps:
-    """The convolutions beside a matrix, which is (channels, positions out, columns) in blocks."""
-
-    conv: Conv | None
-    host: Host
-
-    @property
-    def out(self) -> tuple[int, ...]:
-        """Sizes of the map that the rows of one channel are."""
-        return (1,) if self.conv is None else self.host.end
-
-    def add_to(self, piece: Tensor, channels: slice, first: int) -> None:
-        """Add them to rows of these channels, (channels, *out, columns), from `first` on."""
-        if self.conv is not None:
-            laid = piece.unflatten(-1, (-1, *self.host.size))
-            add_taps(laid, self.conv, self.conv.weight[channels], first)
-
-
-def _fill(weight: Tensor, old: Tensor, scale: Tensor, taps: _Taps) -> None:
-    """Write the scaled old matrix with the taps added, computed in float64."""
-    shape = (-1, *taps.out, old.shape[1])
+def _fill(weight: Tensor, old: Tensor, scale: Tensor, host: Host, beside: Conv | None) -> None:
+    """Write the scaled old matrix with the convolutions' taps added, computed in float64."""
+    shape = (-1, *((1,) if beside is None else host.end), old.shape[1])
     new, source = weight.view(shape), old.reshape(shape)
     factors = scale.reshape(*new.shape[:-1], 1)
-
-    with torch.no_grad():
-        for at in _slices(new.shape):
-            piece = source[at].to(torch.float64, copy=True).mul_(factors[at])
-            taps.add_to(piece, at[0], at[1].start)
-            new[at].copy_(piece)
+    taps = None if beside is None else Taps(beside)
+    room = torch.empty(0, dtype=torch.float64, device=old.device)  # fresh memory is slow
+    for at in _slices(new.shape):
+        piece = new[at]
+        if room.numel() < piece.numel():
+            room = room.new_empty(piece.numel())
+        total = room[: piece.numel()].view(piece.shape).copy_(source[at]).mul_(factors[at])
+        if taps is not None:
+            taps.add_to(total.unflatten(-1, (-1, *host.size)), at[0], at[1].start)
+        piece.copy_(total)
 
 
 def _slices(shape: torch.Size) -> Iterator[tuple[slice, slice]]:
