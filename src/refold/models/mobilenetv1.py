@@ -54,7 +54,7 @@ class MobileNetV1(Backbone):
         width: float = 1.0,
         resolution: float = 1.0,
     ) -> None:
-        super().__init__(num_classes, in_chans, (_side(resolution),) * 2)
+        super().__init__(num_classes, in_chans, (_side(resolution), _side(resolution)))
         units, channels = Units(form, deploy), int(32 * width)
         self.conv1 = units(in_chans, channels, 3, 2, 1)
         self.stem = nn.Sequential()

@@ -78,14 +78,16 @@ class GroupedBlock(_Aggregated):
         super().__init__(channels, out, stride)
         inner = width * cardinality
         layers = _inner(channels, inner, stride, cardinality)
-        for name, layer in {**layers, **_conv_norm(inner, out, 1, 1, 1, 3)}.items():
+        layers |= _conv_norm(inner, out, 1, 1, 1, 3)
+        for name, layer in layers.items():
             self.add_module(name, layer)
+        self.row = tuple(layers)
 
     def transform(self, x: Tensor) -> Tensor:
         """Return the last norm's output."""
-        x = self.relu1(self.bn1(self.conv1(x)))
-        x = self.relu2(self.bn2(self.conv2(x)))
-        return self.bn3(self.conv3(x))
+        for name in self.row:
+            x = self.get_submodule(name)(x)
+        return x
 
 
 class ConcatBlock(_Aggregated):
@@ -98,8 +100,8 @@ class ConcatBlock(_Aggregated):
         super().__init__(channels, out, stride)
         paths = (chain(**_inner(channels, width, stride)) for _ in range(cardinality))
         self.paths = nn.ModuleList(paths)
-        for name, layer in _conv_norm(width * cardinality, out, 1, 1, 1, 3).items():
-            self.add_module(name, layer)
+        self.conv3 = nn.Conv2d(width * cardinality, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
 
     def transform(self, x: Tensor) -> Tensor:
         """Return the last norm's output."""
@@ -109,14 +111,12 @@ class ConcatBlock(_Aggregated):
 class PathsBlock(_Aggregated):
     """Form (a): the sum of whole paths, each a 1x1, a 3x3 and a 1x1.
 
-    Arguments and shape are those of `GroupedBlock`.
-
     Args:
-        channels: see there.
-        width: see there.
-        cardinality: see there.
-        out: see there.
-        stride: see there.
+        channels: of the input.
+        width: channels of one path.
+        cardinality: how many paths there are.
+        out: channels of the output.
+        stride: of the 3x3.
         path_norm: whether each path ends in a norm of its own, instead of one norm on the sum. In
             eval mode that is the same function; in training each path is then normalised.
     """

@@ -176,7 +176,7 @@ def _widths(groups: int, width: float) -> tuple[int, list[int]]:
         raise InputError(f"groups must be one of {', '.join(map(str, _WIDTHS))}, got {groups}")
     stem, first = _STEMS.get(width, int(24 * width)), int(_WIDTHS[groups] * width)
     stem = _HALF_G8 if (groups, width) == (8, 0.5) else stem
-    if first % groups or (first - stem) % groups or first <= stem:
+    if first % groups or (first - stem) % groups or not 0 < stem < first:
         raise InputError(
             f"width {width} gives {stem} and {first} channels: the difference must divide into "
             f"{groups} groups"
