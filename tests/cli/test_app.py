@@ -15,7 +15,7 @@ from refold.cli.console import UNBOUNDED, complain, out
 from refold.errors import CheckpointError, NotEquivalentError, RuleLoopError
 
 Net = Callable[[str], str]
-COMMANDS = ("inspect", "convert", "verify", "bench", "models", "demo")
+COMMANDS = ("inspect", "convert", "verify", "expand", "collapse", "bench", "models", "demo")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -39,6 +39,7 @@ def test_no_words_show_the_commands(run: Callable) -> None:
         (["convert", "timm:resnet10t"], "Missing option '-o'"),
         (["inspect", "timm:resnet10t", "--batch", "0"], "'--batch'"),
         (["inspect", "resnet10t"], "is no MODEL"),
+        (["inspect", "repvgg_a9"], "did you mean repvgg_a"),
         (["inspect", "timm:resnet10tt"], "did you mean resnet10t"),
         (["inspect", "timm:resnet10t", "--input-size", "big"], "write numbers with x"),
         (["inspect", "timm:resnet10t", "--checkpoint", "nowhere.pt"], "nowhere.pt"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -37,22 +38,23 @@ FAMILIES = (
 )  # fmt: skip
 
 
+QUARTER, SHORT = {"width": 0.25}, {"width": NARROW, "depths": (2, 2, 4, 1)}
+SMALL: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("*alexnet", {"hidden": 16}),
+    # With a classifier the engine folds the embedding into it; test_modules does that.
+    ("mobilefacenet*", {**QUARTER, "image_size": (32, 32), "num_classes": 0}),
+    ("shufflenetv1*", {"width": 0.5, "depths": (2, 2, 1)}),
+    ("inception*", {"width": 0.125}),
+    ("*mobilenetv1*", QUARTER), ("*_vgg*", QUARTER), ("acnet_resnet*", QUARTER),
+    ("dbb_resnet*", QUARTER),
+    ("repvgg_d2se", SHORT), ("repvgg_plus*", SHORT),  # 47 blocks; at depth against timm's
+    ("repvgg*", {"width": NARROW}), ("mobileone*", {"width": NARROW}),
+)  # fmt: skip
+
+
 def small(name: str) -> dict[str, Any]:
-    """Return options that make a network narrow and leave its structure alone."""
-    if "alexnet" in name:
-        return {"hidden": 16}
-    if name.startswith("mobilefacenet"):
-        # With a classifier the engine also folds the embedding into it; see test_backbones.
-        return {"width": 0.25, "image_size": (32, 32), "num_classes": 0}
-    if name.startswith("shufflenetv1"):
-        return {"width": 0.5, "depths": (2, 2, 1)}
-    if name.endswith("vgg16") or name.startswith("cifar_vgg") or "mobilenetv1" in name:
-        return {"width": 0.25}
-    if name.startswith(("acnet_", "dbb_")) and "resnet" in name:
-        return {"width": 0.25}
-    if name.startswith("inception"):
-        return {"width": 0.125}
-    return {"width": NARROW} if name.startswith(("repvgg", "mobileone")) else {}
+    """Return options that make a network narrow, and a very deep one shorter."""
+    return next((options for pattern, options in SMALL if fnmatchcase(name, pattern)), {})
 
 
 def build(name: str, **options: Any) -> Backbone:

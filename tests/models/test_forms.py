@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import timm.utils
 import torch
 from torch import Tensor, nn
 
 import refold
-from models.nets import alive, build, error, image, structures
-from refold.blocks import BranchedBlock
+from models.nets import FAMILIES, alive, build, error, image, structures
+from refold.blocks import ACBlock, BranchedBlock
+from refold.errors import CheckpointError
 
 # The engine folds a sum and what follows it in one piece, and gives that piece a name of its own:
-# test_backbones has the one network whose sum is followed by more than its norm.
+# test_modules has the one network whose sum is followed by more than its norm.
 NAMES = [name for name in structures() if name != "mobilefacenet_gdc_gap"]
 TOLERANCE = 1e-9
 
@@ -53,6 +57,34 @@ def test_the_train_form_folds_exactly_into_the_deploy_form(name: str) -> None:
         assert error(wanted, folded(x)) <= TOLERANCE
         assert error(wanted, plain(x)) <= TOLERANCE
         assert torch.equal(fused(x), plain(x))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_train_form_file_loads_into_the_deploy_form(name: str, tmp_path: Path) -> None:
+    model, x = alive(name)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "train.pth")
+    plain = build(name, deploy=True).eval()
+    assert refold.load_checkpoint(plain, tmp_path / "train.pth").folded > 0
+    torch.save(plain.state_dict(), tmp_path / "deploy.pth")
+    again = build(name, deploy=True).eval()
+    assert refold.load_checkpoint(again, tmp_path / "deploy.pth").folded == 0
+    with torch.no_grad():
+        wanted = model(x)
+        assert error(wanted, plain(x)) <= TOLERANCE
+        assert torch.equal(plain(x), again(x))
+    with pytest.raises(CheckpointError, match="training form"):
+        refold.load_checkpoint(model, tmp_path / "deploy.pth")
+
+
+def test_deployed_blocks_of_one_make_share_nothing_but_their_shape() -> None:
+    make = partial(ACBlock, 4, 8, 3, deploy=True)
+    one, two, wide = make(), make(), make(dtype=torch.float64)
+    first, second, other = (block.get_equivalent_kernel_bias()[0] for block in (one, two, wide))
+    assert (first.dtype, second.dtype, other.dtype) == (torch.float, torch.float, torch.double)
+    assert first.data_ptr() != second.data_ptr()
+    assert not torch.equal(first, second)
+    assert make(padding=1)(torch.zeros(1, 4, 6, 6)).shape[-1] == 6
+    assert one(torch.zeros(1, 4, 6, 6)).shape[-1] == 4
 
 
 def test_structures_leave_out_widths_alone() -> None:
