@@ -16,8 +16,13 @@ from zoo.live import enliven
 NARROW = (0.25, 0.25, 0.25, 0.5)
 
 
+def is_written(name: str) -> bool:
+    """Say whether a network is written in both forms; the registry folds the others."""
+    return "deploy" in _MODELS[name].accepted
+
+
 def structures() -> list[str]:
-    """Return a name of each structure that is written in both forms, not folded by the registry.
+    """Return a name of each structure that is written in both forms.
 
     Those that differ only in width or in the image's size are one when narrow.
     """
@@ -26,7 +31,7 @@ def structures() -> list[str]:
         entry = _MODELS[name]
         free = ("width", "resolution")
         rest = {key: value for key, value in entry.options.items() if key not in free}
-        if "deploy" in entry.accepted:
+        if is_written(name):
             found.setdefault(f"{entry.factory} {rest}", name)
     return list(found.values())
 
