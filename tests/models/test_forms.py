@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 import refold
-from models.nets import FAMILIES, alive, build, error, image, structures
+from models.nets import FAMILIES, alive, build, error, image, is_written, structures
 from refold.blocks import ACBlock, BranchedBlock
 from refold.blocks.partition import PartitionBlock
 from refold.errors import CheckpointError
 
-ELSEWHERE = ("repmlpnet", "repmlp_cifar10", "wide_convnet")  # norms outside blocks: test_repmlp*
+# The engine folds a sum and what follows it in one piece, and gives that piece a name of its own:
+# test_modules has the one network whose sum is followed by more than its norm. Those whose norms
+# stand outside blocks are in test_repmlp*.
+ELSEWHERE = ("repmlpnet", "repmlp_cifar10", "wide_convnet", "mobilefacenet_gdc_gap")
+WRITTEN = [name for name in FAMILIES if is_written(name)]
 NAMES = [name for name in structures() if not name.startswith(ELSEWHERE)]
 TOLERANCE = 1e-9
 
@@ -60,7 +64,7 @@ def test_the_train_form_folds_exactly_into_the_deploy_form(name: str) -> None:
         assert torch.equal(fused(x), plain(x))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_a_train_form_file_loads_into_the_deploy_form(name: str, tmp_path: Path) -> None:
     model, x = alive(name)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "train.pth")

@@ -8,8 +8,11 @@ from refold.models.backbone import Feature as Feature
 from refold.models.backbone import FeatureInfo as FeatureInfo
 from refold.models.cifar_quick import CifarQuick as CifarQuick
 from refold.models.face import FaceResNet as FaceResNet
+from refold.models.inception import Inception as Inception
 from refold.models.margins import AMSoftmax as AMSoftmax
 from refold.models.margins import ArcFace as ArcFace
+from refold.models.mobilefacenet import GlobalDepthwise as GlobalDepthwise
+from refold.models.mobilefacenet import MobileFaceNet as MobileFaceNet
 from refold.models.mobilenetv1 import MobileNetV1 as MobileNetV1
 from refold.models.mobileone import MobileOne as MobileOne
 from refold.models.pspnet import PSPNet as PSPNet
@@ -22,4 +25,14 @@ from refold.models.repmlpnet import RepMLPNet as RepMLPNet
 from refold.models.repvgg import RepVGG as RepVGG
 from refold.models.repvgg_plus import RepVGGPlus as RepVGGPlus
 from refold.models.resnet import ResNet as ResNet
+from refold.models.resnet_v2 import ResNetV2 as ResNetV2
+from refold.models.resnext import ResNeXt as ResNeXt
+from refold.models.separable import SeparableConv as SeparableConv
+from refold.models.shufflenetv1 import ChannelShuffle as ChannelShuffle
+from refold.models.shufflenetv1 import ShuffleNetV1 as ShuffleNetV1
+from refold.models.towers import ScaledResidual as ScaledResidual
+from refold.models.towers import TowerMaker as TowerMaker
+from refold.models.towers import Towers as Towers
 from refold.models.vgg import CifarVGG as CifarVGG
+from refold.models.zoo import googlenet as googlenet
+from refold.models.zoo import timm_model as timm_model

@@ -158,7 +158,8 @@ class Backbone(nn.Module):
         """Put a fresh classifier in the place of the old one."""
         old = self.get_classifier()
         width = getattr(old, "in_features", self.num_features)
-        fresh = make_classifier(cast(int, width), num_classes)
+        biased = getattr(old, "bias", old) is not None
+        fresh = make_classifier(cast(int, width), num_classes, bias=biased)
         weight = getattr(old, "weight", None)
         setattr(self, self.classifier, fresh if weight is None else fresh.to(weight))
         self.num_classes = self.default_cfg["num_classes"] = num_classes
@@ -185,14 +186,14 @@ class Backbone(nn.Module):
         return self
 
 
-def make_classifier(width: int, num_classes: int) -> nn.Module:
+def make_classifier(width: int, num_classes: int, *, bias: bool = True) -> nn.Module:
     """Return the last linear layer; an Identity where there are no classes.
 
     Example:
         >>> make_classifier(8, 0)
         Identity()
     """
-    return nn.Linear(width, num_classes) if num_classes else nn.Identity()
+    return nn.Linear(width, num_classes, bias) if num_classes else nn.Identity()
 
 
 def strides(depth: int, first: int = 2) -> list[int]:
