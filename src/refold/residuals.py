@@ -128,9 +128,7 @@ def removal(model: nn.Module, example_inputs: Any) -> Removal:
     return Removal(result, tuple(removed), tuple(kept), before, after)
 
 
-def _remove(
-    capture: Capture, shapes: Shapes, target: nn.Module
-) -> tuple[nn.Module, ResidualPass]:
+def _remove(capture: Capture, shapes: Shapes, target: nn.Module) -> tuple[nn.Module, ResidualPass]:
     lifter = Lifter(capture, Constants(capture), shapes, tainted(capture.graph))
     editor = Editor(capture)
     found = ResidualPass(lifter, editor)

@@ -115,7 +115,7 @@ def _limit(context: Context, value: Any, default: float) -> Limit | None:
     if value is None:
         return default
     if isinstance(value, Tensor):
-        return value.detach()
+        return value
     number = context.number(value)
     return float(number) if number is not None else context.tensor(value)
 
@@ -241,5 +241,3 @@ _LAYERS: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     ChannelClamp: ("clamp", lambda m: {"min": m.low, "max": m.high}),
     ChannelSlope: ("prelu", lambda m: {"slope": m.slope}),
 }
-
-

@@ -270,9 +270,7 @@ _CALLS: dict[str, Callable[[Ranges, Call], Interval]] = {
     "div": _div,
     "neg": _neg,
 }
-_MAX_POOLS = frozenset(
-    f"{kind}max_pool{rank}d" for kind in ("", "adaptive_") for rank in (1, 2, 3)
-)
+_MAX_POOLS = frozenset(f"{kind}max_pool{rank}d" for kind in ("", "adaptive_") for rank in (1, 2, 3))
 _POOLS = frozenset({nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d})
 _HULLS = frozenset(
     {
@@ -281,4 +279,3 @@ _HULLS = frozenset(
         nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
     }
 )  # fmt: skip
-

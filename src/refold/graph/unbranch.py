@@ -113,21 +113,15 @@ class ResidualPass:
     def _change(self, change: Change, reads: fx.Node, value: fx.Node) -> fx.Node:
         """Let a step read what the chain has come to, and change its layer."""
         node, module = change.node, change.module
+        if module is not None:
+            return self._put(node, module, value)
+        if reads is not value:
+            for reader in (node, *change.readers):
+                reader.replace_input_with(reads, value)
         for gated in change.gate:
             assert gated.module is not None
             self._put(gated.node, gated.module, gated.node.all_input_nodes[0])
-        if module is None:
-            self._reread(change, reads, value)
-            return node
-        return self._put(node, module, value)
-
-    def _reread(self, change: Change, reads: fx.Node, value: fx.Node) -> None:
-        if reads is value:
-            return
-        readers = [user for user in reads.users if user is not value]
-        inside = [change.node, *(r for r in readers if change.gate and r is not change.node)]
-        for reader in inside:
-            reader.replace_input_with(reads, value)
+        return node
 
     def _put(self, node: fx.Node, module: nn.Module, value: fx.Node) -> fx.Node:
         """Give a node's place a new layer: in its own module where that is called only here."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from math import inf
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Literal, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, points, sequence
 from refold.errors import RefusedError
-from refold.graph.activations import Activation, Limit
-from refold.graph.branch import Link, Residual, flat, pools, sigmoids
-from refold.graph.carry import ChannelClamp, ChannelSlope
-from refold.graph.interval import Interval, point
+from refold.graph.branch import Residual
+from refold.graph.branch_links import Link, flat
+from refold.graph.interval import UNKNOWN, Interval, point
 from refold.graph.lift import Lifter
 from refold.graph.lower import Like, like_of, lower
 from refold.graph.ranges import Ranges, through
@@ -28,11 +26,12 @@ from refold.graph.reserve import (
     widened,
 )
 from refold.graph.shortcut import Shortcut, carries, normal_form
+from refold.graph.unbranch_function import wider_function
+from refold.graph.unbranch_gate import wider_gate
 from refold.rules.engine import simplify
 from refold.rules.weights import as_conv
 
-OPEN = 100.0
-"""A gate's input for carried channels: its sigmoid is exactly 1 in every precision."""
+Kind = Literal["keep", "replace", "insert", "drop"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +42,18 @@ class Change:
         node: the node that it is about; for "insert", the one that comes after.
         module: the new layer; None for a node that stays as it is.
         channels: of its value afterwards.
-        kind: "keep" a node, "replace" it, or "insert" a layer before it.
+        kind: "keep" a node, "replace" it, "insert" a layer before it, or "drop" a node whose work
+            an inserted layer does.
         gate: edits of the gate, where the node multiplies by one.
+        readers: the nodes of that gate: they, too, read what the chain has come to.
     """
 
     node: fx.Node
     module: nn.Module | None
     channels: int
-    kind: str = "keep"
+    kind: Kind = "keep"
     gate: tuple[Change, ...] = ()
+    readers: tuple[fx.Node, ...] = ()
 
 
 @dataclass(eq=False)
@@ -60,7 +62,7 @@ class Stage:
 
     step: Link | None
     op: Operator | None
-    is_new: bool = False
+    is_absorbed: bool = False
 
 
 @dataclass(eq=False)
@@ -113,14 +115,15 @@ class Planner:
         first = next((s for s in found if not isinstance(s.op, Identity)), found[0])
         channels = self.lifter.shapes[self.residual.source][1]
         if not isinstance(first.op, Conv):
-            head: Operator = Affine() if not isinstance(first.op, Affine) else first.op
-            found.insert(0, Stage(None, as_conv(head, channels, self.rank), is_new=True))
+            first.is_absorbed = isinstance(first.op, Affine)
+            head = first.op if isinstance(first.op, Affine) else Identity()
+            found.insert(0, Stage(None, as_conv(head, channels, self.rank)))
         found = self._scaled(found)
-        last = cast(Any, found[-1].op)
+        last = found[-1].op
         if not isinstance(last, Conv) or self._cannot_add(last, short) or len(found) < 2:
             width = self.lifter.shapes[self.residual.total][1]
             groups = width if self.grouped and short.keeps_channels else 1
-            found.append(Stage(None, _unit(width, groups, self.rank), is_new=True))
+            found.append(Stage(None, _unit(width, groups, self.rank)))
         return found
 
     def _cannot_add(self, last: Conv, short: Shortcut) -> bool:
@@ -135,14 +138,15 @@ class Planner:
         if isinstance(last.op, Conv):
             folded = simplify(sequence(last.op, scale)).op
             if isinstance(folded, Conv):
-                return [*found[:-1], replace_op(last, folded)]
+                return [*found[:-1], Stage(last.step, folded)]
         width = self.lifter.shapes[self.residual.total][1]
-        return [*found, Stage(None, as_conv(scale, width, self.rank), is_new=True)]
+        return [*found, Stage(None, as_conv(scale, width, self.rank))]
 
     def _like(self, convs: list[Conv], short: Shortcut) -> Like:
         held = [op for op in (*convs, short.point, short.window) if isinstance(op, Conv)]
-        stored = [op.weight for op in held if isinstance(op.weight, nn.Parameter)]
-        return like_of(stored or [op.weight for op in held], self.rank)
+        tensors = [op.weight for op in held]
+        stored = [weight for weight in tensors if isinstance(weight, nn.Parameter)]
+        return like_of([*stored] or tensors, self.rank)
 
     # the walk
 
@@ -159,23 +163,25 @@ class Planner:
                 value = self._riding(loads[taken], stage.op, value)
                 taken += 1
                 continue
-            step = cast(Link, stage.step)
-            if isinstance(stage.op, Affine) and self._is_in_head(stages, place):
-                self.changes.append(Change(step.node, None, len(slots), "drop"))
-            elif isinstance(stage.op, Affine):
-                self._replace(step, self._scale(stage.op, slots), len(slots))
-            elif step.activation is not None:
-                module = self._function(step.activation, slots, value)
-                self._replace(step, module, len(slots))
-            elif step.gate:
-                gate = tuple(self._gate(step.gate, slots))
-                self.changes.append(Change(step.node, None, len(slots), gate=gate))
-            else:
-                self.changes.append(Change(step.node, None, len(slots)))
+            self._step(stage, slots, value)
 
-    def _is_in_head(self, stages: list[Stage], place: int) -> bool:
-        """Say whether a scale went into the layer that was put before it."""
-        return place == 1 and stages[0].is_new
+    def _step(self, stage: Stage, slots: Slots, riding: Interval) -> None:
+        """Plan a step that keeps the channels where they are."""
+        step, count = cast(Link, stage.step), len(slots)
+        if stage.is_absorbed:
+            self.changes.append(Change(step.node, None, count, "drop"))
+        elif isinstance(stage.op, Affine):
+            self._replace(step, self._scale(stage.op, slots), count)
+        elif step.activation is not None:
+            module = wider_function(step.activation, slots, riding, self.like)
+            self._replace(step, module, count)
+        elif step.gate:
+            is_first = step.source is self.residual.source
+            layers = wider_gate(step.gate, slots, self.like, is_first=is_first)
+            gate = tuple(Change(inner.node, layer, 0, "replace") for inner, layer in layers)
+            self.changes.append(Change(step.node, None, count, "keep", gate, step.passed))
+        else:
+            self.changes.append(Change(step.node, None, count))
 
     def _wanted(
         self, stages: list[Stage], place: int, loads: list[Carry], convs: list[Stage], upcoming: int
@@ -199,13 +205,13 @@ class Planner:
         return made
 
     def _replace(self, step: Link, module: nn.Module | None, channels: int) -> None:
-        kind = "keep" if module is None else "replace"
+        kind: Kind = "keep" if module is None else "replace"
         self.changes.append(Change(step.node, module, channels, kind))
 
     def _riding(self, load: Carry, op: Conv, value: Interval) -> Interval:
         """Return the range of the carried channels behind a convolution."""
         if load.mixes:
-            return Interval()
+            return UNKNOWN
         total = sum(cast(float, factor) for _, factor in load.taps)
         seen = value if not op.zero_pads or len(load.taps) == 1 else value.hull(point(0.0))
         return through(Affine(torch.tensor(total, dtype=torch.float64)), seen)
@@ -221,75 +227,6 @@ class Planner:
             shift[places] = conv.bias.to(scale)[order]
         return lower(Affine(scale, shift), self.like)
 
-    # functions
-
-    def _function(self, act: Activation, slots: Slots, value: Interval) -> nn.Module | None:
-        """Return the function for the wider value, None where it may stay as it is."""
-        uniform = all(_is_uniform(limit) for limit in (*(act.bounds or ()), act.slope))
-        if uniform and act.keeps is not None and value.lies_in(act.keeps):
-            return None
-        if act.bounds is not None:
-            return self._clamp(act.bounds, slots)
-        if act.slope is not None:
-            return self._slopes(act.slope, slots)
-        if act.keeps is not None:
-            raise RefusedError(f"{act.name} changes negative values, and the shortcut may be negative")
-        raise RefusedError(f"{act.name} changes whatever it reads, so that nothing can ride through it")
-
-    def _clamp(self, bounds: tuple[Limit, Limit], slots: Slots) -> nn.Module:
-        if bounds[0] == 0.0 and bounds[1] == inf:
-            return ChannelSlope(self._vector(0.0, 1.0, slots))
-        low, high = (self._vector(b, e, slots) for b, e in zip(bounds, (-inf, inf), strict=True))
-        return ChannelClamp(low, high, self.rank)
-
-    def _slopes(self, slope: Limit, slots: Slots) -> nn.Module:
-        vector = self._vector(slope, 1.0, slots)
-        if not isinstance(slope, Tensor):
-            return ChannelSlope(vector)
-        learned = nn.PReLU(len(slots), device=vector.device, dtype=vector.dtype)
-        learned.weight = nn.Parameter(vector, requires_grad=self.like.requires_grad)
-        return learned
-
-    def _vector(self, limit: Limit, other: float, slots: Slots) -> Tensor:
-        """Return a number per channel: the limit on the branch's own, else the other number."""
-        options: Any = {"dtype": self.like.dtype, "device": self.like.device}
-        vector = torch.full((len(slots),), other, **options)
-        places = [place for place, (main, _) in enumerate(slots) if main >= 0]
-        values = limit.flatten() if isinstance(limit, Tensor) else torch.tensor(limit)
-        if values.numel() > 1:
-            values = values[[main for main, _ in slots if main >= 0]]
-        vector[places] = values.to(vector)
-        return vector
-
-    # gates
-
-    def _gate(self, steps: tuple[Link, ...], slots: Slots) -> list[Change]:
-        """Return the gate's edits: it reads its own channels, and gives 1 for those that ride."""
-        places = [i for i, (step, op) in enumerate(flat(steps)) if isinstance(op, Conv)]
-        items = flat(steps)
-        if not places or not all(pools(step) for step, _ in items[: places[0]]):
-            raise RefusedError("its gate has no layer in which channels that ride could be left out")
-        tail = [step for step, op in items[places[-1] + 1 :] if not isinstance(op, Identity)]
-        if not any(sigmoids(step) for step in tail[:1]) or not all(map(pools, tail[1:])):
-            raise RefusedError("its gate does not end in a sigmoid, which is 1 for large numbers")
-        found: list[Change] = []
-        for i in (places[0],) if len(places) == 1 else (places[0], places[-1]):
-            step, op = items[i]
-            conv = cast(Conv, op)
-            if len(step.ops) > 1 or conv.groups > 1 or conv.transposed or not _is_dense(conv):
-                raise RefusedError("its gate is not made of dense layers")
-            if i == places[0]:
-                conv = _fewer_read(conv, slots)
-            if i == places[-1]:
-                conv = _open_rows(conv, slots)
-            found.append(Change(step.node, lower(conv, self.like), conv.out_channels, "replace"))
-        return found
-
-
-def replace_op(stage: Stage, op: Operator) -> Stage:
-    """Return the stage with another operator."""
-    return replace(stage, op=op)
-
 
 def _unit(channels: int, groups: int, rank: int) -> Conv:
     """Return the convolution that changes nothing, dense or with one group per channel."""
@@ -297,32 +234,3 @@ def _unit(channels: int, groups: int, rank: int) -> Conv:
         return as_conv(Identity(), channels, rank)
     eye = torch.eye(channels, dtype=torch.float64)
     return Conv(eye.reshape(channels, channels, *(1,) * rank), None, points(rank))
-
-
-def _is_uniform(limit: Limit | None) -> bool:
-    return not isinstance(limit, Tensor) or limit.numel() == 1
-
-
-def _is_dense(conv: Conv) -> bool:
-    return all(axis.is_point for axis in conv.axes)
-
-
-def _fewer_read(conv: Conv, slots: Slots) -> Conv:
-    """Return a gate's layer that reads the wider value and looks at the branch's channels only."""
-    weight = conv.weight.detach()
-    wide = weight.new_zeros(weight.shape[0], len(slots), *weight.shape[2:])
-    places = [place for place, (main, _) in enumerate(slots) if main >= 0]
-    wide[:, places] = weight[:, [main for main, _ in slots if main >= 0]]
-    return replace(conv, weight=wide)
-
-
-def _open_rows(conv: Conv, slots: Slots) -> Conv:
-    """Return a gate's layer that also gives a number for every carried channel: always open."""
-    weight = conv.weight.detach()
-    wide = weight.new_zeros(len(slots), *weight.shape[1:])
-    bias = weight.new_full((len(slots),), OPEN)
-    places = [place for place, (main, _) in enumerate(slots) if main >= 0]
-    order = [main for main, _ in slots if main >= 0]
-    wide[places] = weight[order]
-    bias[places] = 0.0 if conv.bias is None else conv.bias.detach()[order]
-    return replace(conv, weight=wide, bias=bias)
