@@ -68,10 +68,14 @@ class ResidualPass:
         self.folds.append(Fold(self.path(node), "reserve, merge", detail, before, after))
 
     def _plan(self, residual: Residual) -> list[Change]:
-        try:
-            return Planner(self.lifter, self.ranges, residual, grouped=True).plan()
-        except RefusedError:
-            return Planner(self.lifter, self.ranges, residual, grouped=False).plan()
+        """Return the cheapest plan: with small groups, without, or without any groups."""
+        reasons: list[RefusedError] = []
+        for grouped, dense in ((True, False), (False, False), (False, True)):
+            try:
+                return Planner(self.lifter, self.ranges, residual, grouped, dense).plan()
+            except RefusedError as error:
+                reasons.append(error)
+        raise reasons[0]
 
     def _edit(self, residual: Residual, changes: list[Change]) -> None:
         """Make the edits; `value` is what the chain has come to."""

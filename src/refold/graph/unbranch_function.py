@@ -62,7 +62,8 @@ def _vector(limit: Limit, other: float, slots: Slots, like: Like) -> Tensor:
     options: Any = {"dtype": like.dtype, "device": like.device}
     vector = torch.full((len(slots),), other, **options)
     places = [place for place, (main, _) in enumerate(slots) if main >= 0]
-    values = limit.detach().flatten() if isinstance(limit, Tensor) else torch.tensor([limit])
+    exact = torch.as_tensor(limit, dtype=torch.float64)
+    values = exact.detach().flatten()
     if values.numel() > 1:
         values = values[[main for main, _ in slots if main >= 0]]
     vector[places] = values.to(vector)

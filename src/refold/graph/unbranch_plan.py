@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import torch
 from torch import fx, nn
 
-from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, points, sequence
+from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, sequence
 from refold.errors import RefusedError
 from refold.graph.branch import Residual
 from refold.graph.branch_links import Link, flat
@@ -29,7 +29,7 @@ from refold.graph.shortcut import Shortcut, carries, normal_form
 from refold.graph.unbranch_function import wider_function
 from refold.graph.unbranch_gate import wider_gate
 from refold.rules.engine import simplify
-from refold.rules.weights import as_conv
+from refold.rules.weights import as_conv, regroup
 
 Kind = Literal["keep", "replace", "insert", "drop"]
 
@@ -74,12 +74,14 @@ class Planner:
         ranges: its value ranges.
         residual: what to rewrite.
         grouped: add with one small group per channel where a layer must be appended to add.
+        dense: give up the groups of the branch's convolutions.
     """
 
     lifter: Lifter
     ranges: Ranges
     residual: Residual
-    grouped: bool
+    grouped: bool = False
+    dense: bool = False
     changes: list[Change] = field(default_factory=list["Change"])
 
     def plan(self) -> list[Change]:
@@ -110,37 +112,33 @@ class Planner:
         for step, op in flat(self.residual.branch):
             if isinstance(op, AvgPool):
                 op = as_conv(op, self.lifter.shapes[step.source][1], self.rank)
-            if not isinstance(op, Identity) or len(step.ops) == 1:
-                found.append(Stage(step, op))
+            if isinstance(op, Conv) and self.dense:
+                op = replace(op, weight=regroup(op.weight, op.groups, 1), groups=1)
+            found.append(Stage(step, op))
         first = next((s for s in found if not isinstance(s.op, Identity)), found[0])
         channels = self.lifter.shapes[self.residual.source][1]
         if not isinstance(first.op, Conv):
             first.is_absorbed = isinstance(first.op, Affine)
             head = first.op if isinstance(first.op, Affine) else Identity()
             found.insert(0, Stage(None, as_conv(head, channels, self.rank)))
-        found = self._scaled(found)
-        last = found[-1].op
-        if not isinstance(last, Conv) or self._cannot_add(last, short) or len(found) < 2:
-            width = self.lifter.shapes[self.residual.total][1]
-            groups = width if self.grouped and short.keeps_channels else 1
-            found.append(Stage(None, _unit(width, groups, self.rank)))
-        return found
+        scale = self.residual.scales[0]
+        folded = simplify(sequence(cast(Operator, found[-1].op), scale)).op
+        if not isinstance(found[-1].op, Conv) or not isinstance(folded, Conv):
+            return [*found, self._adding(scale, short)]
+        if self._cannot_add(folded, short) or len(found) < 2:
+            return [*found, self._adding(scale, short)]
+        return [*found[:-1], Stage(found[-1].step, folded)]
+
+    def _adding(self, scale: Operator, short: Shortcut) -> Stage:
+        """Return a layer that only adds: dense, or with one small group per channel."""
+        width = self.lifter.shapes[self.residual.total][1]
+        op = as_conv(scale, width, self.rank)
+        if not (self.grouped and short.keeps_channels):
+            op = replace(op, weight=regroup(op.weight, op.groups, 1), groups=1)
+        return Stage(None, op)
 
     def _cannot_add(self, last: Conv, short: Shortcut) -> bool:
         return last.groups > 1 and not (self.grouped and short.keeps_channels)
-
-    def _scaled(self, found: list[Stage]) -> list[Stage]:
-        """Put a factor of the branch in the sum into its last convolution."""
-        scale = self.residual.scales[0]
-        if isinstance(scale, Identity):
-            return found
-        last = found[-1]
-        if isinstance(last.op, Conv):
-            folded = simplify(sequence(last.op, scale)).op
-            if isinstance(folded, Conv):
-                return [*found[:-1], Stage(last.step, folded)]
-        width = self.lifter.shapes[self.residual.total][1]
-        return [*found, Stage(None, as_conv(scale, width, self.rank))]
 
     def _like(self, convs: list[Conv], short: Shortcut) -> Like:
         held = [op for op in (*convs, short.point, short.window) if isinstance(op, Conv)]
@@ -200,7 +198,8 @@ class Planner:
         if stage.step is not None:
             self._replace(stage.step, module, len(made))
         else:
-            node = self.residual.total if last else self.residual.branch[0].node
+            is_head = not self.changes
+            node = self.residual.branch[0].node if is_head else self.residual.total
             self.changes.append(Change(node, module, len(made), "insert"))
         return made
 
@@ -226,11 +225,3 @@ class Planner:
         if conv.bias is not None:
             shift[places] = conv.bias.to(scale)[order]
         return lower(Affine(scale, shift), self.like)
-
-
-def _unit(channels: int, groups: int, rank: int) -> Conv:
-    """Return the convolution that changes nothing, dense or with one group per channel."""
-    if groups > 1:
-        return as_conv(Identity(), channels, rank)
-    eye = torch.eye(channels, dtype=torch.float64)
-    return Conv(eye.reshape(channels, channels, *(1,) * rank), None, points(rank))
