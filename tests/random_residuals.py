@@ -163,6 +163,31 @@ def build(seed: int) -> nn.Module:
     return nn.Sequential(*layers).double().eval()
 
 
+class Net(nn.Module):
+    """A network around a function of its own layers."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.body = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(self, x)
+
+
+def rng(seed: int = 0) -> Random:
+    """Return a generator of choices; torch starts from the same seed."""
+    torch.manual_seed(seed)
+    return Random(seed)
+
+
+def pair(act: nn.Module, width: int = 4, size: int = 3) -> nn.Sequential:
+    """Return conv, norm, function, conv, norm, alive."""
+    r = rng()
+    return nn.Sequential(*conv(width, 6, size, r), act, *conv(6, width, size, r)).double().eval()
+
+
 class Additions(TorchDispatchMode):
     """Counts the additions of two maps of one shape."""
 

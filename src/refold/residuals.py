@@ -18,6 +18,7 @@ from refold.graph.record import Fold, Kept
 from refold.graph.shapes import Shapes, as_arguments, find_shapes
 from refold.graph.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.surgery import Editor
+from refold.graph.tracer_leaves import NO_FORWARD
 from refold.graph.unbranch import ResidualPass
 from refold.workload import Workload, measure
 
@@ -122,6 +123,11 @@ def removal(model: nn.Module, example_inputs: Any) -> Removal:
             target, done = _remove(capture, known, target)
         removed.extend(done.folds)
         kept.extend(done.kept)
+    kept.extend(
+        Kept(path, f"its code could not be followed, so that its sums stay ({why})")
+        for path, why in found.failures.items()
+        if why != NO_FORWARD
+    )
     own_tensors(target, plain)
     result = fold_model(target, example_inputs, inplace=True).model if removed else target
     before, after = measure(plain, example_inputs), measure(result, example_inputs)

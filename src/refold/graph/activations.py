@@ -85,9 +85,11 @@ def _called(context: Context, node: fx.Node) -> Called | None:
     name = _function_name(node)
     if name is None:
         return None
-    names = _PARAMETERS.get(name, "").split()
+    names = [*_PARAMETERS.get(name, "").split(), "inplace"]
     given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
-    given.pop("inplace", None)
+    known = len(node.args) - 1 <= len(names) and set(given) <= set(names)
+    if not known or not isinstance(given.pop("inplace", False), bool):
+        return None
     return name, source, given
 
 
@@ -122,7 +124,7 @@ def _limit(context: Context, value: Any, default: float) -> Limit | None:
 
 def _extreme(limit: Limit, pick: str) -> float:
     if isinstance(limit, Tensor):
-        return float(getattr(limit, pick)()) if limit.numel() else 0.0
+        return float(getattr(limit.detach(), pick)()) if limit.numel() else 0.0
     return limit
 
 
@@ -142,7 +144,7 @@ def _clamp(context: Context, source: fx.Node, low: Any, high: Any) -> Activation
 
 
 def _leaky(context: Context, source: fx.Node, given: dict[str, Any]) -> Activation | None:
-    slope = _limit(context, given.get("slope"), 0.01)
+    slope = _limit(context, given.get("weight", given.get("negative_slope")), 0.01)
     if slope is None:
         return None
     slopes = Interval(_extreme(slope, "min"), _extreme(slope, "max"))
@@ -200,8 +202,8 @@ _PARAMETERS = {
     "clip": "min max",
     "clamp_min": "min",
     "clamp_max": "max",
-    "leaky_relu": "slope",
-    "prelu": "slope",
+    "leaky_relu": "negative_slope",
+    "prelu": "weight",
     "elu": "alpha",
     "celu": "alpha",
     "softplus": "beta threshold",
@@ -224,8 +226,8 @@ _LAYERS: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     nn.ReLU: ("relu", _nothing),
     nn.ReLU6: ("relu6", _nothing),
     nn.Hardtanh: ("hardtanh", lambda m: {"min_val": m.min_val, "max_val": m.max_val}),
-    nn.LeakyReLU: ("leaky_relu", lambda m: {"slope": m.negative_slope}),
-    nn.PReLU: ("prelu", lambda m: {"slope": m.weight}),
+    nn.LeakyReLU: ("leaky_relu", lambda m: {"negative_slope": m.negative_slope}),
+    nn.PReLU: ("prelu", lambda m: {"weight": m.weight}),
     nn.ELU: ("elu", lambda m: {"alpha": m.alpha}),
     nn.CELU: ("celu", lambda m: {"alpha": m.alpha}),
     nn.SELU: ("selu", _nothing),
@@ -239,5 +241,5 @@ _LAYERS: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     nn.GELU: ("gelu", _nothing),
     nn.Mish: ("mish", _nothing),
     ChannelClamp: ("clamp", lambda m: {"min": m.low, "max": m.high}),
-    ChannelSlope: ("prelu", lambda m: {"slope": m.slope}),
+    ChannelSlope: ("prelu", lambda m: {"weight": m.slope}),
 }

@@ -58,8 +58,10 @@ def find_residual(lifter: Lifter, node: fx.Node) -> Residual:
     piece = lifter.lift(node)
     if isinstance(piece, str):
         raise RefusedError(piece)
-    if piece is None or len(piece.sources) != 2 or piece.through:
-        raise RefusedError("it does not add two values of one shape")
+    if piece is None:
+        raise RefusedError("it adds values of different shapes")
+    if len(piece.sources) != 2 or piece.through:
+        raise RefusedError("it adds more than two values")
     shapes = {lifter.shape(value) for value in (node, *piece.sources)}
     if len(shapes) != 1 or None in shapes:
         raise RefusedError("it adds values of different shapes")

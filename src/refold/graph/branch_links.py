@@ -64,6 +64,9 @@ def link(lifter: Lifter, node: fx.Node) -> Link | str | None:
         return special
     if isinstance(lifted, str):
         return lifted
+    calls = lifter.capture.calls.get(str(node.target), 1) if node.op == "call_module" else 1
+    if calls > 1:
+        return f"{lifter.capture.full(str(node.target))} is called {calls} times"
     call = canonical(node)
     if call is not None and call.name == "mul":
         return _gate(lifter, node, call["input"], call["other"])

@@ -144,7 +144,8 @@ def _through_affine(op: Affine, value: Interval) -> Interval:
     shift = torch.zeros_like(one) if op.shift is None else wide(op.shift)
     if scale.is_complex() or not scale.numel():
         return UNKNOWN
-    return _bounds(scale.clamp(min=0), scale.clamp(max=0), shift.to(scale.device), value)
+    scale, shift = scale.detach(), shift.detach().to(scale.device)
+    return _bounds(scale.clamp(min=0), scale.clamp(max=0), shift, value)
 
 
 def _through_conv(op: Conv, value: Interval) -> Interval:
@@ -177,7 +178,7 @@ def _of_constant(value: Any) -> Interval:
     if isinstance(value, Tensor):
         if value.is_complex() or value.is_meta or not value.numel():
             return UNKNOWN
-        return Interval(float(value.min()), float(value.max()))
+        return Interval(float(value.detach().min()), float(value.detach().max()))
     return point(value)
 
 

@@ -121,13 +121,12 @@ class Planner:
             first.is_absorbed = isinstance(first.op, Affine)
             head = first.op if isinstance(first.op, Affine) else Identity()
             found.insert(0, Stage(None, as_conv(head, channels, self.rank)))
-        scale = self.residual.scales[0]
-        folded = simplify(sequence(cast(Operator, found[-1].op), scale)).op
-        if not isinstance(found[-1].op, Conv) or not isinstance(folded, Conv):
+        end = max(i for i, stage in enumerate(found) if not isinstance(stage.op, Identity))
+        last, scale = found[end], self.residual.scales[0]
+        folded = simplify(sequence(last.op, scale)).op if isinstance(last.op, Conv) else None
+        if not isinstance(folded, Conv) or self._cannot_add(folded, short) or not end:
             return [*found, self._adding(scale, short)]
-        if self._cannot_add(folded, short) or len(found) < 2:
-            return [*found, self._adding(scale, short)]
-        return [*found[:-1], Stage(found[-1].step, folded)]
+        return [*found[:end], Stage(last.step, folded), *found[end + 1 :]]
 
     def _adding(self, scale: Operator, short: Shortcut) -> Stage:
         """Return a layer that only adds: dense, or with one small group per channel."""
