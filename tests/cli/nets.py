@@ -55,3 +55,25 @@ def broken() -> nn.Module:
 
 
 ready = branchy()
+
+
+class Residual(nn.Module):
+    """One residual block around a function."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        wide = [nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), act]
+        self.body = nn.Sequential(*wide, nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def residual() -> nn.Module:
+    """Two residuals that can be removed."""
+    return nn.Sequential(nn.Conv2d(3, 4, 1), Residual(nn.ReLU6()), Residual(nn.ReLU()))
+
+
+def stubborn() -> nn.Module:
+    """One residual that can be removed, and one that cannot."""
+    return nn.Sequential(nn.Conv2d(3, 4, 1), Residual(nn.ReLU()), Residual(nn.SiLU()))

@@ -1,0 +1,141 @@
+"""`refold remove-residuals`: what it costs, the network as a plain chain, and the proof."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from refold.cli import options
+from refold.cli.console import note, print_json, say, step, table
+from refold.cli.destination import check_destination
+from refold.cli.subject import Subject, prepare
+from refold.cli.summary import record, refusal_lines, size_of, size_rows
+from refold.errors import RefusedError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from refold.residuals import Removal
+    from refold.verify import Equivalence
+
+STEEP = 4.0
+SLOWER = (
+    "removing residuals alone usually costs speed: it is for devices and compilers that want a "
+    "plain chain, and for pruning channels that a residual ties together"
+)
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors, .xml."
+    ),
+]
+Partial = Annotated[
+    bool, typer.Option("--partial", help="Leave residuals that cannot be removed, and say why.")
+]
+Measure = Annotated[bool, typer.Option("--measure", help="Also time the network with and without.")]
+Runtime = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runtime",
+        help="For --measure: eager, onnxruntime, openvino or inductor; repeat for several. "
+        "Default: eager.",
+    ),
+]
+
+
+def remove_residuals(
+    model: options.Model,
+    output: Out = None,
+    checkpoint: options.Checkpoint = None,
+    input_size: options.InputSize = None,
+    batch: options.Batch = 1,
+    seed: options.Seed = 0,
+    live_statistics: options.LiveStatistics = None,
+    partial: Partial = False,
+    measure: Measure = False,
+    runtime: Runtime = None,
+    as_json: options.Json = False,
+) -> None:
+    """Rewrite a network without residual additions; print what that costs, verify in float64."""
+    import refold
+    from refold.residuals import removal
+
+    if output is not None:
+        check_destination(output)
+    sizes = tuple(input_size or ())
+    subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
+    with step("fold and remove residuals"):
+        folded = refold.reparameterize(subject.model, subject.example_inputs)
+        done = removal(subject.model, subject.example_inputs)
+    _check(done, model, partial=partial)
+    if not as_json:
+        _say_cost(done, folded, model)
+    with step("verify in float64"):
+        proof = _prove(subject, done.model)
+    timings = _time(folded, done.model, subject, runtime) if measure else None
+    if output is not None:
+        with step(f"export {output}"):
+            refold.export(done.model, output, subject.example_inputs)
+    if as_json:
+        _print_record(done, folded, proof, timings, output)
+        return
+    say(f"equal: largest error {proof.max_rel_error:.1e} in float64")
+    say("\n".join([f"residuals removed: {len(done.removed)}", *refusal_lines(done.kept)]))
+    if timings is not None:
+        say(f"{timings}\n{SLOWER}")
+    else:
+        note(SLOWER)
+
+
+def _check(done: Removal, model: str, *, partial: bool) -> None:
+    if done.kept and not partial:
+        why = "; ".join(refusal_lines(done.kept))
+        what = f"{len(done.kept)} residuals of {model} cannot be removed"
+        raise RefusedError(f"{what} (--partial leaves them): {why}")
+
+
+def _say_cost(done: Removal, folded: nn.Module, model: str) -> None:
+    before, after = size_of(folded, done.cost_before), size_of(done.model, done.cost_after)
+    columns = ["", "with residuals, folded", "without"]
+    table(f"{model} without residuals", columns, size_rows(before, after))
+    growth = after.parameters / max(1, before.parameters)
+    if growth > STEEP:
+        note(
+            f"warning: {growth:.0f} times the parameters: a dense convolution inside a bottleneck "
+            "carries every channel of the block; a grouped one would not"
+        )
+
+
+def _prove(subject: Subject, plain: nn.Module) -> Equivalence:
+    """Check the weights as written, and the same removal of a float64 copy to 1e-9."""
+    import refold
+
+    refold.verify(subject.model, plain, subject.example_inputs).check()
+    wide = copy.deepcopy(subject.model).double()
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in subject.example_inputs)
+    exact = refold.remove_residuals(wide, inputs, strict=False)
+    return refold.verify(wide, exact, inputs).check()
+
+
+def _time(folded: nn.Module, plain: nn.Module, subject: Subject, runtime: list[str] | None) -> Any:
+    import refold
+
+    with step("time"):
+        return refold.benchmark(
+            {"with residuals": folded, "without": plain},
+            subject.example_inputs,
+            runtimes=tuple(runtime or ("eager",)),
+        )
+
+
+def _print_record(
+    done: Removal, folded: nn.Module, proof: Equivalence, timings: Any, output: Path | None
+) -> None:
+    before, after = size_of(folded, done.cost_before), size_of(done.model, done.cost_after)
+    outcome: dict[str, Any] = {"output": None if output is None else str(output)}
+    outcome |= {"removed": [fold.to_dict() for fold in done.removed], "proof": proof.to_dict()}
+    outcome["timings"] = None if timings is None else timings.to_dict()
+    print_json(outcome | record(before, after, done.kept))

@@ -1,0 +1,142 @@
+"""Remove residual connections: the same function as a chain of plain layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from refold.errors import InputError, RefusedError
+from refold.graph.alias import tainted
+from refold.graph.capture import Capture, capture_all
+from refold.graph.constants import Constants
+from refold.graph.driver import fold_model
+from refold.graph.lift import Lifter
+from refold.graph.record import Fold, Kept
+from refold.graph.shapes import Shapes, as_arguments, find_shapes
+from refold.graph.skeleton import own_tensors, skeleton, unwrap
+from refold.graph.surgery import Editor
+from refold.graph.tracer_leaves import NO_FORWARD
+from refold.graph.unbranch import ResidualPass
+from refold.workload import Workload, measure
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """A network without residuals, and what that took.
+
+    Args:
+        model: the network.
+        removed: the sums that are gone.
+        kept: the sums that stay, each with the reason.
+        cost_before: parameters and multiply-adds of the folded network with its residuals.
+        cost_after: the same without them.
+    """
+
+    model: nn.Module
+    removed: tuple[Fold, ...]
+    kept: tuple[Kept, ...]
+    cost_before: Workload
+    cost_after: Workload
+
+    def summary(self) -> str:
+        """Return how many residuals are gone and what it costs, as one line."""
+        before, after = self.cost_before, self.cost_after
+        text = f"{len(self.removed)} residuals removed, {len(self.kept)} kept; "
+        text += f"parameters {before.parameters:,} -> {after.parameters:,}"
+        if before.macs is None or after.macs is None:
+            return text
+        return f"{text}; multiply-adds {before.macs:,} -> {after.macs:,}"
+
+
+def remove_residuals(model: nn.Module, example_inputs: Any, *, strict: bool = True) -> nn.Module:
+    """Return the same function without residual additions: norms folded, shortcuts carried along.
+
+    The convolutions of a branch get extra channels that hand its input on, and the last one adds
+    it. This needs more parameters and multiply-adds than the residual did, and usually costs speed;
+    it is for devices and pruners that want a plain chain.
+
+    Args:
+        model: any module in eval mode; it stays as it is.
+        example_inputs: a tensor or a tuple of tensors that the model accepts.
+        strict: raise when any sum of two values has to stay; otherwise it stays.
+
+    Raises:
+        RefusedError: when the model is in training mode; with `strict`, when a sum has to stay,
+            with the reason for each.
+        InputError: when it is no module, or cannot run on the example.
+
+    Exact when:
+        always, at the borders too. A shortcut through an average pool with `ceil_mode` is removed
+        for maps whose sides divide by its window; the result then refuses other sizes.
+
+    Example:
+        >>> class Block(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        ...     def forward(self, x):
+        ...         return x + self.b(self.a(x).relu())
+        >>> plain = remove_residuals(Block().eval(), torch.zeros(1, 4, 8, 8))
+        >>> plain.a.out_channels, plain.b.in_channels
+        (8, 8)
+
+    Source: RMNet, arXiv:2111.00687.
+    """
+    done = removal(model, example_inputs)
+    if strict and done.kept:
+        reasons = "\n".join(f"  {item.where or 'the root'}: {item.reason}" for item in done.kept)
+        raise RefusedError(
+            f"{len(done.kept)} residuals cannot be removed (strict=False leaves them):\n{reasons}"
+        )
+    return done.model
+
+
+def removal(model: nn.Module, example_inputs: Any) -> Removal:
+    """Return the network without the residuals that can be removed, and an account of all.
+
+    Args:
+        model: any module in eval mode; it stays as it is.
+        example_inputs: a tensor or a tuple of tensors that the model accepts.
+
+    Raises:
+        RefusedError: when the model is in training mode.
+        InputError: when it is no module, or cannot run on the example.
+
+    Example:
+        >>> removal(nn.Sequential(nn.ReLU()).eval(), torch.zeros(1, 1, 2, 2)).summary()
+        '0 residuals removed, 0 kept; parameters 0 -> 0; multiply-adds 0 -> 0'
+    """
+    if example_inputs is None:
+        raise InputError("removing residuals needs example_inputs: it depends on sizes")
+    folded = fold_model(model, example_inputs).model
+    plain = unwrap(folded)
+    found = capture_all(plain)
+    shapes = find_shapes(plain, found.captures, as_arguments(example_inputs))
+    target = skeleton(plain)
+    removed: list[Fold] = []
+    kept: list[Kept] = []
+    for capture, known in zip(found.captures, shapes, strict=True):
+        with torch.no_grad():
+            target, done = _remove(capture, known, target)
+        removed.extend(done.folds)
+        kept.extend(done.kept)
+    kept.extend(
+        Kept(path, f"its code could not be followed, so that its sums stay ({why})")
+        for path, why in found.failures.items()
+        if why != NO_FORWARD
+    )
+    own_tensors(target, plain)
+    result = fold_model(target, example_inputs, inplace=True).model if removed else target
+    before, after = measure(plain, example_inputs), measure(result, example_inputs)
+    return Removal(result, tuple(removed), tuple(kept), before, after)
+
+
+def _remove(capture: Capture, shapes: Shapes, target: nn.Module) -> tuple[nn.Module, ResidualPass]:
+    lifter = Lifter(capture, Constants(capture), shapes, tainted(capture.graph))
+    editor = Editor(capture)
+    found = ResidualPass(lifter, editor)
+    found.run()
+    return (editor.commit(target) if found.folds else target), found
