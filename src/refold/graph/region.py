@@ -100,8 +100,7 @@ class Regions:
         """Return the region that ends where this one did, now that others were edited."""
         if not alive(region.root):
             return None
-        there = all(alive(node) for node in region.nodes)
-        same = there and self._pieces(region.nodes) == region.pieces
+        same = all(map(alive, region.nodes)) and self._pieces(region.nodes) == region.pieces
         return region if same else self.region(region.root)
 
     def piece(self, node: fx.Node) -> Piece | str | None:
@@ -118,8 +117,7 @@ class Regions:
 
     def _note_uneven(self, node: fx.Node, piece: Piece) -> None:
         """Tell why a sum is none of branches, where two of its parts could be branches."""
-        affine = [source for source in piece.sources if isinstance(self.lifter.lift(source), Piece)]
-        if len(affine) > 1:
+        if sum(isinstance(self.lifter.lift(source), Piece) for source in piece.sources) > 1:
             self.reasons[node] = _MAY_BROADCAST
 
     def _pieces(self, nodes: tuple[fx.Node, ...]) -> tuple[Lifted, ...]:
