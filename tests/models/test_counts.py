@@ -183,7 +183,7 @@ def test_the_documentation_counts_the_same() -> None:
         assert found == [train, deploy][: len(forms)], name
 
 
-@pytest.mark.slow
+@pytest.mark.zoo
 def test_the_documentation_counts_every_plain_form() -> None:
     """The whole networks, without values: a thousand convolutions take a while."""
     rows = [(name, deploy) for name, _, deploy in documented()]

@@ -254,6 +254,8 @@ def test_a_thousand_layers_fold_and_verify() -> None:
     model, x = alive("preact_resnet1001", num_classes=10)
     folded = refold.reparameterize(model, x[:1])
     assert len(norms(folded)) == 333
+    with torch.no_grad():
+        assert error(model(x[:1]), folded(x[:1])) <= TOLERANCE
     refold.verify(model, folded, x[:1]).check()
 
 
