@@ -6,9 +6,6 @@ not about to be replaced is copied once, and what is replaced is never copied at
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -32,6 +29,7 @@ from refold.graph.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.surgery import Editor
 from refold.graph.survey import survey
 from refold.graph.tracer_leaves import NO_FORWARD
+from refold.graph.undisturbed import undisturbed
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,27 +66,8 @@ def fold_model(
             "the model is in training mode, where norms use the batch; call model.eval() first"
         )
     _check_shapes(plain)
-    with _undisturbed():
+    with undisturbed():
         return _fold(plain, example_inputs, allow_growth, inplace)
-
-
-@contextmanager
-def _undisturbed() -> Generator[None]:
-    """Compute in one thread and without the cyclic collector while a model is folded.
-
-    A fold is thousands of short operations. Threads that share one wait for each other, on a busy
-    machine a hundred times as long as they compute, and one walk of the collector through the
-    whole process takes longer than the fold; what it would free is freed afterwards.
-    """
-    threads, collects = torch.get_num_threads(), gc.isenabled()
-    torch.set_num_threads(1)
-    gc.disable()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        if collects:
-            gc.enable()
 
 
 def _fold(plain: nn.Module, example_inputs: Any, allow_growth: bool, inplace: bool) -> Outcome:

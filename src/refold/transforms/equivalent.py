@@ -16,6 +16,7 @@ from refold.graph.lift import Lifter
 from refold.graph.region import Regions
 from refold.graph.shapes import Shapes, find_shapes
 from refold.graph.skeleton import skeleton
+from refold.graph.undisturbed import undisturbed
 from refold.rules.engine import Rewrite, simplify
 from refold.rules.replay import Replay
 from refold.rules.row_slices import fold_rows_in_slices
@@ -87,8 +88,8 @@ def equivalent_operator(module: nn.Module, example: Tensor) -> Operator:
 
     Source: RepMLP, arXiv:2105.01883, section 3.3, is the first to need it.
     """
-    found = _captured(module)
-    with torch.no_grad():
+    with undisturbed(), torch.no_grad():
+        found = _captured(module)
         simple = _simplified(found, find_shapes(module, [found], (example,))[0], False)
         if simple is None:
             raise NotAffineError(f"{type(module).__name__} is not affine from its input on")
