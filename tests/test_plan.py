@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from refold import plan, reparameterize
-from refold.errors import RefusedError
+from refold.errors import InputError, RefusedError
 from traps import conv, gap, images, live, net, norms
 
 Norm = nn.BatchNorm2d
@@ -134,3 +134,27 @@ def test_places_are_full_paths() -> None:
 def test_a_lone_norm_says_where_it_stands() -> None:
     [kept] = plan(live(nn.Sequential(nn.ReLU(), Norm(3), nn.ReLU())), images()).refusals
     assert kept.reason == "no neighbour takes it in: it comes from 0 and goes to 2"
+
+
+class Detector(nn.Module):
+    """Takes a list of images of different sizes, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv(bias=False), Norm(4))
+
+    def forward(self, pictures: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [self.body(picture) for picture in pictures]
+
+
+def test_a_model_that_takes_a_list_has_a_plan_with_costs() -> None:
+    model, given = live(Detector()), [images(1, 3, 8, 8), images(1, 3, 5, 6)]
+    done = plan(model, (given,))
+    assert [step.where for step in done.steps] == ["body.0"]
+    assert done.cost_before.macs == done.cost_after.macs == (64 + 30) * 108
+    assert gap(model, done.apply(), given) <= 1e-9
+
+
+def test_a_list_that_the_model_cannot_take_is_named() -> None:
+    with pytest.raises(InputError, match=r"\(1, 5, 8, 8\)"):
+        plan(live(Detector()), ([images(1, 5, 8, 8)],))

@@ -216,8 +216,22 @@ def test_inputs_that_do_not_fit_are_one_sentence(reference: nn.Sequential) -> No
     with pytest.raises(InputError, match=r"Sequential cannot run .*\(1, 4, 8, 8\)") as caught:
         verify(reference, reference, torch.zeros(1, 4, 8, 8))
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="example_inputs is a list"):
-        verify(reference, reference, [1, 2])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="must be a tensor or a tuple of tensors, got dict"):
+        verify(reference, reference, {"x": EXAMPLE})  # pyright: ignore[reportArgumentType]
+
+
+def test_lists_and_dicts_among_the_arguments(reference: nn.Sequential) -> None:
+    class Listed(nn.Module):
+        def __init__(self, inner: nn.Module, off: float = 0.0) -> None:
+            super().__init__()
+            self.inner, self.off = inner, off
+
+        def forward(self, images, extra):
+            return {"out": [self.inner(image) + self.off * extra["by"] for image in images]}
+
+    example = ([EXAMPLE, EXAMPLE.flip(0)], {"by": torch.ones(())})
+    assert verify(Listed(reference).eval(), Listed(reference).eval(), example)
+    assert not verify(Listed(reference).eval(), Listed(reference, 0.1).eval(), example)
 
 
 def test_integer_inputs_stay_and_several_inputs_work() -> None:

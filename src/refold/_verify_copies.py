@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import RefusedError
@@ -91,16 +92,21 @@ def cast_floats(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> object:
+def cast_inputs(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    """Return a model's arguments with the floating-point tensors among them in `dtype`."""
+    return pytree.tree_map_only(Tensor, lambda tensor: cast_floats(tensor, dtype), inputs)
+
+
+def run(model: nn.Module, inputs: tuple[Any, ...]) -> object:
     """Call the model on copies of the inputs, which an in-place first layer would overwrite."""
     with torch.no_grad():
-        return model(*(tensor.clone() for tensor in inputs))
+        return model(*pytree.tree_map_only(Tensor, torch.clone, inputs))
 
 
-def run_wide(model: nn.Module, inputs: tuple[Tensor, ...]) -> object:
+def run_wide(model: nn.Module, inputs: tuple[Any, ...]) -> object:
     """Call a model of float64 tensors in float64 throughout."""
     with _InFloat64():
-        return run(model, tuple(cast_floats(tensor, torch.float64) for tensor in inputs))
+        return run(model, cast_inputs(inputs, torch.float64))
 
 
 class _InFloat64(TorchDispatchMode):

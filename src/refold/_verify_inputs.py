@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ._verify_outputs import first_line
 from .errors import InputError
 
 Inputs = tuple[Tensor, ...]
+Arguments = tuple[Any, ...]
+"""What a model is called with: tensors, or lists and dicts of them."""
 
 _LARGE = 30.0  # far outside the range of normalised images: saturates clamps and activations
 _PLACES = ("corner", "border", "centre", "far corner")
@@ -34,24 +37,29 @@ def as_inputs(example_inputs: object) -> Inputs:
     raise InputError(f"example_inputs is a {kind}; give one tensor or a tuple of tensors")
 
 
-def unrunnable(model: nn.Module, inputs: Inputs, error: Exception) -> InputError:
+def unrunnable(model: nn.Module, inputs: tuple[Any, ...], error: Exception) -> InputError:
     """Return the error that says on which shapes the model failed, and how, in one line."""
-    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+    items = pytree.tree_leaves(inputs)
+    shapes = ", ".join(
+        str(tuple(item.shape)) if isinstance(item, Tensor) else type(item).__name__
+        for item in items
+    )
     return InputError(
         f"{type(model).__name__} cannot run on example_inputs of shape {shapes}: "
         f"{first_line(error)}; give inputs that the model accepts"
     )
 
 
-def trial_inputs(example: Inputs) -> Iterator[tuple[str, Inputs]]:
+def trial_inputs(example: Arguments) -> Iterator[tuple[str, Arguments]]:
     """Yield named float64 inputs: the example, random, constant and impulse ones of its shapes.
 
     Constants show wrong biases and borders, impulses show single kernel taps. Tensors that are
     not floating-point (indices, masks) stay as the example has them in every trial.
     """
-    wide = tuple(t.double() if t.is_floating_point() else t for t in example)
+    wide = _each(example, Tensor.double)
     yield "example", wide
-    if not any(tensor.is_floating_point() for tensor in wide):
+    leaves = pytree.tree_leaves(wide)
+    if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves):
         return
     noise = torch.Generator().manual_seed(0)
 
@@ -67,8 +75,11 @@ def trial_inputs(example: Inputs) -> Iterator[tuple[str, Inputs]]:
         yield f"impulse at {place}", _each(wide, lambda tensor, at=place: _impulse(tensor, at))
 
 
-def _each(inputs: Inputs, make: Callable[[Tensor], Tensor]) -> Inputs:
-    return tuple(make(t) if t.is_floating_point() else t for t in inputs)
+def _each(inputs: Arguments, make: Callable[[Tensor], Tensor]) -> Arguments:
+    def made(tensor: Tensor) -> Tensor:
+        return make(tensor) if tensor.is_floating_point() else tensor
+
+    return pytree.tree_map_only(Tensor, made, inputs)
 
 
 def _impulse(tensor: Tensor, place: str) -> Tensor:

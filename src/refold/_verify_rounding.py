@@ -11,8 +11,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from ._verify_copies import cast_floats, copy_model, run, run_wide, share
-from ._verify_inputs import Inputs
+from ._verify_copies import cast_inputs, copy_model, run, run_wide, share
+from ._verify_inputs import Arguments
 from ._verify_outputs import Gap, compare, first_line, relative_errors
 
 _SAFETY = 8.0
@@ -66,7 +66,7 @@ def rounding_bound(dtype: torch.dtype, depth: int, reduction: int = 0) -> float:
     return _SAFETY * math.sqrt(max(depth, 1)) * (2 * unit + inner * math.sqrt(reduction))
 
 
-def conditioned_bound(wide: nn.Module, dtype: torch.dtype, inputs: Inputs) -> float:
+def conditioned_bound(wide: nn.Module, dtype: torch.dtype, inputs: Arguments) -> float:
     """Return 8 times what the float64 model loses here when each weight moves by one rounding.
 
     For an ill-conditioned model, where `rounding_bound` is too small; 0 when it cannot be told.
@@ -108,7 +108,7 @@ def native_rounding(
     reference: nn.Module,
     candidate: nn.Module,
     wide_reference: nn.Module,
-    trials: list[Inputs],
+    trials: list[Arguments],
     weight_error: float,
 ) -> Rounding:
     """Run both models in their own precision and compare with the float64 reference.
@@ -121,7 +121,7 @@ def native_rounding(
         name = "none" if dtype is None else "float64"
         return Rounding(name, None, None, bound, "there is no lower precision to check")
     name = str(dtype).removeprefix("torch.")
-    rounded = [tuple(cast_floats(tensor, dtype) for tensor in inputs) for inputs in trials]
+    rounded = [cast_inputs(inputs, dtype) for inputs in trials]
     try:
         wanted = [run_wide(wide_reference, inputs) for inputs in rounded]
         own = _worst_error(wanted, reference, rounded)
@@ -136,12 +136,12 @@ def native_rounding(
         return Rounding(name, math.inf, own, bound, note)
 
 
-def _worst_error(wanted: list[object], model: nn.Module, trials: list[Inputs]) -> float:
+def _worst_error(wanted: list[object], model: nn.Module, trials: list[Arguments]) -> float:
     dtype = native_dtype(model)
     native = copy_model(model, share)
     gaps: list[dict[str, Gap]] = []
     for expected, inputs in zip(wanted, trials, strict=True):
-        own = tuple(cast_floats(tensor, dtype) for tensor in inputs) if dtype else inputs
+        own = cast_inputs(inputs, dtype) if dtype else inputs
         gaps.append(compare(expected, run(native, own)))
     return max(error for error, _ in relative_errors(gaps))
 

@@ -77,8 +77,9 @@ def plan(
 
     Args:
         model: any module in eval mode.
-        example_inputs: a tensor or a tuple of tensors the model accepts. Without it only folds
-            that hold for every shape are found, and no multiply-adds are counted.
+        example_inputs: a tensor or the tuple of the model's arguments (a detector's list of images
+            is one: `([a, b],)`). Without it only folds that hold for every shape are found, and no
+            multiply-adds are counted.
         allow_growth: also merge what then needs more multiply-adds than its parts.
         strict: raise when anything is refused.
 

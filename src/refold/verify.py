@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ._verify_copies import copy_model, is_norm, require_eval, run_wide, widen
-from ._verify_inputs import Inputs, as_inputs, trial_inputs, unrunnable
+from ._verify_inputs import Arguments, trial_inputs, unrunnable
 from ._verify_outputs import Gap, IncomparableError, compare, first_line, relative_errors
 from ._verify_rounding import (
     Rounding,
@@ -20,7 +20,8 @@ from ._verify_rounding import (
     native_rounding,
     rounding_bound,
 )
-from .errors import NotEquivalentError
+from .errors import InputError, NotEquivalentError
+from .graph.shapes import as_arguments
 
 TOLERANCE = 1e-9
 _NATIVE_TRIALS = 2  # the example and the random input: rounding needs no more
@@ -105,7 +106,7 @@ class Equivalence:
 
 
 def verify(
-    reference: nn.Module, candidate: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
+    reference: nn.Module, candidate: nn.Module, example_inputs: Tensor | tuple[Any, ...]
 ) -> Equivalence:
     """Compare two models in float64 on the example, random, constant and impulse inputs.
 
@@ -118,7 +119,8 @@ def verify(
     Args:
         reference: The model that is right by definition, in eval mode.
         candidate: The model that should equal it, in eval mode.
-        example_inputs: One tensor or a tuple of them; other inputs are made in these shapes.
+        example_inputs: One tensor, or the tuple of the models' arguments, which may hold lists or
+            dicts of tensors; other inputs are made in these shapes.
 
     Raises:
         RefusedError: When a model is in training mode.
@@ -130,7 +132,9 @@ def verify(
         >>> bool(verify(conv, nn.Sequential(conv, nn.Identity()).eval(), torch.zeros(1, 3, 8, 8)))
         True
     """
-    example = as_inputs(example_inputs)
+    example = as_arguments(example_inputs)
+    if example is None:
+        raise InputError("verify needs example_inputs: one tensor or the tuple of the arguments")
     require_eval(reference, "the reference")
     require_eval(candidate, "the candidate")
     wide_reference, wide_candidate = copy_model(reference, widen), copy_model(candidate, widen)
@@ -158,7 +162,7 @@ def verify(
 
 
 def _run_trials(
-    reference: nn.Module, candidate: nn.Module, inputs: dict[str, Inputs]
+    reference: nn.Module, candidate: nn.Module, inputs: dict[str, Arguments]
 ) -> tuple[Trial, ...]:
     measured: dict[str, dict[str, Gap]] = {}
     found: dict[str, Trial] = {}
@@ -174,14 +178,14 @@ def _run_trials(
 
 
 def _bound(
-    trial: Trial, reference: nn.Module, dtype: torch.dtype, inputs: Inputs, tolerance: float
+    trial: Trial, reference: nn.Module, dtype: torch.dtype, inputs: Arguments, tolerance: float
 ) -> Trial:
     if trial.failure is None and trial.error > tolerance and dtype != torch.float64:
         tolerance = max(tolerance, conditioned_bound(reference, dtype, inputs))
     return replace(trial, bound=tolerance)
 
 
-def _gaps(reference: nn.Module, candidate: nn.Module, inputs: Inputs) -> dict[str, Gap]:
+def _gaps(reference: nn.Module, candidate: nn.Module, inputs: Arguments) -> dict[str, Gap]:
     outputs: list[object] = []
     for owner, model in (("reference", reference), ("candidate", candidate)):
         try:
@@ -207,7 +211,7 @@ def _first_failure(trials: tuple[Trial, ...], native: Rounding) -> str | None:
     return native.note or f"{native.dtype} rounding {native.error:.2g} exceeds {native.bound:.2g}"
 
 
-def _nondeterminism(reference: nn.Module, inputs: Inputs) -> str | None:
+def _nondeterminism(reference: nn.Module, inputs: Arguments) -> str | None:
     try:
         gaps = compare(run_wide(reference, inputs), run_wide(reference, inputs))
     except Exception:  # the trials report it with its cause

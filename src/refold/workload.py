@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from refold.graph.shapes import as_arguments
 from refold.graph.skeleton import own_tensors, skeleton
 
-from ._verify_inputs import as_inputs, unrunnable
+from ._verify_inputs import unrunnable
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +33,7 @@ class Workload:
         return f"{self.parameters / 1e6:,.2f} M parameters{macs}"
 
 
-def measure(
-    model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...] | None = None
-) -> Workload:
+def measure(model: nn.Module, example_inputs: Any = None) -> Workload:
     """Count parameters (each tensor once) and the multiply-adds of convolutions and products.
 
     The model runs on tensors without data, so even a large one costs no memory and little time;
@@ -40,7 +41,8 @@ def measure(
 
     Args:
         model: Any module, on any device. It is never changed.
-        example_inputs: One tensor or a tuple of them; the count is for this whole batch.
+        example_inputs: One tensor, or the tuple of the model's arguments, which may hold lists or
+            dicts of tensors; the count is for this whole batch.
 
     Raises:
         InputError: When the model cannot run on the example inputs.
@@ -50,9 +52,8 @@ def measure(
         Workload(parameters=216, macs=3456)
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    if example_inputs is None:
-        return Workload(parameters, None)
-    return Workload(parameters, _count_macs(model, as_inputs(example_inputs)))
+    inputs = as_arguments(example_inputs)
+    return Workload(parameters, None if inputs is None else _count_macs(model, inputs))
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
@@ -64,25 +65,26 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
-def _count_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    if not all(tensor.is_meta for tensor in inputs):  # those on meta have no data as it is
+def _count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if not all(tensor.is_meta for tensor in tensors):  # those on meta have no data as it is
         try:
             return _count_fake(model, inputs)
         except Exception:  # whatever data-free tensors cannot do, the real ones decide
             pass
     try:
         with _counting() as counter:
-            _frozen_copy(model)(*(tensor.clone() for tensor in inputs))
+            _frozen_copy(model)(*pytree.tree_map_only(Tensor, torch.clone, inputs))
     except Exception as error:
         raise unrunnable(model, inputs, error) from error
     return counter.get_total_flops() // 2
 
 
-def _count_fake(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def _count_fake(model: nn.Module, inputs: tuple[Any, ...]) -> int:
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # constants made in forward stay real
     with FakeCopyMode(mode):
         fake_model = _frozen_copy(model)
-    fake_inputs = [mode.from_tensor(tensor) for tensor in inputs]
+    fake_inputs = pytree.tree_map_only(Tensor, mode.from_tensor, inputs)
     with mode, _counting() as counter:
         fake_model(*fake_inputs)
     return counter.get_total_flops() // 2

@@ -202,7 +202,7 @@ def test_resample_and_flatten() -> None:
     assert agrees(Resample(twice, 2, 4.0), shape, 2)
     assert agrees(Resample(mean_of, 0, 0.0), shape, 2)
     linear = Conv(maker.tensor(3, 24), maker.tensor(3))
-    assert agrees(sequence(Flatten(6), linear), shape, 2)
+    assert agrees(sequence(Flatten((2, 3)), linear), shape, 2)
     x = torch.randn(2, *shape, dtype=torch.float64)
     op = sequence(Resample(tokens_of, 0), Conv(maker.tensor(3, 4)))
     dense = to_dense(op, shape)

@@ -15,7 +15,7 @@ from refold.cli.console import UNBOUNDED, complain, out
 from refold.errors import CheckpointError, NotEquivalentError, RuleLoopError
 
 Net = Callable[[str], str]
-COMMANDS = ("inspect", "convert", "verify", "bench", "models", "demo")
+COMMANDS = ("inspect", "convert", "verify", "expand", "collapse", "bench", "models", "demo")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -39,6 +39,7 @@ def test_no_words_show_the_commands(run: Callable) -> None:
         (["convert", "timm:resnet10t"], "Missing option '-o'"),
         (["inspect", "timm:resnet10t", "--batch", "0"], "'--batch'"),
         (["inspect", "resnet10t"], "is no MODEL"),
+        (["inspect", "repvgg_a9"], "did you mean repvgg_a"),
         (["inspect", "timm:resnet10tt"], "did you mean resnet10t"),
         (["inspect", "timm:resnet10t", "--input-size", "big"], "write numbers with x"),
         (["inspect", "timm:resnet10t", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
@@ -103,8 +104,17 @@ def test_brackets_are_text_and_long_lines_stay_whole(capsys: pytest.CaptureFixtu
 
 def test_models_are_listed_bare_or_prefixed(run: Callable) -> None:
     assert run("models", "torchvision:resnet18").out == "torchvision:resnet18\n"
-    both = run("models", "resnet18").out.split()
-    assert both == ["timm:resnet18", "torchvision:resnet18"]
+    both = run("models", "vgg11").out.split()
+    assert both == ["timm:vgg11", "torchvision:vgg11"]
+
+
+def test_a_network_whose_library_is_missing_is_listed_with_what_to_install(
+    run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    lines = run("models", "resnet1*").out.splitlines()
+    assert lines[1].startswith("resnet101 ")
+    assert all("install refold[models]" in line for line in lines[1:4])
 
 
 SOURCE = str(Path(app.__file__).parents[2])

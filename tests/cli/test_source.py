@@ -57,7 +57,7 @@ def test_an_exported_program_brings_its_inputs(tmp_path: Path) -> None:
         ("timm:repghostnet_10", "did you mean repghostnet_"),
         ("timm:hf-hub:someone/resnet10t", "no network"),
         ("torchvision:squeezenet", "did you mean squeezenet1_"),
-        ("resnet18", "give timm:NAME, torchvision:NAME"),
+        ("vgg11", "give timm:NAME, torchvision:NAME"),
         ("net.py", "net.py:FUNCTION"),
         ("nowhere/net.py:build", "there is no file 'nowhere/net.py'"),
         ("nowhere/net.pt2", "there is no file"),

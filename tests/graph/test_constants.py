@@ -101,6 +101,15 @@ def test_two_readers_are_shared() -> None:
     assert "read more than once" in values.shared("w")
 
 
+def test_asking_for_a_size_is_no_second_reader() -> None:
+    _, values, _ = constants(lambda s, x: x * s.w.flatten().view_as(s.w) + s.w.shape[0])
+    assert values.shared("w") is None
+    _, values, _ = constants(lambda s, x: x * s.gamma.expand_as(s.w) + s.w.reshape_as(s.v))
+    assert [values.shared(path) for path in ("gamma", "w", "v")] == [None, None, None]
+    _, values, _ = constants(lambda s, x: x * s.w.flatten().view_as(s.w) + s.w)
+    assert "read more than once" in values.shared("w")
+
+
 def test_a_parameter_of_a_layer_that_is_read_directly_is_shared() -> None:
     _, values, _ = constants(lambda s, x: s.conv(x) + s.conv.weight.sum())
     assert "read more than once (conv, sum_1)" in values.shared("conv.weight")

@@ -232,3 +232,16 @@ def test_shape_that_the_fold_would_change_is_still_right() -> None:
         return z.reshape(z.shape[0], -1) * y.shape[1] + y.shape[2]
 
     sound(net(forward, c=conv(3, 5, 1, bias=False), d=conv(5, 4, padding=0)), allow_growth=True)
+
+
+def test_weights_shaped_like_themselves_have_one_reader() -> None:
+    """So do the standardised weights of timm's nfnets."""
+
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            flat = self.weight.reshape(1, self.out_channels, -1)
+            weight = F.batch_norm(flat, None, None, training=True).reshape_as(self.weight)
+            return F.conv2d(x, weight, self.bias)
+
+    done = run(nn.Sequential(Standardised(3, 4, 3), Norm(4)))
+    assert len(done.folds) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -15,34 +16,69 @@ from zoo.live import enliven
 NARROW = (0.25, 0.25, 0.25, 0.5)
 
 
+def is_written(name: str) -> bool:
+    """Say whether a network is written in both forms; the registry folds the others."""
+    return "deploy" in _MODELS[name].accepted
+
+
 def structures() -> list[str]:
-    """Return a name of each structure: those that differ only in width are one when narrow."""
+    """Return a name of each structure that is written in both forms.
+
+    Those that differ only in width or in the image's size are one when narrow.
+    """
     found: dict[str, str] = {}
     for name in refold.list_models():
+        if name.startswith("pspnet"):  # labels pixels: no backbone with a head
+            continue
         entry = _MODELS[name]
-        rest = {key: value for key, value in entry.options.items() if key != "width"}
-        found.setdefault(f"{entry.factory} {rest}", name)
+        free = ("width", "resolution")
+        rest = {key: value for key, value in entry.options.items() if key not in free}
+        if is_written(name):
+            found.setdefault(f"{entry.factory} {rest}", name)
     return list(found.values())
 
 
 FAMILIES = (
     "acnet_alexnet", "acnet_vgg16", "dbb_cifar_quick", "dbb_mobilenetv1", "dbb_resnet18",
-    "mobileone_s4", "repvgg_a0", "repvgg_plus_l2pse",
+    "faceresnet", "mobileone_s4", "repmlp_cifar10", "repmlp_resnet50", "repmlpnet_t224",
+    "repvgg_a0", "repvgg_plus_l2pse", "mobilefacenet", "shufflenetv1_g3",
+    "inceptionv1", "resnext50_32x4d", "cifar_resnet20",
+)  # fmt: skip
+
+
+QUARTER, SHORT = {"width": 0.25}, {"width": NARROW, "depths": (2, 2, 4, 1)}
+SMALL: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("*alexnet", {"hidden": 16}),
+    ("*cifar10*", {"widths": (4, 8, 8), "kernels": (1, 3)}),
+    ("*faceresnet*", {
+        "width": 0.125, "embedding": 16, "partition": 3, "kernels": (1, 3), "img_size": 96,
+    }),
+    ("repmlp_resnet50*", {
+        "width": 0.25, "img_size": 64, "partition": 4, "kernels": (1, 3), "groups": 2,
+    }),
+    ("repmlpnet*", {
+        "widths": (4, 8, 8, 8), "sets": (1, 4, 2, 8), "depths": (1, 1, 2, 1),
+        "img_size": 64, "partitions": (8, 8, 2, 2), "kernels": (1,),
+    }),
+    # With a classifier the engine folds the embedding into it; test_modules does that.
+    ("mobilefacenet*", {**QUARTER, "image_size": (32, 32), "num_classes": 0}),
+    ("shufflenetv1*", {"width": 0.5, "depths": (2, 2, 1)}),
+    ("inception*", {"width": 0.125}),
+    ("*mobilenetv1*", QUARTER), ("*_vgg*", QUARTER), ("acnet_resnet*", QUARTER),
+    ("dbb_resnet*", QUARTER),
+    ("repvgg_d2se", SHORT), ("repvgg_plus*", SHORT),  # 47 blocks; at depth against timm's
+    ("repvgg*", {"width": NARROW}), ("mobileone*", {"width": NARROW}),
 )  # fmt: skip
 
 
 def small(name: str) -> dict[str, Any]:
-    """Return options that make a network narrow and leave its structure alone."""
-    if "alexnet" in name:
-        return {"hidden": 16}
-    if name.endswith(("mobilenetv1", "resnet18", "resnet50", "vgg16")):
-        return {"width": 0.25}
-    return {"width": NARROW} if name.startswith(("repvgg", "mobileone")) else {}
+    """Return options that make a network narrow, and a very deep one shorter."""
+    return next((options for pattern, options in SMALL if fnmatchcase(name, pattern)), {})
 
 
 def build(name: str, **options: Any) -> Backbone:
     torch.manual_seed(0)
-    model = refold.create_model(name, num_classes=10, **{**small(name), **options})
+    model = refold.create_model(name, **{"num_classes": 10, **small(name), **options})
     assert isinstance(model, Backbone)
     return model.double()
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,6 +15,7 @@ import torchvision
 from torch import nn
 
 import refold
+from models.nets import structures
 from refold.workload import measure
 
 # Millions of parameters in deploy and train form, measured on the authors' code (RepVGG) and on
@@ -34,8 +38,9 @@ def on_meta(name: str, **options: Any) -> nn.Module:
         return refold.create_model(name, **options)
 
 
-def parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+@cache
+def parameters(name: str, deploy: bool) -> int:
+    return sum(parameter.numel() for parameter in on_meta(name, deploy=deploy).parameters())
 
 
 def test_every_published_network_is_counted() -> None:
@@ -46,7 +51,7 @@ def test_every_published_network_is_counted() -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_the_published_ones(name: str) -> None:
     digits = 3 if name.startswith("mobileone") else 2
-    found = (parameters(on_meta(name, deploy=deploy)) for deploy in (True, False))
+    found = (parameters(name, deploy) for deploy in (True, False))
     assert tuple(round(count / 1e6, digits) for count in found) == pytest.approx(
         PUBLISHED[name], abs=0.6 * 10**-digits
     )
@@ -65,8 +70,8 @@ def test_repvggplus_is_d2_with_other_gates_and_three_heads() -> None:
     gates = sum(gate(c, c // 4) - gate(c, c // 16) for c in widths)
     heads = sum(9 * c * c + 2 * c + (c + 1) * 1000 for c in (160, 320, 640))
     for deploy, more in ((True, gates), (False, gates + heads)):
-        d2se = parameters(on_meta("repvgg_d2se", deploy=deploy))
-        assert parameters(on_meta("repvgg_plus_l2pse", deploy=deploy)) == d2se + more
+        d2se = parameters("repvgg_d2se", deploy)
+        assert parameters("repvgg_plus_l2pse", deploy) == d2se + more
 
 
 def gate(channels: int, hidden: int) -> int:
@@ -145,12 +150,12 @@ def test_branched_backbones_count_by_a_closed_form(backbone: str, form: str) -> 
     with torch.device("meta"):
         convs = listed()
     name = f"{form}_{backbone}"
-    assert parameters(on_meta(name, deploy=True)) == sum(map(plain, convs)) + head
+    assert parameters(name, True) == sum(map(plain, convs)) + head
     branched = [conv for conv in convs if 1 < conv.kernel < 7]
     assert branched
     single = [conv for conv in convs if not 1 < conv.kernel < 7]
     wanted = sum(map(FORMS[form], branched)) + sum(map(normed, single)) + head
-    assert parameters(on_meta(name)) == wanted
+    assert parameters(name, False) == wanted
 
 
 def test_every_form_is_counted() -> None:
@@ -160,4 +165,26 @@ def test_every_form_is_counted() -> None:
 
 @pytest.mark.parametrize("name", ["mobilenetv1", "cifar_quick"])
 def test_the_plain_form_folds_into_the_same(name: str) -> None:
-    assert parameters(on_meta(name, deploy=True)) == parameters(on_meta(f"dbb_{name}", deploy=True))
+    assert parameters(name, True) == parameters(f"dbb_{name}", True)
+
+
+def documented() -> list[tuple[str, str, str]]:
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    return re.findall(r"^\| `(\w+)` \| ([\d.]+) → ([\d.]+) \|", text, re.MULTILINE)
+
+
+def test_the_documentation_counts_the_same() -> None:
+    """Both forms of each structure, and the train form of every network."""
+    rows, both = documented(), {*structures(), *PUBLISHED}
+    assert sorted(row[0] for row in rows) == refold.list_models()
+    for name, train, deploy in rows:
+        forms = (False, True) if name in both else (False,)
+        found = [f"{parameters(name, form) / 1e6:.2f}" for form in forms]
+        assert found == [train, deploy][: len(forms)], name
+
+
+@pytest.mark.slow
+def test_the_documentation_counts_every_plain_form() -> None:
+    """The whole networks, without values: a thousand convolutions take a while."""
+    rows = [(name, deploy) for name, _, deploy in documented()]
+    assert [(name, f"{parameters(name, True) / 1e6:.2f}") for name, _ in rows] == rows

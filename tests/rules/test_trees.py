@@ -18,11 +18,26 @@ from refold.algebra.operator import Conv, leaves
 from refold.rules import RULES
 from refold.rules.engine import simplify
 from refold.rules.replay import Replay
-from rules.trees import foldable, one_target, scattered, several_sources, two_targets, wild
+from rules.trees import (
+    flattened,
+    foldable,
+    one_target,
+    scattered,
+    several_sources,
+    two_targets,
+    wild,
+)
 from strategies import Case, gap, oracle
 
 EXACT = 1e-9
-KINDS: list[Callable[[Random], Case]] = [one_target, several_sources, two_targets, scattered, wild]
+KINDS: list[Callable[[Random], Case]] = [
+    one_target,
+    several_sources,
+    two_targets,
+    scattered,
+    flattened,
+    wild,
+]
 RANDOMS = st.randoms(use_true_random=False)
 RUN = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from random import Random
 
 from refold.algebra.geometry import Axis
 from refold.algebra.operator import (
     AvgPool,
     Concat,
+    Conv,
+    Flatten,
     Identity,
     Input,
     Operator,
@@ -20,6 +23,7 @@ from refold.algebra.operator import (
     points,
     sequence,
 )
+from refold.algebra.row import Unflatten, size_after
 from rules.grow import Grower, Spec
 from strategies import MODES, SIZES, Case, Maker
 
@@ -103,6 +107,18 @@ def scattered(rng: Random) -> Case:
     elif rng.random() < 0.5:
         op = sequence(op, grower.affine(outputs, constant=True), Pad(((0, -1),) * grower.rank))
     return Case(op, (inputs, *SIZES[grower.rank]), grower.rank, 1, {})
+
+
+def flattened(rng: Random) -> Case:
+    """Branches that are one convolution, beside a linear layer that reads the whole map."""
+    grower = Grower(rng, rng.choice([1, 1, 2]))
+    spec, size = grower.target(), SIZES[grower.rank]
+    op = grower.grow(spec, rng.randint(1, 3))
+    out = size_after(grower.leaf(spec), size)
+    weight = grower.tensor(spec.outputs * prod(out), spec.inputs * prod(size))
+    host = sequence(Flatten(size), Conv(weight), Unflatten(out))
+    parts = [host, op] if rng.random() < 0.5 else [op, host]
+    return Case(add(*parts), (spec.inputs, *size), grower.rank, 3, {})
 
 
 def wild(rng: Random) -> Case:

@@ -26,6 +26,7 @@ from refold.algebra.operator import (
     Sum,
     Zero,
 )
+from refold.algebra.row import Unflatten
 from refold.errors import NotAffineError
 
 _CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -134,7 +135,14 @@ def _run_resample(op: Resample, state: _State, values: Mapping[Hashable, Tensor]
 
 @_run.register
 def _run_flatten(op: Flatten, state: _State, values: Mapping[Hashable, Tensor]) -> _State:
-    return state[0].flatten(state[0].ndim - 1 - state[1]), 0
+    row = state[0].flatten(state[0].ndim - 1 - state[1])
+    return row.reshape(*row.shape, *(1,) * op.rank), op.rank
+
+
+@_run.register
+def _run_unflatten(op: Unflatten, state: _State, values: Mapping[Hashable, Tensor]) -> _State:
+    row = state[0].flatten(state[0].ndim - 1 - state[1])
+    return row.unflatten(-1, (-1, *op.size)), len(op.size)
 
 
 @_run.register

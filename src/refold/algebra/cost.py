@@ -13,6 +13,7 @@ from refold.algebra.operator import (
     AvgPool,
     Concat,
     Conv,
+    Flatten,
     Operator,
     Pad,
     Resample,
@@ -21,6 +22,7 @@ from refold.algebra.operator import (
     Sum,
     leaves,
 )
+from refold.algebra.row import Unflatten
 
 
 def parameters(op: Operator) -> int:
@@ -122,6 +124,17 @@ def _walk_pad(op: Pad, flow: _Flow) -> _Flow:
 @_walk.register
 def _walk_resample(op: Resample, flow: _Flow) -> _Flow:
     return flow._replace(share=flow.density * op.density, sizes=())
+
+
+@_walk.register
+def _walk_flatten(op: Flatten, flow: _Flow) -> _Flow:
+    return _Flow(flow.work, flow.density / op.positions, flow.channels * op.positions)
+
+
+@_walk.register
+def _walk_unflatten(op: Unflatten, flow: _Flow) -> _Flow:
+    positions = prod(op.size)
+    return _Flow(flow.work, flow.density * positions, flow.channels // positions)
 
 
 @_walk.register

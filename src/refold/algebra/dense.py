@@ -32,6 +32,7 @@ from refold.algebra.operator import (
     Sum,
     Zero,
 )
+from refold.algebra.row import Unflatten
 from refold.errors import GeometryError, NotAffineError
 
 Shape = tuple[int, ...]
@@ -236,7 +237,16 @@ def _dense_resample(op: Resample, x: DenseMap) -> DenseMap:
 
 @_dense.register
 def _dense_flatten(op: Flatten, x: DenseMap) -> DenseMap:
-    return DenseMap(x.matrix, x.offset, (prod(x.shape), 1))
+    if x.shape[1:] != op.size:
+        raise GeometryError(f"maps of {op.size} are required, got {x.shape[1:]}")
+    return DenseMap(x.matrix, x.offset, (prod(x.shape), *((1,) * op.rank or (1,))))
+
+
+@_dense.register
+def _dense_unflatten(op: Unflatten, x: DenseMap) -> DenseMap:
+    if prod(x.shape[1:]) != 1 or x.shape[0] % prod(op.size):
+        raise GeometryError(f"a row that is a map of {op.size} is required, got {x.shape}")
+    return DenseMap(x.matrix, x.offset, (x.shape[0] // prod(op.size), *op.size))
 
 
 @_dense.register

@@ -2,9 +2,8 @@
 
 Leaves hold tensors and explicit geometry; `Sequence`, `Sum` and `Concat` combine them lazily.
 Nothing is computed until a rule, `apply` or `to_dense` asks, nothing detaches, and nothing is ever
-changed in place. Rank is the number of spatial
-axes: a `torch.nn.Linear` is a `Conv` of rank 0, so every law proven for convolutions holds for it
-too.
+changed in place. Rank is the number of spatial axes: a `torch.nn.Linear` is a `Conv` of rank 0, so
+every law proven for convolutions holds for it too.
 """
 
 from __future__ import annotations
@@ -177,18 +176,15 @@ class Select(Operator):
 class Resample(Operator):
     """A map of positions that treats every channel alike and keeps constants.
 
-    Global and adaptive pooling, interpolation, a mean over positions, and every change of layout
-    (flatten to tokens, channels last) are of this kind: scales, shifts and pointwise convolutions
-    pass through them.
+    Global and adaptive pooling, interpolation, means and changes of layout (flatten to tokens,
+    channels last) are of this kind: scales, shifts and pointwise convolutions pass through them.
 
     Args:
         function: what it does to a tensor.
         rank: spatial axes of the result.
-        density: output positions per input position (0 for a global mean): on which side work is
-            cheaper.
+        density: output positions per input position, 0 for a global mean.
         source_rank: spatial axes of what enters.
-        counted: it only works on as many channels as it was written for (a reshape that names
-            their number), so what changes that number cannot pass through.
+        counted: whether it fits its own number of channels only, as a reshape that names it.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -200,9 +196,15 @@ class Resample(Operator):
 
 @dataclass(frozen=True, eq=False)
 class Flatten(Operator):
-    """Channels and positions laid in one row: (C, *spatial) -> (C * positions,)."""
+    """A map (C, *size) in one row (C * positions,), followed by `rank` axes of one position."""
 
-    positions: int
+    size: tuple[int, ...]
+    rank: int = 0
+
+    @property
+    def positions(self) -> int:
+        """Numbers of the row that come from one channel."""
+        return prod(self.size)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,4 +16,6 @@ from refold.blocks.layers import BNAndPad as BNAndPad
 from refold.blocks.mobileone import MobileOneBlock as MobileOneBlock
 from refold.blocks.orepa import OREPABlock as OREPABlock
 from refold.blocks.qarepvgg import QARepVGGBlock as QARepVGGBlock
+from refold.blocks.repmlp import RepMLPBlock as RepMLPBlock
+from refold.blocks.repmlp import RepMLPNetBlock as RepMLPNetBlock
 from refold.blocks.repvgg import RepVGGBlock as RepVGGBlock

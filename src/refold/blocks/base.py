@@ -23,11 +23,11 @@ from refold.transforms import equivalent_conv
 Activation = Callable[[], nn.Module] | None
 """What makes a block's activation, such as `nn.ReLU`; None for none."""
 
+_ENGINE_NAME = "reparam_conv"
+"""What `refold.reparameterize` calls a new convolution where `deploy_name` is taken."""
+
 _PLAIN: dict[str, nn.Module] = {}
 """The convolutions that blocks became on `meta`, where they have no values, by the blocks' text."""
-
-_ENGINE_NAME = "reparam_conv"
-"""What `refold.reparameterize` calls a convolution that it puts in the place of branches."""
 
 
 class BranchedBlock(nn.Module):
@@ -50,7 +50,6 @@ class BranchedBlock(nn.Module):
     def __init__(self, spec: ConvSpec, activation: Activation) -> None:
         super().__init__()
         self.spec = spec
-        self._plain: str | None = None
         self.activation = None if activation is None else activation()
 
     # -- what it computes -------------------------------------------------------------------------
@@ -62,7 +61,7 @@ class BranchedBlock(nn.Module):
     @property
     def deploy(self) -> bool:
         """Whether the block is one convolution already, by its own doing or the engine's."""
-        return self._plain is not None or _ENGINE_NAME in self._modules
+        return self.main[1].partition(".")[0] not in self._modules
 
     def linear(self, x: Tensor) -> Tensor:
         """Return the affine part in whichever form the block has."""
@@ -209,10 +208,10 @@ class BranchedBlock(nn.Module):
             for name in [name for name in tables if name not in self.after]:
                 delattr(self, name)
         self.add_module(self.deploy_name, conv)
-        self._plain = self.deploy_name
 
     def _conv(self) -> nn.Module:
-        return cast(nn.Module, self._modules[self._plain or _ENGINE_NAME])
+        name = self.deploy_name if self.deploy_name in self._modules else _ENGINE_NAME
+        return cast(nn.Module, self._modules[name])
 
     def _branch_parameters(self) -> list[Tensor]:
         return [p for name, p in self.named_parameters() if name.split(".")[0] not in self.after]

@@ -6,6 +6,7 @@ in deploy form; see `load_checkpoint` and `deploy_state_dict`.
 
 from __future__ import annotations
 
+from refold.checkpoint.deploy import DEFAULT_EPS as DEFAULT_EPS
 from refold.checkpoint.deploy import deploy_state_dict as deploy_state_dict
 from refold.checkpoint.deploy import to_deploy as to_deploy
 from refold.checkpoint.load import LoadReport as LoadReport

@@ -25,14 +25,14 @@ class Adapted:
         state: the weights in the model's form, under the file's names.
         names: from the model's names to those.
         layout: whose names the file has; empty if unknown.
-        folded: how many blocks were folded.
+        folded: the model's names of the kernels that were folded.
         left_out: the keys that the model in deploy form has no use for.
     """
 
     state: State
     names: Mapping[str, str]
     layout: str = ""
-    folded: int = 0
+    folded: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
 
@@ -58,9 +58,15 @@ def adapt(
     _refuse_unfolding(_folded_elsewhere(own, state, paired), layout, file)
     blocks = _folded_elsewhere(state, own, paired)
     kept = state if train_blocks(own, paired) else without_auxiliary(state, but=own)
-    folded = fold_blocks(kept, blocks, eps)
+    try:
+        folded = fold_blocks(kept, blocks, eps)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {file}: {error}") from error
     left_out = tuple(key for key in state if key not in kept)
-    return Adapted(folded, _matched(folded, own), layout, len(blocks), left_out)
+    names = _matched(folded, own)
+    theirs = {block.deploy_keys[0] for block in blocks}
+    kernels = tuple(name for name, key in names.items() if key in theirs)
+    return Adapted(folded, names, layout, kernels, left_out)
 
 
 def _matched(state: State, own: State) -> dict[str, str]:

@@ -16,7 +16,7 @@ from refold.errors import CheckpointError, RefoldError
 from refold.transforms import equivalent_conv
 
 DEFAULT_EPS = 1e-5
-"""The `eps` of every norm in the networks of these layouts; no state_dict holds it."""
+"""The `eps` that norms are taken to have, PyTorch's default: no state_dict holds it."""
 
 _AUXILIARY = re.compile(r"stage\w+_aux\.")  # RepVGGplus: heads that only training uses
 
@@ -89,14 +89,15 @@ def fold_blocks(
     state: Mapping[str, Tensor], blocks: Iterable[TrainBlock], eps: float
 ) -> dict[str, Tensor]:
     """Return the weights with these blocks folded, in the order of the old ones."""
-    todo = {block.keys[0]: block for block in blocks if block.keys[0] in state}
+    todo = {block.keys[0]: block for block in blocks}
     replaced = {key for block in todo.values() for key in block.keys}
+    results = {key for block in todo.values() for key in block.deploy_keys}
+    if twice := [key for key in state if key in results - replaced]:
+        raise CheckpointError(f"{some(twice)} stand beside the branches that fold to them")
     folded: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if key in todo:
             folded |= _fold(todo[key], state, eps)
-        elif key in folded:
-            raise CheckpointError(f"{key} is there beside the branches that fold to it: keep one")
         elif key not in replaced:
             folded[key] = tensor
     bad = [key for key, tensor in folded.items() if not bool(torch.isfinite(tensor).all())]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from refold.checkpoint.adapt import Adapted, adapt
 from refold.checkpoint.deploy import DEFAULT_EPS
@@ -52,7 +53,7 @@ class LoadReport:
         if self.folded:
             parts.append(f"with {self.folded} blocks folded")
         if self.left_out:
-            parts.append(f"without {len(self.left_out)} of heads that only training uses")
+            parts.append(f"without {len(self.left_out)} tensors of heads that only training uses")
         return " ".join(parts)
 
 
@@ -97,12 +98,14 @@ def load_checkpoint(
     own = {name: targets[key] for name, key in ours.items()}
     adapted = adapt(raw, own, file, eps=eps, paired=_paired(model, ours))
     _require_fit(own, adapted, file)
+    _refuse_transposed(model, [ours[name] for name in adapted.folded], file)
     state = {name: adapted.state[key].to(own[name].dtype) for name, key in adapted.names.items()}
     require_finite(state, file)
     model.load_state_dict({ours[name]: tensor for name, tensor in state.items()}, strict=False)
     stripped = tuple(prefix for prefix in stripped if prefix not in own_stripped)
+    folded = len(adapted.folded)
     return LoadReport(
-        file, len(state), unwrapped, stripped, adapted.layout, adapted.folded, adapted.left_out
+        file, len(state), unwrapped, stripped, adapted.layout, folded, adapted.left_out
     )
 
 
@@ -141,6 +144,17 @@ def _paired(model: nn.Module, names: Mapping[str, str]) -> frozenset[str]:
     kernels = {f"{name}.conv.weight" if name else "conv.weight" for name in says}
     ending = len("conv.weight")
     return frozenset(short[:-ending] for short, full in names.items() if full in kernels)
+
+
+def _refuse_transposed(model: nn.Module, kernels: list[str], file: Path) -> None:
+    """Refuse what was folded as convolutions and is none: no state_dict tells the two apart."""
+    layers = [(key, model.get_submodule(key.rpartition(".")[0])) for key in kernels]
+    bad = [key for key, layer in layers if isinstance(layer, _ConvTransposeNd)]
+    if bad:
+        raise CheckpointError(
+            f"checkpoint {file} cannot be folded into transposed convolutions: {some(bad)}; load "
+            "it into the model in training form, then refold.reparameterize that"
+        )
 
 
 def _require_fit(own: Mapping[str, Tensor], adapted: Adapted, file: Path) -> None:

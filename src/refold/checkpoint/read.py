@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from refold.checkpoint.hdf5 import is_hdf5, read_hdf5
-from refold.errors import CheckpointError, MissingDependencyError
+from refold.errors import CheckpointError, RefoldError
 
 # Where training scripts keep the weights inside a checkpoint; averaged ones are the better ones.
 _AVERAGED = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
@@ -72,7 +72,7 @@ def _read(file: Path) -> object:
             warnings.simplefilter("ignore")  # torch remarks on pickle protocols before it refuses
             mapped = zipfile.is_zipfile(file)
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except MissingDependencyError:
+    except RefoldError:
         raise
     except Exception as error:  # junk raises KeyError, EOFError, OSError ... from the unpickler
         raise CheckpointError(_unreadable(file, error)) from error

@@ -14,11 +14,21 @@ from refold.cli.proof import prove
 from refold.cli.subject import prepare
 from refold.cli.summary import record, refusal_lines, size_of, size_rows
 from refold.cli.weights import convert_weights, is_weights
+from refold.errors import InputError
 
 Out = Annotated[
     Path,
     typer.Option(
         "-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors, .xml."
+    ),
+]
+NormEps = Annotated[
+    float | None,
+    typer.Option(
+        "--norm-eps",
+        metavar="EPS",
+        min=0.0,
+        help="For weights alone: eps of the norms, which no such file holds. Default: 1e-05.",
     ),
 ]
 
@@ -32,6 +42,7 @@ def convert(
     seed: options.Seed = 0,
     live_statistics: options.LiveStatistics = None,
     allow_growth: options.AllowGrowth = False,
+    norm_eps: NormEps = None,
     as_json: options.Json = False,
 ) -> None:
     """Fold, verify in float64, export, and print what changed.
@@ -43,8 +54,11 @@ def convert(
 
     sizes = tuple(input_size or ())
     if is_weights(model):
-        convert_weights(Path(model), output, given=bool(checkpoint or sizes), as_json=as_json)
+        given = bool(checkpoint or sizes)
+        convert_weights(Path(model), output, given=given, eps=norm_eps, as_json=as_json)
         return
+    if norm_eps is not None:
+        raise InputError("--norm-eps is for weights alone: a network knows the eps of its norms")
     check_destination(output)
     subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
     with step("fold"):

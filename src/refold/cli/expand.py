@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -171,16 +171,15 @@ def _size(model: nn.Module, subject: Subject) -> Size:
 
 def _write(model: nn.Module, output: Path) -> None:
     """Write the state dict, whole or not at all."""
-    import safetensors.torch
     import torch
 
+    from refold.checkpoint import write_state_dict
     from refold.files import atomic_path
 
-    state: dict[str, Any] = {
-        name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()
-    }
-    with step(f"write {output}"), atomic_path(output) as path:
+    state = model.state_dict()
+    with step(f"write {output}"):
         if output.suffix == ".safetensors":
-            safetensors.torch.save_file(state, path, metadata={"format": "pt"})
-        else:
-            torch.save(state, path)
+            write_state_dict(state, output)
+            return
+        with atomic_path(output) as path:
+            torch.save(dict(state), path)

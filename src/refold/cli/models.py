@@ -12,7 +12,7 @@ from refold.cli import options
 from refold.cli.console import count, err, print_json, say
 from refold.cli.names import suggest
 from refold.cli.source import own_names
-from refold.errors import InputError
+from refold.errors import InputError, MissingDependencyError
 
 _COLUMNS = ("network", "image", "parameters", "multiply-adds")
 
@@ -80,14 +80,17 @@ def _say_sizes(names: Sequence[str]) -> None:
     width = max(map(len, names), default=0)
     for at, name in enumerate(names, 1):
         record = _record(name, f"{at} of {len(names)}")
+        if at == 1:
+            say(_line(_COLUMNS, width))
+        if "missing" in record:
+            say(f"{name:<{width}}  {record['missing']}")
+            continue
         train, deploy = record["train"], record["deploy"]
         row = (
             name, "x".join(map(str, record["input_size"])),
             f"{count(train['parameters'])} -> {count(deploy['parameters'])}",
             f"{count(train['macs'])} -> {count(deploy['macs'])}",
         )  # fmt: skip
-        if at == 1:
-            say(_line(_COLUMNS, width))
         say(_line(row, width))
 
 
@@ -107,7 +110,10 @@ def _record(name: str, progress: str) -> dict[str, Any]:
     record: dict[str, Any] = {"name": name}
     with err().status(f"{name} ({progress}) ..."), torch.device("meta"):
         for form, deploy in (("train", False), ("deploy", True)):
-            model = refold.create_model(name, deploy=deploy).eval()
+            try:
+                model = refold.create_model(name, deploy=deploy).eval()
+            except MissingDependencyError as error:
+                return {"name": name, "missing": str(error)}
             record["input_size"] = stated_size(model)
             work = measure(model, torch.empty(1, *stated_size(model)))
             record[form] = {"parameters": work.parameters, "macs": work.macs}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-FORMS = "a name of ours, timm:NAME, torchvision:NAME, path/to/file.py:factory, or a .pt2 file"
+FORMS = "timm:NAME, torchvision:NAME, path/to/file.py:factory, a .pt2 file, or one of our names"
 
 
 class Built(NamedTuple):
@@ -68,7 +68,7 @@ def _unknown_form(name: str) -> str:
     if name.endswith(".py"):
         return f"{name!r} names no factory: write {name}:FUNCTION, a callable returning the network"
     near = suggest(name, own_names())
-    return f"{name!r} is no MODEL{near}: give {FORMS} (`refold models '*{name}*'` lists names)"
+    return f"{name!r} is no MODEL: give {FORMS} (`refold models '*{name}*'` lists names){near}"
 
 
 def _from_ours(name: str) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from refold.cli.console import count, note, print_json, say, step, table
 from refold.cli.destination import check_destination
-from refold.errors import InputError
+from refold.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,19 +25,22 @@ def is_weights(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES and not name.startswith(("timm:", "torchvision:"))
 
 
-def convert_weights(source: Path, output: Path, *, given: bool, as_json: bool) -> None:
+def convert_weights(
+    source: Path, output: Path, *, given: bool, eps: float | None, as_json: bool
+) -> None:
     """Fold the blocks of a file of weights, write the rest beside them, and print what changed.
 
     Args:
         source: the file of weights.
         output: the file to write.
         given: whether options were given that only a network can use.
+        eps: of the norms; None for PyTorch's default.
         as_json: print a record instead of a table.
 
     Raises:
         InputError: when the output cannot hold weights alone, or the options make no sense here.
     """
-    from refold.checkpoint import read_state_dict, to_deploy, write_state_dict
+    from refold.checkpoint import DEFAULT_EPS, read_state_dict, to_deploy, write_state_dict
 
     if given or output.suffix != ".safetensors":
         what = "--checkpoint and --input-size belong to a network" if given else f"not {output}"
@@ -49,7 +52,10 @@ def convert_weights(source: Path, output: Path, *, given: bool, as_json: bool) -
     with step(f"read {source}"):
         state = read_state_dict(source)
     with step("fold"):
-        deployed = to_deploy(state)
+        try:
+            deployed = to_deploy(state, DEFAULT_EPS if eps is None else eps)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from error
     with step(f"write {output}"):
         write_state_dict(deployed.state, output)
     before, after = _values(state), _values(deployed.state)
@@ -71,6 +77,8 @@ def convert_weights(source: Path, output: Path, *, given: bool, as_json: bool) -
     ]
     table(f"{source.name} ({deployed.layout}) -> {output}", ["", "before", "after"], rows)
     say(f"folds: {deployed.folded}" + ("" if deployed.folded else " (it is in deploy form)"))
+    if deployed.folded and eps is None:
+        note(f"the norms are taken to have eps {DEFAULT_EPS:g}, which no weights tell (--norm-eps)")
     if deployed.left_out:
         note(f"left out {len(deployed.left_out)} tensors of heads that only training uses")
     note(f"wrote {output} ({output.stat().st_size / 2**20:.1f} MiB)")

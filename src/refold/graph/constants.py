@@ -13,6 +13,7 @@ from refold.graph.alias_effects import mutated
 from refold.graph.capture import Capture
 from refold.graph.frames import map_tree
 from refold.graph.paths import submodule
+from refold.graph.shape_readers import reads_shape_only
 from refold.graph.skeleton import byte_span, storage_key
 
 _RANDOM_NAMES = (
@@ -169,8 +170,8 @@ def _readers(capture: Capture) -> dict[str, set[str]]:
     readers: dict[str, set[str]] = {}
     for node in capture.graph.nodes:
         if node.op == "get_attr":
-            for user in node.users:
-                readers.setdefault(cast(str, node.target), set()).add(user.name)
+            reading = {user.name for user in node.users if not reads_shape_only(user, node)}
+            readers.setdefault(cast(str, node.target), set()).update(reading)
         elif node.op == "call_module":
             target = submodule(capture.module, cast(str, node.target))
             for name, _ in (*target.named_parameters(), *target.named_buffers()):

@@ -210,6 +210,7 @@ class Emitter:
                 total = self._call(call, (total, value), place)
             else:
                 total = self._call(torch.add, (total, value), place, alpha=factor)
+            total.meta["even"] = True  # only sums of one shape are lifted, so only such are written
         self._tell_shape(total, joined([self.lifter.shapes.get(value) for _, value in values]))
         return total
 

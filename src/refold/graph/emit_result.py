@@ -19,11 +19,12 @@ from refold.algebra.operator import (
     chain,
     leaves,
 )
+from refold.algebra.row import Unflatten
 from refold.errors import RefusedError
-from refold.graph.layout import reads_shape_only
 from refold.graph.lift import Lifter
 from refold.graph.piece import Piece
 from refold.graph.region import Region, inputs_of
+from refold.graph.shape_readers import reads_shape_only
 
 Provenance = dict[int, frozenset[fx.Node]]
 Key = tuple[frozenset[fx.Node], frozenset[fx.Node]]
@@ -124,7 +125,9 @@ def ranks_of(op: Operator, rank: int | None) -> dict[int, int | None]:
         elif isinstance(part, (Conv, AvgPool)):
             rank = len(part.axes)
         elif isinstance(part, Flatten):
-            rank = None
+            rank = len(part.size)
+        elif isinstance(part, Unflatten):
+            rank = part.rank
     return found
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from refold.algebra.geometry import Axis
 from refold.algebra.operator import (
     Affine,
     AvgPool,
@@ -41,11 +40,11 @@ def are_even(context: Context, node: fx.Node, values: tuple[fx.Node, ...]) -> bo
 
     What was told once is noted on the node: folding changes no value, but may hide the evidence.
     """
-    shapes = [context.shape(value) for value in values]
-    if None not in shapes:
-        return len(set(shapes)) == 1
     if not node.meta.get("even"):
-        node.meta["even"] = _meet(context, [_Term(value) for value in values])
+        shapes = [context.shape(value) for value in values]
+        known = None not in shapes
+        told = len(set(shapes)) == 1 if known else _meet(context, [_Term(v) for v in values])
+        node.meta["even"] = told
     return bool(node.meta["even"])
 
 
@@ -101,16 +100,16 @@ class _Term:
         self.channels = count if self.channels is None else self.channels
         if isinstance(op, (Affine, Select)):
             return True
-        if isinstance(op, Conv) and op.transposed and not op.is_pointwise:
+        steps = _steps(op)
+        if steps is None and isinstance(op, Conv):  # transposed with a stride
             spread = tuple((a.stride, a.span - a.lo - a.hi) for a in op.axes)
             self.scattered, self.windows = (*self.scattered, (self.windows, spread)), ()
             return True
-        axes = _axes(op)
-        if axes is None or len(axes) != len(self.windows or axes):
+        if steps is None or len(steps) != len(self.windows or steps):
             return False
-        after = self.windows or ((1, -1),) * len(axes)
-        pairs = zip(axes, after, strict=True)
-        windows = tuple((a.stride * s, a.slack + a.stride * (1 + k)) for a, (s, k) in pairs)
+        after = self.windows or ((1, -1),) * len(steps)
+        pairs = zip(steps, after, strict=True)
+        windows = tuple((a * s, slack + a * (1 + k)) for (a, slack), (s, k) in pairs)
         self.windows = () if all(window == (1, -1) for window in windows) else windows
         return True
 
@@ -130,10 +129,14 @@ def _meet(context: Context, terms: list[_Term]) -> bool:
     return len(counts) == 1
 
 
-def _axes(op: Operator) -> tuple[Axis, ...] | None:
+def _steps(op: Operator) -> Windows | None:
+    """Return what an operator does to positions, None if it is no window of them."""
+    if isinstance(op, Conv) and op.transposed:
+        ones = all(axis.stride == 1 for axis in op.axes)
+        return tuple((1, a.span - a.lo - a.hi - 2) for a in op.axes) if ones else None
     if isinstance(op, (Conv, AvgPool)):
-        return op.axes
-    return tuple(Axis(lo=lo, hi=hi) for lo, hi in op.amounts) if isinstance(op, Pad) else None
+        return tuple((axis.stride, axis.slack) for axis in op.axes)
+    return tuple((1, lo + hi - 1) for lo, hi in op.amounts) if isinstance(op, Pad) else None
 
 
 def _channels_after(op: Operator) -> int | None:

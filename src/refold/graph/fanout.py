@@ -22,8 +22,8 @@ from refold.algebra.operator import (
     leaves,
 )
 from refold.graph.fold import FoldPass
-from refold.graph.layout import reads_shape_only
 from refold.graph.region import Region, Regions
+from refold.graph.shape_readers import reads_shape_only
 from refold.rules.engine import Rewrite, simplify
 from refold.rules.replay import Replay
 

@@ -23,6 +23,7 @@ from refold.graph.surgery_edits import alive
 from refold.rules import RULES
 from refold.rules.engine import Rewrite, simplify
 from refold.rules.replay import Replay
+from refold.rules.row_slices import fold_rows_in_slices
 from refold.rules.slices import fold_in_slices
 
 T = TypeVar("T")
@@ -109,7 +110,8 @@ class FoldPass:
         self, region: Region, rewrite: Rewrite, replay: Replay
     ) -> tuple[Emitter, Operator] | None:
         made_of = provenance(region, rewrite, replay)
-        real = fold_in_slices(rewrite, region.op) or replay.run(rewrite)
+        sliced = fold_in_slices(rewrite, region.op) or fold_rows_in_slices(rewrite, region.op)
+        real = sliced or replay.run(rewrite)
         pairs = zip(leaves(rewrite.op), leaves(real), strict=True)
         origin = {id(op): made_of[id(shadow)] for shadow, op in pairs}
         try:

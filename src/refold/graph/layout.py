@@ -1,4 +1,4 @@
-"""What a node does to the axes of a value: nothing, or it only asks for them."""
+"""What a node that is not affine does to the axes of a value: nothing, where that is known."""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ from torch import fx, nn
 from refold.graph.lift_context import Context
 from refold.graph.paths import submodule
 from refold.graph.piece import Piece
-
-_SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "get_device", "is_floating_point", "stride"}
-_SHAPE_READERS = {"reshape_as", "view_as", "expand_as", "type_as"}
-_SHAPE_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "layout"}
-
 
 _ELEMENTWISE = (
     "relu",
@@ -81,14 +76,3 @@ def keeps_shape(context: Context, node: fx.Node) -> fx.Node | None:
 
 def _is_activation(home: str) -> bool:
     return home == "torch.nn.modules.activation"
-
-
-def reads_shape_only(node: fx.Node, value: fx.Node) -> bool:
-    """Return whether `node` reads the size, type or device of `value` and none of its numbers."""
-    if node.op == "call_method":
-        if node.target in _SHAPE_METHODS:
-            return True
-        return node.target in _SHAPE_READERS and node.args[0] is not value
-    if node.op == "call_function" and node.target is getattr:
-        return len(node.args) > 1 and node.args[1] in _SHAPE_ATTRIBUTES
-    return False

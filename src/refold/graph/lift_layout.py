@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from refold.algebra.operator import Flatten, Resample, Select
+from refold.algebra.row import Reshaped, Unflatten
 from refold.graph.calls import Call, canonical
 from refold.graph.lift_context import Context, Handler, Shape
 from refold.graph.lift_slices import axes_of
@@ -31,27 +32,27 @@ def _reshape(context: Context, node: fx.Node, call: Call) -> Lifted:
 
 
 def _reshaped(before: Shape, after: Shape, call: Call, rank: int) -> RankedOp | None:
-    """Return what a reshape means when it keeps the channel axis whole, or lays it out in a row."""
+    """Return what a reshape means when it keeps the channel axis whole, or lays maps in rows."""
 
     def kept(out: int) -> RankedOp:
         axes = len(before) - 1 - rank, len(after) - 1 - out
         counted = _counts(call, len(before), len(after), *axes)
-        return Resample(partial(_reshape_to, after), out, 1.0, rank, counted), out
+        return Reshaped(partial(_reshape_to, after), out, 1.0, rank, counted), out
 
+    ones, more = (1,) * (len(after) - 2), len(after) - len(before)
     if rank == 0 and after and after[-1] == before[-1]:
         return kept(0)
-    if (
-        rank == 0
-        and len(after) > len(before)
-        and after == (*before, *(1,) * (len(after) - len(before)))
-    ):
-        return kept(len(after) - len(before))
-    if rank and len(before) == rank + 2 and len(after) >= 2 and after[0] == before[0]:
-        positions = prod(before[2:])
-        if after[1] == before[1] and prod(after[2:]) == positions:
-            return kept(len(after) - 2)
-        if after[1:] == (before[1] * positions,):
-            return Flatten(positions), 0
+    if rank == 0 and more > 0 and after == (*before, *(1,) * more):
+        return kept(more)
+    if len(before) != rank + 2 or len(after) < 2 or after[0] != before[0]:
+        return None
+    channels, size, positions = before[1], before[2:], prod(before[2:])
+    if rank and after[1] == channels and prod(after[2:]) == positions:
+        return kept(len(ones))
+    if rank and after[1:] == (channels * positions, *ones):
+        return Flatten(size, len(ones)), len(ones)
+    if ones and positions == 1 and prod(after[1:]) == channels:
+        return Unflatten(after[2:], rank), len(ones)
     return None
 
 

@@ -15,9 +15,10 @@ from torch import fx
 from refold.algebra.operator import Concat, Input, Operator, Sequence, chain, leaves, sequence
 from refold.algebra.operator import Sum as OperatorSum
 from refold.graph.even import are_even
-from refold.graph.layout import reads_shape_only, same_layout
+from refold.graph.layout import same_layout
 from refold.graph.lift import Lifter
 from refold.graph.piece import Lifted, Piece
+from refold.graph.shape_readers import reads_shape_only
 from refold.graph.surgery_edits import alive
 
 
@@ -83,7 +84,10 @@ class Regions:
         """Return the regions that are not part of a larger one, in graph order."""
         found: list[Region] = []
         inside: set[fx.Node] = set()
-        for node in reversed(list(self.lifter.capture.graph.nodes)):
+        nodes = list(self.lifter.capture.graph.nodes)
+        for node in nodes:  # first to last: whether a sum is even rests on those it is made from
+            self.piece(node)
+        for node in reversed(nodes):
             if node in inside or not isinstance(self.piece(node), Piece) or not node.users:
                 continue
             region = self.region(node)
@@ -96,8 +100,7 @@ class Regions:
         """Return the region that ends where this one did, now that others were edited."""
         if not alive(region.root):
             return None
-        there = all(alive(node) for node in region.nodes)
-        same = there and self._pieces(region.nodes) == region.pieces
+        same = all(map(alive, region.nodes)) and self._pieces(region.nodes) == region.pieces
         return region if same else self.region(region.root)
 
     def piece(self, node: fx.Node) -> Piece | str | None:
@@ -114,8 +117,7 @@ class Regions:
 
     def _note_uneven(self, node: fx.Node, piece: Piece) -> None:
         """Tell why a sum is none of branches, where two of its parts could be branches."""
-        affine = [source for source in piece.sources if isinstance(self.lifter.lift(source), Piece)]
-        if len(affine) > 1:
+        if sum(isinstance(self.lifter.lift(source), Piece) for source in piece.sources) > 1:
             self.reasons[node] = _MAY_BROADCAST
 
     def _pieces(self, nodes: tuple[fx.Node, ...]) -> tuple[Lifted, ...]:

@@ -83,7 +83,8 @@ def _arguments(
 
 
 def _cannot_run(example_inputs: tuple[Any, ...], error: Exception) -> str:
-    shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs]
+    leaves = pytree.tree_leaves(example_inputs)
+    shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return f"the model cannot run on example_inputs of shape {shapes}: {first}"
 

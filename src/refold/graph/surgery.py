@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from refold.errors import InputError, RefusedError
 from refold.graph.alias_effects import mutated
@@ -73,8 +74,15 @@ class Editor:
     def insert_module(
         self, module: nn.Module, arg_nodes: Sequence[fx.Node], *, before: fx.Node, name: str
     ) -> fx.Node:
-        """Add a call of a new module before a node, in the deepest frame that sees all of them."""
+        """Add a call of a new module before a node, in the deepest frame that sees all of them.
+
+        A module that has a `deploy_name` says itself what the one convolution of its branches is
+        called: published weights in deploy form have that name.
+        """
         frame = self._visible_frame(arg_nodes, before)
+        own = getattr(frame.module, "deploy_name", None)
+        if isinstance(own, str) and isinstance(module, _ConvNd) and not hasattr(frame.module, own):
+            name = own
         path = self._free_name(frame, name)
         module.train(frame.module.training)
         place_module(self.capture.module, path, module)

@@ -33,7 +33,7 @@ class AlexNet(Backbone):
     """
 
     classifier = "linear3"
-    head = ("linear1", "relu1", "drop1", "linear2", "relu2", "drop2", "linear3")
+    head_names = ("linear1", "relu1", "drop1", "linear2", "relu2", "drop2", "linear3")
 
     def __init__(
         self,

@@ -97,7 +97,7 @@ class Backbone(nn.Module):
     """
 
     classifier: ClassVar[str] = "linear"
-    head: ClassVar[tuple[str, ...]] = ("gap", "linear")
+    head_names: ClassVar[tuple[str, ...]] = ("gap", "linear")
 
     def __init__(
         self, num_classes: int, in_chans: int, image_size: tuple[int, int] = (224, 224)
@@ -158,7 +158,8 @@ class Backbone(nn.Module):
         """Put a fresh classifier in the place of the old one."""
         old = self.get_classifier()
         width = getattr(old, "in_features", self.num_features)
-        fresh = make_classifier(cast(int, width), num_classes)
+        biased = getattr(old, "bias", old) is not None
+        fresh = make_classifier(cast(int, width), num_classes, bias=biased)
         weight = getattr(old, "weight", None)
         setattr(self, self.classifier, fresh if weight is None else fresh.to(weight))
         self.num_classes = self.default_cfg["num_classes"] = num_classes
@@ -177,7 +178,7 @@ class Backbone(nn.Module):
         """
         self.feature_info = self.feature_info.pick(out_indices)
         last = self.body.index(self.feature_info.module_name()[-1]) + 1
-        for path in (*self.head, *reversed(self.body[last:])):
+        for path in (*self.head_names, *reversed(self.body[last:])):
             above, _, name = path.rpartition(".")
             delattr(self.get_submodule(above), name)
         self.body, self.features_only = self.body[:last], True
@@ -185,14 +186,14 @@ class Backbone(nn.Module):
         return self
 
 
-def make_classifier(width: int, num_classes: int) -> nn.Module:
+def make_classifier(width: int, num_classes: int, *, bias: bool = True) -> nn.Module:
     """Return the last linear layer; an Identity where there are no classes.
 
     Example:
         >>> make_classifier(8, 0)
         Identity()
     """
-    return nn.Linear(width, num_classes) if num_classes else nn.Identity()
+    return nn.Linear(width, num_classes, bias) if num_classes else nn.Identity()
 
 
 def strides(depth: int, first: int = 2) -> list[int]:

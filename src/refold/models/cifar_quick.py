@@ -32,7 +32,7 @@ class CifarQuick(Backbone):
     """
 
     classifier = "fc2"
-    head = ("fc1", "fc2")
+    head_names = ("fc1", "fc2")
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from refold.blocks.layers import chain
+from refold.errors import InputError
 from refold.models.backbone import Backbone, Feature, make_classifier
 from refold.models.registry import register_model
 from refold.models.units import Form, Units
@@ -28,7 +29,12 @@ class MobileNetV1(Backbone):
         in_chans: channels of the image.
         deploy: build the plain form.
         form: what the 3x3 convolutions train as.
-        width: factor of all channels.
+        width: the paper's alpha, the factor of all channels.
+        resolution: the paper's rho, the factor of the 224 pixels that images have; any multiple of
+            32 pixels works, and this only states which one is meant.
+
+    Raises:
+        InputError: when `resolution` gives no multiple of 32 pixels.
 
     Example:
         >>> net = MobileNetV1(10, form="acb", width=0.25, deploy=True)
@@ -46,8 +52,9 @@ class MobileNetV1(Backbone):
         *,
         form: Form = "plain",
         width: float = 1.0,
+        resolution: float = 1.0,
     ) -> None:
-        super().__init__(num_classes, in_chans)
+        super().__init__(num_classes, in_chans, (_side(resolution), _side(resolution)))
         units, channels = Units(form, deploy), int(32 * width)
         self.conv1 = units(in_chans, channels, 3, 2, 1)
         self.stem = nn.Sequential()
@@ -67,6 +74,23 @@ class MobileNetV1(Backbone):
         self._set_body([feature.module for feature in maps], list(lasts.values()))
 
 
-register_model("mobilenetv1")(MobileNetV1)
+def _side(resolution: float) -> int:
+    """Return the pixels of an image's side."""
+    side = round(224 * resolution)
+    if side < 32 or side % 32 or abs(side - 224 * resolution) > 0.5:
+        raise InputError(
+            f"resolution {resolution} gives images of {224 * resolution:g} pixels; give a positive "
+            "multiple of 1/7, such as 6/7 for 192 pixels"
+        )
+    return side
+
+
+for _width in (1.0, 0.75, 0.5, 0.25):
+    for _pixels in (224, 192, 160, 128):
+        _suffix = "" if _width == 1 else f"_{_width * 100:03.0f}"
+        register_model(
+            f"mobilenetv1{_suffix}" + ("" if _pixels == 224 else f"_{_pixels}"),
+            width=_width, resolution=_pixels / 224,
+        )(MobileNetV1)  # fmt: skip
 register_model("acnet_mobilenetv1", form="acb")(MobileNetV1)
 register_model("dbb_mobilenetv1", form="dbb")(MobileNetV1)

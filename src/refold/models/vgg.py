@@ -1,4 +1,4 @@
-"""VGG-16 for CIFAR, with norms, whose convolutions train as branches.
+"""VGG for CIFAR, with norms, whose convolutions train as branches.
 
 Simonyan and Zisserman 2015, Very Deep Convolutional Networks for Large-Scale Image Recognition,
 arXiv:1409.1556, for the convolutions; the norms, the head for CIFAR and the parameter names are
@@ -7,6 +7,7 @@ those of the ACNet repository.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 
 from torch import Tensor, nn
@@ -15,12 +16,12 @@ from refold.models.backbone import Backbone, Feature, make_classifier
 from refold.models.registry import register_model
 from refold.models.units import Form, Units
 
-_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+_WIDTHS = (64, 128, 256, 512, 512)
 _GAMMA = 1 / 3
 
 
 class CifarVGG(Backbone):
-    """Thirteen 3x3 convolutions and two linear layers, for images of 32 x 32 pixels.
+    """Stages of 3x3 convolutions and two linear layers, for images of 32 x 32 pixels.
 
     Args:
         num_classes: outputs of the classifier; 0 for none.
@@ -28,6 +29,7 @@ class CifarVGG(Backbone):
         deploy: build the plain form.
         form: what the convolutions train as.
         gamma: where the norms of an "acb" form start to scale.
+        depths: convolutions of each stage; VGG-16's as they are.
         width: factor of the convolutions' channels.
 
     Example:
@@ -37,7 +39,7 @@ class CifarVGG(Backbone):
     """
 
     classifier = "linear2"
-    head = ("linear1", "linear2")
+    head_names = ("linear1", "linear2")
 
     def __init__(
         self,
@@ -47,14 +49,16 @@ class CifarVGG(Backbone):
         *,
         form: Form = "plain",
         gamma: float = _GAMMA,
+        depths: Sequence[int] = (2, 2, 3, 3, 3),
         width: float = 1.0,
     ) -> None:
         super().__init__(num_classes, in_chans, (32, 32))
         units, channels = Units(form, deploy, gamma, named=True), in_chans
         self.stem = nn.Sequential()
         features, numbers = list[Feature](), count(1)
-        for stage, widths in enumerate(_STAGES, 1):
-            for out in (int(full * width) for full in widths):
+        for stage, (depth, full) in enumerate(zip(depths, _WIDTHS, strict=True), 1):
+            out = int(full * width)
+            for _ in range(depth):
                 self.stem.add_module(f"conv{next(numbers)}", units(channels, out, 3, 1, 1))
                 channels = out
             *_, last = self.stem._modules
@@ -71,5 +75,9 @@ class CifarVGG(Backbone):
         return x if pre_logits else self.linear2(x)
 
 
+register_model("cifar_vgg11", depths=(1, 1, 2, 2, 2))(CifarVGG)
+register_model("cifar_vgg13", depths=(2, 2, 2, 2, 2))(CifarVGG)
+register_model("cifar_vgg16")(CifarVGG)
+register_model("cifar_vgg19", depths=(2, 2, 4, 4, 4))(CifarVGG)
 register_model("acnet_vgg16", form="acb")(CifarVGG)
 register_model("dbb_vgg16", form="dbb")(CifarVGG)

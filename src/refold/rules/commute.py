@@ -7,6 +7,7 @@ where a fold follows.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import torch
 
@@ -22,6 +23,7 @@ from refold.algebra.operator import (
     Sequence,
     points,
 )
+from refold.algebra.row import Unflatten
 from refold.errors import GeometryError
 from refold.rules.rule import Outcome, refuse, rule
 
@@ -42,6 +44,8 @@ def pass_affine_forward(op: Operator) -> Outcome:
             return Sequence((select, _pick(affine, select.index)))
         case Sequence((Affine() as affine, Flatten() as flatten)):
             return Sequence((flatten, _repeat(affine, flatten.positions)))
+        case Sequence((Affine() as affine, Unflatten() as row)) if _is_uniform(affine):
+            return Sequence((row, affine))
         case _:
             return None
 
@@ -63,6 +67,8 @@ def pass_affine_backward(op: Operator) -> Outcome:
             return None if order is None else Sequence((_pick(affine, order), select))
         case Sequence((Flatten() as flatten, Affine() as affine)) if _is_uniform(affine):
             return Sequence((affine, flatten))
+        case Sequence((Unflatten() as row, Affine() as affine)):
+            return Sequence((_repeat(affine, prod(row.size)), row))
         case _:
             return None
 

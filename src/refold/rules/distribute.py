@@ -22,6 +22,7 @@ from refold.algebra.operator import (
     linear_part,
     sequence,
 )
+from refold.algebra.row import Unflatten
 from refold.rules.rule import Outcome, refuse, rule
 from refold.rules.weights import regroup
 
@@ -83,7 +84,7 @@ def channels_of(op: Operator) -> int | None:
             sized = [v.shape[0] for v in (part.scale, part.shift) if v is not None and v.ndim]
             if sized:
                 return sized[0]
-        if isinstance(part, Flatten):
+        if isinstance(part, (Flatten, Unflatten)):
             return None
         if isinstance(part, Sum):
             return next((n for n in map(channels_of, part.parts) if n is not None), None)

@@ -67,6 +67,11 @@ def add_branches(op: Operator) -> Outcome:
     return merged if source is None else sequence(source, merged)
 
 
+def summands(op: Operator) -> tuple[Operator, ...]:
+    """Return the branches of a sum, and of the sums within it; anything else by itself."""
+    return tuple(b for p in op.parts for b in summands(p)) if isinstance(op, Sum) else (op,)
+
+
 def split_branch(op: Operator) -> _Branch | None:
     """Return a branch's source and its convolution-like leaves; None when it holds others."""
     parts = chain(op)

@@ -19,15 +19,13 @@ from refold.algebra.operator import (
     Input,
     Operator,
     Sequence,
-    Sum,
-    add,
     chain,
     points,
     sequence,
 )
 from refold.rules.engine import Rewrite
 from refold.rules.norm import merge_affines, scale_outputs, scale_rows
-from refold.rules.parallel import add_convs, taps_within
+from refold.rules.parallel import add_convs, summands, taps_within
 
 _WORTH_IT = 1 << 18  # smaller weights are folded whole
 _PER_SLICE = 1 << 18
@@ -50,8 +48,7 @@ def fold_in_slices(rewrite: Rewrite, op: Operator) -> Operator | None:
     source, result = parts
     if not isinstance(source, Input) or not isinstance(result, Conv) or not _is_large(result):
         return None
-    whole = add(*op.parts) if isinstance(op, Sum) else op
-    found = [_arm(arm) for arm in (whole.parts if isinstance(whole, Sum) else (whole,))]
+    found = [_arm(arm) for arm in summands(op)]
     arms = [arm for arm in found if arm is not None]
     leads = [arm.lead for arm in arms if arm.lead is not None]
     if len(arms) < len(found) or len({lead.weight.dtype for lead in leads}) != 1:

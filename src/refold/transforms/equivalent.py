@@ -1,12 +1,13 @@
-"""A module that is one convolution in all but name, as that convolution, differentiable."""
+"""A module as the operators it computes: as one convolution, differentiable, where it is one."""
 
 from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, fx, nn
 
-from refold.algebra.operator import Conv, Operator, chain
+from refold.algebra.operator import Conv, Operator, chain, sequence
 from refold.errors import NotAffineError, RefusedError
 from refold.graph.alias import tainted
 from refold.graph.capture import Capture, capture_all
@@ -17,6 +18,7 @@ from refold.graph.shapes import Shapes, find_shapes
 from refold.graph.skeleton import skeleton
 from refold.rules.engine import Rewrite, simplify
 from refold.rules.replay import Replay
+from refold.rules.row_slices import fold_rows_in_slices
 
 
 def equivalent_conv(module: nn.Module, example: Tensor) -> Conv:
@@ -60,6 +62,41 @@ def equivalent_conv(module: nn.Module, example: Tensor) -> Conv:
     return conv
 
 
+def equivalent_operator(module: nn.Module, example: Tensor) -> Operator:
+    """Return what `module` computes in eval mode as few operators in a row, its input left out.
+
+    Nothing is merged that would then need more multiply-adds. Weights of large linear layers on
+    flattened maps come in their own precision, all others in float64; no gradient flows.
+
+    Args:
+        module: any affine module of one input, in eval mode.
+        example: an input it accepts; only its shape matters.
+
+    Raises:
+        NotAffineError: when the module is not affine from its input to its output.
+
+    Exact when:
+        always, for inputs of the example's size.
+
+    Example:
+        >>> import torch
+        >>> pool = nn.Sequential(nn.AvgPool2d(2), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 5))
+        >>> op = equivalent_operator(pool.eval(), torch.zeros(1, 3, 4, 4))
+        >>> [type(part).__name__ for part in chain(op)]
+        ['AvgPool', 'Flatten', 'Conv']
+
+    Source: RepMLP, arXiv:2105.01883, section 3.3, is the first to need it.
+    """
+    found = _captured(module)
+    with torch.no_grad():
+        simple = _simplified(found, find_shapes(module, [found], (example,))[0], False)
+        if simple is None:
+            raise NotAffineError(f"{type(module).__name__} is not affine from its input on")
+        rewrite, replay, op = simple
+        real = fold_rows_in_slices(rewrite, op) or replay.run(rewrite)
+    return sequence(*chain(real)[1:])
+
+
 def _trains(module: nn.Module) -> bool:
     return any(part.training for part in module.modules())
 
@@ -73,7 +110,9 @@ def _captured(module: nn.Module) -> Capture:
     raise NotAffineError(f"{type(module).__name__} cannot be traced: {reasons}")
 
 
-def _simplified(found: Capture, shapes: Shapes) -> tuple[Rewrite, Replay] | None:
+def _simplified(
+    found: Capture, shapes: Shapes, allow_growth: bool = True
+) -> tuple[Rewrite, Replay, Operator] | None:
     """Return what the module's output is, as few operators on its input, if it is affine."""
     lifter = Lifter(found, Constants(found), shapes, tainted(found.graph))
     output = next(node for node in found.graph.nodes if node.op == "output")
@@ -81,7 +120,7 @@ def _simplified(found: Capture, shapes: Shapes) -> tuple[Rewrite, Replay] | None
     if region is None or [source.op for source in region.inputs] != ["placeholder"]:
         return None
     replay = Replay()
-    return simplify(replay.stand_in(region.op), allow_growth=True), replay
+    return simplify(replay.stand_in(region.op), allow_growth=allow_growth), replay, region.op
 
 
 def _as_conv(op: Operator) -> Conv | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch import Tensor
 
-from refold.algebra.apply import apply
 from refold.algebra.geometry import Axis
+from refold.algebra.row import as_matrix
 from refold.errors import GeometryError
 from refold.rules.weights import regroup
 from refold.transforms.operators import Size, convolution, sizes
@@ -99,15 +97,6 @@ def conv_to_dense(
         strict=True,
     )
     axes = tuple(Axis(k, s, d, p, p) for k, s, d, p in rows)
-    out = tuple(axis.out_size(n) for axis, n in zip(axes, size, strict=True))
-    if min((*out, *size), default=1) < 1:
-        raise GeometryError(
-            f"kernel {tuple(weight.shape[2:])} does not fit maps of {size} with padding {padding}"
-        )
-    conv = convolution(weight, None, groups, axes=axes)
-    width = weight.shape[1]
-    units = torch.eye(width * prod(size), dtype=torch.float64, device=weight.device)
-    maps = units.reshape(-1, width, *size).repeat(1, groups, *(1,) * ndim)
-    matrix = apply(conv, maps, ndim).flatten(1).T.to(weight.dtype)
-    offset = None if bias is None else bias.repeat_interleave(prod(out))
-    return (matrix if grouped else torch.block_diag(*matrix.chunk(groups))), offset
+    dense = as_matrix(convolution(weight, bias, groups, axes=axes), size, weight.dtype)
+    matrix = dense.weight
+    return (matrix if grouped else torch.block_diag(*matrix.chunk(groups))), dense.bias
