@@ -5,20 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from refold.errors import InputError, RefusedError
-from refold.graph.alias import tainted
-from refold.graph.capture import Capture, capture_all
-from refold.graph.constants import Constants
-from refold.graph.driver import fold_model
-from refold.graph.lift import Lifter
+from refold.errors import RefusedError
 from refold.graph.record import Fold, Kept
-from refold.graph.shapes import Shapes, as_arguments, find_shapes
-from refold.graph.skeleton import own_tensors, skeleton, unwrap
-from refold.graph.surgery import Editor
-from refold.graph.tracer_leaves import NO_FORWARD
+from refold.graph.rewrite import rewrite
 from refold.graph.unbranch import ResidualPass
 from refold.workload import Workload, measure
 
@@ -73,6 +64,7 @@ def remove_residuals(model: nn.Module, example_inputs: Any, *, strict: bool = Tr
         for maps whose sides divide by its window; the result then refuses other sizes.
 
     Example:
+        >>> import torch
         >>> class Block(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -106,37 +98,16 @@ def removal(model: nn.Module, example_inputs: Any) -> Removal:
         InputError: when it is no module, or cannot run on the example.
 
     Example:
+        >>> import torch
         >>> removal(nn.Sequential(nn.ReLU()).eval(), torch.zeros(1, 1, 2, 2)).summary()
         '0 residuals removed, 0 kept; parameters 0 -> 0; multiply-adds 0 -> 0'
     """
-    if example_inputs is None:
-        raise InputError("removing residuals needs example_inputs: it depends on sizes")
-    folded = fold_model(model, example_inputs).model
-    plain = unwrap(folded)
-    found = capture_all(plain)
-    shapes = find_shapes(plain, found.captures, as_arguments(example_inputs))
-    target = skeleton(plain)
-    removed: list[Fold] = []
-    kept: list[Kept] = []
-    for capture, known in zip(found.captures, shapes, strict=True):
-        with torch.no_grad():
-            target, done = _remove(capture, known, target)
-        removed.extend(done.folds)
-        kept.extend(done.kept)
-    kept.extend(
+    done = rewrite(model, example_inputs, ResidualPass)
+    removed = [fold for one in done.passes for fold in one.folds]
+    kept = [kept for one in done.passes for kept in one.kept]
+    kept += [
         Kept(path, f"its code could not be followed, so that its sums stay ({why})")
-        for path, why in found.failures.items()
-        if why != NO_FORWARD
-    )
-    own_tensors(target, plain)
-    result = fold_model(target, example_inputs, inplace=True).model if removed else target
-    before, after = measure(plain, example_inputs), measure(result, example_inputs)
-    return Removal(result, tuple(removed), tuple(kept), before, after)
-
-
-def _remove(capture: Capture, shapes: Shapes, target: nn.Module) -> tuple[nn.Module, ResidualPass]:
-    lifter = Lifter(capture, Constants(capture), shapes, tainted(capture.graph))
-    editor = Editor(capture)
-    found = ResidualPass(lifter, editor)
-    found.run()
-    return (editor.commit(target) if found.folds else target), found
+        for path, why in done.failures.items()
+    ]
+    before, after = measure(done.folded, example_inputs), measure(done.model, example_inputs)
+    return Removal(done.model, tuple(removed), tuple(kept), before, after)

@@ -65,7 +65,7 @@ def activation(context: Context, node: fx.Node) -> Activation | None:
         keeps = Interval(0.0, inf) if name in ("elu", "celu") else None
         return Activation(source, name, partial(_rising, name, given), keeps)
     if name in _GATED:
-        return Activation(source, name, partial(_gated, _GATED[name]))
+        return Activation(source, name, partial(_gated, name, given))
     return None
 
 
@@ -152,7 +152,9 @@ def _leaky(context: Context, source: fx.Node, given: dict[str, Any]) -> Activati
     def image(x: Interval) -> Interval:
         negative = Interval(min(x.low, 0.0), min(x.high, 0.0)) * slopes
         positive = Interval(max(x.low, 0.0), max(x.high, 0.0))
-        return negative.hull(positive)
+        if x.low >= 0:
+            return positive
+        return negative if x.high <= 0 else negative.hull(positive)
 
     return Activation(source, "leaky_relu", image, Interval(0.0, inf), slope=slope)
 
@@ -167,10 +169,12 @@ def _rising(name: str, given: dict[str, Any], x: Interval) -> Interval:
     return Interval(float(values[0]), float(values[1]))
 
 
-def _gated(least: float, x: Interval) -> Interval:
+def _gated(name: str, given: dict[str, Any], x: Interval) -> Interval:
     """Return the image of x times a gate between 0 and 1."""
-    low = 0.0 if x.low >= 0 else least
-    return Interval(low, max(x.high, 0.0))
+    if x.low == x.high:
+        value = float(_GATED[name][0](torch.tensor(x.low, dtype=torch.float64), **given))
+        return Interval(value, value)
+    return Interval(0.0 if x.low >= 0 else _GATED[name][1], max(x.high, 0.0))
 
 
 _CLAMPS: dict[str, Callable[[dict[str, Any]], tuple[Any, Any]]] = {
@@ -195,7 +199,12 @@ _RISING: dict[str, Callable[..., Tensor]] = {
     "logsigmoid": F.logsigmoid,
 }
 # The least value that each takes, rounded down.
-_GATED = {"silu": -0.2785, "hardswish": -0.3751, "gelu": -0.1701, "mish": -0.3089}
+_GATED: dict[str, tuple[Callable[..., Tensor], float]] = {
+    "silu": (F.silu, -0.2785),
+    "hardswish": (F.hardswish, -0.3751),
+    "gelu": (F.gelu, -0.1701),
+    "mish": (F.mish, -0.3089),
+}
 _NAMES = frozenset({*_CLAMPS, *_SLOPES, *_RISING, *_GATED})
 _PARAMETERS = {
     "hardtanh": "min_val max_val",
@@ -239,7 +248,7 @@ _LAYERS: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     nn.LogSigmoid: ("logsigmoid", _nothing),
     nn.SiLU: ("silu", _nothing),
     nn.Hardswish: ("hardswish", _nothing),
-    nn.GELU: ("gelu", _nothing),
+    nn.GELU: ("gelu", lambda m: {"approximate": m.approximate}),
     nn.Mish: ("mish", _nothing),
     ChannelClamp: ("clamp", lambda m: {"min": m.low, "max": m.high}),
     ChannelSlope: ("prelu", lambda m: {"weight": m.slope}),

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from refold.algebra.cost import parameters
-from refold.algebra.operator import AvgPool, Conv, Identity, Operator, Resample, wide
+from refold.algebra.operator import AvgPool, Conv, Identity, Resample, wide
 from refold.errors import RefusedError
+from refold.graph.activations import Activation, Limit
 from refold.graph.branch_links import Link, link
 from refold.graph.frames import frame_of
 from refold.graph.interval import point
@@ -28,6 +29,7 @@ from refold.graph.lower import like_of, lower
 from refold.graph.paths import submodule
 from refold.graph.record import Fold, Kept
 from refold.graph.surgery import Editor
+from refold.graph.unbranch_function import sliced_function
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +113,9 @@ class DeadChannelPass:
     def _check(self, step: Link) -> None:
         op = step.ops[0] if len(step.ops) == 1 else None
         if step.activation is not None:
-            limits = (*(step.activation.bounds or ()), step.activation.slope)
-            if any(isinstance(limit, Tensor) and limit.numel() > 1 for limit in limits):
-                raise RefusedError("the function behind it has a number per channel")
+            calls = self.lifter.capture.calls.get(str(step.node.target), 1)
+            if calls > 1 and _limits(step.activation):
+                raise RefusedError("the function behind it is called more than once")
             return
         if isinstance(op, Conv):
             if not (op.groups == op.in_channels == op.out_channels and not op.transposed):
@@ -160,19 +162,40 @@ class DeadChannelPass:
         changes: list[tuple[Link, Conv]] = [(span.maker, _rows(made, rows))]
         for step in span.steps:
             if step.ops and isinstance(step.ops[0], Conv):
-                changes.append((step, replace(_rows(step.ops[0], rows), groups=len(keep))))
+                changes.append((step, _rows(step.ops[0], rows, len(keep))))
         changes.append((span.reader, _columns(read, rows, lost)))
         self._write(span, changes)
+        self._slice_functions(span, keep)
 
     def _write(self, span: Span, changes: list[tuple[Link, Conv]]) -> None:
         ready = [(step.node, self._lowered(step, op)) for step, op in changes]
-        before = sum(parameters(cast(Operator, step.ops[0])) for step, _ in changes)
+        before = sum(parameters(step.ops[0]) for step, _ in changes)
         for node, module in ready:
             self.editor.replace_module(node, module)
         after = sum(parameters(op) for _, op in changes)
         count = cast(Conv, span.maker.ops[0]).out_channels - changes[0][1].out_channels
         where = self._path(span.maker.node)
         self.folds.append(Fold(where, "dead channels", f"{count} channels", before, after))
+
+    def _slice_functions(self, span: Span, keep: list[int]) -> None:
+        """Give functions with a number per channel those of the channels that are left."""
+        value = span.maker.node
+        for step in span.steps:
+            if step.activation is not None and _limits(step.activation):
+                slots = tuple((channel, -1) for channel in keep)
+                rank = len(self.lifter.shapes[step.node]) - 2
+                like = replace(like_of(_limits(step.activation), rank), requires_grad=True)
+                module = sliced_function(step.activation, slots, like)
+                if step.node.op == "call_module" and step.node in self.editor.edits.before:
+                    self.editor.replace_module(step.node, module)
+                else:
+                    new = self.editor.insert_module(module, [value], before=step.node, name="carry")
+                    self.lifter.shapes[new] = self.lifter.shapes[step.node]
+                    self.editor.replace(step.node, new)
+                    self.editor.discard([step.node])
+                    value = new
+                    continue
+            value = step.node
 
     def _lowered(self, step: Link, op: Conv) -> nn.Module:
         if step.node.op != "call_module":
@@ -188,8 +211,7 @@ class DeadChannelPass:
             if isinstance(op, Conv):
                 value = _constant(op, channel, value)
             elif step.activation is not None and value is not None:
-                image = step.activation.image(point(value))
-                value = image.low if image.low == image.high else None
+                value = _image(step.activation, channel, value)
             elif isinstance(op, AvgPool) and value is not None:
                 taps = prod(axis.kernel for axis in op.axes)
                 value = None if value and op.zero_pads else value * op.factor * taps
@@ -216,9 +238,33 @@ def _reads_all(step: Link) -> bool:
     return isinstance(op, Conv) and op.groups == 1 and not op.transposed and len(step.ops) == 1
 
 
-def _rows(op: Conv, rows: Tensor) -> Conv:
+def _rows(op: Conv, rows: Tensor, groups: int = 1) -> Conv:
     bias = None if op.bias is None else op.bias.detach()[rows]
-    return replace(op, weight=op.weight.detach()[rows], bias=bias)
+    return replace(op, weight=op.weight.detach()[rows], bias=bias, groups=groups)
+
+
+def _limits(act: Activation) -> list[Tensor]:
+    """Return the bounds and slopes of a function that differ from channel to channel."""
+    found = (*(act.bounds or ()), act.slope)
+    return [limit for limit in found if isinstance(limit, Tensor) and limit.numel() > 1]
+
+
+def _image(act: Activation, channel: int, value: float) -> float | None:
+    """Return what a function makes of a constant in one channel."""
+    if act.bounds is not None:
+        low, high = (_at(limit, channel) for limit in act.bounds)
+        return min(max(value, low), high)
+    if act.slope is not None:
+        return value if value >= 0 else value * _at(act.slope, channel)
+    image = act.image(point(value))
+    return image.low if image.low == image.high else None
+
+
+def _at(limit: Limit, channel: int) -> float:
+    if not isinstance(limit, Tensor):
+        return limit
+    flat = limit.detach().flatten()
+    return float(flat[channel if flat.numel() > 1 else 0])
 
 
 def _columns(op: Conv, rows: Tensor, lost: dict[int, float]) -> Conv:
@@ -226,7 +272,7 @@ def _columns(op: Conv, rows: Tensor, lost: dict[int, float]) -> Conv:
     weight = wide(op.weight.detach())
     share = weight.new_zeros(op.out_channels)
     for channel, value in lost.items():
-        share += weight[:, channel].flatten(1).sum(1) * value
+        share += weight[:, channel].reshape(op.out_channels, -1).sum(1) * value
     bias = None if op.bias is None else wide(op.bias.detach()) + share
     if bias is None and bool((share != 0).any()):
         bias = share

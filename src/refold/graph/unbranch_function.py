@@ -31,13 +31,18 @@ def wider_function(act: Activation, slots: Slots, riding: Interval, like: Like) 
     uniform = all(_is_uniform(limit) for limit in (*(act.bounds or ()), act.slope))
     if uniform and act.keeps is not None and riding.lies_in(act.keeps):
         return None
-    if act.bounds is not None:
-        return _clamp(act.bounds, slots, like)
-    if act.slope is not None:
-        return _slopes(act.slope, slots, like)
+    if act.bounds is not None or act.slope is not None:
+        return sliced_function(act, slots, like)
     if act.keeps is not None:
         raise RefusedError(f"{act.name} changes negative values, and its shortcut may be negative")
     raise RefusedError(f"{act.name} changes whatever it reads, so that nothing can ride through it")
+
+
+def sliced_function(act: Activation, slots: Slots, like: Like) -> nn.Module:
+    """Return a clamp or leaky ReLU for these channels; those that ride pass unchanged."""
+    if act.bounds is not None:
+        return _clamp(act.bounds, slots, like)
+    return _slopes(0.0 if act.slope is None else act.slope, slots, like)
 
 
 def _clamp(bounds: tuple[Limit, Limit], slots: Slots, like: Like) -> nn.Module:
