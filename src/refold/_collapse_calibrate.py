@@ -28,7 +28,7 @@ def calibrate(model: nn.Module, pairs: list[Pair], inputs: Iterable[Any]) -> Non
     Raises:
         InputError: when there is no input.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
         >>> x = 3 * torch.randn(64, 1, 4, 4)
         >>> calibrate(net, [(net[0], net[1])], [x])

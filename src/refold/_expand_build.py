@@ -54,7 +54,7 @@ def construct(factory: Callable[..., nn.Module], conv: nn.Module) -> nn.Module:
     Raises:
         RefusedError: when the block cannot have one of them.
 
-    Example:
+    Examples:
         >>> construct(nn.Conv2d, nn.Conv2d(3, 8, 3, stride=2, padding=1, groups=1))
         Conv2d(3, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
     """
@@ -84,7 +84,7 @@ def construct(factory: Callable[..., nn.Module], conv: nn.Module) -> nn.Module:
 def example_for(conv: nn.Module, like: Tensor) -> Tensor:
     """Return an input that a convolution accepts, without values.
 
-    Example:
+    Examples:
         >>> example_for(nn.Conv2d(3, 8, 5, padding=2), torch.zeros(1)).shape
         torch.Size([1, 3, 9, 9])
     """
@@ -102,7 +102,7 @@ def folded(block: nn.Module, example: Tensor) -> Conv:
         NotAffineError: when it is not affine.
         RefusedError: when it is not one convolution.
 
-    Example:
+    Examples:
         >>> folded(nn.Conv2d(1, 2, 3), torch.zeros(1, 1, 5, 5)).weight.shape
         torch.Size([2, 1, 3, 3])
     """
@@ -115,7 +115,7 @@ def must_compute(block: nn.Module, conv: nn.Module, path: str) -> None:
     Raises:
         RefusedError: when it does not, or when nobody can tell.
 
-    Example:
+    Examples:
         >>> must_compute(  # doctest: +ELLIPSIS
         ...     nn.Sequential(nn.Conv2d(1, 1, 1)), nn.Conv2d(1, 1, 1), "stem"
         ... )

@@ -47,7 +47,7 @@ class Origin:
     def norm_path(self, block: str) -> str | None:
         """Return the path of the norm of the block at a path.
 
-        Example:
+        Examples:
             >>> Origin(nn.Conv2d(1, 1, 1), True, up=1, down="bn").norm_path("layer.conv")
             'layer.bn'
         """
@@ -59,7 +59,7 @@ class Origin:
 def origin_of(module: nn.Module) -> Origin | None:
     """Return what a block stands for, or None for any other module.
 
-    Example:
+    Examples:
         >>> origin_of(nn.ReLU()) is None
         True
     """
@@ -84,7 +84,7 @@ def remember(block: nn.Module, conv: nn.Module, norm: nn.Module | None, site: Si
 def forget(module: nn.Module) -> None:
     """Make a block an ordinary module again.
 
-    Example:
+    Examples:
         >>> forget(nn.ReLU())
     """
     module.__dict__.pop(_ATTRIBUTE, None)
@@ -93,7 +93,7 @@ def forget(module: nn.Module) -> None:
 def hollow(module: nn.Module) -> nn.Module:
     """Return a copy of a layer without its tensors and children.
 
-    Example:
+    Examples:
         >>> hollow(nn.Conv2d(1, 2, 3)).weight is None
         True
     """
@@ -107,7 +107,7 @@ def hollow(module: nn.Module) -> nn.Module:
 def plain_norm(norm: nn.Module) -> nn.Module:
     """Return a norm as torch's own layer, without the children that a subclass adds.
 
-    Example:
+    Examples:
         >>> norm = nn.BatchNorm1d(2)
         >>> plain_norm(norm) is norm
         True
@@ -132,7 +132,7 @@ def tail_of(norm: nn.Module, names: tuple[str, ...]) -> nn.Module:
 def place(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put a module at the path of another one.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.ReLU())
         >>> place(net, "0", nn.Identity())
         >>> net

@@ -48,7 +48,7 @@ class _UnfitError(Exception):
 def find_sites(model: nn.Module) -> tuple[list[Site], dict[str, str]]:
     """Return the convolutions that may become blocks, and why each other one may not.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
         >>> find_sites(net)
         ([Site(conv='0', norm='1', tail=())], {})

@@ -29,7 +29,7 @@ class Gap:
 def leaves(value: object, path: str = "output") -> Iterator[tuple[str, object]]:
     """Yield each leaf of nested tuples, lists, dicts and dataclasses with its path.
 
-    Example:
+    Examples:
         >>> [path for path, _ in leaves({"boxes": (1, 2), "mask": 3})]
         ["output['boxes'][0]", "output['boxes'][1]", "output['mask']"]
     """

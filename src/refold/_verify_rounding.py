@@ -57,7 +57,7 @@ def rounding_bound(dtype: torch.dtype, depth: int, reduction: int = 0) -> float:
         depth: Number of layers with a weight matrix or kernel.
         reduction: Longest sum of products, 0 when sums are exact in comparison.
 
-    Example:
+    Examples:
         >>> f"{rounding_bound(torch.float32, depth=49):.1e}"
         '6.7e-06'
     """

@@ -44,7 +44,7 @@ def collapse(
     Exact when:
         always, in eval mode.
 
-    Example:
+    Examples:
         >>> from refold import blocks
         >>> from refold.expand import expand
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8))

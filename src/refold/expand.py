@@ -75,7 +75,7 @@ def expand(
         pixel (squeeze-and-excite), a batch of one fails in training mode. Leave those out by
         `where`.
 
-    Example:
+    Examples:
         >>> from refold import blocks
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
         >>> wide = expand(net, "acb")
@@ -104,7 +104,7 @@ def expand_plan(model: nn.Module, block: Block = "dbb", *, where: Where = None) 
         RefusedError: when the model is expanded already.
         InputError: when `block` is unknown, or a pattern matches no convolution.
 
-    Example:
+    Examples:
         >>> from refold import blocks
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU())
         >>> print(expand_plan(net, "acb"))

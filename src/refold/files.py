@@ -37,7 +37,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
         InputError: When the place cannot be written: no such folder, not a regular file, no
             permission, disk full. Errors of the writer itself pass through.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = tempfile.TemporaryDirectory()
         >>> with atomic_path(Path(folder.name) / "note.txt") as temporary:

@@ -88,7 +88,7 @@ def plan(
             folded.
         InputError: when the model cannot run on the example.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
         >>> plan(net, torch.zeros(1, 3, 8, 8)).summary()

@@ -26,7 +26,7 @@ def register_block(name: str) -> Callable[[Factory], Factory]:
     Raises:
         InputError: when the name is taken by another block.
 
-    Example:
+    Examples:
         >>> @register_block("doctest_block")
         ... class Block(nn.Module): ...
         >>> block_factory("doctest_block") is Block

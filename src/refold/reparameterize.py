@@ -37,7 +37,7 @@ def reparameterize(
         always: what is not exact for every input, borders included, is left as it is.
             `refold.plan` says what and why.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
         >>> reparameterize(net)

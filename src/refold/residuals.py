@@ -63,7 +63,7 @@ def remove_residuals(model: nn.Module, example_inputs: Any, *, strict: bool = Tr
         always, at the borders too. A shortcut through an average pool with `ceil_mode` is removed
         for maps whose sides divide by its window; the result then refuses other sizes.
 
-    Example:
+    Examples:
         >>> import torch
         >>> class Block(nn.Module):
         ...     def __init__(self):
@@ -97,7 +97,7 @@ def removal(model: nn.Module, example_inputs: Any) -> Removal:
         RefusedError: when the model is in training mode.
         InputError: when it is no module, or cannot run on the example.
 
-    Example:
+    Examples:
         >>> import torch
         >>> removal(nn.Sequential(nn.ReLU()).eval(), torch.zeros(1, 1, 2, 2)).summary()
         '0 residuals removed, 0 kept; parameters 0 -> 0; multiply-adds 0 -> 0'

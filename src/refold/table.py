@@ -8,7 +8,7 @@ from collections.abc import Sequence
 def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table with a rule under its header.
 
-    Example:
+    Examples:
         >>> print(render(["name", "n"], [["conv", "12"]]))
         name  n
         ----  --

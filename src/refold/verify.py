@@ -126,7 +126,7 @@ def verify(
         RefusedError: When a model is in training mode.
         InputError: When the reference cannot run on the example.
 
-    Example:
+    Examples:
         >>> import torch
         >>> conv = nn.Conv2d(3, 4, 3).eval()
         >>> bool(verify(conv, nn.Sequential(conv, nn.Identity()).eval(), torch.zeros(1, 3, 8, 8)))

@@ -47,7 +47,7 @@ def measure(model: nn.Module, example_inputs: Any = None) -> Workload:
     Raises:
         InputError: When the model cannot run on the example inputs.
 
-    Example:
+    Examples:
         >>> measure(nn.Conv2d(3, 8, 3, bias=False), torch.zeros(1, 3, 6, 6))
         Workload(parameters=216, macs=3456)
     """

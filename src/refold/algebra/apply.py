@@ -46,7 +46,7 @@ def apply(op: Operator, x: Tensor | Mapping[Hashable, Tensor], rank: int = 2) ->
     Shape:
         x (N, C, *spatial).
 
-    Example:
+    Examples:
         >>> apply(Affine(torch.tensor([2.0]), torch.tensor([1.0])), torch.ones(1, 1, 1, 1)).item()
         3.0
     """

@@ -50,7 +50,7 @@ def work(op: Operator, density: float = 1.0) -> float:
         op: the operator.
         density: positions at its input per position of the whole expression's input.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from refold.algebra.operator import points
         >>> work(Conv(torch.ones(8, 4, 1, 1), None, points(2)))

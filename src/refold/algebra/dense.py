@@ -56,7 +56,7 @@ def to_dense(op: Operator, shape: Shape) -> DenseMap:
     Raises:
         GeometryError: when the operator does not fit the shape.
 
-    Example:
+    Examples:
         >>> dense = to_dense(Affine(torch.tensor([2.0, 3.0])), (2, 1))
         >>> dense.matrix.tolist()
         [[2.0, 0.0], [0.0, 3.0]]

@@ -25,7 +25,7 @@ class Axis:
         lo: positions added before the first input; a negative value crops.
         hi: positions added after the last input; a negative value crops.
 
-    Example:
+    Examples:
         >>> Axis(3, stride=2, lo=1, hi=1).out_size(8)
         4
         >>> Axis(3, dilation=2, lo=2, hi=2).offsets
@@ -87,7 +87,7 @@ def union(axes: list[Axis]) -> Axis:
     Raises:
         GeometryError: when strides differ, or the windows give outputs of different sizes.
 
-    Example:
+    Examples:
         >>> union([Axis(3, lo=1, hi=1), Axis(1)])
         Axis(kernel=3, stride=1, dilation=1, lo=1, hi=1)
         >>> union([Axis(3, dilation=2, lo=2, hi=2), Axis(5, lo=2, hi=2)]).kernel
@@ -122,7 +122,7 @@ def compose(first: Axis, second: Axis) -> Axis:
     Exact when the second window does not pad, or the first reads single positions only (the caller
     checks). Sizes agree because nested floor divisions by positive integers are one floor division.
 
-    Example:
+    Examples:
         >>> compose(Axis(3, stride=2, lo=1, hi=1), Axis(3))
         Axis(kernel=7, stride=2, dilation=1, lo=1, hi=1)
     """

@@ -22,7 +22,7 @@ def norm_affine(
     Shape:
         every tensor (C,); weight None means 1, bias None means 0.
 
-    Example:
+    Examples:
         >>> op = norm_affine(torch.tensor([2.0]), torch.tensor([4.0]), None, None, 0.0)
         >>> op.scale.item(), op.shift.item()
         (0.5, -1.0)

@@ -248,7 +248,7 @@ class Refusal:
 def sequence(*parts: Operator) -> Operator:
     """Chain operators, flat and without identities.
 
-    Example:
+    Examples:
         >>> type(sequence(Identity(), Zero())).__name__
         'Zero'
     """

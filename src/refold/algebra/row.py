@@ -77,7 +77,7 @@ def as_matrix(conv: Conv, size: Size, dtype: torch.dtype) -> Conv:
     Exact when:
         always, for maps of that size.
 
-    Example:
+    Examples:
         >>> conv = Conv(torch.ones(1, 1, 2), None, (Axis(2),))
         >>> as_matrix(conv, (3,), torch.float32).weight.tolist()
         [[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]

@@ -46,7 +46,7 @@ def benchmark(
             model cannot run on the inputs.
         RefusedError: When a model is in training mode.
 
-    Example:
+    Examples:
         >>> models = {"a": nn.Linear(2, 3).eval(), "b": nn.Linear(2, 30).eval()}
         >>> table = benchmark(models, torch.ones(1, 2), ("eager",), rounds=3)
         >>> [row.model for row in table.rows]

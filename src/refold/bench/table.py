@@ -21,7 +21,7 @@ class Spread:
     def of(cls, values: list[float]) -> Spread:
         """Summarise one or more values.
 
-        Example:
+        Examples:
             >>> Spread.of([1.0, 2.0, 3.0, 4.0, 5.0])
             Spread(low=2.0, median=3.0, high=4.0)
         """

@@ -45,7 +45,7 @@ class ACBlock(BranchedBlock):
     Raises:
         GeometryError: when the flat kernels cannot be centred in the square one.
 
-    Example:
+    Examples:
         >>> block = ACBlock(4, 8, 3, padding=1).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)

@@ -47,7 +47,7 @@ class DiverseBranchBlock(BranchedBlock):
         GeometryError: when the 1x1 cannot be centred in the kernel, or groups do not divide the
             inner channels.
 
-    Example:
+    Examples:
         >>> block = DiverseBranchBlock(4, 8, 3, padding=1).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)

@@ -37,7 +37,7 @@ _LEAST = 5
 def dilated_branches(kernel_size: int) -> tuple[tuple[int, int], ...]:
     """Return the (kernel, dilation) pairs beside a kernel: the paper's largest set that fits.
 
-    Example:
+    Examples:
         >>> dilated_branches(7), dilated_branches(31) == dilated_branches(17), dilated_branches(1)
         (((5, 1), (3, 2), (3, 3)), True, ())
     """
@@ -69,7 +69,7 @@ class DilatedReparamBlock(BranchedBlock):
     Raises:
         GeometryError: when a small kernel cannot be centred in the large one.
 
-    Example:
+    Examples:
         >>> block = DilatedReparamBlock(4, 4, 7, padding=3, groups=4).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)

@@ -42,7 +42,7 @@ class LargeKernelBlock(BranchedBlock):
     Raises:
         GeometryError: when the small kernel cannot be centred in the large one.
 
-    Example:
+    Examples:
         >>> block = LargeKernelBlock(4, 4, 13, padding=6, groups=4).eval()
         >>> x = torch.randn(1, 4, 16, 16)
         >>> before = block(x)

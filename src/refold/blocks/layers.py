@@ -73,7 +73,7 @@ def has_identity(spec: ConvSpec, wanted: bool | None) -> bool:
     Raises:
         RefusedError: when it is required and cannot be.
 
-    Example:
+    Examples:
         >>> has_identity(ConvSpec.of(4, 8, 3, padding=1), None)
         False
     """
@@ -119,7 +119,7 @@ class BNAndPad(nn.Module):
     Shape:
         (N, C, *spatial) -> (N, C, *spatial + 2 padding).
 
-    Example:
+    Examples:
         >>> layer = BNAndPad(nn.BatchNorm2d(4), (1, 1))
         >>> layer(torch.zeros(2, 4, 3, 3)).shape
         torch.Size([2, 4, 5, 5])

@@ -55,7 +55,7 @@ class OREPABlock(BranchedBlock):
         GeometryError: when the 1x1 cannot be centred in the kernel, or groups do not divide the
             inner channels.
 
-    Example:
+    Examples:
         >>> block = OREPABlock(4, 8, 3, padding=1).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)
@@ -253,7 +253,7 @@ def frequencies(channels: int, kernel_size: tuple[int, ...]) -> Tensor:
     Shape:
         -> (channels, *kernel_size).
 
-    Example:
+    Examples:
         >>> frequencies(2, (3, 3))[0, :, 0]
         tensor([ 8.6603e-01,  6.1232e-17, -8.6603e-01])
     """

@@ -35,7 +35,7 @@ class Grid:
         Raises:
             GeometryError: when a size is not a positive int or two of them.
 
-        Example:
+        Examples:
             >>> Grid.of(12, (5, 6)).parts
             (3, 2)
         """

@@ -44,7 +44,7 @@ class QARepVGGBlock(BranchedBlock):
         GeometryError: when the branches cannot be centred in the kernel.
         RefusedError: when the identity is asked for and cannot be.
 
-    Example:
+    Examples:
         >>> block = QARepVGGBlock(4, 4, 3, padding=1).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)

@@ -50,7 +50,7 @@ class RepMLPBlock(PartitionBlock):
         GeometryError: when a kernel does not fit the partition, groups do not divide the channels,
             or `reduction` is larger than what it reduces.
 
-    Example:
+    Examples:
         >>> block = RepMLPBlock(4, 6, img_size=8, partition=(4, 2), groups=2, kernels=[1])
         >>> x = torch.randn(2, 4, 8, 8)
         >>> before = block.eval()(x)
@@ -149,7 +149,7 @@ class RepMLPNetBlock(PartitionBlock):
         GeometryError: when a kernel does not fit the partition, or `sets` does not divide
             `channels`.
 
-    Example:
+    Examples:
         >>> block = RepMLPNetBlock(8, img_size=4, sets=2)
         >>> x = torch.randn(2, 8, 4, 4)
         >>> before = block.eval()(x)

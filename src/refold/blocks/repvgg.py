@@ -48,7 +48,7 @@ class RepVGGBlock(BranchedBlock):
         RefusedError: when the identity is asked for and cannot be.
         InputError: when `se` is none of the three.
 
-    Example:
+    Examples:
         >>> block = RepVGGBlock(4, 4, 3, padding=1).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)

@@ -57,7 +57,7 @@ class ConvSpec:
         Raises:
             GeometryError: when they do not fit together.
 
-        Example:
+        Examples:
             >>> ConvSpec.of(4, 8, 3, padding="same").padding
             (1, 1)
         """

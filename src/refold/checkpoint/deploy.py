@@ -51,7 +51,7 @@ def deploy_state_dict(
     Exact when:
         the norms have this `eps`; stride and padding play no part.
 
-    Example:
+    Examples:
         >>> from refold.blocks import RepVGGBlock
         >>> block = RepVGGBlock(4, 4, 3, padding=1)
         >>> {name: tuple(w.shape) for name, w in deploy_state_dict(block.state_dict()).items()}

@@ -79,7 +79,7 @@ def _is_train(family: Family, prefix: str, names: Container[str]) -> bool:
 def layouts(state: Mapping[str, Tensor]) -> list[str]:
     """Return the known layouts that the keys are of, mostly one.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layouts({"stage0.rbr_reparam.weight": torch.zeros(4, 3, 3, 3)})
         ['RepVGG']

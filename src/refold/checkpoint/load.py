@@ -81,7 +81,7 @@ def load_checkpoint(
         CheckpointError: When the file is missing, damaged, unsafe, holds anything but finite
             tensors, or does not fit; the model is then unchanged.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> folder = tempfile.TemporaryDirectory()
         >>> file = Path(folder.name) / "linear.pth"

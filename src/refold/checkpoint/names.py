@@ -41,7 +41,7 @@ def common_names(keys: Iterable[str]) -> dict[str, str]:
 
     Where two of the given names would become one, all stay as they are.
 
-    Example:
+    Examples:
         >>> list(common_names(["stem.conv_kxk.conv.weight", "stages.0.1.identity.bias"]))
         ['stage0.rbr_dense.conv.weight', 'stage1.1.rbr_identity.bias']
         >>> common_names(["stage1.0.rbr_reparam.bias"])

@@ -18,7 +18,7 @@ def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) 
     Raises:
         InputError: when the file cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> folder = tempfile.TemporaryDirectory()
         >>> write_state_dict({"bias": torch.ones(2)}, Path(folder.name) / "w.safetensors").name

@@ -56,7 +56,7 @@ def export(
         ExportError: When the format cannot express the model, or the file computes otherwise.
         MissingDependencyError: When the format's library is not installed.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> folder = tempfile.TemporaryDirectory()
         >>> file = export(nn.Linear(2, 3).eval(), f"{folder.name}/a.pt2", torch.ones(1, 2))

@@ -44,7 +44,7 @@ class Activation:
 def activation(context: Context, node: fx.Node) -> Activation | None:
     """Return what elementwise function a node calls, None for any other node.
 
-    Example:
+    Examples:
         >>> from refold.graph.capture import capture
         >>> from refold.graph.constants import Constants
         >>> from refold.graph.lift import Lifter

@@ -24,7 +24,7 @@ def tainted(graph: fx.Graph) -> dict[fx.Node, str]:
     in-place operation that is the only reader of a fresh value taints nothing. Code that the trace
     could not see may change its arguments, so these are tainted when they have another reader.
 
-    Example:
+    Examples:
         >>> def forward(x):
         ...     y = x.exp()
         ...     return y.relu_() + y.neg()
@@ -50,7 +50,7 @@ def _writes(node: fx.Node) -> list[tuple[fx.Node, bool]]:
 def effects(graph: fx.Graph) -> tuple[bool, bool]:
     """Say whether running a graph may change its inputs, and whether it may return them.
 
-    Example:
+    Examples:
         >>> effects(fx.symbolic_trace(lambda x: x.add_(1)).graph)
         (True, True)
     """

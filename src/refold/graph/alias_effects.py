@@ -60,7 +60,7 @@ _HONEST_HOMES = ("torch", "_operator", "operator", "builtins", "math", "torchvis
 def mutated(node: fx.Node) -> list[fx.Node]:
     """Return the argument nodes whose value `node` surely or explicitly changes in place.
 
-    Example:
+    Examples:
         >>> graph = fx.symbolic_trace(lambda x: x.clone().add_(1)).graph
         >>> [[arg.name for arg in mutated(node)] for node in graph.nodes]
         [[], [], ['clone'], []]
@@ -87,7 +87,7 @@ def maybe_mutated(node: fx.Node) -> list[fx.Node]:
 def may_alias(node: fx.Node) -> list[fx.Node]:
     """Return the nodes whose memory the result of `node` may share.
 
-    Example:
+    Examples:
         >>> graph = fx.symbolic_trace(lambda x: x.relu().flatten(1)).graph
         >>> [[arg.name for arg in may_alias(node)] for node in graph.nodes][:3]
         [[], [], ['relu']]

@@ -70,7 +70,7 @@ class Captures:
 def capture(model: nn.Module) -> list[Capture]:
     """Return the captures of `model`; see `capture_all`.
 
-    Example:
+    Examples:
         >>> [found] = capture(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))
         >>> [node.op for node in found.graph.nodes]
         ['placeholder', 'call_module', 'call_module', 'output']

@@ -23,7 +23,7 @@ def runs_whole(parent: nn.Module, name: str, called: set[str]) -> bool:
         name: the name of its child.
         called: the children that the failed trace saw being called.
 
-    Example:
+    Examples:
         >>> runs_whole(nn.ModuleList([nn.Sequential()]), "0", set())
         True
     """

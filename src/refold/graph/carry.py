@@ -20,7 +20,7 @@ class ChannelSlope(nn.Module):
 
     Source: PReLU, arXiv:1502.01852, as RMNet, arXiv:2111.00687, uses it.
 
-    Example:
+    Examples:
         >>> ChannelSlope(torch.tensor([0.0, 1.0]))(torch.tensor([[-1.0, -1.0]])).tolist()
         [[-0.0, -1.0]]
     """
@@ -51,7 +51,7 @@ class ChannelClamp(nn.Module):
     Shape:
         (N, C, *spatial) -> the same.
 
-    Example:
+    Examples:
         >>> from math import inf
         >>> relu6 = ChannelClamp(torch.tensor([0.0, -inf]), torch.tensor([6.0, inf]), 0)
         >>> relu6(torch.tensor([[9.0, 9.0]])).tolist()
@@ -84,7 +84,7 @@ class WholeWindows(nn.Module):
     Args:
         sizes: window per spatial axis.
 
-    Example:
+    Examples:
         >>> WholeWindows((2, 2))(torch.ones(1, 1, 2, 4)).shape
         torch.Size([1, 1, 2, 4])
     """

@@ -32,7 +32,7 @@ class Constants:
     Args:
         capture: the captured root.
 
-    Example:
+    Examples:
         >>> from refold.graph.capture import capture
         >>> [found] = capture(nn.Sequential(nn.Linear(2, 2)))
         >>> [Constants(found).value(node) for node in found.graph.nodes]

@@ -87,7 +87,7 @@ def walk(frame: Frame) -> Iterator[Frame]:
 def map_tree(fn: Callable[[Any], Any], tree: Tree) -> Tree:
     """Rebuild a nest with `fn` applied to every leaf; types of containers are kept.
 
-    Example:
+    Examples:
         >>> map_tree(lambda v: v + 1, (1, [2, {"a": 3}]))
         (2, [3, {'a': 4}])
     """
@@ -122,7 +122,7 @@ def _dict_like(original: dict[Any, Any], pairs: list[tuple[Any, Any]]) -> Any:
 def leaves(tree: Tree) -> list[Any]:
     """Return the leaves of a nest, in order.
 
-    Example:
+    Examples:
         >>> leaves((1, [2, {"a": 3}]))
         [1, 2, 3]
     """
@@ -139,7 +139,7 @@ def nodes_in(tree: Tree) -> list[fx.Node]:
 def tree_items(tree: Tree) -> Iterator[tuple[Callable[..., Any], Any, Any]]:
     """Yield for each item of one level of a nest: how to read it, its key, and the item.
 
-    Example:
+    Examples:
         >>> [(key, item) for _, key, item in tree_items({"a": 1})]
         [('a', 1)]
     """

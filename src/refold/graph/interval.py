@@ -12,7 +12,7 @@ class Interval:
 
     Limits hold in exact arithmetic: a mean of numbers up to 6 may round to a hair more than 6.
 
-    Example:
+    Examples:
         >>> Interval(-1, 2) * Interval(3, 4)
         Interval(low=-4, high=8)
     """
@@ -55,7 +55,7 @@ UNKNOWN = Interval()
 def times(factor: float, number: float) -> float:
     """Return the product, 0 where a factor is 0 even if the limit is infinite.
 
-    Example:
+    Examples:
         >>> times(0.0, inf)
         0.0
     """

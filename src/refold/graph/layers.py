@@ -21,7 +21,7 @@ class ScaleShift(nn.Module):
     Shape:
         (N, C, *spatial) -> the same.
 
-    Example:
+    Examples:
         >>> ScaleShift(torch.tensor([2.0]), None, 2)(torch.ones(1, 1, 1, 1)).item()
         2.0
     """
@@ -52,7 +52,7 @@ class Crop(nn.Module):
         mode: torch's `padding_mode`.
         value: the constant of mode "zeros".
 
-    Example:
+    Examples:
         >>> Crop(((-1, 0),))(torch.arange(3.0)[None, None]).tolist()
         [[[1.0, 2.0]]]
     """
@@ -75,7 +75,7 @@ class Crop(nn.Module):
 class Cropped(nn.Sequential):
     """A convolution or pool with the padding or cropping that its own arguments cannot say.
 
-    Example:
+    Examples:
         >>> Cropped(Crop(((0, 1),)), nn.AvgPool1d(2, 1))(torch.ones(1, 1, 2)).tolist()
         [[[1.0, 0.5]]]
     """
@@ -93,7 +93,7 @@ class SelectChannels(nn.Module):
         index: input channel of each output channel.
         rank: spatial axes after the channel axis.
 
-    Example:
+    Examples:
         >>> SelectChannels((1, 0), 0)(torch.tensor([[3.0, 4.0]])).tolist()
         [[4.0, 3.0]]
     """

@@ -11,7 +11,7 @@ def submodule(root: nn.Module, path: str) -> nn.Module:
     Raises:
         AttributeError: when there is none.
 
-    Example:
+    Examples:
         >>> submodule(nn.Sequential(nn.Sequential(nn.ReLU())), "0.0")
         ReLU()
     """

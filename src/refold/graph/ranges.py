@@ -40,7 +40,7 @@ class Ranges:
     Args:
         lifter: lifts the capture's nodes; it also knows constants and what is changed in place.
 
-    Example:
+    Examples:
         >>> from refold.graph.capture import capture
         >>> from refold.graph.constants import Constants
         >>> [found] = capture(nn.Sequential(nn.ReLU6(), nn.MaxPool2d(2)).eval())
@@ -114,7 +114,7 @@ class Ranges:
 def through(op: Operator, value: Interval) -> Interval:
     """Return the interval of `op(x)` for x within `value`.
 
-    Example:
+    Examples:
         >>> through(Affine(torch.tensor([2.0, -1.0])), Interval(0, 3))
         Interval(low=-3.0, high=6.0)
     """

@@ -145,7 +145,7 @@ def check_baked(value: Any, baked: Any, name: str) -> None:
     Raises:
         RefusedError: when the caller passes another value than the one seen at capture.
 
-    Example:
+    Examples:
         >>> check_baked(None, None, "mask")
     """
     if value is baked or isinstance(value, fx.Proxy):

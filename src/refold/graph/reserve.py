@@ -67,7 +67,7 @@ def wanted(op: Conv, channels: int, *, last: bool) -> Slots:
         channels: how many are carried.
         last: whether it adds them to its own.
 
-    Example:
+    Examples:
         >>> wanted(Conv(torch.ones(2, 1), groups=2), 2, last=True)
         ((0, -1), (-1, 0), (1, -1), (-1, 1))
     """
@@ -169,7 +169,7 @@ def widened(op: Conv, ins: Parts, outs: Parts, carry: Carry, *, merges: bool = F
     Raises:
         RefusedError: when a group would need carried channels of another one.
 
-    Example:
+    Examples:
         >>> conv = Conv(torch.full((1, 1), 5.0))
         >>> wide = widened(conv, (both(1),), (((0, -1), (-1, 0)),), Carry((((), 1.0),), 1))
         >>> wide.weight.tolist()

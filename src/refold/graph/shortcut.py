@@ -53,7 +53,7 @@ def normal_form(ops: Sequence[Operator], channels: int, rank: int) -> Shortcut:
     Raises:
         RefusedError: when it is none of a window and a matrix.
 
-    Example:
+    Examples:
         >>> conv = Conv(torch.ones(4, 2, 1, 1), None, (Axis(1, stride=2),) * 2)
         >>> short = normal_form([conv], 2, 2)
         >>> type(short.window).__name__, short.point.out_channels
@@ -182,7 +182,7 @@ def _dense_taps(window: Conv, stage: Conv) -> tuple[tuple[tuple[int, ...], Tenso
 def embedding(channels: int, before: int, after: int, rank: int) -> Conv:
     """Return the pointwise convolution that adds zero channels around those it reads.
 
-    Example:
+    Examples:
         >>> embedding(1, 0, 1, 0).weight.tolist()
         [[1.0], [0.0]]
     """

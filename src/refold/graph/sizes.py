@@ -39,7 +39,7 @@ def _resampled(op: Resample, shape: Shape) -> Shape | None:
 def joined(shapes: list[Shape | None], rank: int | None = None) -> Shape | None:
     """Return the shape of values added, or laid side by side along the channels of `rank`.
 
-    Example:
+    Examples:
         >>> joined([(2, 3, 8, 8), (2, 1, 1, 1)]), joined([(2, 3, 8, 8), (2, 1, 8, 8)], rank=2)
         ((2, 3, 8, 8), (2, 4, 8, 8))
     """

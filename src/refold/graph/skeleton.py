@@ -27,7 +27,7 @@ def skeleton(module: nn.Module) -> nn.Module:
     Raises:
         InputError: when an attribute of the model cannot be copied or shared.
 
-    Example:
+    Examples:
         >>> net = nn.Linear(2, 2)
         >>> copied = skeleton(net)
         >>> copied is net, copied.weight is net.weight
@@ -98,7 +98,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     Looks through DataParallel, DistributedDataParallel, `torch.compile`, `AveragedModel` and any
     wrapper whose only child is `module` and that holds no parameter of its own (timm's ModelEma).
 
-    Example:
+    Examples:
         >>> unwrap(nn.DataParallel(nn.Sequential(nn.ReLU())))
         Sequential(
           (0): ReLU()
@@ -143,7 +143,7 @@ def own_tensors(module: nn.Module, source: nn.Module) -> int:
     views of one storage still overlap. `requires_grad`, dtype, device, memory format, the Parameter
     subclass and its attributes are kept.
 
-    Example:
+    Examples:
         >>> net = nn.Linear(2, 2, bias=False)
         >>> copied = skeleton(net)
         >>> own_tensors(copied, net)
@@ -172,7 +172,7 @@ def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
 def storage_key(tensor: torch.Tensor) -> int:
     """Return a number that two tensors share exactly when they share their storage.
 
-    Example:
+    Examples:
         >>> base = torch.zeros(4)
         >>> storage_key(base) == storage_key(base[1:]), storage_key(base) == storage_key(base + 1)
         (True, False)
@@ -200,7 +200,7 @@ def _clone_all(tensors: list[torch.Tensor]) -> tuple[dict[int, torch.Tensor], in
 def byte_span(tensor: torch.Tensor) -> tuple[int, int]:
     """Return the first and one past the last byte of its storage that a tensor touches.
 
-    Example:
+    Examples:
         >>> byte_span(torch.zeros(4)[1:3])
         (4, 12)
     """

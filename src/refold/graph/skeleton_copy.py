@@ -25,7 +25,7 @@ def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         module: any module.
         memo: by id, objects that are shared, and the copies of those met already.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
         >>> copied = copy_module(net, {id(p): p for p in net.parameters()})
         >>> copied[0] is net[0], copied[0].weight is net[0].weight

@@ -24,7 +24,7 @@ class Editor:
         capture: what to edit; its graph changes with every call, its modules are the throw-away
             copy, so `capture.graph_module()` shows the edited network at any time.
 
-    Example:
+    Examples:
         >>> from refold.graph.capture import capture
         >>> from refold.graph.skeleton import skeleton
         >>> net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Dropout()).eval()

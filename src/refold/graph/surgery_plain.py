@@ -18,7 +18,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def is_layer_subclass(kind: type[nn.Module]) -> bool:
     """Say whether a class derives from a torch.nn layer (not from a container).
 
-    Example:
+    Examples:
         >>> is_layer_subclass(nn.BatchNorm2d), is_layer_subclass(nn.Sequential)
         (True, False)
     """

@@ -23,7 +23,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def is_layer(module: nn.Module) -> bool:
     """Say whether `module` is one of torch.nn's own layers: atomic in every graph.
 
-    Example:
+    Examples:
         >>> is_layer(nn.ReLU()), is_layer(nn.Sequential())
         (True, False)
     """
@@ -38,7 +38,7 @@ def is_layer(module: nn.Module) -> bool:
 def pinned_reason(module: nn.Module) -> str | None:
     """Return why the content of `module` must not be looked into or replaced, or None.
 
-    Example:
+    Examples:
         >>> pinned_reason(nn.ReLU()) is None
         True
     """
@@ -62,7 +62,7 @@ def pinned_reason(module: nn.Module) -> str | None:
 def untraceable_reason(module: nn.Module) -> str | None:
     """Return why a module cannot be the root of a trace whatever its code, or None.
 
-    Example:
+    Examples:
         >>> untraceable_reason(nn.Module())
         'it has no forward'
     """
@@ -80,7 +80,7 @@ def untraceable_reason(module: nn.Module) -> str | None:
 def one_line(error: BaseException) -> str:
     """Return an error as one line: its class and the start of its text.
 
-    Example:
+    Examples:
         >>> one_line(ValueError("too  long"))
         'ValueError: too long'
     """
@@ -91,7 +91,7 @@ def one_line(error: BaseException) -> str:
 def current_modes() -> tuple[bool, ...]:
     """Return the modes that a context manager may set: gradients, autocast by device.
 
-    Example:
+    Examples:
         >>> with torch.no_grad():
         ...     current_modes()
         (False, False, False)

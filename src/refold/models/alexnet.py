@@ -26,7 +26,7 @@ class AlexNet(Backbone):
         form: what the 5x5 and 3x3 convolutions train as.
         hidden: channels of the two linear layers before the classifier.
 
-    Example:
+    Examples:
         >>> net = AlexNet(10, form="acb", hidden=8, deploy=True)
         >>> [name for name in net.state_dict() if name.endswith("weight")][:2]
         ['stem.conv1.conv.weight', 'stem.conv2.fused_conv.weight']

@@ -32,7 +32,7 @@ class Feature:
 class FeatureInfo:
     """The feature maps that a network returns, asked as timm's are.
 
-    Example:
+    Examples:
         >>> info = FeatureInfo([Feature("stem", 8, 2), Feature("body", 16, 4)], (1,))
         >>> info.channels(), info.reduction(), info.module_name(), len(info)
         ([16], [4], ['body'], 2)
@@ -189,7 +189,7 @@ class Backbone(nn.Module):
 def make_classifier(width: int, num_classes: int, *, bias: bool = True) -> nn.Module:
     """Return the last linear layer; an Identity where there are no classes.
 
-    Example:
+    Examples:
         >>> make_classifier(8, 0)
         Identity()
     """
@@ -199,7 +199,7 @@ def make_classifier(width: int, num_classes: int, *, bias: bool = True) -> nn.Mo
 def strides(depth: int, first: int = 2) -> list[int]:
     """Return the strides of a stage's blocks: only the first one may reduce the map.
 
-    Example:
+    Examples:
         >>> strides(3)
         [2, 1, 1]
     """

@@ -25,7 +25,7 @@ class CifarQuick(Backbone):
         form: what the convolutions train as.
         gamma: where the norms of an "acb" form start to scale.
 
-    Example:
+    Examples:
         >>> net = CifarQuick(10, form="acb", deploy=True)
         >>> list(net.state_dict())[:1]
         ['conv1.acb.fused_conv.weight']

@@ -42,7 +42,7 @@ class FaceResNet(Backbone):
         InputError: when a stage has fewer blocks than are to hold RepMLP, or its maps are smaller
             than the partition.
 
-    Example:
+    Examples:
         >>> net = FaceResNet(0, width=0.125, embedding=32)
         >>> import torch
         >>> net.eval()(torch.zeros(2, 3, 96, 96)).shape

@@ -48,7 +48,7 @@ class Inception(Backbone):
     Raises:
         InputError: when there is no such module.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = Inception(10, module="factorised", width=0.125).eval()
         >>> net(torch.zeros(1, 3, 64, 64)).shape

@@ -51,7 +51,7 @@ class MarginLoss(nn.Module):
 class AMSoftmax(MarginLoss):
     """The margin is taken off the cosine: s (cos t - m).
 
-    Example:
+    Examples:
         >>> loss = AMSoftmax(8, 4)
         >>> loss(torch.randn(2, 8), torch.tensor([0, 3])).shape
         torch.Size([])
@@ -74,7 +74,7 @@ class ArcFace(MarginLoss):
 
     Beyond t = pi - m, where that would rise again, the cosine falls on in a straight line.
 
-    Example:
+    Examples:
         >>> loss = ArcFace(8, 4)
         >>> loss(torch.randn(2, 8), torch.tensor([0, 3])).shape
         torch.Size([])

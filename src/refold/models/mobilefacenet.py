@@ -88,7 +88,7 @@ class GlobalDepthwise(BranchedBlock):
     Shape:
         (N, C, H, W) -> (N, C, 1, 1).
 
-    Example:
+    Examples:
         >>> import torch
         >>> GlobalDepthwise(8, (7, 6), average=True)(torch.zeros(2, 8, 7, 6)).shape
         torch.Size([2, 8, 1, 1])
@@ -140,7 +140,7 @@ class MobileFaceNet(Backbone):
     Raises:
         InputError: when there is no such pool.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = MobileFaceNet(0, image_size=(32, 32), width=0.25).eval()
         >>> net(torch.zeros(1, 3, 32, 32)).shape

@@ -36,7 +36,7 @@ class MobileNetV1(Backbone):
     Raises:
         InputError: when `resolution` gives no multiple of 32 pixels.
 
-    Example:
+    Examples:
         >>> net = MobileNetV1(10, form="acb", width=0.25, deploy=True)
         >>> list(net.state_dict())[2:5:2]
         ['stem.0.depthwise.fused_conv.weight', 'stem.0.pointwise.conv.weight']

@@ -29,7 +29,7 @@ class MobileOne(Backbone):
         num_conv_branches: convolutions of the full size in each block after the first.
         se_depths: how many pairs at the end of each stage have squeeze-and-excite.
 
-    Example:
+    Examples:
         >>> net = MobileOne(num_classes=10, depths=(1, 1, 1, 1), width=(0.25,) * 4, deploy=True)
         >>> list(net.state_dict())[2:4]
         ['stage1.0.reparam_conv.weight', 'stage1.0.reparam_conv.bias']

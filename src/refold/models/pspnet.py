@@ -66,7 +66,7 @@ class PSPNet(nn.Module):
         dropout: of the maps before a classifier.
         backbone: options of the backbone (see `RepMLPResNet`).
 
-    Example:
+    Examples:
         >>> net = PSPNet(5, img_size=65, stages=(), width=0.125).eval()
         >>> net(torch.zeros(1, 3, 65, 65)).shape
         torch.Size([1, 5, 65, 65])

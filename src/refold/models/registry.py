@@ -62,7 +62,7 @@ def register_model(name: str, **options: Any) -> Callable[[Factory], Factory]:
     Raises:
         InputError: when the name is taken by another factory.
 
-    Example:
+    Examples:
         >>> @register_model("doctest_net", width=4)
         ... def net(num_classes=1000, in_chans=3, width=8):
         ...     return nn.Conv2d(in_chans, width, 1)
@@ -83,7 +83,7 @@ def register_model(name: str, **options: Any) -> Callable[[Factory], Factory]:
 def list_models(pattern: str = "*") -> list[str]:
     """Return the names that match a shell pattern, sorted.
 
-    Example:
+    Examples:
         >>> list_models("mobileone_s?")[:2]
         ['mobileone_s0', 'mobileone_s1']
     """
@@ -113,7 +113,7 @@ def create_model(
     Raises:
         InputError: when there is no such network, or it has no such option.
 
-    Example:
+    Examples:
         >>> net = create_model("mobileone_s0", num_classes=10)
         >>> net(torch.zeros(2, 3, 64, 64)).shape
         torch.Size([2, 10])

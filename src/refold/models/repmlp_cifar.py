@@ -43,7 +43,7 @@ class RepMLPCifar(Backbone):
     Raises:
         InputError: when there is no such mixer, or the image is no multiple of 32.
 
-    Example:
+    Examples:
         >>> net = RepMLPCifar(10, widths=(4, 8, 8))
         >>> [type(part).__name__ for part in net.stage1]
         ['Sequential', 'ConvUnit', 'Sequential', 'ConvUnit']

@@ -57,7 +57,7 @@ class RepMLPResNet(Backbone):
     Raises:
         InputError: when no partition divides the maps, or a list does not fit `stages`.
 
-    Example:
+    Examples:
         >>> net = RepMLPResNet(10, img_size=64, width=0.25, kernels=(1, 3), deploy=True)
         >>> net.stage3[1].btnk_repmlp.grid.parts
         (1, 1)

@@ -28,7 +28,7 @@ def normed(
 ) -> ConvUnit:
     """Return a convolution that keeps the map's size at stride 1, its norm, and a ReLU if wanted.
 
-    Example:
+    Examples:
         >>> normed(4, 8, 3, dilation=2).spec.padding
         (2, 2)
     """
@@ -121,7 +121,7 @@ class RepMLPBottleneck(nn.Module):
         out: of the output.
         perceptrons: the RepMLP's settings.
 
-    Example:
+    Examples:
         >>> import torch
         >>> block = RepMLPBottleneck(16, 8, 16, Perceptrons(6, 3, kernels=(1, 3), reduction=2))
         >>> block(torch.randn(2, 16, 6, 6)).shape
@@ -153,7 +153,7 @@ class RepMLPLight(nn.Module):
         out: of the output.
         perceptrons: the RepMLP's settings.
 
-    Example:
+    Examples:
         >>> import torch
         >>> block = RepMLPLight(16, 4, 32, Perceptrons((6, 4), (3, 2), groups=2, kernels=(1,)))
         >>> block(torch.randn(2, 16, 6, 4)).shape

@@ -33,7 +33,7 @@ class RepMLPNetUnit(nn.Module):
         expansion: of the channels in between the two layers that mix channels.
         deploy: build the plain form.
 
-    Example:
+    Examples:
         >>> import torch
         >>> unit = RepMLPNetUnit(RepMLPNetBlock(8, img_size=4, sets=2), 4)
         >>> unit(torch.randn(2, 8, 4, 4)).shape
@@ -78,7 +78,7 @@ class RepMLPNet(Backbone):
     Raises:
         InputError: when the image is no multiple of 32, or a partition does not divide its maps.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = RepMLPNet(10, img_size=96, widths=(8, 16, 16, 128), depths=(1, 1, 1, 1))
         >>> net(torch.randn(2, 3, 96, 96)).shape

@@ -32,7 +32,7 @@ class RepVGG(Backbone):
         groups: of every block at an even place, the first block's being 0; the others have one.
         se: whether squeeze-and-excite stands before each activation.
 
-    Example:
+    Examples:
         >>> net = RepVGG(num_classes=10, depths=(1, 1, 1, 1), width=(0.25,) * 4, deploy=True)
         >>> [name for name in net.state_dict()][:2]
         ['stage0.rbr_reparam.weight', 'stage0.rbr_reparam.bias']
@@ -73,7 +73,7 @@ class RepVGG(Backbone):
 def scaled(width: Sequence[float]) -> list[int]:
     """Return the channels of the stages.
 
-    Example:
+    Examples:
         >>> scaled((0.75, 0.75, 0.75, 2.5))
         [48, 96, 192, 1280]
     """

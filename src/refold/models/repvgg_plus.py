@@ -37,7 +37,7 @@ class RepVGGPlus(Backbone):
     Raises:
         InputError: when the third stage has no two equal halves.
 
-    Example:
+    Examples:
         >>> net = RepVGGPlus(10, depths=(1, 1, 2, 1), width=(0.25,) * 4)
         >>> import torch
         >>> x = torch.zeros(2, 3, 64, 64)

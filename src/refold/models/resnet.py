@@ -64,7 +64,7 @@ class ResNet(Backbone):
         bottleneck: whether the blocks have 1x1 convolutions.
         width: factor of all channels.
 
-    Example:
+    Examples:
         >>> net = ResNet(10, form="dbb", depths=(1, 1, 1, 1), deploy=True)
         >>> [name for name in net.state_dict() if "stage1" in name][:1]
         ['stage1.0.conv1.dbb_reparam.weight']

@@ -122,7 +122,7 @@ class ResidualUnit(nn.Module):
     Shape:
         (N, channels, H, W) -> (N, width or 4 width, H / stride, W / stride).
 
-    Example:
+    Examples:
         >>> unit = ResidualUnit(UnitMaker("full"), 8, 8, 1)
         >>> list(unit.branch._modules)
         ['norm1', 'relu1', 'conv1', 'norm2', 'relu2', 'conv2']
@@ -176,7 +176,7 @@ class ResNetV2(Backbone):
     Raises:
         InputError: when there is no such order or shortcut.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = ResNetV2(10, depths=(1, 1), widths=(8, 16), order="relu_only").eval()
         >>> net(torch.zeros(1, 3, 32, 32)).shape

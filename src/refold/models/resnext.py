@@ -160,7 +160,7 @@ class ResNeXt(Backbone):
     Raises:
         InputError: when there is no such form, or `path_norm` is asked of another than `paths`.
 
-    Example:
+    Examples:
         >>> net = ResNeXt(10, form="paths", depths=(1, 1, 1, 1), cardinality=2, base=8).eval()
         >>> net(torch.zeros(1, 3, 32, 32)).shape
         torch.Size([1, 10])

@@ -37,7 +37,7 @@ class SeparableConv(nn.Module):
     Shape:
         (N, channels, H, W) -> (N, out, H / stride, W / stride).
 
-    Example:
+    Examples:
         >>> import torch
         >>> sum(p.numel() for p in SeparableConv(8, 16).parameters()) == 8 * 9 + 8 * 16 + 2 * 16
         True

@@ -59,7 +59,7 @@ class GatedShortcut(nn.Module):
         exclusive: whether the branch has the gate too.
         bias: where the gate's bias starts: the lower, the more of `x` passes.
 
-    Example:
+    Examples:
         >>> import torch
         >>> gate, x = GatedShortcut(4, False, -100.0), torch.ones(1, 4, 2, 2)
         >>> torch.equal(gate(x, x), 2 * x)
@@ -85,7 +85,7 @@ class PadShortcut(nn.Module):
         channels: how many are added, after the others.
         stride: how far apart the pixels are that are kept.
 
-    Example:
+    Examples:
         >>> import torch
         >>> PadShortcut(2, 2)(torch.ones(1, 3, 5, 5)).shape
         torch.Size([1, 5, 3, 3])

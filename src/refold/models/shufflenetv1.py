@@ -37,7 +37,7 @@ class ChannelShuffle(nn.Module):
     Shape:
         (N, C, *) -> the same.
 
-    Example:
+    Examples:
         >>> x = torch.arange(6).reshape(1, 6, 1, 1)
         >>> ChannelShuffle(2)(x).flatten().tolist()
         [0, 3, 1, 4, 2, 5]
@@ -125,7 +125,7 @@ class ShuffleNetV1(Backbone):
     Raises:
         InputError: when the paper has no such groups, or the width leaves groups uneven.
 
-    Example:
+    Examples:
         >>> net = ShuffleNetV1(10, groups=8, width=0.5).eval()
         >>> net(torch.zeros(1, 3, 32, 32)).shape
         torch.Size([1, 10])

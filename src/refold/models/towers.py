@@ -30,7 +30,7 @@ class Towers(nn.Module):
     Shape:
         (N, C, H, W) -> (N, sum of the children's channels, H', W').
 
-    Example:
+    Examples:
         >>> Towers(nn.Conv2d(3, 4, 1), nn.Identity())(torch.zeros(1, 3, 5, 5)).shape
         torch.Size([1, 7, 5, 5])
     """
@@ -70,7 +70,7 @@ class TowerMaker:
     def tower(self, channels: int, *rows: tuple[int, int | Kernel], stride: int = 1) -> nn.Module:
         """Return convolutions in a row, each given as channels and kernel; the last has the stride.
 
-        Example:
+        Examples:
             >>> layers = TowerMaker().tower(8, (4, 1), (6, (1, 7)), (6, (7, 1)))
             >>> layers(torch.zeros(1, 8, 9, 9)).shape
             torch.Size([1, 6, 9, 9])
@@ -201,7 +201,7 @@ class ScaledResidual(nn.Module):
     Shape:
         (N, C, H, W) -> the same.
 
-    Example:
+    Examples:
         >>> block = ScaledResidual(TowerMaker(), 320, TOWERS_A, 0.17)
         >>> block(torch.zeros(1, 320, 4, 4)).shape
         torch.Size([1, 320, 4, 4])

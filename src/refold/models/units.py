@@ -36,7 +36,7 @@ class ConvUnit(BranchedBlock):
         activation: makes the activation; None for none.
         deploy: build the plain form.
 
-    Example:
+    Examples:
         >>> unit, plain = ConvUnit(3, 8, 3), ConvUnit(3, 8, 3, deploy=True)
         >>> list(unit.state_dict())[:2], list(plain.state_dict())
         (['conv.weight', 'bn.weight'], ['conv.weight', 'conv.bias'])
@@ -90,7 +90,7 @@ class Units:
     Raises:
         InputError: when there is no such form.
 
-    Example:
+    Examples:
         >>> unit = Units("acb")
         >>> type(unit(4, 8, 3)).__name__, type(unit(4, 8, 1)).__name__
         ('ACBlock', 'ConvUnit')

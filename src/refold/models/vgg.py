@@ -32,7 +32,7 @@ class CifarVGG(Backbone):
         depths: convolutions of each stage; VGG-16's as they are.
         width: factor of the convolutions' channels.
 
-    Example:
+    Examples:
         >>> net = CifarVGG(10, form="acb", deploy=True)
         >>> list(net.state_dict())[:1]
         ['stem.conv1.acb.fused_conv.weight']

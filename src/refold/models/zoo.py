@@ -54,7 +54,7 @@ def timm_model(
         InputError: when timm does not take these options.
         MissingDependencyError: when timm is not installed.
 
-    Example:
+    Examples:
         >>> timm_model(10, source="mobilenetv2_100").num_classes
         10
     """
@@ -80,7 +80,7 @@ def googlenet(num_classes: int = 1000, in_chans: int = 3, *, aux_logits: bool = 
         InputError: when auxiliary classifiers are to have no classes.
         MissingDependencyError: when torchvision is not installed.
 
-    Example:
+    Examples:
         >>> googlenet(10, 1).conv1.conv.in_channels
         1
     """

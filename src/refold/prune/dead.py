@@ -50,7 +50,7 @@ def drop_dead_channels(model: nn.Module, example_inputs: Any) -> nn.Module:
     Exact when:
         always, at the borders too; `dropping` says which dead channels stay and why.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
         >>> _ = net[0].weight.data[1:3].zero_()

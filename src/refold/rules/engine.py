@@ -51,7 +51,7 @@ def simplify(
     Raises:
         RuleLoopError: when a rule does not lower the measure (a defect of that rule).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from refold.algebra.operator import Affine, Conv, points
         >>> conv = Conv(torch.ones(2, 2, 1, 1), None, points(2))

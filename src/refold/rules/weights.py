@@ -45,7 +45,7 @@ def regroup(weight: Tensor, groups: int, target: int) -> Tensor:
     Shape:
         (A, B/groups, *kernel) -> (A, B/target, *kernel).
 
-    Example:
+    Examples:
         >>> regroup(torch.ones(2, 1), 2, 1).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
@@ -115,7 +115,7 @@ def turned(conv: Conv, transposed: bool = False) -> Conv:
 
     Any other convolution comes back as it is.
 
-    Example:
+    Examples:
         >>> turned(Conv(torch.ones(2, 3, 1), None, points(1), transposed=True)).weight.shape
         torch.Size([3, 2, 1])
     """

@@ -40,7 +40,7 @@ def equivalent_conv(module: nn.Module, example: Tensor) -> Conv:
     Exact when:
         always: borders included.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8))
         >>> conv = equivalent_conv(net, torch.zeros(1, 3, 8, 8))
@@ -79,7 +79,7 @@ def equivalent_operator(module: nn.Module, example: Tensor) -> Operator:
     Exact when:
         always, for inputs of the example's size.
 
-    Example:
+    Examples:
         >>> import torch
         >>> pool = nn.Sequential(nn.AvgPool2d(2), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 5))
         >>> op = equivalent_operator(pool.eval(), torch.zeros(1, 3, 4, 4))

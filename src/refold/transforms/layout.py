@@ -29,7 +29,7 @@ def densify_groups(weight: Tensor, groups: int, target: int = 1) -> Tensor:
     Exact when:
         always.
 
-    Example:
+    Examples:
         >>> densify_groups(torch.ones(2, 1), 2).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
 
@@ -80,7 +80,7 @@ def conv_to_dense(
     Exact when:
         always, for maps of that size.
 
-    Example:
+    Examples:
         >>> conv_to_dense(torch.ones(1, 1, 2), torch.ones(1), 3)
         (tensor([[1., 1., 0.],
                 [0., 1., 1.]]), tensor([1., 1.]))

@@ -34,7 +34,7 @@ def add_branches(branches: Sequence[Branch], *, groups: int | Sequence[int] = 1)
     Exact when:
         stride, padding and dilation are the same in all branches.
 
-    Example:
+    Examples:
         >>> ones = torch.ones(1, 1, 1, 1)
         >>> weight, bias = add_branches([(ones, None), (ones, torch.ones(1))])
         >>> weight.item(), bias.item()
@@ -66,7 +66,7 @@ def concat_branches(branches: Sequence[Branch], *, groups: int | Sequence[int] =
     Exact when:
         stride, padding and dilation are the same in all branches.
 
-    Example:
+    Examples:
         >>> first, second = torch.ones(2, 3, 1, 1), torch.ones(4, 3, 1, 1)
         >>> concat_branches([(first, None), (second, None)])[0].shape
         torch.Size([6, 3, 1, 1])
@@ -95,7 +95,7 @@ def multi_scale(weight: Tensor, kernel_size: Size, *, dilation: Size = 1) -> Ten
     Exact when:
         padding grows by half of what the kernel grew, axis by axis.
 
-    Example:
+    Examples:
         >>> multi_scale(torch.ones(1, 1, 1, 3), (3, 3))[0, 0].tolist()
         [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
         >>> multi_scale(torch.ones(1, 1, 2), 5, dilation=4).tolist()

@@ -61,7 +61,7 @@ def conv_bn(
     Exact when:
         always, in eval mode: stride, padding and dilation stay the convolution's own.
 
-    Example:
+    Examples:
         >>> one = torch.ones(1)
         >>> weight, bias = conv_bn(torch.ones(1, 1, 1, 1), None, one, 3 * one, one, one, eps=1.0)
         >>> weight.item(), bias.item()
@@ -107,7 +107,7 @@ def pointwise_then_kxk(
     Exact when:
         `padding` is 0 or `bias1` is None.
 
-    Example:
+    Examples:
         >>> one, kernel = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 3, 3)
         >>> pointwise_then_kxk(one, torch.ones(1), kernel, None)[1].item()
         9.0
@@ -158,7 +158,7 @@ def avg_pool_to_conv(
         the pool counts its padding zeros (`count_include_pad=True`) and rounds sizes down
         (`ceil_mode=False`).
 
-    Example:
+    Examples:
         >>> avg_pool_to_conv(2, 2)[:, :, 0, 0].tolist()
         [[0.25, 0.0], [0.0, 0.25]]
 
@@ -201,7 +201,7 @@ def bn_and_pad(
     Raises:
         RefusedError: when there are no running statistics.
 
-    Example:
+    Examples:
         >>> x, one = torch.zeros(1, 1, 1), torch.ones(1)
         >>> bn_and_pad(x, 2 * one, one, padding=1, eps=0.0).tolist()
         [[[-2.0, -2.0, -2.0]]]
