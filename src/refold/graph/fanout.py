@@ -40,8 +40,8 @@ def push_into_readers(fold: FoldPass) -> bool:
 
     It is done only where every reader takes its copy in, so that nothing is computed twice.
     """
-    plain = Regions(fold.lifter)
-    for region in plain.largest():
+    plain = fold.regions
+    for region in fold.largest:
         path = _path_from_scale(region)
         if path is None or len(set(region.root.users)) < 2:
             continue

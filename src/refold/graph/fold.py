@@ -49,9 +49,13 @@ class FoldPass:
         self.folds: list[Fold] = []
         self.refused: dict[fx.Node, Kept] = {}
         self._settled: set[tuple[tuple[fx.Node, ...], bool]] = set()
+        self.regions, self.largest = Regions(self.lifter), list[Region]()
 
     def run(self) -> list[Fold]:
-        """Fold to a fixed point: joins first, then plain chains, which keep their places."""
+        """Fold to a fixed point: joins first, then plain chains, which keep their places.
+
+        Afterwards `regions` and `largest` are those of the result.
+        """
         while self._sweep(chains=False) or self._sweep(chains=True):
             pass
         return self.folds
@@ -59,7 +63,10 @@ class FoldPass:
     def _sweep(self, *, chains: bool) -> bool:
         changed = False
         regions = Regions(self.lifter, chains=chains)
-        for found in regions.largest():
+        largest = regions.largest()
+        if not chains:
+            self.regions, self.largest = regions, largest
+        for found in largest:
             region = regions.current(found)
             if region is not None and (region.nodes, chains) not in self._settled:
                 if self.fold_chain(region) if chains else self.fold_joins(region):
@@ -85,10 +92,11 @@ class FoldPass:
             return False
         replay = Replay()
         shadow = replay.stand_in(region.op)
-        apart = simplify(shadow, CHAIN_RULES, allow_growth=self.allow_growth)
         rewrite = simplify(shadow, allow_growth=self.allow_growth)
-        if measure(rewrite.op)[:2] >= measure(apart.op)[:2]:
-            return False
+        if len(leaves(rewrite.op)) > 1 or _joined(rewrite.op):  # else chains alone leave more
+            apart = simplify(shadow, CHAIN_RULES, allow_growth=self.allow_growth)
+            if measure(rewrite.op)[:2] >= measure(apart.op)[:2]:
+                return False
         return self.write(region, untouched(rewrite, shadow), replay)
 
     def write(self, region: Region, rewrite: Rewrite, replay: Replay) -> bool:
@@ -223,6 +231,10 @@ def _runs(op: Operator) -> Iterator[tuple[Operator, ...]]:
         for join in parts:
             for branch in join.parts if isinstance(join, (Sum, Concat)) else ():
                 yield from _runs(branch)
+
+
+def _joined(op: Operator) -> bool:
+    return measure(op)[1] > 0
 
 
 def _is_join(op: Operator) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from refold.errors import InputError
-from refold.graph.skeleton_copy import copy_module
+from refold.graph.skeleton_copy import ATOMS, TABLES, copy_module
 
 _WRAPPERS = frozenset(
     {"DataParallel", "DistributedDataParallel", "AveragedModel", "FullyShardedDataParallel"}
@@ -64,7 +64,9 @@ def _shared_memo(module: nn.Module) -> dict[int, Any]:
 def _held(module: nn.Module) -> Iterator[Any]:
     """Yield the tensors and generators that a module itself holds, plain containers included."""
     for name, value in module.__dict__.items():
-        if name != "_modules":
+        kind = type(value)  # asking about tensors is slow, and most attributes are plain or empty
+        empty = kind in TABLES and not value
+        if name != "_modules" and kind not in ATOMS and not empty:
             yield from _shareable(value, depth=0)
 
 

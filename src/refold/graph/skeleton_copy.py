@@ -13,8 +13,12 @@ from typing import Any
 
 from torch import nn
 
-_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
-_TABLES = frozenset({dict, OrderedDict})
+ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
+"""Types whose values need no copy."""
+
+TABLES = frozenset({dict, OrderedDict})
+"""Types of the tables that a module keeps."""
+
 _OWN_WAYS = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__", "__slots__")
 
 
@@ -60,13 +64,11 @@ def _table(table: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
 
 
 def _value(value: Any, memo: dict[int, Any]) -> Any:
-    if type(value) in _ATOMS:
+    if type(value) in ATOMS:
         return value
     known = memo.get(id(value))
     if known is not None:
         return known
-    if isinstance(value, nn.Module):
-        return copy_module(value, memo)
-    if type(value) in _TABLES and (not value or all(type(key) in _ATOMS for key in value)):
+    if type(value) in TABLES and (not value or all(type(key) in ATOMS for key in value)):
         return _table(value, memo)
-    return copy.deepcopy(value, memo)
+    return copy_module(value, memo) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)

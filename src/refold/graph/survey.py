@@ -17,7 +17,7 @@ from refold.rules.replay import Replay
 
 def survey(fold: FoldPass) -> list[Kept]:
     """Return what was not folded: refusals, layers that must stay, norms without a partner."""
-    regions = Regions(fold.lifter)
+    regions = fold.regions
     kept: dict[str, Kept] = {}
     for node in fold.lifter.capture.graph.nodes:
         piece = regions.piece(node)
@@ -26,7 +26,7 @@ def survey(fold: FoldPass) -> list[Kept]:
     for node, refused in fold.refused.items():
         if not node._erased:  # type: ignore[reportPrivateUsage]
             _keep(kept, refused)
-    for region in regions.largest():
+    for region in fold.largest:
         _survey_region(fold, regions, region, kept)
     for node, reason in regions.reasons.items():
         _keep(kept, Kept(fold.path(node), reason))

@@ -57,7 +57,7 @@ class Inception(Backbone):
     Source: arXiv:1409.4842, table 1; arXiv:1512.00567, sections 3 and 5.
     """
 
-    head = ("gap", "drop", "linear")
+    head_names = ("gap", "drop", "linear")
 
     def __init__(
         self,

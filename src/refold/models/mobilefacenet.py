@@ -149,7 +149,7 @@ class MobileFaceNet(Backbone):
     Source: arXiv:1804.07573, table 1.
     """
 
-    head = ("pool", "embedding", "linear")
+    head_names = ("pool", "embedding", "linear")
 
     def __init__(
         self,

@@ -185,7 +185,7 @@ class ResNetV2(Backbone):
     Source: arXiv:1603.05027, sections 3 and 4.
     """
 
-    head = ("gap", "linear")
+    head_names = ("gap", "linear")
 
     def __init__(
         self,

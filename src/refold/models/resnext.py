@@ -169,7 +169,7 @@ class ResNeXt(Backbone):
     """
 
     classifier = "fc"
-    head = ("gap", "fc")
+    head_names = ("gap", "fc")
 
     def __init__(
         self,
