@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ._verify_copies import cast_inputs
 from ._verify_outputs import first_line
 from .errors import InputError
 
@@ -37,7 +38,7 @@ def as_inputs(example_inputs: object) -> Inputs:
     raise InputError(f"example_inputs is a {kind}; give one tensor or a tuple of tensors")
 
 
-def unrunnable(model: nn.Module, inputs: tuple[Any, ...], error: Exception) -> InputError:
+def unrunnable(model: nn.Module, inputs: Arguments, error: Exception) -> InputError:
     """Return the error that says on which shapes the model failed, and how, in one line."""
     items = pytree.tree_leaves(inputs)
     shapes = ", ".join(
@@ -56,7 +57,7 @@ def trial_inputs(example: Arguments) -> Iterator[tuple[str, Arguments]]:
     Constants show wrong biases and borders, impulses show single kernel taps. Tensors that are
     not floating-point (indices, masks) stay as the example has them in every trial.
     """
-    wide = _each(example, Tensor.double)
+    wide = cast_inputs(example, torch.float64)
     yield "example", wide
     leaves = pytree.tree_leaves(wide)
     if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +66,8 @@ def convert(
         plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
         folded = plan.apply()
     with step("verify in float64"):
-        proof = prove(subject, folded, allow_growth=allow_growth)
+        again = partial(refold.reparameterize, allow_growth=allow_growth)
+        proof = prove(subject, folded, again)
     with step(f"export {output}"):
         written = refold.export(folded, output, subject.example_inputs)
     before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)

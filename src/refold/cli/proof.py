@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,15 @@ class Proof:
         return {"exact": self.exact.to_dict(), "shipped": self.shipped.to_dict()}
 
 
-def prove(subject: Subject, folded: nn.Module, *, allow_growth: bool) -> Proof:
+def prove(
+    subject: Subject, folded: nn.Module, fold: Callable[[nn.Module, Any], nn.Module]
+) -> Proof:
     """Check a folded network against its original, and the same fold of a float64 copy to 1e-9.
+
+    Args:
+        subject: the original and its inputs.
+        folded: what a verb made of it.
+        fold: does the same to another model, given its inputs.
 
     Raises:
         NotEquivalentError: if either differs.
@@ -50,7 +58,6 @@ def prove(subject: Subject, folded: nn.Module, *, allow_growth: bool) -> Proof:
 
     wide = copy.deepcopy(subject.model).double()
     inputs = tuple(x.double() if x.is_floating_point() else x for x in subject.example_inputs)
-    wide_folded = refold.reparameterize(wide, inputs, allow_growth=allow_growth)
-    exact = refold.verify(wide, wide_folded, inputs).check()
+    exact = refold.verify(wide, fold(wide, inputs), inputs).check()
     shipped = refold.verify(subject.model, folded, subject.example_inputs).check()
     return Proof(exact, shipped)

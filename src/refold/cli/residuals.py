@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from functools import partial as partial_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,7 @@ import typer
 from refold.cli import options
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import check_destination
+from refold.cli.proof import prove
 from refold.cli.subject import Subject, prepare
 from refold.cli.summary import record, refusal_lines, size_of, size_rows
 from refold.errors import RefusedError
@@ -74,7 +75,8 @@ def remove_residuals(
     if not as_json:
         _say_cost(done, folded, model)
     with step("verify in float64"):
-        proof = _prove(subject, done.model)
+        again = partial_of(refold.remove_residuals, strict=False)
+        proof = prove(subject, done.model, again).exact
     timings = _time(folded, done.model, subject, runtime) if measure else None
     if output is not None:
         with step(f"export {output}"):
@@ -107,17 +109,6 @@ def _say_cost(done: Removal, folded: nn.Module, model: str) -> None:
             f"warning: {growth:.0f} times the parameters: a dense convolution inside a bottleneck "
             "carries every channel of the block; a grouped one would not"
         )
-
-
-def _prove(subject: Subject, plain: nn.Module) -> Equivalence:
-    """Check the weights as written, and the same removal of a float64 copy to 1e-9."""
-    import refold
-
-    refold.verify(subject.model, plain, subject.example_inputs).check()
-    wide = copy.deepcopy(subject.model).double()
-    inputs = tuple(x.double() if x.is_floating_point() else x for x in subject.example_inputs)
-    exact = refold.remove_residuals(wide, inputs, strict=False)
-    return refold.verify(wide, exact, inputs).check()
 
 
 def _time(folded: nn.Module, plain: nn.Module, subject: Subject, runtime: list[str] | None) -> Any:

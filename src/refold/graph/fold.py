@@ -93,7 +93,8 @@ class FoldPass:
         replay = Replay()
         shadow = replay.stand_in(region.op)
         rewrite = simplify(shadow, allow_growth=self.allow_growth)
-        if len(leaves(rewrite.op)) > 1 or _joined(rewrite.op):  # else chains alone leave more
+        layers, joins, _ = measure(rewrite.op)
+        if layers > 1 or joins:  # else chains alone leave more
             apart = simplify(shadow, CHAIN_RULES, allow_growth=self.allow_growth)
             if measure(rewrite.op)[:2] >= measure(apart.op)[:2]:
                 return False
@@ -231,10 +232,6 @@ def _runs(op: Operator) -> Iterator[tuple[Operator, ...]]:
         for join in parts:
             for branch in join.parts if isinstance(join, (Sum, Concat)) else ():
                 yield from _runs(branch)
-
-
-def _joined(op: Operator) -> bool:
-    return measure(op)[1] > 0
 
 
 def _is_join(op: Operator) -> bool:

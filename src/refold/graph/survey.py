@@ -11,6 +11,7 @@ from refold.graph.paths import submodule
 from refold.graph.piece import Piece
 from refold.graph.record import Kept
 from refold.graph.region import Region, Regions
+from refold.graph.surgery_edits import alive
 from refold.rules.engine import simplify
 from refold.rules.replay import Replay
 
@@ -24,7 +25,7 @@ def survey(fold: FoldPass) -> list[Kept]:
         if isinstance(piece, str):
             _keep(kept, Kept(fold.path(node), piece))
     for node, refused in fold.refused.items():
-        if not node._erased:  # type: ignore[reportPrivateUsage]
+        if alive(node):
             _keep(kept, refused)
     for region in fold.largest:
         _survey_region(fold, regions, region, kept)
