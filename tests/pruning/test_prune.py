@@ -129,6 +129,7 @@ def test_pruned_equals_the_plain_network_silenced() -> None:
         layer.weight.data[rows] = 0
         layer.bias.data[rows] = 0
     assert difference(plain, done.model, x) < 1e-9
+    assert difference(plain, done.masked, x) < 1e-12
     direct = refold.prune(net, x, ratio=0.5, importance="l1", remove_residuals=True)
     assert difference(direct, done.model, x) < 1e-9
 
@@ -214,6 +215,17 @@ def test_masks_anywhere_go_with_their_channels() -> None:
     assert difference(net, done.model, x) > 1e-3
     total = next(rows for path, rows in done.silenced.items() if path not in ("a", "body.0"))
     assert set(total) >= {0, 1, 2}  # masks count in the scales
+
+
+def test_norms_that_are_called_as_functions_are_read() -> None:
+    class Called(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            rest = (self.running_mean, self.running_var, self.weight, self.bias, False, 0.1)
+            return nn.functional.batch_norm(x, *rest, self.eps)
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Called(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
+    net[1].weight.data = torch.tensor([-3.0, 1.0, 2.0, -0.5], dtype=torch.float64)
+    assert pruning(net.eval(), image(), threshold=1.5).silenced == {"0": [1, 3]}
 
 
 BAD = [

@@ -41,8 +41,9 @@ class Pruning:
 
     Args:
         model: the network, norms folded.
-        silenced: the channels that were chosen, by layer of the plain network. Setting their
-            weights and biases to 0 there gives the same function as `model`.
+        masked: the same function with every channel still there: the plain network, weights and
+            biases of the chosen channels 0.
+        silenced: the channels that were chosen, by layer of the plain network.
         dropped: the layers that lost channels; a chosen channel takes with it those that only
             hand it on, and those that nobody reads any more.
         kept: the layers that cannot lose channels, and what stays of residuals, with the reason.
@@ -52,6 +53,7 @@ class Pruning:
     """
 
     model: nn.Module
+    masked: nn.Module
     silenced: dict[str, list[int]]
     dropped: tuple[Slimmed, ...]
     kept: tuple[Kept, ...]
@@ -159,7 +161,7 @@ def pruning(
         if path in after and after[path] < width
     )
     costs = (before or cost_plain, cost_plain, done.cost_after)
-    return Pruning(done.model, silenced, dropped, (*stays, *kept, *done.kept), *costs)
+    return Pruning(done.model, plain, silenced, dropped, (*stays, *kept, *done.kept), *costs)
 
 
 def _plain(

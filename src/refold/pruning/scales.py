@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, Resample, chain
 from refold.graph.alias import tainted
 from refold.graph.branch_links import Link, link
+from refold.graph.calls import canonical
 from refold.graph.capture import Capture, capture_all
 from refold.graph.constants import Constants
 from refold.graph.lift import Lifter
@@ -159,11 +160,9 @@ def _scales(capture: Capture, shapes: Shapes) -> dict[fx.Node, Tensor]:
 
 
 def _scale(lifter: Lifter, node: fx.Node, known: dict[fx.Node, Tensor]) -> Tensor | None:
-    if node.op == "call_module":
-        module = submodule(lifter.capture.module, str(node.target))
-        if isinstance(module, _BatchNorm):
-            ones = torch.ones(module.num_features, dtype=torch.float64)
-            return _size(module.weight) if module.affine else ones
+    own = _norm(lifter, node)
+    if own is not None:
+        return own
     piece = lifter.lift(node)
     if isinstance(piece, Piece) and piece.join == "sum":
         parts = [_through(op, known.get(v)) for v, op in zip(piece.sources, piece.ops, strict=True)]
@@ -176,6 +175,21 @@ def _scale(lifter: Lifter, node: fx.Node, known: dict[fx.Node, Tensor]) -> Tenso
     for op in found.ops:
         scale = _through(op, scale)
     return scale
+
+
+def _norm(lifter: Lifter, node: fx.Node) -> Tensor | None:
+    """Return the scale of a norm, called as a layer or as a function."""
+    if node.op == "call_module":
+        module = submodule(lifter.capture.module, str(node.target))
+        if not isinstance(module, _BatchNorm):
+            return None
+        ones = torch.ones(module.num_features, dtype=torch.float64)
+        return _size(module.weight) if module.affine else ones
+    call = canonical(node)
+    if call is None or not call.name.endswith("batch_norm"):
+        return None
+    weight = lifter.tensor(call["weight"])
+    return None if weight is None else _size(weight)
 
 
 def _through(op: Operator, scale: Tensor | None) -> Tensor | None:
