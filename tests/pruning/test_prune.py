@@ -15,7 +15,7 @@ import refold
 from pruning_nets import chain, difference, image
 from random_residuals import conv, norm
 from refold.errors import InputError, RefusedError
-from refold.pruning import Layer, channel_mask, drop_dead_channels, pruning
+from refold.pruning import Layer, channel_mask, drop_dead_channels, pruning, restore_norms
 
 
 class Basic(nn.Module):
@@ -226,6 +226,18 @@ def test_norms_that_are_called_as_functions_are_read() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), Called(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
     net[1].weight.data = torch.tensor([-3.0, 1.0, 2.0, -0.5], dtype=torch.float64)
     assert pruning(net.eval(), image(), threshold=1.5).silenced == {"0": [1, 3]}
+
+
+def test_norms_come_back_change_nothing_and_are_folded_again() -> None:
+    net, x = Net(5), image()
+    pruned = refold.prune(net, x, ratio=0.4, remove_residuals=True)
+    normed = restore_norms(pruned, [x, 2 * x])
+    assert difference(pruned, normed, x) < 1e-9
+    assert difference(pruned, refold.reparameterize(normed, x), x) < 1e-9
+    norms = [m for m in normed.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == len([m for m in pruned.modules() if isinstance(m, nn.Conv2d)])
+    means = [float(m.running_mean.abs().max()) for m in norms]
+    assert min(means) > 0  # measured, not only there
 
 
 BAD = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .channels import Pruning, Slimmed, prune, pruning
 from .dead import Dropped, drop_dead_channels, dropping
 from .layers import Importance, Layer
+from .norms import restore_norms
 from .slimming import channel_mask, clear_masks, slimming_penalty
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "dropping",
     "prune",
     "pruning",
+    "restore_norms",
     "slimming_penalty",
 ]
