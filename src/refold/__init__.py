@@ -17,6 +17,7 @@ from refold.plan import Plan as Plan
 from refold.plan import plan as plan
 from refold.reparameterize import reparameterize as reparameterize
 from refold.residuals import remove_residuals as remove_residuals
+from refold.train import train as train
 from refold.verify import Equivalence as Equivalence
 from refold.verify import verify as verify
 

@@ -10,3 +10,5 @@ from refold.train.cookbook import list_recipes as list_recipes
 from refold.train.cookbook import load_recipe as load_recipe
 from refold.train.data import Data as Data
 from refold.train.data import open_data as open_data
+from refold.train.run import Trained as Trained
+from refold.train.run import train as train

@@ -47,9 +47,20 @@ def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> R
     text, place = _text(str(name))
     values = _parsed(text, place)
     values.setdefault("name", Path(str(name)).stem)
-    for key, value in (changes or {}).items():
-        _put(values, key, value)
-    return check_recipe(values, place)
+    return check_recipe(changed(values, changes or {}), place)
+
+
+def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values with some replaced, by dotted key.
+
+    Examples:
+        >>> changed({"optimizer": {"lr": 0.1, "name": "sgd"}}, {"optimizer.lr": 0.05})
+        {'optimizer': {'lr': 0.05, 'name': 'sgd'}}
+    """
+    result = dict(values)
+    for key, value in changes.items():
+        _put(result, key, value)
+    return result
 
 
 def check_recipe(values: Mapping[str, Any], place: str) -> Recipe:

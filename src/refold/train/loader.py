@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from refold.errors import InputError
 from refold.train.seeds import generator_of, seeded
 from refold.train.sources import Source, readable
+from refold.train.stopping import deafen
 
 Transform = Callable[[Any, Any], tuple[Tensor, Any]]
 Key = tuple[int, int]
@@ -149,6 +150,7 @@ def loader(samples: Samples, order: Sampler[list[Key]], workers: int) -> DataLoa
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        worker_init_fn=deafen,
         # Its own: a loader draws a number for its workers, which must not touch the network's.
         generator=torch.Generator(),
     )
