@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
-
+from torch import nn
 from train.runs import tiny
 
 PAIR = {
@@ -24,10 +24,16 @@ def main() -> None:
 
 def shared_run(run: Path, data: Path, block: str) -> None:
     """Train a tiny network that folds through the synchronised norms of its branches."""
-    changes = PAIR if block == "none" else {**PAIR, "block": block, "model": "cifar_resnet20"}
-    if block != "none":
-        changes["options"] = {}
-    tiny(run, data, changes=changes)
+    if block == "none":
+        tiny(run, data, changes=PAIR)
+        return
+    torch.manual_seed(5)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
+    )  # fmt: skip
+    tiny(run, data, model=net, changes={**PAIR, "block": block, "decay.custom_l2": False})
 
 
 if __name__ == "__main__":

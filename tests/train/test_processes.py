@@ -35,7 +35,7 @@ def torchrun(*words: str | Path, processes: int = 2):
     return start(*head, "--master-port", str(free_port()), *words)
 
 
-@pytest.mark.parametrize("block", ["none", pytest.param("dbb", marks=pytest.mark.zoo)])
+@pytest.mark.parametrize("block", ["dbb", pytest.param("none", marks=pytest.mark.zoo)])
 def test_two_processes_train_as_one(tmp_path: Path, block: str) -> None:
     data = folders(tmp_path / "data", train=17, val=5)  # 34 images: 4 steps of 8; 10 to judge
     shared_run(tmp_path / "one", data, block)

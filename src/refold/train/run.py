@@ -178,7 +178,9 @@ def _run(order: Order, folder: RunFolder, *, resume: bool, dry_run: bool) -> Tra
         engine.run()
     finally:
         order.reporter.end()
-        accelerator.end_training()
+        # Not `end_training`, which ends the processes' group, too: folding and judging need it.
+        for board in accelerator.trackers:
+            board.finish()
     done = finish(engine, order.data, image)
     return Trained(folder.path, done.summary, done.network, done.deployed)
 
