@@ -42,8 +42,7 @@ from refold.algebra.operator import Affine, Conv, Flatten, Input, add, leaves, p
 from refold.algebra.row import Unflatten
 from refold.blocks import RepMLPBlock
 from refold.blocks.partition import PartitionBlock
-from refold.rules.engine import simplify
-from refold.rules.replay import Replay
+from refold.rules.decisions import Decisions
 from refold.rules.row_slices import fold_rows_in_slices
 
 _MIB = 2**20
@@ -131,11 +130,12 @@ def by_network(model: nn.Module, blocks: list[PartitionBlock], x: Tensor) -> nn.
 
 def by_matrices(model: nn.Module, blocks: list[PartitionBlock], x: Tensor) -> list[Tensor]:
     """Return weight and bias of every block's FC3, folded by the rules."""
+    decisions = Decisions()
     with torch.no_grad():
-        return [tensor for block in blocks for tensor in _matrix(block)]
+        return [tensor for block in blocks for tensor in _matrix(block, decisions)]
 
 
-def _matrix(block: PartitionBlock) -> tuple[Tensor, Tensor]:
+def _matrix(block: PartitionBlock, decisions: Decisions) -> tuple[Tensor, Tensor]:
     size, start = block.grid.partition, Input("x", block.channels[0])
     fc3 = Conv(block.fc3.weight, None, points(2), block.fc3.groups)
     norm, row = _affine(block.fc3_bn), (Flatten(size, 2), fc3)
@@ -146,8 +146,9 @@ def _matrix(block: PartitionBlock) -> tuple[Tensor, Tensor]:
         axes = tuple(Axis(k, lo=k // 2, hi=k // 2) for k in part.conv.kernel_size)
         conv = Conv(part.conv.weight, None, axes, part.conv.groups)
         branches.append(sequence(start, conv, _affine(part.bn)))
-    op, replay = add(*branches), Replay()
-    rewrite = simplify(replay.stand_in(op))
+    op = add(*branches)
+    shadow, replay = decisions.stand_in(op)
+    rewrite = decisions.rewrite(shadow)
     whole = fold_rows_in_slices(rewrite, op) or replay.run(rewrite)
     [merged] = [leaf for leaf in leaves(whole) if isinstance(leaf, Conv)]
     assert merged.bias is not None
