@@ -24,7 +24,7 @@ from refold.algebra.operator import (
 from refold.graph.fold import FoldPass
 from refold.graph.region import Region, Regions
 from refold.graph.shape_readers import reads_shape_only
-from refold.rules.engine import Rewrite, simplify
+from refold.rules.engine import Rewrite
 from refold.rules.replay import Replay
 
 
@@ -93,8 +93,8 @@ def _plan(fold: FoldPass, plain: Regions, pushed: frozenset[fx.Node]) -> list[_P
 
 def _take_in(fold: FoldPass, region: Region, pushed: frozenset[fx.Node]) -> _Push | None:
     """Return the region's rewrite when nothing is left of the scale that was pushed into it."""
-    replay = Replay()
-    rewrite = simplify(replay.stand_in(region.op), allow_growth=fold.allow_growth)
+    shadow, replay = fold.decisions.stand_in(region.op)
+    rewrite = fold.decisions.rewrite(shadow)
     old = [leaf for leaf in leaves(region.op) if region.origins[id(leaf)] not in pushed]
     kept = {id(leaf) for leaf in leaves(region.op) if region.origins[id(leaf)] in pushed}
     new = [leaf for leaf in leaves(rewrite.op) if id(replay.real(leaf)) not in kept]
