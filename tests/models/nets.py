@@ -11,6 +11,8 @@ from torch import Tensor, nn
 import refold
 from refold.models import Backbone
 from refold.models.registry import _MODELS
+from refold.models.rmobilenet import Row
+from refold.models.rmrep import pair_stages
 from zoo.live import enliven
 
 NARROW = (0.25, 0.25, 0.25, 0.5)
@@ -43,10 +45,13 @@ FAMILIES = (
     "faceresnet", "mobileone_s4", "repmlp_cifar10", "repmlp_resnet50", "repmlpnet_t224",
     "repvgg_a0", "repvgg_plus_l2pse", "mobilefacenet", "shufflenetv1_g3",
     "inceptionv1", "resnext50_32x4d", "cifar_resnet20",
+    "rmnet20", "rmnext_26x3_32", "rmobilenet_cifar", "rmrep_21", "resnet_21",
 )  # fmt: skip
 
 
+PAIRS: dict[str, Any] = {"stages": pair_stages(1), "width": 0.125}
 QUARTER, SHORT = {"width": 0.25}, {"width": NARROW, "depths": (2, 2, 4, 1)}
+SHORT_ROWS = (Row(2, 32, 2, 2), Row(4, 64, 1, 2), Row(3, 64, 2, 1))
 SMALL: tuple[tuple[str, dict[str, Any]], ...] = (
     ("*alexnet", {"hidden": 16}),
     ("*cifar10*", {"widths": (4, 8, 8), "kernels": (1, 3)}),
@@ -66,6 +71,11 @@ SMALL: tuple[tuple[str, dict[str, Any]], ...] = (
     ("inception*", {"width": 0.125}),
     ("*mobilenetv1*", QUARTER), ("*_vgg*", QUARTER), ("acnet_resnet*", QUARTER),
     ("dbb_resnet*", QUARTER),
+    ("repvgg_[1-9]*", QUARTER), ("rmrepse", {"stages": pair_stages(1), "width": 0.25}),
+    ("rmrep_*", PAIRS), ("resnet_*", PAIRS),
+    ("rmnext*", {"depths": (2, 2, 1, 1), "width": 8, "expand": 3, "group": 4}),
+    ("rmnet*", {"depths": (2, 2, 1), "width": 4}),
+    ("rmobilenet*", {"width": 0.25, "last": 32, "rows": SHORT_ROWS}),
     ("repvgg_d2se", SHORT), ("repvgg_plus*", SHORT),  # 47 blocks; at depth against timm's
     ("repvgg*", {"width": NARROW}), ("mobileone*", {"width": NARROW}),
 )  # fmt: skip

@@ -34,6 +34,7 @@ class Family:
         deploy: the child that replaces them.
         build: makes the empty block, in float64, of tensors in the common spelling.
         lone: the branch, with a dot, that such a block may consist of.
+        hands_on: whether the folded kernel may have more outputs: channels that are handed on.
     """
 
     label: str
@@ -42,6 +43,7 @@ class Family:
     deploy: str
     build: Callable[[State], nn.Module]
     lone: str = ""
+    hands_on: bool = False
 
 
 def _block(name: str, kernel: Tensor, channels: int, groups: int, **options: Any) -> nn.Module:
@@ -75,6 +77,15 @@ def _mobileone(state: State) -> nn.Module:
     count = sum(key.startswith("rbr_conv.") and key.endswith(".conv.weight") for key in state)
     channels = _channels(state, kernel)
     return _block("mobileone", kernel, *channels, identity=identity, num_conv_branches=count)
+
+
+def _rm(state: State) -> nn.Module:
+    """Return RMNet's block; with an identity branch it has as many channels out as in."""
+    kernel, identity = state["conv33.weight"], "bn00.weight" in state
+    own, channels = kernel.shape[:2]
+    reserved = channels - own if identity else 0
+    shape = kernel.new_empty(own + reserved, *kernel.shape[1:])
+    return _block("rm", shape, channels, 1, identity=identity, reserved=reserved)
 
 
 def _acb(state: State) -> nn.Module:
@@ -118,6 +129,7 @@ _MOBILEONE = frozenset({"rbr_conv", "rbr_scale", "rbr_skip"})
 _ACB = frozenset(
     f"{axis}_{kind}" for axis in ("square", "dep", "ver", "hor") for kind in ("conv", "bn")
 )
+_RM = frozenset({"conv33", "bn33", "conv11", "bn11", "bn00"})
 _DBB = frozenset({"dbb_origin", "dbb_1x1", "dbb_avg", "dbb_1x1_kxk"})
 
 FAMILIES = (
@@ -139,6 +151,14 @@ FAMILIES = (
         "lkb_reparam",
         _large_kernel,
         "lkb_origin.",
+    ),
+    Family(
+        "RMNet",
+        ("conv33.weight", "bn33.running_mean", "conv11.weight"),
+        _RM,
+        "reparam_conv",
+        _rm,
+        hands_on=True,
     ),
     Family(
         "timm RepVGG",
