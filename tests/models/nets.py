@@ -26,14 +26,15 @@ def is_written(name: str) -> bool:
 def structures() -> list[str]:
     """Return a name of each structure that is written in both forms.
 
-    Those that differ only in width or in the image's size are one when narrow.
+    Those that differ only in width, in the image's size, or in how many layers RMRep's stages have,
+    are one when narrow and short.
     """
     found: dict[str, str] = {}
     for name in refold.list_models():
         if name.startswith("pspnet"):  # labels pixels: no backbone with a head
             continue
         entry = _MODELS[name]
-        free = ("width", "resolution")
+        free = ("width", "resolution", "stages")
         rest = {key: value for key, value in entry.options.items() if key not in free}
         if is_written(name):
             found.setdefault(f"{entry.factory} {rest}", name)
@@ -71,7 +72,7 @@ SMALL: tuple[tuple[str, dict[str, Any]], ...] = (
     ("inception*", {"width": 0.125}),
     ("*mobilenetv1*", QUARTER), ("*_vgg*", QUARTER), ("acnet_resnet*", QUARTER),
     ("dbb_resnet*", QUARTER),
-    ("repvgg_[1-9]*", QUARTER), ("rmrepse", {"stages": pair_stages(1), "width": 0.25}),
+    ("repvgg_18", QUARTER), ("repvgg_34", QUARTER), ("repvgg_[1-9]*", PAIRS), ("rmrepse", {"stages": pair_stages(1), "width": 0.25}),
     ("rmrep_*", PAIRS), ("resnet_*", PAIRS),
     ("rmnext*", {"depths": (2, 2, 1, 1), "width": 8, "expand": 3, "group": 4}),
     ("rmnet*", {"depths": (2, 2, 1), "width": 4}),
