@@ -20,3 +20,4 @@ from refold.blocks.qarepvgg import QARepVGGBlock as QARepVGGBlock
 from refold.blocks.repmlp import RepMLPBlock as RepMLPBlock
 from refold.blocks.repmlp import RepMLPNetBlock as RepMLPNetBlock
 from refold.blocks.repvgg import RepVGGBlock as RepVGGBlock
+from refold.blocks.rmrep import RMBlock as RMBlock

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from refold.checkpoint.deploy import fold_blocks, without_auxiliary
+from refold.checkpoint.deploy import fold_blocks, without_auxiliary, without_statistics
 from refold.checkpoint.layouts import Told, TrainBlock, layouts, train_blocks
 from refold.checkpoint.names import common_name, common_names, is_timm_net
 from refold.checkpoint.read import some
@@ -26,7 +26,7 @@ class Adapted:
         names: from the model's names to those.
         layout: whose names the file has; empty if unknown.
         folded: the model's names of the kernels that were folded.
-        left_out: the keys that the model in deploy form has no use for.
+        left_out: the keys that the model has no use for.
     """
 
     state: State
@@ -55,7 +55,8 @@ def adapt(state: State, own: State, file: Path, *, eps: float, told: Told) -> Ad
         return Adapted(state, {key: key for key in state if key in own})
     _refuse_unfolding(_folded_elsewhere(own, state, told), layout, file)
     blocks = _folded_elsewhere(state, own, told)
-    kept = state if train_blocks(own, told) else without_auxiliary(state, but=own)
+    kept = without_statistics(state, but=own)
+    kept = kept if train_blocks(own, told) else without_auxiliary(kept, but=own)
     try:
         folded = fold_blocks(kept, blocks, eps)
     except CheckpointError as error:

@@ -41,6 +41,7 @@ class Family:
         is_sized: whether `build` also takes the `partition` that a model tells.
         is_kept: whether the repository's deploy form keeps the block as it trains: it is folded
             only into a model that has folded it.
+        hands_on: whether the folded kernel may have more outputs: channels that are handed on.
     """
 
     label: str
@@ -54,6 +55,7 @@ class Family:
     size: Callable[[Any], tuple[int, ...]] | None = None
     is_sized: bool = False
     is_kept: bool = False
+    hands_on: bool = False
 
     def owns(self, name: str) -> bool:
         """Say whether deploying replaces what has this name below the block's own."""
@@ -91,6 +93,15 @@ def _mobileone(state: State) -> nn.Module:
     count = sum(key.startswith("rbr_conv.") and key.endswith(".conv.weight") for key in state)
     channels = _channels(state, kernel)
     return _block("mobileone", kernel, *channels, identity=identity, num_conv_branches=count)
+
+
+def _rm(state: State) -> nn.Module:
+    """Return RMNet's block; with an identity branch it has as many channels out as in."""
+    kernel, identity = state["conv33.weight"], "bn00.weight" in state
+    own, channels = kernel.shape[:2]
+    reserved = channels - own if identity else 0
+    shape = kernel.new_empty(own + reserved, *kernel.shape[1:])
+    return _block("rm", shape, channels, 1, identity=identity, reserved=reserved)
 
 
 def _acb(state: State) -> nn.Module:
@@ -132,6 +143,7 @@ def _conv_norm_of(kernel: Tensor, *, bias: bool) -> nn.Sequential:
 _REPVGG = "rbr_dense|rbr_1x1|rbr_identity"
 _MOBILEONE = "rbr_conv|rbr_scale|rbr_skip"
 _ACB = "(square|dep|ver|hor)_(conv|bn)"
+_RM = "conv33|bn33|conv11|bn11|bn00"
 _DBB = "dbb_origin|dbb_1x1|dbb_avg|dbb_1x1_kxk"
 
 FAMILIES = [
@@ -153,6 +165,14 @@ FAMILIES = [
         "lkb_reparam",
         _large_kernel,
         "lkb_origin.",
+    ),
+    Family(
+        "RMNet",
+        ("conv33.weight", "bn33.running_mean", "conv11.weight"),
+        _RM,
+        "reparam_conv",
+        _rm,
+        hands_on=True,
     ),
     Family(
         "timm RepVGG",

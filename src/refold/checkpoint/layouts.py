@@ -19,6 +19,7 @@ _DEPLOYED = {
     "lkb_reparam": "RepLKNet",
 }
 _ENGINE = re.compile(r"(^|\.)reparam_conv(_\d+)?\.weight$")
+_STATISTIC = re.compile(r"(^|\.)running[12]\.(running_mean|running_var|num_batches_tracked)$")
 _PLUS = re.compile(r"stage\w+_aux\.|stage\d(_\w+)?\.blocks\.|.*\.post_se\.")
 
 
@@ -100,6 +101,11 @@ def _is_train(family: Family, prefix: str, state: Mapping[str, Tensor]) -> bool:
     return not folded and signed and family.fits(prefix, state)
 
 
+def is_statistic(key: str) -> bool:
+    """Say whether a key is of what RMNet's residuals log: the values of norms without weights."""
+    return bool(_STATISTIC.search(key))
+
+
 def layouts(state: Mapping[str, Tensor]) -> list[str]:
     """Return the known layouts that the keys are of, mostly one.
 
@@ -111,6 +117,7 @@ def layouts(state: Mapping[str, Tensor]) -> list[str]:
     found = [f.label for f in FAMILIES if f.deployed(state) or _blocks(f, state)]
     names = {part for key in state for part in key.split(".")}
     found += [label for name, label in _DEPLOYED.items() if name in names]
+    found += ["RMNet"] if any(map(is_statistic, state)) else []
     kernels = [tensor for key, tensor in state.items() if _ENGINE.search(key)]
     if kernels and not found:
         pointwise = any(kernel.shape[2:].numel() == 1 for kernel in kernels)

@@ -32,7 +32,8 @@ class LoadReport:
         stripped: the prefixes that their names were freed of.
         layout: whose names the file has, such as `RepVGG` or `timm MobileOne`; empty if unknown.
         folded: how many blocks in training form were folded on the way.
-        left_out: the keys that the model has no use for: auxiliary heads of training.
+        left_out: the keys that the model has no use for: auxiliary heads of training, and what
+            residuals log of their values (RMNet).
     """
 
     path: Path
@@ -55,7 +56,7 @@ class LoadReport:
         if self.folded:
             parts.append(f"with {self.folded} blocks folded")
         if self.left_out:
-            parts.append(f"without {len(self.left_out)} tensors of heads that only training uses")
+            parts.append(f"without {len(self.left_out)} tensors that only training uses")
         return " ".join(parts)
 
 
@@ -70,8 +71,8 @@ def load_checkpoint(
     types. A file may lack `num_batches_tracked`.
 
     Where the names differ, those of RepVGG, RepVGGplus, DBB, ACNet, MobileOne, RepLKNet, RepMLP,
-    RepMLPNet and timm's RepVGG and MobileOne are translated, in training and in deploy form. A
-    block in training form is folded on the way into a model that has it in deploy form; the other
+    RepMLPNet, RMNet and timm's RepVGG and MobileOne are translated, in training and in deploy form.
+    A block in training form is folded on the way into a model that has it in deploy form; the other
     way round there is no way.
 
     Args:
