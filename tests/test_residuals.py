@@ -64,7 +64,7 @@ def test_random_networks_lose_every_addition_and_stay_equal(seed: int) -> None:
 
 
 @settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 @given(st.randoms(use_true_random=False))
 def test_any_residual_has_a_plain_form(rng: Random) -> None:
