@@ -19,6 +19,7 @@ from refold.plan import plan as plan
 from refold.pruning import prune as prune
 from refold.reparameterize import reparameterize as reparameterize
 from refold.residuals import remove_residuals as remove_residuals
+from refold.train import train as train
 from refold.verify import Equivalence as Equivalence
 from refold.verify import verify as verify
 
