@@ -58,3 +58,18 @@ def test_one_core_or_little_memory_starts_no_thread(
     with made_ready([torch.empty(1 << 10)]):
         assert not _threads()
         assert fresh(torch.Size([1 << 10]), torch.empty(1)).shape == (1 << 10,)
+
+
+def test_what_is_being_touched_is_waited_for() -> None:
+    """Else a single large result would exist twice."""
+    kind = torch.empty(1 << 24)
+    for _ in range(3):
+        with made_ready([kind]):
+            store = module._store.get()
+            assert store is not None
+            while store._raw:  # until the thread has begun
+                pass
+            with store._change:
+                held = [*store._ready, store._touched]
+            own = {tensor.data_ptr() for tensor in held if tensor is not None}
+            assert fresh(kind.shape, kind).data_ptr() in own

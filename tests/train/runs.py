@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import refold
-from refold.train.engine import Habits
+from refold.train import Habits
 
 ROOT = Path(__file__).parents[2]
 

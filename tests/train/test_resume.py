@@ -56,7 +56,7 @@ def test_killed_and_resumed_to_the_same_bits(
     files = {path.name for path in (run / "checkpoints").iterdir()}
     assert files <= {"last", "best", "step-000000005.safetensors", "step-000000010.safetensors"}
     one, other = (json.loads((at / "summary.json").read_text()) for at in (run, whole))
-    assert one == other
+    assert {**one, "files": None} == {**other, "files": None}
 
 
 def test_workers_change_no_bit_and_the_seed_does(tmp_path: Path, data: Path, whole: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_run_is_not_overwritten(data: Path, whole: Path, tmp_path: Path) -> No
         tiny(whole, data, resume=True, model=net())
 
 
-def test_a_finished_run_is_only_written_again(data: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_only_written_again(data: Path, tmp_path: Path, exporting: None) -> None:
     run = tmp_path / "run"
     tiny(run, data, model=net())
     before, summary = last(run), (run / "summary.json").read_text()

@@ -24,6 +24,7 @@ from refold.graph.fanout import push_into_readers
 from refold.graph.fold import FoldPass
 from refold.graph.lift import Lifter
 from refold.graph.record import Fold, Kept
+from refold.graph.relayout import unify_layouts
 from refold.graph.shapes import Shapes, as_arguments, find_shapes
 from refold.graph.siblings import merge_siblings
 from refold.graph.skeleton import own_tensors, skeleton, unwrap
@@ -121,6 +122,7 @@ def _fold_capture(
 ) -> tuple[nn.Module, list[Fold], list[Kept]]:
     lifter = Lifter(capture, Constants(capture), shapes, tainted(capture.graph))
     editor = Editor(capture)
+    unify_layouts(lifter, editor)
     fold = FoldPass(lifter, editor, allow_growth)
     merge_siblings(fold)
     fold.run()

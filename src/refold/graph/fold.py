@@ -13,14 +13,17 @@ from refold.algebra.cost import measure, parameters
 from refold.algebra.operator import (
     Concat,
     Conv,
+    Flatten,
     Input,
     Operator,
+    Resample,
     Sequence,
     Sum,
     chain,
     leaves,
     sequence,
 )
+from refold.algebra.row import Unflatten
 from refold.errors import RefusedError
 from refold.graph.emit import Emitter
 from refold.graph.emit_result import Emitted, Provenance, source_of
@@ -178,9 +181,10 @@ class FoldPass:
 def _largest_kernels(regions: list[Region], *, joins: bool) -> Iterator[Tensor]:
     """Yield the largest kernel of each expression that may fold: its result will be as large."""
     for region in regions:
-        layers, branches, _ = measure(region.op)
-        kernels = [leaf.weight for leaf in leaves(region.op) if isinstance(leaf, Conv)]
-        if kernels and (branches if joins else layers > 1):
+        every = leaves(region.op)
+        kernels = [leaf.weight for leaf in every if isinstance(leaf, Conv)]
+        layouts = sum(isinstance(leaf, (Flatten, Input, Resample, Unflatten)) for leaf in every)
+        if kernels and (measure(region.op)[1] if joins else len(every) - layouts > 1):
             yield max(kernels, key=Tensor.numel)
 
 

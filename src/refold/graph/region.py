@@ -72,11 +72,11 @@ class Regions:
         self.reasons: dict[fx.Node, str] = {}
         self._ranks: dict[fx.Node, int | None] = {}  # told once: a value keeps its rank
 
-    def largest(self) -> list[Region]:
-        """Return the regions that are not part of a larger one, in graph order."""
+    def largest(self, among: list[fx.Node] | None = None) -> list[Region]:
+        """Return the regions that end among these nodes, none within another, in graph order."""
         found: list[Region] = []
         inside: set[fx.Node] = set()
-        nodes = list(self.lifter.capture.graph.nodes)
+        nodes = list(self.lifter.capture.graph.nodes) if among is None else among
         for node in nodes:  # first to last: whether a sum is even rests on those it is made from
             self.piece(node)
         for node in reversed(nodes):

@@ -25,35 +25,45 @@ class _Store:
     def __init__(self, like: Iterable[Tensor]) -> None:
         self._raw = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in like]
         self._ready: list[Tensor] = []
-        self._lock = threading.Lock()
+        self._touched: Tensor | None = None
+        self._change = threading.Condition()
         self._thread = threading.Thread(target=self._touch_all, name="refold-memory", daemon=True)
         self._thread.start()
 
     def take(self, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
-        """Return a tensor of this kind, a touched one if there is any."""
-        with self._lock:
-            for store in (self._ready, self._raw):
-                for place, tensor in enumerate(store):
-                    if tensor.shape == shape and tensor.dtype == dtype:
-                        return store.pop(place)
-        return None
+        """Return a tensor of this kind: a touched one, another, or the one in work when done."""
+
+        def fits(tensor: Tensor) -> bool:
+            return tensor.shape == shape and tensor.dtype == dtype
+
+        with self._change:
+            while True:
+                for store in (self._ready, self._raw):
+                    for place, tensor in enumerate(store):
+                        if fits(tensor):
+                            return store.pop(place)
+                if self._touched is None or not fits(self._touched):
+                    return None
+                self._change.wait()
 
     def close(self) -> None:
         """Give back what was not taken."""
-        with self._lock:
+        with self._change:
             self._raw.clear()
         self._thread.join()
         self._ready.clear()
 
     def _touch_all(self) -> None:
         while True:
-            with self._lock:
+            with self._change:
                 if not self._raw:
                     return
-                tensor = self._raw.pop(0)
+                tensor = self._touched = self._raw.pop(0)
             tensor.view(-1)[:: _PAGE // tensor.element_size()].zero_()
-            with self._lock:
+            with self._change:
+                self._touched = None
                 self._ready.append(tensor)
+                self._change.notify_all()
 
 
 _store: ContextVar[_Store | None] = ContextVar("store", default=None)

@@ -10,5 +10,10 @@ from refold.train.cookbook import list_recipes as list_recipes
 from refold.train.cookbook import load_recipe as load_recipe
 from refold.train.data import Data as Data
 from refold.train.data import open_data as open_data
+from refold.train.habits import Habits as Habits
+from refold.train.report import Plan as Plan
+from refold.train.report import Progress as Progress
+from refold.train.report import Reporter as Reporter
 from refold.train.run import Trained as Trained
 from refold.train.run import train as train
+from refold.train.stopping import Stopped as Stopped

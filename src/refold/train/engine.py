@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,54 +13,19 @@ from torch import Tensor, nn
 
 from refold.errors import TrainingError
 from refold.train.folder import RunFolder
+from refold.train.habits import Habits
 from refold.train.judge import MAIN, Judged, judge
 from refold.train.learner import Learner, Outcome
 from refold.train.loader import Batch, TrainOrder
 from refold.train.norms import unsync_norms
 from refold.train.penalties import Penalty
 from refold.train.recipe import Recipe
-from refold.train.report import Progress, Reporter
+from refold.train.report import Clock, Progress, Reporter
 from refold.train.saves import BEST, LAST, Saves
 from refold.train.schedule import rate
 from refold.train.seeds import seed_of, seeded
 from refold.train.state import Parts
 from refold.train.stopping import Ears, Stopped
-
-
-@dataclass(frozen=True)
-class Habits:
-    """How a run behaves, whatever it trains.
-
-    Args:
-        save_minutes: how long it may go on without a checkpoint; there is one after each epoch.
-        save_steps: write one after so many steps, too; 0 for none.
-        log_steps: measure one step of so many.
-        workers: processes that read images.
-    """
-
-    save_minutes: float = 10.0
-    save_steps: int = 0
-    log_steps: int = 50
-    workers: int = 2
-
-
-class _Clock:
-    """How fast the run is, over its last steps."""
-
-    _STEPS = 50
-
-    def __init__(self) -> None:
-        self._ticks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], self._STEPS)
-
-    def tick(self, images: int) -> None:
-        self._ticks.append((time.monotonic(), images))
-
-    @property
-    def speed(self) -> float:
-        """Images a second."""
-        ticks = list(self._ticks)
-        seconds = ticks[-1][0] - ticks[0][0]
-        return sum(images for _, images in ticks[1:]) / seconds if seconds > 0 else 0.0
 
 
 @dataclass
@@ -103,7 +67,7 @@ class Engine:
     reporter: Reporter
 
     def __post_init__(self) -> None:
-        self._clock, self._saved_at, self._asked = _Clock(), time.monotonic(), False
+        self._clock, self._saved_at, self._asked = Clock(), time.monotonic(), False
         self._last: dict[str, float] = {}
 
     @property
@@ -126,7 +90,7 @@ class Engine:
             Stopped: when asked to stop, after the step is finished and saved.
         """
         position = self.parts.position
-        self._clock, self._saved_at = _Clock(), time.monotonic()
+        self._clock, self._saved_at = Clock(), time.monotonic()
         with Ears() as ears:
             while position.epoch < self.recipe.epochs:
                 self.order.at(position.epoch, position.step)

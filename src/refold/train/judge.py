@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from refold.errors import InputError
 from refold.train.data import Task
 from refold.train.folders import IGNORE
-from refold.train.learner import outputs
+from refold.train.learner import at_size, outputs
 from refold.train.seeds import generator_of
 
 MAIN: dict[Task, str] = {"classify": "top1", "embed": "verification", "segment": "miou"}
@@ -118,9 +118,7 @@ class _Pixels:
         self._said: list[Tensor] = []
 
     def add(self, said: Tensor, targets: Tensor) -> None:
-        if said.shape[2:] != targets.shape[1:]:
-            said = F.interpolate(said, targets.shape[1:], mode="bilinear")
-        answers = said.argmax(1)
+        answers = at_size(said, targets).argmax(1)
         self._miou.update(answers, targets)
         self._pixels.update(answers, targets)
         self._said.append(answers.to(torch.uint8).cpu().flatten())
@@ -185,7 +183,7 @@ def verification(vectors: Tensor, labels: Tensor) -> tuple[float, Tensor]:
     first, second, same = _pairs(labels)
     likeness = (vectors[first] * vectors[second]).sum(1)
     said = torch.zeros_like(same)
-    fold = torch.arange(len(same), device=same.device) % _FOLDS
+    fold = torch.arange(len(same), device=same.device) // 2 % _FOLDS  # a pair of either kind
     for number in range(_FOLDS):
         mine, others = fold == number, fold != number
         if not bool(mine.any()):

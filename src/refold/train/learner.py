@@ -55,6 +55,7 @@ class Learner(nn.Module):
     def _right(self, main: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if targets.is_floating_point():  # mixed labels: the heavier one
             targets = targets.argmax(1)
+        main = at_size(main, targets)
         scores = self.loss.cosines(main) if isinstance(self.loss, (AMSoftmax, ArcFace)) else main
         counted = targets != IGNORE if targets.ndim > 1 else torch.ones_like(targets).bool()
         return ((scores.argmax(1) == targets) & counted).sum(), counted.sum()
@@ -89,6 +90,18 @@ def outputs(value: Any) -> list[Tensor]:
     return found
 
 
+def at_size(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return a map of logits in the size of the masks; what is no map as it is.
+
+    Examples:
+        >>> at_size(torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    if targets.ndim != 3 or logits.shape[2:] == targets.shape[1:]:
+        return logits
+    return F.interpolate(logits, targets.shape[1:], mode="bilinear")
+
+
 class CrossEntropy(nn.Module):
     """Cross entropy of classes or of the pixels of a map, which is brought to the mask's size.
 
@@ -110,9 +123,8 @@ class CrossEntropy(nn.Module):
         Shape:
             logits (N, classes) or (N, classes, h, w); targets (N,), (N, classes) or (N, H, W).
         """
-        if targets.ndim == 3 and logits.shape[2:] != targets.shape[1:]:
-            logits = F.interpolate(logits, targets.shape[1:], mode="bilinear")
-        ignored = -100 if targets.ndim == 1 else IGNORE
+        logits = at_size(logits, targets)
+        ignored = IGNORE if targets.ndim == 3 else -100
         return F.cross_entropy(
             logits, targets, ignore_index=ignored, label_smoothing=self.smoothing
         )

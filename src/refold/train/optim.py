@@ -81,6 +81,8 @@ def make_optimizer(model: nn.Module, wanted: Optimizer, decay: Decay) -> torch.o
     import timm.optim as zoo
 
     try:
-        return cast(Any, zoo).create_optimizer_v2(groups, opt=wanted.name, lr=wanted.lr, **wanted.options)
+        return cast(Any, zoo).create_optimizer_v2(
+            groups, opt=wanted.name, lr=wanted.lr, **wanted.options
+        )
     except (AssertionError, TypeError, ValueError) as error:
         raise InputError(f"optimizer {wanted.name!r} with {wanted.options}: {error}") from error

@@ -35,8 +35,8 @@ def scale_l1(model: nn.Module) -> Tensor:
     Its gradient is the sign, and nothing at zero.
 
     Examples:
-        >>> float(scale_l1(nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(2))))
-        5.0
+        >>> scale_l1(nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(2))).detach()
+        tensor(5.)
 
     Source: Liu et al. 2017, Network Slimming, arXiv:1708.06519, section 3.
     """

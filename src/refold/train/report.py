@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +69,26 @@ class Progress:
     rate: float
     speed: float
     left: float
+
+
+class Clock:
+    """How fast the run is, over its last steps."""
+
+    _STEPS = 50
+
+    def __init__(self) -> None:
+        self._ticks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], self._STEPS)
+
+    def tick(self, images: int) -> None:
+        """Count the images of a step that is done."""
+        self._ticks.append((time.monotonic(), images))
+
+    @property
+    def speed(self) -> float:
+        """Images a second."""
+        ticks = list(self._ticks)
+        seconds = ticks[-1][0] - ticks[0][0]
+        return sum(images for _, images in ticks[1:]) / seconds if seconds > 0 else 0.0
 
 
 class Reporter:

@@ -13,11 +13,12 @@ from refold.errors import InputError
 from refold.train.cookbook import changed, check_recipe, load_recipe
 from refold.train.data import DIGITS, open_data
 from refold.train.folder import CONFIG, RunFolder
+from refold.train.habits import Habits
 from refold.train.penalties import Penalty
 from refold.train.report import Plan, Reporter
 
 if TYPE_CHECKING:
-    from refold.train.engine import Engine, Habits
+    from refold.train.engine import Engine
     from refold.train.recipe import Recipe
     from refold.train.setup import Builder, Order
 
@@ -106,7 +107,6 @@ def train(
         place = str(data or DIGITS)
         chosen = _chosen(recipe, place, {**named, **(changes or {})})
     from refold.train import setup
-    from refold.train.engine import Habits
 
     order = setup.Order(
         recipe=chosen,
@@ -163,8 +163,9 @@ def _run(order: Order, folder: RunFolder, *, resume: bool, dry_run: bool) -> Tra
     image = setup.image_shape(order)
     if order.recipe.batch_size != asked.batch_size:
         order.reporter.note(
-            f"batch_size is {order.recipe.batch_size} instead of {asked.batch_size}: there are "
-            f"{len(order.data.train)} images"
+            f"batch_size is {order.recipe.batch_size} instead of {asked.batch_size}, as there are "
+            f"{len(order.data.train)} images, and optimizer.lr {order.recipe.optimizer.lr:.3g} "
+            f"instead of {asked.optimizer.lr:.3g}"
         )
     if dry_run:
         plan = _plan(order, engine, image, None)

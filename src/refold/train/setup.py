@@ -17,8 +17,9 @@ from refold.expand import expand, expand_plan
 from refold.models import create_model
 from refold.train.augment import eval_transform, image_side, train_transform
 from refold.train.data import Data, check_readable
-from refold.train.engine import Engine, Habits
+from refold.train.engine import Engine
 from refold.train.folder import RunFolder
+from refold.train.habits import Habits
 from refold.train.learner import make_learner
 from refold.train.loader import EvalOrder, Samples, TrainOrder, loader
 from refold.train.norms import sync_norms
@@ -32,6 +33,7 @@ from refold.train.state import Parts, Position
 
 _SHARED = ("NO", "MULTI_CPU", "MULTI_GPU")
 _JUDGED_AT_ONCE = 256
+_STEPS = 4  # of an epoch, where the images are too few for the recipe's batch
 
 
 class Builder(Protocol):
@@ -175,8 +177,13 @@ def fitted(order: Order, processes: int) -> Recipe:
             f"batch_size {recipe.batch_size} is no multiple of {pieces}: {processes} processes "
             f"times accumulate={recipe.accumulate} share it"
         )
-    batch = min(recipe.batch_size, images // pieces * pieces)
-    return recipe if batch == recipe.batch_size else recipe.model_copy(update={"batch_size": batch})
+    if recipe.batch_size <= images:
+        return recipe
+    # Few images: some steps an epoch all the same, at a rate that suits the smaller batch.
+    batch = max(images // _STEPS // pieces, 1) * pieces
+    lr = recipe.optimizer.lr * batch / recipe.batch_size
+    optimizer = recipe.optimizer.model_copy(update={"lr": lr})
+    return recipe.model_copy(update={"batch_size": batch, "optimizer": optimizer})
 
 
 def make_engine(order: Order, accelerator: Any, folder: RunFolder) -> Engine:
