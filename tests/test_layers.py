@@ -20,7 +20,7 @@ LAYERS = {
     **dict.fromkeys(["plan", "reparameterize", "verify", "checkpoint", "transforms"], 4),
     **dict.fromkeys(["expand", "collapse", "residuals"], 4),
     "blocks": 5,
-    **dict.fromkeys(["models", "prune", "train", "export", "bench", "report"], 6),
+    **dict.fromkeys(["models", "pruning", "train", "export", "bench", "report"], 6),
     "cli": 7,
     "__init__": 8,
     "__main__": 8,

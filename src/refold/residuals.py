@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -20,17 +21,27 @@ class Removal:
 
     Args:
         model: the network.
+        folded: the network with its residuals, its norms folded.
         removed: the sums that are gone.
         kept: the sums that stay, each with the reason.
-        cost_before: parameters and multiply-adds of the folded network with its residuals.
-        cost_after: the same without them.
+        example_inputs: what the costs are counted for.
     """
 
     model: nn.Module
+    folded: nn.Module
     removed: tuple[Fold, ...]
     kept: tuple[Kept, ...]
-    cost_before: Workload
-    cost_after: Workload
+    example_inputs: Any
+
+    @cached_property
+    def cost_before(self) -> Workload:
+        """Parameters and multiply-adds of the folded network with its residuals."""
+        return measure(self.folded, self.example_inputs)
+
+    @cached_property
+    def cost_after(self) -> Workload:
+        """The same without them."""
+        return measure(self.model, self.example_inputs)
 
     def summary(self) -> str:
         """Return how many residuals are gone and what it costs, as one line."""
@@ -109,5 +120,4 @@ def removal(model: nn.Module, example_inputs: Any) -> Removal:
         Kept(path, f"its code could not be followed, so that its sums stay ({why})")
         for path, why in done.failures.items()
     ]
-    before, after = measure(done.folded, example_inputs), measure(done.model, example_inputs)
-    return Removal(done.model, tuple(removed), tuple(kept), before, after)
+    return Removal(done.model, done.folded, tuple(removed), tuple(kept), example_inputs)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 import refold
 from refold.models import Backbone
 from refold.models.registry import _MODELS
+from refold.models.rmobilenet import Row
+from refold.models.rmrep import pair_stages
 from zoo.live import enliven
 
 NARROW = (0.25, 0.25, 0.25, 0.5)
@@ -24,14 +26,15 @@ def is_written(name: str) -> bool:
 def structures() -> list[str]:
     """Return a name of each structure that is written in both forms.
 
-    Those that differ only in width or in the image's size are one when narrow.
+    Those that differ only in width, in the image's size, or in how many layers RMRep's stages have,
+    are one when narrow and short.
     """
     found: dict[str, str] = {}
     for name in refold.list_models():
         if name.startswith("pspnet"):  # labels pixels: no backbone with a head
             continue
         entry = _MODELS[name]
-        free = ("width", "resolution")
+        free = ("width", "resolution", "stages")
         rest = {key: value for key, value in entry.options.items() if key not in free}
         if is_written(name):
             found.setdefault(f"{entry.factory} {rest}", name)
@@ -43,10 +46,13 @@ FAMILIES = (
     "faceresnet", "mobileone_s4", "repmlp_cifar10", "repmlp_resnet50", "repmlpnet_t224",
     "repvgg_a0", "repvgg_plus_l2pse", "mobilefacenet", "shufflenetv1_g3",
     "inceptionv1", "resnext50_32x4d", "cifar_resnet20",
+    "rmnet20", "rmnext_26x3_32", "rmobilenet_cifar", "rmrep_21", "resnet_21",
 )  # fmt: skip
 
 
+PAIRS: dict[str, Any] = {"stages": pair_stages(1), "width": 0.125}
 QUARTER, SHORT = {"width": 0.25}, {"width": NARROW, "depths": (2, 2, 4, 1)}
+SHORT_ROWS = (Row(2, 32, 2, 2), Row(4, 64, 1, 2), Row(3, 64, 2, 1))
 SMALL: tuple[tuple[str, dict[str, Any]], ...] = (
     ("*alexnet", {"hidden": 16}),
     ("*cifar10*", {"widths": (4, 8, 8), "kernels": (1, 3)}),
@@ -66,6 +72,12 @@ SMALL: tuple[tuple[str, dict[str, Any]], ...] = (
     ("inception*", {"width": 0.125}),
     ("*mobilenetv1*", QUARTER), ("*_vgg*", QUARTER), ("acnet_resnet*", QUARTER),
     ("dbb_resnet*", QUARTER),
+    ("repvgg_18", QUARTER), ("repvgg_34", QUARTER), ("repvgg_[1-9]*", PAIRS),
+    ("rmrepse", {"stages": pair_stages(1), "width": 0.25}),
+    ("rmrep_*", PAIRS), ("resnet_*", PAIRS),
+    ("rmnext*", {"depths": (2, 2, 1, 1), "width": 8, "expand": 3, "group": 4}),
+    ("rmnet*", {"depths": (2, 2, 1), "width": 4}),
+    ("rmobilenet*", {"width": 0.25, "last": 32, "rows": SHORT_ROWS}),
     ("repvgg_d2se", SHORT), ("repvgg_plus*", SHORT),  # 47 blocks; at depth against timm's
     ("repvgg*", {"width": NARROW}), ("mobileone*", {"width": NARROW}),
 )  # fmt: skip

@@ -44,7 +44,7 @@ def parameters(name: str, deploy: bool) -> int:
 
 
 def test_every_published_network_is_counted() -> None:
-    ours = refold.list_models("repvgg_*") + refold.list_models("mobileone_*")
+    ours = refold.list_models("repvgg_[!1-9]*") + refold.list_models("mobileone_*")
     assert set(ours) == {*PUBLISHED, "repvgg_plus_l2pse"}
 
 

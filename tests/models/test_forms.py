@@ -18,10 +18,10 @@ from refold.errors import CheckpointError
 
 # The engine folds a sum and what follows it in one piece, and gives that piece a name of its own:
 # test_modules has the one network whose sum is followed by more than its norm. Those whose norms
-# stand outside blocks are in test_repmlp*.
-ELSEWHERE = ("repmlpnet", "repmlp_cifar10", "wide_convnet", "mobilefacenet_gdc_gap")
-# RepMLP's layouts are not among those that `load_checkpoint` folds on the way.
-WRITTEN = [name for name in FAMILIES if is_written(name) and not name.startswith("repmlp")]
+# stand outside blocks are in test_repmlp*, those that merge only under `allow_growth` in
+# test_rmnet*.
+ELSEWHERE = ("repmlpnet", "repmlp_cifar10", "wide_convnet", "mobilefacenet_gdc_gap", "rmrep")
+WRITTEN = [name for name in FAMILIES if is_written(name)]
 NAMES = [name for name in structures() if not name.startswith(ELSEWHERE)]
 TOLERANCE = 1e-9
 

@@ -7,6 +7,7 @@ the library's verbs, by timm's walker, or by themselves (`switch_to_deploy`, `re
 
 from __future__ import annotations
 
+from refold.blocks import partition_keys as partition_keys  # enters RepMLP among the checkpoints
 from refold.blocks.acb import ACBlock as ACBlock
 from refold.blocks.base import BranchedBlock as BranchedBlock
 from refold.blocks.dbb import DiverseBranchBlock as DiverseBranchBlock
@@ -19,3 +20,4 @@ from refold.blocks.qarepvgg import QARepVGGBlock as QARepVGGBlock
 from refold.blocks.repmlp import RepMLPBlock as RepMLPBlock
 from refold.blocks.repmlp import RepMLPNetBlock as RepMLPNetBlock
 from refold.blocks.repvgg import RepVGGBlock as RepVGGBlock
+from refold.blocks.rmrep import RMBlock as RMBlock

@@ -210,8 +210,9 @@ class BranchedBlock(nn.Module):
         self.add_module(self.deploy_name, conv)
 
     def _conv(self) -> nn.Module:
-        name = self.deploy_name if self.deploy_name in self._modules else _ENGINE_NAME
-        return cast(nn.Module, self._modules[name])
+        names = (self.deploy_name, _ENGINE_NAME)  # the engine numbers one that it folds again
+        held = (child for name, child in self._modules.items() if name.startswith(names))
+        return cast(nn.Module, next(held))
 
     def _branch_parameters(self) -> list[Tensor]:
         return [p for name, p in self.named_parameters() if name.split(".")[0] not in self.after]

@@ -20,6 +20,9 @@ _POOLS: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 SCATTER: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
+_OPEN = 100.0
+"""The sigmoid of this is exactly 1, down to half precision."""
+
 
 @dataclass(frozen=True)
 class Maker:
@@ -198,6 +201,7 @@ class SqueezeExcite(nn.Module):
         hidden: channels between the two.
         names: of the two convolutions, as the checkpoint names them.
         ndim: spatial axes.
+        passed: how many channels, the first ones, are only read: their gate is 1.
         device: of the weights.
         dtype: of the weights.
 
@@ -207,6 +211,9 @@ class SqueezeExcite(nn.Module):
     Source: Hu et al. 2018, arXiv:1709.01507.
     """
 
+    mask: Tensor
+    open: Tensor
+
     def __init__(
         self,
         channels: int,
@@ -214,19 +221,38 @@ class SqueezeExcite(nn.Module):
         names: tuple[str, str],
         ndim: int,
         *,
+        passed: int = 0,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.names, self.axes = names, tuple(range(-ndim, 0))
-        conv = CONVS[ndim]
+        self.names, self.axes, self.order = names, tuple(range(-ndim, 0)), list[int]()
+        conv, gates = CONVS[ndim], channels - passed
         self.add_module(names[0], conv(channels, hidden, 1, device=device, dtype=dtype))
-        self.add_module(names[1], conv(hidden, channels, 1, device=device, dtype=dtype))
+        self.add_module(names[1], conv(hidden, gates, 1, device=device, dtype=dtype))
+        if passed:
+            self._pass(
+                passed, gates, torch.ones(channels, *(1,) * ndim, device=device, dtype=dtype)
+            )
+
+    def _pass(self, passed: int, gates: int, ones: Tensor) -> None:
+        """Let channels pass: zeros in the place of what the gates' layer gives, and a large bias.
+
+        So written, it is one affine map with that layer, and folds into it.
+        """
+        self.order = [0] * passed + list(range(gates))
+        mask = ones.clone()
+        mask[:passed] = 0.0
+        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("open", _OPEN * (ones - mask), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x times its gate."""
         first, second = (getattr(self, name) for name in self.names)
-        return x * second(first(x.mean(self.axes, keepdim=True)).relu()).sigmoid()
+        gate = second(first(x.mean(self.axes, keepdim=True)).relu())
+        if self.order:
+            gate = gate[:, self.order] * self.mask + self.open
+        return x * gate.sigmoid()
 
 
 def chain(**layers: nn.Module) -> nn.Sequential:

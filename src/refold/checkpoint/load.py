@@ -12,10 +12,12 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from refold.checkpoint.adapt import Adapted, adapt
 from refold.checkpoint.deploy import DEFAULT_EPS
+from refold.checkpoint.layouts import Told
 from refold.checkpoint.read import OPTIONAL, read_contents, require_finite, some, strip
 from refold.errors import CheckpointError
 
-_SAYS = "deploy_name"  # a block's own word for what its branches become; see `refold.blocks`
+# A block's own words for what its branches become, and the maps it flattens; see `refold.blocks`.
+_SAYS, _SIZE = "deploy_name", "partition_size"
 _ROLES = frozenset({"weight", "bias", "running_mean", "running_var", OPTIONAL})
 
 
@@ -30,7 +32,8 @@ class LoadReport:
         stripped: the prefixes that their names were freed of.
         layout: whose names the file has, such as `RepVGG` or `timm MobileOne`; empty if unknown.
         folded: how many blocks in training form were folded on the way.
-        left_out: the keys that the model has no use for: auxiliary heads of training.
+        left_out: the keys that the model has no use for: auxiliary heads of training, and what
+            residuals log of their values (RMNet).
     """
 
     path: Path
@@ -53,7 +56,7 @@ class LoadReport:
         if self.folded:
             parts.append(f"with {self.folded} blocks folded")
         if self.left_out:
-            parts.append(f"without {len(self.left_out)} tensors of heads that only training uses")
+            parts.append(f"without {len(self.left_out)} tensors that only training uses")
         return " ".join(parts)
 
 
@@ -67,9 +70,9 @@ def load_checkpoint(
     their names may begin with `module.` or contain `_orig_mod.`. Values are cast to the model's
     types. A file may lack `num_batches_tracked`.
 
-    Where the names differ, those of RepVGG, RepVGGplus, DBB, ACNet, MobileOne, RepLKNet and of
-    timm's RepVGG and MobileOne are translated into each other, in training and in deploy form. A
-    block in training form is folded on the way into a model that has it in deploy form; the other
+    Where the names differ, those of RepVGG, RepVGGplus, DBB, ACNet, MobileOne, RepLKNet, RepMLP,
+    RepMLPNet, RMNet and timm's RepVGG and MobileOne are translated, in training and in deploy form.
+    A block in training form is folded on the way into a model that has it in deploy form; the other
     way round there is no way.
 
     Args:
@@ -96,7 +99,7 @@ def load_checkpoint(
     targets = model.state_dict()
     ours, own_stripped = strip(targets)  # a wrapped model has such prefixes of its own
     own = {name: targets[key] for name, key in ours.items()}
-    adapted = adapt(raw, own, file, eps=eps, paired=_paired(model, ours))
+    adapted = adapt(raw, own, file, eps=eps, told=_told(model, ours))
     _require_fit(own, adapted, file)
     _refuse_transposed(model, [ours[name] for name in adapted.folded], file)
     state = {name: adapted.state[key].to(own[name].dtype) for name, key in adapted.names.items()}
@@ -138,12 +141,25 @@ def load_in_order(model: nn.Module, state: Mapping[str, Tensor]) -> int:
     return len(own)
 
 
-def _paired(model: nn.Module, names: Mapping[str, str]) -> frozenset[str]:
-    """Return the modules that say of themselves that they deploy as their `conv`."""
-    says = [name for name, part in model.named_modules() if getattr(part, _SAYS, None) == "conv"]
-    kernels = {f"{name}.conv.weight" if name else "conv.weight" for name in says}
-    ending = len("conv.weight")
-    return frozenset(short[:-ending] for short, full in names.items() if full in kernels)
+def _told(model: nn.Module, names: Mapping[str, str]) -> Told:
+    """Return what modules say: that they deploy as their `conv`, or flatten maps of some size."""
+    short = _prefixes(names)
+    parts = [(f"{name}." if name else "", part) for name, part in model.named_modules()]
+    known = [(short[name], part) for name, part in parts if name in short]
+    pairs = {name for name, part in known if getattr(part, _SAYS, None) == "conv"}
+    sizes = {name: getattr(part, _SIZE) for name, part in known if hasattr(part, _SIZE)}
+    return Told(frozenset(pairs), sizes)
+
+
+def _prefixes(names: Mapping[str, str]) -> dict[str, str]:
+    """Map modules, with a dot, to what they are called without wrapper prefixes."""
+    found: dict[str, str] = {}
+    for short, full in names.items():
+        parts = short.split(".")
+        for index in range(len(parts)):
+            rest = len(".".join(parts[index:]))
+            found[full[:-rest]] = short[:-rest]
+    return found
 
 
 def _refuse_transposed(model: nn.Module, kernels: list[str], file: Path) -> None:

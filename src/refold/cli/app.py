@@ -20,6 +20,7 @@ from refold.cli.demo import demo
 from refold.cli.expand import collapse, expand
 from refold.cli.inspect import inspect
 from refold.cli.models import models
+from refold.cli.prune import prune
 from refold.cli.residuals import remove_residuals
 from refold.cli.train import train
 from refold.cli.verify import verify
@@ -49,6 +50,7 @@ EXAMPLES = {
     expand: "refold expand timm:resnet18 --block dbb --checkpoint net.pth -o wide.safetensors",
     collapse: "refold collapse timm:resnet18 --block dbb --checkpoint wide.pth -o net.safetensors",
     remove_residuals: "refold remove-residuals timm:resnet18 --checkpoint net.pth -o plain.onnx",
+    prune: "refold prune torchvision:resnet18 --checkpoint net.pth --ratio 0.5 -o small.onnx",
     train: "refold train --data DIR --model resnet18 --block dbb --epochs 2 -o RUN",
     bench: "refold bench timm:repvgg_a0 --runtime eager --runtime onnxruntime",
     models: "refold models '*repvgg*'",

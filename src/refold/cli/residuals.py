@@ -17,8 +17,6 @@ from refold.cli.summary import record, refusal_lines, size_of, size_rows
 from refold.errors import RefusedError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from refold.residuals import Removal
     from refold.verify import Equivalence
 
@@ -69,20 +67,19 @@ def remove_residuals(
     sizes = tuple(input_size or ())
     subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
     with step("fold and remove residuals"):
-        folded = refold.reparameterize(subject.model, subject.example_inputs)
         done = removal(subject.model, subject.example_inputs)
     _check(done, model, partial=partial)
     if not as_json:
-        _say_cost(done, folded, model)
+        _say_cost(done, model)
     with step("verify in float64"):
         again = partial_of(refold.remove_residuals, strict=False)
         proof = prove(subject, done.model, again).exact
-    timings = _time(folded, done.model, subject, runtime) if measure else None
+    timings = _time(done, subject, runtime) if measure else None
     if output is not None:
         with step(f"export {output}"):
             refold.export(done.model, output, subject.example_inputs)
     if as_json:
-        _print_record(done, folded, proof, timings, output)
+        _print_record(done, proof, timings, output)
         return
     say(f"equal: largest error {proof.max_rel_error:.1e} in float64")
     say("\n".join([f"residuals removed: {len(done.removed)}", *refusal_lines(done.kept)]))
@@ -99,8 +96,8 @@ def _check(done: Removal, model: str, *, partial: bool) -> None:
         raise RefusedError(f"{what} (--partial leaves them): {why}")
 
 
-def _say_cost(done: Removal, folded: nn.Module, model: str) -> None:
-    before, after = size_of(folded, done.cost_before), size_of(done.model, done.cost_after)
+def _say_cost(done: Removal, model: str) -> None:
+    before, after = size_of(done.folded, done.cost_before), size_of(done.model, done.cost_after)
     columns = ["", "with residuals, folded", "without"]
     table(f"{model} without residuals", columns, size_rows(before, after))
     growth = after.parameters / max(1, before.parameters)
@@ -111,21 +108,19 @@ def _say_cost(done: Removal, folded: nn.Module, model: str) -> None:
         )
 
 
-def _time(folded: nn.Module, plain: nn.Module, subject: Subject, runtime: list[str] | None) -> Any:
+def _time(done: Removal, subject: Subject, runtime: list[str] | None) -> Any:
     import refold
 
     with step("time"):
         return refold.benchmark(
-            {"with residuals": folded, "without": plain},
+            {"with residuals": done.folded, "without": done.model},
             subject.example_inputs,
             runtimes=tuple(runtime or ("eager",)),
         )
 
 
-def _print_record(
-    done: Removal, folded: nn.Module, proof: Equivalence, timings: Any, output: Path | None
-) -> None:
-    before, after = size_of(folded, done.cost_before), size_of(done.model, done.cost_after)
+def _print_record(done: Removal, proof: Equivalence, timings: Any, output: Path | None) -> None:
+    before, after = size_of(done.folded, done.cost_before), size_of(done.model, done.cost_after)
     outcome: dict[str, Any] = {"output": None if output is None else str(output)}
     outcome |= {"removed": [fold.to_dict() for fold in done.removed], "proof": proof.to_dict()}
     outcome["timings"] = None if timings is None else timings.to_dict()

@@ -124,6 +124,8 @@ def _limit(context: Context, value: Any, default: float) -> Limit | None:
 
 def _extreme(limit: Limit, pick: str) -> float:
     if isinstance(limit, Tensor):
+        if limit.is_meta:
+            return -inf if pick == "min" else inf
         return float(getattr(limit.detach(), pick)()) if limit.numel() else 0.0
     return limit
 

@@ -65,8 +65,7 @@ def find_residual(lifter: Lifter, node: fx.Node) -> Residual:
     shapes = {lifter.shape(value) for value in (node, *piece.sources)}
     if len(shapes) != 1 or None in shapes:
         raise RefusedError("it adds values of different shapes")
-    sides = [_trail(lifter, value) for value in piece.sources]
-    return _residual(lifter, node, piece, sides)
+    return _residual(lifter, node, piece, _trails(lifter, piece.sources))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,15 +115,27 @@ def _why_bent(paths: list[tuple[Link, ...]]) -> str:
     return "both its sides are nonlinear, so that neither can ride along the other"
 
 
-def _trail(lifter: Lifter, value: fx.Node) -> _Trail:
-    links: list[Link] = []
-    current = value
-    while True:
-        found = link(lifter, current)
-        if not isinstance(found, Link):
-            return _Trail(value, tuple(links), found)
-        links.append(found)
-        current = found.source
+def _trails(lifter: Lifter, ends: tuple[fx.Node, ...]) -> list[_Trail]:
+    """Return the steps that lead to both values, back to where they meet, or as far as they go.
+
+    They are followed side by side: in a deep network each alone would lead to its very input.
+    """
+    links: list[list[Link]] = [[] for _ in ends]
+    reasons: list[str | None] = [None for _ in ends]
+    heads, seen = list(ends), [{end} for end in ends]
+    pending = set(range(len(ends)))
+    while pending and heads[0] not in seen[1] and heads[1] not in seen[0]:
+        for side in sorted(pending):
+            found = link(lifter, heads[side])
+            if not isinstance(found, Link):
+                reasons[side] = found
+                pending.discard(side)
+                continue
+            links[side].append(found)
+            heads[side] = found.source
+            seen[side].add(found.source)
+    trails = zip(ends, links, reasons, strict=True)
+    return [_Trail(end, tuple(steps), reason) for end, steps, reason in trails]
 
 
 def check_readers(lifter: Lifter, residual: Residual) -> None:

@@ -139,10 +139,10 @@ def through(op: Operator, value: Interval) -> Interval:
 
 
 def _through_affine(op: Affine, value: Interval) -> Interval:
-    one = torch.ones((), dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64, device="cpu")
     scale = one if op.scale is None else wide(op.scale)
     shift = torch.zeros_like(one) if op.shift is None else wide(op.shift)
-    if scale.is_complex() or not scale.numel():
+    if scale.is_complex() or scale.is_meta or shift.is_meta or not scale.numel():
         return UNKNOWN
     scale, shift = scale.detach(), shift.detach().to(scale.device)
     return _bounds(scale.clamp(min=0), scale.clamp(max=0), shift, value)

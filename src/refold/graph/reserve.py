@@ -44,9 +44,15 @@ class Carry:
         return any(isinstance(factor, Tensor) for _, factor in self.taps)
 
 
-def both(channels: int) -> Slots:
-    """Return the slots of a value that is the branch's and carried at once."""
-    return tuple((i, i) for i in range(channels))
+def both(channels: int, chosen: Iterable[int]) -> Slots:
+    """Return the slots of a value that is the branch's and, in the chosen channels, carried too.
+
+    Examples:
+        >>> both(3, (2, 0))
+        ((0, 1), (1, -1), (2, 0))
+    """
+    rides = {channel: place for place, channel in enumerate(chosen)}
+    return tuple((i, rides.get(i, -1)) for i in range(channels))
 
 
 def mains(channels: Iterable[int]) -> Slots:
@@ -171,7 +177,7 @@ def widened(op: Conv, ins: Parts, outs: Parts, carry: Carry, *, merges: bool = F
 
     Examples:
         >>> conv = Conv(torch.full((1, 1), 5.0))
-        >>> wide = widened(conv, (both(1),), (((0, -1), (-1, 0)),), Carry((((), 1.0),), 1))
+        >>> wide = widened(conv, (((0, 0),),), (((0, -1), (-1, 0)),), Carry((((), 1.0),), 1))
         >>> wide.weight.tolist()
         [[5.0], [1.0]]
     """
@@ -179,7 +185,7 @@ def widened(op: Conv, ins: Parts, outs: Parts, carry: Carry, *, merges: bool = F
     rows = sum(len(part) for part in outs)
     weight = source.new_zeros(rows, len(ins[0]), *source.shape[2:])
     own, made = op.in_channels // op.groups, op.out_channels // op.groups
-    at, to, row, column = _pairs(ins, outs, 0, 0, weight.device)
+    at, to, row, column = _pairs(ins, outs, 0, 0)
     weight[at, to] = source[row, column - row // made * own]
     for tap, factor in carry.taps:
         _place(weight, ins, outs, tap, factor, target=0 if merges else 1)
@@ -190,46 +196,62 @@ def widened(op: Conv, ins: Parts, outs: Parts, carry: Carry, *, merges: bool = F
 Index = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _pairs(ins: Parts, outs: Parts, made: int, read: int, device: torch.device) -> Index:
+def _index(values: Iterable[int]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.int64, device="cpu")
+
+
+def _pairs(ins: Parts, outs: Parts, made: int, read: int) -> Index:
     """Return where each pair of channels lies in the wide weight, and which pair it is."""
-
-    def tensor(values: Iterable[int]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.int64, device=device)
-
     if len(ins) == 1:
         rows = [(place, slot[made]) for place, slot in enumerate(outs[0]) if slot[made] >= 0]
         columns = [(place, slot[read]) for place, slot in enumerate(ins[0]) if slot[read] >= 0]
-        first, second = tensor(r[0] for r in rows)[:, None], tensor(r[1] for r in rows)[:, None]
-        return first, tensor(c[0] for c in columns), second, tensor(c[1] for c in columns)
-    found: list[tuple[int, int, int, int]] = []
-    start = 0
-    for part, result in zip(ins, outs, strict=True):
-        columns = [(place, slot[read]) for place, slot in enumerate(part) if slot[read] >= 0]
-        for place, slot in enumerate(result, start):
-            if slot[made] >= 0:
-                found.extend((place, at, slot[made], which) for at, which in columns)
-        start += len(result)
-    first, at, second, which = zip(*found, strict=True) if found else ((), (), (), ())
-    return tensor(first), tensor(at), tensor(second), tensor(which)
+        first, second = _index(r[0] for r in rows)[:, None], _index(r[1] for r in rows)[:, None]
+        return first, _index(c[0] for c in columns), second, _index(c[1] for c in columns)
+    rows, columns = _table(outs)[..., made], _table(ins)[..., read]
+    meets = (rows[:, :, None] >= 0) & (columns[:, None, :] >= 0)
+    group, to, at = meets.nonzero(as_tuple=True)
+    return group * rows.shape[1] + to, at, rows[group, to], columns[group, at]
+
+
+def _table(parts: Parts) -> Tensor:
+    """Return the slots as (groups, channels of a group, 2)."""
+    return torch.tensor(parts, dtype=torch.int64, device="cpu")
 
 
 def _place(
     weight: Tensor, ins: Parts, outs: Parts, tap: tuple[int, ...], factor: float | Tensor,
     *, target: int,
 ) -> None:  # fmt: skip
-    at, to, row, column = _pairs(ins, outs, target, 1, weight.device)
-    if isinstance(factor, Tensor):
-        values = factor.to(weight)[row, column]
-        if int((values != 0).sum()) < int((factor != 0).sum()):
-            raise RefusedError("its groups would need carried channels of one another")
-        weight[(at, to, *tap)] = values
+    if not isinstance(factor, Tensor):
+        at, to = _own_places(ins, outs, target)
+        weight[(at, to, *tap)] = factor
         return
-    at, to, row, column = torch.broadcast_tensors(at, to, row, column)
-    same = row == column
-    wanted_rows = sum(slot[target] >= 0 for part in outs for slot in part)
-    if int(same.sum()) < wanted_rows:
-        raise RefusedError("its groups would need carried channels of one another")
-    weight[(at[same], to[same], *tap)] = factor
+    at, to, row, column = _pairs(ins, outs, target, 1)
+    values = factor.to(weight)[row, column]
+    if len(ins) > 1 and (
+        factor.is_meta or int((values != 0).sum()) < int((factor != 0).sum())
+    ):  # one group meets every pair
+        raise RefusedError(_APART)
+    weight[(at, to, *tap)] = values
+
+
+def _own_places(ins: Parts, outs: Parts, target: int) -> tuple[Tensor, Tensor]:
+    """Return where each carried channel meets the channel that it becomes, or is added to."""
+    rows: list[int] = []
+    columns: list[int] = []
+    start = 0
+    for part, result in zip(ins, outs, strict=True):
+        places = {slot[1]: place for place, slot in enumerate(part)}
+        wanted = {place: s[target] for place, s in enumerate(result, start) if s[target] >= 0}
+        if not places.keys() >= set(wanted.values()):
+            raise RefusedError(_APART)
+        rows.extend(wanted)
+        columns.extend(places[which] for which in wanted.values())
+        start += len(result)
+    return _index(rows), _index(columns)
+
+
+_APART = "its groups would need carried channels of one another"
 
 
 def _bias(op: Conv, outs: Parts, carry: Carry, merges: bool) -> Tensor | None:

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from refold.algebra.geometry import Axes, Axis
-from refold.algebra.operator import AvgPool, Conv, Identity, Operator, chain, points, sequence
+from refold.algebra.operator import (
+    AvgPool,
+    Conv,
+    Identity,
+    Operator,
+    Select,
+    chain,
+    points,
+    sequence,
+)
 from refold.errors import GeometryError, RefusedError
 from refold.graph.reserve import Carry
 from refold.rules.engine import simplify
@@ -24,17 +33,22 @@ from refold.rules.weights import as_conv, regroup
 
 @dataclass(frozen=True, eq=False)
 class Shortcut:
-    """A shortcut in normal form: first the window, then the matrix.
+    """A shortcut in normal form: first a choice of channels, then the window, then the matrix.
 
     Args:
-        channels: how many enter.
+        chosen: the channels of the block's input that enter, in order.
         window: a pool, a subsampling (a pool of one position) or a convolution.
         point: a pointwise convolution.
     """
 
-    channels: int
+    chosen: tuple[int, ...]
     window: AvgPool | Conv | None = None
     point: Conv | None = None
+
+    @property
+    def channels(self) -> int:
+        """How many channels enter."""
+        return len(self.chosen)
 
     @property
     def keeps_channels(self) -> bool:
@@ -59,9 +73,13 @@ def normal_form(ops: Sequence[Operator], channels: int, rank: int) -> Shortcut:
         >>> type(short.window).__name__, short.point.out_channels
         ('AvgPool', 4)
     """
-    found = Shortcut(channels)
+    found = Shortcut(tuple(range(channels)))
     for op in chain(simplify(sequence(*ops)).op):
         if isinstance(op, Identity):
+            continue
+        if isinstance(op, Select) and _may_choose(found, op):
+            found = replace(found, chosen=tuple(found.chosen[at] for at in op.index))
+            channels = found.channels
             continue
         if isinstance(op, AvgPool):
             found = _with_window(found, op)
@@ -78,6 +96,11 @@ def normal_form(ops: Sequence[Operator], channels: int, rank: int) -> Shortcut:
             found = _with_matrix(found, conv)
         channels = conv.out_channels
     return found
+
+
+def _may_choose(found: Shortcut, op: Select) -> bool:
+    """Say whether a choice comes first, and takes no channel twice."""
+    return found.window is None and found.point is None and len({*op.index}) == len(op.index)
 
 
 def _with_window(found: Shortcut, window: AvgPool | Conv) -> Shortcut:

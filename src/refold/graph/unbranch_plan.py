@@ -101,7 +101,7 @@ class Planner:
         convs = [stage for stage in stages if isinstance(stage.op, Conv)]
         self.like = self._like([cast(Conv, s.op) for s in convs], short)
         loads = carries(short, [cast(Conv, stage.op) for stage in convs])
-        self._walk(stages, convs, loads, both(shape[1]))
+        self._walk(stages, convs, loads, both(shape[1], short.chosen))
         return self.changes
 
     # normal form
@@ -212,7 +212,7 @@ class Planner:
             return UNKNOWN
         total = sum(cast(float, factor) for _, factor in load.taps)
         seen = value if not op.zero_pads or len(load.taps) == 1 else value.hull(point(0.0))
-        return through(Affine(torch.tensor(total, dtype=torch.float64)), seen)
+        return through(Affine(torch.tensor(total, dtype=torch.float64, device="cpu")), seen)
 
     def _scale(self, op: Affine, slots: Slots) -> nn.Module:
         conv = as_conv(op, 1 + max(main for main, _ in slots), self.rank)

@@ -27,6 +27,11 @@ from refold.models.repvgg_plus import RepVGGPlus as RepVGGPlus
 from refold.models.resnet import ResNet as ResNet
 from refold.models.resnet_v2 import ResNetV2 as ResNetV2
 from refold.models.resnext import ResNeXt as ResNeXt
+from refold.models.rmnet import RMNet as RMNet
+from refold.models.rmnext import RMNeXt as RMNeXt
+from refold.models.rmobilenet import RMobileNet as RMobileNet
+from refold.models.rmrep import PairResNet as PairResNet
+from refold.models.rmrep import RMRep as RMRep
 from refold.models.separable import SeparableConv as SeparableConv
 from refold.models.shufflenetv1 import ChannelShuffle as ChannelShuffle
 from refold.models.shufflenetv1 import ShuffleNetV1 as ShuffleNetV1

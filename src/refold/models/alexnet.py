@@ -32,7 +32,7 @@ class AlexNet(Backbone):
         ['stem.conv1.conv.weight', 'stem.conv2.fused_conv.weight']
     """
 
-    classifier = "linear3"
+    classifier_path = "linear3"
     head_names = ("linear1", "relu1", "drop1", "linear2", "relu2", "drop2", "linear3")
 
     def __init__(

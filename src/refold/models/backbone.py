@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, cast
 from torch import Tensor, nn
 
 from refold.errors import InputError
+from refold.reparameterize import reparameterize
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,10 @@ class Backbone(nn.Module):
         image_size: height and width that the network was made for.
 
     Attributes:
-        classifier: name of the last linear layer.
+        classifier_path: path of the last linear layer.
     """
 
-    classifier: ClassVar[str] = "linear"
+    classifier_path: ClassVar[str] = "linear"
     head_names: ClassVar[tuple[str, ...]] = ("gap", "linear")
 
     def __init__(
@@ -107,7 +108,7 @@ class Backbone(nn.Module):
         self.features_only = False
         self.default_cfg: dict[str, Any] = {
             "input_size": (in_chans, *image_size), "num_classes": num_classes,
-            "classifier": self.classifier,
+            "classifier": self.classifier_path,
         }  # fmt: skip
 
     def _set_body(self, paths: Sequence[str], features: Sequence[Feature]) -> None:
@@ -152,7 +153,7 @@ class Backbone(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """Return the last linear layer; an Identity where there is none."""
-        return cast(nn.Module, getattr(self, self.classifier))
+        return self.get_submodule(self.classifier_path)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a fresh classifier in the place of the old one."""
@@ -161,8 +162,19 @@ class Backbone(nn.Module):
         biased = getattr(old, "bias", old) is not None
         fresh = make_classifier(cast(int, width), num_classes, bias=biased)
         weight = getattr(old, "weight", None)
-        setattr(self, self.classifier, fresh if weight is None else fresh.to(weight))
+        above, _, name = self.classifier_path.rpartition(".")
+        setattr(self.get_submodule(above), name, fresh if weight is None else fresh.to(weight))
         self.num_classes = self.default_cfg["num_classes"] = num_classes
+
+    # -- its plain form ---------------------------------------------------------------------------
+
+    def deployed(self, example: Tensor) -> nn.Module:
+        """Return the form that deploys, from eval mode, as another module.
+
+        Args:
+            example: an image, of whatever values.
+        """
+        return reparameterize(self, example)
 
     # -- its feature maps -------------------------------------------------------------------------
 

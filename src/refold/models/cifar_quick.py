@@ -31,7 +31,7 @@ class CifarQuick(Backbone):
         ['conv1.acb.fused_conv.weight']
     """
 
-    classifier = "fc2"
+    classifier_path = "fc2"
     head_names = ("fc1", "fc2")
 
     def __init__(

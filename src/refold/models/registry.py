@@ -167,4 +167,6 @@ def _as_features(name: str, model: nn.Module, out_indices: Any) -> nn.Module:
 def _folded(model: nn.Module) -> nn.Module:
     size = cast("dict[str, Any]", getattr(model, "default_cfg", {})).get("input_size")
     example = None if size is None else torch.zeros(1, *size)
+    if isinstance(model, Backbone) and example is not None:
+        return model.eval().deployed(example).train()
     return reparameterize(model.eval(), example).train()

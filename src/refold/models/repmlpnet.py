@@ -85,7 +85,7 @@ class RepMLPNet(Backbone):
         torch.Size([2, 10])
     """
 
-    classifier = "head"
+    classifier_path = "head"
     head_names = ("head_norm", "gap", "head")
 
     def __init__(

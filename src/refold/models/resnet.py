@@ -1,7 +1,8 @@
 """ResNet whose 3x3 convolutions train as branches, as the authors of ACNet and DBB trained it.
 
 He et al. 2016, Deep Residual Learning for Image Recognition, arXiv:1512.03385. Layout and parameter
-names are those of the DBB repository: the stride of a bottleneck is on its 3x3.
+names are those of the DBB repository: the stride of a bottleneck is on its 3x3. RepVGG-18 and -34,
+which RMNet's article compares with ResNets of their depth, have RepVGG's blocks in its place.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from refold.blocks.layers import chain
+from refold.errors import InputError
 from refold.models.backbone import Backbone, Feature, make_classifier, strides
 from refold.models.registry import register_model
+from refold.models.repvgg import repvgg_block
 from refold.models.units import Form, Units
 
 _WIDTHS = (64, 128, 256, 512)
@@ -62,7 +65,11 @@ class ResNet(Backbone):
         form: what the 3x3 convolutions train as.
         depths: blocks of each stage.
         bottleneck: whether the blocks have 1x1 convolutions.
+        plain: whether two of RepVGG's blocks stand in the place of each block.
         width: factor of all channels.
+
+    Raises:
+        InputError: when bottlenecks are asked for in a plain network.
 
     Examples:
         >>> net = ResNet(10, form="dbb", depths=(1, 1, 1, 1), deploy=True)
@@ -79,8 +86,11 @@ class ResNet(Backbone):
         form: Form = "plain",
         depths: Sequence[int] = (2, 2, 2, 2),
         bottleneck: bool = False,
+        plain: bool = False,
         width: float = 1.0,
     ) -> None:
+        if plain and bottleneck:
+            raise InputError("plain ResNets have no bottlenecks; leave bottleneck or plain out")
         super().__init__(num_classes, in_chans)
         units, widths = Units(form, deploy), [int(full * width) for full in _WIDTHS]
         channels = widths[0]
@@ -89,7 +99,11 @@ class ResNet(Backbone):
         for stage, (depth, inner) in enumerate(zip(depths, widths, strict=True), 1):
             stack = nn.Sequential()
             for stride in strides(depth, 1 if stage == 1 else 2):
-                stack.append(Residual(units, channels, inner, stride, bottleneck))
+                if plain:
+                    stack.append(repvgg_block(channels, inner, stride, deploy))
+                    stack.append(repvgg_block(inner, inner, 1, deploy))
+                else:
+                    stack.append(Residual(units, channels, inner, stride, bottleneck))
                 channels = inner * (4 if bottleneck else 1)
             self.add_module(f"stage{stage}", stack)
             features.append(Feature(f"stage{stage}", channels, 2 ** (stage + 1)))
@@ -104,3 +118,5 @@ for _prefix, _form in (("acnet", "acb"), ("dbb", "dbb")):
     register_model(
         f"{_prefix}_resnet50", form=_form, depths=(3, 4, 6, 3), bottleneck=True
     )(ResNet)  # fmt: skip
+register_model("repvgg_18", plain=True)(ResNet)
+register_model("repvgg_34", plain=True, depths=(3, 4, 6, 3))(ResNet)

@@ -168,7 +168,7 @@ class ResNeXt(Backbone):
     Source: arXiv:1611.05431, table 1 and figure 3.
     """
 
-    classifier = "fc"
+    classifier_path = "fc"
     head_names = ("gap", "fc")
 
     def __init__(

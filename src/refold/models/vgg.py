@@ -38,7 +38,7 @@ class CifarVGG(Backbone):
         ['stem.conv1.acb.fused_conv.weight']
     """
 
-    classifier = "linear2"
+    classifier_path = "linear2"
     head_names = ("linear1", "linear2")
 
     def __init__(
