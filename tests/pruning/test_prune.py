@@ -105,6 +105,16 @@ def test_without_residuals_every_channel_goes_by_its_own_norms(ratio: float) -> 
     assert done.cost_before.parameters < done.cost_plain.parameters
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_scales_are_found_in_other_precisions(dtype: torch.dtype) -> None:
+    net, x = Net(), image()
+    wanted = pruning(net, x, ratio=0.3, remove_residuals=True).silenced
+    narrow = Net().to(dtype)
+    found = pruning(narrow, x.to(dtype), ratio=0.3, remove_residuals=True)
+    assert found.silenced == wanted
+    assert next(found.model.parameters()).dtype == dtype
+
+
 def test_with_residuals_only_what_they_do_not_tie_goes() -> None:
     net, x = Net(1), image()
     inner = {path: s for path, s in own_scores(net).items() if path.endswith("bn1")}

@@ -11,11 +11,12 @@ from torch import nn
 
 from refold.blocks import RepVGGBlock
 from refold.errors import InputError
+from refold.pruning import slimming_penalty
 from refold.train.judge import judge, verification
 from refold.train.learner import CrossEntropy, Learner
 from refold.train.loader import Batch
 from refold.train.optim import decays, make_optimizer
-from refold.train.penalties import kernel_l2, scale_l1
+from refold.train.penalties import kernel_l2
 from refold.train.recipe import Decay, Optimizer, Schedule
 from refold.train.schedule import rate
 
@@ -91,7 +92,7 @@ def test_repvggs_own_decay_is_that_of_the_folded_kernel() -> None:
 def test_slimming_pushes_by_the_sign() -> None:
     norm = nn.BatchNorm2d(3)
     norm.weight.data = torch.tensor([0.3, 0.0, -2.0])
-    (scale_l1(nn.Sequential(norm)) * 0.1).backward()
+    (slimming_penalty(nn.Sequential(norm)) * 0.1).backward()
     assert norm.weight.grad.tolist() == pytest.approx([0.1, 0.0, -0.1])
 
 

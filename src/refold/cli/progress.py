@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +50,11 @@ def duration(seconds: float) -> str:
     days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
     clock = f"{hours}:{minutes:02}" if whole >= 3600 else f"{minutes}"
     return (f"{days} d " if days else "") + f"{clock}:{whole % 60:02}"
+
+
+def make_reporter() -> Reporter:
+    """Return what shows a run on the standard error of this moment."""
+    return RichReporter() if sys.stderr.isatty() else LineReporter()
 
 
 class LineReporter(Reporter):

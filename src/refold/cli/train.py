@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,6 +114,7 @@ def train(
     chosen = {key: value for key, value in given.items() if value is not None}
     if resume and chosen:
         raise InputError(f"{_RESUME}what changes {', '.join(chosen)}")
+    from refold.cli.progress import make_reporter
     from refold.train import Habits, Stopped
     from refold.train import train as run
 
@@ -123,7 +123,7 @@ def train(
             _recipe_of(recipe, chosen), output=output, data=data,
             changes=_all_changes(chosen, changes or []), resume=resume, dry_run=dry_run, cpu=cpu,
             tracker=tracker, habits=Habits(save_minutes=save_minutes, workers=workers),
-            reporter=_reporter(), build=build_to_train,
+            reporter=make_reporter(), build=build_to_train,
         )  # fmt: skip
     except Stopped:
         note(f"stopped and saved; go on with: refold train -o {output} --resume")
@@ -153,12 +153,6 @@ def _all_changes(chosen: dict[str, Any], changes: list[str]) -> dict[str, Any]:
     if chosen.get("block") == "none":
         chosen = {**chosen, "block": None}
     return {**chosen, **dict(map(parse_change, changes))}
-
-
-def _reporter() -> Any:
-    from refold.cli.progress import LineReporter, RichReporter
-
-    return RichReporter() if sys.stderr.isatty() else LineReporter()
 
 
 def _is_main() -> bool:

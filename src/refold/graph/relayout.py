@@ -74,7 +74,9 @@ def _add_first(lifter: Lifter, editor: Editor, node: fx.Node) -> None:
     if shape is None:
         return
     rows = (shape[0], prod(shape[1:]))
-    if any(_without_ones(lifter.shapes[s]) not in (_without_ones(shape), rows) for s in sources):
+    if any(
+        _without_ones(lifter.shapes[s]) not in (_without_ones(shape), rows) for s in (first, second)
+    ):
         return
     values = [_as_map(lifter, editor, source, shape, node) for source in (first, second)]
     total = editor.insert_function(operator.add, tuple(values), before=node)

@@ -12,7 +12,8 @@ from refold.graph.branch_links import Link, link
 from refold.graph.emit_result import shape_readers
 from refold.graph.functions import Function
 from refold.graph.lift import Lifter
-from refold.graph.region import Region, inputs_of
+from refold.graph.region import Region
+from refold.graph.sources import inputs_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,6 @@ from refold.algebra.operator import (
     Input,
     Operator,
     Select,
-    Sequence,
     Sum,
     chain,
     leaves,
@@ -34,11 +33,11 @@ from refold.graph.lift import Lifter
 from refold.graph.lower import like_of, lower
 from refold.graph.paths import submodule
 from refold.graph.record import Fold
-from refold.graph.region import Region, Regions, inputs_of
+from refold.graph.region import Region, Regions
 from refold.graph.sibling_paths import Path, Step, bundles
 from refold.graph.sizes import multiply_adds, shape_after
-from refold.rules.engine import simplify
-from refold.rules.replay import Replay
+from refold.graph.sources import exchange, inputs_of
+from refold.rules.decisions import Decisions
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +56,12 @@ def merge_siblings(fold: FoldPass) -> bool:
     Returns:
         Whether any was merged; the regions are then out of date.
     """
-    done, regions = False, fold.regions
+    done, regions, cheap = False, fold.regions, Decisions()
     for found in fold.largest or regions.largest():
         region = regions.current(found) if len(found.inputs) > 1 else None
         choices = [] if region is None else bundles(fold.lifter, region)
         # One a round: the other paths then lead into a region that is no more.
-        if region is not None and any(_merge(fold, region, paths) for paths in choices):
+        if region is not None and any(_merge(fold, region, p, cheap) for p in choices):
             done = True
     if done:
         fold.editor.sweep()
@@ -72,11 +71,11 @@ def merge_siblings(fold: FoldPass) -> bool:
 # what they are together
 
 
-def _merge(fold: FoldPass, region: Region, paths: list[Path]) -> bool:
+def _merge(fold: FoldPass, region: Region, paths: list[Path], cheap: Decisions) -> bool:
     whole = Input(paths[0].steps[0].links[0].node, sum(path.width for path in paths))
-    if not _takes_in(region.op, _slices(paths), whole):
+    if not _takes_in(fold.decisions, region.op, _slices(paths), whole):
         return False
-    levels = _levels(fold.lifter, paths)
+    levels = _levels(fold.lifter, paths, cheap)
     if levels is None:
         return False
     try:
@@ -101,18 +100,20 @@ def _picks(widths: list[int]) -> list[Select]:
     return [Select(tuple(range(*span)), ends[-1]) for span in pairwise(ends)]
 
 
-def _levels(lifter: Lifter, paths: list[Path]) -> list[_Level] | None:
+def _levels(lifter: Lifter, paths: list[Path], cheap: Decisions) -> list[_Level] | None:
     """Return the steps of the whole path, None where one would not be as cheap as its parts."""
     found: list[_Level] = []
     for steps in zip(*(path.steps for path in paths), strict=True):
-        level = _level(lifter, steps, is_first=not found)
+        level = _level(lifter, steps, cheap, is_first=not found)
         if level is None:
             return None
         found.append(level)
     return found
 
 
-def _level(lifter: Lifter, steps: tuple[Step, ...], *, is_first: bool) -> _Level | None:
+def _level(
+    lifter: Lifter, steps: tuple[Step, ...], cheap: Decisions, *, is_first: bool
+) -> _Level | None:
     nodes = tuple(link.node for step in steps for link in step.links)
     widths = [(lifter.shape(step.links[0].source) or (0, 0))[1] for step in steps]
     if not steps[0].ops and steps[0].links[0].activation is not None:
@@ -122,9 +123,8 @@ def _level(lifter: Lifter, steps: tuple[Step, ...], *, is_first: bool) -> _Level
     if not is_first:
         pairs = zip(_picks(widths), parts, strict=True)
         parts = [sequence(pick, part) for pick, part in pairs]
-    replay = Replay()
-    whole = Concat(tuple(sequence(Input("x"), part) for part in parts))
-    rewrite = simplify(replay.stand_in(whole))
+    shadow, replay = cheap.stand_in(Concat(tuple(sequence(Input("x"), part) for part in parts)))
+    rewrite = cheap.rewrite(shadow)
     plain = not any(isinstance(part, (Sum, Concat, Select)) for part in chain(rewrite.op))
     if not plain or len(leaves(rewrite.op)) > max(len(step.ops) for step in steps):
         return None
@@ -132,23 +132,17 @@ def _level(lifter: Lifter, steps: tuple[Step, ...], *, is_first: bool) -> _Level
     return _Level(nodes, None, leaves(replay.run(rewrite)), rule)
 
 
-def _takes_in(op: Operator, slices: dict[fx.Node, Select], whole: Input) -> bool:
+def _takes_in(
+    decisions: Decisions, before: Operator, slices: dict[fx.Node, Select], whole: Input
+) -> bool:
     """Say whether a join of the slices reads the whole, once, in fewer layers or fewer joins."""
-    before = Replay().stand_in(op)
-    after = simplify(_with_slices(before, slices, whole)).op
+    picks: dict[Any, Select] = slices
+    sliced = exchange(before, lambda x: sequence(whole, picks[x.key]) if x.key in picks else x)
+    shadow, replay = decisions.stand_in(sliced)
+    after = replay.real(decisions.rewrite(shadow).op)
     reads = [value for value in inputs_of(after) if value is whole.key]
     cuts = [sum(isinstance(leaf, Select) for leaf in leaves(form)) for form in (before, after)]
     return len(reads) == 1 and cuts[1] <= cuts[0] and measure(after)[:2] < measure(before)[:2]
-
-
-def _with_slices(op: Operator, slices: dict[fx.Node, Select], whole: Input) -> Operator:
-    if isinstance(op, Sequence):
-        return sequence(*(_with_slices(part, slices, whole) for part in op.parts))
-    if isinstance(op, (Sum, Concat)):
-        return type(op)(tuple(_with_slices(part, slices, whole) for part in op.parts))
-    if isinstance(op, Input) and isinstance(op.key, fx.Node) and op.key in slices:
-        return sequence(whole, slices[op.key])
-    return op
 
 
 # into the graph
@@ -187,13 +181,16 @@ def _write_leaf(
         fold.lifter.shapes[node] = after
     old = sum(t.numel() for n in level.nodes for t in _tensors(fold.lifter, n))
     macs = multiply_adds(leaf, before, after)
-    where, detail = fold.lifter.capture.full(str(node.target)), _names(level.nodes)
-    fold.folds.append(Fold(where, level.rule, detail, old, parameters(leaf), macs, macs))
+    where, detail = str(node.target), _names(str(node.target), level.nodes)
+    path, size = fold.lifter.capture.full(where), parameters(leaf)
+    fold.folds.append(Fold(path, level.rule, detail, old, size, macs, macs))
     return node
 
 
-def _names(nodes: tuple[fx.Node, ...]) -> str:
-    names = [node_path(node) for node in nodes]
+def _names(where: str, nodes: tuple[fx.Node, ...]) -> str:
+    """Return the names of layers, told from the block that their whole stands in."""
+    block = where.rpartition(".")[0] + "."
+    names = [node_path(node).removeprefix(block) for node in nodes]
     short = names if len(names) < 5 else [*names[:2], f"{len(names) - 3} more", names[-1]]
     return " + ".join(short)
 

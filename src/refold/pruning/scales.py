@@ -34,7 +34,8 @@ from refold.graph.skeleton import unwrap
 from refold.graph.spans import max_pool
 
 _PRINT = 8  # numbers that a channel is known by
-_CLOSE = 1e-3  # largest distance of two prints of one channel, relative to their length
+_CLOSE = 1e-3  # largest distance of two prints of one channel, relative to their length,
+_STEPS = 8  # or this many roundings of the coarsest weight
 
 
 def norm_scales(
@@ -49,7 +50,8 @@ def norm_scales(
         paths: layers of `plain`.
     """
     inputs = _random(example_inputs)
-    book = _Book()
+    rounding = [torch.finfo(p.dtype).eps for p in plain.parameters() if p.is_floating_point()]
+    book = _Book(max(_CLOSE, _STEPS * max(rounding, default=0.0)))
     with torch.no_grad():
         for capture, shapes, arguments in _captures(unwrap(model), inputs):
             book.add(capture, _scales(capture, shapes), arguments)
@@ -120,9 +122,10 @@ def _marks(rows: Tensor) -> Tensor:
 
 
 class _Book:
-    """The prints of all channels whose scale is known."""
+    """The prints of all channels whose scale is known, and how close two of one channel are."""
 
-    def __init__(self) -> None:
+    def __init__(self, close: float) -> None:
+        self.close = close
         self.entries: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
 
     def add(
@@ -141,7 +144,7 @@ class _Book:
             return torch.full((len(rows),), torch.nan, dtype=torch.float64)
         prints, scales = (torch.cat(parts) for parts in zip(*known, strict=True))
         distance, at = torch.cdist(rows, prints).min(dim=1)
-        close = distance <= _CLOSE * rows.norm(dim=1)
+        close = distance <= self.close * rows.norm(dim=1)
         return torch.where(close, scales[at], torch.nan)
 
 

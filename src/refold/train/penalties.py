@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from refold.pruning import slimming_penalty
 from refold.train.optim import is_open_repvgg
 
 if TYPE_CHECKING:
@@ -25,23 +25,8 @@ def penalties_of(recipe: Recipe) -> list[Penalty]:
         found.append(lambda model: recipe.decay.value * 0.5 * kernel_l2(model))
     slimming = recipe.slimming
     if slimming is not None:
-        found.append(lambda model: slimming.l1 * scale_l1(model))
+        found.append(lambda model: slimming.l1 * slimming_penalty(model))
     return found
-
-
-def scale_l1(model: nn.Module) -> Tensor:
-    """Return the sum of the absolute scales of all batch norms.
-
-    Its gradient is the sign, and nothing at zero.
-
-    Examples:
-        >>> scale_l1(nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(2))).detach()
-        tensor(5.)
-
-    Source: Liu et al. 2017, Network Slimming, arXiv:1708.06519, section 3.
-    """
-    norms = [m.weight for m in model.modules() if isinstance(m, BatchNorm) and m.affine]
-    return _total([weight.abs().sum() for weight in norms], model)
 
 
 def kernel_l2(model: nn.Module) -> Tensor:

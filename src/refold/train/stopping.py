@@ -50,7 +50,10 @@ class Ears:
 
 
 def deafen(worker: int) -> None:
-    """Let a loader's worker leave Ctrl-C to the process that it reads for."""
+    """Let a loader's worker leave signals to the process that it reads for, and ends with.
+
+    A terminal and a cluster's scheduler send them to all processes of a group.
+    """
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
