@@ -89,6 +89,17 @@ def test_a_norm_that_the_model_kept_stays(tmp_path: Path) -> None:
     assert error(answer(saved), answer(model)) <= EXACT
 
 
+def test_without_a_classifier_the_last_norm_stays(tmp_path: Path) -> None:
+    options = {**OPTIONS, "num_classes": 0, "partitions": (8, 4, 2, 1)}
+    saved, model = (
+        live(lambda form=form: refold.create_model("repmlpnet_t224", **options, deploy=form), form)
+        for form in (False, True)
+    )
+    torch.save(saved.state_dict(), tmp_path / "a.pth")
+    assert load_checkpoint(model, tmp_path / "a.pth").folded == 11
+    assert error(answer(saved), answer(model)) <= EXACT
+
+
 def test_repmlpnets_keys_are_the_published_ones() -> None:
     """Read off the authors' repmlpnet.py: all of a unit's, in both forms."""
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

@@ -126,7 +126,8 @@ class RepMLPNet(Backbone):
                 down = ConvUnit(channels, widths[i + 1], 2, 2, activation=nn.ReLU, deploy=deploy)
                 self.embeds.append(down)
                 body.append(f"embeds.{i}")
-        self.head_norm = nn.Identity() if deploy else nn.BatchNorm2d(widths[-1])
+        folds = deploy and num_classes > 0  # without a classifier nothing takes the norm in
+        self.head_norm = nn.Identity() if folds else nn.BatchNorm2d(widths[-1])
         self.gap = nn.AdaptiveAvgPool2d(1)
         self.head = make_classifier(widths[-1], num_classes)
         self._set_body(body, features)
