@@ -32,7 +32,7 @@ $(READY): pyproject.toml
 	@$(PIP) -e '.[all,dev]'
 	@touch $@
 
-demo: $(READY) ## fold three networks, check, export, run and time them
+demo: $(READY) ## train on digits, fold, prove, export, time; then three networks more
 	@$(BIN)/refold demo
 
 test: $(READY) lint ## run the whole suite: ruff, pyright, pytest

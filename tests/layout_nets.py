@@ -19,6 +19,8 @@ from refold.blocks import (
     MobileOneBlock,
     RepVGGBlock,
 )
+from refold.blocks.partition import PartitionBlock
+from refold.models.repmlp_units import Perceptrons, RepMLPBottleneck, RepMLPLight, normed
 
 State = dict[str, Tensor]
 ReLU = nn.ReLU
@@ -129,6 +131,16 @@ def replknet() -> nn.Module:
     )
 
 
+def repmlp() -> nn.Module:
+    cut = Perceptrons((8, 8), (4, 4), groups=2, kernels=(1, 3), reduction=2, fc_reduction=2)
+    whole = Perceptrons((8, 8), (8, 8), kernels=(3, 5))
+    return Chain(
+        stage0=nn.Sequential(normed(3, 8, 3, 2)),
+        stage1=nn.Sequential(RepMLPBottleneck(8, 8, 16, cut), RepMLPLight(16, 4, 16, whole)),
+        linear=nn.Linear(16, 5),
+    )
+
+
 def _byob(stem: str, blocks: object, **config: object) -> nn.Module:
     return ByobNet(ByoModelCfg(blocks, stem_type=stem, stem_chs=8, **config), num_classes=5)
 
@@ -160,6 +172,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "ACNet": acnet,
     "DBB": dbb,
     "RepLKNet": replknet,
+    "RepMLP": repmlp,
     "timm RepVGG": timm_repvgg,
     "timm MobileOne": timm_mobileone,
 }
@@ -189,7 +202,7 @@ def deployed(layout: str, seed: int = 7) -> nn.Module:
         else live(NETS[layout], seed)
     )
     for part in list(model.modules()):
-        if isinstance(part, BranchedBlock):
+        if isinstance(part, BranchedBlock | PartitionBlock):
             part.switch_to_deploy()
         elif isinstance(part, nn.Sequential) and set(part._modules) == {"conv", "bn"}:
             refold.reparameterize(part, inplace=True)
@@ -203,7 +216,7 @@ def deployed(layout: str, seed: int = 7) -> nn.Module:
 def refolded(layout: str, seed: int = 7) -> nn.Module:
     """Return the network of a layout as this library's engine folds it, with other weights."""
     build = (lambda: Plus(deploy=True)) if layout == "RepVGGplus" else NETS[layout]
-    return refold.reparameterize(live(build, seed))
+    return refold.reparameterize(live(build, seed), image() if layout == "RepMLP" else None)
 
 
 def image(seed: int = 3) -> Tensor:

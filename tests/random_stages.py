@@ -118,9 +118,13 @@ class Stages:
 
     def bend(self) -> nn.Module:
         """A nonlinearity: module, function or method."""
+        return self.bends(1)[0]
+
+    def bends(self, count: int) -> list[nn.Module]:
+        """Different nonlinearities: paths with one and the same may become one path."""
         layers = [nn.ReLU(), nn.SiLU(), nn.LeakyReLU(0.1), nn.Tanh(), nn.ReLU(inplace=True)]
         steps = [F.relu, torch.tanh, lambda x: x.sigmoid(), lambda x: x.clamp(min=-0.5)]
-        return self.rng.choice([*layers, nn.Hardswish(), *(Step(step) for step in steps)])
+        return self.rng.sample([*layers, nn.Hardswish(), *(Step(step) for step in steps)], count)
 
     def spec(self, channels: int, spatial: Shape) -> Spec:
         spec = replace(self.grower().target(), inputs=channels, outputs=self.rng.randint(1, 4))
@@ -156,9 +160,10 @@ class Stages:
     def several(self, shape: Shape) -> Stage:
         case = self.several_sources()
         stems: dict[str, nn.Module] = {}
-        for key, channels in case.sources.items():
+        bends = self.bends(len(case.sources))
+        for (key, channels), bend in zip(case.sources.items(), bends, strict=True):
             first = self.point(shape[0], channels, self.rng.randint(0, 2))
-            stems[str(key)] = Inline(first, self.bend())
+            stems[str(key)] = Inline(first, bend)
         tree = Dresser(self.rng, self.rank).meet(case.op)
         return self.probed(Several(stems, tree), shape, 2 * len(stems), "several")
 
@@ -188,9 +193,9 @@ class Stages:
         grower = self.grower()
         norm = self.dress(grower.affine(shape[0], constant=True))
         readers: list[nn.Module] = []
-        for _ in range(self.rng.randint(2, 3)):
+        for bend in self.bends(self.rng.randint(2, 3)):
             spec = Spec(shape[0], self.rng.randint(1, 3), points(self.rank), "zeros")
-            readers.append(Inline(self.dress(grower.leaf(spec)), self.bend()))
+            readers.append(Inline(self.dress(grower.leaf(spec)), bend))
         return self.probed(Fan(norm, readers), shape, len(readers), "fan")
 
     def ring(self, shape: Shape) -> Stage:

@@ -20,7 +20,7 @@ LAYERS = {
     **dict.fromkeys(["plan", "reparameterize", "verify", "checkpoint", "transforms"], 4),
     **dict.fromkeys(["expand", "collapse", "residuals"], 4),
     "blocks": 5,
-    **dict.fromkeys(["models", "prune", "train", "export", "bench", "report"], 6),
+    **dict.fromkeys(["models", "pruning", "train", "export", "bench", "report"], 6),
     "cli": 7,
     "__init__": 8,
     "__main__": 8,
@@ -29,6 +29,11 @@ USERS = 6  # the packages of this layer meet only through each other's __init__
 NO_MODULES = {"errors", "algebra", "rules"}  # know neither nn.Module nor fx
 ZOOS = {"timm", "torchvision"}
 REGISTERS_ZOOS = "models/zoo.py"  # whose job is to name the zoos' networks
+# What training takes of them, which are no networks.
+TOOLS = (
+    *(["torchvision", part] for part in ("transforms", "datasets", "tv_tensors")),
+    *(["timm", part] for part in ("optim", "loss", "utils")),
+)
 NEVER = {"ultralytics"}  # AGPL: tests only
 
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -72,10 +77,12 @@ def is_inside(name: list[str]) -> bool:
     return (package / name[2]).with_suffix(".py").exists()
 
 
-def may_know_zoos(path: Path) -> bool:
-    """Say whether a file may name timm and torchvision."""
-    above = LAYERS[member(dotted(path)[1])] >= LAYERS["cli"]
-    return above or path.relative_to(SOURCE).as_posix() == REGISTERS_ZOOS
+def may_know_zoos(path: Path, name: list[str]) -> bool:
+    """Say whether a file may import a name of timm's or torchvision's."""
+    me = member(dotted(path)[1])
+    if me == "train" and name[:2] in TOOLS:
+        return True
+    return LAYERS[me] >= LAYERS["cli"] or path.relative_to(SOURCE).as_posix() == REGISTERS_ZOOS
 
 
 def exported(init: Path) -> set[str]:
@@ -90,7 +97,7 @@ def faults(path: Path, tree: ast.AST) -> list[str]:
     found: list[str] = []
     for line, name in imports(path, tree):
         where = f"{path.relative_to(SOURCE)}:{line} imports {'.'.join(name)}"
-        if name[0] in NEVER or (name[0] in ZOOS and not may_know_zoos(path)):
+        if name[0] in NEVER or (name[0] in ZOOS and not may_know_zoos(path, name)):
             may = "tests" if name[0] in NEVER else f"the cli and {REGISTERS_ZOOS}"
             found.append(f"{where}: only {may} may")
         elif me in NO_MODULES and name[:2] == ["torch", "fx"]:
@@ -149,6 +156,8 @@ def test_users_of_the_verbs_form_no_cycle() -> None:
         ("rules/x.py", "import torch.fx"),
         ("graph/x.py", "import timm"),
         ("models/x.py", "import timm"),
+        ("train/x.py", "from torchvision import models"),
+        ("train/x.py", "import timm"),
         ("graph/x.py", "import refold"),
         ("graph/x.py", "from refold import plan"),
         ("cli/x.py", "import ultralytics"),
@@ -170,6 +179,7 @@ def test_a_forbidden_import_is_found(path: str, line: str) -> None:
         ("graph/x.py", "import torch.fx"),
         ("cli/x.py", "import refold"),
         ("models/zoo.py", "def f():\n    import timm"),
+        ("train/x.py", "from torchvision.transforms import v2"),
         ("plan.py", "from refold.graph import capture"),
         ("bench/x.py", "from refold.export import export"),
         ("__init__.py", "from refold.plan import plan as plan"),

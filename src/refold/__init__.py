@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from refold import blocks as blocks
 from refold import models as models
+from refold import pruning as pruning
 from refold import transforms as transforms
 from refold.bench import benchmark as benchmark
 from refold.checkpoint import load_checkpoint as load_checkpoint
@@ -15,8 +16,10 @@ from refold.models import create_model as create_model
 from refold.models import list_models as list_models
 from refold.plan import Plan as Plan
 from refold.plan import plan as plan
+from refold.pruning import prune as prune
 from refold.reparameterize import reparameterize as reparameterize
 from refold.residuals import remove_residuals as remove_residuals
+from refold.train import train as train
 from refold.verify import Equivalence as Equivalence
 from refold.verify import verify as verify
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 import torch
@@ -66,24 +67,41 @@ def rounding_bound(dtype: torch.dtype, depth: int, reduction: int = 0) -> float:
     return _SAFETY * math.sqrt(max(depth, 1)) * (2 * unit + inner * math.sqrt(reduction))
 
 
-def conditioned_bound(wide: nn.Module, dtype: torch.dtype, inputs: Arguments) -> float:
-    """Return 8 times what the float64 model loses here when each weight moves by one rounding.
+class Conditioning:
+    """What a float64 model loses when each weight moves by one rounding.
 
-    For an ill-conditioned model, where `rounding_bound` is too small; 0 when it cannot be told.
+    Args:
+        wide: the model.
+        dtype: the precision of the rounding.
     """
-    signs = torch.Generator().manual_seed(0)
 
-    def move(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return share(tensor)
-        up = torch.randint(2, tensor.shape, generator=signs).to(tensor.device)
-        return tensor.detach() * (1 + (up - 0.5) * torch.finfo(dtype).eps)
+    def __init__(self, wide: nn.Module, dtype: torch.dtype) -> None:
+        self.wide = wide
+        self.dtype = dtype
 
-    try:
-        gaps = compare(run_wide(wide, inputs), run_wide(copy_model(wide, move), inputs))
-    except Exception:  # the trial itself reports a model that cannot run
-        return 0.0
-    return _OWN_LOSS * relative_errors([gaps])[0][0]
+    @cached_property
+    def moved(self) -> nn.Module:
+        """The model with moved weights, made once and only when somebody asks."""
+        signs = torch.Generator().manual_seed(0)
+
+        def move(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return share(tensor)
+            up = torch.randint(2, tensor.shape, generator=signs).to(tensor.device)
+            return tensor.detach() * (1 + (up - 0.5) * torch.finfo(self.dtype).eps)
+
+        return copy_model(self.wide, move)
+
+    def bound(self, inputs: Arguments) -> float:
+        """Return 8 times what the model loses on an input; 0 when it cannot be told.
+
+        For an ill-conditioned model, where `rounding_bound` is too small.
+        """
+        try:
+            gaps = compare(run_wide(self.wide, inputs), run_wide(self.moved, inputs))
+        except Exception:  # the trial itself reports a model that cannot run
+            return 0.0
+        return _OWN_LOSS * relative_errors([gaps])[0][0]
 
 
 def native_bound(*models: nn.Module) -> float:

@@ -42,5 +42,9 @@ class ExportError(RefoldError, RuntimeError):
     """A model could not be exported, or the exported file does not compute the same function."""
 
 
+class TrainingError(RefoldError, RuntimeError):
+    """A training run cannot go on: its loss is no number any more, or the disk is full."""
+
+
 class MissingDependencyError(RefoldError, ImportError):
     """An optional library is not installed; the message names the extra that brings it."""

@@ -13,8 +13,8 @@ from ._verify_copies import copy_model, is_norm, require_eval, run_wide, widen
 from ._verify_inputs import Arguments, trial_inputs, unrunnable
 from ._verify_outputs import Gap, IncomparableError, compare, first_line, relative_errors
 from ._verify_rounding import (
+    Conditioning,
     Rounding,
-    conditioned_bound,
     depth,
     native_dtype,
     native_rounding,
@@ -146,7 +146,8 @@ def verify(
     trials = _run_trials(wide_reference, wide_candidate, inputs)
     dtype = native_dtype(reference, candidate) or torch.float64
     tolerance = max(TOLERANCE, rounding_bound(dtype, depth(reference, candidate)))
-    trials = tuple(_bound(t, wide_reference, dtype, inputs[t.name], tolerance) for t in trials)
+    conditioning = Conditioning(wide_reference, dtype)
+    trials = tuple(_bound(t, conditioning, inputs[t.name], tolerance) for t in trials)
     tolerance = max(trial.bound for trial in trials)
     few = list(inputs.values())[:_NATIVE_TRIALS]
     native = native_rounding(reference, candidate, wide_reference, few, tolerance)
@@ -177,11 +178,9 @@ def _run_trials(
     return tuple(found[name] for name in inputs)
 
 
-def _bound(
-    trial: Trial, reference: nn.Module, dtype: torch.dtype, inputs: Arguments, tolerance: float
-) -> Trial:
-    if trial.failure is None and trial.error > tolerance and dtype != torch.float64:
-        tolerance = max(tolerance, conditioned_bound(reference, dtype, inputs))
+def _bound(trial: Trial, conditioning: Conditioning, inputs: Arguments, tolerance: float) -> Trial:
+    if trial.failure is None and trial.error > tolerance and conditioning.dtype != torch.float64:
+        tolerance = max(tolerance, conditioning.bound(inputs))
     return replace(trial, bound=tolerance)
 
 

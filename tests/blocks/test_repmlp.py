@@ -42,6 +42,13 @@ def cells() -> Iterator[dict[str, Any]]:
 
 
 CELLS = list(cells())
+CELLS += [  # RepMLP-Res50's at 320 pixels
+    {
+        "in_channels": 4, "out_channels": o, "groups": 2, "img_size": size, "partition": 10,
+        "kernels": (1, 3, 5, 7),
+    }
+    for o, size in ((4, (10, 20)), (6, (10, 10)))
+]  # fmt: skip
 
 
 def inputs(channels: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -67,7 +74,7 @@ def is_grouped_row(layer: nn.Module, groups: int) -> bool:
 
 
 def test_the_grid_is_whole() -> None:
-    assert len(CELLS) == 7 * (4 * 7 + 2 * 6)
+    assert len(CELLS) == 7 * (4 * 7 + 2 * 6) + 2
 
 
 @pytest.mark.parametrize("part", range(6))

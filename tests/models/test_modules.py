@@ -12,6 +12,7 @@ import torch
 from timm.models.inception_resnet_v2 import Block8, Block17, Block35
 from timm.models.xception import SeparableConv2d
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models import inception as inceptions
 
 import refold
@@ -209,9 +210,24 @@ def test_the_inverse_order_is_another_function() -> None:
     with torch.no_grad():
         assert error(model(x), other(x)) > 1e-3
         for part in other.modules():
-            if isinstance(part, ChannelShuffle):
+            if isinstance(part, ChannelShuffle | ShuffleUnit):
                 part.inverse = False
         assert torch.equal(model(x), other(x))
+
+
+def test_the_published_code_shuffles_behind_the_depthwise_convolution() -> None:
+    """Its unit in torch's functions: 1x1, norm, ReLU, 3x3, norm; view (n, g); 1x1, norm."""
+    unit: Any = ShuffleUnit(24, 24, 1, 3, inverse=True).double().eval()
+    x = noise(1, 24, 5, 4)
+    enliven(unit, (x,))
+    with torch.no_grad():
+        y = unit.reduce.bn(F.conv2d(x, unit.reduce.conv.weight, groups=3)).relu()
+        y = unit.depthwise.bn(F.conv2d(y, unit.depthwise.conv.weight, padding=1, groups=6))
+        y = y.reshape(1, 2, 3, 5, 4).permute(0, 2, 1, 3, 4).reshape(1, 6, 5, 4)
+        y = unit.expand.bn(F.conv2d(y, unit.expand.conv.weight, groups=3))
+        assert error((x + y).relu(), unit(x)) <= TOLERANCE
+        folded = refold.reparameterize(unit, x)
+        assert error(unit(x), folded(x)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from rules.parts import (
     NEAR,
     NORM,
     OTHER,
+    PLAIN,
     POINT,
     SIDE,
     TURN,
@@ -127,6 +128,29 @@ JOINS: dict[str, Row] = {
             (Concat((KERNEL, DEEP)), "stay apart"),
             (Concat((KERNEL, half_conv(NEAR))), "branches read different numbers of channels"),
             (Concat((NORM, NORM)), None),
+        ),
+    ),
+    "stack_heads": Row(
+        (
+            Concat((sequence(KERNEL, POINT), sequence(conv(NEAR, out=2), half_conv(SIDE)))),
+            Sum((sequence(POINT, KERNEL), sequence(PLAIN, conv(NEAR, 2)))),
+            Concat((sequence(FIRST, half_conv(NEAR), MEAN), sequence(LAST, half_conv(NEAR), MEAN))),
+            Concat((sequence(PLAIN, MEAN), sequence(POINT, MEAN), sequence(POINT, NORM, MEAN))),
+        ),
+        (
+            (Concat((sequence(KERNEL, POINT), sequence(POINT, POINT))), None),
+            (Concat((sequence(KERNEL, POINT), KERNEL)), None),
+            (Sum((sequence(TURN, POINT), sequence(TURN, POINT))), None),
+            (Sum((sequence(conv(NEAR, 2), POINT), sequence(conv(NEAR, 2), POINT))), None),
+            (
+                Sum((sequence(Input("a"), KERNEL, POINT), sequence(Input("b"), KERNEL, POINT))),
+                None,
+            ),
+            (
+                Sum((sequence(LAST, half_conv(NEAR), MEAN), sequence(LAST, half_conv(NEAR), MEAN))),
+                None,
+            ),
+            (sequence(KERNEL, POINT), None),
         ),
     ),
 }

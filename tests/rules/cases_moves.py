@@ -25,6 +25,7 @@ from rules.parts import (
     CHOICE,
     CROP,
     FACTOR,
+    HALF,
     KERNEL,
     MEAN,
     NEAR,
@@ -40,6 +41,7 @@ from rules.parts import (
     Row,
     conv,
     pair,
+    scatter,
     tensor,
 )
 
@@ -156,6 +158,34 @@ MOVES: dict[str, Row] = {
             (pair(POOL, FACTOR), None),
             (pair(CHOICE, POOL), None),
             (pair(KERNEL, NORM), None),
+        ),
+    ),
+    "pass_select_forward": Row(
+        (
+            pair(CHOICE, conv(NEAR, 4)),
+            pair(CHOICE, conv(HALF, 4, bias=False)),
+            pair(CHOICE, PADDED_POOL),
+            pair(CHOICE, RING),
+        ),
+        (
+            (pair(SOME, Conv(tensor(2, 1, 3, 3), None, NEAR, 2)), None),
+            (pair(SOME, POOL), None),
+            (pair(CHOICE, conv(NEAR, 2)), None),
+            (pair(CHOICE, KERNEL), None),
+        ),
+    ),
+    "pass_select_backward": Row(
+        (
+            pair(conv(NEAR, 4), CHOICE),
+            pair(conv(NEAR, 4, bias=False), SOME),
+            pair(conv(HALF, 4), Select((1, 1, 0), 4)),
+            pair(PADDED_POOL, SOME),
+            pair(RING, CHOICE),
+        ),
+        (
+            (pair(conv(NEAR, 2), CHOICE), None),
+            (pair(scatter(NEAR, 4), CHOICE), None),
+            (pair(CHOICE, conv(NEAR, 4)), None),
         ),
     ),
 }

@@ -101,14 +101,17 @@ def test_small_trees_agree_with_the_oracle_itself() -> None:
 
 
 def test_the_trees_exercise_every_rule() -> None:
-    """Between them the trees make every rule fire, but one that needs a change of layout."""
+    """Between them the trees make every rule fire, but one that needs a change of layout.
+
+    Branches that begin alike merge altogether where growth is allowed: see test_siblings.
+    """
     fired = {
         step.rule.name
         for kind in KINDS
         for seed in range(150)
         for step in simplify(kind(Random(seed)).op, allow_growth=True).steps
     }
-    assert {rule.name for rule in RULES} - fired <= {"pass_pointwise_backward"}
+    assert {rule.name for rule in RULES} - fired <= {"pass_pointwise_backward", "stack_heads"}
 
 
 @pytest.mark.parametrize("seed", range(5))

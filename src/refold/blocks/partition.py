@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from refold.algebra.apply import pad
-from refold.algebra.operator import Conv, chain
 from refold.blocks.layers import Maker
 from refold.blocks.spec import Amounts, ConvSpec, Size
 from refold.errors import GeometryError, RefusedError
 from refold.graph.lower import like_of, lower
-from refold.transforms import equivalent_operator
+from refold.transforms import equivalent_linear
 
 
 @dataclass(frozen=True)
@@ -156,6 +155,11 @@ class PartitionBlock(nn.Module):
             self.add_module(name, make.conv_norm(spec))
 
     @property
+    def partition_size(self) -> tuple[int, int]:
+        """Size of the maps that FC3 reads, which its weights alone do not tell."""
+        return self.grid.partition
+
+    @property
     def deploy(self) -> bool:
         """Whether FC3 is all there is, by the block's own doing or the engine's."""
         return "fc3_bn" not in self._modules
@@ -222,13 +226,9 @@ def linear_of(part: nn.Module, example: Tensor) -> nn.Module:
     Raises:
         RefusedError: when more than one remains.
     """
-    part = part.eval()
-    convs = [leaf for leaf in chain(equivalent_operator(part, example)) if isinstance(leaf, Conv)]
-    if len(convs) != 1:
-        raise RefusedError(f"{len(convs)} layers remain of {type(part).__name__}")
-    rank = len(convs[0].axes)
+    conv = equivalent_linear(part.eval(), example)
     with torch.no_grad():
-        return lower(convs[0], like_of(list(part.parameters()), rank)).eval()
+        return lower(conv, like_of(list(part.parameters()), len(conv.axes))).eval()
 
 
 def _name(kernel: tuple[int, int]) -> str:

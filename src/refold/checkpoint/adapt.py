@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from refold.checkpoint.deploy import fold_blocks, without_auxiliary, without_statistics
-from refold.checkpoint.layouts import TrainBlock, layouts, train_blocks
+from refold.checkpoint.layouts import Told, TrainBlock, layouts, train_blocks
 from refold.checkpoint.names import common_name, common_names, is_timm_net
 from refold.checkpoint.read import some
 from refold.errors import CheckpointError
@@ -36,9 +36,7 @@ class Adapted:
     left_out: tuple[str, ...] = ()
 
 
-def adapt(
-    state: State, own: State, file: Path, *, eps: float, paired: frozenset[str] = frozenset()
-) -> Adapted:
+def adapt(state: State, own: State, file: Path, *, eps: float, told: Told) -> Adapted:
     """Fold what the model has folded, and find the model's names in the file.
 
     Args:
@@ -46,19 +44,19 @@ def adapt(
         own: those of the model.
         file: for the message.
         eps: of the norms.
-        paired: names, with a dot, of the model's modules whose `bn` follows their `conv`.
+        told: what the model says of its modules.
 
     Raises:
         CheckpointError: when the file has in deploy form what the model has in training form, or
             a block cannot be folded.
     """
     layout = " + ".join(layouts(state))
-    if not layout and not paired:
+    if not layout and not told.paired:
         return Adapted(state, {key: key for key in state if key in own})
-    _refuse_unfolding(_folded_elsewhere(own, state, paired), layout, file)
-    blocks = _folded_elsewhere(state, own, paired)
+    _refuse_unfolding(_folded_elsewhere(own, state, told), layout, file)
+    blocks = _folded_elsewhere(state, own, told)
     kept = without_statistics(state, but=own)
-    kept = kept if train_blocks(own, paired) else without_auxiliary(kept, but=own)
+    kept = kept if train_blocks(own, told) else without_auxiliary(kept, but=own)
     try:
         folded = fold_blocks(kept, blocks, eps)
     except CheckpointError as error:
@@ -92,15 +90,19 @@ def _finder(source: State, sink: State) -> Callable[[str], str | None]:
     return find
 
 
-def _folded_elsewhere(source: State, sink: State, paired: frozenset[str]) -> list[TrainBlock]:
-    """Return the blocks of one side that the other side has in deploy form."""
+def _folded_elsewhere(source: State, sink: State, told: Told) -> list[TrainBlock]:
+    """Return the blocks of one side that the other side has in deploy form, the largest ones."""
     find = _finder(source, sink)
 
     def is_folded(block: TrainBlock) -> bool:
         branches = set(block.keys) - set(block.deploy_keys)
         return all(map(find, block.deploy_keys)) and not any(map(find, branches))
 
-    return [block for block in train_blocks(source, paired) if is_folded(block)]
+    found = [block for block in train_blocks(source, told) if is_folded(block)]
+    owners: dict[str, TrainBlock] = {}
+    for block in sorted(found, key=lambda block: len(block.keys)):
+        owners |= dict.fromkeys(block.keys, block)
+    return [block for block in found if owners[block.keys[0]] is block]
 
 
 def _refuse_unfolding(blocks: list[TrainBlock], layout: str, file: Path) -> None:

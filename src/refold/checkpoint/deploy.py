@@ -9,11 +9,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from refold.algebra.operator import Conv
+from refold.checkpoint.families import Family
 from refold.checkpoint.layouts import TrainBlock, is_statistic, layouts, train_blocks
 from refold.checkpoint.names import common_name, common_names
 from refold.checkpoint.read import OPTIONAL, some, strip
 from refold.errors import CheckpointError, RefoldError
-from refold.transforms import equivalent_conv
+from refold.transforms import equivalent_conv, equivalent_linear
 
 DEFAULT_EPS = 1e-5
 """The `eps` that norms are taken to have, PyTorch's default: no state_dict holds it."""
@@ -36,9 +38,9 @@ def deploy_state_dict(
     """Return a state_dict in deploy form: every block's branches as the one convolution they are.
 
     The layout is recognised from the keys, and the new keys are those of the same repository:
-    RepVGG, RepVGGplus, DBB, ACNet, MobileOne, RepLKNet, RMRep, or timm's RepVGG and MobileOne.
-    Keys of other layers stay; heads that only training uses are left out; a state_dict in deploy
-    form stays what it is. Computed in float64, rounded once.
+    RepVGG, RepVGGplus, DBB, ACNet, MobileOne, RepLKNet, RepMLP, RepMLPNet, RMRep, or timm's RepVGG
+    and MobileOne. Keys of other layers stay; heads that only training uses are left out; a
+    state_dict in deploy form stays what it is. Computed in float64, rounded once.
 
     Args:
         state: the weights, with or without wrapper prefixes such as `module.`.
@@ -49,7 +51,8 @@ def deploy_state_dict(
             of another shape, or folds to what is not finite.
 
     Exact when:
-        the norms have this `eps`; stride and padding play no part.
+        the norms have this `eps` and the partitions of RepMLP are square, as all published ones
+        are (a network knows those of its own); stride and padding play no part.
 
     Examples:
         >>> from refold.blocks import RepVGGBlock
@@ -148,21 +151,30 @@ def _fold(block: TrainBlock, state: Mapping[str, Tensor], eps: float) -> dict[st
     for part in module.modules():
         if hasattr(part, "eps"):
             cast(Any, part).eps = eps
-    conv = next(part for part in module.modules() if hasattr(part, "in_channels"))
-    sizes = [2 * size + 1 for size in kernel.shape[2:]]
-    example = torch.empty(1, cast(nn.Conv2d, conv).in_channels, *sizes, dtype=torch.double)
     try:
         with torch.no_grad():
-            plain = equivalent_conv(module, example)
+            plain = _plain(module, block.family, kernel)
     except RefoldError as error:
         raise _unfoldable(block, str(error)) from error
     more = len(plain.weight) - len(kernel)
     fits = more >= 0 if block.family.hands_on else more == 0
-    if not fits or plain.weight.shape[1:] != kernel.shape[1:]:
+    if not fits or plain.weight[0].numel() != kernel[0].numel():
         raise _unfoldable(block, f"it gives a kernel {tuple(plain.weight.shape)}")
     bias = plain.weight.new_zeros(len(plain.weight)) if plain.bias is None else plain.bias
     weight_key, bias_key = block.deploy_keys
-    return {weight_key: plain.weight.to(kernel), bias_key: bias.to(kernel)}
+    weight = plain.weight.to(kernel).reshape(-1, *kernel.shape[1:])
+    return {weight_key: weight, bias_key: bias.to(kernel)}
+
+
+def _plain(module: nn.Module, family: Family, kernel: Tensor) -> Conv:
+    """Return the one convolution, or linear layer, that a block in float64 is."""
+    if family.size is not None:
+        size = family.size(module)
+        return equivalent_linear(module, torch.empty(1, *size, dtype=torch.double))
+    conv = next(part for part in module.modules() if hasattr(part, "in_channels"))
+    sizes = [2 * size + 1 for size in kernel.shape[2:]]
+    channels = cast(nn.Conv2d, conv).in_channels
+    return equivalent_conv(module, torch.empty(1, channels, *sizes, dtype=torch.double))
 
 
 def _filled(block: TrainBlock, state: Mapping[str, Tensor]) -> nn.Module:
@@ -171,7 +183,7 @@ def _filled(block: TrainBlock, state: Mapping[str, Tensor]) -> nn.Module:
     own = {name: state[key].detach().to("cpu", torch.double) for name, key in inner.items()}
     try:
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to use
-            module = block.family.build(own)
+            module = block.family.build(own, **block.options)
     except KeyError as error:
         raise _unfoldable(block, f"there is no {block.prefix}{error.args[0]}") from error
     except (ValueError, IndexError, RuntimeError) as error:

@@ -6,6 +6,7 @@ business. Stride and padding are in no tensor and change no weight of the fold.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,20 +31,35 @@ class Family:
         label: what the layout is called.
         signs: keys, below the block's own name, that together only such a block has; the first
             is the kernel whose shape the folded one has.
-        parts: the children that deploying replaces.
+        parts: the children that deploying replaces, as a pattern.
         deploy: the child that replaces them.
         build: makes the empty block, in float64, of tensors in the common spelling.
         lone: the branch, with a dot, that such a block may consist of.
+        fits: whether a block with these signs and this name, with a dot, is really one.
+        deployed: whether a state_dict is of this layout in deploy form, where no name tells.
+        size: channels and sizes of a map for the empty block, where it needs one of that size.
+        is_sized: whether `build` also takes the `partition` that a model tells.
+        is_kept: whether the repository's deploy form keeps the block as it trains: it is folded
+            only into a model that has folded it.
         hands_on: whether the folded kernel may have more outputs: channels that are handed on.
     """
 
     label: str
     signs: tuple[str, ...]
-    parts: frozenset[str]
+    parts: str
     deploy: str
-    build: Callable[[State], nn.Module]
+    build: Callable[..., nn.Module]
     lone: str = ""
+    fits: Callable[[str, State], bool] = lambda prefix, state: True
+    deployed: Callable[[State], bool] = lambda state: False
+    size: Callable[[Any], tuple[int, ...]] | None = None
+    is_sized: bool = False
+    is_kept: bool = False
     hands_on: bool = False
+
+    def owns(self, name: str) -> bool:
+        """Say whether deploying replaces what has this name below the block's own."""
+        return re.match(rf"({self.parts})\.", name) is not None
 
 
 def _block(name: str, kernel: Tensor, channels: int, groups: int, **options: Any) -> nn.Module:
@@ -124,15 +140,13 @@ def _conv_norm_of(kernel: Tensor, *, bias: bool) -> nn.Sequential:
     return nn.Sequential(OrderedDict(conv=conv, bn=norm)).double()
 
 
-_REPVGG = frozenset({"rbr_dense", "rbr_1x1", "rbr_identity"})
-_MOBILEONE = frozenset({"rbr_conv", "rbr_scale", "rbr_skip"})
-_ACB = frozenset(
-    f"{axis}_{kind}" for axis in ("square", "dep", "ver", "hor") for kind in ("conv", "bn")
-)
-_RM = frozenset({"conv33", "bn33", "conv11", "bn11", "bn00"})
-_DBB = frozenset({"dbb_origin", "dbb_1x1", "dbb_avg", "dbb_1x1_kxk"})
+_REPVGG = "rbr_dense|rbr_1x1|rbr_identity"
+_MOBILEONE = "rbr_conv|rbr_scale|rbr_skip"
+_ACB = "(square|dep|ver|hor)_(conv|bn)"
+_RM = "conv33|bn33|conv11|bn11|bn00"
+_DBB = "dbb_origin|dbb_1x1|dbb_avg|dbb_1x1_kxk"
 
-FAMILIES = (
+FAMILIES = [
     Family("RepVGG", ("rbr_dense.conv.weight",), _REPVGG, "rbr_reparam", _repvgg),
     Family(
         "MobileOne",
@@ -147,7 +161,7 @@ FAMILIES = (
     Family(
         "RepLKNet",
         ("lkb_origin.conv.weight",),
-        frozenset({"lkb_origin", "small_conv"}),
+        "lkb_origin|small_conv",
         "lkb_reparam",
         _large_kernel,
         "lkb_origin.",
@@ -163,25 +177,28 @@ FAMILIES = (
     Family(
         "timm RepVGG",
         ("conv_kxk.conv.weight", "conv_1x1.conv.weight"),
-        frozenset({"conv_kxk", "conv_1x1", "identity"}),
+        "conv_kxk|conv_1x1|identity",
         "reparam_conv",
         _repvgg,
     ),
     Family(
         "timm MobileOne",
         ("conv_kxk.0.conv.weight",),
-        frozenset({"conv_kxk", "conv_scale", "identity"}),
+        "conv_kxk|conv_scale|identity",
         "reparam_conv",
         _mobileone,
         "conv_kxk.0.",
     ),
-)
-"""All that train as branches."""
+]
+"""All that train as branches; blocks in higher layers add theirs with `register_family`."""
 
-PAIR = Family(
-    "conv-bn", ("conv.weight", "bn.running_mean"), frozenset({"conv", "bn"}), "conv", _conv_norm
-)
+PAIR = Family("conv-bn", ("conv.weight", "bn.running_mean"), "conv|bn", "conv", _conv_norm)
 """A convolution with its norm, as the repositories of these labels name them between blocks."""
 
-PAIRED = frozenset({"ACNet", "DBB", "RepLKNet", "RepVGGplus"})
+PAIRED = frozenset({"ACNet", "DBB", "RepLKNet", "RepVGGplus", "RepMLP"})
 """The layouts in which `conv` and `bn` in one module are a convolution and the norm after it."""
+
+
+def register_family(family: Family) -> None:
+    """Add a kind of block to those that are recognised."""
+    FAMILIES.append(family)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from refold.checkpoint.adapt import Adapted, adapt
 from refold.checkpoint.deploy import DEFAULT_EPS
+from refold.checkpoint.layouts import Told
 from refold.checkpoint.read import OPTIONAL, read_contents, require_finite, some, strip
 from refold.errors import CheckpointError
 
-_SAYS = "deploy_name"  # a block's own word for what its branches become; see `refold.blocks`
+# A block's own words for what its branches become, and the maps it flattens; see `refold.blocks`.
+_SAYS, _SIZE = "deploy_name", "partition_size"
 _ROLES = frozenset({"weight", "bias", "running_mean", "running_var", OPTIONAL})
 
 
@@ -68,10 +71,11 @@ def load_checkpoint(
     their names may begin with `module.` or contain `_orig_mod.`. Values are cast to the model's
     types. A file may lack `num_batches_tracked`.
 
-    Where the names differ, those of RepVGG, RepVGGplus, DBB, ACNet, MobileOne, RepLKNet, RMNet and
-    of timm's RepVGG and MobileOne are translated into each other, in training and in deploy form. A
-    block in training form is folded on the way into a model that has it in deploy form; the other
-    way round there is no way.
+    Where the names differ, those of RepVGG, RepVGGplus, DBB, ACNet, MobileOne, RepLKNet, RepMLP,
+    RepMLPNet, RMNet and timm's RepVGG and MobileOne are translated, in training and in deploy form.
+    A block in training form is folded on the way into a model that has it in deploy form, and so is
+    the whole file where `create_model(..., deploy=True)` made the model by folding; the other way
+    round there is no way.
 
     Args:
         model: any module, in either form.
@@ -91,13 +95,51 @@ def load_checkpoint(
         loaded 2 tensors of linear.pth from state_dict
         >>> folder.cleanup()
     """
-    file = Path(path)
+    try:
+        return _load(model, Path(path), eps)
+    except CheckpointError:
+        form: TrainForm | None = getattr(model, "train_form", None)
+        report = None if form is None else _load_folded(model, form, Path(path), eps)
+        if report is None:
+            raise
+        return report
+
+
+class TrainForm(Protocol):
+    """What a network that was folded on being made says of how: `create_model` leaves it there."""
+
+    def build(self) -> nn.Module:
+        """Return a network in train form."""
+        ...
+
+    def fold(self, model: nn.Module) -> nn.Module:
+        """Return the deploy form of such a network."""
+        ...
+
+
+def _load_folded(model: nn.Module, form: TrainForm, file: Path, eps: float) -> LoadReport | None:
+    """Load into a network in train form and take over what it folds to; None where that fails."""
+    train = form.build()
+    try:
+        report = _load(train, file, eps)
+    except CheckpointError:
+        return None
+    state, own = form.fold(train).state_dict(), model.state_dict()
+    if {key: t.shape for key, t in state.items()} != {key: t.shape for key, t in own.items()}:
+        return None  # somebody changed the network since
+    model.load_state_dict(state)
+    before = sum(1 for key in train.state_dict() if key.endswith("running_var"))
+    left = sum(1 for key in state if key.endswith("running_var"))
+    return replace(report, loaded=len(state), folded=before - left)
+
+
+def _load(model: nn.Module, file: Path, eps: float) -> LoadReport:
     raw, unwrapped, stripped = read_contents(file)
     require_finite(raw, file)
     targets = model.state_dict()
     ours, own_stripped = strip(targets)  # a wrapped model has such prefixes of its own
     own = {name: targets[key] for name, key in ours.items()}
-    adapted = adapt(raw, own, file, eps=eps, paired=_paired(model, ours))
+    adapted = adapt(raw, own, file, eps=eps, told=_told(model, ours))
     _require_fit(own, adapted, file)
     _refuse_transposed(model, [ours[name] for name in adapted.folded], file)
     state = {name: adapted.state[key].to(own[name].dtype) for name, key in adapted.names.items()}
@@ -139,12 +181,25 @@ def load_in_order(model: nn.Module, state: Mapping[str, Tensor]) -> int:
     return len(own)
 
 
-def _paired(model: nn.Module, names: Mapping[str, str]) -> frozenset[str]:
-    """Return the modules that say of themselves that they deploy as their `conv`."""
-    says = [name for name, part in model.named_modules() if getattr(part, _SAYS, None) == "conv"]
-    kernels = {f"{name}.conv.weight" if name else "conv.weight" for name in says}
-    ending = len("conv.weight")
-    return frozenset(short[:-ending] for short, full in names.items() if full in kernels)
+def _told(model: nn.Module, names: Mapping[str, str]) -> Told:
+    """Return what modules say: that they deploy as their `conv`, or flatten maps of some size."""
+    short = _prefixes(names)
+    parts = [(f"{name}." if name else "", part) for name, part in model.named_modules()]
+    known = [(short[name], part) for name, part in parts if name in short]
+    pairs = {name for name, part in known if getattr(part, _SAYS, None) == "conv"}
+    sizes = {name: getattr(part, _SIZE) for name, part in known if hasattr(part, _SIZE)}
+    return Told(frozenset(pairs), sizes)
+
+
+def _prefixes(names: Mapping[str, str]) -> dict[str, str]:
+    """Map modules, with a dot, to what they are called without wrapper prefixes."""
+    found: dict[str, str] = {}
+    for short, full in names.items():
+        parts = short.split(".")
+        for index in range(len(parts)):
+            rest = len(".".join(parts[index:]))
+            found[full[:-rest]] = short[:-rest]
+    return found
 
 
 def _refuse_transposed(model: nn.Module, kernels: list[str], file: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable
 
 # timm's networks are RepVGG's with the stem beside the stages; only these have such a stem.
 _TIMM_STEM = re.compile(r"stem\.(conv_kxk|reparam_conv)")
+_GATE = re.compile(r"(^|\.)repmlp_block\.gp\.fc1\.weight$")  # RepMLPNet alone has it
 _STAGE = re.compile(r"^stages\.(\d+)\.")
 # One spelling for every part of a block, however its repository calls it. `reparam_conv_1` is what
 # the engine calls a folded convolution in a block of timm, which has an empty `reparam_conv`.
@@ -22,7 +23,7 @@ _PARTS = [
         (r"conv_scale\.(?=(conv|bn)\.)", "rbr_scale."),
         (r"(rbr_skip|identity)\.(?=\w+$)", "rbr_identity."),
         (
-            r"(rbr_reparam|dbb_reparam|fused_conv|lkb_reparam|reparam_conv_\d+)\.(?=\w+$)",
+            r"(rbr_reparam|dbb_reparam|fused_conv|lkb_reparam|fc3|reparam_conv_\d+)\.(?=\w+$)",
             "reparam_conv.",
         ),
         (r"(attn\.fc1|se\.reduce)\.(?=\w+$)", "se.down."),
@@ -34,6 +35,11 @@ _PARTS = [
 def is_timm_net(keys: Iterable[str]) -> bool:
     """Say whether these are the weights of a whole RepVGG or MobileOne as timm names them."""
     return any(_TIMM_STEM.match(key) for key in keys)
+
+
+def is_repmlpnet(keys: Iterable[str]) -> bool:
+    """Say whether these are the weights of a RepMLPNet, in whatever form."""
+    return any(map(_GATE.search, keys))
 
 
 def common_names(keys: Iterable[str]) -> dict[str, str]:

@@ -20,7 +20,10 @@ from refold.cli.demo import demo
 from refold.cli.expand import collapse, expand
 from refold.cli.inspect import inspect
 from refold.cli.models import models
+from refold.cli.prune import prune
 from refold.cli.residuals import remove_residuals
+from refold.cli.study import study
+from refold.cli.train import train
 from refold.cli.verify import verify
 from refold.errors import NotEquivalentError, RefoldError, RuleLoopError
 
@@ -48,6 +51,9 @@ EXAMPLES = {
     expand: "refold expand timm:resnet18 --block dbb --checkpoint net.pth -o wide.safetensors",
     collapse: "refold collapse timm:resnet18 --block dbb --checkpoint wide.pth -o net.safetensors",
     remove_residuals: "refold remove-residuals timm:resnet18 --checkpoint net.pth -o plain.onnx",
+    prune: "refold prune torchvision:resnet18 --checkpoint net.pth --ratio 0.5 -o small.onnx",
+    train: "refold train --data DIR --model resnet18 --block dbb --epochs 2 -o RUN",
+    study: "refold study branches --seeds 3 -o study",
     bench: "refold bench timm:repvgg_a0 --runtime eager --runtime onnxruntime",
     models: "refold models '*repvgg*'",
     demo: "refold demo --output demo-out",

@@ -49,7 +49,7 @@ def convert(
     """Fold, verify in float64, export, and print what changed.
 
     Instead of MODEL, a file of weights alone in a published layout (RepVGG, ACNet, DBB, MobileOne,
-    RepLKNet, timm's) becomes one of the same layout in deploy form.
+    RepLKNet, RepMLP, timm's) becomes one of the same layout in deploy form.
     """
     import refold
 

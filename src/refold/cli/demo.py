@@ -1,4 +1,4 @@
-"""`refold demo`: three networks folded, proved, exported, run on photographs and timed."""
+"""`refold demo`: digits learnt and deployed; three networks folded, run on photographs, timed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from refold.cli import options
 from refold.cli.console import count, say, step, table
 from refold.cli.demo_nets import NETS, DemoNet, subject_of
 from refold.cli.demo_photos import PHOTOGRAPHS, labels, photographs, top5
+from refold.cli.demo_story import tell_story
 from refold.cli.proof import prove
 from refold.cli.subject import Subject
 from refold.cli.summary import Size, size_of
@@ -56,8 +57,9 @@ class Findings:
 
 
 def demo(output: Output = Path("demo-out"), seed: options.Seed = 0) -> None:
-    """Fold three networks, prove, export, run and time them."""
+    """Train a network on digits and deploy it; then fold, prove, export and time three more."""
     _make_folder(output)
+    tell_story(output, seed)
     findings = [_tour(net, output, seed) for net in NETS]
     columns = [found.cells() for found in findings]
     rows = [[title, *(cells[title] for cells in columns)] for title in columns[0]]

@@ -64,6 +64,32 @@ def build(name: str) -> Built:
     return Built(model.eval())
 
 
+def build_to_train(name: str, /, *, num_classes: int, in_chans: int, **options: Any) -> nn.Module:
+    """Return the network that MODEL names, fresh, for so many classes and channels.
+
+    Args:
+        name: as in `build`, but for `.pt2`, whose mode is traced in.
+        num_classes: outputs of the classifier; 0 for none.
+        in_chans: channels of the image.
+        options: of the network.
+
+    Raises:
+        InputError: if there is no such network, or it cannot be built like that.
+        MissingDependencyError: if the zoo is not installed.
+    """
+    zoo, _, rest = name.partition(":")
+    wanted = {"num_classes": num_classes, "in_chans": in_chans, **options}
+    if zoo in _ZOOS:
+        return _ZOOS[zoo](rest, **wanted)
+    if name.endswith(".pt2"):
+        raise InputError(f"{name} is an exported program, which cannot be trained: give its source")
+    if ".py:" in name:
+        return _from_file(name, **wanted)
+    if name not in own_names():
+        raise InputError(_unknown_form(name))
+    return _from_ours(name, **wanted)
+
+
 def _unknown_form(name: str) -> str:
     if name.endswith(".py"):
         return f"{name!r} names no factory: write {name}:FUNCTION, a callable returning the network"
@@ -71,13 +97,13 @@ def _unknown_form(name: str) -> str:
     return f"{name!r} is no MODEL: give {FORMS} (`refold models '*{name}*'` lists names){near}"
 
 
-def _from_ours(name: str) -> nn.Module:
+def _from_ours(name: str, **options: Any) -> nn.Module:
     import refold
 
-    return refold.create_model(name)
+    return refold.create_model(name, **options)
 
 
-def _from_timm(name: str) -> nn.Module:
+def _from_timm(name: str, **options: Any) -> nn.Module:
     try:
         import timm
     except ImportError as error:
@@ -88,10 +114,13 @@ def _from_timm(name: str) -> nn.Module:
     # A pretrained tag may follow the name; any other form (hf-hub:…) would reach for the network.
     if name.split(".")[0] not in known:
         raise InputError(f"timm has no network {name!r}{suggest(name, known)}")
-    return timm.create_model(name, pretrained=False)
+    try:
+        return timm.create_model(name, pretrained=False, **options)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise InputError(f"timm:{name} with {options}: {_brief(error)}") from error
 
 
-def _from_torchvision(name: str) -> nn.Module:
+def _from_torchvision(name: str, in_chans: int = 3, **options: Any) -> nn.Module:
     try:
         from torchvision import models
     except ImportError as error:
@@ -102,19 +131,22 @@ def _from_torchvision(name: str) -> nn.Module:
     if name not in known:
         raise InputError(f"torchvision has no network {name!r}{suggest(name, known)}")
     accepted = inspect.signature(models.get_model_builder(name)).parameters
-    config: dict[str, Any] = {"weights": None}
+    if in_chans != 3:
+        raise InputError(f"torchvision:{name} takes images of 3 channels, not {in_chans}")
+    config: dict[str, Any] = {"weights": None, **options}
     if "weights_backbone" in accepted:  # detectors would download their backbone by default
         config["weights_backbone"] = None
     return models.get_model(name, **config)
 
 
-_ZOOS: dict[str, Callable[[str], nn.Module]] = {
+_ZOOS: dict[str, Callable[..., nn.Module]] = {
     "timm": _from_timm,
     "torchvision": _from_torchvision,
 }
 
 
-def _from_file(name: str) -> nn.Module:
+def _from_file(name: str, **options: Any) -> nn.Module:
+    """Call a factory with those of the options that it takes."""
     from torch import nn
 
     path_text, _, attribute = name.rpartition(":")
@@ -127,12 +159,22 @@ def _from_file(name: str) -> nn.Module:
     if factory is None:
         raise InputError(f"{path} defines no {attribute!r}{suggest(attribute, public)}")
     try:
-        model = factory if isinstance(factory, nn.Module) else factory()
+        taken = _taken(factory, options)
+        model = factory if isinstance(factory, nn.Module) else factory(**taken)
     except Exception as error:
         raise InputError(f"{name} could not be called: {_brief(error)}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned {type(model).__name__}, but must return an nn.Module")
     return model
+
+
+def _taken(factory: Any, options: dict[str, Any]) -> dict[str, Any]:
+    if not options:
+        return {}
+    parameters = inspect.signature(factory).parameters.values()
+    names = {row.name for row in parameters}
+    is_open = any(row.kind is row.VAR_KEYWORD for row in parameters)
+    return {name: value for name, value in options.items() if is_open or name in names}
 
 
 def _run_file(path: Path) -> Any:

@@ -24,7 +24,9 @@ from refold.graph.fanout import push_into_readers
 from refold.graph.fold import FoldPass
 from refold.graph.lift import Lifter
 from refold.graph.record import Fold, Kept
+from refold.graph.relayout import unify_layouts
 from refold.graph.shapes import Shapes, as_arguments, find_shapes
+from refold.graph.siblings import merge_siblings
 from refold.graph.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.surgery import Editor
 from refold.graph.survey import survey
@@ -120,9 +122,11 @@ def _fold_capture(
 ) -> tuple[nn.Module, list[Fold], list[Kept]]:
     lifter = Lifter(capture, Constants(capture), shapes, tainted(capture.graph))
     editor = Editor(capture)
+    unify_layouts(lifter, editor)
     fold = FoldPass(lifter, editor, allow_growth)
+    merge_siblings(fold)
     fold.run()
-    while push_into_readers(fold):
+    while push_into_readers(fold) or merge_siblings(fold):
         fold.run()
     kept = survey(fold)
     return (editor.commit(target) if fold.folds else target), fold.folds, kept

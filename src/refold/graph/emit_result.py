@@ -23,8 +23,9 @@ from refold.algebra.row import Unflatten
 from refold.errors import RefusedError
 from refold.graph.lift import Lifter
 from refold.graph.piece import Piece
-from refold.graph.region import Region, inputs_of
+from refold.graph.region import Region
 from refold.graph.shape_readers import reads_shape_only
+from refold.graph.sources import inputs_of
 
 Provenance = dict[int, frozenset[fx.Node]]
 Key = tuple[frozenset[fx.Node], frozenset[fx.Node]]

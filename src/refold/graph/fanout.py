@@ -22,9 +22,10 @@ from refold.algebra.operator import (
     leaves,
 )
 from refold.graph.fold import FoldPass
+from refold.graph.piece import Piece
 from refold.graph.region import Region, Regions
 from refold.graph.shape_readers import reads_shape_only
-from refold.rules.engine import Rewrite, simplify
+from refold.rules.engine import Rewrite
 from refold.rules.replay import Replay
 
 
@@ -40,12 +41,13 @@ def push_into_readers(fold: FoldPass) -> bool:
 
     It is done only where every reader takes its copy in, so that nothing is computed twice.
     """
-    plain = fold.regions
+    readers: _Readers | None = None
     for region in fold.largest:
         path = _path_from_scale(region)
         if path is None or len(set(region.root.users)) < 2:
             continue
-        pushes = _plan(fold, plain, frozenset(path))
+        readers = readers or _Readers(fold.regions)
+        pushes = _plan(fold, readers, frozenset(path))
         if pushes and fold.write_all([(p.region, p.rewrite, p.replay) for p in pushes]):
             fold.editor.sweep()
             return True
@@ -66,14 +68,35 @@ def _is_transparent(op: Operator) -> bool:
     return isinstance(op, (Resample, AvgPool, Select, Flatten))
 
 
-def _plan(fold: FoldPass, plain: Regions, pushed: frozenset[fx.Node]) -> list[_Push]:
+class _Readers:
+    """Which affine nodes are made from a value, and where all nodes stand."""
+
+    def __init__(self, regions: Regions) -> None:
+        self.order = {node: at for at, node in enumerate(regions.lifter.capture.graph.nodes)}
+        self.direct: dict[fx.Node, list[fx.Node]] = {}
+        for node in self.order:
+            piece = regions.piece(node)
+            for source in piece.sources if isinstance(piece, Piece) else ():
+                self.direct.setdefault(source, []).append(node)
+
+    def after(self, values: frozenset[fx.Node]) -> list[fx.Node]:
+        """Return the nodes whose regions may hold one of these values, in graph order."""
+        pending, seen = list(values), set(values)
+        while pending:
+            more = [node for node in self.direct.get(pending.pop(), ()) if node not in seen]
+            pending.extend(more)
+            seen.update(more)
+        return sorted(seen, key=self.order.__getitem__)
+
+
+def _plan(fold: FoldPass, readers: _Readers, pushed: frozenset[fx.Node]) -> list[_Push]:
     """Return the readers' regions with the norm taken in; none when one of them cannot take it."""
     while True:
         regions = Regions(fold.lifter, pushed)
         pushes: list[_Push] = []
         covered: set[fx.Node] = set(pushed)
         grown: set[fx.Node] = set()
-        for region in regions.largest():
+        for region in regions.largest(readers.after(pushed)):
             if region.root in pushed or not pushed.intersection(region.nodes):
                 continue
             push = _take_in(fold, region, pushed)
@@ -93,8 +116,8 @@ def _plan(fold: FoldPass, plain: Regions, pushed: frozenset[fx.Node]) -> list[_P
 
 def _take_in(fold: FoldPass, region: Region, pushed: frozenset[fx.Node]) -> _Push | None:
     """Return the region's rewrite when nothing is left of the scale that was pushed into it."""
-    replay = Replay()
-    rewrite = simplify(replay.stand_in(region.op), allow_growth=fold.allow_growth)
+    shadow, replay = fold.decisions.stand_in(region.op)
+    rewrite = fold.decisions.rewrite(shadow)
     old = [leaf for leaf in leaves(region.op) if region.origins[id(leaf)] not in pushed]
     kept = {id(leaf) for leaf in leaves(region.op) if region.origins[id(leaf)] in pushed}
     new = [leaf for leaf in leaves(rewrite.op) if id(replay.real(leaf)) not in kept]

@@ -7,10 +7,23 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeVar
 
-from torch import fx
+from torch import Tensor, fx
 
 from refold.algebra.cost import measure, parameters
-from refold.algebra.operator import Concat, Input, Operator, Sequence, Sum, chain, leaves, sequence
+from refold.algebra.operator import (
+    Concat,
+    Conv,
+    Flatten,
+    Input,
+    Operator,
+    Resample,
+    Sequence,
+    Sum,
+    chain,
+    leaves,
+    sequence,
+)
+from refold.algebra.row import Unflatten
 from refold.errors import RefusedError
 from refold.graph.emit import Emitter
 from refold.graph.emit_result import Emitted, Provenance, source_of
@@ -21,7 +34,9 @@ from refold.graph.sizes import multiply_adds
 from refold.graph.surgery import Editor
 from refold.graph.surgery_edits import alive
 from refold.rules import RULES
-from refold.rules.engine import Rewrite, simplify
+from refold.rules.decisions import Decisions
+from refold.rules.engine import Rewrite
+from refold.rules.fresh import made_ready
 from refold.rules.replay import Replay
 from refold.rules.row_slices import fold_rows_in_slices
 from refold.rules.slices import fold_in_slices
@@ -46,6 +61,7 @@ class FoldPass:
     allow_growth: bool = False
 
     def __post_init__(self) -> None:
+        self.decisions = Decisions(self.allow_growth)
         self.folds: list[Fold] = []
         self.refused: dict[fx.Node, Kept] = {}
         self._settled: set[tuple[tuple[fx.Node, ...], bool]] = set()
@@ -66,22 +82,22 @@ class FoldPass:
         largest = regions.largest()
         if not chains:
             self.regions, self.largest = regions, largest
-        for found in largest:
-            region = regions.current(found)
-            if region is not None and (region.nodes, chains) not in self._settled:
-                if self.fold_chain(region) if chains else self.fold_joins(region):
-                    changed = True
-                else:
-                    self._settled.add((region.nodes, chains))
+        with made_ready(_largest_kernels(largest, joins=not chains)):
+            for found in largest:
+                region = regions.current(found)
+                if region is not None and (region.nodes, chains) not in self._settled:
+                    if self.fold_chain(region) if chains else self.fold_joins(region):
+                        changed = True
+                    else:
+                        self._settled.add((region.nodes, chains))
         return changed
 
     def fold_chain(self, region: Region) -> bool:
         """Fold a chain without joins where that leaves fewer layers."""
         if len(leaves(region.op)) < 2:
             return False
-        replay = Replay()
-        shadow = replay.stand_in(region.op)
-        rewrite = simplify(shadow, allow_growth=self.allow_growth)
+        shadow, replay = self.decisions.stand_in(region.op)
+        rewrite = self.decisions.rewrite(shadow)
         if measure(rewrite.op) >= measure(shadow):
             return False
         return self.write(region, rewrite, replay)
@@ -90,12 +106,11 @@ class FoldPass:
         """Fold an expression with joins where that gains more than folding its chains."""
         if measure(region.op)[1] == 0:
             return False
-        replay = Replay()
-        shadow = replay.stand_in(region.op)
-        rewrite = simplify(shadow, allow_growth=self.allow_growth)
+        shadow, replay = self.decisions.stand_in(region.op)
+        rewrite = self.decisions.rewrite(shadow)
         layers, joins, _ = measure(rewrite.op)
         if layers > 1 or joins:  # else chains alone leave more
-            apart = simplify(shadow, CHAIN_RULES, allow_growth=self.allow_growth)
+            apart = self.decisions.rewrite(shadow, CHAIN_RULES)
             if measure(rewrite.op)[:2] >= measure(apart.op)[:2]:
                 return False
         return self.write(region, untouched(rewrite, shadow), replay)
@@ -161,6 +176,16 @@ class FoldPass:
         node = region.origins[id(leaf)]
         before = self.lifter.shapes.get(source_of(self.lifter, node)) if alive(node) else None
         return multiply_adds(leaf, before, self.lifter.shapes.get(node))
+
+
+def _largest_kernels(regions: list[Region], *, joins: bool) -> Iterator[Tensor]:
+    """Yield the largest kernel of each expression that may fold: its result will be as large."""
+    for region in regions:
+        every = leaves(region.op)
+        kernels = [leaf.weight for leaf in every if isinstance(leaf, Conv)]
+        layouts = sum(isinstance(leaf, (Flatten, Input, Resample, Unflatten)) for leaf in every)
+        if kernels and (measure(region.op)[1] if joins else len(every) - layouts > 1):
+            yield max(kernels, key=Tensor.numel)
 
 
 def _detail(region: Region, gone: list[Operator], where: str) -> str:

@@ -126,9 +126,25 @@ def leaves(tree: Tree) -> list[Any]:
         >>> leaves((1, [2, {"a": 3}]))
         [1, 2, 3]
     """
-    found: list[Any] = []
-    map_tree(lambda value: found.append(value), tree)
-    return found
+    return list(_leaves(tree))
+
+
+def _leaves(tree: Tree) -> Iterator[Any]:
+    if isinstance(tree, tuple | list):
+        for item in cast("list[Any]", tree):
+            yield from _leaves(item)
+    elif isinstance(tree, dict):
+        for item in cast("dict[Any, Any]", tree).values():
+            yield from _leaves(item)
+    elif isinstance(tree, slice):
+        for part in (tree.start, tree.stop, tree.step):
+            yield from _leaves(part)
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        for item in fields(tree):
+            if item.init:
+                yield from _leaves(getattr(tree, item.name))
+    else:
+        yield tree
 
 
 def nodes_in(tree: Tree) -> list[fx.Node]:

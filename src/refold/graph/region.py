@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
-from refold.algebra.operator import Concat, Input, Operator, Sequence, chain, leaves, sequence
+from refold.algebra.operator import Concat, Input, Operator, leaves, sequence
 from refold.algebra.operator import Sum as OperatorSum
 from refold.graph.even import are_even
 from refold.graph.layout import same_layout
 from refold.graph.lift import Lifter
 from refold.graph.piece import Lifted, Piece
 from refold.graph.shape_readers import reads_shape_only
+from refold.graph.sources import exchange, inputs_of
 from refold.graph.surgery_edits import alive
 
 
@@ -52,17 +54,6 @@ class Region:
         return tuple(dict.fromkeys(inputs_of(self.op)))
 
 
-def inputs_of(op: Operator) -> Iterator[fx.Node]:
-    """Yield the values that an expression starts from."""
-    for part in chain(op):
-        if isinstance(part, Input):
-            assert isinstance(part.key, fx.Node)
-            yield part.key
-        elif isinstance(part, (OperatorSum, Concat)):
-            for branch in part.parts:
-                yield from inputs_of(branch)
-
-
 class Regions:
     """Finds the regions of one capture.
 
@@ -79,12 +70,13 @@ class Regions:
         self.pushed = pushed
         self.chains = chains
         self.reasons: dict[fx.Node, str] = {}
+        self._ranks: dict[fx.Node, int | None] = {}  # told once: a value keeps its rank
 
-    def largest(self) -> list[Region]:
-        """Return the regions that are not part of a larger one, in graph order."""
+    def largest(self, among: list[fx.Node] | None = None) -> list[Region]:
+        """Return the regions that end among these nodes, none within another, in graph order."""
         found: list[Region] = []
         inside: set[fx.Node] = set()
-        nodes = list(self.lifter.capture.graph.nodes)
+        nodes = list(self.lifter.capture.graph.nodes) if among is None else among
         for node in nodes:  # first to last: whether a sum is even rests on those it is made from
             self.piece(node)
         for node in reversed(nodes):
@@ -141,7 +133,8 @@ class Regions:
         joins = frozenset(node for node in nodes if self._joins(node))
         same = frozenset(found.same_shape) - passed
         pieces = self._pieces(nodes)
-        op = _rebound(found.op, entries)
+        ends: dict[Any, fx.Node] = entries
+        op = exchange(found.op, lambda x: Input(ends.get(x.key, x.key), x.channels))
         return Region(root, op, found.rank, nodes, found.origins, same, joins, pieces)
 
     def _entries(self, found: _Expression) -> dict[fx.Node, fx.Node]:
@@ -257,24 +250,19 @@ class Regions:
 
     def _guess(self, source: fx.Node) -> int | None:
         """Return the rank of an opaque value where the value it was made from tells it."""
-        seen = 0
+        path: list[fx.Node] = []
         current: fx.Node | None = source
-        while current is not None and seen < 64:
+        while current is not None and current not in self._ranks:
+            path.append(current)
             piece = self.piece(current)
-            if isinstance(piece, Piece) and piece.rank_out is not None and piece.by_rank is None:
-                return piece.rank_out
-            current = same_layout(self.lifter, current)
-            seen += 1
-        return None
-
-
-def _rebound(op: Operator, entries: dict[fx.Node, fx.Node]) -> Operator:
-    """Return the expression with other values for some of its inputs."""
-    if isinstance(op, (Sequence, OperatorSum, Concat)):
-        return type(op)(tuple(_rebound(part, entries) for part in op.parts)) if entries else op
-    if isinstance(op, Input) and isinstance(op.key, fx.Node) and op.key in entries:
-        return Input(entries[op.key], op.channels)
-    return op
+            told = piece.rank_out if isinstance(piece, Piece) and piece.by_rank is None else None
+            if told is None:
+                current = same_layout(self.lifter, current)
+            else:
+                self._ranks[current] = told
+        rank = None if current is None else self._ranks[current]
+        self._ranks.update(dict.fromkeys(path, rank))
+        return rank
 
 
 _MAY_BROADCAST = "whether the sum broadcasts a part depends on the input; pass example_inputs"

@@ -50,14 +50,14 @@ def find_shapes(
     """
     if example_inputs is None:
         return [{} for _ in captures]
-    arguments = _arguments(model, [c.path for c in captures], example_inputs)
+    arguments = called_with(model, [c.path for c in captures], example_inputs)
     return [
         _propagate(found, arguments[found.path]) if found.path in arguments else {}
         for found in captures
     ]
 
 
-def _arguments(
+def called_with(
     model: nn.Module, paths: list[str], example_inputs: tuple[Any, ...]
 ) -> dict[str, Arguments]:
     """Return what each captured module is called with when the model runs on the example."""

@@ -19,6 +19,8 @@ ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 TABLES = frozenset({dict, OrderedDict})
 """Types of the tables that a module keeps."""
 
+_GROUPS = frozenset({tuple, list, set})
+
 _OWN_WAYS = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__", "__slots__")
 
 
@@ -71,4 +73,6 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
         return known
     if type(value) in TABLES and (not value or all(type(key) in ATOMS for key in value)):
         return _table(value, memo)
+    if type(value) in _GROUPS and all(type(item) in ATOMS for item in value):
+        return memo.setdefault(id(value), value if type(value) is tuple else value.copy())
     return copy_module(value, memo) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)

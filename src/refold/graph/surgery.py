@@ -72,14 +72,22 @@ class Editor:
         self._erase(node)
 
     def insert_module(
-        self, module: nn.Module, arg_nodes: Sequence[fx.Node], *, before: fx.Node, name: str
+        self,
+        module: nn.Module,
+        arg_nodes: Sequence[fx.Node],
+        *,
+        before: fx.Node,
+        name: str,
+        beside: Sequence[fx.Node] = (),
     ) -> fx.Node:
         """Add a call of a new module before a node, in the deepest frame that sees all of them.
+
+        Where it stands for several nodes, `beside`, no frame is deep enough that lacks one of them.
 
         A module that has a `deploy_name` says itself what the one convolution of its branches is
         called: published weights in deploy form have that name.
         """
-        frame = self._visible_frame(arg_nodes, before)
+        frame = self._visible_frame(arg_nodes, before, beside)
         own = getattr(frame.module, "deploy_name", None)
         if isinstance(own, str) and isinstance(module, _ConvNd) and not hasattr(frame.module, own):
             name = own
@@ -99,11 +107,12 @@ class Editor:
         kwargs: dict[str, Any] | None = None,
         *,
         before: fx.Node,
+        beside: Sequence[fx.Node] = (),
     ) -> fx.Node:
-        """Add a call of a function before a node, in the deepest frame that sees all of them."""
+        """Add a call of a function as `insert_module` adds that of a module."""
         with self.graph.inserting_before(before):
             node = self.graph.call_function(fn, args, kwargs or {})
-        return self._own(node, self._visible_frame(node.all_input_nodes, before))
+        return self._own(node, self._visible_frame(node.all_input_nodes, before, beside))
 
     def replace(self, node: fx.Node, new: fx.Node) -> None:
         """Let every reader of `node` read `new`; `sweep` then removes what nobody reads."""
@@ -111,7 +120,7 @@ class Editor:
 
     def discard(self, nodes: Sequence[fx.Node]) -> None:
         """Remove the nodes among these, in-place ones too, that nothing outside them reads."""
-        for node in sorted(nodes, key=list(self.graph.nodes).index, reverse=True):
+        for node in sorted(nodes, reverse=True):
             if alive(node) and not node.users:
                 self._erase(node)
 
@@ -192,8 +201,11 @@ class Editor:
         frame.nodes.insert(place, node)
         return node
 
-    def _visible_frame(self, args: Sequence[fx.Node], before: fx.Node) -> Frame:
-        for frame in ancestors(self.edits.home[before]):
+    def _visible_frame(
+        self, args: Sequence[fx.Node], before: fx.Node, beside: Sequence[fx.Node] = ()
+    ) -> Frame:
+        home = common_ancestor([self.edits.home[node] for node in (before, *beside)])
+        for frame in ancestors(home):
             if all(self._sees(frame, arg) for arg in args):
                 return frame
         return common_ancestor([self.edits.home[before], *(self.edits.home[arg] for arg in args)])

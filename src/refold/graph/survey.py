@@ -12,8 +12,6 @@ from refold.graph.piece import Piece
 from refold.graph.record import Kept
 from refold.graph.region import Region, Regions
 from refold.graph.surgery_edits import alive
-from refold.rules.engine import simplify
-from refold.rules.replay import Replay
 
 
 def survey(fold: FoldPass) -> list[Kept]:
@@ -37,9 +35,8 @@ def survey(fold: FoldPass) -> list[Kept]:
 def _survey_region(fold: FoldPass, regions: Regions, region: Region, kept: dict[str, Kept]) -> None:
     spoken: set[int] = set()
     if len(leaves(region.op)) > 1:
-        replay = Replay()  # reasons need no arithmetic
-        shadow = replay.stand_in(region.op)
-        for refusal in simplify(shadow, allow_growth=fold.allow_growth).refusals:
+        shadow, replay = fold.decisions.stand_in(region.op)
+        for refusal in fold.decisions.rewrite(shadow).refusals:
             about = [replay.real(leaf) for leaf in refusal.operators]
             nodes = _nodes(about, region)
             if nodes:

@@ -12,6 +12,8 @@ import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
+from refold.graph.tracer_axes import parts_of_shape
+
 _KNOWN_ATTRIBUTES = frozenset(
     {"shape", "ndim", "dtype", "device", "requires_grad", "is_cuda", "layout", "is_sparse"}
 )
@@ -70,7 +72,7 @@ class RefoldProxy(fx.Proxy):
         return super().__bool__()
 
     def __iter__(self) -> Iterator[Any]:
-        count = _known_parts(self.node)
+        count = self._parts()
         if count is not None:
             return iter([cast(Any, self)[index] for index in range(count)])
         frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
@@ -83,8 +85,13 @@ class RefoldProxy(fx.Proxy):
         known = cast("torch.Tensor | None", self.__dict__.get("known"))
         if known is not None:
             return len(known)
-        count = _known_parts(self.node)
+        count = self._parts()
         return super().__len__() if count is None else count
+
+    def _parts(self) -> int | None:
+        found = _known_parts(self.node)
+        root = getattr(self.tracer, "root", None)
+        return found if found is not None or root is None else parts_of_shape(self.node, root)
 
 
 class RefoldAttribute(Attribute, RefoldProxy):

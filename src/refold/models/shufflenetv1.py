@@ -71,7 +71,8 @@ class ShuffleUnit(nn.Module):
         stride: of the depthwise convolution.
         groups: of the pointwise convolutions.
         first_groups: of the first of them.
-        inverse: see `ChannelShuffle`.
+        inverse: shuffle as the authors' published code does: the other way round, and behind the
+            depthwise convolution.
         deploy: build the plain form.
 
     Shape:
@@ -96,6 +97,7 @@ class ShuffleUnit(nn.Module):
         made = out - channels if stride > 1 else out
         first = groups if first_groups is None else first_groups
         self.reduce = ConvUnit(channels, inner, 1, groups=first, activation=nn.ReLU, deploy=deploy)
+        self.inverse = inverse
         self.shuffle = ChannelShuffle(groups, inverse=inverse) if groups > 1 else nn.Identity()
         self.depthwise = ConvUnit(inner, inner, 3, stride, 1, groups=inner, deploy=deploy)
         self.expand = ConvUnit(inner, made, 1, groups=groups, deploy=deploy)
@@ -103,7 +105,9 @@ class ShuffleUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the unit's value."""
-        y = self.expand(self.depthwise(self.shuffle(self.reduce(x))))
+        y = self.reduce(x)
+        y = self.shuffle(self.depthwise(y)) if self.inverse else self.depthwise(self.shuffle(y))
+        y = self.expand(y)
         if self.average is None:
             return (x + y).relu()
         return torch.cat([self.average(x), y.relu()], 1)
@@ -119,7 +123,8 @@ class ShuffleNetV1(Backbone):
         depths: units of each stage.
         groups: of the pointwise convolutions: 1, 2, 3, 4 or 8.
         width: factor of the channels: 0.5, 1, 1.5 and 2 are the authors'.
-        inverse_shuffle: the order of the authors' published code; the other is the paper's.
+        inverse_shuffle: shuffle as the authors' published code does (see `ShuffleUnit`), whose
+            weights want it; otherwise as the paper does.
         bias: whether the classifier has a bias; the authors' code has none.
 
     Raises:

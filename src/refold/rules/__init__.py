@@ -18,6 +18,8 @@ from refold.rules.commute import (
     pass_affine_forward,
     pass_pointwise_backward,
     pass_pointwise_forward,
+    pass_select_backward,
+    pass_select_forward,
 )
 from refold.rules.distribute import (
     distribute_into_join,
@@ -30,6 +32,7 @@ from refold.rules.parallel import add_branches, drop_zero_branches
 from refold.rules.row import add_to_matrix
 from refold.rules.rule import Rule
 from refold.rules.series import merge_convs_in_series, merge_into_conv
+from refold.rules.siblings import stack_heads
 
 RULES: tuple[Rule, ...] = (
     drop_empty_pad,
@@ -47,8 +50,11 @@ RULES: tuple[Rule, ...] = (
     add_to_matrix,
     concat_slices,
     concat_branches,
+    stack_heads,
     pass_affine_forward,
     pass_affine_backward,
+    pass_select_forward,
+    pass_select_backward,
     pass_pointwise_forward,
     pass_pointwise_backward,
     distribute_over_sum,

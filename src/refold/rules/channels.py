@@ -79,7 +79,7 @@ def concat_branches(op: Operator) -> Outcome:
     convs = [turned(conv) for conv in branches_as_convs(chains, source)]
     if any(conv.transposed for conv in convs):
         return refuse("transposed convolutions side by side stay apart")
-    merged = _stack([replace(c, weight=regroup(c.weight, c.groups, 1), groups=1) for c in convs])
+    merged = stack([replace(c, weight=regroup(c.weight, c.groups, 1), groups=1) for c in convs])
     return merged if source is None else sequence(source, merged)
 
 
@@ -109,7 +109,7 @@ def concat_slices(op: Operator) -> Outcome:
     widths = {(c.weight.shape[0] // c.groups, c.weight.shape[1]) for c in convs}
     if len(widths) > 1:
         return None
-    merged = _stack(convs, groups=sum(c.groups for c in convs))
+    merged = stack(convs, groups=sum(c.groups for c in convs))
     return merged if source is None else sequence(source, merged)
 
 
@@ -138,11 +138,31 @@ def _kept_groups(index: tuple[int, ...], conv: Conv) -> int | None:
 
 
 def _columns(select: Select, conv: Conv) -> Conv:
+    width = conv.in_channels // conv.groups
+    if not conv.transposed and [i // width for i in select.index] == _owners(conv, select.channels):
+        return _columns_within(select, conv, width)
     dense, axis = wide(regroup(conv.weight, conv.groups, 1)), 0 if conv.transposed else 1
     shape = [*dense.shape]
     shape[axis] = select.channels
     index = torch.tensor(select.index, device=dense.device)
     return replace(conv, weight=dense.new_zeros(shape).index_add(axis, index, dense), groups=1)
+
+
+def _owners(conv: Conv, channels: int) -> list[int]:
+    """Return the group of each channel, when as many enter as the convolution reads."""
+    width = conv.in_channels // conv.groups
+    return [i // width for i in range(channels)] if channels == conv.in_channels else []
+
+
+def _columns_within(select: Select, conv: Conv, width: int) -> Conv:
+    """Return the convolution of channels that stay within their groups: it keeps its groups."""
+    rows = wide(conv.weight).unflatten(0, (conv.groups, -1))
+    index = torch.tensor(select.index, device=rows.device).unflatten(0, (conv.groups, width))
+    found = [
+        torch.zeros_like(part).index_add(1, order - group * width, part)
+        for group, (part, order) in enumerate(zip(rows, index, strict=True))
+    ]
+    return replace(conv, weight=torch.cat(found))
 
 
 def _slices(op: Operator) -> tuple[Input | None, list[Select], list[Operator]] | None:
@@ -169,7 +189,12 @@ def _slices(op: Operator) -> tuple[Input | None, list[Select], list[Operator]] |
     )
 
 
-def _stack(convs: list[Conv], groups: int = 1) -> Conv:
+def stack(convs: list[Conv], groups: int = 1) -> Conv:
+    """Return convolutions side by side as one, kernels placed in the window common to all.
+
+    Raises:
+        GeometryError: when their windows or their numbers of input channels do not fit.
+    """
     axes, mode = common_axes(convs)
     if len({conv.weight.shape[1] for conv in convs}) > 1:
         raise GeometryError("branches read different numbers of channels")

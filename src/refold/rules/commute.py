@@ -102,6 +102,42 @@ def pass_pointwise_backward(op: Operator) -> Outcome:
             return None
 
 
+@rule("commute", exact="always", source="channels and positions commute")
+def pass_select_forward(op: Operator) -> Outcome:
+    """Reorder channels after a layer that keeps them apart instead of before it."""
+    match op:
+        case Sequence((Select() as select, Conv() as conv)) if _is_apart(conv):
+            order = _inverse(select)
+            return None if order is None else Sequence((_reordered(conv, order), select))
+        case Sequence((Select() as select, (AvgPool() | Pad()) as other)):
+            return None if _inverse(select) is None else Sequence((other, select))
+        case _:
+            return None
+
+
+@rule("commute", exact="always", source="channels and positions commute")
+def pass_select_backward(op: Operator) -> Outcome:
+    """Choose channels before a layer that keeps them apart instead of after it."""
+    match op:
+        case Sequence((Conv() as conv, Select() as select)) if _is_apart(conv):
+            return Sequence((select, _reordered(conv, select.index)))
+        case Sequence(((AvgPool() | Pad()) as other, Select() as select)):
+            return Sequence((select, other))
+        case _:
+            return None
+
+
+def _is_apart(conv: Conv) -> bool:
+    """Whether each channel has a kernel of its own: a depthwise convolution."""
+    return not conv.transposed and conv.groups == conv.in_channels == conv.out_channels > 1
+
+
+def _reordered(conv: Conv, order: tuple[int, ...]) -> Conv:
+    index = torch.tensor(order, device=conv.weight.device)
+    bias = None if conv.bias is None else conv.bias[index]
+    return replace(conv, weight=conv.weight[index], bias=bias, groups=len(order))
+
+
 def _refuse_count(conv: Conv, other: Resample) -> Outcome:
     if other.counted and conv.in_channels != conv.out_channels:
         return refuse("a reshape in between states the number of channels")

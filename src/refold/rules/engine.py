@@ -14,7 +14,6 @@ from refold.algebra.operator import (
     Concat,
     Identity,
     Operator,
-    Refusal,
     Select,
     Sequence,
     Sum,
@@ -25,17 +24,11 @@ from refold.algebra.operator import (
 )
 from refold.rules import RULES, Rule
 from refold.rules.ledger import Ledger, Step
+from refold.rules.ledger import Rewrite as Rewrite
+from refold.rules.parallel import summands
 from refold.rules.rule import Window
+from refold.rules.siblings import head_of
 from refold.rules.witness import Witness, source_of
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """The result of `simplify`: the operator, how it came about, and what was not folded."""
-
-    op: Operator
-    steps: tuple[Step, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
 
 
 def simplify(
@@ -76,8 +69,10 @@ class _Engine(Ledger):
         refusals = witness.look(result)
         return Rewrite(result, tuple(self.steps), tuple(refusals))
 
-    def _trial(self, allow_growth: bool) -> _Engine:
-        return _Engine(self.rules, allow_growth, memory=self.memory)
+    def _trial(self, allow_growth: bool, without: str = "") -> _Engine:
+        rules = tuple(rule for rule in self.rules if rule.name != without)
+        left_out = self.left_out | {without} if without else self.left_out
+        return _Engine(rules, allow_growth, memory=self.memory, left_out=left_out)
 
     def reduce(self, op: Operator) -> Operator:
         if not isinstance(op, (Sequence, Sum, Concat)) or self.is_final(op):
@@ -163,7 +158,7 @@ class _Engine(Ledger):
                 spread = None if self.is_futile(rule, window) else rule(window)
                 if not isinstance(spread, Operator):
                     continue
-                trial = self._trial(self.allow_growth)
+                trial = self._trial(self.allow_growth, _INVERSE.get(rule.name, ""))
                 result = trial.reduce(spread)
                 if self.improves(window, result):
                     self.steps.extend([Step(rule, window, spread), *trial.steps])
@@ -174,18 +169,18 @@ class _Engine(Ledger):
     # -- joins
 
     def _reduce_sum(self, op: Sum) -> Operator:
-        total = add(*(self.reduce(part) for part in op.parts))
+        total = add(*(self.reduce(part) for part in summands(op)))  # a + b + c is one sum of three
         if not isinstance(total, Sum):
             return self.reduce(total) if total is not op else total
-        for rule in self.of("parallel"):
-            if rule.name.startswith("drop"):
-                result = rule(total)
-                if isinstance(result, Operator):
-                    self.record(rule, total, result)
-                    total = result
+        for rule in (rule for rule in self.of("parallel") if rule.name.startswith("drop")):
+            result = rule(total)
+            if isinstance(result, Operator):
+                self.record(rule, total, result)
+                total = result
         if not isinstance(total, Sum):
             return total
-        return self._pull_out(self._merge_by_source(total))
+        merged = self._merge_by_source(total)
+        return self.reduce(merged) if isinstance(merged, Sequence) else merged
 
     def _merge_by_source(self, op: Sum) -> Operator:
         order: dict[object, list[Operator]] = {}
@@ -209,8 +204,29 @@ class _Engine(Ledger):
         for i in heavy_first:
             self._place(clusters, branches[i], full[i])
         if len(clusters) == len(branches):
-            return branches  # in the order they came in: nothing changed
-        return [c.merged if len(c.lean) > 1 else c.lean[0] for c in clusters]
+            return self._stack_some(branches)  # in the order they came in: nothing changed
+        return self._stack_some([c.merged if len(c.lean) > 1 else c.lean[0] for c in clusters])
+
+    def _stack_some(self, branches: list[Operator]) -> list[Operator]:
+        """Let branches of a sum that begin alike share their first layer where that pays."""
+        alike: dict[object, list[Operator]] = {}
+        for branch in branches:
+            alike.setdefault(head_of(branch), []).append(branch)
+        found = alike.pop(None, [])
+        for parts in alike.values():
+            whole = self._stack(Sum(tuple(parts))) if len(parts) > 1 else None
+            found.extend(parts if whole is None else [whole])
+        return branches if len(found) == len(branches) else found
+
+    def _stack(self, join: Sum | Concat) -> Operator | None:
+        for rule in self.of("siblings"):
+            stacked = rule(join)
+            if isinstance(stacked, Operator):
+                trial = self._trial(self.allow_growth, _INVERSE[rule.name])
+                if self.improves(join, result := trial.reduce(stacked)):
+                    self.steps.extend([Step(rule, join, stacked), *trial.steps])
+                    return result
+        return None
 
     def _place(self, clusters: list[_Cluster], lean: Operator, full: Operator) -> None:
         for cluster in clusters:
@@ -239,9 +255,6 @@ class _Engine(Ledger):
                 self.record(rule, window, result)
                 return result
         return None
-
-    def _pull_out(self, op: Operator) -> Operator:
-        return self.reduce(op) if isinstance(op, Sequence) else op
 
     def _reduce_concat(self, op: Concat) -> Operator:
         if self.allow_growth and (sliced := self._concat_slices(op)) is not None:
@@ -276,7 +289,11 @@ class _Engine(Ledger):
                     self.settle([] if window is lean else full)
                     self.record(rule, window, result)
                     return self.reduce(result)
-        return None
+        return self._stack(lean)
+
+
+# Each would undo the other without end.
+_INVERSE = {"stack_heads": "distribute_into_join", "distribute_into_join": "stack_heads"}
 
 
 def _unwrapped(op: Operator) -> tuple[Operator, ...]:

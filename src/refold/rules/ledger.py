@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from refold.algebra.cost import measure, work
-from refold.algebra.operator import Operator, Sequence, leaves
+from refold.algebra.operator import Operator, Refusal, Sequence, leaves
 from refold.errors import RuleLoopError
 from refold.rules.rule import Rule
 
@@ -19,6 +19,15 @@ class Step:
     rule: Rule
     window: Operator
     after: Operator
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """The result of `simplify`: the operator, how it came about, and what was not folded."""
+
+    op: Operator
+    steps: tuple[Step, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
 
 
 _Key = tuple[object, ...]
@@ -35,6 +44,7 @@ class Ledger:
         pending: rewrites that made a branch whole, by the branch, kept when the branch is used.
         memory: what was finished or tried in vain, shared by all trials of a run: nested joins
             would otherwise be gone through again at every level.
+        left_out: rules that this trial does without.
     """
 
     rules: tuple[Rule, ...]
@@ -42,6 +52,7 @@ class Ledger:
     steps: list[Step] = field(default_factory=list[Step])
     pending: dict[int, list[Step]] = field(default_factory=dict[int, list[Step]])
     memory: dict[_Key, Operator] = field(default_factory=dict[_Key, Operator])
+    left_out: frozenset[str] = frozenset()
 
     def accepts(self, rule: Rule, before: Operator, after: Operator) -> bool:
         """Whether a fold is kept.
@@ -72,11 +83,11 @@ class Ledger:
 
     def is_final(self, op: Operator) -> bool:
         """Whether this very operator came out of a reduction."""
-        return (self.allow_growth, id(op)) in self.memory
+        return (self.left_out, self.allow_growth, id(op)) in self.memory
 
     def finish(self, op: Operator) -> None:
         """Remember the result of a reduction."""
-        self.memory[self.allow_growth, id(op)] = op
+        self.memory[self.left_out, self.allow_growth, id(op)] = op
 
     def is_futile(self, rule: Rule, window: Sequence) -> bool:
         """Whether these very neighbours were exchanged before, and nothing was gained."""
@@ -88,7 +99,7 @@ class Ledger:
 
     def _key(self, rule: Rule, window: Sequence) -> _Key:
         before, after = window.parts
-        return rule.name, self.allow_growth, id(before), id(after)
+        return rule.name, self.left_out, self.allow_growth, id(before), id(after)
 
     def _is_affordable(self, before: Operator, after: Operator) -> bool:
         return self.allow_growth or work(after) <= work(before) * _SLIP

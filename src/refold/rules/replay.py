@@ -7,12 +7,13 @@ structure and geometry only.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import fields, replace
 from typing import Any
 
 from torch import Tensor
 
-from refold.algebra.operator import Concat, Operator, Sequence, Sum
+from refold.algebra.operator import Concat, Input, Operator, Sequence, Sum
 from refold.rules.engine import Rewrite
 
 
@@ -23,26 +24,42 @@ class Replay:
         self._real: dict[int, Operator] = {}
         self._shadows: dict[int, Operator] = {}
         self._kept: list[Operator] = []
+        self._sources: dict[Hashable, int] = {}
 
     def stand_in(self, op: Operator) -> Operator:
         """Return `op` with every tensor on `meta`, remembering what it stands for."""
         if isinstance(op, (Sequence, Sum, Concat)):
             return type(op)(tuple(self.stand_in(part) for part in op.parts))
-        changes: dict[str, Any] = {
-            item.name: value.to("meta")
-            for item in fields(op)
-            if isinstance(value := getattr(op, item.name), Tensor)
-        }
-        shadow = replace(op, **changes)
+        shadow = self._shadow(op)
         self._shadows[id(op)] = shadow
         self._remember(shadow, op)
         return shadow
+
+    def adopt(self, shadow: Operator, op: Operator) -> None:
+        """Let the stand-in of an operator of the same structure stand for `op` too."""
+        if isinstance(op, (Sequence, Sum, Concat)):
+            assert isinstance(shadow, type(op))
+            for one, other in zip(shadow.parts, op.parts, strict=True):
+                self.adopt(one, other)
+        else:
+            self._shadows[id(op)] = shadow
+            self._remember(shadow, op)
 
     def shadow_of(self, op: Operator) -> Operator:
         """Return the stand-in of an operator that was given one."""
         if isinstance(op, (Sequence, Sum, Concat)):
             return type(op)(tuple(self.shadow_of(part) for part in op.parts))
         return self._shadows[id(op)]
+
+    def _shadow(self, op: Operator) -> Operator:
+        if isinstance(op, Input):  # its number: which value it is belongs to the real one
+            return Input(self._sources.setdefault(op.key, len(self._sources)), op.channels)
+        changes: dict[str, Any] = {
+            item.name: value.to("meta")
+            for item in fields(op)
+            if isinstance(value := getattr(op, item.name), Tensor)
+        }
+        return replace(op, **changes)
 
     def real(self, op: Operator) -> Operator:
         """Return the real operator of one made of stand-ins."""

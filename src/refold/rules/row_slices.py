@@ -29,6 +29,7 @@ from refold.algebra.operator import (
 from refold.algebra.row import Taps, Unflatten, size_after
 from refold.errors import GeometryError
 from refold.rules.engine import Rewrite
+from refold.rules.fresh import fresh
 from refold.rules.norm import scale_outputs
 from refold.rules.parallel import add_convs, branches_as_convs, summands
 from refold.rules.row import Host, host_of, without_source
@@ -124,7 +125,7 @@ def _merged(arm: _Arm, beside: Conv | None) -> Conv:
     if beside is not None and beside.bias is not None:
         repeated = wide(beside.bias).repeat_interleave(prod(arm.host.end))
         shift = repeated if shift is None else shift + repeated
-    weight = torch.empty_like(old.weight, memory_format=torch.contiguous_format)
+    weight = fresh(old.weight.shape, old.weight)
     assert arm.affine.scale is not None
     with torch.no_grad():
         _fill(weight, old.weight, arm.affine.scale, arm.host, beside)

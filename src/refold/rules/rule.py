@@ -14,7 +14,7 @@ from typing import Literal
 from refold.algebra.operator import Operator, Refusal
 from refold.errors import GeometryError
 
-Window = Literal["series", "parallel", "concat", "commute", "distribute", "last"]
+Window = Literal["series", "parallel", "concat", "siblings", "commute", "distribute", "last"]
 Outcome = Operator | Refusal | None
 
 
@@ -25,9 +25,9 @@ class Rule:
     Args:
         name: verb and object, as reports print it.
         window: what it is shown: two operators in series, the branches of a sum or of a
-            concatenation, two operators that may change places, a join followed by one
-            operator, or (last, where growth is allowed) two operators in series that nothing
-            else has taken in.
+            concatenation, branches that begin alike, two operators that may change places, a
+            join followed by one operator, or (last, where growth is allowed) two operators in
+            series that nothing else has taken in.
         exact: the condition under which the rewrite holds for every input.
         source: where it is published.
         function: the rewrite itself.

@@ -24,6 +24,7 @@ from refold.algebra.operator import (
     sequence,
 )
 from refold.rules.engine import Rewrite
+from refold.rules.fresh import fresh
 from refold.rules.norm import merge_affines, scale_outputs, scale_rows
 from refold.rules.parallel import add_convs, summands, taps_within
 
@@ -48,14 +49,15 @@ def fold_in_slices(rewrite: Rewrite, op: Operator) -> Operator | None:
     source, result = parts
     if not isinstance(source, Input) or not isinstance(result, Conv) or not _is_large(result):
         return None
-    found = [_arm(arm) for arm in summands(op)]
+    branches = summands(op)
+    found = [_arm(branch) for branch in branches]
     arms = [arm for arm in found if arm is not None]
     leads = [arm.lead for arm in arms if arm.lead is not None]
     if len(arms) < len(found) or len({lead.weight.dtype for lead in leads}) != 1:
         return None
     shell = add_convs([arm.shell(result) for arm in arms])
     weight = _fill(arms, result, leads[0].weight)
-    return sequence(source, replace(result, weight=weight, bias=shell.bias))
+    return sequence(chain(branches[0])[0], replace(result, weight=weight, bias=shell.bias))
 
 
 def _is_large(conv: Conv) -> bool:
@@ -116,7 +118,7 @@ def _arm(branch: Operator) -> _Arm | None:
 
 def _fill(arms: list[_Arm], result: Conv, like: Tensor) -> Tensor:
     """Return the summed kernel in the type of `like`, computed in float64 slice by slice."""
-    weight = torch.empty(result.weight.shape, dtype=like.dtype, device=like.device)
+    weight = fresh(result.weight.shape, like)
     first = next((arm for arm in arms if arm.lead and arm.lead.axes == result.axes), None)
     step = max(1, _PER_SLICE // result.weight[0].numel())
     room = weight.new_empty(step, *weight.shape[1:], dtype=torch.float64)  # fresh memory is slow

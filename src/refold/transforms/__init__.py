@@ -10,6 +10,7 @@ Source: Ding et al. 2021, Diverse Branch Block, arXiv:2103.13425, section 3.2.
 from __future__ import annotations
 
 from refold.transforms.equivalent import equivalent_conv as equivalent_conv
+from refold.transforms.equivalent import equivalent_linear as equivalent_linear
 from refold.transforms.equivalent import equivalent_operator as equivalent_operator
 from refold.transforms.layout import conv_to_dense as conv_to_dense
 from refold.transforms.layout import densify_groups as densify_groups

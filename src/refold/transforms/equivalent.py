@@ -98,6 +98,36 @@ def equivalent_operator(module: nn.Module, example: Tensor) -> Operator:
     return sequence(*chain(real)[1:])
 
 
+def equivalent_linear(module: nn.Module, example: Tensor) -> Conv:
+    """Return the one layer with weights that `module` computes in eval mode.
+
+    What else it computes are changes of layout and pools; precision as in `equivalent_operator`.
+
+    Args:
+        module: any affine module of one input, in eval mode.
+        example: an input it accepts; only its shape matters.
+
+    Raises:
+        NotAffineError: when the module is not affine from its input to its output.
+        RefusedError: when more than one layer remains, or none.
+
+    Exact when:
+        always, for inputs of the example's size.
+
+    Examples:
+        >>> import torch
+        >>> pool = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 5)).eval()
+        >>> equivalent_linear(pool, torch.zeros(1, 3, 2, 2)).weight.shape
+        torch.Size([5, 12])
+
+    Source: RepMLP, arXiv:2105.01883, section 3.3.
+    """
+    found = [leaf for leaf in chain(equivalent_operator(module, example)) if isinstance(leaf, Conv)]
+    if len(found) != 1:
+        raise RefusedError(f"{len(found)} layers remain of {type(module).__name__}")
+    return found[0]
+
+
 def _trains(module: nn.Module) -> bool:
     return any(part.training for part in module.modules())
 

@@ -1,0 +1,137 @@
+"""How a training run is shown: a live line on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from refold.cli.console import count, err, note
+from refold.train import Plan, Reporter
+from refold.train import Progress as Place
+
+QUIET_SECONDS = 30.0  # between the lines of an epoch where there is no terminal
+_JUDGEMENTS = {"val_top1": "top-1", "val_miou": "mIoU", "val_verification": "verification"}
+
+
+def _begun(plan: Plan) -> None:
+    shape = "x".join(map(str, plan.image))
+    note(
+        f"{plan.model}, {count(plan.parameters)} parameters, on {plan.processes} x {plan.device}; "
+        f"{plan.data}: {plan.images} images of {plan.classes} classes to learn from, {plan.judged} "
+        f"to judge by, at {shape}"
+    )
+    note(f"{plan.epochs} epochs of {plan.steps} steps of {plan.batch} images")
+    if plan.resumed is not None:
+        note(f"goes on after step {plan.resumed}")
+
+
+def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
+    judged = ", ".join(
+        f"{title} {record[name]:.2%}" for name, title in _JUDGEMENTS.items() if name in record
+    )
+    return (
+        f"epoch {record['epoch']}/{epochs}: loss {record['train_loss']:.4f}, accuracy "
+        f"{record['train_accuracy']:.2%}; judged: {judged} (best {record['best']:.2%}); "
+        f"{record['images_per_second']:.0f} images/s"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Shorten a number of seconds.
+
+    >>> duration(75), duration(3700), duration(200_000)
+    ('1:15', '1:01:40', '2 d 7:33:20')
+    """
+    whole = round(seconds)
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    clock = f"{hours}:{minutes:02}" if whole >= 3600 else f"{minutes}"
+    return (f"{days} d " if days else "") + f"{clock}:{whole % 60:02}"
+
+
+def make_reporter() -> Reporter:
+    """Return what shows a run on the standard error of this moment."""
+    return RichReporter() if sys.stderr.isatty() else LineReporter()
+
+
+class LineReporter(Reporter):
+    """A line an epoch, and one from time to time within it."""
+
+    def __init__(self) -> None:
+        self._epochs, self._said = 0, time.monotonic()
+
+    def begin(self, plan: Plan) -> None:
+        """Say what is going to be done."""
+        self._epochs, self._said = plan.epochs, time.monotonic()
+        _begun(plan)
+
+    def step(self, progress: Place) -> None:
+        """Say where it is, if nothing was said for long."""
+        if time.monotonic() - self._said < QUIET_SECONDS:
+            return
+        self._said = time.monotonic()
+        note(
+            f"epoch {progress.epoch}/{progress.epochs}, step {progress.step}/{progress.steps}: "
+            f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.2%}, "
+            f"{progress.speed:.0f} images/s, {duration(progress.left)} left"
+        )
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Say what the epoch brought."""
+        self._said = time.monotonic()
+        note(_epoch_line(record, self._epochs))
+
+    def note(self, text: str) -> None:
+        """Say it."""
+        note(text)
+
+
+class RichReporter(Reporter):
+    """A live line with a bar, and a line that stays for each epoch."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}"),
+            TextColumn("{task.fields[speed]:.0f} images/s  {task.fields[left]} left"),
+            console=err(),
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._epochs = 0
+
+    def begin(self, plan: Plan) -> None:
+        """Say what is going to be done, and show the bar."""
+        self._epochs = plan.epochs
+        _begun(plan)
+        self._task = self._bar.add_task(
+            "", total=plan.steps, epoch="1", loss=0.0, accuracy=0.0, speed=0.0, left="?"
+        )
+        self._bar.start()
+
+    def step(self, progress: Place) -> None:
+        """Move the bar."""
+        if self._task is None:
+            return
+        self._bar.update(
+            self._task, completed=progress.step, epoch=f"{progress.epoch}/{progress.epochs}",
+            loss=progress.loss, accuracy=progress.accuracy, speed=progress.speed,
+            left=duration(progress.left),
+        )  # fmt: skip
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Leave a line for the epoch."""
+        self._bar.console.print(_epoch_line(record, self._epochs), markup=False)
+
+    def note(self, text: str) -> None:
+        """Leave a line."""
+        self._bar.console.print(text, markup=False)
+
+    def end(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()

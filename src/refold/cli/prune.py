@@ -1,0 +1,168 @@
+"""`refold prune`: the least important channels go; what that saves, and the proof."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from refold.cli import options
+from refold.cli.console import count, note, print_json, say, step, table
+from refold.cli.destination import check_destination
+from refold.cli.proof import Proof, prove
+from refold.cli.subject import Subject, prepare
+from refold.cli.summary import refusal_lines
+from refold.errors import InputError
+
+if TYPE_CHECKING:
+    from refold.pruning import Pruning
+
+UNTUNED = "a pruned network is less accurate until it has been trained again: it is an nn.Module"
+
+
+class Importance(StrEnum):
+    """What a channel is worth."""
+
+    bn = "bn"
+    l1 = "l1"
+
+
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors, .xml."
+    ),
+]
+Ratio = Annotated[
+    float | None,
+    typer.Option("--ratio", help="Share of the channels that go, of all that can, as 0.5."),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option("--threshold", help="Instead: channels of at most this importance go."),
+]
+By = Annotated[
+    Importance,
+    typer.Option(
+        "--importance",
+        help="bn: the scale of the norm that made the channel; l1: the L1 norm of its filter, over "
+        "the mean of its layer.",
+    ),
+]
+Floor = Annotated[
+    str,
+    typer.Option(
+        "--floor", help="What every layer keeps: a number of channels, or a share as 0.1."
+    ),
+]
+Remove = Annotated[
+    bool,
+    typer.Option(
+        "--remove-residuals",
+        help="Write residuals as plain chains first: channels that a sum ties together stay "
+        "otherwise.",
+    ),
+]
+
+
+def prune(
+    model: options.Model,
+    ratio: Ratio = None,
+    threshold: Threshold = None,
+    importance: By = Importance.bn,
+    floor: Floor = "1",
+    remove_residuals: Remove = False,
+    output: Out = None,
+    checkpoint: options.Checkpoint = None,
+    input_size: options.InputSize = None,
+    batch: options.Batch = 1,
+    seed: options.Seed = 0,
+    live_statistics: options.LiveStatistics = None,
+    as_json: options.Json = False,
+) -> None:
+    """Drop the least important channels; print what is saved, and verify against masks."""
+    import refold
+    from refold.pruning import pruning
+
+    least = parse_floor(floor)
+    if ratio is None and threshold is None:
+        raise InputError("say how much goes: --ratio 0.5, or --threshold 0.01")
+    if output is not None:
+        check_destination(output)
+    sizes = tuple(input_size or ())
+    subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
+    with step("fold, choose and drop channels"):
+        done = pruning(
+            subject.model,
+            subject.example_inputs,
+            ratio=ratio,
+            threshold=threshold,
+            importance=importance.value,
+            floor=least,
+            remove_residuals=remove_residuals,
+        )
+    if not as_json:
+        _say_cost(done, model)
+    with step("verify in float64"):
+        proof = _prove(done, subject)
+    if output is not None:
+        with step(f"export {output}"):
+            refold.export(done.model, output, subject.example_inputs)
+    if as_json:
+        _print_record(done, proof, output)
+        return
+    error = proof.exact.max_rel_error
+    say(f"equal to the network with those channels masked: largest error {error:.1e} in float64")
+    say("\n".join(refusal_lines(done.kept)))
+    note(UNTUNED)
+
+
+def parse_floor(text: str) -> int | float:
+    """Return a number of channels, or a share of them.
+
+    >>> parse_floor("8"), parse_floor("0.1")
+    (8, 0.1)
+    """
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--floor {text!r} is neither a number of channels nor a share") from None
+
+
+def _prove(done: Pruning, subject: Subject) -> Proof:
+    from refold.pruning import drop_dead_channels
+
+    masked = Subject(subject.name, done.masked, subject.example_inputs)
+    return prove(masked, done.model, drop_dead_channels)
+
+
+def _say_cost(done: Pruning, name: str) -> None:
+    costs = [("folded", done.cost_before), ("pruned", done.cost_after)]
+    if done.cost_plain != done.cost_before:
+        costs.insert(1, ("without residuals", done.cost_plain))
+    rows = [
+        ["parameters", *(count(cost.parameters) for _, cost in costs)],
+        ["multiply-adds", *(count(cost.macs) for _, cost in costs)],
+    ]
+    table(f"{name} pruned", ["", *(title for title, _ in costs)], rows)
+    if not done.dropped:
+        say("no channel is that unimportant: nothing was dropped")
+        return
+    rows = [[x.where, str(x.before), str(x.after)] for x in done.dropped]
+    table("channels", ["layer", "before", "after"], rows)
+
+
+def _print_record(done: Pruning, proof: Proof, output: Path | None) -> None:
+    outcome: dict[str, Any] = {"output": None if output is None else str(output)}
+    costs = {"before": done.cost_before, "plain": done.cost_plain, "after": done.cost_after}
+    outcome |= {title: asdict(cost) for title, cost in costs.items()}
+    outcome |= {"dropped": [asdict(x) for x in done.dropped], "silenced": done.silenced}
+    outcome |= {"refusals": [x.to_dict() for x in done.kept], "proof": proof.exact.to_dict()}
+    print_json(outcome)

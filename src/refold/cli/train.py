@@ -1,0 +1,215 @@
+"""`refold train`: images in, a plain network out, proved equal to the one that trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from refold.cli import options
+from refold.cli.console import count, note, print_json, say, table
+from refold.cli.source import build_to_train
+from refold.errors import InputError
+
+if TYPE_CHECKING:
+    from refold.train import Trained
+
+INTERRUPTED = 130
+_RESUME = "--resume goes on with the settings of the run: leave out "
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", metavar="DIR", help="Folder with train/CLASS/IMAGE and val/CLASS/IMAGE, CIFAR, "
+        "ImageNet or WebDataset shards. Default: 5,000 handwritten digits, which come along.",
+    ),
+]  # fmt: skip
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", metavar="NAME", help="A recipe of ours (--recipes lists them) or a .yaml file."
+    ),
+]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder of the run.")]
+Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help=options.MODEL_HELP)]
+Block = Annotated[
+    str | None,
+    typer.Option(
+        "--block", metavar="NAME", help="Branches for its convolutions: dbb, acb, repvgg, "
+        "mobileone ...; none for none.",
+    ),
+]  # fmt: skip
+Task = Annotated[
+    str | None, typer.Option("--task", help="classify, embed or segment. Default: the recipe's.")
+]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the images.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, help="Images of a step, of all processes together."),
+]
+Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate at its highest.")]
+ImageSize = Annotated[int | None, typer.Option("--image-size", min=1, help="Side of the images.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change any key of the recipe; repeatable."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in RUN, with its own settings.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Set up, take one step, say how long it would take.")
+]
+Workers = Annotated[
+    int, typer.Option("--workers", min=0, help="Processes that read images; changes no result.")
+]
+SaveMinutes = Annotated[
+    float, typer.Option("--save-minutes", min=0, help="Longest time without a checkpoint.")
+]
+Tracker = Annotated[
+    str | None,
+    typer.Option("--tracker", help="tensorboard, wandb ...; none. Default: TensorBoard if there."),
+]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Leave a GPU alone.")]
+Recipes = Annotated[bool, typer.Option("--recipes", help="List the recipes and exit.")]
+
+
+def train(
+    data: Data = None,
+    recipe: Recipe = None,
+    output: Output = Path("refold-run"),
+    model: Model = None,
+    block: Block = None,
+    task: Task = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    image_size: ImageSize = None,
+    seed: Seed = None,
+    changes: Changes = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    workers: Workers = 2,
+    save_minutes: SaveMinutes = 10.0,
+    tracker: Tracker = None,
+    cpu: Cpu = False,
+    recipes: Recipes = False,
+    as_json: options.Json = False,
+) -> None:
+    """Train a network, fold it, prove it equal, judge both forms, export.
+
+    Ctrl-C finishes the step and saves; --resume goes on to the very same weights. Under torchrun
+    the processes share each batch.
+    """
+    if recipes:
+        _say_recipes(as_json=as_json)
+        return
+    if resume and (recipe or data or changes):
+        raise InputError(f"{_RESUME}--recipe, --data and --set")
+    given = {
+        "model": model, "block": block, "task": task, "epochs": epochs, "batch_size": batch_size,
+        "optimizer.lr": lr, "augment.size": image_size, "seed": seed,
+    }  # fmt: skip
+    chosen = {key: value for key, value in given.items() if value is not None}
+    if resume and chosen:
+        raise InputError(f"{_RESUME}what changes {', '.join(chosen)}")
+    from refold.cli.progress import make_reporter
+    from refold.train import Habits, Stopped
+    from refold.train import train as run
+
+    try:
+        trained = run(
+            _recipe_of(recipe, chosen), output=output, data=data,
+            changes=_all_changes(chosen, changes or []), resume=resume, dry_run=dry_run, cpu=cpu,
+            tracker=tracker, habits=Habits(save_minutes=save_minutes, workers=workers),
+            reporter=make_reporter(), build=build_to_train,
+        )  # fmt: skip
+    except Stopped:
+        note(f"stopped and saved; go on with: refold train -o {output} --resume")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        _leave_group()
+    if not _is_main():
+        return
+    if as_json:
+        print_json(trained.summary)
+    elif dry_run:
+        _say_dry_run(trained.summary)
+    else:
+        _say_summary(trained)
+
+
+def _recipe_of(recipe: str | None, chosen: dict[str, Any]) -> str | None:
+    """Return the recipe's name; a task that is not to classify has one of its own."""
+    if recipe is None and chosen.get("task") in ("embed", "segment"):
+        return f"folder_{chosen['task']}"
+    return recipe
+
+
+def _all_changes(chosen: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+    from refold.train.cookbook import parse_change
+
+    if chosen.get("block") == "none":
+        chosen = {**chosen, "block": None}
+    return {**chosen, **dict(map(parse_change, changes))}
+
+
+def _is_main() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _say_recipes(*, as_json: bool) -> None:
+    from refold.train import list_recipes, load_recipe
+
+    found = [load_recipe(name) for name in list_recipes()]
+    if as_json:
+        print_json([recipe.model_dump(mode="json") for recipe in found])
+        return
+    for recipe in found:
+        say(f"{recipe.name}: {recipe.model}, {recipe.epochs} epochs; {recipe.data}")
+        say(f"    aims at {recipe.aims}")
+        say(f"    {recipe.source}")
+
+
+def _say_dry_run(plan: dict[str, Any]) -> None:
+    steps = plan["epochs"] * plan["steps"]
+    hours = steps * plan["seconds_per_step"] / 3600
+    say(f"{steps} steps, {plan['seconds_per_step']:.2f} s for the first: about {hours:.2f} hours")
+    note("a dry run: nothing was written")
+
+
+def _say_summary(trained: Trained) -> None:
+    summary = trained.summary
+    before, after = summary["train_form"], summary["deployed_form"]
+    titles = {"top1": "top-1", "top5": "top-5", "miou": "mean IoU", "verification": "verification"}
+    rows = [
+        [title, count(before[name]), count(after[name])]
+        for name, title in (("parameters", "parameters"), ("macs", "multiply-adds"))
+    ]
+    rows += [
+        [title, f"{before[name]:.2%}", f"{after[name]:.2%}"]
+        for name, title in titles.items()
+        if name in before
+    ]
+    title = f"{summary['model']}, epoch {summary['best_epoch']} of {summary['epochs']}"
+    table(title, ["", "train form", "deployed form"], rows)
+    say(f"same answers: {summary['same_answers']} of {summary['answers']}")
+    error = summary["error"]
+    say(
+        f"equal: largest error {error['float64']:.1e} in float64; {error['as_written']:.1e} with "
+        "the weights as written"
+    )
+    for part, names in summary["unreadable"].items():
+        if names:
+            say(f"{len(names)} images of {part} could not be read: {', '.join(names)}")
+    say(f"the run is in {trained.folder}: {', '.join([*summary['files'], 'summary.json'])}")

@@ -1,0 +1,214 @@
+"""Parallel paths of the same make, from one value into one join: a single path, as wide as all.
+
+Convolutions of one value become one convolution, elementwise functions of its slices one function,
+convolutions of slices one grouped convolution, and the join that reads the last slices reads the
+whole. It is done only where no slice is left in the end: as many multiply-adds in fewer layers.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from refold.algebra.cost import measure, parameters
+from refold.algebra.operator import (
+    Concat,
+    Conv,
+    Input,
+    Operator,
+    Select,
+    Sum,
+    chain,
+    leaves,
+    sequence,
+)
+from refold.errors import RefusedError
+from refold.graph.fold import FoldPass, node_path
+from refold.graph.functions import Function
+from refold.graph.lift import Lifter
+from refold.graph.lower import like_of, lower
+from refold.graph.paths import submodule
+from refold.graph.record import Fold
+from refold.graph.region import Region, Regions
+from refold.graph.sibling_paths import Path, Step, bundles
+from refold.graph.sizes import multiply_adds, shape_after
+from refold.graph.sources import exchange, inputs_of
+from refold.rules.decisions import Decisions
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """One step of all the paths, as what it is on the whole: a function, or affine leaves."""
+
+    nodes: tuple[fx.Node, ...]
+    function: Function | None = None
+    leaves: tuple[Operator, ...] = ()
+    rule: str = ""
+
+
+def merge_siblings(fold: FoldPass) -> bool:
+    """Make parallel paths of the same make one path wherever a join takes in all its slices.
+
+    Returns:
+        Whether any was merged; the regions are then out of date.
+    """
+    done, regions, cheap = False, fold.regions, Decisions()
+    for found in fold.largest or regions.largest():
+        region = regions.current(found) if len(found.inputs) > 1 else None
+        choices = [] if region is None else bundles(fold.lifter, region)
+        # One a round: the other paths then lead into a region that is no more.
+        if region is not None and any(_merge(fold, region, p, cheap) for p in choices):
+            done = True
+    if done:
+        fold.editor.sweep()
+    return done
+
+
+# what they are together
+
+
+def _merge(fold: FoldPass, region: Region, paths: list[Path], cheap: Decisions) -> bool:
+    whole = Input(paths[0].steps[0].links[0].node, sum(path.width for path in paths))
+    if not _takes_in(fold.decisions, region.op, _slices(paths), whole):
+        return False
+    levels = _levels(fold.lifter, paths, cheap)
+    if levels is None:
+        return False
+    try:
+        modules = [_lower(fold.lifter, level) for level in levels]
+    except RefusedError:  # as its parts do, a whole fits their precision; unless they lie apart
+        return False
+    _hand_over(fold, paths, _write(fold, paths, levels, modules))
+    again = Regions(fold.lifter).region(region.root)
+    if again is not None:
+        fold.fold_joins(again)
+    return True
+
+
+def _slices(paths: list[Path]) -> dict[fx.Node, Select]:
+    """Return each path's channels of the whole value."""
+    picks = _picks([path.width for path in paths])
+    return {path.end: pick for path, pick in zip(paths, picks, strict=True)}
+
+
+def _picks(widths: list[int]) -> list[Select]:
+    ends = list(accumulate(widths, initial=0))
+    return [Select(tuple(range(*span)), ends[-1]) for span in pairwise(ends)]
+
+
+def _levels(lifter: Lifter, paths: list[Path], cheap: Decisions) -> list[_Level] | None:
+    """Return the steps of the whole path, None where one would not be as cheap as its parts."""
+    found: list[_Level] = []
+    for steps in zip(*(path.steps for path in paths), strict=True):
+        level = _level(lifter, steps, cheap, is_first=not found)
+        if level is None:
+            return None
+        found.append(level)
+    return found
+
+
+def _level(
+    lifter: Lifter, steps: tuple[Step, ...], cheap: Decisions, *, is_first: bool
+) -> _Level | None:
+    nodes = tuple(link.node for step in steps for link in step.links)
+    widths = [(lifter.shape(step.links[0].source) or (0, 0))[1] for step in steps]
+    if not steps[0].ops and steps[0].links[0].activation is not None:
+        together = None if is_first else Function.joint(lifter, nodes, widths)
+        return together and _Level(nodes, together)
+    parts = [sequence(*step.ops) for step in steps]
+    if not is_first:
+        pairs = zip(_picks(widths), parts, strict=True)
+        parts = [sequence(pick, part) for pick, part in pairs]
+    shadow, replay = cheap.stand_in(Concat(tuple(sequence(Input("x"), part) for part in parts)))
+    rewrite = cheap.rewrite(shadow)
+    plain = not any(isinstance(part, (Sum, Concat, Select)) for part in chain(rewrite.op))
+    if not plain or len(leaves(rewrite.op)) > max(len(step.ops) for step in steps):
+        return None
+    rule = ", ".join(dict.fromkeys(step.rule.name for step in rewrite.steps))
+    return _Level(nodes, None, leaves(replay.run(rewrite)), rule)
+
+
+def _takes_in(
+    decisions: Decisions, before: Operator, slices: dict[fx.Node, Select], whole: Input
+) -> bool:
+    """Say whether a join of the slices reads the whole, once, in fewer layers or fewer joins."""
+    picks: dict[Any, Select] = slices
+    sliced = exchange(before, lambda x: sequence(whole, picks[x.key]) if x.key in picks else x)
+    shadow, replay = decisions.stand_in(sliced)
+    after = replay.real(decisions.rewrite(shadow).op)
+    reads = [value for value in inputs_of(after) if value is whole.key]
+    cuts = [sum(isinstance(leaf, Select) for leaf in leaves(form)) for form in (before, after)]
+    return len(reads) == 1 and cuts[1] <= cuts[0] and measure(after)[:2] < measure(before)[:2]
+
+
+# into the graph
+
+
+def _lower(lifter: Lifter, level: _Level) -> list[nn.Module]:
+    tensors = [tensor for node in level.nodes for tensor in _tensors(lifter, node)]
+    rank = len(lifter.shape(level.nodes[0]) or ()) - 2
+    return [lower(leaf, like_of(tensors, rank)) for leaf in level.leaves]
+
+
+def _write(
+    fold: FoldPass, paths: list[Path], levels: list[_Level], modules: list[list[nn.Module]]
+) -> fx.Node:
+    """Write the whole path in front of the first of the old ones; return its value."""
+    value = paths[0].source
+    for level, made in zip(levels, modules, strict=True):
+        if level.function is not None:
+            shape = fold.lifter.shapes[value]
+            value = level.function.write(fold.editor, value, level.nodes)
+            fold.lifter.shapes[value] = shape
+        for leaf, module in zip(level.leaves, made, strict=True):
+            value = _write_leaf(fold, level, leaf, module, value)
+    return value
+
+
+def _write_leaf(
+    fold: FoldPass, level: _Level, leaf: Operator, module: nn.Module, value: fx.Node
+) -> fx.Node:
+    place = min(level.nodes)
+    before = fold.lifter.shapes[value]
+    after = shape_after(leaf, before)
+    name = "reparam_conv" if isinstance(leaf, Conv) else "reparam_scale"
+    node = fold.editor.insert_module(module, [value], before=place, name=name, beside=level.nodes)
+    if after is not None:
+        fold.lifter.shapes[node] = after
+    old = sum(t.numel() for n in level.nodes for t in _tensors(fold.lifter, n))
+    macs = multiply_adds(leaf, before, after)
+    where, detail = str(node.target), _names(str(node.target), level.nodes)
+    path, size = fold.lifter.capture.full(where), parameters(leaf)
+    fold.folds.append(Fold(path, level.rule, detail, old, size, macs, macs))
+    return node
+
+
+def _names(where: str, nodes: tuple[fx.Node, ...]) -> str:
+    """Return the names of layers, told from the block that their whole stands in."""
+    block = where.rpartition(".")[0] + "."
+    names = [node_path(node).removeprefix(block) for node in nodes]
+    short = names if len(names) < 5 else [*names[:2], f"{len(names) - 3} more", names[-1]]
+    return " + ".join(short)
+
+
+def _tensors(lifter: Lifter, node: fx.Node) -> list[Tensor]:
+    if node.op == "call_module":
+        return list(submodule(lifter.capture.module, str(node.target)).parameters())
+    found: list[Any] = [lifter.constants.value(arg) for arg in node.all_input_nodes]
+    return [value for value in found if isinstance(value, Tensor)]
+
+
+def _hand_over(fold: FoldPass, paths: list[Path], value: fx.Node) -> None:
+    """Let the join read slices of the whole path's value."""
+    for end, pick in _slices(paths).items():
+        [reader] = end.users
+        entry = (slice(None), slice(pick.index[0], pick.index[-1] + 1))
+        part = fold.editor.insert_function(operator.getitem, (value, entry), before=reader)
+        fold.lifter.shapes[part] = fold.lifter.shapes[end]
+        fold.editor.replace(end, part)
+    steps = [step for path in paths for step in path.steps]
+    fold.editor.discard([link.node for step in steps for link in step.links])

@@ -1,0 +1,25 @@
+"""Pruning: choose channels, silence them, and drop exactly what is silent."""
+
+from __future__ import annotations
+
+from .channels import Pruning, Slimmed, prune, pruning
+from .dead import Dropped, drop_dead_channels, dropping
+from .layers import Importance, Layer
+from .norms import restore_norms
+from .slimming import channel_mask, clear_masks, slimming_penalty
+
+__all__ = [
+    "Dropped",
+    "Importance",
+    "Layer",
+    "Pruning",
+    "Slimmed",
+    "channel_mask",
+    "clear_masks",
+    "drop_dead_channels",
+    "dropping",
+    "prune",
+    "pruning",
+    "restore_norms",
+    "slimming_penalty",
+]

@@ -1,0 +1,64 @@
+"""Norms for a network that lost them to folding, so that it trains as before."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from refold._collapse_calibrate import calibrate
+from refold.errors import RefusedError
+
+_NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
+}
+
+
+def restore_norms(model: nn.Module, inputs: Iterable[Any]) -> nn.Module:
+    """Return a copy with a batch norm behind every convolution that changes nothing yet.
+
+    A pruned network has no norms, and is slow to train without. Each norm starts with the
+    statistics of the inputs, and scale and shift that undo them. In training mode it is an ordinary
+    norm, so that channels which hand a removed shortcut on are trained like the others.
+
+    Args:
+        model: a network in eval mode, its norms folded; it stays as it is.
+        inputs: batches of data, each a tensor or a tuple of tensors.
+
+    Raises:
+        RefusedError: when the model is in training mode.
+        InputError: when there is no input.
+
+    Exact when:
+        always, in eval mode; `refold.reparameterize` folds the norms again.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()).eval()
+        >>> [type(part).__name__ for part in restore_norms(net, [torch.randn(8, 1, 4, 4)])[0]]
+        ['Conv2d', 'BatchNorm2d']
+
+    Source: the norms of a converted network, arXiv:2111.00687, section 3.1.
+    """
+    if model.training:
+        raise RefusedError("the model is in training mode; call model.eval() first")
+    result = copy.deepcopy(model)
+    pairs: dict[int, nn.Sequential] = {}
+    for parent in list(result.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) in _NORMS:
+                pair = pairs.setdefault(id(child), nn.Sequential(child, _norm(child)))
+                parent._modules[name] = pair
+    calibrate(result.eval(), [(pair[0], pair[1]) for pair in pairs.values()], inputs)
+    return result.eval()
+
+
+def _norm(conv: Any) -> nn.Module:
+    norm: Any = _NORMS[type(conv)](conv.out_channels).to(conv.weight)
+    with torch.no_grad():
+        norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+    return norm

@@ -1,0 +1,135 @@
+"""The end of a run: the best network folded, proved, judged in both forms, and written."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from refold.errors import MissingDependencyError
+from refold.export import export
+from refold.reparameterize import reparameterize
+from refold.train.data import Data
+from refold.train.engine import Engine
+from refold.train.judge import Judged
+from refold.verify import verify
+from refold.workload import measure
+
+_EXPORTED = ("deploy.safetensors", "deploy.onnx")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run brought.
+
+    Args:
+        summary: what `summary.json` holds.
+        network: the form that trained, with the weights of the best epoch.
+        deployed: the form that folding it led to.
+    """
+
+    summary: dict[str, Any]
+    network: nn.Module
+    deployed: nn.Module
+
+
+def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
+    """Fold the best network of a run, prove it equal, judge both forms, and write them.
+
+    Args:
+        engine: its training is over.
+        data: the images.
+        image: shape of one, as the network sees it.
+
+    Raises:
+        NotEquivalentError: when the fold is not exact.
+        ExportError: when it cannot be exported.
+    """
+    accelerator, folder = engine.accelerator, engine.folder
+    network = engine.best_network()
+    like = next(network.parameters())
+    example = torch.randn(1, *image, generator=torch.Generator().manual_seed(0)).to(like)
+    deployed = reparameterize(network, example)
+    judged = engine.judge(network), engine.judge(deployed)
+    same, compared = _agreement(engine, *judged)
+    broken = _unreadable(engine, data, judged[0])
+    summary: dict[str, Any] = {
+        "recipe": engine.recipe.name,
+        "model": engine.recipe.model,
+        "block": engine.recipe.block,
+        "task": engine.recipe.task,
+        "epochs": engine.parts.position.epoch,
+        "best_epoch": engine.parts.position.best_epoch,
+        "train_form": _form(network, example, judged[0]),
+        "deployed_form": _form(deployed, example, judged[1]),
+        "same_answers": same,
+        "answers": compared,
+        "unreadable": broken,
+    }
+    if accelerator.is_main_process:
+        summary["error"] = _proved(network, deployed, example)
+        summary["files"] = _exported(engine, deployed, example)
+        folder.summarise(summary)
+    accelerator.wait_for_everyone()
+    return Finished(summary, network, deployed)
+
+
+def _proved(network: nn.Module, deployed: nn.Module, example: Tensor) -> dict[str, float]:
+    """Return the largest errors of a fold done in float64, and of the weights as written."""
+    network, deployed, example = (
+        copy.deepcopy(network).cpu(), copy.deepcopy(deployed).cpu(), example.cpu(),
+    )  # fmt: skip
+    wide = copy.deepcopy(network).double()
+    exact = verify(wide, reparameterize(wide, example.double()), example.double()).check()
+    shipped = verify(network, deployed, example).check()
+    return {"float64": exact.max_rel_error, "as_written": shipped.max_rel_error}
+
+
+def _exported(engine: Engine, deployed: nn.Module, example: Tensor) -> list[str]:
+    plain, files = copy.deepcopy(deployed).cpu(), list[str]()
+    for name in _EXPORTED:
+        try:
+            export(plain, engine.folder.path / name, example.cpu())
+            files.append(name)
+        except MissingDependencyError as error:
+            engine.reporter.note(f"{name} is left out: {error}")
+    return files
+
+
+def _form(network: nn.Module, example: Tensor, judged: Judged) -> dict[str, Any]:
+    work = measure(network, example)
+    return {
+        "parameters": work.parameters,
+        "macs": work.macs,
+        "images": judged.images,
+        **judged.metrics,
+    }
+
+
+def _agreement(engine: Engine, one: Judged, other: Judged) -> tuple[int, int]:
+    """Return how many answers of both forms are the same, and how many there are."""
+    if one.answers is None or other.answers is None:
+        counts = torch.zeros(2)
+    else:
+        same = (one.answers == other.answers).sum()
+        counts = torch.tensor([float(same), float(one.answers.numel())])
+    if engine.recipe.task != "embed":  # there every process has answered for all pairs
+        counts = engine.over_processes(counts.double())
+    return int(counts[0]), int(counts[1])
+
+
+def _unreadable(engine: Engine, data: Data, judged: Judged) -> dict[str, list[str]]:
+    """Return the names of the images that could not be read, by any process."""
+    train: list[int] = list(engine.parts.position.unreadable)
+    val: list[int] = list(judged.unreadable)
+    if engine.accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        train, val = gather_object(train), gather_object(val)
+    return {
+        "train": [data.train.name(index) for index in sorted(set(train))],
+        "val": [data.val.name(index) for index in sorted(set(val))],
+    }

@@ -1,0 +1,88 @@
+"""Optimizers over parameters that are grouped by whether they decay, as the articles do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase as BatchLike
+
+from refold.blocks import RepVGGBlock
+from refold.errors import InputError
+
+if TYPE_CHECKING:
+    from refold.train.recipe import Decay, Optimizer
+
+_NORMS = (BatchLike, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def decays(model: nn.Module, decay: Decay) -> dict[str, bool]:
+    """Return whether each parameter decays, by name.
+
+    Args:
+        model: whose parameters they are.
+        decay: what is left alone.
+
+    Examples:
+        >>> from refold.train.recipe import Decay
+        >>> decays(nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1)), Decay())
+        {'0.weight': True, '0.bias': False, '1.weight': False, '1.bias': False}
+    """
+    found: dict[str, bool] = {}
+    together = _kernels_that_decay_together(model) if decay.custom_l2 else set[int]()
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            found[f"{path}.{name}".lstrip(".")] = (
+                _decays(module, name, decay) and id(parameter) not in together
+            )
+    return found
+
+
+def _decays(module: nn.Module, name: str, decay: Decay) -> bool:
+    if isinstance(module, _NORMS):
+        return decay.norms
+    if name == "bias":
+        return decay.biases
+    groups = getattr(module, "groups", 1)
+    if name == "weight" and groups > 1 and groups == getattr(module, "in_channels", 0):
+        return decay.depthwise
+    return True
+
+
+def _kernels_that_decay_together(model: nn.Module) -> set[int]:
+    blocks = [block for block in map(is_open_repvgg, model.modules()) if block is not None]
+    return {id(part.conv.weight) for b in blocks for part in (b.rbr_dense, b.rbr_1x1)}
+
+
+def is_open_repvgg(module: nn.Module) -> Any:
+    """Return a RepVGG block that has its branches; else None."""
+    return module if isinstance(module, RepVGGBlock) and not module.deploy else None
+
+
+def make_optimizer(model: nn.Module, wanted: Optimizer, decay: Decay) -> torch.optim.Optimizer:
+    """Return the optimizer of a recipe; parameters that do not decay have a group of their own.
+
+    Raises:
+        InputError: when neither torch nor timm has such an optimizer, or it has no such option.
+    """
+    apart = decays(model, decay)
+    groups: list[dict[str, Any]] = []
+    for does in (True, False):
+        mine = [p for name, p in model.named_parameters() if apart[name] is does]
+        mine = [p for p in mine if p.requires_grad]
+        if mine:
+            groups.append({"params": mine, "weight_decay": decay.value if does else 0.0})
+    if not groups:
+        raise InputError("the model has no parameter to train")
+    if wanted.name == "sgd":
+        nesterov = wanted.nesterov and wanted.momentum > 0
+        return torch.optim.SGD(groups, wanted.lr, wanted.momentum, nesterov=nesterov)
+    import timm.optim as zoo
+
+    try:
+        return cast(Any, zoo).create_optimizer_v2(
+            groups, opt=wanted.name, lr=wanted.lr, **wanted.options
+        )
+    except (AssertionError, TypeError, ValueError) as error:
+        raise InputError(f"optimizer {wanted.name!r} with {wanted.options}: {error}") from error

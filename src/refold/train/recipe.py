@@ -1,0 +1,208 @@
+"""How to train, as data: a recipe is a small YAML file whose every key is known and checked."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Optimizer(_Strict):
+    """What changes the weights.
+
+    Args:
+        name: sgd, or any name that timm's factory knows.
+        lr: learning rate at its highest.
+        momentum: of sgd.
+        nesterov: of sgd.
+        options: others of timm's optimizer, by name.
+    """
+
+    name: str = "sgd"
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    options: dict[str, Any] = {}
+
+
+class Schedule(_Strict):
+    """How the learning rate goes over the run.
+
+    Args:
+        kind: its course after the warm-up.
+        milestones: where `steps` lowers it, as shares of the run.
+        factor: by which `steps` lowers it.
+        power: of `poly`.
+        final: the share of the rate at the end of `cosine`.
+        warmup: share of the run in which it rises.
+        warmup_from: the share of the rate to rise from.
+        flat: stay at `warmup_from` during the warm-up instead of rising.
+    """
+
+    kind: Literal["cosine", "steps", "poly", "constant"] = "cosine"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    factor: float = Field(default=0.1, gt=0, le=1)
+    power: float = Field(default=0.9, gt=0)
+    final: float = Field(default=0.0, ge=0, le=1)
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    warmup_from: float = Field(default=0.0, ge=0, le=1)
+    flat: bool = False
+
+
+class Decay(_Strict):
+    """Weight decay, and what it leaves alone.
+
+    Args:
+        value: how much.
+        norms: whether scales and shifts of norms decay.
+        biases: whether biases of convolutions and linear layers decay.
+        depthwise: whether depthwise kernels decay.
+        custom_l2: decay what a RepVGG block's two kernels add up to, instead of each of them.
+    """
+
+    value: float = Field(default=1e-4, ge=0)
+    norms: bool = False
+    biases: bool = False
+    depthwise: bool = True
+    custom_l2: bool = False
+
+
+class Slimming(_Strict):
+    """Network slimming: an L1 penalty on the scales of the norms, which makes channels die.
+
+    Args:
+        l1: how much.
+        gamma: what the scales start at; None leaves them.
+    """
+
+    l1: float = Field(default=1e-4, ge=0)
+    gamma: float | None = None
+
+
+class Loss(_Strict):
+    """What is made small.
+
+    Args:
+        name: its name; `am_softmax` and `arcface` are for embeddings.
+        smoothing: of the labels.
+        scale: of the cosines; None for the loss's own.
+        margin: None for the loss's own.
+        auxiliary: the weight of the logits that a network returns beside its main ones.
+    """
+
+    name: Literal["cross_entropy", "bce", "am_softmax", "arcface"] = "cross_entropy"
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    scale: float | None = None
+    margin: float | None = None
+    auxiliary: float = Field(default=0.4, ge=0)
+
+
+class Augment(_Strict):
+    """What is done to the images.
+
+    Args:
+        size: their side; None for the data's own, else 224.
+        crop: a part of random size brought to `size`, the whole moved by up to `pad` pixels, or
+            neither.
+        pad: pixels that "pad" adds on each side.
+        scale: the smallest and the largest share of the area that "resized" takes.
+        flip: mirror half of them.
+        shift: move by up to this share of the side.
+        rotate: turn by up to so many degrees, where `shift` is given.
+        jitter: of brightness, contrast and saturation.
+        auto: a policy of torchvision.
+        erase: how often a rectangle is erased.
+        centre: the share of the side that "resized" judges by.
+        mean: that is taken off each channel; None for the data's.
+        std: that each channel is divided by; None for the data's.
+    """
+
+    size: int | None = Field(default=None, gt=0)
+    crop: Literal["resized", "pad", "none"] = "resized"
+    pad: int = Field(default=4, ge=0)
+    scale: tuple[float, float] = (0.08, 1.0)
+    flip: bool = True
+    shift: float = Field(default=0.0, ge=0, le=1)
+    rotate: float = Field(default=0.0, ge=0)
+    jitter: float = Field(default=0.0, ge=0)
+    auto: Literal["autoaugment", "randaugment", "trivial"] | None = None
+    erase: float = Field(default=0.0, ge=0, le=1)
+    centre: float = Field(default=0.875, gt=0, le=1)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+class Mix(_Strict):
+    """Mixing of two images and of their labels.
+
+    Args:
+        mixup: the parameter of the distribution of shares; 0 for none.
+        cutmix: the same for rectangles; where both are given, each batch has one of them.
+    """
+
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
+
+
+class Recipe(_Strict):
+    """A whole recipe.
+
+    Args:
+        name: what it is called.
+        source: where it was published.
+        aims: the accuracies that were published with it.
+        task: what the network is for.
+        data: the data set that it is for, in words.
+        model: a MODEL.
+        options: of the model.
+        block: what its convolutions become: a registered block; None to leave them.
+        gamma: what the last scale of each branch starts at; None for the block's own.
+        epochs: passes over the images.
+        batch_size: images of one step, of all processes together.
+        accumulate: pieces that a process takes its share of a batch in, one after another.
+        ema: decay of the moving average of the weights, which is judged and deployed; None for
+            none.
+        precision: of the arithmetic.
+        clip: the largest norm of the gradients; None for any.
+        sync_norms: whether norms see the batches of all processes.
+        seed: of everything random.
+    """
+
+    name: str
+    source: str = ""
+    aims: str = ""
+    task: Literal["classify", "embed", "segment"] = "classify"
+    data: str = ""
+    model: str
+    options: dict[str, Any] = {}
+    block: str | None = None
+    gamma: float | None = None
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    accumulate: int = Field(default=1, gt=0)
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    decay: Decay = Decay()
+    slimming: Slimming | None = None
+    loss: Loss = Loss()
+    augment: Augment = Augment()
+    mix: Mix = Mix()
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    clip: float | None = Field(default=None, gt=0)
+    sync_norms: bool = True
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        if (self.loss.name in ("am_softmax", "arcface")) != (self.task == "embed"):
+            raise ValueError(
+                "the losses am_softmax and arcface, and only they, are for task: embed"
+            )
+        if self.task != "classify" and (self.mix.mixup or self.mix.cutmix):
+            raise ValueError("mix is for task: classify")
+        return self

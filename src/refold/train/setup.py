@@ -1,0 +1,247 @@
+"""From a recipe and a data set to an engine that is ready to run."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+from refold.blocks import BranchedBlock
+from refold.errors import InputError, MissingDependencyError
+from refold.expand import expand, expand_plan
+from refold.models import create_model
+from refold.train.augment import eval_transform, image_side, train_transform
+from refold.train.data import Data, check_readable
+from refold.train.engine import Engine
+from refold.train.folder import RunFolder
+from refold.train.habits import Habits
+from refold.train.learner import make_learner
+from refold.train.loader import EvalOrder, Samples, TrainOrder, loader
+from refold.train.norms import sync_norms
+from refold.train.optim import make_optimizer
+from refold.train.penalties import Penalty, penalties_of
+from refold.train.recipe import Recipe
+from refold.train.report import Reporter
+from refold.train.saves import Saves
+from refold.train.seeds import seeded
+from refold.train.state import Parts, Position
+
+_SHARED = ("NO", "MULTI_CPU", "MULTI_GPU")
+_JUDGED_AT_ONCE = 256
+_STEPS = 4  # of an epoch, where the images are too few for the recipe's batch
+
+
+class Builder(Protocol):
+    """What makes a network from the name in a recipe."""
+
+    def __call__(self, name: str, /, *, num_classes: int, in_chans: int, **options: Any) -> Any:
+        """Return the network."""
+        ...
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be done, settled.
+
+    Args:
+        recipe: how to train.
+        data: on what.
+        place: where that is, in words.
+        output: the run's folder.
+        model: a network to train as it is; None to build the recipe's.
+        build: what builds it.
+        penalties: further ones than the recipe's.
+        habits: how to behave.
+        cpu: whether to leave a GPU alone.
+        tracker: of Accelerate; "none" for none.
+        reporter: is told.
+    """
+
+    recipe: Recipe
+    data: Data
+    place: str
+    output: Path
+    model: nn.Module | None
+    build: Builder
+    penalties: tuple[Penalty, ...]
+    habits: Habits
+    cpu: bool
+    tracker: str
+    reporter: Reporter
+
+
+def make_accelerator(order: Order) -> Any:
+    """Return Accelerate's view of the processes, the device and the precision.
+
+    Raises:
+        InputError: when they are of no use together.
+        MissingDependencyError: when Accelerate is not installed.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+        from accelerate.utils import ProjectConfiguration
+    except ImportError as error:
+        raise MissingDependencyError(
+            "training needs Accelerate: run pip install 'refold[train]'"
+        ) from error
+    AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
+    recipe, folder = order.recipe, str(order.output)
+    try:
+        accelerator = Accelerator(
+            cpu=order.cpu or not torch.accelerator.is_available(),
+            mixed_precision=recipe.precision,
+            gradient_accumulation_steps=recipe.accumulate,
+            log_with=None if order.tracker == "none" else order.tracker,
+            project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/tracker"),
+        )
+    except (ValueError, ImportError) as error:
+        raise InputError(f"Accelerate refuses these settings: {error}") from error
+    if accelerator.distributed_type.name not in _SHARED:
+        raise InputError(
+            f"processes share the work as {accelerator.distributed_type.name}, whose checkpoints "
+            "refold cannot write; use torchrun, or accelerate launch with --multi_gpu or --cpu"
+        )
+    return accelerator
+
+
+def default_tracker() -> str:
+    """Return TensorBoard where it is installed."""
+    return "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+
+
+def build_network(order: Order) -> nn.Module:
+    """Return the network of a recipe, with its branches, as it starts to train.
+
+    Raises:
+        InputError: when it cannot be built, or has no convolution that can become a block.
+    """
+    recipe, data = order.recipe, order.data
+    if order.model is not None:
+        network = order.model
+    else:
+        classes = 0 if recipe.task == "embed" else len(data.classes)
+        with seeded(recipe.seed, "weights"):
+            network = order.build(
+                recipe.model, num_classes=classes, in_chans=data.channels, **recipe.options
+            )
+    if recipe.block is not None:
+        planned = expand_plan(network, recipe.block)
+        if not planned.replaced:
+            reasons = "; ".join(f"{name}: {why}" for name, why in list(planned.kept.items())[:3])
+            raise InputError(
+                f"no convolution of {recipe.model} can become {recipe.block}: {reasons}"
+            )
+        with seeded(recipe.seed, "branches"):
+            network = expand(network, recipe.block, preserve=False)
+    _start(network, recipe)
+    return network.train()
+
+
+def _start(network: nn.Module, recipe: Recipe) -> None:
+    for module in network.modules():
+        if recipe.gamma is not None and isinstance(module, BranchedBlock):
+            module.init_gamma(recipe.gamma)
+        slim = recipe.slimming
+        if slim is None or slim.gamma is None or not isinstance(module, BatchNorm):
+            continue
+        if module.affine:
+            nn.init.constant_(module.weight, slim.gamma)
+
+
+def ours(name: str, /, *, num_classes: int, in_chans: int, **options: Any) -> nn.Module:
+    """Return a network of `refold.list_models()`."""
+    return create_model(name, num_classes=num_classes, in_chans=in_chans, **options)
+
+
+def fitted(order: Order, processes: int) -> Recipe:
+    """Return the recipe with a batch that the images can fill and the processes can share.
+
+    Raises:
+        InputError: when the pieces are more than the images, or do not divide the batch.
+    """
+    recipe, images = order.recipe, len(order.data.train)
+    pieces = processes * recipe.accumulate
+    if images < pieces:
+        raise InputError(
+            f"{order.place} has {images} images to learn from, too few for {processes} processes "
+            f"and accumulate={recipe.accumulate}"
+        )
+    if recipe.batch_size % pieces and recipe.batch_size <= images:
+        raise InputError(
+            f"batch_size {recipe.batch_size} is no multiple of {pieces}: {processes} processes "
+            f"times accumulate={recipe.accumulate} share it"
+        )
+    if recipe.batch_size <= images:
+        return recipe
+    # Few images: some steps an epoch all the same, at a rate that suits the smaller batch.
+    batch = max(images // _STEPS // pieces, 1) * pieces
+    lr = recipe.optimizer.lr * batch / recipe.batch_size
+    optimizer = recipe.optimizer.model_copy(update={"lr": lr})
+    return recipe.model_copy(update={"batch_size": batch, "optimizer": optimizer})
+
+
+def make_engine(order: Order, accelerator: Any, folder: RunFolder) -> Engine:
+    """Return the engine of a run: built, wrapped, at its start.
+
+    Args:
+        order: what is to be done, its recipe fitted.
+        accelerator: of `make_accelerator`.
+        folder: of the run.
+
+    Raises:
+        InputError: when the network does not suit the images.
+    """
+    recipe, data, habits = order.recipe, order.data, order.habits
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    network = build_network(order).to(accelerator.device)
+    with seeded(recipe.seed, "loss"):
+        learner = make_learner(network, recipe, len(data.classes), image_shape(order))
+    learner.to(accelerator.device)
+    if processes > 1 and recipe.sync_norms:
+        sync_norms(learner)
+    average = None
+    if recipe.ema is not None:
+        from timm.utils.model_ema import ModelEmaV3
+
+        average = ModelEmaV3(learner.network, recipe.ema)
+    optimizer = make_optimizer(learner, recipe.optimizer, recipe.decay)
+    parts = Parts(
+        learner, optimizer, average.module if average else None, accelerator.scaler, Position()
+    )
+    wrapped, accelerated = accelerator.prepare(learner, optimizer)
+    pieces = processes * recipe.accumulate
+    order_of = TrainOrder(len(data.train), recipe.batch_size, recipe.seed, pieces, rank, processes)
+    train = Samples(data.train, train_transform(recipe.augment, data), recipe.seed)
+    return Engine(
+        recipe=recipe, habits=habits, accelerator=accelerator, wrapped=wrapped,
+        optimizer=accelerated, average=average, parts=parts,
+        penalties=[*penalties_of(recipe), *order.penalties],
+        order=order_of, batches=loader(train, order_of, habits.workers),
+        judged=judged_batches(order, rank, processes), classes=len(data.classes), folder=folder,
+        saves=Saves(folder.path), reporter=order.reporter,
+    )  # fmt: skip
+
+
+def judged_batches(order: Order, rank: int, processes: int) -> Any:
+    """Return the batches to judge by."""
+    recipe, data = order.recipe, order.data
+    samples = Samples(data.val, eval_transform(recipe.augment, data), recipe.seed)
+    size = max(1, min(_JUDGED_AT_ONCE, recipe.batch_size // processes))
+    return loader(samples, EvalOrder(len(data.val), size, rank, processes), order.habits.workers)
+
+
+def image_shape(order: Order) -> tuple[int, ...]:
+    """Return the shape of one image as the network sees it.
+
+    Raises:
+        InputError: when no image of train can be read.
+    """
+    check_readable(order.data)
+    side = image_side(order.recipe.augment, order.data)
+    return (order.data.channels, side, side)

@@ -1,0 +1,51 @@
+"""`refold prune` from end to end, on networks of a few hundred weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Net = Callable[[str], str]
+SMALL = ("--input-size", "3x8x8", "--live-statistics")
+
+
+def test_cost_and_layers_come_before_the_proof(run: Callable, net: Net, tmp_path: Path) -> None:
+    out = tmp_path / "net.onnx"
+    result = run("prune", net("residual"), *SMALL, "--ratio", "0.5", "-o", out)
+    assert result.code == 0, result.err
+    places = [result.out.index(word) for word in ("multiply-adds", "1.body.0", "masked: largest")]
+    assert places == sorted(places)
+    assert "kept at 0: more than one layer reads its channels" in result.out
+    assert out.exists()
+
+
+def test_without_residuals_more_goes(run: Callable, net: Net) -> None:
+    words = ("prune", net("residual"), *SMALL, "--ratio", "0.5", "--json")
+    tied = json.loads(run(*words).out)
+    free = json.loads(run(*words, "--remove-residuals", "--importance", "l1").out)
+    assert len(free["dropped"]) > len(tied["dropped"]) > 0
+    assert free["proof"]["equal"]
+    assert free["plain"]["parameters"] > free["before"]["parameters"]
+
+
+BAD = [
+    ((), "--ratio 0.5"),
+    (("--ratio", "1"), "below 1"),
+    (("--ratio", "0.5", "--threshold", "1"), "either ratio"),
+    (("--ratio", "0.5", "--floor", "few"), "--floor 'few'"),
+    (("--ratio", "0.5", "--importance", "l2"), "l2"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD, ids=[said for _, said in BAD])
+def test_bad_input_writes_nothing(
+    run: Callable, net: Net, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    out = tmp_path / "net.onnx"
+    result = run("prune", net("residual"), *SMALL, *words, "-o", out)
+    assert result.code == 2
+    assert said in result.err
+    assert not out.exists()

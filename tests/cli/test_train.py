@@ -1,0 +1,136 @@
+"""`refold train`, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from refold.train import finish
+from train.pictures import folders, picture
+
+FEW = (
+    "--epochs", "1", "--batch-size", "4", "--image-size", "16", "--workers", "0", "--cpu",
+    "--tracker", "none",
+)  # fmt: skip
+SRC = Path(__file__).parents[2] / "src"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return folders(tmp_path / "data", train=5, val=2, side=16)
+
+
+NET = """
+from torch import nn
+
+def build(num_classes):
+    return nn.Sequential(nn.Conv2d(3, num_classes, 3, bias=False), nn.BatchNorm2d(num_classes),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    """Return the MODEL of a tiny network in a file."""
+    (tmp_path / "net.py").write_text(NET)
+    return f"{tmp_path / 'net.py'}:build"
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finish, "_EXPORTED", ("deploy.safetensors",))
+
+
+@pytest.mark.usefixtures("light")
+def test_a_folder_a_model_a_block(run: Callable, data: Path, tmp_path: Path, small: str) -> None:
+    words = ("--data", data, "--model", small, "--block", "dbb", "-o", tmp_path / "run")
+    result = run("train", *words, *FEW)
+    assert result.code == 0, result.err
+    assert "same answers: 4 of 4" in result.out
+    assert "epoch 1/1: loss" in result.err  # plain lines where there is no terminal
+    assert "best" in result.err
+    again = run("train", *words, *FEW)
+    assert again.code == 2
+    assert "--resume" in again.err
+    # To go on, the network is built anew from the name in config.yaml.
+    done = run("train", "-o", tmp_path / "run", "--resume", "--json")
+    assert json.loads(done.out)["answers"] == 4
+
+
+@pytest.mark.usefixtures("light")
+def test_a_dry_run_of_a_network_of_a_zoo(run: Callable, data: Path, tmp_path: Path) -> None:
+    words = ("--data", data, "--model", "timm:test_resnet", "-o", tmp_path / "run", "--dry-run")
+    result = run("train", *words, *FEW)
+    assert result.code == 0, result.err
+    assert "a dry run: nothing was written" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--recipe", "digitz"), "no recipe 'digitz': did you mean digits"),
+        (("--set", "optimizer.rate=1"), "digits.yaml: unknown key 'optimizer.rate'"),
+        (("--data", "nowhere"), "there is no folder 'nowhere'"),
+        (("--model", "timm:resnet81"), "did you mean"),
+        (("--model", "net.pt2"), "cannot be trained"),
+        (("--model", "torchvision:resnet18"), "images of 3 channels, not 1"),
+        (("--resume", "--epochs", "3"), "--resume goes on with the settings of the run"),
+        (("--task", "paint"), "task: Input should be 'classify'"),
+    ],
+)
+def test_mistakes_are_one_line(
+    run: Callable, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    result = run("train", "-o", tmp_path / "run", *words)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.strip().count("\n") == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_wrong_with_the_images_is_named(run: Callable, data: Path, tmp_path: Path) -> None:
+    (data / "val" / "cow").mkdir()
+    picture(0, 0).save(data / "val" / "cow" / "0.png")
+    result = run("train", "--data", data, "-o", tmp_path / "run", *FEW)
+    assert result.code == 2
+    assert f"{data / 'val' / 'cow'}: " in result.err
+
+
+def test_the_recipes_are_listed(run: Callable) -> None:
+    listed = run("train", "--recipes").out
+    assert "repvgg_imagenet: repvgg_a0, 120 epochs" in listed
+    assert "aims at" in listed
+
+
+def test_a_signal_to_the_whole_group_saves(data: Path, tmp_path: Path, small: str) -> None:
+    """Ctrl-C in a terminal reaches the loader's workers, too; they leave it to the main process."""
+    folder = tmp_path / "run"
+    words = ["train", "--data", data, "--model", small, "-o", folder, *FEW]
+    words[words.index("--epochs") + 1] = "5000"
+    words[words.index("--workers") + 1] = "1"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refold", *map(str, words)], stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "checkpoints" / "last").exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert f"refold train -o {folder} --resume" in said
+    assert "Traceback" not in said
+    assert (folder / "checkpoints" / "last").exists()

@@ -1,0 +1,123 @@
+"""Two processes that share a batch train as one process with the whole of it.
+
+Oracle: torch's own batch norm, and the same recipe in one process.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from refold.errors import RefusedError
+from refold.train.norms import sync_norms, unsync_norms
+from train.pictures import folders
+from train.processes import shared_run
+from train.runs import last, records, start
+
+SCRIPT = Path(__file__).with_name("processes.py")
+
+
+def free_port() -> int:
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return door.getsockname()[1]
+
+
+def torchrun(*words: str | Path, processes: int = 2):
+    head = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    return start(*head, "--master-port", str(free_port()), *words)
+
+
+@pytest.mark.parametrize("block", ["dbb", pytest.param("none", marks=pytest.mark.zoo)])
+def test_two_processes_train_as_one(tmp_path: Path, block: str) -> None:
+    data = folders(tmp_path / "data", train=17, val=5)  # 34 images: 4 steps of 8; 10 to judge
+    shared_run(tmp_path / "one", data, block)
+    done = torchrun(SCRIPT, tmp_path / "two", data, block)
+    assert done.returncode == 0, done.stderr
+    one, two = ([r["loss"] for r in records(tmp_path / run, "step")] for run in ("one", "two"))
+    assert len(one) == len(two) == 8
+    assert len(set(one)) == 8  # it learns, and every step is another one
+    assert max(abs(a - b) / abs(a) for a, b in zip(one, two, strict=True)) < 1e-5
+    assert_equal_weights(tmp_path)
+    summaries = [
+        json.loads((tmp_path / run / "summary.json").read_text()) for run in ("one", "two")
+    ]
+    for summary in summaries:  # and the synchronised norms folded
+        assert summary["same_answers"] == summary["answers"] == 10
+        assert summary["error"]["float64"] < 1e-9
+    assert summaries[0]["train_form"]["top1"] == summaries[1]["train_form"]["top1"]
+
+
+def assert_equal_weights(tmp_path: Path) -> None:
+    one, two = last(tmp_path / "one"), last(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.allclose(value.double(), two[name].double(), rtol=1e-3, atol=1e-5), name
+
+
+def _norm(rank: int, port: int, dtype: torch.dtype, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    x, like, norm = _case(dtype)
+    sync_norms(norm)
+    piece = x[rank * 3 : rank * 3 + 3].detach().requires_grad_()
+    out = norm(piece)
+    (out * like[rank * 3 : rank * 3 + 3]).sum().backward()
+    torch.save(
+        {"out": out.detach(), "x": piece.grad, "weight": norm[0].weight.grad,
+         "mean": norm[0].running_mean, "var": norm[0].running_var},
+        f"{folder}/{rank}.pt",
+    )  # fmt: skip
+    dist.destroy_process_group()
+
+
+def _case(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, nn.Module]:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(6, 5, 3, 2, generator=generator, dtype=torch.float64) * 3 + 100
+    like = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    norm = nn.Sequential(nn.BatchNorm2d(5)).double()
+    norm[0].weight.data = torch.randn(5, generator=generator, dtype=torch.float64)
+    return x.to(dtype), like.to(dtype), norm.to(dtype)
+
+
+def test_a_synchronised_norm_is_the_norm_of_the_whole_batch(tmp_path: Path) -> None:
+    arguments = (free_port(), torch.float64, str(tmp_path))
+    mp.start_processes(_norm, arguments, nprocs=2, start_method="fork")
+    halves = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    x, like, norm = _case(torch.float64)
+    x.requires_grad_()
+    out = norm(x)
+    (out * like).sum().backward()
+    assert torch.allclose(torch.cat([h["out"] for h in halves]), out, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(torch.cat([h["x"] for h in halves]), x.grad, rtol=1e-8, atol=1e-10)
+    assert torch.allclose(halves[0]["weight"] + halves[1]["weight"], norm[0].weight.grad)
+    for half in halves:
+        assert torch.allclose(half["mean"], norm[0].running_mean)
+        assert torch.allclose(half["var"], norm[0].running_var)
+
+
+def test_synchronised_norms_come_and_go() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm3d(4)))
+    names = list(net.state_dict())
+    assert sync_norms(net) == 3
+    assert sync_norms(net) == 3  # twice is once
+    assert list(net.state_dict()) == names
+    assert unsync_norms(net) == 3
+    assert [type(net[0]), type(net[1][1])] == [nn.BatchNorm1d, nn.BatchNorm3d]
+
+
+def test_a_norm_of_its_own_kind_is_refused() -> None:
+    class Own(nn.BatchNorm2d):
+        pass
+
+    net = nn.Sequential(nn.BatchNorm2d(2), Own(3))
+    with pytest.raises(RefusedError, match=r"1 is a Own, .*sync_norms=false"):
+        sync_norms(net)
+    assert type(net[0]) is nn.BatchNorm2d  # nothing is half done
