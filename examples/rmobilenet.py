@@ -19,7 +19,7 @@ from refold.workload import measure
 
 
 def warm_up(net: nn.Module, images: Tensor) -> nn.Module:
-    """Return the network in eval mode as training leaves it: live statistics, scales of both signs."""
+    """Return the network in eval mode with live statistics and scales of both signs."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             signs = torch.randint_like(module.weight, 2) * 2 - 1
@@ -34,7 +34,7 @@ def warm_up(net: nn.Module, images: Tensor) -> nn.Module:
 def main() -> None:
     """Take the special MobileNetV2 apart in two steps, and compare with MobileNetV1."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="96 pixels and 4 images, not 224 and 8")
+    parser.add_argument("--small", action="store_true", help="4 images of 96 pixels")
     batch, side = (4, 96) if parser.parse_args().small else (8, 224)
     torch.manual_seed(0)
 

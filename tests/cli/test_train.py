@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from refold.train import finish
+from refold.cli.progress import LineReporter, RichReporter
+from refold.train import Plan, Progress, finish
 from train.pictures import folders, picture
 
 FEW = (
@@ -134,3 +135,24 @@ def test_a_signal_to_the_whole_group_saves(data: Path, tmp_path: Path, small: st
     assert f"refold train -o {folder} --resume" in said
     assert "Traceback" not in said
     assert (folder / "checkpoints" / "last").exists()
+
+
+@pytest.mark.parametrize("kind", [LineReporter, RichReporter])
+def test_progress_says_where_the_run_is(
+    kind: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refold.cli.progress.QUIET_SECONDS", 0.0)
+    reporter = kind()
+    for _ in range(2):  # a study has many runs
+        reporter.begin(Plan("net", 5, "here", 8, 4, 2, (3, 8, 8), 3, 2, 4, 1, "cpu", 7))
+        reporter.step(Progress(2, 3, 1, 2, 0.5, 0.25, 0.1, 40.0, 75.0))
+        record = {"epoch": 2, "train_loss": 0.5, "train_accuracy": 0.25, "val_top1": 0.75,
+                  "best": 0.8, "images_per_second": 40.0}  # fmt: skip
+        reporter.epoch(record)
+        reporter.note("[by the way]")
+        reporter.end()
+    said = capsys.readouterr().err
+    assert said.count("goes on after step 7") == said.count("[by the way]") == 2
+    assert said.count("epoch 2/3: loss 0.5000, accuracy 25.00%; judged: top-1 75.00%") == 2
+    if kind is LineReporter:
+        assert "epoch 2/3, step 1/2: loss 0.5000, accuracy 25.00%, 40 images/s, 1:15 left" in said

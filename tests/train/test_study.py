@@ -16,7 +16,8 @@ from train.pictures import folders
 from train.runs import records
 
 SHORT = {
-    "epochs": 1, "batch_size": 8, "model": "cifar_resnet20", "options": {"depths": [1, 1, 1], "widths": [2, 4, 8]},
+    "epochs": 1, "batch_size": 8, "model": "cifar_resnet20",
+    "options": {"depths": [1, 1, 1], "widths": [2, 4, 8]},
     "augment.size": 16, "augment.crop": "none",
 }  # fmt: skip
 
