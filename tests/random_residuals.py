@@ -150,12 +150,16 @@ def _body(
 
 def build(seed: int) -> nn.Module:
     """Return the network of a seed; it reads (N, 3, even, even)."""
-    rng = Random(seed)
+    return drawn(Random(seed), seed)
+
+
+def drawn(rng: Random, seed: int = 0, blocks: int = 3) -> nn.Module:
+    """Return a network of random choices, with the weights of a seed."""
     torch.manual_seed(seed)
     start = rng.choice([nn.ReLU(), nn.Identity(), nn.ReLU6()])
     layers: list[nn.Module] = [*conv(3, 4, 3, rng), start]
     width = 4
-    for _ in range(3):
+    for _ in range(blocks):
         stride = rng.choice([1, 1, 2])
         wider = rng.choice([width, width, 2 * width, width + 4])
         layers.append(Block(width, wider, stride, rng.choice(KINDS), rng))

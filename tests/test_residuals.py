@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from random import Random
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import refold
-from random_residuals import Block, Net, additions, build, conv, norm, pair, rng
+from random_residuals import Block, Net, additions, build, conv, drawn, norm, pair, rng
 from refold.errors import InputError
 from refold.graph import unbranch_plan
 from refold.graph.carry import ChannelClamp, ChannelSlope
@@ -58,6 +61,20 @@ def test_random_networks_lose_every_addition_and_stay_equal(seed: int) -> None:
     assert additions(plain, example) == 0
     for x in inputs(seed):
         assert difference(model, plain, x) < TOLERANCE
+
+
+@settings(
+    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+@given(st.randoms(use_true_random=False))
+def test_any_residual_has_a_plain_form(rng: Random) -> None:
+    """Kind, stride, width, function, shortcut and sign are hypothesis's choices, one by one."""
+    model, x = drawn(rng, blocks=1), inputs()[0]
+    plain = refold.remove_residuals(model, x)
+    assert additions(model, x) == 1
+    assert additions(plain, x) == 0
+    for value in (x, x * 20, inputs()[4]):
+        assert difference(model, plain, value) < TOLERANCE
 
 
 def test_the_random_networks_catch_an_activation_left_as_it_was(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,6 +38,28 @@ def _leaky(net: Net, x: Tensor) -> Tensor:
     return x + net.b(F.leaky_relu(net.a(x), 0.3))
 
 
+def _chosen(index: list[int], before: int, after: int) -> Any:
+    """Return a shortcut that takes some channels, and puts zeros around them."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        return net.f(x) + F.pad(x[:, index], (0, 0, 0, 0, before, after))
+
+    return forward
+
+
+def _other_order(net: Net, x: Tensor) -> Tensor:
+    return net.f(x) + x.flip(1)
+
+
+CHOSEN = {
+    "some channels": (_chosen([0, 1], 0, 2), 2),
+    "one, elsewhere": (_chosen([3], 2, 1), 1),
+    "out of order": (_chosen([2, 0], 1, 1), 2),
+    "one of them twice": (_chosen([1, 1, 3], 1, 0), 4),  # a matrix instead: all ride
+    "all, reversed": (_other_order, 4),
+}
+
+
 def two(size: int, rank: int = 2, width: int = 4, **options: object) -> dict[str, nn.Module]:
     layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
     first = layer(4, width, size, padding=size // 2, **options)
@@ -67,6 +91,28 @@ def test_a_residual_is_found_by_what_it_computes(form: str) -> None:
     done = removal(model.double().eval(), x)
     assert done.kept == ()
     check(done, model, x)
+
+
+@pytest.mark.parametrize("form", CHOSEN)
+@pytest.mark.parametrize("act", [nn.ReLU6(), nn.PReLU(6)], ids=["relu6", "prelu"])
+def test_channels_that_a_shortcut_leaves_out_do_not_ride_along(form: str, act: nn.Module) -> None:
+    forward, riding = CHOSEN[form]
+    model = Net(forward, f=pair(act)).double().eval()
+    done = removal(model, MAP)
+    assert done.kept == ()
+    check(done, model, MAP)
+    [first, *_] = [part for part in done.model.modules() if isinstance(part, nn.Conv2d)]
+    assert first.out_channels == 6 + riding
+
+
+def test_a_grouped_branch_carries_the_chosen_channels() -> None:
+    body = nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU6(), nn.Conv2d(8, 8, 3, 1, 1, groups=4))
+    model = Net(_chosen([1, 2], 2, 0), f=nn.Sequential(body, nn.ReLU6(), nn.Conv2d(8, 4, 1)))
+    done = removal(model.double().eval(), MAP)
+    assert done.kept == ()
+    check(done, model, MAP)
+    widths = [part.in_channels for part in done.model.modules() if isinstance(part, nn.Conv2d)]
+    assert widths == [4, 10, 10]
 
 
 def test_an_exported_program_loses_its_residuals() -> None:

@@ -19,7 +19,7 @@ from random_residuals import additions
 from refold.checkpoint import load_in_order, read_state_dict
 from refold.cli.demo_photos import photographs, top5
 from refold.errors import RefusedError
-from refold.residuals import Removal, removal
+from refold.residuals import removal
 from zoo.live import enliven
 from zoo.nets import Net
 
@@ -28,8 +28,8 @@ SLOW = (
     "torchvision:resnet34", "torchvision:mobilenet_v2", "torchvision:regnet_y_400mf",
     "torchvision:resnext50_32x4d", "timm:resnet26d", "timm:efficientnet_lite0",
     "timm:mobilenetv2_100", "timm:regnetx_002", "timm:resnetv2_50",
+    "torchvision:resnet50", "torchvision:wide_resnet50_2",  # 2 and 3 GiB in float64
 )  # fmt: skip
-HUGE = ("torchvision:resnet50", "torchvision:wide_resnet50_2")  # gigabytes of zeros: float32 only
 NETS = [*QUICK, *(pytest.param(net, marks=pytest.mark.zoo) for net in SLOW)]
 CLASSIFIER = {"torchvision:resnext50_32x4d": 2_049_000, "timm:regnetx_002": 369_000}
 MILLIONS = {
@@ -37,7 +37,7 @@ MILLIONS = {
     "torchvision:resnet34": 40.38,
     "torchvision:resnext50_32x4d": 55.87,  # these two without their classifier
     "timm:regnetx_002": 4.31,
-    "torchvision:resnet50": 277.3,
+    "torchvision:resnet50": 277.33,
 }
 
 
@@ -46,24 +46,20 @@ def image(dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 @cache
-def original(label: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+def original(label: str) -> nn.Module:
     net = Net(*label.split(":"))
-    return enliven(net.build().to(dtype).eval(), (image(dtype),))
-
-
-def removed(label: str, dtype: torch.dtype = torch.float64) -> Removal:
-    return removal(original(label, dtype), image(dtype))
+    return enliven(net.build().double().eval(), (image(),))
 
 
 def difference(label: str, plain: nn.Module, x: Tensor) -> float:
     with torch.no_grad():
-        expected = original(label, x.dtype)(x)
+        expected = original(label)(x)
         return float((expected - plain(x)).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("label", NETS)
 def test_no_addition_is_left_and_the_answer_is_the_same(label: str) -> None:
-    done = removed(label)
+    done = removal(original(label), image())
     assert done.kept == ()
     assert additions(original(label), image()) == len(done.removed) > 0
     assert additions(done.model, image()) == 0
@@ -74,17 +70,6 @@ def test_no_addition_is_left_and_the_answer_is_the_same(label: str) -> None:
     if label in MILLIONS:
         count = done.cost_after.parameters - CLASSIFIER.get(label, 0)
         assert abs(count / 1e6 - MILLIONS[label]) < 0.02  # resnext50: 55.882 here
-
-
-@pytest.mark.zoo
-@pytest.mark.parametrize("label", HUGE)
-def test_bottlenecks_grow_tenfold_and_stay_equal(label: str) -> None:
-    done = removed(label, torch.float32)
-    assert done.kept == ()
-    assert additions(done.model, image(torch.float32)) == 0
-    assert refold.verify(original(label, torch.float32), done.model, image(torch.float32))
-    if label in MILLIONS:
-        assert abs(done.cost_after.parameters / 1e6 - MILLIONS[label]) < 0.05
 
 
 def test_efficientnet_is_refused_with_the_reason_of_each_block() -> None:

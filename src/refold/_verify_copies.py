@@ -73,7 +73,12 @@ def look_through(model: nn.Module) -> nn.Module:
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """Return a copy in float64 (complex128 for complex numbers); other types are only copied."""
+    """Return a copy in float64 (complex128 for complex numbers); other types are only copied.
+
+    A parameter that is float64 already is shared: a large network in float64 fills the memory.
+    """
+    if isinstance(tensor, nn.Parameter) and tensor.dtype == torch.float64:
+        return tensor.detach()
     if tensor.is_floating_point():
         return tensor.detach().to(torch.float64, copy=True)
     if tensor.is_complex():

@@ -41,7 +41,9 @@ def cells() -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
+LARGE = {"in_channels": 4, "groups": 2, "partition": 10, "kernels": (1, 3, 5, 7)}  # at 320 pixels
 CELLS = list(cells())
+CELLS += [LARGE | {"out_channels": o, "img_size": s} for o, s in ((4, (10, 20)), (6, (10, 10)))]
 
 
 def inputs(channels: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -67,7 +69,7 @@ def is_grouped_row(layer: nn.Module, groups: int) -> bool:
 
 
 def test_the_grid_is_whole() -> None:
-    assert len(CELLS) == 7 * (4 * 7 + 2 * 6)
+    assert len(CELLS) == 7 * (4 * 7 + 2 * 6) + 2
 
 
 @pytest.mark.parametrize("part", range(6))
@@ -144,14 +146,9 @@ def test_parameters_are_the_papers(reduction: int) -> None:
 
 def released(kernel: Tensor, size: tuple[int, int], groups: int) -> Tensor:
     """The authors' conversion: an identity pushed through, then laid out as O h w / g rows."""
-    return (
-        _pushed(kernel, size, groups)
-        .reshape(
-            kernel.shape[0] * size[0] * size[1] // groups,
-            kernel.shape[1] * groups * size[0] * size[1],
-        )
-        .T
-    )
+    (outputs, width), positions = kernel.shape[:2], size[0] * size[1]
+    shape = (outputs * positions // groups, width * groups * positions)
+    return _pushed(kernel, size, groups).reshape(shape).T
 
 
 def right(kernel: Tensor, size: tuple[int, int], groups: int) -> Tensor:

@@ -115,3 +115,13 @@ def test_its_gates_pass_reserved_channels_and_read_them() -> None:
 def test_what_cannot_be_reserved_is_named(arguments: Any, reserved: int, said: str) -> None:
     with pytest.raises(InputError, match=said):
         RMBlock(*arguments, reserved=reserved)
+
+
+def test_expand_knows_it_by_name() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6)).double()
+    x = torch.randn(1, 3, 7, 7, dtype=torch.float64)
+    wide = refold.expand(enliven(net, torch.Generator().manual_seed(1)), "rm").eval()
+    assert isinstance(wide[0], RMBlock)
+    assert torch.equal(net(x), wide(x))
+    with torch.no_grad():
+        assert error(net(x), refold.reparameterize(wide, x)(x)) < TOLERANCE

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
+
+from refold.blocks import RepMLPBlock
 
 
 class Block(nn.Module):
@@ -77,3 +81,9 @@ def residual() -> nn.Module:
 def stubborn() -> nn.Module:
     """One residual that can be removed, and one that cannot."""
     return nn.Sequential(nn.Conv2d(3, 4, 1), Residual(nn.ReLU()), Residual(nn.SiLU()))
+
+
+def perceptrons() -> nn.Module:
+    """RepMLP after a stem: what of it goes where is in the plan."""
+    block = RepMLPBlock(4, 6, img_size=9, partition=3, groups=2, kernels=(1, (1, 3), 3))
+    return nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 4, 1), act=nn.ReLU(), mlp=block))

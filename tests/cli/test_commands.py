@@ -48,6 +48,27 @@ def test_inspect_prints_json_alone(run: Callable, net: Net) -> None:
     assert plan["steps"]
 
 
+def test_inspect_shows_where_the_convolutions_beside_a_linear_layer_went(
+    run: Callable, net: Net
+) -> None:
+    """RepMLP: three into FC3 with their norms, the norm of the averages into FC1."""
+    branches = ("repconv1", "repconv1x3", "repconv3")
+    wanted = {
+        "mlp.reparam_conv": {"fc3", "fc3_bn"}
+        | {f"{name}.{role}" for name in branches for role in ("conv", "bn")},
+        "mlp.fc1_fc2.fc1": {"avg.bn", "fc1"},
+    }
+    result = run("inspect", *words(net, "perceptrons", "--json"))
+    assert result.code == 0, result.err
+    plan = json.loads(result.out)
+    parts = {step["where"]: step["detail"].split(" + ") for step in plan["steps"]}
+    found = {where: {name.removeprefix("mlp.") for name in names} for where, names in parts.items()}
+    assert found == wanted
+    assert plan["refusals"] == []
+    text = run("inspect", *words(net, "perceptrons")).out
+    assert all(name in text for names in wanted.values() for name in names)
+
+
 def test_a_refusal_fails_ci_on_request(run: Callable, net: Net) -> None:
     assert run("inspect", *words(net, "refused", "--fail-on-refusal")).code == 1
     assert run("inspect", *words(net, "branchy", "--fail-on-refusal")).code == 0

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from refold.cli.demo_story import tell_story
-from refold.train import finish
+from refold.cli.progress import LineReporter, RichReporter
+from refold.train import Plan, Progress, finish
 from train.pictures import folders, picture
 
 FEW = (
@@ -29,14 +29,30 @@ def data(tmp_path: Path) -> Path:
     return folders(tmp_path / "data", train=5, val=2, side=16)
 
 
+NET = """
+from torch import nn
+
+def build(num_classes):
+    return nn.Sequential(nn.Conv2d(3, num_classes, 3, bias=False), nn.BatchNorm2d(num_classes),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    """Return the MODEL of a tiny network in a file."""
+    (tmp_path / "net.py").write_text(NET)
+    return f"{tmp_path / 'net.py'}:build"
+
+
 @pytest.fixture
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finish, "_EXPORTED", ("deploy.safetensors",))
 
 
 @pytest.mark.usefixtures("light")
-def test_a_folder_a_model_a_block(run: Callable, data: Path, tmp_path: Path) -> None:
-    words = ("--data", data, "--model", "cifar_resnet20", "--block", "dbb", "-o", tmp_path / "run")
+def test_a_folder_a_model_a_block(run: Callable, data: Path, tmp_path: Path, small: str) -> None:
+    words = ("--data", data, "--model", small, "--block", "dbb", "-o", tmp_path / "run")
     result = run("train", *words, *FEW)
     assert result.code == 0, result.err
     assert "same answers: 4 of 4" in result.out
@@ -45,29 +61,18 @@ def test_a_folder_a_model_a_block(run: Callable, data: Path, tmp_path: Path) -> 
     again = run("train", *words, *FEW)
     assert again.code == 2
     assert "--resume" in again.err
+    # To go on, the network is built anew from the name in config.yaml.
     done = run("train", "-o", tmp_path / "run", "--resume", "--json")
     assert json.loads(done.out)["answers"] == 4
 
 
 @pytest.mark.usefixtures("light")
-def test_networks_of_the_zoos_and_of_files(run: Callable, data: Path, tmp_path: Path) -> None:
-    net = tmp_path / "net.py"
-    net.write_text(
-        "from torch import nn\n"
-        "def build(num_classes):\n"
-        "    return nn.Sequential(nn.Conv2d(3, num_classes, 3), nn.BatchNorm2d(num_classes),\n"
-        "                         nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
-    )
-    for at, model in enumerate(("timm:test_resnet", f"{net}:build")):
-        folder = tmp_path / f"run{at}"
-        result = run("train", "--data", data, "--model", model, "-o", folder, "--dry-run", *FEW)
-        assert result.code == 0, result.err
-        assert "a dry run: nothing was written" in result.err
-        assert not folder.exists()
-    done = run("train", "--data", data, "--model", f"{net}:build", "-o", tmp_path / "r", *FEW)
-    assert done.code == 0, done.err
-    # To go on, the network is built anew from the name in config.yaml.
-    assert run("train", "-o", tmp_path / "r", "--resume").code == 0
+def test_a_dry_run_of_a_network_of_a_zoo(run: Callable, data: Path, tmp_path: Path) -> None:
+    words = ("--data", data, "--model", "timm:test_resnet", "-o", tmp_path / "run", "--dry-run")
+    result = run("train", *words, *FEW)
+    assert result.code == 0, result.err
+    assert "a dry run: nothing was written" in result.err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -107,10 +112,10 @@ def test_the_recipes_are_listed(run: Callable) -> None:
     assert "aims at" in listed
 
 
-def test_a_signal_to_the_whole_group_saves(data: Path, tmp_path: Path) -> None:
+def test_a_signal_to_the_whole_group_saves(data: Path, tmp_path: Path, small: str) -> None:
     """Ctrl-C in a terminal reaches the loader's workers, too; they leave it to the main process."""
     folder = tmp_path / "run"
-    words = ["train", "--data", data, "--model", "cifar_resnet20", "-o", folder, *FEW]
+    words = ["train", "--data", data, "--model", small, "-o", folder, *FEW]
     words[words.index("--epochs") + 1] = "5000"
     words[words.index("--workers") + 1] = "1"
     process = subprocess.Popen(
@@ -132,10 +137,22 @@ def test_a_signal_to_the_whole_group_saves(data: Path, tmp_path: Path) -> None:
     assert (folder / "checkpoints" / "last").exists()
 
 
-@pytest.mark.slow
-def test_the_story_of_the_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    tell_story(tmp_path, seed=0, epochs=1, rounds=1)
-    told = capsys.readouterr().out
-    assert "same answer to each of the 1000 test images" in told
-    assert (tmp_path / "digits" / "deploy.onnx").exists()
-    tell_story(tmp_path, seed=0, epochs=1, rounds=1)  # an earlier demo is no obstacle
+@pytest.mark.parametrize("kind", [LineReporter, RichReporter])
+def test_progress_says_where_the_run_is(
+    kind: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refold.cli.progress.QUIET_SECONDS", 0.0)
+    reporter = kind()
+    for _ in range(2):  # a study has many runs
+        reporter.begin(Plan("net", 5, "here", 8, 4, 2, (3, 8, 8), 3, 2, 4, 1, "cpu", 7))
+        reporter.step(Progress(2, 3, 1, 2, 0.5, 0.25, 0.1, 40.0, 75.0))
+        record = {"epoch": 2, "train_loss": 0.5, "train_accuracy": 0.25, "val_top1": 0.75,
+                  "best": 0.8, "images_per_second": 40.0}  # fmt: skip
+        reporter.epoch(record)
+        reporter.note("[by the way]")
+        reporter.end()
+    said = capsys.readouterr().err
+    assert said.count("goes on after step 7") == said.count("[by the way]") == 2
+    assert said.count("epoch 2/3: loss 0.5000, accuracy 25.00%; judged: top-1 75.00%") == 2
+    if kind is LineReporter:
+        assert "epoch 2/3, step 1/2: loss 0.5000, accuracy 25.00%, 40 images/s, 1:15 left" in said

@@ -21,11 +21,13 @@ from models.nets import error, small
 from refold.export import onnx_session, run_onnx
 from zoo.live import enliven, is_norm
 
-EXACT, SINGLE = 1e-9, 1e-3
+EXACT, SINGLE = 1e-9, 1e-4
 CLASSES = 10
 # The size of the image is part of some networks; others need more than the 64 pixels that suffice.
 OWN_SIZE = ("mobilefacenet", "repmlp", "faceresnet", "acnet_alexnet", "dbb_alexnet")
-LARGER = {"inception": 96, "googlenet": 96, "xception": 96, "mobilenetv1": 96}
+LARGER = {
+    "inception_": 139, "inception": 96, "googlenet": 96, "xception": 139, "mobilenetv1": 96,
+}  # fmt: skip
 # 713 pixels are too many here: as few as the networks' own windows allow.
 SHORTER: dict[str, dict[str, Any]] = {
     "pspnet_resnet50": {"img_size": 49},
@@ -64,12 +66,13 @@ def check_training(model: nn.Module, x: Tensor) -> None:
 
 @pytest.fixture(autouse=True)
 def room_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let files differ by a thousandth: untrained networks magnify rounding more than trained ones.
+    """Leave the comparison to the test: untrained networks magnify rounding more than trained ones.
 
-    The export compares the file with torch in float32; the test compares it with float64.
+    The export compares the file with torch in float32 and knows its rounding from its depth alone;
+    the test compares both with float64.
     """
     batch = importlib.import_module("refold.export.batch")  # refold.export is also a function
-    monkeypatch.setattr(batch, "native_bound", lambda *models: SINGLE)
+    monkeypatch.setattr(batch, "native_bound", lambda *models: 1.0)
 
 
 def check(name: str, tmp_path: Path, **options: Any) -> None:
@@ -91,7 +94,9 @@ def check(name: str, tmp_path: Path, **options: Any) -> None:
     del model
     path = refold.export(folded.float(), tmp_path / "net.onnx", x.float())
     found = run_onnx(onnx_session(path), (x.float(),))[0]
-    assert error(wanted, found.double()) <= SINGLE
+    with torch.no_grad():
+        own = error(wanted, first(folded(x.float())).double())
+    assert error(wanted, found.double()) <= max(SINGLE, 8 * own)
 
 
 @pytest.mark.parametrize("name", SAMPLE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm.utils
@@ -15,6 +16,7 @@ from models.nets import FAMILIES, alive, build, error, image, is_written, struct
 from refold.blocks import ACBlock, BranchedBlock
 from refold.blocks.partition import PartitionBlock
 from refold.errors import CheckpointError
+from zoo.live import enliven
 
 # The engine folds a sum and what follows it in one piece, and gives that piece a name of its own:
 # test_modules has the one network whose sum is followed by more than its norm. Those whose norms
@@ -80,6 +82,37 @@ def test_a_train_form_file_loads_into_the_deploy_form(name: str, tmp_path: Path)
         assert torch.equal(plain(x), again(x))
     with pytest.raises(CheckpointError, match="training form"):
         refold.load_checkpoint(model, tmp_path / "deploy.pth")
+
+
+ENGINE = {
+    "resnext50_32x4d_paths": {"depths": (1, 1, 1, 1), "cardinality": 2, "base": 8},
+    "preact_resnet164": {"depths": (2, 1, 1), "widths": (4, 8, 16)},
+    "resnet18": {},
+}
+
+
+@pytest.mark.parametrize("name", ENGINE)
+def test_a_train_form_file_loads_where_the_engine_folds(name: str, tmp_path: Path) -> None:
+    """`create_model` folds these as a whole: so is the file."""
+    options: dict[str, Any] = {"num_classes": 10, **ENGINE[name]}
+    torch.manual_seed(0)
+    model = refold.create_model(name, **options).double()
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    enliven(model.eval(), (x,))
+    torch.save(model.state_dict(), tmp_path / "train.pth")
+    plain = refold.create_model(name, deploy=True, **options).double().eval()
+    report = refold.load_checkpoint(plain, tmp_path / "train.pth")
+    assert (report.folded > 0, report.loaded) == (True, len(plain.state_dict()))
+    torch.save(plain.state_dict(), tmp_path / "deploy.pth")
+    assert refold.load_checkpoint(plain, tmp_path / "deploy.pth").folded == 0
+    with torch.no_grad():
+        assert error(model(x), plain(x)) <= 1e-6  # the file was folded in the network's float32
+    before = {key: tensor.clone() for key, tensor in plain.state_dict().items()}
+    other = refold.create_model(name, **{**options, "num_classes": 11})
+    torch.save(other.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        refold.load_checkpoint(plain, tmp_path / "other.pth")
+    assert all(torch.equal(before[key], tensor) for key, tensor in plain.state_dict().items())
 
 
 def test_deployed_blocks_of_one_make_share_nothing_but_their_shape() -> None:

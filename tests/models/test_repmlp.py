@@ -70,6 +70,32 @@ def test_repmlpnets_have_the_published_counts(name: str) -> None:
     assert (found.macs or 0) / 1e9 == pytest.approx(macs, abs=0.6 * 10**-digits)
 
 
+INJECTED = {
+    "t224": 38.33, "b224": 68.33, "t256": 58.74, "b256": 96.57, "d256": 86.99, "l256": 117.82,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INJECTED)
+def test_the_released_deploy_form_keeps_the_other_norms(name: str) -> None:
+    """As `deploy_state_dict` gives it: FC3 has a bias, its norm and the convolutions are gone."""
+    with torch.device("meta"):
+        model = refold.create_model(f"repmlpnet_{name}")
+    count = 0
+    for path, part in model.named_modules():
+        if "fc3_bn" in path or "repconv" in path:
+            continue
+        count += sum(p.numel() for p in part.parameters(recurse=False))
+        count += part.out_channels if path.endswith("fc3") else 0  # type: ignore[operator]
+    assert round(count / 1e6, 2) == INJECTED[name]
+
+
+def test_fc3_counts_once_a_partition() -> None:
+    """Maps of twice the size hold four times the partitions: FC3 takes four times the work."""
+    sizes = {"partitions": (56, 28, 14, 7), "widths": (64, 128, 256, 512)}
+    one, four = (deployed("repmlpnet_t224", img_size=s, **sizes).macs or 0 for s in (224, 448))
+    assert four / one == pytest.approx(4, abs=0.01)
+
+
 def matrices(model: nn.Module) -> int:
     return sum(isinstance(part, nn.Linear | nn.Conv2d) for part in model.modules())
 

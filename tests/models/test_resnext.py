@@ -95,10 +95,38 @@ def test_every_form_folds_exactly_and_trains(form: str, path_norm: bool) -> None
     model, x = alive(name, **({"path_norm": True} if path_norm else {}))
     folded = refold.reparameterize(model, x)
     assert not any(map(is_norm, folded.modules()))
+    assert layers(folded) == layers(refold.create_model("resnext50_32x4d", **SMALL))
     with torch.no_grad():
         assert error(model(x), folded(x)) <= TOLERANCE
     model.train()(torch.cat([x, -x])).square().sum().backward()
     assert not [key for key, p in model.named_parameters() if p.grad is None]
+
+
+def layers(model: nn.Module) -> list[tuple[Any, ...]]:
+    """Return what each convolution is, in an order of its own."""
+    return sorted(
+        (part.in_channels, part.out_channels, part.kernel_size, part.stride, part.groups)
+        for part in model.modules()
+        if isinstance(part, nn.Conv2d)
+    )
+
+
+@pytest.mark.slow
+def test_32_paths_become_torchvisions_network() -> None:
+    """At full size: its layers, and its parameters once its own norms are folded."""
+    torch.manual_seed(0)
+    model = refold.create_model("resnext50_32x4d_paths").double().eval()
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    enliven(model, (x,))
+    folded = refold.reparameterize(model, x)
+    with torch.device("meta"):
+        theirs = torchvision.models.resnext50_32x4d()
+    assert layers(folded) == layers(theirs)
+    biases = sum(part.out_channels for part in theirs.modules() if isinstance(part, nn.Conv2d))
+    own = sum(p.numel() for key, p in theirs.named_parameters() if p.ndim > 1 or key == "fc.bias")
+    assert sum(p.numel() for p in folded.parameters()) == own + biases
+    with torch.no_grad():
+        assert error(model(x), folded(x)) <= TOLERANCE
 
 
 def test_the_forms_have_the_layers_that_they_are_named_for() -> None:

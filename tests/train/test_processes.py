@@ -88,7 +88,8 @@ def _case(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, nn.Module]:
 
 
 def test_a_synchronised_norm_is_the_norm_of_the_whole_batch(tmp_path: Path) -> None:
-    mp.spawn(_norm, (free_port(), torch.float64, str(tmp_path)), nprocs=2)
+    arguments = (free_port(), torch.float64, str(tmp_path))
+    mp.start_processes(_norm, arguments, nprocs=2, start_method="fork")
     halves = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     x, like, norm = _case(torch.float64)
     x.requires_grad_()

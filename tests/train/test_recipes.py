@@ -11,15 +11,13 @@ from refold.errors import InputError
 from refold.train import list_recipes, load_recipe
 from refold.train.cookbook import parse_change, recipe_text
 
-TO_COME = {"rmnext_imagenet", "rmrep_imagenet"}  # whose networks are not in the registry yet
-
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_a_recipe_of_ours_holds(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.source
     assert recipe.aims
-    assert recipe.model in refold.list_models() or name in TO_COME
+    assert recipe.model in refold.list_models()
 
 
 def test_every_published_setting_has_one() -> None:

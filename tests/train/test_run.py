@@ -32,7 +32,7 @@ def net(**options) -> Fragile:
 
 def test_a_run_from_images_to_files(tmp_path: Path, data: Path, exporting: None) -> None:
     run = tmp_path / "run"
-    done = tiny(run, data, changes={"block": "acb", "model": "cifar_resnet20", "options": {}})
+    done = tiny(run, data, model=net(), changes={"block": "acb"})
     names = {path.name for path in run.iterdir()}
     assert names == {
         "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "deploy.safetensors",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
@@ -72,8 +73,9 @@ def load_checkpoint(
 
     Where the names differ, those of RepVGG, RepVGGplus, DBB, ACNet, MobileOne, RepLKNet, RepMLP,
     RepMLPNet, RMNet and timm's RepVGG and MobileOne are translated, in training and in deploy form.
-    A block in training form is folded on the way into a model that has it in deploy form; the other
-    way round there is no way.
+    A block in training form is folded on the way into a model that has it in deploy form, and so is
+    the whole file where `create_model(..., deploy=True)` made the model by folding; the other way
+    round there is no way.
 
     Args:
         model: any module, in either form.
@@ -93,7 +95,45 @@ def load_checkpoint(
         loaded 2 tensors of linear.pth from state_dict
         >>> folder.cleanup()
     """
-    file = Path(path)
+    try:
+        return _load(model, Path(path), eps)
+    except CheckpointError:
+        form: TrainForm | None = getattr(model, "train_form", None)
+        report = None if form is None else _load_folded(model, form, Path(path), eps)
+        if report is None:
+            raise
+        return report
+
+
+class TrainForm(Protocol):
+    """What a network that was folded on being made says of how: `create_model` leaves it there."""
+
+    def build(self) -> nn.Module:
+        """Return a network in train form."""
+        ...
+
+    def fold(self, model: nn.Module) -> nn.Module:
+        """Return the deploy form of such a network."""
+        ...
+
+
+def _load_folded(model: nn.Module, form: TrainForm, file: Path, eps: float) -> LoadReport | None:
+    """Load into a network in train form and take over what it folds to; None where that fails."""
+    train = form.build()
+    try:
+        report = _load(train, file, eps)
+    except CheckpointError:
+        return None
+    state, own = form.fold(train).state_dict(), model.state_dict()
+    if {key: t.shape for key, t in state.items()} != {key: t.shape for key, t in own.items()}:
+        return None  # somebody changed the network since
+    model.load_state_dict(state)
+    before = sum(1 for key in train.state_dict() if key.endswith("running_var"))
+    left = sum(1 for key in state if key.endswith("running_var"))
+    return replace(report, loaded=len(state), folded=before - left)
+
+
+def _load(model: nn.Module, file: Path, eps: float) -> LoadReport:
     raw, unwrapped, stripped = read_contents(file)
     require_finite(raw, file)
     targets = model.state_dict()

@@ -22,6 +22,7 @@ from refold.cli.inspect import inspect
 from refold.cli.models import models
 from refold.cli.prune import prune
 from refold.cli.residuals import remove_residuals
+from refold.cli.study import study
 from refold.cli.train import train
 from refold.cli.verify import verify
 from refold.errors import NotEquivalentError, RefoldError, RuleLoopError
@@ -52,6 +53,7 @@ EXAMPLES = {
     remove_residuals: "refold remove-residuals timm:resnet18 --checkpoint net.pth -o plain.onnx",
     prune: "refold prune torchvision:resnet18 --checkpoint net.pth --ratio 0.5 -o small.onnx",
     train: "refold train --data DIR --model resnet18 --block dbb --epochs 2 -o RUN",
+    study: "refold study branches --seeds 3 -o study",
     bench: "refold bench timm:repvgg_a0 --runtime eager --runtime onnxruntime",
     models: "refold models '*repvgg*'",
     demo: "refold demo --output demo-out",

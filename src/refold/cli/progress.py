@@ -135,3 +135,6 @@ class RichReporter(Reporter):
     def end(self) -> None:
         """Take the bar away."""
         self._bar.stop()
+        if self._task is not None:  # a study's next run has a bar of its own
+            self._bar.remove_task(self._task)
+            self._task = None

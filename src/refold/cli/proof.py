@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,5 +60,7 @@ def prove(
     wide = copy.deepcopy(subject.model).double()
     inputs = tuple(x.double() if x.is_floating_point() else x for x in subject.example_inputs)
     exact = refold.verify(wide, fold(wide, inputs), inputs).check()
+    del wide
+    gc.collect()  # graphs refer to themselves and hold the weights: gigabytes of a large network
     shipped = refold.verify(subject.model, folded, subject.example_inputs).check()
     return Proof(exact, shipped)

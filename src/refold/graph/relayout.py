@@ -28,10 +28,11 @@ def unify_layouts(lifter: Lifter, editor: Editor) -> None:
 
     Only where shapes are known; nothing that changes in place is touched.
     """
-    for node in list(editor.graph.nodes):
+    cut = [node for node in editor.graph.nodes if len(lifter.shape(node) or ()) > 4]
+    for node in cut:
         if alive(node) and len(node.users) > 1:
             _read_rows_off_maps(lifter, editor, node)
-    for node in list(editor.graph.nodes):
+    for node in cut:
         if alive(node):
             _add_first(lifter, editor, node)
 
@@ -65,7 +66,7 @@ def _add_first(lifter: Lifter, editor: Editor, node: fx.Node) -> None:
     terms = [call["input"], call["other"]]
     sources = [_reads(lifter, term) for term in terms]
     shapes = [lifter.shape(term) for term in terms]
-    if None in sources or len(set(shapes)) != 1 or len(shapes[0] or ()) < 5:
+    if None in sources or len(set(shapes)) != 1:
         return
     if any(set(term.users) != {node} for term in terms) or terms[0] is terms[1]:
         return

@@ -110,12 +110,14 @@ def _with_window(found: Shortcut, window: AvgPool | Conv) -> Shortcut:
 
 
 def _with_matrix(found: Shortcut, conv: Conv) -> Shortcut:
-    if found.point is not None:
-        raise RefusedError("its shortcut holds two projections")
     if any(axis.stride > 1 for axis in conv.axes):
         found = _with_window(found, AvgPool(conv.axes))
     flat = replace(conv, axes=points(len(conv.axes)), mode="zeros")
-    return replace(found, point=flat)
+    both = sequence(found.point or Identity(), flat)
+    merged = simplify(both, allow_growth=True).op  # what was cheaper apart is one matrix here
+    if not isinstance(merged, Conv):
+        raise RefusedError("its shortcut holds two projections that are not one")
+    return replace(found, point=merged)
 
 
 def carries(shortcut: Shortcut, stages: Sequence[Conv]) -> list[Carry]:

@@ -181,13 +181,16 @@ def _write_leaf(
         fold.lifter.shapes[node] = after
     old = sum(t.numel() for n in level.nodes for t in _tensors(fold.lifter, n))
     macs = multiply_adds(leaf, before, after)
-    where, detail = fold.lifter.capture.full(str(node.target)), _names(level.nodes)
-    fold.folds.append(Fold(where, level.rule, detail, old, parameters(leaf), macs, macs))
+    where, detail = str(node.target), _names(str(node.target), level.nodes)
+    path, size = fold.lifter.capture.full(where), parameters(leaf)
+    fold.folds.append(Fold(path, level.rule, detail, old, size, macs, macs))
     return node
 
 
-def _names(nodes: tuple[fx.Node, ...]) -> str:
-    names = [node_path(node) for node in nodes]
+def _names(where: str, nodes: tuple[fx.Node, ...]) -> str:
+    """Return the names of layers, told from the block that their whole stands in."""
+    block = where.rpartition(".")[0] + "."
+    names = [node_path(node).removeprefix(block) for node in nodes]
     short = names if len(names) < 5 else [*names[:2], f"{len(names) - 3} more", names[-1]]
     return " + ".join(short)
 

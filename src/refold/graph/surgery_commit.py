@@ -75,10 +75,10 @@ class Commit:
             old = self.old[cast(str, node.target)]
             swaps[id(old)] = nn.Identity().train(old.training)
         swap_modules(self.target, swaps)
-        for node in self.edits.inserted:
-            if alive(node) and node.op == "call_module":
-                path = cast(str, node.target)
-                place_module(self.root, path, self.edits.modules[path])
+        calls = (n for n in self.edits.inserted if alive(n) and n.op == "call_module")
+        for node in sorted(calls):  # as they run: a state_dict has one order every time
+            path = cast(str, node.target)
+            place_module(self.root, path, self.edits.modules[path])
 
     def _constants(self, changed: list[Frame]) -> None:
         """Store tensors that the trace computed, so that a generated forward can read them."""

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -47,6 +48,21 @@ class Entry:
         """Whether the factory hands unknown options on."""
         parameters = inspect.signature(self.factory).parameters.values()
         return any(row.kind is row.VAR_KEYWORD for row in parameters)
+
+
+@dataclass(frozen=True)
+class TrainForm:
+    """How a network in deploy form was made: by folding the one that `build` returns.
+
+    Args:
+        build: makes a network in train form.
+    """
+
+    build: Callable[[], nn.Module]
+
+    def fold(self, model: nn.Module) -> nn.Module:
+        """Return the deploy form of a network that `build` made."""
+        return _folded(model)
 
 
 _MODELS: dict[str, Entry] = {}
@@ -118,7 +134,7 @@ def create_model(
         >>> net(torch.zeros(2, 3, 64, 64)).shape
         torch.Size([2, 10])
     """
-    entry = _entry(name)
+    entry, given = _entry(name), dict(config)
     if num_classes < 0 or in_chans < 1:
         raise InputError(
             f"{name}: num_classes must be at least 0 and in_chans at least 1, got {num_classes} "
@@ -137,7 +153,15 @@ def create_model(
         model = _as_features(name, model, out_indices)
     elif out_indices is not None:
         raise InputError(f"{name}: out_indices chooses feature maps: give features_only=True too")
-    return _folded(model) if deploy and "deploy" not in entry.accepted else model
+    if not deploy or "deploy" in entry.accepted:
+        return model
+    again = partial(
+        create_model, name, num_classes=num_classes, in_chans=in_chans,
+        features_only=features_only, **given,
+    )  # fmt: skip
+    plain: Any = _folded(model)
+    plain.train_form = TrainForm(again)  # so that `load_checkpoint` takes its weights, too
+    return cast(nn.Module, plain)
 
 
 def _entry(name: str) -> Entry:

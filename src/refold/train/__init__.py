@@ -17,3 +17,5 @@ from refold.train.report import Reporter as Reporter
 from refold.train.run import Trained as Trained
 from refold.train.run import train as train
 from refold.train.stopping import Stopped as Stopped
+from refold.train.studies import STUDIES as STUDIES
+from refold.train.study import study as study

@@ -1,0 +1,57 @@
+"""`refold study`: the articles' comparisons at any scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refold.cli.console import note, say
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="branches, depth, ratio, shortcuts, activations, repmlp or manifold."
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="FOLDER", help="Default: study-NAME. Goes on there."),
+]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Runs of each variant.")]
+Data = Annotated[
+    str | None, typer.Option("--data", metavar="DIR", help="Images. Default: the digits.")
+]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="VARIANT", help="Not all; repeatable.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change any key of the recipe; repeatable."),
+]
+
+
+def study(
+    name: Name,
+    output: Output = None,
+    seeds: Seeds = 3,
+    data: Data = None,
+    only: Only = None,
+    changes: Changes = None,
+) -> None:
+    """Train the variants of an article's comparison with several seeds; print and plot them.
+
+    A study that was stopped goes on where it was.
+    """
+    from refold.cli.progress import make_reporter
+    from refold.train import study as run
+    from refold.train.cookbook import parse_change
+
+    report = run(
+        name, output or Path(f"study-{name}"), seeds=range(seeds), data=data,
+        changes=dict(map(parse_change, changes or [])), only=only or (), reporter=make_reporter(),
+    )  # fmt: skip
+    say(report.title)
+    say(str(report))
+    note(f"the table is in {report.path}, the plot and the numbers beside it")
