@@ -36,6 +36,7 @@ from refold.graph.spans import max_pool
 _PRINT = 8  # numbers that a channel is known by
 _CLOSE = 1e-3  # largest distance of two prints of one channel, relative to their length,
 _STEPS = 8  # or this many roundings of the coarsest weight
+_AT_ONCE = 128  # channels that are looked up together: large networks have 100,000 prints
 
 
 def norm_scales(
@@ -143,7 +144,8 @@ class _Book:
         if not known:
             return torch.full((len(rows),), torch.nan, dtype=torch.float64)
         prints, scales = (torch.cat(parts) for parts in zip(*known, strict=True))
-        distance, at = torch.cdist(rows, prints).min(dim=1)
+        nearest = [torch.cdist(part, prints).min(dim=1) for part in rows.split(_AT_ONCE)]
+        distance, at = (torch.cat(parts) for parts in zip(*nearest, strict=True))
         close = distance <= self.close * rows.norm(dim=1)
         return torch.where(close, scales[at], torch.nan)
 
