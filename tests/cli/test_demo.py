@@ -44,7 +44,8 @@ def test_a_folder_that_cannot_be_made_is_explained(run: Callable, tmp_path: Path
 @pytest.mark.slow
 def test_the_whole_demo(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = partial(tell_story, epochs=1, rounds=1)
-    short(tmp_path, 0)  # what an earlier demo left is no obstacle
+    (tmp_path / "digits").mkdir()  # what an earlier demo left is no obstacle
+    (tmp_path / "digits" / "config.yaml").write_text("data: digits")
     monkeypatch.setattr(importlib.import_module("refold.cli.demo"), "tell_story", short)
     result = run("demo", "--output", tmp_path)
     assert result.code == 0, result.err

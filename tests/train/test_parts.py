@@ -58,6 +58,13 @@ def test_what_decays() -> None:
     assert counts == [(0.01, 2), (0, 6)]
 
 
+def test_of_repvggs_norms_the_identitys_scale_decays_alone() -> None:
+    found = decays(RepVGGBlock(4, 4, 3, 1, 1), Decay(norms="identity"))
+    assert {name for name, does in found.items() if does} == {
+        "rbr_dense.conv.weight", "rbr_1x1.conv.weight", "rbr_identity.weight"
+    }  # fmt: skip
+
+
 def test_repvggs_own_decay_is_that_of_the_folded_kernel() -> None:
     torch.manual_seed(0)
     block = RepVGGBlock(3, 5, 3, 1, 1, identity=False)

@@ -31,17 +31,20 @@ def decays(model: nn.Module, decay: Decay) -> dict[str, bool]:
     """
     found: dict[str, bool] = {}
     together = _kernels_that_decay_together(model) if decay.custom_l2 else set[int]()
+    blocks = [block for block in map(is_open_repvgg, model.modules()) if block is not None]
+    identities = {id(block.rbr_identity) for block in blocks}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            found[f"{path}.{name}".lstrip(".")] = (
-                _decays(module, name, decay) and id(parameter) not in together
-            )
+            does = _decays(module, name, decay)
+            if isinstance(module, _NORMS) and decay.norms == "identity":
+                does = name == "weight" and id(module) in identities
+            found[f"{path}.{name}".lstrip(".")] = does and id(parameter) not in together
     return found
 
 
 def _decays(module: nn.Module, name: str, decay: Decay) -> bool:
     if isinstance(module, _NORMS):
-        return decay.norms
+        return bool(decay.norms)
     if name == "bias":
         return decay.biases
     groups = getattr(module, "groups", 1)

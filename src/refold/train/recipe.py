@@ -58,14 +58,15 @@ class Decay(_Strict):
 
     Args:
         value: how much.
-        norms: whether scales and shifts of norms decay.
+        norms: whether scales and shifts of norms decay; "identity" for the scales of RepVGG's
+            identity branches alone, as its authors train.
         biases: whether biases of convolutions and linear layers decay.
         depthwise: whether depthwise kernels decay.
         custom_l2: decay what a RepVGG block's two kernels add up to, instead of each of them.
     """
 
     value: float = Field(default=1e-4, ge=0)
-    norms: bool = False
+    norms: bool | Literal["identity"] = False
     biases: bool = False
     depthwise: bool = True
     custom_l2: bool = False
