@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 import refold
 from models.nets import alive, build, error, image
+from random_residuals import additions
 from refold.checkpoint import deploy_state_dict, load_in_order
 from refold.errors import CheckpointError
 from zoo.live import enliven
@@ -130,6 +131,20 @@ def test_reserving_blocks_fold_on_the_way(ratio: float, tmp_path: Path) -> None:
     torch.save(plain.state_dict(), tmp_path / "deploy.pth")
     with pytest.raises(CheckpointError, match="training form"):
         refold.load_checkpoint(model, tmp_path / "deploy.pth")
+
+
+@pytest.mark.parametrize("name", ["rmnet20", "rmobilenet_cifar"])
+def test_files_with_residuals_load_into_plain_networks(name: str, tmp_path: Path) -> None:
+    model, x = alive(name, statistics=True)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "train.pth")
+    plain = build(name, deploy=True).eval()
+    report = refold.load_checkpoint(plain, tmp_path / "train.pth")
+    assert report.folded == sum(
+        isinstance(part, nn.BatchNorm2d) for part in model.modules()
+    ) - 2 * (sum(key.endswith("running1.running_mean") for key in model.state_dict()))
+    with torch.no_grad():
+        assert error(model(x), plain(x)) < 1e-5  # the plain network was made in float32
+    assert additions(plain, x) == 0
 
 
 def wrong(name: str, **options: Any) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ run. The oracles are the network itself in float64 and, for the file, ONNX Runti
 
 from __future__ import annotations
 
+import copy
 import importlib
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,17 @@ def room_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "native_bound", lambda *models: 1.0)
 
 
+def moved(model: nn.Module) -> nn.Module:
+    """Return a copy whose weights are one rounding off.
+
+    A hundred untrained layers in a plain row magnify the last digit of float64 beyond 1e-9.
+    """
+    twin = copy.deepcopy(model)
+    for weight in twin.parameters():
+        weight.mul_(1 + torch.finfo(weight.dtype).eps * torch.randint_like(weight, -1, 2))
+    return twin
+
+
 def check(name: str, tmp_path: Path, **options: Any) -> None:
     torch.manual_seed(0)
     model = refold.create_model(name, **{"num_classes": CLASSES, **options})
@@ -88,7 +100,8 @@ def check(name: str, tmp_path: Path, **options: Any) -> None:
     with torch.no_grad():
         wanted = first(model(x))
         assert wanted.abs().max() > 0
-        assert error(wanted, first(folded(x))) <= EXACT
+        slip = error(wanted, first(moved(model)(x)))
+        assert error(wanted, first(folded(x))) <= max(EXACT, 8 * slip)
     norms = [path for path, part in folded.named_modules() if is_norm(part)]
     assert not norms or done.refusals
     del model
