@@ -34,7 +34,9 @@ def warm_up(net: nn.Module, images: Tensor) -> nn.Module:
 def main() -> None:
     """Take the special MobileNetV2 apart in two steps, and compare with MobileNetV1."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="96 pixels and 4 images, not 224 and 8")
+    parser.add_argument(
+        "--small", action="store_true", help="96 pixels and 4 images, not 224 and 8"
+    )
     batch, side = (4, 96) if parser.parse_args().small else (8, 224)
     torch.manual_seed(0)
 
