@@ -19,7 +19,7 @@ from refold.workload import measure
 
 
 def warm_up(net: nn.Module, images: Tensor) -> nn.Module:
-    """Return the network in eval mode as training leaves it: live statistics, scales of both signs."""
+    """Return the network in eval mode with live statistics and scales of both signs."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             signs = torch.randint_like(module.weight, 2) * 2 - 1
