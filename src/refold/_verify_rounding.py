@@ -87,7 +87,7 @@ class Conditioning:
         def move(tensor: Tensor) -> Tensor:
             if not tensor.is_floating_point():
                 return share(tensor)
-            up = torch.randint(2, tensor.shape, generator=signs).to(tensor.device)
+            up = torch.randint(2, tensor.shape, generator=signs).to(tensor)
             return tensor.detach() * (1 + (up - 0.5) * torch.finfo(self.dtype).eps)
 
         return copy_model(self.wide, move)

@@ -24,7 +24,7 @@ class Figure(NamedTuple):
 
 
 # ShuffleNet and, beside it, MobileNetV1: the README of ShuffleNet's authors. It says 138 for g3 at
-# width 1, too, where its own code counts 137.46 as ours does; the other seven agree. The rest:
+# width 1, where the widths that their code names make 137.46; the other seven agree. The rest:
 # their articles, or measured on the networks that the articles' own code builds (Inception v3,
 # ResNeXt, MobileNetV2, ResNet); CIFAR: 10 classes.
 STATED = {
