@@ -1,13 +1,19 @@
-"""One of several training processes; `torchrun` starts them. Usage: processes.py RUN DATA BLOCK."""
+"""One of several training processes; `torchrun` starts them.
+
+Usage: processes.py RUN DATA BLOCK, or processes.py norm FOLDER.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
+from refold.train.norms import sync_norms
 from train.runs import tiny
 
 PAIR = {
@@ -17,10 +23,41 @@ PAIR = {
 
 
 def main() -> None:
-    """Train with the batch shared by all processes."""
-    run, data, block = sys.argv[1:]
+    """Train with the batch shared by all processes, or run one norm on it."""
     torch.set_num_threads(1)
+    if sys.argv[1] == "norm":
+        shared_norm(Path(sys.argv[2]))
+        return
+    run, data, block = sys.argv[1:]
     shared_run(Path(run), Path(data), block)
+
+
+def shared_norm(folder: Path) -> None:
+    """Write what this process's half of a batch gives."""
+    dist.init_process_group("gloo")
+    rank = int(os.environ["RANK"])
+    x, like, norm = norm_case()
+    sync_norms(norm)
+    half = slice(rank * 3, rank * 3 + 3)
+    piece = x[half].detach().requires_grad_()
+    out = norm(piece)
+    (out * like[half]).sum().backward()
+    torch.save(
+        {"out": out.detach(), "x": piece.grad, "weight": norm[0].weight.grad,
+         "mean": norm[0].running_mean, "var": norm[0].running_var},
+        folder / f"{rank}.pt",
+    )  # fmt: skip
+    dist.destroy_process_group()
+
+
+def norm_case() -> tuple[Tensor, Tensor, nn.Sequential]:
+    """Return a batch far from zero, what its output is weighed with, and a norm."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(6, 5, 3, 2, generator=generator, dtype=torch.float64) * 3 + 100
+    like = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    norm = nn.Sequential(nn.BatchNorm2d(5)).double()
+    norm[0].weight.data = torch.randn(5, generator=generator, dtype=torch.float64)
+    return x, like, norm
 
 
 def shared_run(run: Path, data: Path, block: str) -> None:

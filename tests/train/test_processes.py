@@ -11,14 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from refold.errors import RefusedError
 from refold.train.norms import sync_norms, unsync_norms
 from train.pictures import folders
-from train.processes import shared_run
+from train.processes import norm_case, shared_run
 from train.runs import last, records, start
 
 SCRIPT = Path(__file__).with_name("processes.py")
@@ -62,36 +60,11 @@ def assert_equal_weights(tmp_path: Path) -> None:
         assert torch.allclose(value.double(), two[name].double(), rtol=1e-3, atol=1e-5), name
 
 
-def _norm(rank: int, port: int, dtype: torch.dtype, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    x, like, norm = _case(dtype)
-    sync_norms(norm)
-    piece = x[rank * 3 : rank * 3 + 3].detach().requires_grad_()
-    out = norm(piece)
-    (out * like[rank * 3 : rank * 3 + 3]).sum().backward()
-    torch.save(
-        {"out": out.detach(), "x": piece.grad, "weight": norm[0].weight.grad,
-         "mean": norm[0].running_mean, "var": norm[0].running_var},
-        f"{folder}/{rank}.pt",
-    )  # fmt: skip
-    dist.destroy_process_group()
-
-
-def _case(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, nn.Module]:
-    generator = torch.Generator().manual_seed(4)
-    x = torch.randn(6, 5, 3, 2, generator=generator, dtype=torch.float64) * 3 + 100
-    like = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    norm = nn.Sequential(nn.BatchNorm2d(5)).double()
-    norm[0].weight.data = torch.randn(5, generator=generator, dtype=torch.float64)
-    return x.to(dtype), like.to(dtype), norm.to(dtype)
-
-
 def test_a_synchronised_norm_is_the_norm_of_the_whole_batch(tmp_path: Path) -> None:
-    arguments = (free_port(), torch.float64, str(tmp_path))
-    mp.start_processes(_norm, arguments, nprocs=2, start_method="fork")
+    done = torchrun(SCRIPT, "norm", tmp_path)
+    assert done.returncode == 0, done.stderr
     halves = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    x, like, norm = _case(torch.float64)
+    x, like, norm = norm_case()
     x.requires_grad_()
     out = norm(x)
     (out * like).sum().backward()

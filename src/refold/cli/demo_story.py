@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from refold.cli.console import count, say, step, table
-from refold.cli.progress import make_reporter
 from refold.errors import InputError, NotEquivalentError
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ def tell_story(folder: Path, seed: int, *, epochs: int = EPOCHS, rounds: int = 1
         NotEquivalentError: when one answer to one test image differs.
     """
     import refold
+    from refold.cli.progress import make_reporter
     from refold.train import Habits
 
     run = _fresh(folder / "digits")

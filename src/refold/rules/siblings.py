@@ -32,7 +32,7 @@ class _Branch:
 
 @rule(
     "siblings",
-    exact="the first convolutions have one window, and read all channels or a slice each",
+    exact="always: first convolutions with one window read all channels, or a slice each",
     source="ResNeXt, arXiv:1611.05431, figure 3; Xception, arXiv:1610.02357, figures 2 and 3",
 )
 def stack_heads(op: Operator) -> Outcome:
