@@ -66,6 +66,19 @@ class FoldPass:
         self.refused: dict[fx.Node, Kept] = {}
         self._settled: set[tuple[tuple[fx.Node, ...], bool]] = set()
         self.regions, self.largest = Regions(self.lifter), list[Region]()
+        self._is_edited = True
+
+    def look(self) -> list[Region]:
+        """Return the largest regions, looked for again where the graph was edited since."""
+        if self._is_edited:
+            self.regions = Regions(self.lifter)
+            self.largest = self.regions.largest()
+            self._is_edited = False
+        return self.largest
+
+    def edited(self) -> None:
+        """Note that the graph is another one now."""
+        self._is_edited = True
 
     def run(self) -> list[Fold]:
         """Fold to a fixed point: joins first, then plain chains, which keep their places.
@@ -78,10 +91,10 @@ class FoldPass:
 
     def _sweep(self, *, chains: bool) -> bool:
         changed = False
-        regions = Regions(self.lifter, chains=chains)
-        largest = regions.largest()
-        if not chains:
-            self.regions, self.largest = regions, largest
+        largest, regions = self.look(), self.regions
+        if chains:
+            regions = Regions(self.lifter, chains=True)
+            largest = regions.largest()
         with made_ready(_largest_kernels(largest, joins=not chains)):
             for found in largest:
                 region = regions.current(found)
@@ -125,6 +138,7 @@ class FoldPass:
         done = [item for item in ready if item is not None]
         if len(done) < len(ready):
             return False
+        self.edited()
         for (region, rewrite, _), (emitter, real) in zip(plans, done, strict=True):
             costs = {id(leaf): self._macs(leaf, region) for leaf in leaves(region.op)}
             self._note(region, rewrite, real, costs, emitter.write())

@@ -54,17 +54,18 @@ def merge_siblings(fold: FoldPass) -> bool:
     """Make parallel paths of the same make one path wherever a join takes in all its slices.
 
     Returns:
-        Whether any was merged; the regions are then out of date.
+        Whether any was merged.
     """
-    done, regions, cheap = False, fold.regions, Decisions()
-    for found in fold.largest or regions.largest():
-        region = regions.current(found) if len(found.inputs) > 1 else None
+    done, cheap = False, Decisions()
+    for found in fold.look():
+        region = fold.regions.current(found) if len(found.inputs) > 1 else None
         choices = [] if region is None else bundles(fold.lifter, region)
         # One a round: the other paths then lead into a region that is no more.
         if region is not None and any(_merge(fold, region, p, cheap) for p in choices):
             done = True
     if done:
         fold.editor.sweep()
+        fold.edited()
     return done
 
 
