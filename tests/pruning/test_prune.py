@@ -273,7 +273,9 @@ def test_bad_arguments_are_told(given: dict[str, Any], said: str) -> None:
 def test_a_training_network_is_refused_and_the_callers_stays_as_it_is() -> None:
     net, x = Net(4), image()
     before = {name: t.clone() for name, t in net.state_dict().items()}
-    refold.prune(net, x, ratio=0.5, remove_residuals=True)
+    done = refold.prune(net, x, ratio=0.5, remove_residuals=True)
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+    again = refold.prune(net, x, ratio=0.5, remove_residuals=True)  # masks do not count twice
+    assert torch.equal(done(x), again(x))
     with pytest.raises(RefusedError, match="training mode"):
         refold.prune(net.train(), x, ratio=0.5)
