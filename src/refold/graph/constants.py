@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -31,6 +31,7 @@ class Constants:
 
     Args:
         capture: the captured root.
+        changing: the values that change in place, where they are known already.
 
     Examples:
         >>> from refold.graph.capture import capture
@@ -39,12 +40,12 @@ class Constants:
         [None, None, None]
     """
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: Capture, changing: Iterable[fx.Node] | None = None) -> None:
         self.capture = capture
         self._values: dict[fx.Node, Any] = {}
         self._sources: dict[fx.Node, tuple[str, ...]] = {}
         self._sharing: dict[str, str] | None = None
-        self._tainted = tainted(capture.graph)
+        self._changing = frozenset(tainted(capture.graph) if changing is None else changing)
 
     def value(self, node: fx.Node) -> torch.Tensor | float | int | None:
         """Return the value of `node`; None when inputs, randomness or in-place work decide it."""
@@ -78,7 +79,7 @@ class Constants:
             if current in self._values:
                 stack.pop()
                 continue
-            if current in self._tainted or not _may_evaluate(current):
+            if current in self._changing or not _may_evaluate(current):
                 self._values[current] = _UNKNOWN
                 continue
             missing = [arg for arg in current.all_input_nodes if arg not in self._values]

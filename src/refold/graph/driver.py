@@ -17,9 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
-from refold.graph.alias import tainted
 from refold.graph.capture import Capture, capture_all
-from refold.graph.constants import Constants
 from refold.graph.fanout import push_into_readers
 from refold.graph.fold import FoldPass
 from refold.graph.lift import Lifter
@@ -120,7 +118,7 @@ _MODAL = (_NormBase, _DropoutNd)
 def _fold_capture(
     capture: Capture, shapes: Shapes, target: nn.Module, allow_growth: bool
 ) -> tuple[nn.Module, list[Fold], list[Kept]]:
-    lifter = Lifter(capture, Constants(capture), shapes, tainted(capture.graph))
+    lifter = Lifter.of(capture, shapes)
     editor = Editor(capture)
     unify_layouts(lifter, editor)
     fold = FoldPass(lifter, editor, allow_growth)

@@ -14,8 +14,11 @@ from torch import fx
 
 from refold.algebra.operator import Affine, Conv
 from refold.errors import GeometryError
+from refold.graph.alias import tainted
 from refold.graph.alias_effects import mutated
 from refold.graph.calls import canonical
+from refold.graph.capture import Capture
+from refold.graph.constants import Constants
 from refold.graph.lift_arithmetic import ARITHMETIC
 from refold.graph.lift_context import Context, Handler
 from refold.graph.lift_layers import LAYERS
@@ -25,12 +28,19 @@ from refold.graph.lift_slices import SLICES
 from refold.graph.lift_windows import WINDOWS
 from refold.graph.paths import submodule
 from refold.graph.piece import Lifted, Piece, nothing
+from refold.graph.shapes import Shapes
 
 _HANDLERS: dict[str, Handler] = {**ARITHMETIC, **SLICES, **LAYERS, **LAYOUT, **WINDOWS}
 
 
 class Lifter(Context):
     """Lifts the nodes of one capture, each once for as long as it and its module stay the same."""
+
+    @classmethod
+    def of(cls, capture: Capture, shapes: Shapes) -> Lifter:
+        """Return a lifter of a capture, given the shapes of its values."""
+        reasons = tainted(capture.graph)
+        return cls(capture, Constants(capture, reasons), shapes, reasons)
 
     def lift(self, node: fx.Node) -> Lifted:
         """Return the node's piece, the reason why it has none, or None for anything not affine."""

@@ -10,9 +10,7 @@ import torch
 from torch import nn
 
 from refold.errors import InputError
-from refold.graph.alias import tainted
 from refold.graph.capture import capture_all
-from refold.graph.constants import Constants
 from refold.graph.driver import fold_model
 from refold.graph.lift import Lifter
 from refold.graph.record import Fold
@@ -74,7 +72,7 @@ def rewrite(
     target = skeleton(folded)
     passes: list[P] = []
     for capture, known in zip(found.captures, shapes, strict=True):
-        lifter = Lifter(capture, Constants(capture), known, tainted(capture.graph))
+        lifter = Lifter.of(capture, known)
         editor = Editor(capture)
         passes.append(make(lifter, editor))
         with torch.no_grad():

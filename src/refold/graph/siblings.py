@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -37,6 +36,7 @@ from refold.graph.region import Region, Regions
 from refold.graph.sibling_paths import Path, Step, bundles
 from refold.graph.sizes import multiply_adds, shape_after
 from refold.graph.sources import exchange, inputs_of
+from refold.rules.channels import slices
 from refold.rules.decisions import Decisions
 
 
@@ -92,13 +92,8 @@ def _merge(fold: FoldPass, region: Region, paths: list[Path], cheap: Decisions) 
 
 def _slices(paths: list[Path]) -> dict[fx.Node, Select]:
     """Return each path's channels of the whole value."""
-    picks = _picks([path.width for path in paths])
+    picks = slices(path.width for path in paths)
     return {path.end: pick for path, pick in zip(paths, picks, strict=True)}
-
-
-def _picks(widths: list[int]) -> list[Select]:
-    ends = list(accumulate(widths, initial=0))
-    return [Select(tuple(range(*span)), ends[-1]) for span in pairwise(ends)]
 
 
 def _levels(lifter: Lifter, paths: list[Path], cheap: Decisions) -> list[_Level] | None:
@@ -122,7 +117,7 @@ def _level(
         return together and _Level(nodes, together)
     parts = [sequence(*step.ops) for step in steps]
     if not is_first:
-        pairs = zip(_picks(widths), parts, strict=True)
+        pairs = zip(slices(widths), parts, strict=True)
         parts = [sequence(pick, part) for pick, part in pairs]
     shadow, replay = cheap.stand_in(Concat(tuple(sequence(Input("x"), part) for part in parts)))
     rewrite = cheap.rewrite(shadow)

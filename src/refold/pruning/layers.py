@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from refold.algebra.operator import Conv
 from refold.errors import InputError, RefusedError
-from refold.graph.alias import tainted
 from refold.graph.capture import capture_all
-from refold.graph.constants import Constants
 from refold.graph.lift import Lifter
 from refold.graph.record import Kept
 from refold.graph.shapes import as_arguments, find_shapes
@@ -52,7 +50,7 @@ def find_layers(plain: nn.Module, example_inputs: Any) -> tuple[list[Layer], lis
     layers: list[Layer] = []
     kept: list[Kept] = []
     for capture, known in zip(found.captures, shapes, strict=True):
-        lifter = Lifter(capture, Constants(capture), known, tainted(capture.graph))
+        lifter = Lifter.of(capture, known)
         for maker in makers(lifter):
             path = capture.full(str(maker.node.target))
             try:

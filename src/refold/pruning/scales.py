@@ -21,11 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, Resample, chain
-from refold.graph.alias import tainted
 from refold.graph.branch_links import Link, link
 from refold.graph.calls import canonical
 from refold.graph.capture import Capture, capture_all
-from refold.graph.constants import Constants
 from refold.graph.lift import Lifter
 from refold.graph.paths import submodule
 from refold.graph.piece import Piece
@@ -155,7 +153,7 @@ class _Book:
 
 def _scales(capture: Capture, shapes: Shapes) -> dict[fx.Node, Tensor]:
     """Return the scale of the channels of every value for which norms tell it."""
-    lifter = Lifter(capture, Constants(capture), shapes, tainted(capture.graph))
+    lifter = Lifter.of(capture, shapes)
     found: dict[fx.Node, Tensor] = {}
     for node in capture.graph.nodes:
         scale = _scale(lifter, node, found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -187,6 +189,17 @@ def _slices(op: Operator) -> tuple[Input | None, list[Select], list[Operator]] |
         if all(isinstance(o, (Conv, Affine, Identity)) for o in ops)
         else None
     )
+
+
+def slices(widths: Iterable[int]) -> list[Select]:
+    """Return for values side by side which channels of the whole each of them is.
+
+    Examples:
+        >>> [pick.index for pick in slices([2, 1])]
+        [(0, 1), (2,)]
+    """
+    ends = list(accumulate(widths, initial=0))
+    return [Select(tuple(range(*span)), ends[-1]) for span in pairwise(ends)]
 
 
 def stack(convs: list[Conv], groups: int = 1) -> Conv:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 from refold.algebra.operator import (
     Concat,
@@ -16,7 +15,7 @@ from refold.algebra.operator import (
     leaves,
     sequence,
 )
-from refold.rules.channels import stack
+from refold.rules.channels import slices, stack
 from refold.rules.rule import Outcome, rule
 
 
@@ -48,8 +47,7 @@ def stack_heads(op: Operator) -> Outcome:
         return None
     heads = [branch.head for branch in branches]
     whole = stack(heads, groups=1 if first is None else sum(head.groups for head in heads))
-    ends = list(accumulate((head.out_channels for head in heads), initial=0))
-    picks = [Select(tuple(range(*span)), ends[-1]) for span in pairwise(ends)]
+    picks = slices(head.out_channels for head in heads)
     tails = (sequence(pick, *b.rest) for pick, b in zip(picks, branches, strict=True))
     source = [] if branches[0].source is None else [branches[0].source]
     return sequence(*source, whole, type(op)(tuple(tails)))

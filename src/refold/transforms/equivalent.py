@@ -9,9 +9,7 @@ from torch import Tensor, fx, nn
 
 from refold.algebra.operator import Conv, Operator, chain, sequence
 from refold.errors import NotAffineError, RefusedError
-from refold.graph.alias import tainted
 from refold.graph.capture import Capture, capture_all
-from refold.graph.constants import Constants
 from refold.graph.lift import Lifter
 from refold.graph.region import Regions
 from refold.graph.shapes import Shapes, find_shapes
@@ -145,7 +143,7 @@ def _simplified(
     found: Capture, shapes: Shapes, allow_growth: bool = True
 ) -> tuple[Rewrite, Replay, Operator] | None:
     """Return what the module's output is, as few operators on its input, if it is affine."""
-    lifter = Lifter(found, Constants(found), shapes, tainted(found.graph))
+    lifter = Lifter.of(found, shapes)
     output = next(node for node in found.graph.nodes if node.op == "output")
     region = Regions(lifter).region(cast(fx.Node, output.args[0]))
     if region is None or [source.op for source in region.inputs] != ["placeholder"]:
