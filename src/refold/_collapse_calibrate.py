@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from refold.algebra.norm import norm_affine
 from refold.errors import InputError
 
 Pair = tuple[nn.Module, nn.Module]
@@ -96,9 +97,10 @@ def _restate(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:
     old_mean, old_var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     with torch.no_grad():
         mean, var = mean.to(old_mean.dtype), var.to(old_var.dtype)  # as stored: rounding counts
-        slope = norm.weight.double() / (old_var.double() + norm.eps).sqrt()
-        level = norm.bias.double() - slope * old_mean.double()
-        norm.weight.copy_(slope * (var.double() + norm.eps).sqrt())
+        kept = norm_affine(old_mean, old_var, norm.weight, norm.bias, norm.eps)
+        plain = norm_affine(mean, var, None, None, norm.eps)
+        slope, level = cast(Tensor, kept.scale), cast(Tensor, kept.shift)
+        norm.weight.copy_(slope / cast(Tensor, plain.scale))
         norm.bias.copy_(level + slope * mean.double())
         old_mean.copy_(mean)
         old_var.copy_(var)

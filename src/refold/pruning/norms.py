@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from refold._collapse_calibrate import calibrate
+from refold.algebra.norm import norm_affine
 from refold.errors import RefusedError
 
 _NORMS: dict[type[nn.Module], type[nn.Module]] = {
@@ -60,5 +61,6 @@ def restore_norms(model: nn.Module, inputs: Iterable[Any]) -> nn.Module:
 def _norm(conv: Any) -> nn.Module:
     norm: Any = _NORMS[type(conv)](conv.out_channels).to(conv.weight)
     with torch.no_grad():
-        norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+        plain = norm_affine(norm.running_mean, norm.running_var, None, None, norm.eps)
+        norm.weight.copy_(1 / cast(Tensor, plain.scale))
     return norm

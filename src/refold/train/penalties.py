@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from refold.algebra.norm import norm_affine
 from refold.pruning import slimming_penalty
-from refold.train.optim import is_open_repvgg
+from refold.train.optim import open_repvggs
 
 if TYPE_CHECKING:
     from refold.train.recipe import Recipe
@@ -37,23 +38,25 @@ def kernel_l2(model: nn.Module) -> Tensor:
 
     Source: RepVGG's repository, `get_custom_L2`; Ding et al. 2021, arXiv:2101.03697.
     """
-    blocks = [is_open_repvgg(module) for module in model.modules()]
-    return _total([_block_l2(block) for block in blocks if block is not None], model)
+    return _total([_block_l2(block) for block in open_repvggs(model)], model)
 
 
 def _block_l2(block: Any) -> Tensor:
     wide, narrow = block.rbr_dense.conv.weight, block.rbr_1x1.conv.weight
     # (O, 1, ...) scales of the folded kernels, not to be trained by this
     wide_scale, narrow_scale = (
-        (branch.bn.weight / (branch.bn.running_var + branch.bn.eps).sqrt()).detach()
+        _slope(branch.bn).to(wide).view(-1, *(1,) * (wide.ndim - 1))
         for branch in (block.rbr_dense, block.rbr_1x1)
     )
-    ones = (1,) * (wide.ndim - 1)
-    wide_scale, narrow_scale = wide_scale.view(-1, *ones), narrow_scale.view(-1, *ones)
     centre = (..., *(slice(size // 2, size // 2 + 1) for size in wide.shape[2:]))
     around = wide.square().sum() - wide[centre].square().sum()
     joint = wide[centre] * wide_scale + narrow * narrow_scale
     return around + (joint.square() / (wide_scale.square() + narrow_scale.square())).sum()
+
+
+def _slope(norm: Any) -> Tensor:
+    found = norm_affine(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+    return cast(Tensor, found.scale).detach()
 
 
 def _total(parts: list[Tensor], model: nn.Module) -> Tensor:
