@@ -18,7 +18,7 @@ LAYERS = {
     "graph": 3,
     **dict.fromkeys(["files", "table", "workload", "registry"], 4),
     **dict.fromkeys(["plan", "reparameterize", "verify", "checkpoint", "transforms"], 4),
-    **dict.fromkeys(["expand", "collapse", "residuals"], 4),
+    **dict.fromkeys(["expand", "collapse", "residuals", "proof"], 4),
     "blocks": 5,
     **dict.fromkeys(["models", "pruning", "train", "export", "bench", "report"], 6),
     "cli": 7,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -12,36 +11,23 @@ from refold.errors import RefusedError
 from refold.graph.record import Fold, Kept
 from refold.graph.rewrite import rewrite
 from refold.graph.unbranch import ResidualPass
-from refold.workload import Workload, measure
+from refold.workload import Rebuilt
 
 
 @dataclass(frozen=True, eq=False)
-class Removal:
+class Removal(Rebuilt):
     """A network without residuals, and what that took.
 
     Args:
         model: the network.
         folded: the network with its residuals, its norms folded.
+        example_inputs: what the costs are counted for.
         removed: the sums that are gone.
         kept: the sums that stay, each with the reason.
-        example_inputs: what the costs are counted for.
     """
 
-    model: nn.Module
-    folded: nn.Module
     removed: tuple[Fold, ...]
     kept: tuple[Kept, ...]
-    example_inputs: Any
-
-    @cached_property
-    def cost_before(self) -> Workload:
-        """Parameters and multiply-adds of the folded network with its residuals."""
-        return measure(self.folded, self.example_inputs)
-
-    @cached_property
-    def cost_after(self) -> Workload:
-        """The same without them."""
-        return measure(self.model, self.example_inputs)
 
     def summary(self) -> str:
         """Return how many residuals are gone and what it costs, as one line."""
@@ -120,4 +106,4 @@ def removal(model: nn.Module, example_inputs: Any) -> Removal:
         Kept(path, f"its code could not be followed, so that its sums stay ({why})")
         for path, why in done.failures.items()
     ]
-    return Removal(done.model, done.folded, tuple(removed), tuple(kept), example_inputs)
+    return Removal(done.model, done.folded, example_inputs, tuple(removed), tuple(kept))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,6 +32,31 @@ class Workload:
         """Say both in millions: `5.29 M parameters, 401.2 M multiply-adds`."""
         macs = "" if self.macs is None else f", {self.macs / 1e6:,.1f} M multiply-adds"
         return f"{self.parameters / 1e6:,.2f} M parameters{macs}"
+
+
+@dataclass(frozen=True, eq=False)
+class Rebuilt:
+    """A network that was made of a folded one, and what both cost, counted when asked for.
+
+    Args:
+        model: the network.
+        folded: the network it was made of, its norms folded.
+        example_inputs: what the costs are counted for.
+    """
+
+    model: nn.Module
+    folded: nn.Module
+    example_inputs: Any
+
+    @cached_property
+    def cost_before(self) -> Workload:
+        """Parameters and multiply-adds of the folded network."""
+        return measure(self.folded, self.example_inputs)
+
+    @cached_property
+    def cost_after(self) -> Workload:
+        """The same of the result."""
+        return measure(self.model, self.example_inputs)
 
 
 def measure(model: nn.Module, example_inputs: Any = None) -> Workload:

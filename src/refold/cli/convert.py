@@ -11,18 +11,13 @@ import typer
 from refold.cli import options
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import check_destination
-from refold.cli.proof import prove
+from refold.cli.proof import prove, say_proof
 from refold.cli.subject import prepare
 from refold.cli.summary import record, refusal_lines, size_of, size_rows
 from refold.cli.weights import convert_weights, is_weights
 from refold.errors import InputError
 
-Out = Annotated[
-    Path,
-    typer.Option(
-        "-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors, .xml."
-    ),
-]
+Out = Annotated[Path, options.OUTPUT]
 NormEps = Annotated[
     float | None,
     typer.Option(
@@ -77,5 +72,5 @@ def convert(
         return
     table(f"{model} -> {written}", ["", "before", "after"], size_rows(before, after))
     say("\n".join([f"folds: {len(plan.steps)}", *refusal_lines(plan.refusals)]))
-    proof.say()
+    say_proof(proof)
     note(f"wrote {written} ({written.stat().st_size / 2**20:.1f} MiB)")

@@ -12,7 +12,7 @@ from refold.cli import options
 from refold.cli.console import count, say, step, table
 from refold.cli.demo_nets import NETS, DemoNet, subject_of
 from refold.cli.demo_photos import PHOTOGRAPHS, labels, photographs, top5
-from refold.cli.demo_story import tell_story
+from refold.cli.demo_story import ROUNDS, RUNTIMES, tell_story
 from refold.cli.proof import prove
 from refold.cli.subject import Subject
 from refold.cli.summary import Size, size_of
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 Output = Annotated[
     Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the ONNX files go.")
 ]
-
-RUNTIMES = {"eager": "PyTorch", "onnxruntime": "ONNX Runtime"}
-ROUNDS = 15  # of interleaved timing: enough for a median, and the demo ends within minutes
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 EPOCHS = 8  # half a minute or so on two cores, and well above 95 %
 BATCH = 64  # images at a time when timing
 RUNTIMES = {"eager": "PyTorch", "onnxruntime": "ONNX Runtime"}
+ROUNDS = 15  # of interleaved timing: enough for a median, and the demo ends within minutes
 
 
-def tell_story(folder: Path, seed: int, *, epochs: int = EPOCHS, rounds: int = 15) -> None:
+def tell_story(folder: Path, seed: int, *, epochs: int = EPOCHS, rounds: int = ROUNDS) -> None:
     """Train on the digits, fold, prove, ask both forms about every test image, export, time.
 
     Args:

@@ -42,6 +42,10 @@ AllowGrowth = Annotated[
     bool,
     typer.Option("--allow-growth", help="Also make merges that cost more multiply-adds."),
 ]
+OUTPUT = typer.Option(
+    "-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors, .xml."
+)
+Output = Annotated[Path | None, OUTPUT]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

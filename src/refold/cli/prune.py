@@ -12,12 +12,13 @@ import typer
 from refold.cli import options
 from refold.cli.console import count, note, print_json, say, step, table
 from refold.cli.destination import check_destination
-from refold.cli.proof import Proof, prove
+from refold.cli.proof import prove
 from refold.cli.subject import Subject, prepare
 from refold.cli.summary import refusal_lines
 from refold.errors import InputError
 
 if TYPE_CHECKING:
+    from refold.proof import Proof
     from refold.pruning import Pruning
 
 UNTUNED = "a pruned network is less accurate until it has been trained again: it is an nn.Module"
@@ -30,12 +31,6 @@ class Importance(StrEnum):
     l1 = "l1"
 
 
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors, .xml."
-    ),
-]
 Ratio = Annotated[
     float | None,
     typer.Option("--ratio", help="Share of the channels that go, of all that can, as 0.5."),
@@ -75,7 +70,7 @@ def prune(
     importance: By = Importance.bn,
     floor: Floor = "1",
     remove_residuals: Remove = False,
-    output: Out = None,
+    output: options.Output = None,
     checkpoint: options.Checkpoint = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,

@@ -25,12 +25,6 @@ SLOWER = (
     "removing residuals alone usually costs speed: it is for devices and compilers that want a "
     "plain chain, and for pruning channels that a residual ties together"
 )
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors, .xml."
-    ),
-]
 Partial = Annotated[
     bool, typer.Option("--partial", help="Leave residuals that cannot be removed, and say why.")
 ]
@@ -47,7 +41,7 @@ Runtime = Annotated[
 
 def remove_residuals(
     model: options.Model,
-    output: Out = None,
+    output: options.Output = None,
     checkpoint: options.Checkpoint = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,

@@ -216,3 +216,10 @@ def strides(depth: int, first: int = 2) -> list[int]:
         [2, 1, 1]
     """
     return [first] + [1] * (depth - 1)
+
+
+def init_convs(model: nn.Module) -> None:
+    """Start convolutions normal, of variance 2 / (kernel area x output channels)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -92,10 +92,3 @@ def conv_norm(
     """Return a convolution that keeps the map's size but for its stride, and its norm."""
     conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False)
     return conv, nn.BatchNorm2d(out)
-
-
-def init_convs(model: nn.Module) -> None:
-    """Start convolutions normal, of variance 2 / (kernel area x output channels)."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

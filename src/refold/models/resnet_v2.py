@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from refold.blocks.layers import chain
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, make_classifier, strides
+from refold.models.backbone import Backbone, Feature, init_convs, make_classifier, strides
 from refold.models.registry import register_model
 from refold.models.shortcuts import AddShortcut, Kind, PadShortcut, Shortcuts
 
@@ -233,9 +233,7 @@ class ResNetV2(Backbone):
 
     def init_weights(self) -> None:
         """Start as the article does: normal, of variance 2 / (kernel area x output channels)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convs(self)
 
 
 def _stem(in_chans: int, channels: int, large: bool) -> nn.Sequential:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from refold.blocks import RMBlock
 from refold.errors import InputError
-from refold.models.backbone import Feature, make_classifier, strides
+from refold.models.backbone import Feature, init_convs, make_classifier, strides
 from refold.models.registry import register_model
-from refold.models.residual import LoggedResidual, Removable, conv_norm, init_convs
+from refold.models.residual import LoggedResidual, Removable, conv_norm
 
 
 class GroupedResidual(LoggedResidual):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refold.models.backbone import Backbone, Feature, make_classifier, strides
+from refold.models.backbone import Backbone, Feature, init_convs, make_classifier, strides
 from refold.models.registry import register_model
 from refold.models.residual import Logged, conv_norm, without_residuals
 from refold.reparameterize import reparameterize
@@ -161,11 +161,9 @@ class RMobileNet(Backbone):
 
     def init_weights(self) -> None:
         """Start as the authors do: normal, of variance 2 / (kernel area x output channels)."""
+        init_convs(self)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                area = module.kernel_size[0] * module.kernel_size[1]
-                nn.init.normal_(module.weight, std=(2 / (area * module.out_channels)) ** 0.5)
-            elif isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
 

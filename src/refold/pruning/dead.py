@@ -10,26 +10,23 @@ from torch import nn
 from refold.graph.dead_channels import DeadChannelPass
 from refold.graph.record import Fold, Kept
 from refold.graph.rewrite import rewrite
-from refold.workload import Workload, measure
+from refold.workload import Rebuilt
 
 
 @dataclass(frozen=True, eq=False)
-class Dropped:
+class Dropped(Rebuilt):
     """A network without its dead channels.
 
     Args:
         model: the network.
+        folded: the network with them, its norms folded.
+        example_inputs: what the costs are counted for.
         dropped: the layers that lost channels.
         kept: the layers that keep a dead channel, each with the reason.
-        cost_before: parameters and multiply-adds of the folded network.
-        cost_after: the same of the result.
     """
 
-    model: nn.Module
     dropped: tuple[Fold, ...]
     kept: tuple[Kept, ...]
-    cost_before: Workload
-    cost_after: Workload
 
 
 def drop_dead_channels(model: nn.Module, example_inputs: Any) -> nn.Module:
@@ -78,7 +75,6 @@ def dropping(model: nn.Module, example_inputs: Any) -> Dropped:
         InputError: when it is no module, or cannot run on the example.
     """
     done = rewrite(model, example_inputs, DeadChannelPass)
-    before, after = measure(done.folded, example_inputs), measure(done.model, example_inputs)
     dropped = tuple(fold for one in done.passes for fold in one.folds)
     kept = tuple(kept for one in done.passes for kept in one.kept)
-    return Dropped(done.model, dropped, kept, before, after)
+    return Dropped(done.model, done.folded, example_inputs, dropped, kept)

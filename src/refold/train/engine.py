@@ -80,6 +80,11 @@ class Engine:
         """The network with its loss, unwrapped."""
         return cast(Learner, self.parts.learner)
 
+    @property
+    def done(self) -> int:
+        """How many steps of the run are done."""
+        return self.parts.position.epoch * self.order.steps + self.parts.position.step
+
     # -- the run ----------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -114,8 +119,7 @@ class Engine:
     # -- one step ---------------------------------------------------------------------------------
 
     def _train(self, pieces: list[Batch]) -> None:
-        position, recipe = self.parts.position, self.recipe
-        number = position.epoch * self.order.steps + position.step
+        position, recipe, number = self.parts.position, self.recipe, self.done
         lr = recipe.optimizer.lr * self._share(number)
         for group in self.parts.optimizer.param_groups:
             group["lr"] = lr
@@ -199,8 +203,7 @@ class Engine:
     # -- between steps ----------------------------------------------------------------------------
 
     def _after_step(self, step: int, ears: Ears) -> None:
-        position, steps = self.parts.position, self.order.steps
-        done = position.epoch * steps + step
+        position, steps, done = self.parts.position, self.order.steps, self.done
         self._clock.tick(self.recipe.batch_size)
         self.reporter.step(self._progress(done))
         if self.folder.writes and done % self.habits.log_steps == 0:
@@ -250,10 +253,8 @@ class Engine:
             return judge(network, self.judged, task, self.classes, device)
 
     def _save(self, pointers: tuple[str, ...]) -> None:
-        position = self.parts.position
         if self.accelerator.is_main_process:
-            step = position.epoch * self.order.steps + position.step
-            self.saves.write(self.parts.snapshot(), step, pointers)
+            self.saves.write(self.parts.snapshot(), self.done, pointers)
         self.accelerator.wait_for_everyone()
         self._saved_at = time.monotonic()
 

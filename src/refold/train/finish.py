@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from refold.errors import MissingDependencyError
 from refold.export import export
+from refold.proof import prove
 from refold.reparameterize import reparameterize
 from refold.train.data import Data
 from refold.train.engine import Engine
 from refold.train.judge import Judged
-from refold.verify import verify
 from refold.workload import measure
 
 _EXPORTED = ("deploy.safetensors", "deploy.onnx")
@@ -79,13 +79,9 @@ def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
 
 def _proved(network: nn.Module, deployed: nn.Module, example: Tensor) -> dict[str, float]:
     """Return the largest errors of a fold done in float64, and of the weights as written."""
-    network, deployed, example = (
-        copy.deepcopy(network).cpu(), copy.deepcopy(deployed).cpu(), example.cpu(),
-    )  # fmt: skip
-    wide = copy.deepcopy(network).double()
-    exact = verify(wide, reparameterize(wide, example.double()), example.double()).check()
-    shipped = verify(network, deployed, example).check()
-    return {"float64": exact.max_rel_error, "as_written": shipped.max_rel_error}
+    network, deployed = copy.deepcopy(network).cpu(), copy.deepcopy(deployed).cpu()
+    proof = prove(network, deployed, (example.cpu(),), reparameterize)
+    return {"float64": proof.exact.max_rel_error, "as_written": proof.shipped.max_rel_error}
 
 
 def _exported(engine: Engine, deployed: nn.Module, example: Tensor) -> list[str]:

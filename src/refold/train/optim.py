@@ -31,8 +31,7 @@ def decays(model: nn.Module, decay: Decay) -> dict[str, bool]:
     """
     found: dict[str, bool] = {}
     together = _kernels_that_decay_together(model) if decay.custom_l2 else set[int]()
-    blocks = [block for block in map(is_open_repvgg, model.modules()) if block is not None]
-    identities = {id(block.rbr_identity) for block in blocks}
+    identities = {id(block.rbr_identity) for block in open_repvggs(model)}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             does = _decays(module, name, decay)
@@ -54,13 +53,13 @@ def _decays(module: nn.Module, name: str, decay: Decay) -> bool:
 
 
 def _kernels_that_decay_together(model: nn.Module) -> set[int]:
-    blocks = [block for block in map(is_open_repvgg, model.modules()) if block is not None]
+    blocks = open_repvggs(model)
     return {id(part.conv.weight) for b in blocks for part in (b.rbr_dense, b.rbr_1x1)}
 
 
-def is_open_repvgg(module: nn.Module) -> Any:
-    """Return a RepVGG block that has its branches; else None."""
-    return module if isinstance(module, RepVGGBlock) and not module.deploy else None
+def open_repvggs(model: nn.Module) -> list[Any]:
+    """Return the RepVGG blocks that have their branches."""
+    return [m for m in model.modules() if isinstance(m, RepVGGBlock) and not m.deploy]
 
 
 def make_optimizer(model: nn.Module, wanted: Optimizer, decay: Decay) -> torch.optim.Optimizer:

@@ -159,8 +159,8 @@ def _run(order: Order, folder: RunFolder, *, resume: bool, dry_run: bool) -> Tra
         recipe=setup.fitted(order, accelerator.num_processes),
         reporter=order.reporter if main else Reporter(),
     )
-    engine = setup.make_engine(order, accelerator, folder)
     image = setup.image_shape(order)
+    engine = setup.make_engine(order, accelerator, folder, image)
     if order.recipe.batch_size != asked.batch_size:
         order.reporter.note(
             f"batch_size is {order.recipe.batch_size} instead of {asked.batch_size}, as there are "
@@ -204,10 +204,8 @@ def _start(order: Order, engine: Engine, *, resume: bool) -> int | None:
     snapshot = engine.saves.read()
     if snapshot is not None:
         engine.parts.restore(snapshot)
-    position = engine.parts.position
-    step = position.epoch * engine.order.steps + position.step
-    engine.folder.rewind(step)
-    return step
+    engine.folder.rewind(engine.done)
+    return engine.done
 
 
 def _plan(order: Order, engine: Engine, image: tuple[int, ...], resumed: int | None) -> Plan:

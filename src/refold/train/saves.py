@@ -20,6 +20,7 @@ from torch import Tensor
 
 from refold.errors import CheckpointError, InputError, TrainingError
 from refold.files import atomic_path
+from refold.graph.skeleton import storage_key
 
 FOLDER = "checkpoints"
 LAST, BEST = "last", "best"
@@ -147,7 +148,7 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     plain: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        place = value.untyped_storage().data_ptr()
+        place = storage_key(value)
         plain[name] = value.clone() if place in seen and value.numel() else value
         seen.add(place)
     return plain

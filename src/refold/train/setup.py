@@ -186,13 +186,16 @@ def fitted(order: Order, processes: int) -> Recipe:
     return recipe.model_copy(update={"batch_size": batch, "optimizer": optimizer})
 
 
-def make_engine(order: Order, accelerator: Any, folder: RunFolder) -> Engine:
+def make_engine(
+    order: Order, accelerator: Any, folder: RunFolder, image: tuple[int, ...]
+) -> Engine:
     """Return the engine of a run: built, wrapped, at its start.
 
     Args:
         order: what is to be done, its recipe fitted.
         accelerator: of `make_accelerator`.
         folder: of the run.
+        image: shape of one, as the network sees it.
 
     Raises:
         InputError: when the network does not suit the images.
@@ -201,7 +204,7 @@ def make_engine(order: Order, accelerator: Any, folder: RunFolder) -> Engine:
     processes, rank = accelerator.num_processes, accelerator.process_index
     network = build_network(order).to(accelerator.device)
     with seeded(recipe.seed, "loss"):
-        learner = make_learner(network, recipe, len(data.classes), image_shape(order))
+        learner = make_learner(network, recipe, len(data.classes), image)
     learner.to(accelerator.device)
     if processes > 1 and recipe.sync_norms:
         sync_norms(learner)
