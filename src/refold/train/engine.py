@@ -147,6 +147,8 @@ class Engine:
         """Add the gradients of a piece of the batch."""
         device = self.accelerator.device
         images = piece.images.to(device, non_blocking=True)
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         targets = piece.targets.to(device, non_blocking=True)
         images, targets = self._mixed(images, targets, number, at)
         with self.accelerator.accumulate(self.wrapped):
@@ -290,4 +292,6 @@ class Engine:
             prefix = "ema" if self.parts.average is not None else "learner.network"
             network.load_state_dict(snapshot.part(prefix))
         unsync_norms(network)
+        if self.recipe.channels_last:
+            network.to(memory_format=torch.contiguous_format)
         return network.eval()

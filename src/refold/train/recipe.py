@@ -168,6 +168,8 @@ class Recipe(_Strict):
         ema: decay of the moving average of the weights, which is judged and deployed; None for
             none.
         precision: of the arithmetic.
+        channels_last: whether tensors lie in memory with the channels of a pixel side by side,
+            which many plain networks train faster with.
         clip: the largest norm of the gradients; None for any.
         sync_norms: whether norms see the batches of all processes.
         seed: of everything random.
@@ -194,6 +196,7 @@ class Recipe(_Strict):
     mix: Mix = Mix()
     ema: float | None = Field(default=None, gt=0, lt=1)
     precision: Literal["no", "bf16", "fp16"] = "no"
+    channels_last: bool = False
     clip: float | None = Field(default=None, gt=0)
     sync_norms: bool = True
     seed: int = 0

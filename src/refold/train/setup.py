@@ -203,6 +203,8 @@ def make_engine(
     recipe, data, habits = order.recipe, order.data, order.habits
     processes, rank = accelerator.num_processes, accelerator.process_index
     network = build_network(order).to(accelerator.device)
+    if recipe.channels_last:
+        network.to(memory_format=torch.channels_last)
     with seeded(recipe.seed, "loss"):
         learner = make_learner(network, recipe, len(data.classes), image)
     learner.to(accelerator.device)

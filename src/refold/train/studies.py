@@ -50,13 +50,17 @@ def _depths() -> dict[str, Changes]:
     }
 
 
-def _residual(**options: Any) -> Changes:
-    base = {"depths": [3, 3, 3], "widths": [8, 16, 32]}
+def _residual(blocks: int, **options: Any) -> Changes:
+    base = {"depths": [blocks] * 3, "widths": [8, 16, 32]}
     return {"model": "preact_resnet110", "options": {**base, **options}}
 
 
 def _shortcut(kind: str, **options: Any) -> Changes:
-    return _residual(order="original", shortcut=kind, **options)
+    return _residual(6, order="original", shortcut=kind, **options)
+
+
+def _activation(order: str) -> Changes:
+    return _residual(9, order=order)
 
 
 def _mixer(name: str) -> Changes:
@@ -75,19 +79,19 @@ STUDIES: dict[str, Study] = {
     "depth": Study(
         "What becomes of plain networks when they are very deep?",
         "RMNet, arXiv:2111.00687, tables 3 and 4",
-        {"epochs": 10},
+        {"epochs": 6, "channels_last": True},
         _depths(),
     ),
     "ratio": Study(
         "How many channels should be reserved?",
         "RMNet, arXiv:2111.00687, section 3.3",
-        {"epochs": 10},
+        {"epochs": 6},
         {f"reserve {ratio}": _pairs("rmrep", 37, ratio=ratio) for ratio in (0.0, 0.25, 0.5, 0.75)},
     ),
     "shortcuts": Study(
         "What may stand on a shortcut?",
         "He et al. 2016, arXiv:1603.05027, table 1",
-        {"epochs": 10},
+        {"epochs": 6},
         {
             "identity": _shortcut("identity"),
             "0.5 on the shortcut": _shortcut("constant", scales=[0.5, 1.0]),
@@ -103,19 +107,19 @@ STUDIES: dict[str, Study] = {
     "activations": Study(
         "Where should norms and activations stand?",
         "He et al. 2016, arXiv:1603.05027, table 2",
-        {"epochs": 10},
+        {"epochs": 6},
         {
-            "original": _residual(order="original"),
-            "norm after addition": _residual(order="bn_after_add"),
-            "ReLU before addition": _residual(order="relu_before_add"),
-            "ReLU-only pre-activation": _residual(order="relu_only"),
-            "full pre-activation": _residual(order="full"),
+            "original": _activation("original"),
+            "norm after addition": _activation("bn_after_add"),
+            "ReLU before addition": _activation("relu_before_add"),
+            "ReLU-only pre-activation": _activation("relu_only"),
+            "full pre-activation": _activation("full"),
         },
     ),
     "repmlp": Study(
         "Which parts of RepMLP matter?",
         "RepMLP, arXiv:2105.01883, section 4.1",
-        {"epochs": 10},
+        {"epochs": 6},
         {
             "RepMLP": _mixer("repmlp"),
             "no Local": _mixer("no_local"),
