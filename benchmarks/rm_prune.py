@@ -30,18 +30,18 @@ from typing import Any
 
 import torch
 import torch_pruning
-from torch import Tensor, nn
+from torch import nn
 
 import refold
 from digits import Digits, load, resnet, train
 from refold.pruning import (
     Importance,
-    Layer,
     clear_masks,
     pruning,
     restore_norms,
     slimming_penalty,
 )
+from refold.train.studies.shapes import relative_scale, to_budget
 from refold.workload import Workload, measure
 
 RUNTIMES = ("eager", "onnxruntime")
@@ -61,29 +61,9 @@ COLUMNS = [
 # pruning to a share of the multiply-adds
 
 
-def to_budget(macs: float, prune: Callable[[float], nn.Module]) -> nn.Module:
-    """Return the least pruned network within the budget, found by halving the ratio's interval."""
-    low, high, best = 0.0, 0.98, None
-    for _ in range(7):
-        ratio = (low + high) / 2
-        model = prune(ratio)
-        if cost(model).macs <= macs:
-            high, best = ratio, model
-        else:
-            low = ratio
-    if best is None:
-        raise SystemExit(f"nothing fits {macs:,.0f} multiply-adds")
-    return best
-
-
 def cost(model: nn.Module) -> Workload:
     """Return the size of the folded network."""
     return measure(refold.reparameterize(model, EXAMPLE), EXAMPLE)
-
-
-def relative(layer: Layer) -> Tensor:
-    """Return norm scales over the mean of their layer: those of sums grow with every block."""
-    return layer.scale / layer.scale[layer.rows].nanmean()
 
 
 def by_refold(importance: Importance, *, removed: bool) -> Callable[[nn.Module, float], nn.Module]:
@@ -113,9 +93,9 @@ def by_torch_pruning(importance: str) -> Callable[[nn.Module, float], nn.Module]
 
 
 WAYS: list[tuple[str, str, Callable[[nn.Module, float], nn.Module]]] = [
-    ("masks", "residuals removed", by_refold(relative, removed=True)),
-    ("slimmed", "residuals removed", by_refold(relative, removed=True)),
-    ("slimmed", "residuals kept", by_refold(relative, removed=False)),
+    ("masks", "residuals removed", by_refold(relative_scale, removed=True)),
+    ("slimmed", "residuals removed", by_refold(relative_scale, removed=True)),
+    ("slimmed", "residuals kept", by_refold(relative_scale, removed=False)),
     ("slimmed", "torch-pruning", by_torch_pruning("bn")),
     ("plain", "residuals removed", by_refold("l1", removed=True)),
     ("plain", "residuals kept", by_refold("l1", removed=False)),
@@ -134,7 +114,7 @@ def one_seed(seed: int, options: argparse.Namespace) -> dict[tuple[str, str], di
         budget = options.share * rows["plain", "not pruned"]["macs"]
         for way, method, prune in WAYS:
             if way == kind:
-                pruned = to_budget(budget, lambda r, p=prune, m=model: p(m, r))
+                pruned = to_budget(lambda r, p=prune, m=model: p(m, r), budget, EXAMPLE)
                 raw = data.accuracy(pruned)
                 tuned = tune(pruned, data, seed, options)
                 rows[way, method] = figures(tuned, data) | {"raw": raw}

@@ -46,5 +46,9 @@ class TrainingError(RefoldError, RuntimeError):
     """A training run cannot go on: its loss is no number any more, or the disk is full."""
 
 
+class DivergedError(TrainingError):
+    """The loss of a training run is no number any more."""
+
+
 class MissingDependencyError(RefoldError, ImportError):
     """An optional library is not installed; the message names the extra that brings it."""

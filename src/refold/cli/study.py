@@ -12,7 +12,8 @@ from refold.cli.console import note, say
 Name = Annotated[
     str,
     typer.Argument(
-        metavar="NAME", help="branches, depth, ratio, shortcuts, activations, repmlp or manifold."
+        metavar="NAME",
+        help="activations, branches, depth, manifold, mobile, pruning, ratio, repmlp or shortcuts.",
     ),
 ]
 Output = Annotated[
@@ -20,6 +21,9 @@ Output = Annotated[
     typer.Option("-o", "--output", metavar="FOLDER", help="Default: study-NAME. Goes on there."),
 ]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Runs of each variant.")]
+Jobs = Annotated[
+    int, typer.Option("--jobs", min=1, help="Runs at a time; each has its share of the cores.")
+]
 Data = Annotated[
     str | None, typer.Option("--data", metavar="DIR", help="Images. Default: the digits.")
 ]
@@ -36,6 +40,7 @@ def study(
     name: Name,
     output: Output = None,
     seeds: Seeds = 3,
+    jobs: Jobs = 1,
     data: Data = None,
     only: Only = None,
     changes: Changes = None,
@@ -50,7 +55,8 @@ def study(
 
     report = run(
         name, output or Path(f"study-{name}"), seeds=range(seeds), data=data,
-        changes=dict(map(parse_change, changes or [])), only=only or (), reporter=make_reporter(),
+        changes=dict(map(parse_change, changes or [])), only=only or (), jobs=jobs,
+        reporter=make_reporter(),
     )  # fmt: skip
     say(report.title)
     say(str(report))

@@ -14,8 +14,9 @@ from refold.train.habits import Habits as Habits
 from refold.train.report import Plan as Plan
 from refold.train.report import Progress as Progress
 from refold.train.report import Reporter as Reporter
+from refold.train.restore import network_of as network_of
 from refold.train.run import Trained as Trained
 from refold.train.run import train as train
 from refold.train.stopping import Stopped as Stopped
 from refold.train.studies import STUDIES as STUDIES
-from refold.train.study import study as study
+from refold.train.studies import study as study

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from refold.errors import TrainingError
+from refold.errors import DivergedError
 from refold.train.folder import RunFolder
 from refold.train.habits import Habits
 from refold.train.judge import MAIN, Judged, judge
@@ -91,7 +91,8 @@ class Engine:
         """Train until the last epoch is done.
 
         Raises:
-            TrainingError: when the loss is no number any more, or a checkpoint cannot be written.
+            DivergedError: when the loss is no number any more.
+            TrainingError: when a checkpoint cannot be written.
             Stopped: when asked to stop, after the step is finished and saved.
         """
         position = self.parts.position
@@ -128,7 +129,7 @@ class Engine:
         outcomes = [self._learn(piece, number, at) for at, piece in enumerate(pieces)]
         loss, right, answers = self._summed(outcomes)
         if not math.isfinite(loss):
-            raise TrainingError(self._diverged(number, loss, lr))
+            raise DivergedError(self._diverged(number, loss, lr))
         if recipe.clip is not None:
             self.accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip)
         self.optimizer.step()
@@ -289,8 +290,7 @@ class Engine:
         snapshot = self.saves.read(BEST)
         network = self.network
         if snapshot is not None:
-            prefix = "ema" if self.parts.average is not None else "learner.network"
-            network.load_state_dict(snapshot.part(prefix))
+            network.load_state_dict(snapshot.network)
         unsync_norms(network)
         if self.recipe.channels_last:
             network.to(memory_format=torch.contiguous_format)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,16 @@ from refold.errors import MissingDependencyError
 from refold.export import export
 from refold.proof import prove
 from refold.reparameterize import reparameterize
+from refold.residuals import remove_residuals
 from refold.train.data import Data
 from refold.train.engine import Engine
 from refold.train.judge import Judged
 from refold.workload import measure
 
+if TYPE_CHECKING:
+    from refold.train.recipe import Recipe
+
+Fold = Callable[[nn.Module, Any], nn.Module]
 _EXPORTED = ("deploy.safetensors", "deploy.onnx")
 
 
@@ -52,7 +58,8 @@ def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
     network = engine.best_network()
     like = next(network.parameters())
     example = torch.randn(1, *image, generator=torch.Generator().manual_seed(0)).to(like)
-    deployed = reparameterize(network, example)
+    fold = folding(engine.recipe)
+    deployed = fold(network, example)
     judged = engine.judge(network), engine.judge(deployed)
     same, compared = _agreement(engine, *judged)
     broken = _unreadable(engine, data, judged[0])
@@ -70,17 +77,31 @@ def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
         "unreadable": broken,
     }
     if accelerator.is_main_process:
-        summary["error"] = _proved(network, deployed, example)
+        summary["error"] = _proved(network, deployed, example, fold)
         summary["files"] = _exported(engine, deployed, example)
         folder.summarise(summary)
     accelerator.wait_for_everyone()
     return Finished(summary, network, deployed)
 
 
-def _proved(network: nn.Module, deployed: nn.Module, example: Tensor) -> dict[str, float]:
+def folding(recipe: Recipe) -> Fold:
+    """Return what makes the plain form of a trained network, as the recipe wants it."""
+    wanted = recipe.deploy
+
+    def fold(network: nn.Module, example: Any) -> nn.Module:
+        if wanted.remove_residuals:
+            network = remove_residuals(network, example)
+        return reparameterize(network, example, allow_growth=wanted.allow_growth)
+
+    return fold
+
+
+def _proved(
+    network: nn.Module, deployed: nn.Module, example: Tensor, fold: Fold
+) -> dict[str, float]:
     """Return the largest errors of a fold done in float64, and of the weights as written."""
     network, deployed = copy.deepcopy(network).cpu(), copy.deepcopy(deployed).cpu()
-    proof = prove(network, deployed, (example.cpu(),), reparameterize)
+    proof = prove(network, deployed, (example.cpu(),), fold)
     return {"float64": proof.exact.max_rel_error, "as_written": proof.shipped.max_rel_error}
 
 

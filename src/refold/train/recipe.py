@@ -149,6 +149,18 @@ class Mix(_Strict):
     cutmix: float = Field(default=0.0, ge=0)
 
 
+class Deploy(_Strict):
+    """How the plain form is made at the end.
+
+    Args:
+        remove_residuals: write residuals as plain chains, which adds parameters and multiply-adds.
+        allow_growth: merge also where the result needs more multiply-adds.
+    """
+
+    remove_residuals: bool = False
+    allow_growth: bool = False
+
+
 class Recipe(_Strict):
     """A whole recipe.
 
@@ -194,6 +206,7 @@ class Recipe(_Strict):
     loss: Loss = Loss()
     augment: Augment = Augment()
     mix: Mix = Mix()
+    deploy: Deploy = Deploy()
     ema: float | None = Field(default=None, gt=0, lt=1)
     precision: Literal["no", "bf16", "fp16"] = "no"
     channels_last: bool = False

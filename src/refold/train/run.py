@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from refold.errors import InputError
 from refold.train.cookbook import changed, check_recipe, load_recipe
 from refold.train.data import DIGITS, open_data
-from refold.train.folder import CONFIG, RunFolder
+from refold.train.folder import RunFolder
 from refold.train.habits import Habits
 from refold.train.penalties import Penalty
 from refold.train.report import Plan, Reporter
+from refold.train.restore import begun_with
 
 if TYPE_CHECKING:
     from refold.train.engine import Engine
@@ -82,7 +82,8 @@ def train(
     Raises:
         InputError: when the recipe, the images or the network are of no use; the message names the
             file or the key.
-        TrainingError: when the loss is no number any more, or the disk is full.
+        DivergedError: when the loss is no number any more.
+        TrainingError: when the disk is full.
         NotEquivalentError: when the folded network is not equal.
         KeyboardInterrupt: when asked to stop (Ctrl-C), after the step is finished and saved.
         MissingDependencyError: when an optional library is missing.
@@ -97,7 +98,7 @@ def train(
     folder = RunFolder(Path(output))
     given = model if isinstance(model, nn.Module) else None
     if resume:
-        chosen, place = _begun(folder, given)
+        chosen, place = begun_with(folder, given)
     else:
         if not dry_run:
             folder.require_new()
@@ -130,20 +131,6 @@ def _chosen(recipe: str | Path | Recipe | None, place: str, changes: dict[str, A
     if isinstance(recipe, (str, Path)):
         return load_recipe(recipe, changes)
     return check_recipe(changed(recipe.model_dump(mode="json"), changes), recipe.name)
-
-
-def _begun(folder: RunFolder, given: nn.Module | None) -> tuple[Recipe, str]:
-    """Return the settings that a run was begun with."""
-    config = folder.config()
-    place = str(folder.path / CONFIG)
-    if set(config) != {"data", "given_model", "recipe"}:
-        raise InputError(f"{place} is not what a run wrote: it must have data and recipe")
-    if bool(config["given_model"]) != (given is not None):
-        raise InputError(
-            f"{folder.path} was begun with a network "
-            + ("of yours: give it again" if config["given_model"] else "by name: give none")
-        )
-    return check_recipe(cast("dict[str, Any]", config["recipe"]), place), str(config["data"])
 
 
 def _run(order: Order, folder: RunFolder, *, resume: bool, dry_run: bool) -> Trained:

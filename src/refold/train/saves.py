@@ -40,6 +40,11 @@ class Snapshot:
     tensors: dict[str, Tensor]
     plain: dict[str, Any] = field(default_factory=dict[str, Any])
 
+    @property
+    def network(self) -> dict[str, Tensor]:
+        """The weights of the network that is judged and deployed: the average's, if there is."""
+        return self.part("ema") or self.part("learner.network")
+
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors below a prefix, by the rest of their names."""
         start = f"{prefix}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from refold.blocks import BranchedBlock
 from refold.errors import InputError, MissingDependencyError
 from refold.expand import expand, expand_plan
 from refold.models import create_model
+from refold.residuals import removal
 from refold.train.augment import eval_transform, image_side, train_transform
 from refold.train.data import Data, check_readable
 from refold.train.engine import Engine
@@ -143,6 +145,21 @@ def build_network(order: Order) -> nn.Module:
     return network.train()
 
 
+def check_removable(network: nn.Module, image: tuple[int, ...]) -> None:
+    """Find out before a long training whether its end will work: no residual may have to stay.
+
+    Raises:
+        InputError: when one has to.
+    """
+    fresh = copy.deepcopy(network).cpu().eval()
+    kept = removal(fresh, torch.zeros(1, *image)).kept
+    if kept:
+        reasons = "; ".join(f"{item.where}: {item.reason}" for item in kept[:3])
+        raise InputError(
+            f"deploy.remove_residuals cannot be done, {len(kept)} additions have to stay: {reasons}"
+        )
+
+
 def _start(network: nn.Module, recipe: Recipe) -> None:
     for module in network.modules():
         if recipe.gamma is not None and isinstance(module, BranchedBlock):
@@ -205,6 +222,8 @@ def make_engine(
     network = build_network(order).to(accelerator.device)
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)
+    if recipe.deploy.remove_residuals:
+        check_removable(network, image)
     with seeded(recipe.seed, "loss"):
         learner = make_learner(network, recipe, len(data.classes), image)
     learner.to(accelerator.device)
