@@ -105,6 +105,22 @@ def net() -> Fragile:
     return Fragile()
 
 
+def test_channels_last_goes_on_to_the_same_bits(tmp_path: Path, data: Path, whole: Path) -> None:
+    changes = {"channels_last": True}
+    done = tiny(tmp_path / "whole", data, changes=changes)
+    assert all(p.is_contiguous() for p in done.model.parameters())  # at the end as it ever was
+    assert done.summary["error"]["float64"] < 1e-9
+    run = tmp_path / "run"
+    with pytest.raises(Stopped):
+        tiny(run, data, changes=changes, reporter=Asker(7))
+    tiny(run, data, resume=True)
+    assert same_bits(last(run), last(tmp_path / "whole"))
+    # The same sums in another order: the same training but for rounding.
+    one, other = ([r["loss"] for r in records(at, "step")] for at in (whole, tmp_path / "whole"))
+    assert one == pytest.approx(other, rel=1e-2)
+    assert one != other
+
+
 def test_a_run_is_not_overwritten(data: Path, whole: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a run already: say --resume"):
         tiny(whole, data)

@@ -14,7 +14,7 @@ import torch
 
 import refold
 from refold.errors import CheckpointError, InputError, TrainingError
-from refold.train import Habits
+from refold.train import Habits, network_of
 from refold.train.saves import LAST, Saves, Snapshot
 from train.pictures import folders, masks, shards
 from train.runs import Fragile, last, records, same_bits, tiny
@@ -58,6 +58,58 @@ def test_a_run_from_images_to_files(tmp_path: Path, data: Path, exporting: None)
     assert state.keys() == done.deployed.state_dict().keys()
     assert {r["step"] for r in records(run, "step")} == set(range(1, 11))
     assert [r["epoch"] for r in records(run, "epoch")] == [1, 2]
+
+
+class Skip(torch.nn.Module):
+    """A residual block, whose sum can be replaced by a layer, between layers of other widths."""
+
+    def __init__(self, gated: bool = False) -> None:
+        super().__init__()
+        parts = torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.ReLU
+        conv, norm, relu = parts
+        self.stem = torch.nn.Sequential(conv(3, 4, 3, 2, 1, bias=False), norm(4), relu())
+        self.branch = torch.nn.Sequential(
+            conv(4, 6, 3, 1, 1, bias=False), norm(6), relu(), conv(6, 4, 3, 1, 1), norm(4)
+        )
+        self.head, self.gated = torch.nn.Linear(4, 2), gated
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.branch(x)
+        x = x + (y * y.mean((2, 3), keepdim=True).sigmoid() if self.gated else y)
+        return self.head(x.relu().mean((2, 3)))
+
+
+def test_a_recipe_can_end_without_residuals(tmp_path: Path, data: Path) -> None:
+    changes = {"deploy.remove_residuals": True, "epochs": 1}
+    torch.manual_seed(2)
+    done = tiny(tmp_path / "run", data, model=Skip(), changes=changes)
+    assert done.summary["error"]["float64"] < 1e-9
+    assert done.summary["same_answers"] == done.summary["answers"] == 8
+    convs = [m for m in done.deployed.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [conv.out_channels for conv in convs] == [4, 10, 4]  # four ride along with six
+    graph = torch.fx.symbolic_trace(done.deployed)
+    assert not [node for node in graph.graph.nodes if "add" in node.name]
+    with pytest.raises(InputError, match=r"remove_residuals cannot be done, 1 additions have to"):
+        tiny(tmp_path / "no", data, model=Skip(gated=True), changes=changes)
+    assert not (tmp_path / "no").exists()  # found out before the training, not after it
+
+
+def test_the_network_of_a_run_comes_back(tmp_path: Path, data: Path) -> None:
+    done = tiny(tmp_path / "run", data, changes={"epochs": 1})
+    x = torch.randn(2, 3, 12, 12)
+    with torch.no_grad():
+        best = network_of(tmp_path / "run", "best")(x)
+        fresh = network_of(tmp_path / "run", None)(x)
+        assert torch.equal(best, done.model(x))
+        assert not torch.allclose(fresh, best)
+    with pytest.raises(InputError, match="holds no run"):
+        network_of(tmp_path)
+    given = tiny(tmp_path / "given", data, model=net(), changes={"epochs": 1, "block": "acb"})
+    again = network_of(tmp_path / "given", "best", model=net())
+    assert same_bits(again.state_dict(), given.model.state_dict())
+    with pytest.raises(InputError, match="a network of yours: give it again"):
+        network_of(tmp_path / "given")
 
 
 def test_embeddings_are_judged_by_pairs(tmp_path: Path, data: Path) -> None:

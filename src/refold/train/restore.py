@@ -19,24 +19,28 @@ if TYPE_CHECKING:
     from refold.train.recipe import Recipe
 
 
-def network_of(run: str | Path, pointer: str | None = LAST) -> nn.Module:
+def network_of(
+    run: str | Path, pointer: str | None = LAST, *, model: nn.Module | None = None
+) -> nn.Module:
     """Return the network of a run, with its branches, in evaluation mode.
 
     Args:
         run: its folder.
         pointer: "last" or "best" for the weights of such a checkpoint; None as it started.
+        model: the network that was given to the run, where one was; it is changed.
 
     Raises:
-        InputError: when there is no such run, or it was begun with a network that was given to it.
+        InputError: when there is no such run, or its network was given and is not, or the other way
+            round.
         CheckpointError: when the checkpoint is missing or damaged.
     """
     from refold.train import setup
 
     folder = RunFolder(Path(run))
-    recipe, place = begun_with(folder, None)
+    recipe, place = begun_with(folder, model)
     order = setup.Order(
         recipe=recipe, data=open_data(place, recipe.task), place=place, output=folder.path,
-        model=None, build=setup.ours, penalties=(), habits=Habits(), cpu=True, tracker="none",
+        model=model, build=setup.ours, penalties=(), habits=Habits(), cpu=True, tracker="none",
         reporter=Reporter(),
     )  # fmt: skip
     network = setup.build_network(order)
