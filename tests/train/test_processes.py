@@ -14,9 +14,12 @@ import torch
 from torch import nn
 
 from refold.errors import RefusedError
+from refold.train.data import open_data
+from refold.train.loader import TrainOrder
 from refold.train.norms import sync_norms, unsync_norms
+from refold.train.saves import Saves
 from train.pictures import folders
-from train.processes import norm_case, shared_run
+from train.processes import PAIR, norm_case, shared_run
 from train.runs import last, records, start
 
 SCRIPT = Path(__file__).with_name("processes.py")
@@ -36,6 +39,7 @@ def torchrun(*words: str | Path, processes: int = 2):
 @pytest.mark.parametrize("block", ["dbb", pytest.param("none", marks=pytest.mark.zoo)])
 def test_two_processes_train_as_one(tmp_path: Path, block: str) -> None:
     data = folders(tmp_path / "data", train=17, val=5)  # 34 images: 4 steps of 8; 10 to judge
+    number, broken = breaks_for_the_second(data)
     shared_run(tmp_path / "one", data, block)
     done = torchrun(SCRIPT, tmp_path / "two", data, block)
     assert done.returncode == 0, done.stderr
@@ -50,7 +54,26 @@ def test_two_processes_train_as_one(tmp_path: Path, block: str) -> None:
     for summary in summaries:  # and the synchronised norms folded
         assert summary["same_answers"] == summary["answers"] == 10
         assert summary["error"]["float64"] < 1e-9
+        assert summary["unreadable"] == {"train": [broken], "val": []}
+    for run in ("one", "two"):  # and a run that goes on still knows what another process met
+        snapshot = Saves(tmp_path / run).read()
+        assert snapshot.plain["position"]["unreadable"] == [number]
     assert summaries[0]["train_form"]["top1"] == summaries[1]["train_form"]["top1"]
+
+
+def breaks_for_the_second(data: Path) -> tuple[int, str]:
+    """Break an image that of two processes only the second comes upon; return number and name."""
+    source = open_data(str(data), "classify").train
+    met = [set[int](), set[int]()]
+    for rank, numbers in enumerate(met):
+        order = TrainOrder(len(source), PAIR["batch_size"], 0, 2, rank, 2)
+        for epoch in range(PAIR["epochs"]):
+            order.at(epoch)
+            numbers.update(index for keys in order for _, index in keys)
+    number = min(met[1] - met[0])
+    path = Path(source.name(number))
+    path.write_bytes(path.read_bytes()[:40])
+    return number, str(path)
 
 
 def assert_equal_weights(tmp_path: Path) -> None:

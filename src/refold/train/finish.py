@@ -16,6 +16,7 @@ from refold.reparameterize import reparameterize
 from refold.train.data import Data
 from refold.train.engine import Engine
 from refold.train.judge import Judged
+from refold.train.together import total, union
 from refold.workload import measure
 
 _EXPORTED = ("deploy.safetensors", "deploy.onnx")
@@ -113,19 +114,12 @@ def _agreement(engine: Engine, one: Judged, other: Judged) -> tuple[int, int]:
         same = (one.answers == other.answers).sum()
         counts = torch.tensor([float(same), float(one.answers.numel())])
     if engine.recipe.task != "embed":  # there every process has answered for all pairs
-        counts = engine.over_processes(counts.double())
+        counts = total(engine.accelerator, counts.double())
     return int(counts[0]), int(counts[1])
 
 
 def _unreadable(engine: Engine, data: Data, judged: Judged) -> dict[str, list[str]]:
     """Return the names of the images that could not be read, by any process."""
-    train: list[int] = list(engine.parts.position.unreadable)
-    val: list[int] = list(judged.unreadable)
-    if engine.accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        train, val = gather_object(train), gather_object(val)
-    return {
-        "train": [data.train.name(index) for index in sorted(set(train))],
-        "val": [data.val.name(index) for index in sorted(set(val))],
-    }
+    train = union(engine.accelerator, engine.parts.position.unreadable)
+    val = union(engine.accelerator, judged.unreadable)
+    return {"train": list(map(data.train.name, train)), "val": list(map(data.val.name, val))}
