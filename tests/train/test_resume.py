@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from refold.errors import InputError
-from refold.train.report import Progress, Reporter
 from refold.train.stopping import Stopped
 from train.pictures import folders
-from train.runs import Fragile, last, records, same_bits, start, tiny
+from train.runs import Asker, Fragile, last, records, same_bits, start, tiny
 
 KILL = Path(__file__).with_name("kill.py")
 
@@ -68,20 +67,6 @@ def test_workers_change_no_bit_and_the_seed_does(tmp_path: Path, data: Path, who
 def last_of_another_seed(tmp_path: Path, data: Path):
     tiny(tmp_path / "other", data, changes={"seed": 1})
     return last(tmp_path / "other")
-
-
-class Asker(Reporter):
-    """Presses Ctrl-C at a step."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.steps = at, 0
-
-    def step(self, progress: Progress) -> None:
-        import signal
-
-        self.steps += 1
-        if self.steps == self.at:
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("at", [3, 5, 10])

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,14 +72,9 @@ class Engine:
         self._last: dict[str, float] = {}
 
     @property
-    def network(self) -> nn.Module:
-        """The network that is judged and deployed: the average where there is one."""
-        return self.parts.average or self.learner.network
-
-    @property
     def learner(self) -> Learner:
         """The network with its loss, unwrapped."""
-        return cast(Learner, self.parts.learner)
+        return self.parts.learner
 
     @property
     def done(self) -> int:
@@ -156,7 +151,7 @@ class Engine:
             outcome = Outcome(*self.wrapped(images, targets))
             loss = outcome.loss
             for penalty in self.penalties:
-                loss = loss + penalty(self.learner.network)
+                loss = loss + self.parts.penalised(penalty)
             self.accelerator.backward(loss)
         return Outcome(*(value.detach() for value in outcome))
 
@@ -220,7 +215,7 @@ class Engine:
 
     def _after_epoch(self) -> None:
         position, task = self.parts.position, self.recipe.task
-        found = self.judge(self.network)
+        found = self.judge(self.parts.network())
         main = found.metrics[MAIN[task]]
         better = position.best is None or main > position.best
         if better:
@@ -254,8 +249,9 @@ class Engine:
     def _save(self, pointers: tuple[str, ...]) -> None:
         position = self.parts.position
         position.unreadable = union(self.accelerator, position.unreadable)
+        snapshot = self.parts.snapshot()
         if self.accelerator.is_main_process:
-            self.saves.write(self.parts.snapshot(), self.done, pointers)
+            self.saves.write(snapshot, self.done, pointers)
         self.accelerator.wait_for_everyone()
         self._saved_at = time.monotonic()
 
@@ -286,7 +282,7 @@ class Engine:
     def best_network(self) -> nn.Module:
         """Return the network with the weights of its best epoch, plain and in evaluation mode."""
         snapshot = self.saves.read(BEST)
-        network = self.network
+        network = self.parts.network()
         if snapshot is not None:
             prefix = "ema" if self.parts.average is not None else "learner.network"
             network.load_state_dict(snapshot.part(prefix))

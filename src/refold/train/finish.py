@@ -64,8 +64,8 @@ def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
         "task": engine.recipe.task,
         "epochs": engine.parts.position.epoch,
         "best_epoch": engine.parts.position.best_epoch,
-        "train_form": _form(network, example, judged[0]),
-        "deployed_form": _form(deployed, example, judged[1]),
+        "train_form": _form(engine, network, example, judged[0]),
+        "deployed_form": _form(engine, deployed, example, judged[1]),
         "same_answers": same,
         "answers": compared,
         "unreadable": broken,
@@ -96,12 +96,12 @@ def _exported(engine: Engine, deployed: nn.Module, example: Tensor) -> list[str]
     return files
 
 
-def _form(network: nn.Module, example: Tensor, judged: Judged) -> dict[str, Any]:
+def _form(engine: Engine, network: nn.Module, example: Tensor, judged: Judged) -> dict[str, Any]:
     work = measure(network, example)
     return {
         "parameters": work.parameters,
         "macs": work.macs,
-        "images": judged.images,
+        "images": int(total(engine.accelerator, torch.tensor(judged.images))),
         **judged.metrics,
     }
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from refold.errors import CheckpointError
+from refold.train.learner import Learner
+from refold.train.penalties import Penalty
 from refold.train.saves import Snapshot
 
 
@@ -56,11 +58,19 @@ class Parts:
         position: how far the run has come.
     """
 
-    learner: nn.Module
+    learner: Learner
     optimizer: torch.optim.Optimizer
     average: nn.Module | None
     scaler: Any
     position: Position
+
+    def network(self) -> nn.Module:
+        """Return the network that is judged and deployed: the average where there is one."""
+        return self.average or self.learner.network
+
+    def penalised(self, penalty: Penalty) -> Tensor:
+        """Return what a penalty says of the network."""
+        return penalty(self.learner.network)
 
     def snapshot(self) -> Snapshot:
         """Return all of it, as it is now; no memory is copied."""
