@@ -83,6 +83,16 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, data: Path, at: int)
     assert same_bits(last(run), last(whole))
 
 
+def test_what_an_optimizer_counts_for_a_group_is_kept(tmp_path: Path, data: Path) -> None:
+    whole, run, changes = tmp_path / "whole", tmp_path / "run", {"optimizer.name": "lamb"}
+    tiny(whole, data, model=net(), changes=changes)
+    with pytest.raises(Stopped):
+        tiny(run, data, model=net(), changes=changes, reporter=Asker(3))
+    tiny(run, data, model=net(), resume=True)
+    assert float(last(run)["group.0.step"]) == 10
+    assert same_bits(last(run), last(whole))
+
+
 def net() -> Fragile:
     import torch
 
