@@ -1,20 +1,25 @@
 """One of several training processes; `torchrun` starts them.
 
-Usage: processes.py RUN DATA BLOCK, or processes.py norm FOLDER.
+Usage: processes.py RUN DATA BLOCK, processes.py fsdp RUN STOPPED DATA, or processes.py norm FOLDER.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from refold.errors import RefusedError
 from refold.train.norms import sync_norms
-from train.runs import tiny
+from refold.train.stopping import Stopped
+from train.runs import Asker, tiny
 
 PAIR = {
     "epochs": 2, "batch_size": 8, "ema": None, "mix.mixup": 0.0, "augment.auto": "trivial",
@@ -28,8 +33,43 @@ def main() -> None:
     if sys.argv[1] == "norm":
         shared_norm(Path(sys.argv[2]))
         return
+    if sys.argv[1] == "fsdp":
+        shared_weights(*map(Path, sys.argv[2:]))
+        return
     run, data, block = sys.argv[1:]
     shared_run(Path(run), Path(data), block)
+
+
+def shared_weights(run: Path, stopped: Path, data: Path) -> None:
+    """Train with weights that are shared, too; then go on with a run of one process for a while."""
+    from refold.train import sharded
+
+    sharded._BLOCK = 100  # so that a tiny network has several
+    shard, parts = sharded.fully_shard, list[nn.Module]()
+
+    def counted(module, **options):
+        parts.append(module)
+        return shard(module, **options)
+
+    sharded.fully_shard = counted
+    fsdp_run(run, data, fsdp=True)
+    assert len(parts) > 4, parts  # of the network and of its average
+    with contextlib.suppress(Stopped):
+        fsdp_run(stopped, data, fsdp=True, resume=True, reporter=Asker(3))
+    scalar = nn.Module()
+    scalar.register_parameter("scale", nn.Parameter(torch.ones(())))
+    mesh = sharded.init_device_mesh("cpu", (2,))
+    with pytest.raises(RefusedError, match=r"net cannot be spread .* scale .* without --fsdp"):
+        sharded._shard(scalar, mesh, "net")
+
+
+def fsdp_run(run: Path, data: Path, **options: Any) -> None:
+    """Train with all that has a state or looks at the weights: average, penalty, clipping."""
+    changes = {
+        **PAIR, "block": "dbb", "decay.custom_l2": False, "ema": 0.9, "clip": 0.5, "accumulate": 2,
+        "slimming": {"l1": 1e-2},
+    }  # fmt: skip
+    tiny(run, data, model=small_net(), changes=changes, **options)
 
 
 def shared_norm(folder: Path) -> None:
@@ -65,13 +105,21 @@ def shared_run(run: Path, data: Path, block: str) -> None:
     if block == "none":
         tiny(run, data, changes=PAIR)
         return
-    torch.manual_seed(5)
-    net = nn.Sequential(
+    changes = {**PAIR, "block": block, "decay.custom_l2": False}
+    tiny(run, data, model=small_net(), changes=changes)
+
+
+def small_net() -> nn.Sequential:
+    """Return a network with two convolutions that can become blocks, another one in each process.
+
+    The first process's numbers are those that count.
+    """
+    torch.manual_seed(5 + int(os.environ.get("RANK", "0")))
+    return nn.Sequential(
         nn.Conv2d(3, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
         nn.Conv2d(6, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
     )  # fmt: skip
-    tiny(run, data, model=net, changes={**PAIR, "block": block, "decay.custom_l2": False})
 
 
 if __name__ == "__main__":

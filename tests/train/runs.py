@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import refold
-from refold.train import Habits
+from refold.train import Habits, Progress, Reporter
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,10 +27,13 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def tiny(output: Path, data: Path, *, save_steps: int = 0, workers: int = 0, **options: Any) -> Any:
+def tiny(
+    output: Path, data: Path, *, save_steps: int = 0, workers: int = 0, fsdp: bool = False,
+    **options: Any,
+) -> Any:  # fmt: skip
     """Train for some steps on a folder of images."""
     changes = {**TINY, **options.pop("changes", {})}
-    habits = Habits(save_steps=save_steps, log_steps=1, workers=workers)
+    habits = Habits(save_steps=save_steps, log_steps=1, workers=workers, fsdp=fsdp)
     recipe = None if options.get("resume") else "folder"
     if recipe is None:
         return refold.train(output=output, habits=habits, tracker="none", cpu=True, **options)
@@ -64,6 +68,18 @@ def start(*words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **env},
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
+
+
+class Asker(Reporter):
+    """Presses Ctrl-C at a step."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.steps = at, 0
+
+    def step(self, progress: Progress) -> None:
+        self.steps += 1
+        if self.steps == self.at:
+            signal.raise_signal(signal.SIGINT)
 
 
 class Fragile(nn.Module):

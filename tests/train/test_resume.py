@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from refold.errors import InputError
-from refold.train.report import Progress, Reporter
 from refold.train.stopping import Stopped
 from train.pictures import folders
-from train.runs import Fragile, last, records, same_bits, start, tiny
+from train.runs import Asker, Fragile, last, records, same_bits, start, tiny
 
 KILL = Path(__file__).with_name("kill.py")
 
@@ -70,20 +69,6 @@ def last_of_another_seed(tmp_path: Path, data: Path):
     return last(tmp_path / "other")
 
 
-class Asker(Reporter):
-    """Presses Ctrl-C at a step."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.steps = at, 0
-
-    def step(self, progress: Progress) -> None:
-        import signal
-
-        self.steps += 1
-        if self.steps == self.at:
-            signal.raise_signal(signal.SIGINT)
-
-
 @pytest.mark.parametrize("at", [3, 5, 10])
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, data: Path, at: int) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -95,6 +80,16 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, data: Path, at: int)
         tiny(run, data, model=net(), resume=True)
     else:  # asked in the last step of all: there is nothing left to stop
         tiny(run, data, model=net(), reporter=Asker(at))
+    assert same_bits(last(run), last(whole))
+
+
+def test_what_an_optimizer_counts_for_a_group_is_kept(tmp_path: Path, data: Path) -> None:
+    whole, run, changes = tmp_path / "whole", tmp_path / "run", {"optimizer.name": "lamb"}
+    tiny(whole, data, model=net(), changes=changes)
+    with pytest.raises(Stopped):
+        tiny(run, data, model=net(), changes=changes, reporter=Asker(3))
+    tiny(run, data, model=net(), resume=True)
+    assert float(last(run)["group.0.step"]) == 10
     assert same_bits(last(run), last(whole))
 
 

@@ -71,6 +71,10 @@ Tracker = Annotated[
     str | None,
     typer.Option("--tracker", help="tensorboard, wandb ...; none. Default: TensorBoard if there."),
 ]
+Fsdp = Annotated[
+    bool,
+    typer.Option("--fsdp", help="Under torchrun: the processes share the weights, too (FSDP2)."),
+]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Leave a GPU alone.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="List the recipes and exit.")]
 
@@ -93,6 +97,7 @@ def train(
     workers: Workers = 2,
     save_minutes: SaveMinutes = 10.0,
     tracker: Tracker = None,
+    fsdp: Fsdp = False,
     cpu: Cpu = False,
     recipes: Recipes = False,
     as_json: options.Json = False,
@@ -122,7 +127,8 @@ def train(
         trained = run(
             _recipe_of(recipe, chosen), output=output, data=data,
             changes=_all_changes(chosen, changes or []), resume=resume, dry_run=dry_run, cpu=cpu,
-            tracker=tracker, habits=Habits(save_minutes=save_minutes, workers=workers),
+            tracker=tracker,
+            habits=Habits(save_minutes=save_minutes, workers=workers, fsdp=fsdp),
             reporter=make_reporter(), build=build_to_train,
         )  # fmt: skip
     except Stopped:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from refold.train.schedule import rate
 from refold.train.seeds import seed_of, seeded
 from refold.train.state import Parts
 from refold.train.stopping import Ears, Stopped
+from refold.train.together import total, union
 
 
 @dataclass
@@ -71,14 +72,9 @@ class Engine:
         self._last: dict[str, float] = {}
 
     @property
-    def network(self) -> nn.Module:
-        """The network that is judged and deployed: the average where there is one."""
-        return self.parts.average or self.learner.network
-
-    @property
     def learner(self) -> Learner:
         """The network with its loss, unwrapped."""
-        return cast(Learner, self.parts.learner)
+        return self.parts.learner
 
     @property
     def done(self) -> int:
@@ -154,10 +150,10 @@ class Engine:
         images, targets = self._mixed(images, targets, number, at)
         with self.accelerator.accumulate(self.wrapped):
             outcome = Outcome(*self.wrapped(images, targets))
-            total = outcome.loss
+            loss = outcome.loss
             for penalty in self.penalties:
-                total = total + penalty(self.learner.network)
-            self.accelerator.backward(total)
+                loss = loss + self.parts.penalised(penalty)
+            self.accelerator.backward(loss)
         return Outcome(*(value.detach() for value in outcome))
 
     def _mixed(
@@ -179,16 +175,10 @@ class Engine:
     def _summed(self, outcomes: list[Outcome]) -> tuple[float, int, int]:
         """Return mean loss, right answers and answers of a step, of all processes."""
         rows = [torch.stack([value.cpu().double() for value in outcome]) for outcome in outcomes]
-        total = torch.stack(rows).sum(0)
-        total[0] /= len(rows) * self.accelerator.num_processes
-        total = self.over_processes(total)
-        return float(total[0]), int(total[1]), int(total[2])
-
-    def over_processes(self, value: Tensor) -> Tensor:
-        """Return the sum of a tensor over all processes."""
-        if self.accelerator.num_processes == 1:
-            return value
-        return self.accelerator.reduce(value.to(self.accelerator.device), "sum").cpu()
+        own = torch.stack(rows).sum(0)
+        own[0] /= len(rows) * self.accelerator.num_processes
+        loss, right, answers = total(self.accelerator, own).tolist()
+        return loss, int(right), int(answers)
 
     def _share(self, number: int) -> float:
         return rate(self.recipe.schedule, number, self.recipe.epochs * self.order.steps)
@@ -213,9 +203,11 @@ class Engine:
             record = {"kind": "step", "step": done, "epoch": position.epoch + 1, **self._last}
             self.folder.measure(record)
             self.accelerator.log(self._last, step=done)
-        asked = bool(self.over_processes(torch.tensor([float(ears.asked)])))
         due = self.habits.save_steps and done % self.habits.save_steps == 0
         late = time.monotonic() - self._saved_at > 60 * self.habits.save_minutes
+        # All processes save or none: clocks differ, and a signal may reach one of them only.
+        wishes = total(self.accelerator, torch.tensor([float(ears.asked), float(late)]))
+        asked, late = (wishes > 0).tolist()
         if step < steps and (asked or due or late):
             self._save((LAST,))
         if asked and step < steps:
@@ -224,7 +216,7 @@ class Engine:
 
     def _after_epoch(self) -> None:
         position, task = self.parts.position, self.recipe.task
-        found = self.judge(self.network)
+        found = self.judge(self.parts.network())
         main = found.metrics[MAIN[task]]
         better = position.best is None or main > position.best
         if better:
@@ -256,8 +248,11 @@ class Engine:
             return judge(network, self.judged, task, self.classes, device)
 
     def _save(self, pointers: tuple[str, ...]) -> None:
+        position = self.parts.position
+        position.unreadable = union(self.accelerator, position.unreadable)
+        snapshot = self.parts.snapshot()
         if self.accelerator.is_main_process:
-            self.saves.write(self.parts.snapshot(), self.done, pointers)
+            self.saves.write(snapshot, self.done, pointers)
         self.accelerator.wait_for_everyone()
         self._saved_at = time.monotonic()
 
@@ -288,7 +283,7 @@ class Engine:
     def best_network(self) -> nn.Module:
         """Return the network with the weights of its best epoch, plain and in evaluation mode."""
         snapshot = self.saves.read(BEST)
-        network = self.network
+        network = self.parts.network()
         if snapshot is not None:
             network.load_state_dict(snapshot.network)
         unsync_norms(network)

@@ -18,6 +18,7 @@ from refold.residuals import remove_residuals
 from refold.train.data import Data
 from refold.train.engine import Engine
 from refold.train.judge import Judged
+from refold.train.together import total, union
 from refold.workload import measure
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
         "task": engine.recipe.task,
         "epochs": engine.parts.position.epoch,
         "best_epoch": engine.parts.position.best_epoch,
-        "train_form": _form(network, example, judged[0]),
-        "deployed_form": _form(deployed, example, judged[1]),
+        "train_form": _form(engine, network, example, judged[0]),
+        "deployed_form": _form(engine, deployed, example, judged[1]),
         "same_answers": same,
         "answers": compared,
         "unreadable": broken,
@@ -116,12 +117,12 @@ def _exported(engine: Engine, deployed: nn.Module, example: Tensor) -> list[str]
     return files
 
 
-def _form(network: nn.Module, example: Tensor, judged: Judged) -> dict[str, Any]:
+def _form(engine: Engine, network: nn.Module, example: Tensor, judged: Judged) -> dict[str, Any]:
     work = measure(network, example)
     return {
         "parameters": work.parameters,
         "macs": work.macs,
-        "images": judged.images,
+        "images": int(total(engine.accelerator, torch.tensor(judged.images))),
         **judged.metrics,
     }
 
@@ -134,19 +135,12 @@ def _agreement(engine: Engine, one: Judged, other: Judged) -> tuple[int, int]:
         same = (one.answers == other.answers).sum()
         counts = torch.tensor([float(same), float(one.answers.numel())])
     if engine.recipe.task != "embed":  # there every process has answered for all pairs
-        counts = engine.over_processes(counts.double())
+        counts = total(engine.accelerator, counts.double())
     return int(counts[0]), int(counts[1])
 
 
 def _unreadable(engine: Engine, data: Data, judged: Judged) -> dict[str, list[str]]:
     """Return the names of the images that could not be read, by any process."""
-    train: list[int] = list(engine.parts.position.unreadable)
-    val: list[int] = list(judged.unreadable)
-    if engine.accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        train, val = gather_object(train), gather_object(val)
-    return {
-        "train": [data.train.name(index) for index in sorted(set(train))],
-        "val": [data.val.name(index) for index in sorted(set(val))],
-    }
+    train = union(engine.accelerator, engine.parts.position.unreadable)
+    val = union(engine.accelerator, judged.unreadable)
+    return {"train": list(map(data.train.name, train)), "val": list(map(data.val.name, val))}

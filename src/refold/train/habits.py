@@ -14,9 +14,11 @@ class Habits:
         save_steps: write one after so many steps, too; 0 for none.
         log_steps: measure one step of so many.
         workers: processes that read images.
+        fsdp: whether several processes share the weights, too, and not only each batch.
     """
 
     save_minutes: float = 10.0
     save_steps: int = 0
     log_steps: int = 50
     workers: int = 2
+    fsdp: bool = False

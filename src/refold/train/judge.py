@@ -28,9 +28,9 @@ class Judged:
 
     Args:
         metrics: by name; those of `MAIN` are shares of 1.
-        images: how many were looked at.
+        images: how many this process looked at.
         answers: for each image of this process the class, or None where there are none to compare.
-        unreadable: numbers of the images that could not be read.
+        unreadable: numbers of the images that this process could not read.
     """
 
     metrics: dict[str, float]

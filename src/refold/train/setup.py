@@ -22,7 +22,7 @@ from refold.train.data import Data, check_readable
 from refold.train.engine import Engine
 from refold.train.folder import RunFolder
 from refold.train.habits import Habits
-from refold.train.learner import make_learner
+from refold.train.learner import Learner, make_learner
 from refold.train.loader import EvalOrder, Samples, TrainOrder, loader
 from refold.train.norms import sync_norms
 from refold.train.optim import make_optimizer
@@ -87,7 +87,7 @@ def make_accelerator(order: Order) -> Any:
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-        from accelerate.utils import ProjectConfiguration
+        from accelerate.utils import ProjectConfiguration, parse_flag_from_env
     except ImportError as error:
         raise MissingDependencyError(
             "training needs Accelerate: run pip install 'refold[train]'"
@@ -104,10 +104,19 @@ def make_accelerator(order: Order) -> Any:
         )
     except (ValueError, ImportError) as error:
         raise InputError(f"Accelerate refuses these settings: {error}") from error
-    if accelerator.distributed_type.name not in _SHARED:
+    kind = accelerator.distributed_type.name
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):  # which Accelerate forgets on a CPU
+        kind = "FSDP"
+    if kind not in _SHARED:
         raise InputError(
-            f"processes share the work as {accelerator.distributed_type.name}, whose checkpoints "
-            "refold cannot write; use torchrun, or accelerate launch with --multi_gpu or --cpu"
+            f"processes share the work as Accelerate's {kind}, whose checkpoints refold cannot "
+            "write; use torchrun, or accelerate launch with --multi_gpu or --cpu, and for FSDP say "
+            "refold train --fsdp (Habits(fsdp=True))"
+        )
+    if order.habits.fsdp and accelerator.num_processes == 1:
+        raise InputError(
+            "--fsdp (Habits(fsdp=True)) spreads the weights over processes, and there is one: "
+            "start several with torchrun, or leave it out"
         )
     return accelerator
 
@@ -234,22 +243,32 @@ def make_engine(
         from timm.utils.model_ema import ModelEmaV3
 
         average = ModelEmaV3(learner.network, recipe.ema)
-    optimizer = make_optimizer(learner, recipe.optimizer, recipe.decay)
-    parts = Parts(
-        learner, optimizer, average.module if average else None, accelerator.scaler, Position()
-    )
-    wrapped, accelerated = accelerator.prepare(learner, optimizer)
+    prepare = _prepare
+    if habits.fsdp:
+        from refold.train.sharded import prepare_sharded as prepare
+    parts, wrapped, optimizer = prepare(learner, average, recipe, accelerator)
     pieces = processes * recipe.accumulate
     order_of = TrainOrder(len(data.train), recipe.batch_size, recipe.seed, pieces, rank, processes)
     train = Samples(data.train, train_transform(recipe.augment, data), recipe.seed)
     return Engine(
         recipe=recipe, habits=habits, accelerator=accelerator, wrapped=wrapped,
-        optimizer=accelerated, average=average, parts=parts,
+        optimizer=optimizer, average=average, parts=parts,
         penalties=[*penalties_of(recipe), *order.penalties],
         order=order_of, batches=loader(train, order_of, habits.workers),
         judged=judged_batches(order, rank, processes), classes=len(data.classes), folder=folder,
         saves=Saves(folder.path), reporter=order.reporter,
     )  # fmt: skip
+
+
+def _prepare(
+    learner: Learner, average: Any, recipe: Recipe, accelerator: Any
+) -> tuple[Parts, nn.Module, Any]:
+    """Return what has a state, and learner and optimizer as Accelerate prepares them."""
+    optimizer = make_optimizer(learner, recipe.optimizer, recipe.decay)
+    averaged = average.module if average else None
+    parts = Parts(learner, optimizer, averaged, accelerator.scaler, Position())
+    wrapped, accelerated = accelerator.prepare(learner, optimizer)
+    return parts, wrapped, accelerated
 
 
 def judged_batches(order: Order, rank: int, processes: int) -> Any:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from refold.errors import CheckpointError
+from refold.train.learner import Learner
+from refold.train.penalties import Penalty
 from refold.train.saves import Snapshot
 
 
@@ -56,11 +58,19 @@ class Parts:
         position: how far the run has come.
     """
 
-    learner: nn.Module
+    learner: Learner
     optimizer: torch.optim.Optimizer
     average: nn.Module | None
     scaler: Any
     position: Position
+
+    def network(self) -> nn.Module:
+        """Return the network that is judged and deployed: the average where there is one."""
+        return self.average or self.learner.network
+
+    def penalised(self, penalty: Penalty) -> Tensor:
+        """Return what a penalty says of the network."""
+        return penalty(self.learner.network)
 
     def snapshot(self) -> Snapshot:
         """Return all of it, as it is now; no memory is copied."""
@@ -75,9 +85,16 @@ class Parts:
                     tensors[f"optimizer.{index}.{name}"] = value
                 else:
                     numbers.setdefault(str(index), {})[name] = value
+        groups: list[dict[str, Any]] = [{} for _ in content["param_groups"]]
+        for index, entries in enumerate(content["param_groups"]):
+            for name, value in entries.items():
+                if isinstance(value, Tensor):  # such as the steps that LAMB counts
+                    tensors[f"group.{index}.{name}"] = value
+                else:
+                    groups[index][name] = value
         plain = {
             "position": asdict(self.position),
-            "groups": content["param_groups"],
+            "groups": groups,
             "numbers": numbers,
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
@@ -103,11 +120,20 @@ class Parts:
 
 
 def _optimizer_state(snapshot: Snapshot) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in snapshot.part("optimizer").items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+    state: dict[int, dict[str, Any]] = _numbered(snapshot.part("optimizer"))
     numbers = cast("dict[str, dict[str, Any]]", snapshot.plain["numbers"])
     for index, entries in numbers.items():
         state.setdefault(int(index), {}).update(entries)
-    return {"state": state, "param_groups": snapshot.plain["groups"]}
+    groups = cast("list[dict[str, Any]]", snapshot.plain["groups"])
+    counted = _numbered(snapshot.part("group"))
+    groups = [{**group, **counted.get(index, {})} for index, group in enumerate(groups)]
+    return {"state": state, "param_groups": groups}
+
+
+def _numbered(tensors: dict[str, Tensor]) -> dict[int, dict[str, Any]]:
+    """Return tensors by the number and the name that theirs are made of."""
+    found: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        found.setdefault(int(index), {})[name] = value
+    return found
