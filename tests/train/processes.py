@@ -105,7 +105,7 @@ def shared_run(run: Path, data: Path, block: str) -> None:
     if block == "none":
         tiny(run, data, changes=PAIR)
         return
-    changes = {**PAIR, "block": block, "decay.custom_l2": False}
+    changes = {**PAIR, "block": block, "decay.custom_l2": False, "ema": 0.9}
     tiny(run, data, model=small_net(), changes=changes)
 
 

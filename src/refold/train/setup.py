@@ -32,6 +32,7 @@ from refold.train.report import Reporter
 from refold.train.saves import Saves
 from refold.train.seeds import seeded
 from refold.train.state import Parts, Position
+from refold.train.together import align
 
 _SHARED = ("NO", "MULTI_CPU", "MULTI_GPU")
 _JUDGED_AT_ONCE = 256
@@ -235,7 +236,7 @@ def make_engine(
         check_removable(network, image)
     with seeded(recipe.seed, "loss"):
         learner = make_learner(network, recipe, len(data.classes), image)
-    learner.to(accelerator.device)
+    align(accelerator, learner.to(accelerator.device))  # before the average copies it
     if processes > 1 and recipe.sync_norms:
         sync_norms(learner)
     average = None

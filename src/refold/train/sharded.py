@@ -101,7 +101,7 @@ def prepare_sharded(
     """Spread a learner over the processes; return its parts, and learner and optimizer as prepared.
 
     Args:
-        learner: the same in each process but for its numbers; those of the first one count.
+        learner: the same in each process, its numbers included.
         average: timm's moving average of its network; None for none.
         recipe: how to train.
         accelerator: of several processes.
@@ -128,8 +128,6 @@ def prepare_sharded(
 def _shard(module: nn.Module, mesh: DeviceMesh, name: str) -> None:
     """Leave each process its part of a module's parameters, in place."""
     module.to(memory_format=torch.contiguous_format)  # which FSDP asks for
-    for value in (*module.parameters(), *module.buffers()):
-        dist.broadcast(value.detach(), 0)
     try:
         for part in reversed(list(module.modules())):  # what is inside another one comes first
             if part is module or _is_block(part):

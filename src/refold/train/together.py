@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 
 def total(accelerator: Any, value: Tensor) -> Tensor:
@@ -13,6 +14,13 @@ def total(accelerator: Any, value: Tensor) -> Tensor:
     if accelerator.num_processes == 1:
         return value
     return accelerator.reduce(value.to(accelerator.device), "sum").cpu()
+
+
+def align(accelerator: Any, module: nn.Module) -> None:
+    """Give a module the numbers of the first process in all of them, in place."""
+    if accelerator.num_processes > 1:
+        for value in (*module.parameters(), *module.buffers()):
+            dist.broadcast(value.detach(), 0)
 
 
 def union(accelerator: Any, numbers: Iterable[int]) -> list[int]:
