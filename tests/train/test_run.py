@@ -95,6 +95,19 @@ def test_a_recipe_can_end_without_residuals(tmp_path: Path, data: Path) -> None:
     assert not (tmp_path / "no").exists()  # found out before the training, not after it
 
 
+def test_a_block_has_options_of_its_own(tmp_path: Path, data: Path) -> None:
+    changes = {"block": "mobileone", "block_options.num_conv_branches": 3, "epochs": 1}
+    done = tiny(tmp_path / "run", data, model=net(), changes=changes)
+    kernels = [m for m in done.model.modules() if getattr(m, "kernel_size", 0) == (3, 3)]
+    assert len(kernels) == 3
+    assert done.summary["error"]["float64"] < 1e-9
+    changes = {"block": "acb", "block_options.branches": 3}
+    with pytest.raises(
+        InputError, match=r"block_options\.branches: acb has no such option; it has"
+    ):
+        tiny(tmp_path / "no", data, model=net(), changes=changes)
+
+
 def test_the_network_of_a_run_comes_back(tmp_path: Path, data: Path) -> None:
     done = tiny(tmp_path / "run", data, changes={"epochs": 1})
     x = torch.randn(2, 3, 12, 12)

@@ -173,6 +173,7 @@ class Recipe(_Strict):
         model: a MODEL.
         options: of the model.
         block: what its convolutions become: a registered block; None to leave them.
+        block_options: of that block.
         gamma: what the last scale of each branch starts at; None for the block's own.
         epochs: passes over the images.
         batch_size: images of one step, of all processes together.
@@ -195,6 +196,7 @@ class Recipe(_Strict):
     model: str
     options: dict[str, Any] = {}
     block: str | None = None
+    block_options: dict[str, Any] = {}
     gamma: float | None = None
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)

@@ -11,8 +11,6 @@ from refold.errors import InputError
 from refold.train.cookbook import check_recipe
 from refold.train.data import open_data
 from refold.train.folder import CONFIG, RunFolder
-from refold.train.habits import Habits
-from refold.train.report import Reporter
 from refold.train.saves import LAST, Saves
 
 if TYPE_CHECKING:
@@ -34,16 +32,11 @@ def network_of(
             round.
         CheckpointError: when the checkpoint is missing or damaged.
     """
-    from refold.train import setup
+    from refold.train.network import build_network
 
     folder = RunFolder(Path(run))
     recipe, place = begun_with(folder, model)
-    order = setup.Order(
-        recipe=recipe, data=open_data(place, recipe.task), place=place, output=folder.path,
-        model=model, build=setup.ours, penalties=(), habits=Habits(), cpu=True, tracker="none",
-        reporter=Reporter(),
-    )  # fmt: skip
-    network = setup.build_network(order)
+    network = build_network(recipe, open_data(place, recipe.task), model)
     if pointer is None:
         return network.eval()
     snapshot = Saves(folder.path).read(pointer)

@@ -19,8 +19,9 @@ from refold.train.restore import begun_with
 
 if TYPE_CHECKING:
     from refold.train.engine import Engine
+    from refold.train.network import Builder
     from refold.train.recipe import Recipe
-    from refold.train.setup import Builder, Order
+    from refold.train.setup import Order
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def train(
         place = str(data or DIGITS)
         chosen = _chosen(recipe, place, {**named, **(changes or {})})
     from refold.train import setup
+    from refold.train.network import ours
 
     order = setup.Order(
         recipe=chosen,
@@ -115,7 +117,7 @@ def train(
         place=place,
         output=folder.path,
         model=given,
-        build=build or setup.ours,
+        build=build or ours,
         penalties=tuple(penalties),
         habits=habits or Habits(),
         cpu=cpu,

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from refold.blocks import BranchedBlock
 from refold.errors import InputError, MissingDependencyError
-from refold.expand import expand, expand_plan
-from refold.models import create_model
-from refold.residuals import removal
 from refold.train.augment import eval_transform, image_side, train_transform
 from refold.train.data import Data, check_readable
 from refold.train.engine import Engine
@@ -24,6 +18,7 @@ from refold.train.folder import RunFolder
 from refold.train.habits import Habits
 from refold.train.learner import Learner, make_learner
 from refold.train.loader import EvalOrder, Samples, TrainOrder, loader
+from refold.train.network import Builder, build_network, check_removable
 from refold.train.norms import sync_norms
 from refold.train.optim import make_optimizer
 from refold.train.penalties import Penalty, penalties_of
@@ -37,14 +32,6 @@ from refold.train.together import align
 _SHARED = ("NO", "MULTI_CPU", "MULTI_GPU")
 _JUDGED_AT_ONCE = 256
 _STEPS = 4  # of an epoch, where the images are too few for the recipe's batch
-
-
-class Builder(Protocol):
-    """What makes a network from the name in a recipe."""
-
-    def __call__(self, name: str, /, *, num_classes: int, in_chans: int, **options: Any) -> Any:
-        """Return the network."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -127,65 +114,6 @@ def default_tracker() -> str:
     return "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
 
 
-def build_network(order: Order) -> nn.Module:
-    """Return the network of a recipe, with its branches, as it starts to train.
-
-    Raises:
-        InputError: when it cannot be built, or has no convolution that can become a block.
-    """
-    recipe, data = order.recipe, order.data
-    if order.model is not None:
-        network = order.model
-    else:
-        classes = 0 if recipe.task == "embed" else len(data.classes)
-        with seeded(recipe.seed, "weights"):
-            network = order.build(
-                recipe.model, num_classes=classes, in_chans=data.channels, **recipe.options
-            )
-    if recipe.block is not None:
-        planned = expand_plan(network, recipe.block)
-        if not planned.replaced:
-            reasons = "; ".join(f"{name}: {why}" for name, why in list(planned.kept.items())[:3])
-            raise InputError(
-                f"no convolution of {recipe.model} can become {recipe.block}: {reasons}"
-            )
-        with seeded(recipe.seed, "branches"):
-            network = expand(network, recipe.block, preserve=False)
-    _start(network, recipe)
-    return network.train()
-
-
-def check_removable(network: nn.Module, image: tuple[int, ...]) -> None:
-    """Find out before a long training whether its end will work: no residual may have to stay.
-
-    Raises:
-        InputError: when one has to.
-    """
-    fresh = copy.deepcopy(network).cpu().eval()
-    kept = removal(fresh, torch.zeros(1, *image)).kept
-    if kept:
-        reasons = "; ".join(f"{item.where}: {item.reason}" for item in kept[:3])
-        raise InputError(
-            f"deploy.remove_residuals cannot be done, {len(kept)} additions have to stay: {reasons}"
-        )
-
-
-def _start(network: nn.Module, recipe: Recipe) -> None:
-    for module in network.modules():
-        if recipe.gamma is not None and isinstance(module, BranchedBlock):
-            module.init_gamma(recipe.gamma)
-        slim = recipe.slimming
-        if slim is None or slim.gamma is None or not isinstance(module, BatchNorm):
-            continue
-        if module.affine:
-            nn.init.constant_(module.weight, slim.gamma)
-
-
-def ours(name: str, /, *, num_classes: int, in_chans: int, **options: Any) -> nn.Module:
-    """Return a network of `refold.list_models()`."""
-    return create_model(name, num_classes=num_classes, in_chans=in_chans, **options)
-
-
 def fitted(order: Order, processes: int) -> Recipe:
     """Return the recipe with a batch that the images can fill and the processes can share.
 
@@ -229,7 +157,7 @@ def make_engine(
     """
     recipe, data, habits = order.recipe, order.data, order.habits
     processes, rank = accelerator.num_processes, accelerator.process_index
-    network = build_network(order).to(accelerator.device)
+    network = build_network(recipe, data, order.model, order.build).to(accelerator.device)
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)
     if recipe.deploy.remove_residuals:

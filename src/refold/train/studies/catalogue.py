@@ -56,7 +56,13 @@ _SMALL_VGG: Changes = {
     "model": "cifar_vgg11", "options": {"depths": [1, 1, 1, 2, 2], "width": 0.125},
     "augment.size": 32, "epochs": 8, "optimizer.lr": 0.05,
 }  # fmt: skip
-_BLOCKS = {"ACB": "acb", "RepVGG": "repvgg", "DBB": "dbb", "MobileOne": "mobileone"}
+_BLOCKS: dict[str, Changes] = {
+    "plain": {},
+    "ACB": {"block": "acb"},
+    "RepVGG": {"block": "repvgg"},
+    "DBB": {"block": "dbb"},
+    "MobileOne": {"block": "mobileone", "block_options": {"num_conv_branches": 4}},
+}
 
 
 def _pairs(kind: str, layers: int, **options: Any) -> Changes:
@@ -128,7 +134,7 @@ STUDIES: dict[str, Study] = {
         "ACNet, arXiv:1908.03930; RepVGG, arXiv:2101.03697; DBB, arXiv:2103.13425; MobileOne, "
         "arXiv:2206.04040",
         _SMALL_VGG,
-        _each({"plain": {}, **{title: {"block": name} for title, name in _BLOCKS.items()}}),
+        _each(_BLOCKS),
     ),
     "depth": Study(
         "What becomes of plain networks when they are very deep?",
