@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 
 import pytest
@@ -53,7 +54,6 @@ def test_ratios_are_paired_within_a_round(monkeypatch: pytest.MonkeyPatch) -> No
     assert table.row("eager", "B").milliseconds == Spread(5.5e3, 10e3, 55e3)
 
 
-# Before any test with OpenVINO: a process that it has computed in does not survive a signal.
 def test_inductor_gives_figures_or_a_reason(models: dict[str, nn.Module]) -> None:
     table = benchmark(models, EXAMPLE, ("inductor",), rounds=2)
     assert all(bool(row.skipped) != bool(row.milliseconds) for row in table.rows)
@@ -127,3 +127,14 @@ def test_bad_calls_are_refused(models: dict[str, nn.Module]) -> None:
 def test_all_runtimes_are_the_default() -> None:
     assert benchmark.__defaults__ == (("eager", "onnxruntime", "openvino", "inductor"),)
     assert tuple(RUNTIMES) == benchmark.__defaults__[0]
+
+
+def test_a_process_survives_a_signal_after_openvino(models: dict[str, nn.Module]) -> None:
+    benchmark(models, EXAMPLE, ("openvino",), rounds=1)
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        signal.raise_signal(signal.SIGINT)  # without the mending: a segmentation fault
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIGINT]

@@ -13,6 +13,7 @@ from refold._verify_inputs import Inputs
 from .batch import Batch
 from .libraries import require
 from .pt2 import trace
+from .signals import own_signal_stack
 
 
 def write_openvino(model: nn.Module, batch: Batch, path: Path) -> None:
@@ -38,10 +39,12 @@ def openvino_model(path: Path) -> Any:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    return openvino.Core().compile_model(path, "CPU", options)
+    with own_signal_stack():
+        return openvino.Core().compile_model(path, "CPU", options)
 
 
 def run_openvino(compiled: Any, inputs: Inputs) -> list[Tensor]:
     """Call a compiled model on tensors in the order of the model's arguments."""
-    results = compiled([tensor.numpy() for tensor in inputs])
+    with own_signal_stack():
+        results = compiled([tensor.numpy() for tensor in inputs])
     return [torch.as_tensor(results[port]) for port in compiled.outputs]
