@@ -54,11 +54,6 @@ def test_ratios_are_paired_within_a_round(monkeypatch: pytest.MonkeyPatch) -> No
     assert table.row("eager", "B").milliseconds == Spread(5.5e3, 10e3, 55e3)
 
 
-def test_inductor_gives_figures_or_a_reason(models: dict[str, nn.Module]) -> None:
-    table = benchmark(models, EXAMPLE, ("inductor",), rounds=2)
-    assert all(bool(row.skipped) != bool(row.milliseconds) for row in table.rows)
-
-
 def test_every_runtime_gives_figures(models: dict[str, nn.Module]) -> None:
     table = benchmark(models, EXAMPLE, ("eager", "onnxruntime", "openvino"), rounds=2)
     assert [(row.runtime, row.model) for row in table.rows] == [
@@ -79,6 +74,11 @@ def test_every_runtime_gives_figures(models: dict[str, nn.Module]) -> None:
 
 
 @pytest.mark.slow
+def test_inductor_gives_figures_or_a_reason(models: dict[str, nn.Module]) -> None:
+    table = benchmark(models, EXAMPLE, ("inductor",), rounds=2)
+    assert all(bool(row.skipped) != bool(row.milliseconds) for row in table.rows)
+
+
 def test_what_cannot_run_is_in_the_table_with_its_reason(
     models: dict[str, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,22 +15,9 @@ import safetensors.torch
 import torch
 
 from refold.train import saves
-from refold.train.report import Progress, Reporter
-from train.runs import tiny
+from train.runs import AtStep, tiny
 
 SAVE_STEPS = 2
-
-
-class Killer(Reporter):
-    """Kills the process at a step."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.steps = at, 0
-
-    def step(self, progress: Progress) -> None:
-        self.steps += 1
-        if self.steps == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def kill_in_write(at: int) -> None:
@@ -70,7 +57,7 @@ def main() -> None:
         kill_in_write(int(number))
     elif kind == "named":
         kill_before_pointer(int(number))
-    killer = Killer(int(number)) if kind == "step" else None
+    killer = AtStep(int(number), signal.SIGKILL) if kind == "step" else None
     tiny(Path(run), Path(data), save_steps=SAVE_STEPS, workers=int(workers), reporter=killer)
 
 

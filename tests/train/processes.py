@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from refold.errors import RefusedError
 from refold.train.norms import sync_norms
 from refold.train.stopping import Stopped
-from train.runs import Asker, tiny
+from train.runs import AtStep, tiny
 
 PAIR = {
     "epochs": 2, "batch_size": 8, "ema": None, "mix.mixup": 0.0, "augment.auto": "trivial",
@@ -55,7 +55,7 @@ def shared_weights(run: Path, stopped: Path, data: Path) -> None:
     fsdp_run(run, data, fsdp=True)
     assert len(parts) > 4, parts  # of the network and of its average
     with contextlib.suppress(Stopped):
-        fsdp_run(stopped, data, fsdp=True, resume=True, reporter=Asker(3))
+        fsdp_run(stopped, data, fsdp=True, resume=True, reporter=AtStep(3))
     scalar = nn.Module()
     scalar.register_parameter("scale", nn.Parameter(torch.ones(())))
     mesh = sharded.init_device_mesh("cpu", (2,))

@@ -70,27 +70,16 @@ def start(*words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def press_ctrl_c() -> None:
-    """Do what Ctrl-C does, by the handler that is set.
+class AtStep(Reporter):
+    """Sends this process a signal at a step; Ctrl-C's where no other is named."""
 
-    No signal is sent: where OpenVINO has computed in the same process, one that is raised there
-    ends it. A test of the command sends a real one to a process of its own.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    assert callable(handler)
-    handler(signal.SIGINT, None)
-
-
-class Asker(Reporter):
-    """Presses Ctrl-C at a step."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.steps = at, 0
+    def __init__(self, at: int, number: int = signal.SIGINT) -> None:
+        self.at, self.number, self.steps = at, number, 0
 
     def step(self, progress: Progress) -> None:
         self.steps += 1
         if self.steps == self.at:
-            press_ctrl_c()
+            signal.raise_signal(self.number)
 
 
 class Fragile(nn.Module):

@@ -21,7 +21,7 @@ from refold.train.saves import Saves
 from refold.train.stopping import Stopped
 from train.pictures import folders
 from train.processes import PAIR, fsdp_run, norm_case, shared_run
-from train.runs import Asker, last, records, start
+from train.runs import AtStep, last, records, start
 
 SCRIPT = Path(__file__).with_name("processes.py")
 
@@ -90,7 +90,7 @@ def test_two_processes_that_share_the_weights_train_as_one(tmp_path: Path) -> No
     one, two, stopped = (tmp_path / name for name in ("one", "two", "stopped"))
     fsdp_run(one, data)
     with pytest.raises(Stopped):
-        fsdp_run(stopped, data, reporter=Asker(3))
+        fsdp_run(stopped, data, reporter=AtStep(3))
     done = torchrun(SCRIPT, "fsdp", two, stopped, data)
     assert done.returncode == 0, done.stderr
     assert_equal_runs(one, two)

@@ -14,7 +14,7 @@ import pytest
 from refold.errors import InputError
 from refold.train.stopping import Stopped
 from train.pictures import folders
-from train.runs import Asker, Fragile, last, records, same_bits, start, tiny
+from train.runs import AtStep, Fragile, last, records, same_bits, start, tiny
 
 KILL = Path(__file__).with_name("kill.py")
 
@@ -75,11 +75,11 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, data: Path, at: int)
     tiny(whole, data, model=net())
     if at < 10:
         with pytest.raises(Stopped):
-            tiny(run, data, model=net(), reporter=Asker(at))
+            tiny(run, data, model=net(), reporter=AtStep(at))
         assert (run / "checkpoints" / "last").read_text() == f"step-{at:09}.safetensors\n"
         tiny(run, data, model=net(), resume=True)
     else:  # asked in the last step of all: there is nothing left to stop
-        tiny(run, data, model=net(), reporter=Asker(at))
+        tiny(run, data, model=net(), reporter=AtStep(at))
     assert same_bits(last(run), last(whole))
 
 
@@ -87,7 +87,7 @@ def test_what_an_optimizer_counts_for_a_group_is_kept(tmp_path: Path, data: Path
     whole, run, changes = tmp_path / "whole", tmp_path / "run", {"optimizer.name": "lamb"}
     tiny(whole, data, model=net(), changes=changes)
     with pytest.raises(Stopped):
-        tiny(run, data, model=net(), changes=changes, reporter=Asker(3))
+        tiny(run, data, model=net(), changes=changes, reporter=AtStep(3))
     tiny(run, data, model=net(), resume=True)
     assert float(last(run)["group.0.step"]) == 10
     assert same_bits(last(run), last(whole))
@@ -107,7 +107,7 @@ def test_channels_last_goes_on_to_the_same_bits(tmp_path: Path, data: Path, whol
     assert done.summary["error"]["float64"] < 1e-9
     run = tmp_path / "run"
     with pytest.raises(Stopped):
-        tiny(run, data, changes=changes, reporter=Asker(7))
+        tiny(run, data, changes=changes, reporter=AtStep(7))
     tiny(run, data, resume=True)
     assert same_bits(last(run), last(tmp_path / "whole"))
     # The same sums in another order: the same training but for rounding.

@@ -17,7 +17,7 @@ class Ears:
 
     Examples:
         >>> with Ears() as ears:
-        ...     signal.getsignal(signal.SIGINT)(signal.SIGINT, None)  # as Ctrl-C does
+        ...     signal.raise_signal(signal.SIGINT)
         ...     ears.asked
         True
     """
