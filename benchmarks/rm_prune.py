@@ -41,8 +41,7 @@ from refold.pruning import (
     restore_norms,
     slimming_penalty,
 )
-from refold.train.studies.shapes import relative_scale, to_budget
-from refold.workload import Workload, measure
+from refold.train.studies.shapes import folded_size, relative_scale, to_budget
 
 RUNTIMES = ("eager", "onnxruntime")
 EXAMPLE = torch.zeros(1, 1, 28, 28)
@@ -59,11 +58,6 @@ COLUMNS = [
 
 
 # pruning to a share of the multiply-adds
-
-
-def cost(model: nn.Module) -> Workload:
-    """Return the size of the folded network."""
-    return measure(refold.reparameterize(model, EXAMPLE), EXAMPLE)
 
 
 def by_refold(importance: Importance, *, removed: bool) -> Callable[[nn.Module, float], nn.Module]:
@@ -152,7 +146,7 @@ def tune(model: nn.Module, data: Digits, seed: int, options: argparse.Namespace)
 
 def figures(model: nn.Module, data: Digits) -> dict[str, float]:
     """Return accuracy and size."""
-    size = cost(model)
+    size = folded_size(model, EXAMPLE)
     return {"accuracy": data.accuracy(model), "parameters": size.parameters, "macs": size.macs or 0}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError, RefoldError
 
@@ -67,6 +69,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
         if made_parent and not done:
             target.parent.rmdir()
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write plain data as JSON, whole or not at all.
+
+    Raises:
+        InputError: When the place cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _resolve(path: str | os.PathLike[str]) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from refold.errors import InputError
-from refold.files import atomic_path
+from refold.files import atomic_path, write_json
 from refold.train.cookbook import from_yaml, to_yaml
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = (
@@ -68,7 +68,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.path} cannot be made: {error.strerror}") from error
-        self._write(ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
+        write_json(self.path / ENVIRONMENT, environment())
         # Last: a folder with settings is a run that can go on.
         self._write(CONFIG, to_yaml(config))
 
@@ -95,7 +95,7 @@ class RunFolder:
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Write what came out."""
         if self.writes:
-            self._write(SUMMARY, json.dumps(summary, indent=2) + "\n")
+            write_json(self.path / SUMMARY, summary)
 
     def _write(self, name: str, text: str) -> None:
         with atomic_path(self.path / name) as temporary:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from statistics import mean
+from typing import Any
 
 from refold.errors import MissingDependencyError
 from refold.files import atomic_path
-
-if TYPE_CHECKING:
-    from refold.train.studies.report import Report, Row
+from refold.train.studies.report import Report, Row, spread
 
 _MARKS = "osD^v"
 
@@ -72,7 +70,7 @@ def _by_depth(figure: Any, report: Report) -> None:
     for axes in (left, right):
         axes.set_xlabel("layers (mean and standard deviation of the seeds)")
         axes.set_xscale("log")
-        layers = sorted({int(row.name.rpartition("-")[2]) for row in report.rows})
+        layers = sorted({_place(row)[1] for row in report.rows})
         axes.set_xticks(layers, map(str, layers))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
@@ -83,14 +81,18 @@ def _curves(
     axes: Any, rows: Sequence[Row], values_of: Callable[[Row], Sequence[float]], style: str,
     suffix: str = "",
 ) -> None:  # fmt: skip
-    kinds = list(dict.fromkeys(row.name.rpartition("-")[0] for row in rows))
-    for number, kind in enumerate(kinds):
-        mine = [row for row in rows if row.name.rpartition("-")[0] == kind and values_of(row)]
-        layers = [int(row.name.rpartition("-")[2]) for row in mine]
+    for number, kind in enumerate(dict.fromkeys(_place(row)[0] for row in rows)):
+        mine = [row for row in rows if _place(row)[0] == kind and values_of(row)]
+        layers = [_place(row)[1] for row in mine]
         found = [values_of(row) for row in mine]
-        spread = [stdev(values) if len(values) > 1 else 0.0 for values in found]
         axes.errorbar(
-            layers, [mean(values) for values in found], spread, color=f"C{number}",
+            layers, list(map(mean, found)), list(map(spread, found)), color=f"C{number}",
             linestyle=style, marker=_MARKS[number % len(_MARKS)], markersize=4, capsize=3,
             label=f"{kind}, {suffix}" if suffix else kind,
         )  # fmt: skip
+
+
+def _place(row: Row) -> tuple[str, int]:
+    """Return kind and layers, which the name of a row is made of."""
+    kind, _, layers = row.name.rpartition("-")
+    return kind, int(layers)

@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from refold.files import atomic_path
 from refold.table import render
 from refold.train.folder import METRICS, SUMMARY
 from refold.train.studies.runs import DIVERGED, GRADIENTS
@@ -42,7 +41,7 @@ class Row:
     @property
     def spread(self) -> float:
         """The standard deviation over the seeds; 0 for one."""
-        return stdev(self.values) if len(self.values) > 1 else 0.0
+        return spread(self.values)
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,16 @@ class Report:
         }
 
 
+def spread(values: Sequence[float]) -> float:
+    """Return the standard deviation; 0 for one value.
+
+    Examples:
+        >>> spread([1.0, 2.0, 3.0]), spread([5.0])
+        (1.0, 0.0)
+    """
+    return stdev(values) if len(values) > 1 else 0.0
+
+
 def row_of(variant: str, runs: Sequence[Path]) -> Row:
     """Return what the runs of a variant brought."""
     ended = [run for run in runs if not (run / DIVERGED).is_file()]
@@ -124,20 +133,3 @@ def _cells(summaries: Sequence[Any]) -> dict[str, str]:
 def _last_judgement(run: Path) -> float:
     records = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
     return float(next(r for r in reversed(records) if r["kind"] == "epoch")["val_top1"])
-
-
-def write(report: Report, name: str) -> Report:
-    """Write the table, the numbers and the plot, and return the report."""
-    from refold.train.studies.plots import plot
-
-    folder = report.path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    head, *body = report.table()
-    lines = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body)]
-    foot = f"Mean ± standard deviation of {report.seeds} seeds."
-    with atomic_path(report.path) as temporary:
-        temporary.write_text("\n".join([report.title, "", *lines, "", foot]) + "\n")
-    with atomic_path(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-    plot(report, folder / f"{name}.svg")
-    return report

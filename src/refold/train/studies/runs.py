@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import re
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from refold.errors import DivergedError
-from refold.files import atomic_path
+from refold.files import write_json
 from refold.train.folder import CONFIG, SUMMARY
 from refold.train.habits import Habits
 from refold.train.report import Reporter
@@ -61,11 +60,11 @@ class Job:
     @property
     def source(self) -> Path | None:
         """The folder of the run that this one goes on from."""
-        of = self.recipe.of
+        of = self.chosen.of
         return None if of is None else self._run_of(of)
 
     @property
-    def recipe(self) -> Variant:
+    def chosen(self) -> Variant:
         """What the variant is."""
         return study_of(self.study).variants[self.variant]
 
@@ -139,17 +138,17 @@ def _do(job: Job, reporter: Reporter) -> None:
         try:
             _train(job, reporter)
         except DivergedError as error:
-            _write(job.run / DIVERGED, {"message": str(error)})
+            write_json(job.run / DIVERGED, {"message": str(error)})
             reporter.note(f"{job}: {error}")
             return
     if study_of(job.study).by_depth:
-        _write(job.run / GRADIENTS, correlations(job.run))
+        write_json(job.run / GRADIENTS, correlations(job.run))
 
 
 def _train(job: Job, reporter: Reporter) -> None:
     begun = (job.run / CONFIG).is_file()
     shared = study_of(job.study).shared
-    settings = {**shared, **job.recipe.changes, **job.changes, "seed": job.seed}
+    settings = {**shared, **job.chosen.changes, **job.changes, "seed": job.seed}
     train(
         None if begun else "digits", output=job.run, data=None if begun else job.data,
         model=_start(job), changes=None if begun else settings, resume=begun, tracker="none",
@@ -159,12 +158,7 @@ def _train(job: Job, reporter: Reporter) -> None:
 
 def _start(job: Job) -> nn.Module | None:
     """Return the network that a run starts from, where it is that of another run."""
-    if job.source is None or job.recipe.shape is None:
+    if job.source is None or job.chosen.shape is None:
         return None
     images = images_of(job.source, _SHOWN, train=True)
-    return job.recipe.shape(network_of(job.source), images)
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    return job.chosen.shape(network_of(job.source), images)

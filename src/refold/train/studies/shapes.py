@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from refold.errors import RefusedError
 from refold.pruning import Importance, Layer, pruning, restore_norms
 from refold.reparameterize import reparameterize
-from refold.workload import measure
+from refold.workload import Workload, measure
 
 Shape = Callable[[nn.Module, Tensor], nn.Module]
 """Given a trained network and images of its training, the network that trains on."""
@@ -34,7 +34,7 @@ def pruned(share: float, importance: Importance, *, remove_residuals: bool) -> S
             pruning, network, example, importance=importance, floor=_FLOOR,
             remove_residuals=remove_residuals,
         )  # fmt: skip
-        budget = share * folded_cost(network, example)
+        budget = share * (folded_size(network, example).macs or 0)
         found = to_budget(lambda ratio: prune(ratio=ratio).model, budget, example)
         return restore_norms(found, [images])
 
@@ -56,7 +56,7 @@ def to_budget(prune: Callable[[float], nn.Module], budget: float, example: Tenso
     for _ in range(_ROUNDS):
         ratio = (low + high) / 2
         found = prune(ratio)
-        if folded_cost(found, example) <= budget:
+        if (folded_size(found, example).macs or 0) <= budget:
             high, best = ratio, found
         else:
             low = ratio
@@ -65,9 +65,9 @@ def to_budget(prune: Callable[[float], nn.Module], budget: float, example: Tenso
     return best
 
 
-def folded_cost(network: nn.Module, example: Tensor) -> int:
-    """Return the multiply-adds of the folded network."""
-    return measure(reparameterize(network, example), example).macs or 0
+def folded_size(network: nn.Module, example: Tensor) -> Workload:
+    """Return the size of the folded network."""
+    return measure(reparameterize(network, example), example)
 
 
 def relative_scale(layer: Layer) -> Tensor:

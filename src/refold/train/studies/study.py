@@ -11,10 +11,12 @@ from statistics import mean
 from typing import Any
 
 from refold.errors import InputError
+from refold.files import atomic_path, write_json
 from refold.train.report import Reporter
 from refold.train.studies.catalogue import MANIFOLD, study_of
 from refold.train.studies.manifold import losses
-from refold.train.studies.report import Report, Row, row_of, write
+from refold.train.studies.plots import plot
+from refold.train.studies.report import Report, Row, row_of
 from refold.train.studies.runs import Job, settle, wanted
 
 
@@ -51,7 +53,7 @@ def study(
         raise InputError(f"a study needs a seed and a job at least, got {len(seeds)} and {jobs}")
     folder = Path(output)
     if name == MANIFOLD:
-        return write(_manifold(folder, seeds), name)
+        return _write(_manifold(folder, seeds), name)
     chosen = study_of(name)
     unknown = set(only) - set(chosen.variants)
     if unknown:
@@ -72,7 +74,7 @@ def study(
     ]
     title = f"{chosen.title} ({chosen.source})"
     report = Report(title, "top-1", tuple(rows), folder / f"{name}.md", len(seeds), chosen.by_depth)
-    return write(report, name)
+    return _write(report, name)
 
 
 def _manifold(folder: Path, seeds: Sequence[int]) -> Report:
@@ -86,3 +88,17 @@ def _manifold(folder: Path, seeds: Sequence[int]) -> Report:
     title = "How much of a spiral does a ReLU lose? (MobileNetV2, arXiv:1801.04381, figure 1)"
     path = folder / f"{MANIFOLD}.md"
     return Report(title, "lost by the best linear map", tuple(rows), path, len(seeds))
+
+
+def _write(report: Report, name: str) -> Report:
+    """Write the table, the numbers and the plot, and return the report."""
+    folder = report.path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    head, *body = report.table()
+    lines = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body)]
+    foot = f"Mean ± standard deviation of {report.seeds} seeds."
+    with atomic_path(report.path) as temporary:
+        temporary.write_text("\n".join([report.title, "", *lines, "", foot]) + "\n")
+    write_json(folder / f"{name}.json", report.to_dict())
+    plot(report, folder / f"{name}.svg")
+    return report
