@@ -23,6 +23,7 @@ from refold.graph.fold import FoldPass
 from refold.graph.lift import Lifter
 from refold.graph.record import Fold, Kept
 from refold.graph.relayout import unify_layouts
+from refold.graph.setbacks import LeftAlone, SetbackError
 from refold.graph.shapes import Shapes, as_arguments, find_shapes
 from refold.graph.siblings import merge_siblings
 from refold.graph.skeleton import own_tensors, skeleton, unwrap
@@ -71,6 +72,23 @@ def fold_model(
 
 
 def _fold(plain: nn.Module, example_inputs: Any, allow_growth: bool, inplace: bool) -> Outcome:
+    left: dict[str, LeftAlone] = {}
+    while True:  # each setback takes a step away
+        try:
+            target, folds, kept = _fold_once(plain, example_inputs, allow_growth, left)
+        except SetbackError:
+            continue
+        break
+    if inplace:
+        plain.__class__, plain.__dict__ = target.__class__, target.__dict__
+        return Outcome(plain, tuple(folds), tuple(kept))
+    own_tensors(target, plain)
+    return Outcome(target, tuple(folds), tuple(kept))
+
+
+def _fold_once(
+    plain: nn.Module, example_inputs: Any, allow_growth: bool, left: dict[str, LeftAlone]
+) -> tuple[nn.Module, list[Fold], list[Kept]]:
     found = capture_all(plain)
     shapes = find_shapes(plain, found.captures, as_arguments(example_inputs))
     target = skeleton(plain)
@@ -78,15 +96,12 @@ def _fold(plain: nn.Module, example_inputs: Any, allow_growth: bool, inplace: bo
     kept: list[Kept] = []
     for capture, known in zip(found.captures, shapes, strict=True):
         with torch.no_grad():
-            target, done, left = _fold_capture(capture, known, target, allow_growth)
+            alone = left.setdefault(capture.path, LeftAlone())
+            target, done, stayed = _fold_capture(capture, known, target, allow_growth, alone)
         folds.extend(done)
-        kept.extend(left)
+        kept.extend(stayed)
     kept.extend(Kept(path, why) for path, why in found.failures.items() if why != NO_FORWARD)
-    if inplace:
-        plain.__class__, plain.__dict__ = target.__class__, target.__dict__
-        return Outcome(plain, tuple(folds), tuple(kept))
-    own_tensors(target, plain)
-    return Outcome(target, tuple(folds), tuple(kept))
+    return target, folds, kept
 
 
 def _checked(model: Any) -> nn.Module:
@@ -116,15 +131,27 @@ _MODAL = (_NormBase, _DropoutNd)
 
 
 def _fold_capture(
-    capture: Capture, shapes: Shapes, target: nn.Module, allow_growth: bool
+    capture: Capture, shapes: Shapes, target: nn.Module, allow_growth: bool, left: LeftAlone
 ) -> tuple[nn.Module, list[Fold], list[Kept]]:
+    if left.whole is not None:
+        return target, [], [Kept(capture.path or type(capture.module).__name__, left.whole)]
+    try:
+        fold = _folded(capture, shapes, allow_growth, left)
+        kept = survey(fold)
+    except SetbackError:
+        raise
+    except Exception as error:  # whatever it is, it must not cost the other captures
+        raise left.leave([], error) from error
+    return (fold.commit(target) if fold.folds else target), fold.folds, kept
+
+
+def _folded(capture: Capture, shapes: Shapes, allow_growth: bool, left: LeftAlone) -> FoldPass:
     lifter = Lifter.of(capture, shapes)
     editor = Editor(capture)
     unify_layouts(lifter, editor)
-    fold = FoldPass(lifter, editor, allow_growth)
+    fold = FoldPass(lifter, editor, allow_growth, left)
     merge_siblings(fold)
     fold.run()
     while push_into_readers(fold) or merge_siblings(fold):
         fold.run()
-    kept = survey(fold)
-    return (editor.commit(target) if fold.folds else target), fold.folds, kept
+    return fold

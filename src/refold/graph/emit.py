@@ -156,7 +156,8 @@ class Emitter:
     def _move_ahead(self, asked: list[fx.Node]) -> None:
         """Compute the new value first of all, since its shape is asked for in between."""
         places = {node: i for i, node in enumerate(asked[0].graph.nodes)}
-        first = min((n for n in self.region.nodes if n not in self.made), key=places.__getitem__)
+        left = (n for n in self.region.nodes if n not in self.made and alive(n))
+        first = min(left, key=places.__getitem__)
         for node in self.made:
             first.prepend(node)
 
@@ -183,7 +184,8 @@ class Emitter:
     def _emit(self, op: Operator, source: fx.Node | None) -> fx.Node:
         if isinstance(op, Input):
             assert isinstance(op.key, fx.Node)
-            return op.key
+            # Where several regions are written at once, it may be another one's result by now.
+            return op.key if alive(op.key) else self.editor.edits.now(op.key)
         if isinstance(op, Sequence):
             for part in chain(op):
                 source = self._emit(part, source)

@@ -21,13 +21,14 @@ def find_hosts(lifter: Lifter, result: Result) -> Hosts | None:
     """Return the node each leaf goes to, in order; None when either expression is no chain."""
     if not all(_is_plain(expression) for expression in (result.region.op, result.op)):
         return None
+    if not _are_places(lifter, result):
+        return None
     order = {node: i for i, node in enumerate(result.region.nodes)}
     at, hosts = -1, Hosts()
     for leaf in leaves(result.op):
         if result.is_new(leaf):
-            later = sorted(
-                (n for n in result.made_of(leaf) if order[n] > at), key=order.__getitem__
-            )
+            made_of = result.made_of(leaf) - result.region.shared
+            later = sorted((n for n in made_of if order[n] > at), key=order.__getitem__)
             node = next((n for n in later if _can_host(lifter, leaf, n)), None)
         else:
             node = result.region.origins[id(leaf)]
@@ -36,6 +37,14 @@ def find_hosts(lifter: Lifter, result: Result) -> Hosts | None:
         at = order[node]
         hosts.append((leaf, node))
     return hosts
+
+
+def _are_places(lifter: Lifter, result: Result) -> bool:
+    """Say whether every layer that changes or goes has its place to itself."""
+    kept = {result.region.origins.get(id(leaf)) for leaf in leaves(result.op)}
+    calls = lifter.capture.calls
+    layers = (node for node in result.owners - kept if node.op == "call_module")
+    return all(calls.get(str(node.target), 1) == 1 for node in layers)
 
 
 def _is_plain(op: Operator) -> bool:

@@ -87,7 +87,8 @@ class Result:
         Where several values are made from the same, the last of the old is the last of the new.
         """
         for key, values in made.items():
-            nodes = [node for node in self.region.nodes if self.below[node] == key]
+            own = (node for node in self.region.nodes if node not in self.region.shared)
+            nodes = [node for node in own if self.below[node] == key]
             count = len(nodes) if len(nodes) == len(values) else 1
             yield from zip(nodes[-count:], values[-count:], strict=False)
 

@@ -7,17 +7,22 @@ attention with pooled keys, for one).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from torch import fx
 
 from refold.algebra.operator import (
     Affine,
     AvgPool,
+    Concat,
     Flatten,
+    Input,
     Operator,
     Resample,
     Select,
+    Sum,
     chain,
     leaves,
 )
@@ -39,7 +44,8 @@ class _Push:
 def push_into_readers(fold: FoldPass) -> bool:
     """Fold norms that several layers read into all of these layers; say whether any was.
 
-    It is done only where every reader takes its copy in, so that nothing is computed twice.
+    It is done only where every reader takes its copy in, so that nothing is computed twice. What
+    stays of the path to the readers stays one value for all of them.
     """
     readers: _Readers | None = None
     for region in fold.largest:
@@ -47,11 +53,15 @@ def push_into_readers(fold: FoldPass) -> bool:
         if path is None or len(set(region.root.users)) < 2:
             continue
         readers = readers or _Readers(fold.regions)
-        pushes = _plan(fold, readers, frozenset(path))
-        if pushes and fold.write_all([(p.region, p.rewrite, p.replay) for p in pushes]):
+        if fold.attempt(path, partial(_push, fold, readers, frozenset(path))):
             fold.editor.sweep()
             return True
     return False
+
+
+def _push(fold: FoldPass, readers: _Readers, path: frozenset[fx.Node]) -> bool:
+    pushes = _plan(fold, readers, path)
+    return bool(pushes) and fold.write_all([(p.region, p.rewrite, p.replay) for p in pushes])
 
 
 def _path_from_scale(region: Region) -> list[fx.Node] | None:
@@ -97,37 +107,78 @@ def _plan(fold: FoldPass, readers: _Readers, pushed: frozenset[fx.Node]) -> list
         covered: set[fx.Node] = set(pushed)
         grown: set[fx.Node] = set()
         for region in regions.largest(readers.after(pushed)):
-            if region.root in pushed or not pushed.intersection(region.nodes):
+            if region.root in pushed or not region.shared:
                 continue
-            push = _take_in(fold, region, pushed)
+            if not pushed.isdisjoint(region.inputs):  # it would still be needed as it is
+                return []
+            push = _take_in(fold, region)
             covered.update(region.nodes)
             if push is not None:
                 pushes.append(push)
-            elif all(_is_transparent(part) for part in _after(region, pushed)):
+            elif _hands_on(region):
                 grown.update(region.nodes)
             else:
                 return []
         if not _all_covered(pushed, covered):
             return []
         if not grown:
-            return pushes
+            return pushes if _agree(pushes) else []
         pushed = frozenset({*pushed, *(n for n in grown if _depends(n, pushed))})
 
 
-def _take_in(fold: FoldPass, region: Region, pushed: frozenset[fx.Node]) -> _Push | None:
+def _take_in(fold: FoldPass, region: Region) -> _Push | None:
     """Return the region's rewrite when nothing is left of the scale that was pushed into it."""
     shadow, replay = fold.decisions.stand_in(region.op)
     rewrite = fold.decisions.rewrite(shadow)
-    old = [leaf for leaf in leaves(region.op) if region.origins[id(leaf)] not in pushed]
-    kept = {id(leaf) for leaf in leaves(region.op) if region.origins[id(leaf)] in pushed}
+    old = _own(region)
+    kept = {id(leaf) for leaf in leaves(region.op)} - {id(leaf) for leaf in old}
     new = [leaf for leaf in leaves(rewrite.op) if id(replay.real(leaf)) not in kept]
     scales = [leaf for leaf in leaves(rewrite.op) if isinstance(leaf, Affine)]
     fits = len(new) <= len(old) and not any(id(replay.real(leaf)) in kept for leaf in scales)
     return _Push(region, rewrite, replay) if fits and old else None
 
 
-def _after(region: Region, pushed: frozenset[fx.Node]) -> list[Operator]:
-    return [leaf for leaf in leaves(region.op) if region.origins[id(leaf)] not in pushed]
+def _own(region: Region) -> list[Operator]:
+    return [leaf for leaf in leaves(region.op) if region.origins[id(leaf)] not in region.shared]
+
+
+def _hands_on(region: Region) -> bool:
+    """Say whether a reader only lets the value pass, on to readers of its own."""
+    return not region.joins and all(_is_transparent(part) for part in _own(region))
+
+
+def _agree(pushes: list[_Push]) -> bool:
+    """Say whether all readers want what stays of the path to be made of the same."""
+    wanted: dict[fx.Node, _Steps] = {}
+    for push in pushes:
+        read = list(_steps_before(push, push.rewrite.op))
+        nodes = [node for node, _ in read]
+        if len(set(nodes)) < len(nodes):
+            return False
+        if any(wanted.setdefault(node, steps) != steps for node, steps in read):
+            return False
+        if any(step not in push.region.shared for _, steps in read for step in steps):
+            return False
+    return True
+
+
+def _steps_before(push: _Push, op: Operator) -> Iterator[tuple[fx.Node, _Steps]]:
+    """Yield each node of the path that stays, with the nodes it is now made through."""
+    steps: _Steps = ()
+    for part in chain(op):
+        if isinstance(part, (Sum, Concat)):
+            for branch in part.parts:
+                yield from _steps_before(push, branch)
+            steps = (None,)
+        elif not isinstance(part, Input):
+            node = push.region.origins.get(id(push.replay.real(part)))
+            if node in push.region.shared:
+                yield node, steps
+            steps = (*steps, node)
+
+
+_Steps = tuple[fx.Node | None, ...]
+"""Nodes one after the other; None is something new."""
 
 
 def _depends(node: fx.Node, pushed: frozenset[fx.Node]) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import TypeVar
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from refold.algebra.cost import measure, parameters
 from refold.algebra.operator import (
@@ -28,11 +29,13 @@ from refold.errors import RefusedError
 from refold.graph.emit import Emitter
 from refold.graph.emit_result import Emitted, Provenance, source_of
 from refold.graph.lift import Lifter
+from refold.graph.piece import Piece
 from refold.graph.record import Fold, Kept
 from refold.graph.region import Region, Regions
+from refold.graph.setbacks import LeftAlone, Step
 from refold.graph.sizes import multiply_adds
 from refold.graph.surgery import Editor
-from refold.graph.surgery_edits import alive
+from refold.graph.surgery_edits import UnwritableError, alive
 from refold.rules import RULES
 from refold.rules.decisions import Decisions
 from refold.rules.engine import Rewrite
@@ -54,16 +57,20 @@ class FoldPass:
         lifter: lifts the capture's nodes.
         editor: edits its graph.
         allow_growth: also merge what then needs more multiply-adds.
+        left: the steps that failed before.
     """
 
     lifter: Lifter
     editor: Editor
     allow_growth: bool = False
+    left: LeftAlone = field(default_factory=LeftAlone)
 
     def __post_init__(self) -> None:
         self.decisions = Decisions(self.allow_growth)
         self.folds: list[Fold] = []
         self.refused: dict[fx.Node, Kept] = {}
+        self._steps: list[Step] = []
+        self._made_of: dict[fx.Node, frozenset[str]] = {}
         self._settled: set[tuple[tuple[fx.Node, ...], bool]] = set()
         self.regions, self.largest = Regions(self.lifter), list[Region]()
         self._is_edited = True
@@ -91,6 +98,7 @@ class FoldPass:
 
     def _sweep(self, *, chains: bool) -> bool:
         changed = False
+        write = self.fold_chain if chains else self.fold_joins
         largest, regions = self.look(), self.regions
         if chains:
             regions = Regions(self.lifter, chains=True)
@@ -99,11 +107,68 @@ class FoldPass:
             for found in largest:
                 region = regions.current(found)
                 if region is not None and (region.nodes, chains) not in self._settled:
-                    if self.fold_chain(region) if chains else self.fold_joins(region):
+                    if self.attempt(region.nodes, partial(write, region)):
                         changed = True
                     else:
                         self._settled.add((region.nodes, chains))
         return changed
+
+    def attempt(self, nodes: Iterable[fx.Node], write: Callable[[], bool]) -> bool:
+        """Do one step of the fold; return whether it did anything.
+
+        Args:
+            nodes: where it starts from.
+            write: does it.
+
+        Raises:
+            SetbackError: when it fails; it is left alone the next time.
+        """
+        places = list(nodes)
+        step = Step(frozenset[str]().union(*map(self._parts, places)), set(places))
+        reason = self.left.reason(step)
+        if reason is not None:
+            self._refuse(places, reason)
+            return False
+        self._steps.append(step)
+        try:
+            done = write()
+        except Exception as error:  # whatever it is, it must not cost the other folds
+            raise self.left.leave([step], error) from error
+        if not done:
+            self._steps.remove(step)
+        return done
+
+    def commit(self, target: nn.Module) -> nn.Module:
+        """Write what was folded into a skeleton of the model; return the model.
+
+        Raises:
+            SetbackError: when that fails; the steps that led to it are left alone the next time.
+        """
+        try:
+            return self.editor.commit(target)
+        except Exception as error:
+            nodes = error.nodes if isinstance(error, UnwritableError) else set[fx.Node]()
+            guilty = [step for step in self._steps if not nodes.isdisjoint(step.nodes)]
+            raise self.left.leave(guilty or self._steps, error) from error
+
+    def _parts(self, node: fx.Node) -> frozenset[str]:
+        return self._made_of.get(node, frozenset({node.name}))
+
+    def touch(self, old: Iterable[fx.Node], made: Iterable[fx.Node]) -> None:
+        """Note which nodes the present step replaced and which it made."""
+        if not self._steps:  # a test writes outside any step
+            return
+        step = self._steps[-1]
+        new = [node for node in made if node in self.editor.edits.inserted]
+        step.nodes.update(old, new)
+        self._made_of.update((node, step.parts) for node in new)
+
+    def _refuse(self, nodes: Iterable[fx.Node], reason: str) -> None:
+        """Note one reason for several nodes, as one entry of the account."""
+        layers = [node for node in nodes if isinstance(self.lifter.lift(node), Piece)]
+        where = " + ".join(dict.fromkeys(node_path(node) for node in layers))
+        kept = Kept(self.lifter.capture.full(where), reason)
+        self.refused.update(dict.fromkeys(layers, kept))
 
     def fold_chain(self, region: Region) -> bool:
         """Fold a chain without joins where that leaves fewer layers."""
@@ -141,7 +206,9 @@ class FoldPass:
         self.edited()
         for (region, rewrite, _), (emitter, real) in zip(plans, done, strict=True):
             costs = {id(leaf): self._macs(leaf, region) for leaf in leaves(region.op)}
-            self._note(region, rewrite, real, costs, emitter.write())
+            emitted = emitter.write()
+            self.touch(region.nodes, emitter.made)
+            self._note(region, rewrite, real, costs, emitted)
         return True
 
     def _prepare(
@@ -155,8 +222,7 @@ class FoldPass:
         try:
             return Emitter(self.lifter, self.editor, region, real, origin), real
         except RefusedError as error:
-            for node in region.nodes:
-                self.refused[node] = Kept(self.path(node), str(error))
+            self._refuse(region.nodes, str(error))
             return None
 
     def _note(

@@ -37,6 +37,7 @@ class Region:
         same_shape: the nodes whose values surely have the shape of the root's.
         joins: the nodes that add or lay side by side.
         pieces: what the nodes were when they were lifted.
+        shared: the nodes that other regions hold as well; nothing may be written in their places.
     """
 
     root: fx.Node
@@ -47,6 +48,7 @@ class Region:
     same_shape: frozenset[fx.Node] = frozenset()
     joins: frozenset[fx.Node] = frozenset()
     pieces: tuple[Lifted, ...] = ()
+    shared: frozenset[fx.Node] = frozenset()
 
     @property
     def inputs(self) -> tuple[fx.Node, ...]:
@@ -59,7 +61,8 @@ class Regions:
 
     Args:
         lifter: lifts single nodes.
-        pushed: values that are lifted into every reader although several read them.
+        pushed: values that are lifted into every reader although several read them; what they
+            are made from stays an input.
         chains: leave joins out, so that every region is a plain chain.
     """
 
@@ -135,7 +138,8 @@ class Regions:
         pieces = self._pieces(nodes)
         ends: dict[Any, fx.Node] = entries
         op = exchange(found.op, lambda x: Input(ends.get(x.key, x.key), x.channels))
-        return Region(root, op, found.rank, nodes, found.origins, same, joins, pieces)
+        shared = self.pushed.intersection(nodes)
+        return Region(root, op, found.rank, nodes, found.origins, same, joins, pieces, shared)
 
     def _entries(self, found: _Expression) -> dict[fx.Node, fx.Node]:
         """Return, for each input, the last value that is still the input itself.
@@ -224,6 +228,8 @@ class Regions:
             return False
         if source in self.pushed:
             return True
+        if reader in self.pushed:
+            return False
         readers = set(source.users)
         direct = {node for node in readers if not reads_shape_only(node, source)}
         expected = {piece.through[-1] if piece.through else reader}

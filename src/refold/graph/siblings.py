@@ -61,7 +61,7 @@ def merge_siblings(fold: FoldPass) -> bool:
         region = fold.regions.current(found) if len(found.inputs) > 1 else None
         choices = [] if region is None else bundles(fold.lifter, region)
         # One a round: the other paths then lead into a region that is no more.
-        if region is not None and any(_merge(fold, region, p, cheap) for p in choices):
+        if region is not None and any(_attempt(fold, region, p, cheap) for p in choices):
             done = True
     if done:
         fold.editor.sweep()
@@ -72,6 +72,11 @@ def merge_siblings(fold: FoldPass) -> bool:
 # what they are together
 
 
+def _attempt(fold: FoldPass, region: Region, paths: list[Path], cheap: Decisions) -> bool:
+    nodes = [link.node for path in paths for step in path.steps for link in step.links]
+    return fold.attempt([*nodes, *region.nodes], lambda: _merge(fold, region, paths, cheap))
+
+
 def _merge(fold: FoldPass, region: Region, paths: list[Path], cheap: Decisions) -> bool:
     whole = Input(paths[0].steps[0].links[0].node, sum(path.width for path in paths))
     if not _takes_in(fold.decisions, region.op, _slices(paths), whole):
@@ -79,11 +84,13 @@ def _merge(fold: FoldPass, region: Region, paths: list[Path], cheap: Decisions) 
     levels = _levels(fold.lifter, paths, cheap)
     if levels is None:
         return False
+    inserted = set(fold.editor.edits.inserted)
     try:
         modules = [_lower(fold.lifter, level) for level in levels]
     except RefusedError:  # as its parts do, a whole fits their precision; unless they lie apart
         return False
     _hand_over(fold, paths, _write(fold, paths, levels, modules))
+    fold.touch((), fold.editor.edits.inserted - inserted)
     again = Regions(fold.lifter).region(region.root)
     if again is not None:
         fold.fold_joins(again)

@@ -14,7 +14,7 @@ from refold.graph.capture import Capture
 from refold.graph.frames import Frame, ancestors, common_ancestor, is_inside, nodes_in
 from refold.graph.paths import submodule
 from refold.graph.surgery_commit import Commit, place_module
-from refold.graph.surgery_edits import Edits, alive
+from refold.graph.surgery_edits import Edits, UnwritableError, alive
 
 
 class Editor:
@@ -148,13 +148,23 @@ class Editor:
         forward in a subclass of their own class.
 
         Raises:
-            RefusedError: when the captured root itself would have to change and cannot.
+            UnwritableError: when the captured root itself would have to change and cannot.
         """
         self.sweep()
+        self._check_order()
         self.graph.lint()
         return Commit(self.edits, target).run()
 
     # internals
+
+    def _check_order(self) -> None:
+        seen: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            for value in node.all_input_nodes:
+                if value not in seen:
+                    text = f"the fold would read {value.name} before it is computed"
+                    raise UnwritableError(text, {node, value})
+            seen.add(node)
 
     def _input(self, node: fx.Node) -> fx.Node:
         inputs = self.edits.before[node][2]

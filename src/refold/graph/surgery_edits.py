@@ -7,8 +7,17 @@ from typing import Any
 
 from torch import fx, nn
 
+from refold.errors import RefusedError
 from refold.graph.capture import Capture
 from refold.graph.frames import Frame, frame_of, is_inside, nodes_in
+
+
+class UnwritableError(RefusedError):
+    """An edited graph cannot become code again; `nodes` are the edits that would have to."""
+
+    def __init__(self, message: str, nodes: set[fx.Node]) -> None:
+        super().__init__(message)
+        self.nodes = nodes
 
 
 @dataclass(eq=False)

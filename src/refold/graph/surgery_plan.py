@@ -10,7 +10,7 @@ from torch import fx
 from refold.errors import RefusedError
 from refold.graph.frames import Frame, ancestors, leaves, map_tree, nodes_in, walk
 from refold.graph.surgery_body import FrameBody
-from refold.graph.surgery_edits import Edits, alive
+from refold.graph.surgery_edits import Edits, UnwritableError, alive
 from refold.graph.surgery_plain import is_layer_subclass
 
 Status = Literal["clean", "dirty", "inline"]
@@ -43,7 +43,10 @@ class Plan:
             return
         self.status[frame] = "dirty"
         if frame is self.root:
-            self.bodies[frame] = FrameBody(self, frame).build()
+            try:
+                self.bodies[frame] = FrameBody(self, frame).build()
+            except RefusedError as error:
+                raise UnwritableError(str(error), self._changed(frame)) from error
         elif frame in self.repeated or self._is_gone(frame) or not self.is_closed(frame):
             self.status[frame] = "inline"
         else:
@@ -117,6 +120,18 @@ class Plan:
         return all(
             self.delivered(leaf, frame) is self.edits.argument(child, leaf) for leaf in passed
         )
+
+    def _changed(self, frame: Frame) -> set[fx.Node]:
+        """Return the nodes because of which a frame's own code no longer does."""
+        changed = [n for n in self.owned.get(frame, []) if not self._node_unchanged(n, frame)]
+        found = set(changed).union(*(n.all_input_nodes for n in changed if alive(n)))
+        for child in frame.children:
+            if self._spoils(child):
+                found |= self._changed(child)
+            elif not self._call_unchanged(child, frame):
+                passed = nodes_in((child.args, child.kwargs))
+                found.update(passed, self.edits.inputs(child))
+        return found
 
     # closed
 

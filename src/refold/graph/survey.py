@@ -11,6 +11,7 @@ from refold.graph.paths import submodule
 from refold.graph.piece import Piece
 from refold.graph.record import Kept
 from refold.graph.region import Region, Regions
+from refold.graph.setbacks import cause
 from refold.graph.surgery_edits import alive
 
 
@@ -26,7 +27,10 @@ def survey(fold: FoldPass) -> list[Kept]:
         if alive(node):
             _keep(kept, refused)
     for region in fold.largest:
-        _survey_region(fold, regions, region, kept)
+        try:
+            _survey_region(fold, regions, region, kept)
+        except Exception as error:  # as where it was tried: no reason to fold nothing
+            _keep(kept, Kept(fold.path(region.root), cause(error)))
     for node, reason in regions.reasons.items():
         _keep(kept, Kept(fold.path(node), reason))
     return list(kept.values())
@@ -46,6 +50,8 @@ def _survey_region(fold: FoldPass, regions: Regions, region: Region, kept: dict[
     for leaf in leaves(region.op):
         node = region.origins[id(leaf)]
         if isinstance(leaf, Affine) and id(leaf) not in spoken and _is_norm(fold, node):
+            if node in fold.refused:
+                continue
             _keep(kept, Kept(fold.path(node), _lonely(regions, node)))
 
 

@@ -1,0 +1,68 @@
+"""Steps that could not be finished: a fold begins anew without them and tells why.
+
+A step edits a graph, and what was edited cannot be taken back. So where one fails half-way, or the
+edited graph cannot be written as code in the end, the whole edit is thrown away, the step is noted
+here, and the fold begins anew; it does the same as before, except for that step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from refold.errors import RefoldError
+
+_MAX_ROUNDS = 24
+
+
+class SetbackError(Exception):
+    """A fold has to begin anew; what stands in its way has been noted."""
+
+
+@dataclass(eq=False)
+class Step:
+    """One step of a fold.
+
+    Args:
+        parts: the names of the original nodes that it starts from; they are the same every time.
+        nodes: the nodes that it read, removed and made.
+    """
+
+    parts: frozenset[str]
+    nodes: set[fx.Node] = field(default_factory=set[fx.Node])
+
+
+class LeftAlone:
+    """The steps of one capture that are not tried again, with the reason.
+
+    Args:
+        whole: why nothing at all is folded in this capture.
+    """
+
+    def __init__(self) -> None:
+        self.whole: str | None = None
+        self._reasons: dict[frozenset[str], str] = {}
+        self._rounds = 0
+
+    def reason(self, step: Step) -> str | None:
+        """Return why a step is left alone, None where it is not."""
+        return self._reasons.get(step.parts)
+
+    def leave(self, steps: list[Step], error: Exception) -> SetbackError:
+        """Note that these steps led to an error; where none did, leave the whole capture alone."""
+        self._rounds += 1
+        reason = cause(error)
+        if not steps or self._rounds > _MAX_ROUNDS:
+            self.whole = reason
+        self._reasons.update((step.parts, reason) for step in steps)
+        return SetbackError(reason)
+
+
+def cause(error: Exception) -> str:
+    """Return what an error says, as the reason why something was not folded."""
+    if isinstance(error, RefoldError):
+        return str(error)
+    line = (str(error).splitlines() or [""])[0]
+    kind = type(error).__name__
+    return f"the fold failed with {kind}: {line} (this is a defect of refold; please report it)"
