@@ -7,6 +7,7 @@ front of the old nodes that computed the same value, and the old ones go.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from refold.algebra.operator import (
     sequence,
 )
 from refold.errors import RefusedError
+from refold.graph.answers import Asked, Sizes, size_of, starting
 from refold.graph.emit_chain import Hosts, check_chain, find_hosts, write_chain
 from refold.graph.emit_result import (
     Emitted,
@@ -34,8 +36,8 @@ from refold.graph.emit_result import (
     Provenance,
     Result,
     is_number,
+    ranks_of,
     reader_of,
-    shape_readers,
     source_of,
 )
 from refold.graph.lift import Lifter
@@ -72,12 +74,15 @@ class Emitter:
         self.emitted = Emitted()
         self.made: list[fx.Node] = []
         self.settled: dict[Key, list[fx.Node]] = {}
+        self.asked = Asked(lifter, region, ranks_of(region.op, region.rank))
+        self.answers: dict[fx.Node, fx.Node] = {}
+        self.waiting: dict[fx.Node, fx.Node | None] = {}
         new = [leaf for leaf in leaves(op) if self.result.is_new(leaf)]
         self.modules = {id(leaf): self._lower(leaf) for leaf in new}
         self.hosts: Hosts | None = find_hosts(lifter, self.result)
         self._check_time()
         if self.hosts is not None:
-            check_chain(self.result, self.hosts)
+            check_chain(self.result, self.hosts, self.asked)
         else:
             self.result.check_axes()
             self._check_asked()
@@ -106,7 +111,8 @@ class Emitter:
     def _all_tensors(self, leaf: Operator) -> list[Tensor]:
         """Return what tells the precision where nothing that went into a leaf does."""
         module = self.lifter.capture.module
-        found: list[Tensor] = [*module.parameters()] or [*module.buffers()]
+        found = [tensor for tensor in module.parameters() if tensor.is_floating_point()]
+        found = found or [tensor for tensor in module.buffers() if tensor.is_floating_point()]
         if found or not isinstance(leaf, (Affine, Conv)):
             return found
         if is_number(leaf):  # alone, a number takes on the precision of what it meets
@@ -127,51 +133,78 @@ class Emitter:
         if changing and not stays:
             raise RefusedError(changing[0])
 
-    # -- shapes that are asked for
+    # -- sizes that are asked for
 
     def _check_asked(self) -> None:
-        scales = {
-            self.region.origins[id(x)] for x in leaves(self.region.op) if isinstance(x, Affine)
-        }
-        asked = [node for node in self._asked() if node not in scales]
-        if asked and (len(self.region.inputs) > 1 or not self.region.same_shape.issuperset(asked)):
-            raise RefusedError(
-                f"the shape of {asked[0].name} is read, and the fold would change it"
-            )
+        """Find what answers for each value whose size is asked for; refuse where nothing does."""
+        if not self.asked.readers:
+            return
+        kept = {self.region.origins.get(id(leaf)): leaf for leaf in leaves(self.result.op)}
+        sizes: dict[int, Sizes] = {}
+        whole = size_of(self.result.op, sizes)
+        for node in self.asked.readers:
+            leaf = kept.get(node)
+            if leaf is not None and self.result.is_new(leaf):
+                leaf = None
+            sized = self._there(node, sizes)
+            there = [value for value, size in sized if self.asked.is_answered(node, size)]
+            given = whole if leaf is None else sizes[id(leaf)]
+            if there:
+                self.answers[node] = node if node in there else there[0]
+            elif self.asked.is_answered(node, given) and self._may_move():
+                self.waiting[node] = None if leaf is None else node
+            else:
+                does = "remove" if leaf is None else "change"
+                text = f"the shape of {node.name} is read, and the fold would {does} it"
+                raise RefusedError(text)
 
-    def _asked(self) -> list[fx.Node]:
-        """Return the nodes that will be gone and whose shape somebody asks for."""
-        kept = {self.region.origins.get(id(leaf)) for leaf in leaves(self.result.op)}
-        gone = (n for n in self.region.nodes if n is not self.region.root and n not in kept)
-        return [node for node in gone if alive(node) and any(shape_readers(node))]
+    def _there(self, asked: fx.Node, sizes: dict[int, Sizes]) -> Iterator[tuple[fx.Node, Sizes]]:
+        """Yield what stays as it is, and before whoever asks: inputs, layers after them."""
+        for value in self.region.inputs:
+            yield value, starting(value)
+        start, *parts = chain(self.result.op)
+        last = None
+        for part in parts if isinstance(start, Input) else ():
+            node = self.region.origins.get(id(part))
+            if node is None or self.result.is_new(part) or not (last is None or last < node):
+                return
+            if all(node < reader for reader in self.asked.readers[asked]):
+                yield node, sizes[id(part)]
+            last = node
 
-    def _redirect_shapes_of_scales(self) -> None:
-        """Let what asks for the shape of a scale's value ask for that of its source."""
-        for leaf in leaves(self.region.op):
-            node = self.region.origins[id(leaf)]
-            if isinstance(leaf, Affine) and node is not self.region.root and alive(node):
-                for reader in list(shape_readers(node)):
-                    reader.replace_input_with(node, source_of(self.lifter, node))
+    def _may_move(self) -> bool:
+        """Say whether all the new expression can be computed where the old one begins."""
+        nodes = self.region.nodes
+        first, inside = min(nodes), set(nodes)
+        read = {value for node in nodes for value in node.all_input_nodes} - inside
+        return all(value < first or value.op == "get_attr" for value in read)
 
-    def _move_ahead(self, asked: list[fx.Node]) -> None:
-        """Compute the new value first of all, since its shape is asked for in between."""
-        places = {node: i for i, node in enumerate(asked[0].graph.nodes)}
+    def _redirect(self, node: fx.Node, value: fx.Node) -> None:
+        for reader in self.asked.readers[node]:
+            if value is not node and node in reader.all_input_nodes and alive(reader):
+                reader.replace_input_with(node, value)
+
+    def _move_ahead(self) -> None:
+        """Compute the new value first of all, since its size is asked for in between."""
+        places = {node: i for i, node in enumerate(self.region.root.graph.nodes)}
         left = (n for n in self.region.nodes if n not in self.made and alive(n))
         first = min(left, key=places.__getitem__)
         for node in self.made:
+            for value in node.all_input_nodes:
+                if value.op == "get_attr" and places[value] > places[first]:
+                    first.prepend(value)
             first.prepend(node)
 
     def _write_anew(self) -> None:
         root = self.region.root
-        self._redirect_shapes_of_scales()
-        asked = self._asked()
+        for node, answer in self.answers.items():
+            self._redirect(node, answer if alive(answer) else self.editor.edits.now(answer))
         value = self._emit(self.result.op, None)
         self._tell_places()
-        if asked:
-            self._move_ahead(asked)
-        for node in asked:
-            for reader in list(shape_readers(node)):
-                reader.replace_input_with(node, value)
+        if self.waiting:
+            self._move_ahead()
+        for node, answer in self.waiting.items():
+            self._redirect(node, answer or value)
         if value is not root:
             self.editor.replace(root, value)
         gone = (n for n in self.region.nodes if n not in self.made and n is not value)

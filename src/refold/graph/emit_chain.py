@@ -6,7 +6,8 @@ from torch import fx, nn
 
 from refold.algebra.operator import Affine, Concat, Operator, Sum, chain, leaves
 from refold.errors import RefusedError
-from refold.graph.emit_result import Emitted, Result, same_shape, shape_readers, source_of
+from refold.graph.answers import Asked, Sizes, size_of, starting
+from refold.graph.emit_result import Emitted, Result, source_of
 from refold.graph.layers import Cropped
 from refold.graph.lift import Lifter
 from refold.graph.paths import submodule
@@ -60,21 +61,25 @@ def _can_host(lifter: Lifter, leaf: Operator, node: fx.Node) -> bool:
     return isinstance(leaf, Affine) or weighs
 
 
-def check_chain(result: Result, hosts: Hosts) -> None:
-    """Refuse when somebody asks for a shape that would change.
+def check_chain(result: Result, hosts: Hosts, asked: Asked) -> None:
+    """Refuse when somebody asks for a size that would change.
 
     Raises:
         RefusedError: naming the value.
     """
-    old = {result.region.origins[id(leaf)]: leaf for leaf in leaves(result.region.op)}
-    changed = False
-    for leaf, node in hosts:
-        changed = changed or not same_shape(old[node], leaf)
-        if changed and any(shape_readers(node)):
-            raise RefusedError(f"the shape of {node.name} is read, and the fold would change it")
-    for node in result.owners - {node for _, node in hosts}:
-        if any(shape_readers(node)) and not isinstance(old[node], Affine):
-            raise RefusedError(f"the shape of {node.name} is read, and the fold removes it")
+    if not asked.readers:
+        return
+    sizes: dict[int, Sizes] = {}
+    size_of(result.op, sizes)
+    [start] = result.region.inputs
+    leaf_at = {node: leaf for leaf, node in hosts}
+    left = starting(start)
+    for node in result.region.nodes:
+        if node in leaf_at:
+            left = sizes[id(leaf_at[node])]
+        if node in asked.readers and not asked.is_answered(node, left):
+            does = "change" if node in leaf_at else "remove"
+            raise RefusedError(f"the shape of {node.name} is read, and the fold would {does} it")
 
 
 def write_chain(

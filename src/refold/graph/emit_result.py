@@ -24,7 +24,6 @@ from refold.errors import RefusedError
 from refold.graph.lift import Lifter
 from refold.graph.piece import Piece
 from refold.graph.region import Region
-from refold.graph.shape_readers import reads_shape_only
 from refold.graph.sources import inputs_of
 
 Provenance = dict[int, frozenset[fx.Node]]
@@ -162,16 +161,3 @@ def source_of(lifter: Lifter, node: fx.Node) -> fx.Node:
     """Return the one value that `node` maps, wherever it stands among the arguments."""
     inputs = reader_of(lifter, node).all_input_nodes
     return next(value for value in inputs if lifter.constants.value(value) is None)
-
-
-def shape_readers(node: fx.Node) -> Iterator[fx.Node]:
-    """Return what reads only the size, type or device of a node's value."""
-    return (user for user in node.users if reads_shape_only(user, node))
-
-
-def same_shape(old: Operator, new: Operator) -> bool:
-    """Return whether two leaves on one input surely give values of one shape."""
-    if isinstance(old, Conv) and isinstance(new, Conv):
-        slack = [(a.stride, a.slack) for a in old.axes] == [(a.stride, a.slack) for a in new.axes]
-        return slack and old.out_channels == new.out_channels and old.transposed == new.transposed
-    return old is new or (isinstance(old, Affine) and isinstance(new, Affine))

@@ -34,7 +34,6 @@ class Region:
         rank: spatial axes of the value, where known.
         nodes: every node inside, the root last.
         origins: the node of each leaf, by the leaf's id.
-        same_shape: the nodes whose values surely have the shape of the root's.
         joins: the nodes that add or lay side by side.
         pieces: what the nodes were when they were lifted.
         shared: the nodes that other regions hold as well; nothing may be written in their places.
@@ -45,7 +44,6 @@ class Region:
     rank: int | None
     nodes: tuple[fx.Node, ...]
     origins: dict[int, fx.Node]
-    same_shape: frozenset[fx.Node] = frozenset()
     joins: frozenset[fx.Node] = frozenset()
     pieces: tuple[Lifted, ...] = ()
     shared: frozenset[fx.Node] = frozenset()
@@ -134,12 +132,11 @@ class Regions:
         passed = {node for source in entries for node in self._passed(source, entries[source])}
         nodes = tuple(node for node in found.nodes if node not in passed)
         joins = frozenset(node for node in nodes if self._joins(node))
-        same = frozenset(found.same_shape) - passed
         pieces = self._pieces(nodes)
         ends: dict[Any, fx.Node] = entries
         op = exchange(found.op, lambda x: Input(ends.get(x.key, x.key), x.channels))
         shared = self.pushed.intersection(nodes)
-        return Region(root, op, found.rank, nodes, found.origins, same, joins, pieces, shared)
+        return Region(root, op, found.rank, nodes, found.origins, joins, pieces, shared)
 
     def _entries(self, found: _Expression) -> dict[fx.Node, fx.Node]:
         """Return, for each input, the last value that is still the input itself.
@@ -200,17 +197,14 @@ class Regions:
         origins = {id(leaf): node for op in ops for leaf in leaves(op)}
         branches = [sequence(part.op, op) for part, op in zip(parts, ops, strict=True)]
         nodes: tuple[fx.Node, ...] = ()
-        same: tuple[fx.Node, ...] = ()
         for part in parts:
             origins.update(part.origins)
             nodes += part.nodes
-            same += (part.nodes[-1], *part.same_shape) if keeps and part.nodes else ()
         return _Expression(
             _join(piece, branches),
             rank_out,
             (*nodes, *reversed(piece.through), node),
             origins,
-            same,
         )
 
     def _value(
@@ -280,7 +274,6 @@ class _Expression:
     rank: int | None
     nodes: tuple[fx.Node, ...]
     origins: dict[int, fx.Node]
-    same_shape: tuple[fx.Node, ...] = ()
 
 
 def _join(piece: Piece, branches: list[Operator]) -> Operator:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import fx
 
 _SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "get_device", "is_floating_point", "stride"}
@@ -18,3 +20,8 @@ def reads_shape_only(node: fx.Node, value: fx.Node) -> bool:
     if node.op == "call_function" and node.target is getattr:
         return len(node.args) > 1 and node.args[1] in _SHAPE_ATTRIBUTES
     return False
+
+
+def shape_readers(node: fx.Node) -> Iterator[fx.Node]:
+    """Return what reads only the size, type or device of a node's value."""
+    return (user for user in node.users if reads_shape_only(user, node))

@@ -9,10 +9,10 @@ from torch import fx
 
 from refold.algebra.operator import Affine, Conv, Identity, Operator, Select
 from refold.graph.branch_links import Link, link
-from refold.graph.emit_result import shape_readers
 from refold.graph.functions import Function
 from refold.graph.lift import Lifter
 from refold.graph.region import Region
+from refold.graph.shape_readers import shape_readers
 from refold.graph.sources import inputs_of
 
 

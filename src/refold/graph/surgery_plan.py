@@ -123,15 +123,26 @@ class Plan:
 
     def _changed(self, frame: Frame) -> set[fx.Node]:
         """Return the nodes because of which a frame's own code no longer does."""
-        changed = [n for n in self.owned.get(frame, []) if not self._node_unchanged(n, frame)]
-        found = set(changed).union(*(n.all_input_nodes for n in changed if alive(n)))
+        found: set[fx.Node] = set()
+        for node in self.owned.get(frame, []):
+            if not self._node_unchanged(node, frame):
+                found.update((node, *self._read_anew(node, frame)))
         for child in frame.children:
             if self._spoils(child):
                 found |= self._changed(child)
-            elif not self._call_unchanged(child, frame):
-                passed = nodes_in((child.args, child.kwargs))
-                found.update(passed, self.edits.inputs(child))
+            for leaf in nodes_in((child.args, child.kwargs)):
+                if self.delivered(leaf, frame) is not self.edits.argument(child, leaf):
+                    found.update((leaf, self.edits.argument(child, leaf)))
         return found
+
+    def _read_anew(self, node: fx.Node, frame: Frame) -> set[fx.Node]:
+        """Return the values that a node no longer reads, or did not read."""
+        if node in self.edits.inserted or not alive(node):
+            return set()
+        now = set(node.all_input_nodes)
+        held = {self.delivered(leaf, frame): leaf for leaf in nodes_in(self.edits.before[node][2:])}
+        gone = {leaf for value, leaf in held.items() if value not in now}
+        return gone | {value for value in now if value not in held}
 
     # closed
 
