@@ -16,6 +16,7 @@ from refold.graph.fold import FoldPass
 from refold.graph.region import Region
 from refold.graph.setbacks import LeftAlone, Step
 from refold.graph.surgery import Editor
+from refold.residuals import removal
 from traps import conv, gap, images, live, net, norms, sound
 
 Norm = nn.BatchNorm2d
@@ -179,3 +180,16 @@ def test_setbacks_come_to_an_end() -> None:
             break
         left.leave([Step(frozenset({str(number)}))], RefusedError("again"))
     assert left.whole == "again"
+
+
+def test_a_residual_whose_code_cannot_be_written_stays() -> None:
+    def forward(self: Any, x: Any) -> Any:
+        with torch.no_grad():
+            y = self.a(x)
+        return (self.d(self.c(y).relu()) + y).relu()
+
+    model = live(net(forward, a=conv(), c=conv(4), d=conv(4)))
+    done = removal(model, images())
+    assert not done.removed
+    assert any("context manager" in kept.reason for kept in done.kept)
+    assert gap(model, done.model, images()) <= 1e-9

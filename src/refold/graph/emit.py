@@ -111,8 +111,8 @@ class Emitter:
     def _all_tensors(self, leaf: Operator) -> list[Tensor]:
         """Return what tells the precision where nothing that went into a leaf does."""
         module = self.lifter.capture.module
-        found = [tensor for tensor in module.parameters() if tensor.is_floating_point()]
-        found = found or [tensor for tensor in module.buffers() if tensor.is_floating_point()]
+        found: list[Tensor] = [p for p in module.parameters() if p.is_floating_point()]
+        found = found or [b for b in module.buffers() if b.is_floating_point()]
         if found or not isinstance(leaf, (Affine, Conv)):
             return found
         if is_number(leaf):  # alone, a number takes on the precision of what it meets

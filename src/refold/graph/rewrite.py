@@ -13,17 +13,19 @@ from refold.errors import InputError
 from refold.graph.capture import capture_all
 from refold.graph.driver import fold_model
 from refold.graph.lift import Lifter
-from refold.graph.record import Fold
+from refold.graph.record import Fold, Kept
 from refold.graph.shapes import as_arguments, find_shapes
 from refold.graph.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.surgery import Editor
+from refold.graph.surgery_edits import UnwritableError
 from refold.graph.tracer_leaves import NO_FORWARD
 
 
 class Pass(Protocol):
-    """Edits one capture and notes what it did."""
+    """Edits one capture and notes what it did and what it left."""
 
     folds: list[Fold]
+    kept: list[Kept]
 
     def run(self) -> None:
         """Make the edits."""
@@ -72,14 +74,24 @@ def rewrite(
     target = skeleton(folded)
     passes: list[P] = []
     for capture, known in zip(found.captures, shapes, strict=True):
-        lifter = Lifter.of(capture, known)
         editor = Editor(capture)
-        passes.append(make(lifter, editor))
+        passes.append(make(Lifter.of(capture, known), editor))
         with torch.no_grad():
             passes[-1].run()
-            target = editor.commit(target) if passes[-1].folds else target
+            target = _commit(passes[-1], editor, target)
     own_tensors(target, folded)
     failures = {path: why for path, why in found.failures.items() if why != NO_FORWARD}
     if any(done.folds for done in passes):
         target = fold_model(target, example_inputs, inplace=True).model
     return Rewritten(target, folded, tuple(passes), failures)
+
+
+def _commit(done: Pass, editor: Editor, target: nn.Module) -> nn.Module:
+    """Write one capture back; where its code cannot be written it stays, and the others do not."""
+    try:
+        return editor.commit(target) if done.folds else target
+    except UnwritableError as error:  # raised before anything is written
+        root = editor.capture
+        done.folds.clear()
+        done.kept[:] = [Kept(root.path or type(root.module).__name__, str(error))]
+        return target
