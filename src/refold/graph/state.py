@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -71,8 +71,11 @@ class Attributes:
     def restore(self) -> None:
         """Put everything back; attributes that are new are gone."""
         for module, before in self._before:
-            module.__dict__.clear()
-            module.__dict__.update(before)
+            for name in module.__dict__.keys() - before.keys():
+                del module.__dict__[name]
+            for name, value in before.items():
+                if not same_value(value, module.__dict__.get(name, _MISSING)):
+                    module.__dict__[name] = value
 
 
 def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -129,8 +132,12 @@ def watched_attributes(note: Callable[[nn.Module, str, Any], bool]) -> Generator
 
 
 @contextmanager
-def untouched(root: nn.Module) -> Generator[None]:
+def untouched(root: nn.Module, storages: frozenset[int] | None = None) -> Generator[None]:
     """Raise where code changes a tensor that `root` keeps, before the change happens.
+
+    Args:
+        root: the model.
+        storages: guard these alone, and only against operators; None guards all.
 
     Raises:
         StateChangeError: then; it names the tensor.
@@ -142,19 +149,21 @@ def untouched(root: nn.Module) -> Generator[None]:
         Traceback (most recent call last):
         refold.graph.state.StateChangeError: its code changes running_mean in place
     """
-    kept = _Kept(root)
-    with _NoAssignment(kept), _NoWrite(kept):
+    kept = _Kept(root, storages)
+    with nullcontext() if storages is not None else _NoAssignment(kept), _NoWrite(kept):
         yield
 
 
 class _Kept:
     """The stored tensors of a model by storage, looked up only when something is written."""
 
-    def __init__(self, root: nn.Module) -> None:
-        self.root = root
+    def __init__(self, root: nn.Module, storages: frozenset[int] | None) -> None:
+        self.root, self.storages = root, storages
 
     def refuse(self, tensor: Tensor, what: str) -> None:
         key = storage_key(tensor)
+        if self.storages is not None and key not in self.storages:
+            return
         for path, module in self.root.named_modules():
             for name, held in held_tensors(module):
                 if storage_key(held) == key:

@@ -14,7 +14,6 @@ from torch import fx, nn
 
 from refold.errors import InputError
 from refold.graph.frames import Frame, leaves, map_tree
-from refold.graph.paths import attribute
 from refold.graph.skeleton import storage_key
 from refold.graph.state import (
     Changes,
@@ -34,7 +33,7 @@ from refold.graph.tracer_leaves import (
     stored_path,
 )
 from refold.graph.tracer_proxy import RefoldProxy
-from refold.graph.writes import is_stored_value, stored_writes
+from refold.graph.writes import is_stored_value, stored_value, stored_writes
 
 
 class RefoldTracer(fx.Tracer):
@@ -205,7 +204,7 @@ class RefoldTracer(fx.Tracer):
     def note_writes(self, since: int = 0) -> None:
         """Note the stored tensors that the calls recorded since a mark change in place."""
         for writer, stored in stored_writes(n for n in self._log[since:] if not n._erased):
-            tensor = attribute(self.root, cast(str, stored.target))
+            tensor = stored_value(stored)
             if isinstance(tensor, torch.Tensor):
                 reason = f"{writer.name} changes {stored.target} in place"
                 self.changes.written.setdefault(storage_key(tensor), reason)
@@ -316,6 +315,7 @@ class RefoldTracer(fx.Tracer):
         key = (id(frame), id(tensor))
         if key not in self._stored:
             node = self.create_node("get_attr", stored_path(frame, path, tensor), (), {})
+            node.meta["stored"] = tensor
             readable = not isinstance(tensor, nn.Parameter)
             self._stored[key] = RefoldProxy(node, self, tensor, readable)
         return self._stored[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, fx
 
@@ -46,8 +46,14 @@ def is_stored_value(node: fx.Node, tensor: Tensor | None) -> bool:
         if len(changed) != 1:
             return False
         node = changed[0]
-    root = ancestors(frame_of(node))[-1].module
-    return attribute(root, cast(str, node.target)) is tensor
+    return stored_value(node) is tensor
+
+
+def stored_value(node: fx.Node) -> Any:
+    """Return what a `get_attr` node of a capture reads."""
+    if "stored" in node.meta:
+        return node.meta["stored"]
+    return attribute(ancestors(frame_of(node))[-1].module, cast(str, node.target))
 
 
 def same_storage(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -55,7 +61,7 @@ def same_storage(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
     first: dict[int, fx.Node] = {}
     for node in graph.nodes:
         if node.op == "get_attr" and "frame" in node.meta:
-            value = attribute(ancestors(frame_of(node))[-1].module, cast(str, node.target))
+            value = stored_value(node)
             if isinstance(value, Tensor):
                 known = first.setdefault(storage_key(value), node)
                 if known is not node:
