@@ -134,17 +134,16 @@ def _parameters(model: nn.Module) -> frozenset[int]:
 def _kept_state(model: nn.Module, *, parameters: bool = False) -> Generator[None]:
     """Put back what a call leaves behind in attributes and stored tensors."""
     attributes = Attributes(model)
-    tensors = {
-        id(tensor): (tensor, tensor.clone())
-        for module in model.modules()
-        for _, tensor in held_tensors(module)
-        if parameters or not isinstance(tensor, nn.Parameter)
-    }
+    held = {id(t): t for module in model.modules() for _, t in held_tensors(module)}
+    keeps = [parameters or not isinstance(tensor, nn.Parameter) for tensor in held.values()]
+    tensors = [
+        (t, t.clone() if own else t.data) for t, own in zip(held.values(), keeps, strict=True)
+    ]
     try:
         yield
     finally:
         attributes.restore()
-        for tensor, before in tensors.values():
+        for tensor, before in tensors:
             tensor.data = before
 
 

@@ -187,7 +187,8 @@ def _aliased_arguments(node: fx.Node, op: torch._ops.OpOverload, *, written: boo
 
 
 def _first(node: fx.Node) -> list[fx.Node]:
-    return nodes_in(node.args[0]) if node.args else nodes_in(node.kwargs.get("input"))
+    named = node.kwargs.get("input", node.kwargs.get("tensor"))  # torch.nn.init says tensor
+    return nodes_in(node.args[0] if node.args else named)
 
 
 def _is_unknown(module: nn.Module | None) -> bool:

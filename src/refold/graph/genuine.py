@@ -82,6 +82,26 @@ def call_disguise(module: nn.Module) -> str | None:
     return None
 
 
+def access_disguise(module: nn.Module) -> str | None:
+    """Return why code that reads a tensor of `module` may get another one than is stored, or None.
+
+    Examples:
+        >>> access_disguise(nn.Linear(1, 1)) is None
+        True
+    """
+    kind = type(module)
+    if not module._parameters and not module._buffers:
+        return None  # a wrapper that hands reads on holds nothing
+    for name, torchs in (("__getattr__", _GETATTR), ("__getattribute__", object.__getattribute__)):
+        found = getattr(kind, name)
+        if found is not torchs and not _is_own(found):
+            return (
+                f"its class {kind.__name__} replaces {name}, so that it may not read what it holds"
+            )
+    return None
+
+
+_GETATTR = nn.Module.__getattr__
 _CALL, _CALL_IMPL = nn.Module.__call__, nn.Module._call_impl  # pyright: ignore[reportPrivateUsage]
 
 

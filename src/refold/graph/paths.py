@@ -36,5 +36,7 @@ def attribute(module: nn.Module, path: str) -> Any:
     """
     value: Any = module
     for part in path.split("."):
-        value = getattr(value, part)
+        tables: Any = (value._parameters, value._buffers) if isinstance(value, nn.Module) else ()
+        held = next((table[part] for table in tables if part in table), None)
+        value = getattr(value, part) if held is None else held  # a class may change what is read
     return value

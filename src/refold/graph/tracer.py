@@ -11,9 +11,11 @@ from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from refold.errors import InputError
 from refold.graph.frames import Frame, leaves, map_tree
+from refold.graph.genuine import disguise
 from refold.graph.skeleton import storage_key
 from refold.graph.state import (
     Changes,
@@ -239,6 +241,9 @@ class RefoldTracer(fx.Tracer):
 
     def _watch_methods(self, module: nn.Module, path: str) -> None:
         """Record calls of the module's own methods as frames too (`self.forward_features(x)`)."""
+        if isinstance(module, _NormBase) and disguise(module) is not None:
+            module.__dict__.setdefault("_check_input_dim", lambda x: None)  # asks for the rank
+            self.was_set.add((id(module), "_check_input_dim"))
         for name, function in helper_methods(module):
             if name not in module.__dict__:
                 module.__dict__[name] = self._watched(module, path, name, function)

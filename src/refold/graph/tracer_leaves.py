@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from refold.graph.frames import Frame, frame_of, nodes_in, walk
-from refold.graph.genuine import call_disguise, disguise
+from refold.graph.genuine import access_disguise, call_disguise, disguise
 
 NO_FORWARD = "it has no forward"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -45,9 +45,9 @@ def pinned_reason(module: nn.Module) -> str | None:
         >>> pinned_reason(nn.ReLU()) is None
         True
     """
-    called = call_disguise(module)
-    if called is not None:
-        return called
+    replaced = call_disguise(module) or access_disguise(module)
+    if replaced is not None:
+        return replaced
     if any(module.__dict__.get(table) for table in _HOOKS):
         return "it has hooks, which see its own input and output"
     if parametrize.is_parametrized(module):
@@ -76,6 +76,8 @@ def untraceable_reason(module: nn.Module) -> str | None:
         return "it is a TorchScript module"
     if "forward" not in module.__dict__ and type(module).forward is nn.Module.forward:
         return NO_FORWARD
+    if (replaced := access_disguise(module)) is not None:
+        return replaced
     if type(module).__module__.startswith("torch.nn.parallel"):
         return "it runs its network on several devices"
     return None
