@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from refold.errors import GeometryError
 from refold.graph.capture import Capture, capture_all, leaf_modules
 from refold.graph.frames import Frame, frame_of, walk
+from refold.graph.genuine import disguise
 from refold.graph.lift_modules import lift_module
 from refold.graph.paths import submodule
 from refold.graph.skeleton import skeleton
@@ -67,7 +68,7 @@ def find_sites(model: nn.Module) -> tuple[list[Site], dict[str, str]]:
                     kept[path] = str(reason)
     for path, module in model.named_modules():
         if isinstance(module, _ConvNd) and path not in sites and path not in kept:
-            kept[path] = _unreached(path, found.failures)
+            kept[path] = disguise(module) or _unreached(path, found.failures)
     order = [path for path, _ in model.named_modules() if path in sites and path not in kept]
     return [sites[path] for path in order], kept
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import RefusedError
+from .graph.skeleton import held_tensors, storage_key
+from .graph.skeleton_copy import INSIDE, copy_module
+from .graph.state import Attributes, StateChangeError, untouched
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -30,7 +33,8 @@ def copy_model(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Modu
         if isinstance(tensor, nn.Parameter):
             converted = nn.Parameter(converted, requires_grad=False)
         memo[id(tensor)] = converted
-    copied = copy.deepcopy(inner, memo)
+    memo[INSIDE] = frozenset(id(module) for module in inner.modules())
+    copied = copy_module(inner, memo)
     for module in copied.modules():  # not .eval(): modules from torch.export refuse that call
         module.training = False
     return copied
@@ -78,7 +82,7 @@ def widen(tensor: Tensor) -> Tensor:
     A parameter that is float64 already is shared: a large network in float64 fills the memory.
     """
     if isinstance(tensor, nn.Parameter) and tensor.dtype == torch.float64:
-        return tensor.detach()
+        return tensor.data  # unlike a detached one, it counts changes by itself
     if tensor.is_floating_point():
         return tensor.detach().to(torch.float64, copy=True)
     if tensor.is_complex():
@@ -87,9 +91,13 @@ def widen(tensor: Tensor) -> Tensor:
 
 
 def share(tensor: Tensor) -> Tensor:
-    """Return a parameter as it is, and a copy of anything that a call might write to."""
-    detached = tensor.detach()
-    return detached if isinstance(tensor, nn.Parameter) else detached.clone()
+    """Return a parameter as it is, and a copy of anything else; `run` writes to no parameter."""
+    return tensor.data if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+
+
+def own(tensor: Tensor) -> Tensor:
+    """Return a copy, for a model that runs in other hands than those of `run`."""
+    return tensor.detach().clone()
 
 
 def cast_floats(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -103,9 +111,40 @@ def cast_inputs(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
 
 
 def run(model: nn.Module, inputs: tuple[Any, ...]) -> object:
-    """Call the model on copies of the inputs, which an in-place first layer would overwrite."""
-    with torch.no_grad():
+    """Call a copy of a model on copies of the inputs, which an in-place layer would overwrite.
+
+    Every call finds the model as it was made: what its code counts or stores is put back. Code that
+    writes to parameters, which copies share with the model they were made of, gets its own first.
+    """
+    try:
+        with torch.no_grad(), _kept_state(model), untouched(model, _parameters(model)):
+            return model(*pytree.tree_map_only(Tensor, torch.clone, inputs))
+    except StateChangeError:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+    with torch.no_grad(), _kept_state(model, parameters=True):
         return model(*pytree.tree_map_only(Tensor, torch.clone, inputs))
+
+
+def _parameters(model: nn.Module) -> frozenset[int]:
+    return frozenset(storage_key(parameter) for parameter in model.parameters())
+
+
+@contextmanager
+def _kept_state(model: nn.Module, *, parameters: bool = False) -> Generator[None]:
+    """Put back what a call leaves behind in attributes and stored tensors."""
+    attributes = Attributes(model)
+    held = {id(t): t for module in model.modules() for _, t in held_tensors(module)}
+    keeps = [parameters or not isinstance(tensor, nn.Parameter) for tensor in held.values()]
+    tensors = [
+        (t, t.clone() if own else t.data) for t, own in zip(held.values(), keeps, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        attributes.restore()
+        for tensor, before in tensors:
+            tensor.data = before
 
 
 def run_wide(model: nn.Module, inputs: tuple[Any, ...]) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 from refold.errors import RefusedError
 from refold.graph.driver import Outcome, fold_model
 from refold.graph.record import Fold, Kept
-from refold.graph.skeleton import unwrap
+from refold.graph.skeleton import duplicate, unwrap
 from refold.table import render
 from refold.workload import Workload, measure
 
@@ -36,7 +35,7 @@ class Plan:
 
     def apply(self) -> nn.Module:
         """Return the folded model; each call gives a copy of its own."""
-        return copy.deepcopy(self._outcome.model)
+        return duplicate(self._outcome.model)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain data, ready for JSON."""

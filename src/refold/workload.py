@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from refold.graph.shapes import as_arguments
-from refold.graph.skeleton import own_tensors, skeleton
+from refold.graph.skeleton import duplicate
 
 from ._verify_inputs import unrunnable
 
@@ -84,8 +84,7 @@ def measure(model: nn.Module, example_inputs: Any = None) -> Workload:
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
     """Return a copy without gradients: the counter trips over parameters given to a layer."""
-    twin = skeleton(model)  # also of models whose weights are computed on the way
-    own_tensors(twin, model)
+    twin = duplicate(model)  # also of models whose weights are computed on the way
     for parameter in twin.parameters():
         parameter.requires_grad_(False)
     return twin

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from refold._verify_copies import copy_model, share
+from refold._verify_copies import copy_model, own
 from refold._verify_inputs import Inputs
 from refold.errors import MissingDependencyError
 from refold.export import export, onnx_session, openvino_model, run_onnx, run_openvino
@@ -17,12 +17,12 @@ Call = Callable[[], object]
 
 
 def _eager(model: nn.Module, inputs: Inputs, folder: Path) -> Call:
-    copied = copy_model(model, share)
+    copied = copy_model(model, own)
     return lambda: copied(*inputs)
 
 
 def _inductor(model: nn.Module, inputs: Inputs, folder: Path) -> Call:
-    compiled = torch.compile(copy_model(model, share), dynamic=False)
+    compiled = torch.compile(copy_model(model, own), dynamic=False)
     return lambda: compiled(*inputs)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from refold._verify_copies import copy_model, require_eval, run, share
+from refold._verify_copies import copy_model, own, require_eval, run
 from refold._verify_inputs import as_inputs, unrunnable
 from refold._verify_outputs import first_line
 from refold.errors import ExportError, InputError, RefoldError
@@ -73,7 +73,7 @@ def export(
         )
     require_eval(model, "the model")
     inputs = tuple(tensor.detach().cpu() for tensor in as_inputs(example_inputs))
-    copied = copy_model(model, lambda tensor: share(tensor).cpu())
+    copied = copy_model(model, lambda tensor: own(tensor).cpu())
     try:
         run(copied, inputs)
     except Exception as error:

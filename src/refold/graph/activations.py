@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from refold.graph.carry import ChannelClamp, ChannelSlope
+from refold.graph.genuine import layer_class
 from refold.graph.interval import Interval
 from refold.graph.lift_context import Context
 from refold.graph.paths import submodule
@@ -80,7 +81,7 @@ def _called(context: Context, node: fx.Node) -> Called | None:
     if node.op == "call_module":
         path = str(node.target)
         module = submodule(context.capture.module, path)
-        entry = None if path in context.capture.pinned else _LAYERS.get(type(module))
+        entry = None if path in context.capture.pinned else _LAYERS.get(layer_class(module))
         return (entry[0], source, entry[1](module)) if entry else None
     name = _function_name(node)
     if name is None:

@@ -14,6 +14,7 @@ from refold.graph.alias_effects import (
     mutated,
     reads_values,
 )
+from refold.graph.writes import same_storage
 
 
 def tainted(graph: fx.Graph) -> dict[fx.Node, str]:
@@ -70,6 +71,8 @@ class AliasGroups:
         for node in graph.nodes:
             for source in may_alias(node):
                 self._parent[self.find(node)] = self.find(source)
+        for first, second in same_storage(graph):
+            self._parent[self.find(second)] = self.find(first)
         self._members: dict[fx.Node, list[fx.Node]] = {}
         for node in graph.nodes:
             self._members.setdefault(self.find(node), []).append(node)

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from refold.graph.frames import frame_of, nodes_in
+from refold.graph.genuine import layer_class
 from refold.graph.paths import submodule
 from refold.graph.tracer_leaves import is_layer
 
@@ -146,7 +147,7 @@ def _writes_first(node: fx.Node) -> bool:
         return node.target == "__setitem__" or _is_inplace_name(cast(str, node.target))
     if node.op != "call_function" or isinstance(node.target, torch._ops.OpOverload):
         return False
-    if node.target in _INPLACE_OPERATORS or _asks_inplace(node):
+    if node.target in _INPLACE_OPERATORS or node.target is setattr or _asks_inplace(node):
         return True
     return _is_inplace_name(cast(str, getattr(node.target, "__name__", "")))
 
@@ -169,7 +170,7 @@ def _asks_inplace(node: fx.Node) -> bool:
 def _layer_is_inplace(node: fx.Node) -> bool:
     module = module_of(node)
     if module is None or (
-        isinstance(module, nn.modules.dropout._DropoutNd) and not module.training
+        issubclass(layer_class(module), nn.modules.dropout._DropoutNd) and not module.training
     ):
         return False
     return is_layer(module) and bool(getattr(module, "inplace", False))
@@ -186,12 +187,15 @@ def _aliased_arguments(node: fx.Node, op: torch._ops.OpOverload, *, written: boo
 
 
 def _first(node: fx.Node) -> list[fx.Node]:
-    return nodes_in(node.args[0]) if node.args else nodes_in(node.kwargs.get("input"))
+    named = node.kwargs.get("input", node.kwargs.get("tensor"))  # torch.nn.init says tensor
+    return nodes_in(node.args[0] if node.args else named)
 
 
 def _is_unknown(module: nn.Module | None) -> bool:
     """Unseen code may do anything; a subclass of a layer that makes a new value is trusted."""
-    return module is None or not (is_layer(module) or isinstance(module, _FRESH_LAYERS))
+    return module is None or not (
+        is_layer(module) or issubclass(layer_class(module), _FRESH_LAYERS)
+    )
 
 
 def _may_pass_through(node: fx.Node) -> bool:
@@ -199,7 +203,7 @@ def _may_pass_through(node: fx.Node) -> bool:
     if effects is not None:
         return effects[1]
     module = module_of(node)
-    return _is_unknown(module) or isinstance(module, _PASSING_LAYERS)
+    return module is None or _is_unknown(module) or isinstance(module, _PASSING_LAYERS)
 
 
 def _is_honest(target: Any) -> bool:

@@ -14,7 +14,8 @@ from refold.graph.alias import effects
 from refold.graph.capture_evidence import runs_whole
 from refold.graph.frames import Frame, walk
 from refold.graph.paths import submodule
-from refold.graph.skeleton import skeleton
+from refold.graph.skeleton import held_tensors, skeleton, storage_key
+from refold.graph.state import Attributes, Changes, StateChangeError
 from refold.graph.tracer import RefoldTracer
 from refold.graph.tracer_leaves import is_layer, one_line, pinned_reason, untraceable_reason
 
@@ -34,6 +35,8 @@ class Capture:
         calls: how often each leaf module is called, in this capture and in all others of the model.
         opaque: leaves that are not torch.nn layers, and why they could not be traced through.
         pinned: torch.nn layers whose content must stay (hooks, parametrizations …), and why.
+        changes: what the code of the model changes, one record for all its captures.
+        foreign: tensors held by leaves of unseen code, by storage, each with the reason.
     """
 
     path: str
@@ -44,19 +47,30 @@ class Capture:
     calls: dict[str, int]
     opaque: dict[str, str] = field(default_factory=dict[str, str])
     pinned: dict[str, str] = field(default_factory=dict[str, str])
+    changes: Changes = field(default_factory=Changes)
+    foreign: dict[int, str] = field(default_factory=dict[int, str])
+
+    def changing(self, tensor: torch.Tensor) -> str | None:
+        """Return why a stored tensor may be another one at the next call, or None."""
+        if not self.changes.written and not self.foreign:
+            return None
+        key = storage_key(tensor)
+        return self.changes.written.get(key) or self.foreign.get(key)
 
     def full(self, path: str) -> str:
         """Return the path in the whole model of a path relative to the root."""
         return ".".join(part for part in (self.path, path) if part)
 
-    def graph_module(self) -> fx.GraphModule:
+    def graph_module(self, module: nn.Module | None = None) -> fx.GraphModule:
         """Return a GraphModule over the copy, to interpret or to propagate shapes.
 
-        The graph is copied: later edits of `graph` do not change the result.
+        The graph is copied: later edits of `graph` do not change the result. The modules share
+        their tensors with the caller's; give another `module` of the same structure to run code
+        that may write to them.
         """
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.graph, {}))
-        return fx.GraphModule(self.module, graph)
+        return fx.GraphModule(self.module if module is None else module, graph)
 
 
 @dataclass(eq=False)
@@ -110,6 +124,7 @@ class _Search:
         self.visited: set[int] = set()
         self.covered: set[int] = set()
         self.framed: set[int] = set()
+        self.changes = Changes()
 
     def visit(self, path: str, module: nn.Module) -> None:
         """Capture `module`, or its children when it cannot be traced."""
@@ -130,12 +145,12 @@ class _Search:
     def _attempt(self, path: str, module: nn.Module) -> tuple[Capture | None, set[str]]:
         if isinstance(module, nn.ModuleList | nn.ModuleDict):
             return None, set()
-        reason = untraceable_reason(module)
+        reason = untraceable_reason(module) or self.changes.assigned.get(id(module))
         if reason is not None:
             self.failures[path] = reason
             return None, set()
         try:
-            return trace_root(path, module, self.root), set()
+            return trace_root(path, module, self.root, self.changes), set()
         except TraceError as error:
             self.failures[path] = str(error)
             return None, error.called
@@ -201,15 +216,16 @@ class TraceError(Exception):
         self.called = called
 
 
-def trace_root(path: str, module: nn.Module, model: nn.Module) -> Capture:
-    """Trace one module of a skeleton of `model` as a root.
+def trace_root(path: str, module: nn.Module, model: nn.Module, changes: Changes) -> Capture:
+    """Trace one module of a skeleton of `model` as a root; note in `changes` what its code changes.
 
     Raises:
         TraceError: when its own forward cannot be traced.
     """
     leaves: dict[str, str] = {}
     for _ in range(_MAX_RETRACES):
-        tracer = RefoldTracer(leaves)
+        leaves.update(_assigned(module, changes))
+        tracer = RefoldTracer(leaves, changes=changes)
         graph = _trace(tracer, module)
         if not tracer.repeated:
             break
@@ -220,11 +236,30 @@ def trace_root(path: str, module: nn.Module, model: nn.Module) -> Capture:
         leaf: reason
         for leaf in tracer.calls
         if is_layer(target := submodule(module, leaf))
-        and (reason := pinned_reason(target)) is not None
+        and (reason := pinned_reason(target) or changes.assigned.get(id(target))) is not None
     }
     opaque = {leaf: reason for leaf, reason in tracer.opaque.items() if leaf in tracer.calls}
     root = cast(Frame, tracer.root_frame)
-    return Capture(path, module, graph, root, model, dict(tracer.calls), opaque, pinned)
+    calls, foreign = dict(tracer.calls), _foreign(module, opaque)
+    return Capture(path, module, graph, root, model, calls, opaque, pinned, changes, foreign)
+
+
+def _assigned(root: nn.Module, changes: Changes) -> dict[str, str]:
+    """Return the modules below a root whose attributes code outside them sets, with the reason."""
+    if not changes.assigned:
+        return {}
+    named = ((path, changes.assigned.get(id(m))) for path, m in root.named_modules() if path)
+    return {path: reason for path, reason in named if reason is not None}
+
+
+def _foreign(root: nn.Module, opaque: dict[str, str]) -> dict[int, str]:
+    """Return the tensors that leaves of unseen code hold, and may change, by storage."""
+    return {
+        storage_key(tensor): f"the code of {path}, which could not be followed, may change it"
+        for path in opaque
+        for module in submodule(root, path).modules()
+        for _, tensor in held_tensors(module)
+    }
 
 
 def _trace(tracer: RefoldTracer, module: nn.Module) -> fx.Graph:
@@ -235,57 +270,57 @@ def _trace(tracer: RefoldTracer, module: nn.Module) -> fx.Graph:
         with _Restored(module) as state:
             try:
                 graph = tracer.trace(module)
+                _must_be_unchanged(tracer, state.attributes)
                 state.keep_constants()
                 return graph
+            except StateChangeError as error:
+                called |= tracer.entered
+                tracer.note_writes()
+                raise TraceError(str(error), called) from error
             except Exception as error:  # any model code may raise anything while it is traced
                 reasons.append(one_line(error))
                 called |= tracer.entered
+                tracer.note_writes()
     raise TraceError(reasons[0], called)
 
 
-class _State:
-    """The plain attributes of all modules before a trace: traced code may store values on self."""
+def _must_be_unchanged(tracer: RefoldTracer, attributes: Attributes) -> None:
+    """Raise where traced code changed an attribute in a way that the tracer did not see."""
+    opaque = {id(m) for path in tracer.opaque for m in submodule(tracer.root, path).modules()}
+    for module, name in attributes.changed():
+        seen = (id(module), name) in tracer.was_set or "_constant" in name
+        if not seen and id(module) not in opaque:
+            reason = f"its code changes {name} of a {type(module).__name__} for the next call"
+            tracer.changes.assigned.setdefault(id(module), reason)
+            raise StateChangeError(reason)
+
+
+class _Restored:
+    """Keeps a trace from changing anything: traced code may store values on self."""
 
     def __init__(self, root: nn.Module) -> None:
-        self.root = root
-        self.before = [(module, _shallow(module.__dict__)) for module in root.modules()]
+        self.attributes = Attributes(root)
         self.constants: dict[str, Any] = {}
 
     def keep_constants(self) -> None:
-        names = set(self.root.__dict__) - set(self.before[0][1])
+        """Keep the tensors that the trace stored on the root, to be read by its graph."""
+        root = self.attributes.root
+        names = set(root.__dict__) - self.attributes.names(root)
         self.constants = {
-            name: self.root.__dict__[name]
+            name: root.__dict__[name]
             for name in names
             if name.startswith("_") and "_constant" in name
         }
 
-    def restore(self) -> None:
-        for module, attributes in self.before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-        self.root.__dict__.update(self.constants)
-
-
-def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Copy a module's attributes and the plain containers among them, one level deep."""
-    return {
-        name: value.copy() if type(value) in (list, dict, set) else value
-        for name, value in attributes.items()
-    }
-
-
-class _Restored:
-    def __init__(self, root: nn.Module) -> None:
-        self.state = _State(root)
-
-    def __enter__(self) -> _State:
+    def __enter__(self) -> _Restored:
         self.grad = torch.is_grad_enabled()
         torch.set_grad_enabled(True)  # so that a `with torch.no_grad()` in the model shows
-        return self.state
+        return self
 
     def __exit__(self, *exc: object) -> None:
         torch.set_grad_enabled(self.grad)
-        self.state.restore()
+        self.attributes.restore()
+        self.attributes.root.__dict__.update(self.constants)
 
 
 def leaf_modules(found: Capture) -> Iterator[tuple[fx.Node, nn.Module]]:

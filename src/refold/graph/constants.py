@@ -9,10 +9,10 @@ import torch
 from torch import fx, nn
 
 from refold.graph.alias import tainted
-from refold.graph.alias_effects import mutated
+from refold.graph.alias_effects import maybe_mutated, mutated
 from refold.graph.capture import Capture
 from refold.graph.frames import map_tree
-from refold.graph.paths import submodule
+from refold.graph.paths import attribute, submodule
 from refold.graph.shape_readers import reads_shape_only
 from refold.graph.skeleton import byte_span, storage_key
 
@@ -65,12 +65,19 @@ class Constants:
     def shared(self, path: str) -> str | None:
         """Return why the tensor at `path` must not be folded away or changed, or None.
 
-        It is shared when another parameter uses its storage, when a second module holds it, or when
-        more than one node reads it.
+        It is shared when another parameter uses its storage, when a second module holds it, when
+        more than one node reads it, or when the model's code changes it.
         """
+        changing = self._changing_reason(path)
+        if changing is not None:
+            return changing
         if self._sharing is None:
             self._sharing = dict(_sharing(self.capture))
         return self._sharing.get(path)
+
+    def _changing_reason(self, path: str) -> str | None:
+        value = attribute(self.capture.module, path)
+        return self.capture.changing(value) if isinstance(value, torch.Tensor) else None
 
     def _evaluate(self, node: fx.Node) -> Any:
         stack = [node]
@@ -94,7 +101,9 @@ class Constants:
             return _UNKNOWN
         if node.op == "get_attr":
             value = attribute(self.capture.module, cast(str, node.target))
-            return value.detach() if isinstance(value, torch.Tensor) else value
+            if not isinstance(value, torch.Tensor):
+                return value
+            return value.detach() if self.capture.changing(value) is None else _UNKNOWN
         args = cast("tuple[Any, ...]", map_tree(self._known, node.args))
         kwargs = cast("dict[str, Any]", map_tree(self._known, dict(node.kwargs)))
         try:
@@ -109,20 +118,13 @@ class Constants:
         return self._values[leaf] if isinstance(leaf, fx.Node) else leaf
 
 
-def attribute(module: nn.Module, path: str) -> Any:
-    """Return the attribute at a dotted path below `module`."""
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
-
-
 def _may_evaluate(node: fx.Node) -> bool:
     if node.op == "get_attr":
         return True
     if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
         return False
-    changed = mutated(node) or any(node in mutated(user) for user in node.users)
+    changed = mutated(node) or maybe_mutated(node)
+    changed = changed or any(node in mutated(user) for user in node.users)
     return not changed and _name(node) not in _RANDOM
 
 

@@ -24,6 +24,7 @@ from refold.algebra.operator import (
     chain,
 )
 from refold.graph.calls import canonical
+from refold.graph.genuine import layer_class
 from refold.graph.layout import keeps_shape
 from refold.graph.lift_context import Context
 from refold.graph.paths import submodule
@@ -201,9 +202,10 @@ def _asked(context: Context, reader: fx.Node, value: fx.Node, rank: int | None) 
     if reader.op != "call_module" or reader.args[:1] != (value,):
         return None
     module: Any = submodule(context.capture.module, str(reader.target))
-    if isinstance(module, nn.Linear):
+    kind = layer_class(module)
+    if issubclass(kind, nn.Linear):
         return module.in_features if rank in (None, 0) else None
-    if isinstance(module, nn.modules.conv._ConvNd):  # type: ignore[reportPrivateUsage]
+    if issubclass(kind, nn.modules.conv._ConvNd):  # type: ignore[reportPrivateUsage]
         return module.in_channels if rank in (None, len(module.kernel_size)) else None
-    axes = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}.get(type(module))
+    axes = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}.get(kind)
     return module.num_features if axes is not None and rank in (None, axes) else None

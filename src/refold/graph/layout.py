@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from refold.graph.genuine import layer_class
 from refold.graph.lift_context import Context
 from refold.graph.paths import submodule
 from refold.graph.piece import Piece
@@ -47,7 +48,7 @@ def same_layout(lifter: Context, node: fx.Node) -> fx.Node | None:
         return source if piece.by_rank is None and piece.rank_out is None else None
     if node.op == "call_module":
         module = submodule(lifter.capture.module, str(node.target))
-        home = type(module).__module__
+        home = layer_class(module).__module__
         pools = home.endswith("pooling")
         shapes = lifter.shapes.get(source), lifter.shapes.get(node)
         same = shapes[0] is not None and shapes[0] == shapes[1]
@@ -67,7 +68,7 @@ def keeps_shape(context: Context, node: fx.Node) -> fx.Node | None:
         return None
     if node.op == "call_module":
         module = submodule(context.capture.module, str(node.target))
-        home = type(module).__module__
+        home = layer_class(module).__module__
         others = isinstance(module, (nn.GLU, nn.MultiheadAttention))
         return source if home in _SHAPE_KEEPING and not others else None
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

@@ -87,7 +87,12 @@ class Lifter(Context):
         if call is not None:
             return self.capture.pinned.get(path) or _HANDLERS[call.name](self, node, call)
         lifted = lift_module(module, node.args[0], self.shape(node.args[0]))
-        if not isinstance(lifted, Piece) or not any(True for _ in module.parameters(recurse=False)):
+        if not isinstance(lifted, Piece):
+            return self.capture.pinned.get(path, lifted)
+        for _, buffer in module.named_buffers():
+            if changing := self.capture.changing(buffer):
+                return changing
+        if not any(True for _ in module.parameters(recurse=False)):
             return self.capture.pinned.get(path, lifted)
         return self._module_refusal(path, module) or lifted
 

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from refold.algebra.operator import Flatten, Resample, Select
 from refold.algebra.row import Reshaped, Unflatten
 from refold.graph.calls import Call, canonical
+from refold.graph.genuine import layer_class
 from refold.graph.lift_context import Context, Handler, Shape
 from refold.graph.lift_slices import axes_of
 from refold.graph.piece import Lifted, Piece, RankedOp, relayout, unary
@@ -173,12 +174,13 @@ def _reordered(order: list[int], rank: int) -> RankedOp | None:
 
 def layout_call(module: nn.Module, source: fx.Node) -> Call | None:
     """Return the call that a layer of torch.nn stands for, None for one that changes no layout."""
-    if type(module) is nn.Flatten:
+    kind = layer_class(module)
+    if isinstance(module, nn.Flatten) and kind is nn.Flatten:
         return Call("flatten", {"input": source})
-    if type(module) is nn.Unflatten:
+    if isinstance(module, nn.Unflatten) and kind is nn.Unflatten:
         sizes = {"shape": module.unflattened_size, "dim": module.dim}
         return Call("reshape", {"input": source, **sizes})
-    if type(module) is nn.ChannelShuffle:
+    if isinstance(module, nn.ChannelShuffle) and kind is nn.ChannelShuffle:
         return Call("channel_shuffle", {"input": source, "groups": module.groups})
     return None
 

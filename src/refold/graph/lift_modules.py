@@ -1,4 +1,4 @@
-"""What torch.nn's layers are in the algebra; a subclass only while it runs their forward."""
+"""What torch.nn's layers are in the algebra; a subclass only while it computes the same."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from refold.algebra.norm import norm_affine
 from refold.algebra.operator import Affine, AvgPool, Conv, Pad, Resample, Select
+from refold.graph.genuine import disguise, layer_class
 from refold.graph.layers import Crop, Cropped, ScaleShift, SelectChannels
 from refold.graph.piece import Lifted, Piece, norm_piece, nothing, unary
 from refold.graph.windows import conv_axes, pool_axes, transposed_axes, tuple_of
@@ -20,16 +21,11 @@ ModuleHandler = Callable[[Any, fx.Node, Shape], Lifted]
 
 def lift_module(module: nn.Module, source: fx.Node, shape: Shape) -> Lifted:
     """Return the piece of a torch.nn layer, the reason why it has none, or None."""
-    for cls in type(module).__mro__:
-        handler = _HANDLERS.get(cls)
-        if handler is not None:
-            same = getattr(type(module), "forward", None) is getattr(cls, "forward", None)
-            inner = getattr(type(module), "_conv_forward", None)
-            same = same and inner is getattr(cls, "_conv_forward", None)
-            return (
-                handler(module, source, shape) if same else "its class changes the layer's forward"
-            )
-    return None
+    handler = _HANDLERS.get(layer_class(module))
+    if handler is not None:
+        return handler(module, source, shape)
+    claims = any(cls in _HANDLERS for cls in type(module).__mro__)
+    return disguise(module) if claims else None
 
 
 def _conv(module: Any, source: fx.Node, shape: Shape) -> Lifted:

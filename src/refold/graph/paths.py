@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 
@@ -23,3 +25,18 @@ def submodule(root: nn.Module, path: str) -> nn.Module:
             raise AttributeError(f"{name} of {path} is no module")
         module = found
     return module
+
+
+def attribute(module: nn.Module, path: str) -> Any:
+    """Return the attribute at a dotted path below `module`.
+
+    Examples:
+        >>> attribute(nn.Sequential(nn.Linear(2, 3)), "0.out_features")
+        3
+    """
+    value: Any = module
+    for part in path.split("."):
+        tables: Any = (value._parameters, value._buffers) if isinstance(value, nn.Module) else ()
+        held = next((table[part] for table in tables if part in table), None)
+        value = getattr(value, part) if held is None else held  # a class may change what is read
+    return value

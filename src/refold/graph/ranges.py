@@ -26,6 +26,7 @@ from refold.algebra.operator import (
 )
 from refold.graph.activations import activation
 from refold.graph.calls import Call, canonical
+from refold.graph.genuine import layer_class
 from refold.graph.interval import UNKNOWN, Interval, point
 from refold.graph.lift import Lifter
 from refold.graph.paths import submodule
@@ -88,9 +89,10 @@ class Ranges:
             return UNKNOWN
         module = submodule(self.lifter.capture.module, path)
         source = self.of(node.args[0])
-        if type(module) in _HULLS:
+        kind = layer_class(module)
+        if kind in _HULLS:
             return source
-        if type(module) in _POOLS and getattr(module, "divisor_override", None) is None:
+        if kind in _POOLS and getattr(module, "divisor_override", None) is None:
             return source.hull(ZERO)
         return self._of_piece(node)
 

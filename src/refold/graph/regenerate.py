@@ -65,6 +65,16 @@ def regenerate(module: nn.Module, methods: dict[str, Method]) -> None:
     module.__class__ = generated_class(base, {**earlier, **methods})
 
 
+def is_generated(kind: type[nn.Module]) -> bool:
+    """Say whether `regenerate` made a class.
+
+    Examples:
+        >>> is_generated(nn.ReLU)
+        False
+    """
+    return _BASE in kind.__dict__
+
+
 def _origin(kind: type[nn.Module]) -> tuple[type[nn.Module], dict[str, Method]]:
     base = cast("type[nn.Module] | None", kind.__dict__.get(_BASE))
     if base is None:

@@ -9,14 +9,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from refold.errors import InputError
 from refold.graph.capture import Capture
+from refold.graph.genuine import layer_class
 from refold.graph.paths import submodule
-from refold.graph.skeleton import skeleton
+from refold.graph.skeleton import duplicate
+from refold.graph.tracer_leaves import is_layer
 
 Shapes = dict[fx.Node, tuple[int, ...]]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -63,7 +65,7 @@ def called_with(
     """Return what each captured module is called with when the model runs on the example."""
     if paths == [""]:
         return {"": (example_inputs, {})}
-    copy = skeleton(model)
+    copy = duplicate(model)
     seen: dict[str, Arguments] = {}
 
     def watch(path: str) -> Callable[..., None]:
@@ -76,7 +78,7 @@ def called_with(
         submodule(copy, path).register_forward_pre_hook(watch(path), with_kwargs=True)
     try:
         with torch.no_grad():
-            copy(*example_inputs)
+            copy(*pytree.tree_map_only(Tensor, torch.clone, example_inputs))
     except Exception as error:
         raise InputError(_cannot_run(example_inputs, error)) from error
     return seen
@@ -96,7 +98,7 @@ def _propagate(found: Capture, arguments: Arguments) -> Shapes:
     given = [*args, *(kwargs[name] for name in targets[len(args) :] if name in kwargs)]
     with _unlogged(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         fakes = pytree.tree_map_only(Tensor, mode.from_tensor, given[: len(names)])
-        runner = _Runner(found.graph_module(), list(found.graph.nodes))
+        runner = _Runner(found.graph_module(), list(found.graph.nodes), mode)
         try:
             runner.run(*fakes)
         except Exception as error:
@@ -122,20 +124,29 @@ def _unlogged() -> Generator[None]:
 
 def _run_for_real(found: Capture, given: list[Any], runner: _Runner) -> None:
     """Run once with numbers: some layers need them, and a wrong input must be told apart."""
-    real = _Runner(found.graph_module(), list(found.graph.nodes))
+    own = duplicate(found.module)
+    real = _Runner(found.graph_module(own), list(found.graph.nodes))
     try:
         with torch.no_grad():
-            real.run(*given)
+            real.run(*pytree.tree_map_only(Tensor, torch.clone, given))
     except Exception as error:
         raise InputError(_cannot_run(tuple(given), error)) from error
     runner.shapes.update(real.shapes)
 
 
 class _Runner(fx.Interpreter):
-    """An interpreter that notes each value's shape under the node of the original graph."""
+    """An interpreter that notes each value's shape under the node of the original graph.
 
-    def __init__(self, module: fx.GraphModule, originals: list[fx.Node]) -> None:
+    In a fake mode, stored tensors and code that may write to them are replaced by fake copies: what
+    runs here is the caller's own code on the caller's own tensors else.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, originals: list[fx.Node], mode: FakeTensorMode | None = None
+    ) -> None:
         super().__init__(module, garbage_collect_values=True)
+        self.mode = mode
+        self.copies: dict[str, Any] = {}
         self.shapes: Shapes = {}
         self.failure: Exception | None = None
         self.original = dict(zip(module.graph.nodes, originals, strict=True))
@@ -149,11 +160,30 @@ class _Runner(fx.Interpreter):
             self.shapes[self.original[n]] = tuple(int(size) for size in value.shape)
         return value
 
+    def fetch_attr(self, target: str) -> Any:
+        """Return what a node reads or calls: a fake copy of what might be written to."""
+        value: Any = super().fetch_attr(target)
+        if self.mode is None:
+            return value
+        if isinstance(value, Tensor):
+            return self.mode.from_tensor(value)
+        if not isinstance(value, nn.Module) or _only_reads(value):
+            return value
+        if target not in self.copies:
+            with FakeCopyMode(self.mode):
+                self.copies[target] = duplicate(value)
+        return self.copies[target]
+
     def _keeps_shape(self, n: fx.Node) -> bool:
         """Return whether the node is a norm: it keeps its input's shape and is slow to fake."""
         if n.op == "call_module":
-            return isinstance(self.fetch_attr(str(n.target)), _NORMS)
+            return layer_class(super().fetch_attr(str(n.target))) in _NORMS
         return n.op == "call_function" and n.target is F.batch_norm
 
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_NORMS = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm})
+
+
+def _only_reads(module: nn.Module) -> bool:
+    """Say whether a call surely leaves a module as it is: layers write to buffers at most."""
+    return is_layer(module) and not any(True for _ in module.buffers())

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from refold.errors import InputError
-from refold.graph.skeleton_copy import ATOMS, TABLES, copy_module
+from refold.graph.skeleton_copy import ATOMS, INSIDE, TABLES, bound_values, copy_module, is_filled
 
 _WRAPPERS = frozenset(
     {"DataParallel", "DistributedDataParallel", "AveragedModel", "FullyShardedDataParallel"}
@@ -54,7 +56,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _shared_memo(module: nn.Module) -> dict[int, Any]:
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {INSIDE: frozenset(id(child) for child in module.modules())}
     for child in module.modules():
         for value in _held(child):
             memo[id(value)] = value
@@ -78,6 +80,9 @@ def _shareable(value: Any, depth: int) -> Iterator[Any]:
             yield from _shareable(item, depth + 1)
     elif depth < 6 and isinstance(value, list | tuple):
         for item in cast("list[Any]", value):
+            yield from _shareable(item, depth + 1)
+    elif depth < 6 and callable(value):
+        for item in bound_values(value):
             yield from _shareable(item, depth + 1)
 
 
@@ -131,11 +136,27 @@ def _passes_through(module: nn.Module) -> bool:
     A network that merely calls its one child `module` is no wrapper: its forward may do more.
     """
     if type(module).forward is nn.Module.forward:
-        return True
+        return "forward" not in module.__dict__
     return any(
         kind.__name__ in _WRAPPERS or kind.__name__.startswith("ModelEma")
         for kind in type(module).__mro__
     )
+
+
+def duplicate(module: nn.Module) -> nn.Module:
+    """Return a copy of `module` that shares nothing with it: whatever runs on it stays with it.
+
+    Raises:
+        InputError: when an attribute of the model cannot be copied or shared.
+
+    Examples:
+        >>> net = nn.Linear(2, 2)
+        >>> duplicate(net).weight.data_ptr() == net.weight.data_ptr()
+        False
+    """
+    copied = skeleton(module)
+    own_tensors(copied, module)
+    return copied
 
 
 def own_tensors(module: nn.Module, source: nn.Module) -> int:
@@ -165,6 +186,22 @@ def own_tensors(module: nn.Module, source: nn.Module) -> int:
     for child in module.modules():
         _swap_tensors(child, clones)
     return copied
+
+
+def held_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors that a module itself holds, each under the name of its attribute.
+
+    Examples:
+        >>> [name for name, _ in held_tensors(nn.Linear(1, 1))]
+        ['weight', 'bias']
+    """
+    for name, value in module.__dict__.items():
+        if name in ("_parameters", "_buffers"):
+            for key, tensor in cast("dict[str, Any]", value).items():
+                if isinstance(tensor, torch.Tensor):
+                    yield key, tensor
+        elif name != "_modules" and type(value) not in ATOMS:
+            yield from ((name, t) for t in _shareable(value, 0) if isinstance(t, torch.Tensor))
 
 
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
@@ -273,11 +310,27 @@ def _swap_tensors(module: nn.Module, clones: dict[int, torch.Tensor]) -> None:
         module._init_flat_weights()  # pyright: ignore[reportPrivateUsage]
 
 
+def _swap_variables(function: Any, clones: dict[int, torch.Tensor], depth: int) -> None:
+    """Swap tensors in what a function is bound to, which is its own: the copy made it."""
+    if isinstance(function, MethodType):
+        _swap_variables(function.__func__, clones, depth)
+    elif type(function) is partial:
+        old = cast("partial[Any]", function)
+        state = (old.func, old.args, old.keywords, vars(old))
+        cast(Any, function).__setstate__(_swapped(state, clones, depth + 1))
+    elif isinstance(function, FunctionType):
+        for cell in function.__closure__ or ():
+            if is_filled(cell):
+                cell.cell_contents = _swapped(cell.cell_contents, clones, depth + 1)
+
+
 def _swapped(value: Any, clones: dict[int, torch.Tensor], depth: int) -> Any:
     if isinstance(value, torch.Tensor):
         return clones.get(id(value), value)
     if depth >= 6:
         return value
+    if callable(value):
+        _swap_variables(value, clones, depth)
     if isinstance(value, dict):
         table = cast("dict[Any, Any]", value)
         for key, item in list(table.items()):

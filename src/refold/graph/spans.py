@@ -16,6 +16,7 @@ from refold.algebra.operator import AvgPool, Conv, Identity, Resample, wide
 from refold.errors import RefusedError
 from refold.graph.activations import Activation, Limit
 from refold.graph.branch_links import Link, link
+from refold.graph.genuine import layer_class
 from refold.graph.interval import point
 from refold.graph.lift import Lifter
 from refold.graph.paths import submodule
@@ -134,7 +135,7 @@ def max_pool(lifter: Lifter, node: fx.Node) -> Link | None:
     if node.op != "call_module" or str(node.target) in lifter.capture.pinned:
         return None
     pool = submodule(lifter.capture.module, str(node.target))
-    if type(pool) in _MAX_POOLS and not getattr(pool, "return_indices", False):
+    if layer_class(pool) in _MAX_POOLS and not getattr(pool, "return_indices", False):
         return Link(node, cast(fx.Node, node.args[0]), (Identity(),))
     return None
 

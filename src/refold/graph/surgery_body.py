@@ -61,7 +61,10 @@ class FrameBody:
     # arguments
 
     def _placeholders(self) -> None:
-        signature = inspect.signature(getattr(self.frame.module, self.frame.method))
+        try:
+            signature = inspect.signature(getattr(self.frame.module, self.frame.method))
+        except ValueError as error:  # a built-in function, put there on the instance
+            raise self._refusal("its forward has no signature") from error
         parameters = signature.parameters.values()
         try:
             bound = signature.bind(*self.frame.args, **self.frame.kwargs).arguments

@@ -105,7 +105,7 @@ class Commit:
             regenerate(module, {frame.method: stale_method(where)})
         elif isinstance(module, fx.GraphModule):
             module.graph = graph
-        elif type(module).forward is nn.Sequential.forward and (slots := self._slots(frame, graph)):
+        elif _runs_in_order(module) and (slots := self._slots(frame, graph)):
             module.__dict__["_modules"] = slots
         else:
             regenerate(module, {frame.method: method_from_graph(graph)})
@@ -197,6 +197,12 @@ class Commit:
             owner = self._at(owner_path)
             owner._parameters.pop(name, None)
             owner._buffers.pop(name, None)
+
+
+def _runs_in_order(module: nn.Module) -> bool:
+    """Say whether a module calls its children one after the other, as a Sequential does."""
+    own = type(module).forward is nn.Sequential.forward
+    return own and "forward" not in module.__dict__
 
 
 def _drop_children(holder: nn.Module, dead: set[int], kept: set[int]) -> None:

@@ -11,9 +11,19 @@ from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from refold.errors import InputError
 from refold.graph.frames import Frame, leaves, map_tree
+from refold.graph.genuine import disguise
+from refold.graph.skeleton import storage_key
+from refold.graph.state import (
+    Changes,
+    StateChangeError,
+    same_value,
+    untouched,
+    watched_attributes,
+)
 from refold.graph.tracer_isinstance import tensors_are_tensors
 from refold.graph.tracer_leaves import (
     current_modes,
@@ -25,6 +35,7 @@ from refold.graph.tracer_leaves import (
     stored_path,
 )
 from refold.graph.tracer_proxy import RefoldProxy
+from refold.graph.writes import is_stored_value, stored_value, stored_writes
 
 
 class RefoldTracer(fx.Tracer):
@@ -33,15 +44,23 @@ class RefoldTracer(fx.Tracer):
     Args:
         leaves: paths to take as atomic, with the reason.
         buffers: record reads of buffers as nodes (else they are constants of the trace).
+        changes: what code of the model changes; one record for all traces of a model.
 
     A submodule that cannot be traced becomes a leaf on the spot; `opaque` holds its path and the
     reason. A module with hooks, parametrizations or a compiled body is a leaf too. `repeated` holds
     the modules called more than once that were not yet leaves: trace again with them in `leaves`.
     """
 
-    def __init__(self, leaves: dict[str, str] | None = None, *, buffers: bool = True) -> None:
+    def __init__(
+        self,
+        leaves: dict[str, str] | None = None,
+        *,
+        buffers: bool = True,
+        changes: Changes | None = None,
+    ) -> None:
         super().__init__()
         self.forced = dict(leaves or {})
+        self.changes = Changes() if changes is None else changes
         self.reset(buffers=buffers)
 
     def reset(self, *, buffers: bool) -> None:
@@ -54,6 +73,9 @@ class RefoldTracer(fx.Tracer):
         self.calls: Counter[str] = Counter()
         self.stack: list[Frame] = []
         self.root_frame: Frame | None = None
+        self.set_here: list[str] = []  # what the frames that run have set, as reasons
+        self.was_set: set[tuple[int, str]] = set()
+        self.read: dict[int, str] = {}  # stored numbers that control flow has read
         self._framed: set[str] = set()
         self._log: list[fx.Node] = []
         self._stored: dict[tuple[int, int], RefoldProxy] = {}
@@ -117,6 +139,7 @@ class RefoldTracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         mark, calls, framed = len(self._log), self.calls.copy(), set(self._framed)
+        noted = len(self.set_here)
         lists = [(item, list(item)) for item in args if isinstance(item, list)]
         buffers = self.proxy_buffer_attributes
         for attempt in (buffers, False):
@@ -124,15 +147,18 @@ class RefoldTracer(fx.Tracer):
             try:
                 return self._run(module, path, "forward", forward, args, kwargs)
             except Exception as error:  # any model code may raise anything while it is traced
-                reason = one_line(error)
+                reason = str(error) if isinstance(error, StateChangeError) else one_line(error)
+                self.note_writes(mark)
                 self._roll_back(mark)
                 self.calls, self._framed = calls.copy(), set(framed)
                 for item, content in lists:
                     item[:] = content
             finally:
                 self.proxy_buffer_attributes = buffers
-            if not buffers or not any(True for _ in module.buffers()):
-                break
+            has_changed = len(self.set_here) > noted
+            del self.set_here[noted:]
+            if has_changed or not buffers or not any(True for _ in module.buffers()):
+                break  # a second try would start from what the first has changed
         self.opaque[path] = reason
         return self._leaf(path, args, kwargs)
 
@@ -146,7 +172,7 @@ class RefoldTracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         parent = self.stack[-1]
-        recorded = (map_tree(_as_node, args), map_tree(_as_node, kwargs))
+        recorded, mark = (map_tree(_as_node, args), map_tree(_as_node, kwargs)), len(self.set_here)
         frame = Frame(
             path, module, *recorded, parent=parent, method=method, context=current_modes()
         )
@@ -158,6 +184,7 @@ class RefoldTracer(fx.Tracer):
         try:
             result = forward(*args, **kwargs)
             frame.output = map_tree(_as_node, result)
+            self.must_be_unchanged(mark)
         except Exception:
             parent.children.remove(frame)
             raise
@@ -165,11 +192,62 @@ class RefoldTracer(fx.Tracer):
             self.stack.pop()
         return result
 
+    # what the code changes
+
+    def must_be_unchanged(self, mark: int = 0) -> None:
+        """Raise where the frames since `mark` have set an attribute.
+
+        Raises:
+            StateChangeError: then; the next call would find another value.
+        """
+        if len(self.set_here) > mark:
+            raise StateChangeError(self.set_here[mark])
+
+    def note_writes(self, since: int = 0) -> None:
+        """Note the stored tensors that the calls recorded since a mark change in place."""
+        for writer, stored in stored_writes(n for n in self._log[since:] if not n._erased):
+            tensor = stored_value(stored)
+            if isinstance(tensor, torch.Tensor):
+                reason = f"{writer.name} changes {stored.target} in place"
+                self.changes.written.setdefault(storage_key(tensor), reason)
+
+    def note_read(self, tensor: torch.Tensor) -> None:
+        """Note that control flow depends on the numbers of a stored tensor."""
+        self.read[storage_key(tensor)] = self._stored_paths.get(id(tensor), "a buffer")
+
+    def _note_assignment(self, module: nn.Module, name: str, value: Any) -> bool:
+        """Note an assignment to an attribute; True where it assigns what is there already."""
+        frame = self.stack[-1] if self.stack else None
+        if frame is None or id(module) not in self._modules or "_constant" in name:
+            return False
+        old = {**module.__dict__, **module._parameters, **module._buffers}.get(name)
+        is_stored = isinstance(old, torch.Tensor)
+        if is_stored and isinstance(value, RefoldProxy) and is_stored_value(value.node, old):
+            return True  # `self.n += 1` has changed the tensor itself
+        if same_value(old, value) and (name in module.__dict__ or is_stored):
+            return False
+        path = self._modules[id(module)]
+        whole = f"{path}.{name}" if path else name
+        self.set_here.append(f"its code sets {whole}, which stays for the next call")
+        self.was_set.add((id(module), name))
+        if module is not frame.module:
+            where = f"the code of {frame.path}" if frame.path else "code outside it"
+            self.changes.assigned.setdefault(id(module), f"{where} sets its {name}")
+        if is_stored and isinstance(value, fx.Proxy):
+            raise StateChangeError(self.set_here[-1])
+        return False
+
+    # methods
+
     def _watch_methods(self, module: nn.Module, path: str) -> None:
         """Record calls of the module's own methods as frames too (`self.forward_features(x)`)."""
+        if isinstance(module, _NormBase) and disguise(module) is not None:
+            module.__dict__.setdefault("_check_input_dim", lambda x: None)  # asks for the rank
+            self.was_set.add((id(module), "_check_input_dim"))
         for name, function in helper_methods(module):
             if name not in module.__dict__:
                 module.__dict__[name] = self._watched(module, path, name, function)
+                self.was_set.add((id(module), name))
 
     def _watched(
         self, module: nn.Module, path: str, name: str, function: Callable[..., Any]
@@ -233,6 +311,8 @@ class RefoldTracer(fx.Tracer):
             self.proxy_buffer_attributes and isinstance(attr_val, torch.Tensor)
         )
         path = self._stored_paths.get(id(attr_val)) if wanted else None
+        if path is None and id(attr_val) in self._stored_paths:
+            self.note_read(attr_val)
         return attr_val if path is None else self._stored_proxy(path, attr_val)
 
     def _stored_proxy(self, path: str, tensor: torch.Tensor) -> RefoldProxy:
@@ -240,6 +320,7 @@ class RefoldTracer(fx.Tracer):
         key = (id(frame), id(tensor))
         if key not in self._stored:
             node = self.create_node("get_attr", stored_path(frame, path, tensor), (), {})
+            node.meta["stored"] = tensor
             readable = not isinstance(tensor, nn.Parameter)
             self._stored[key] = RefoldProxy(node, self, tensor, readable)
         return self._stored[key]
@@ -250,7 +331,9 @@ class RefoldTracer(fx.Tracer):
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         """Make a placeholder for every argument without a default; the others keep theirs."""
-        parameters = list(inspect.signature(root_fn).parameters.values())[1:]
+        own = self.root.__dict__.get("forward")  # replaced on the instance
+        run = MethodType(root_fn, self.root) if own is None else own
+        parameters = list(inspect.signature(run).parameters.values())
         frame = self.stack[-1]
         args: list[Any] = []
         names: list[str] = []
@@ -268,7 +351,7 @@ class RefoldTracer(fx.Tracer):
         def call(*values: Any) -> Any:
             named = dict(zip(names, values, strict=True))
             first = [named.pop(name) for name in names if name in positional]
-            result = root_fn(self.root, *first, **named)
+            result = run(*first, **named)
             frame.output = map_tree(_as_node, result)
             return result
 
@@ -279,6 +362,7 @@ class RefoldTracer(fx.Tracer):
         self.root_frame = Frame("", root, context=current_modes())
         self.stack = [self.root_frame]
         self._watch_methods(root, "")
+        self._modules = {id(module): path for path, module in root.named_modules()}
         self._stored_paths = {}
         for table in (root.named_buffers(), root.named_parameters()):
             for name, tensor in table:
@@ -290,8 +374,14 @@ class RefoldTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace `root` (a throw-away skeleton) and return its flat graph."""
-        with self._rooted(root), tensors_are_tensors(root):
+        watched = watched_attributes(self._note_assignment)
+        with self._rooted(root), tensors_are_tensors(root), watched, untouched(root):
             graph = super().trace(root, concrete_args)
+        self.must_be_unchanged()
+        self.note_writes()
+        for key in self.read.keys() & self.changes.written.keys():
+            what = f"its code branches on {self.read[key]}, which changes"
+            raise StateChangeError(f"{what}: {self.changes.written[key]}")
         drop_checks(graph, cast(Frame, self.root_frame))
         return graph
 

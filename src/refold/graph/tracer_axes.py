@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from refold.graph.genuine import layer_class
 from refold.graph.paths import submodule
 
-_NORMED: dict[type[nn.Module], int] = {
+_NORMED: dict[type, int] = {
     nn.BatchNorm2d: 4,
     nn.BatchNorm3d: 5,
 }
@@ -35,9 +36,10 @@ def _axes_of(value: object, root: nn.Module) -> int | None:
     """Return the axes of a value that a norm made, followed through layers that keep them."""
     while isinstance(value, fx.Node) and value.op == "call_module":
         module = submodule(root, str(value.target))
-        if type(module) in _NORMED:
-            return _NORMED[type(module)]
-        if type(module).__module__ not in _KEEPING and not isinstance(module, nn.Identity):
+        kind = layer_class(module)
+        if kind in _NORMED:
+            return _NORMED[kind]
+        if kind.__module__ not in _KEEPING and kind is not nn.Identity:
             return None
         value = value.args[0] if value.args else None
     return None

@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from refold.graph.frames import Frame, frame_of, nodes_in, walk
+from refold.graph.genuine import access_disguise, call_disguise, disguise
 
 NO_FORWARD = "it has no forward"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -21,7 +22,9 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Say whether `module` is one of torch.nn's own layers: atomic in every graph.
+    """Say whether `module` is one of torch.nn's own layers, and computes what its class says.
+
+    Such a module is atomic in every graph.
 
     Examples:
         >>> is_layer(nn.ReLU()), is_layer(nn.Sequential())
@@ -32,7 +35,7 @@ def is_layer(module: nn.Module) -> bool:
         return False
     if type(module) is nn.Module:  # a bare holder of other modules
         return False
-    return home.startswith(("torch.nn.", "torch.ao.nn."))
+    return home.startswith(("torch.nn.", "torch.ao.nn.")) and disguise(module) is None
 
 
 def pinned_reason(module: nn.Module) -> str | None:
@@ -42,6 +45,9 @@ def pinned_reason(module: nn.Module) -> str | None:
         >>> pinned_reason(nn.ReLU()) is None
         True
     """
+    replaced = call_disguise(module) or access_disguise(module)
+    if replaced is not None:
+        return replaced
     if any(module.__dict__.get(table) for table in _HOOKS):
         return "it has hooks, which see its own input and output"
     if parametrize.is_parametrized(module):
@@ -68,10 +74,10 @@ def untraceable_reason(module: nn.Module) -> str | None:
     """
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a TorchScript module"
-    if "forward" in module.__dict__:
-        return "its forward is replaced on the instance"
-    if type(module).forward is nn.Module.forward:
+    if "forward" not in module.__dict__ and type(module).forward is nn.Module.forward:
         return NO_FORWARD
+    if (replaced := access_disguise(module)) is not None:
+        return replaced
     if type(module).__module__.startswith("torch.nn.parallel"):
         return "it runs its network on several devices"
     return None

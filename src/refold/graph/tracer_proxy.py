@@ -30,6 +30,7 @@ _KNOWN_METHODS = frozenset(
     }
 )
 _READS = frozenset({"item", "tolist"})
+_ASSIGNED = frozenset({"data", "grad", "requires_grad"})
 
 
 class RefoldProxy(fx.Proxy):
@@ -60,12 +61,21 @@ class RefoldProxy(fx.Proxy):
             if k in _KNOWN_ATTRIBUTES or k in _KNOWN_METHODS:
                 return getattr(known, k)
             if k in _READS and self.__dict__["readable"]:
+                self.tracer.note_read(known)
                 return getattr(known, k)
         return RefoldAttribute(self, k)
+
+    def __setattr__(self, k: str, value: Any) -> None:
+        """Record `x.data = y`; other names are the proxy's own."""
+        if k in _ASSIGNED:
+            self.tracer.create_proxy("call_function", setattr, (self, k, value), {})
+        else:
+            object.__setattr__(self, k, value)
 
     def __bool__(self) -> bool:
         known = cast("torch.Tensor | None", self.__dict__.get("known"))
         if known is not None and self.__dict__["readable"]:
+            self.tracer.note_read(known)
             return bool(known)
         if _is_assertion(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]
             return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 from refold._collapse_calibrate import calibrate
 from refold.algebra.norm import norm_affine
 from refold.errors import RefusedError
+from refold.graph.genuine import layer_class
+from refold.graph.skeleton import duplicate
 
-_NORMS: dict[type[nn.Module], type[nn.Module]] = {
+_NORMS: dict[type, type[nn.Module]] = {
     nn.Conv1d: nn.BatchNorm1d,
     nn.Conv2d: nn.BatchNorm2d,
     nn.Conv3d: nn.BatchNorm3d,
@@ -47,11 +48,11 @@ def restore_norms(model: nn.Module, inputs: Iterable[Any]) -> nn.Module:
     """
     if model.training:
         raise RefusedError("the model is in training mode; call model.eval() first")
-    result = copy.deepcopy(model)
+    result = duplicate(model)
     pairs: dict[int, nn.Sequential] = {}
     for parent in list(result.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in _NORMS:
+            if layer_class(child) in _NORMS:
                 pair = pairs.setdefault(id(child), nn.Sequential(child, _norm(child)))
                 parent._modules[name] = pair
     calibrate(result.eval(), [(pair[0], pair[1]) for pair in pairs.values()], inputs)
@@ -59,7 +60,7 @@ def restore_norms(model: nn.Module, inputs: Iterable[Any]) -> nn.Module:
 
 
 def _norm(conv: Any) -> nn.Module:
-    norm: Any = _NORMS[type(conv)](conv.out_channels).to(conv.weight)
+    norm: Any = _NORMS[layer_class(conv)](conv.out_channels).to(conv.weight)
     with torch.no_grad():
         plain = norm_affine(norm.running_mean, norm.running_var, None, None, norm.eps)
         norm.weight.copy_(1 / cast(Tensor, plain.scale))

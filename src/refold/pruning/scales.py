@@ -24,11 +24,12 @@ from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, R
 from refold.graph.branch_links import Link, link
 from refold.graph.calls import canonical
 from refold.graph.capture import Capture, capture_all
+from refold.graph.genuine import layer_class
 from refold.graph.lift import Lifter
 from refold.graph.paths import submodule
 from refold.graph.piece import Piece
 from refold.graph.shapes import Shapes, as_arguments, called_with, find_shapes
-from refold.graph.skeleton import unwrap
+from refold.graph.skeleton import duplicate, unwrap
 from refold.graph.spans import max_pool
 
 _PRINT = 8  # numbers that a channel is known by
@@ -80,6 +81,7 @@ def _captures(
     model: nn.Module, inputs: tuple[Any, ...]
 ) -> Iterator[tuple[Capture, Shapes, tuple[Any, ...]]]:
     """Yield every capture that the example reaches, with its shapes and what it is called with."""
+    model = duplicate(model)  # it runs
     found = capture_all(model).captures
     shapes = find_shapes(model, found, inputs)
     arguments = called_with(model, [capture.path for capture in found], inputs)
@@ -184,7 +186,7 @@ def _norm(lifter: Lifter, node: fx.Node) -> Tensor | None:
     """Return the scale of a norm, called as a layer or as a function."""
     if node.op == "call_module":
         module = submodule(lifter.capture.module, str(node.target))
-        if not isinstance(module, _BatchNorm):
+        if not isinstance(module, _BatchNorm) or not issubclass(layer_class(module), _BatchNorm):
             return None
         ones = torch.ones(module.num_features, dtype=torch.float64)
         return _size(module.weight) if module.affine else ones
