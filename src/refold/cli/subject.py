@@ -39,10 +39,11 @@ def prepare(source: Source) -> Subject:
     import refold
 
     torch.manual_seed(source.seed)
+    notes: tuple[str, ...] = ()
     with step(f"build {source.model}"):
         model, exported_inputs = build(source.model)
         if source.checkpoint is not None:
-            refold.load_checkpoint(model, source.checkpoint)
+            notes = refold.load_checkpoint(model, source.checkpoint).notes
         check_finite(model, source.model)
         example_inputs = examples(model, source)
         if exported_inputs is not None and not source.input_size:
@@ -51,6 +52,8 @@ def prepare(source: Source) -> Subject:
         untrained = is_zoo(source.model) and source.checkpoint is None
         wanted = untrained if source.live_statistics is None else source.live_statistics
         enlivened = enliven(model, example_inputs, source.seed) if wanted else 0
+    for remark in notes:
+        note(f"{source.checkpoint}: {remark}")
     if enlivened:
         note(f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps them)")
     return Subject(source.model, model, example_inputs)
