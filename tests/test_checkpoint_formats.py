@@ -214,7 +214,7 @@ def test_breadth_costs_no_more_than_its_size(tmp_path: Path) -> None:
     wide: dict[str, Tensor] = {f"module.layer{index}.weight": one for index in range(20_000)}
     (tmp_path / "a.pth").write_bytes(pth(wide))
     assert len(read_state_dict(tmp_path / "a.pth")) == len(wide)
-    refuse(tmp_path, pth({index: 0 for index in range(20_000)}), "and 19990 more")
+    refuse(tmp_path, pth(dict.fromkeys(range(20000), 0)), "and 19990 more")
 
 
 def shortened(name: str, data: bytes) -> bytes:

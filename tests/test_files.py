@@ -196,12 +196,15 @@ def test_a_chain_of_links_stays_and_a_loop_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_being_written_is_known_and_can_be_removed(tmp_path: Path) -> None:
-    assert staged_paths() == ()
-    with pytest.raises(InputError, match="no such file"), atomic_path(tmp_path / "a") as temporary:
-        temporary.write_text("half")
-        assert staged_paths() == (temporary.parent,)
-        discard_staged()
-        assert not list(tmp_path.iterdir())
+    def write_without_a_place() -> None:
+        with atomic_path(tmp_path / "a") as temporary:
+            temporary.write_text("half")
+            assert staged_paths() == (temporary.parent,)
+            discard_staged()
+            assert not list(tmp_path.iterdir())
+
+    with pytest.raises(InputError, match="no such file"):
+        write_without_a_place()
     assert staged_paths() == ()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refold.cli.console import first_line, note, step
 from refold.cli.live import enliven
@@ -97,8 +97,13 @@ def check_finite(model: nn.Module, name: str) -> None:
     """Refuse a network with a weight that is no number, naming the first such weight."""
     import torch
 
-    for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    state: dict[str, Any] = model.state_dict()  # where a module may keep anything
+    for key, tensor in state.items():
+        if (
+            isinstance(tensor, torch.Tensor)
+            and tensor.is_floating_point()
+            and not bool(torch.isfinite(tensor).all())
+        ):
             raise InputError(
                 f"{name}: weight {key!r} holds NaN or infinity: no fold of it means anything, "
                 "give a checkpoint with finite weights"
