@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import platform
+import signal
 import subprocess
 import sys
 import textwrap
+import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
+from refold import files
 from refold.errors import ExportError, InputError
-from refold.files import atomic_path
+from refold.files import atomic_path, discard_staged, require_place, staged_paths
 
 
 def fail_half_way(target: Path, error: BaseException) -> None:
@@ -112,7 +120,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, write: s
         import resource, sys
         import safetensors.torch, torch
         from refold.errors import InputError
-        from refold.files import atomic_path
+        from refold.files import atomic_path, discard_staged, require_place, staged_paths
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         try:
             with atomic_path({str(tmp_path / "a.pt")!r}) as path:
@@ -131,3 +139,174 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, write: s
     assert run.stderr.startswith("cannot write")
     assert len(run.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def write_privately(path: Path) -> None:
+    path.touch(mode=0o600)
+
+
+def write_safely(path: Path) -> None:
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path)
+
+
+@pytest.mark.parametrize("write", [write_privately, write_safely, Path.touch])
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_a_new_file_has_the_mode_that_the_umask_gives(
+    tmp_path: Path, write: Callable[[Path], None], umask: int, mode: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "a") as temporary:
+            write(temporary)
+            write(temporary.with_name("b"))
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {
+        "a": mode,
+        "b": mode,
+    }
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o444, 0o600, 0o755])
+def test_a_replaced_file_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    target = tmp_path / "a"
+    target.write_text("old")
+    target.chmod(mode)
+    (tmp_path / "link").symlink_to("a")
+    for place in (target, tmp_path / "link"):
+        with atomic_path(place) as temporary:
+            write_safely(temporary)
+        assert target.stat().st_mode & 0o777 == mode
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_chain_of_links_stays_and_a_loop_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("real/file")
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "a").is_symlink()
+    assert (tmp_path / "b").is_symlink()
+    assert (tmp_path / "real" / "file").read_text() == "whole"
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="too many levels"), atomic_path(tmp_path / "loop"):
+        pass
+    assert (tmp_path / "loop").is_symlink()
+
+
+def test_what_is_being_written_is_known_and_can_be_removed(tmp_path: Path) -> None:
+    def write_without_a_place() -> None:
+        with atomic_path(tmp_path / "a") as temporary:
+            temporary.write_text("half")
+            assert staged_paths() == (temporary.parent,)
+            discard_staged()
+            assert not list(tmp_path.iterdir())
+
+    with pytest.raises(InputError, match="no such file"):
+        write_without_a_place()
+    assert staged_paths() == ()
+
+
+def test_a_forked_process_leaves_the_writes_of_its_parent(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.write_text("whole")
+        child = os.fork()
+        if child == 0:
+            discard_staged()
+            os._exit(len(staged_paths()))
+        assert os.waitpid(child, 0)[1] == 0
+    assert (tmp_path / "a").read_text() == "whole"
+
+
+@pytest.mark.parametrize("end", ["sys.exit(3)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_a_process_that_ends_leaves_nothing_for_long(tmp_path: Path, end: str) -> None:
+    script = f"""
+        import os, signal, sys, types
+        package = types.ModuleType("refold")  # the whole one takes seconds to import
+        package.__path__ = [{str(Path(files.__file__).parent)!r}]
+        sys.modules["refold"] = package
+        from refold.files import atomic_path
+        writing = atomic_path({str(tmp_path / "a")!r})
+        path = writing.__enter__()
+        path.write_text("half")
+        {end}
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    assert run.returncode in (3, -signal.SIGKILL)
+    assert len(list(tmp_path.iterdir())) == (run.returncode != 3)
+    with atomic_path(tmp_path / "b") as temporary:
+        temporary.write_text("whole")
+    assert [file.name for file in tmp_path.iterdir()] == ["b"]
+
+
+def test_only_what_we_abandoned_is_swept(tmp_path: Path) -> None:
+    here = f"{zlib.crc32(platform.node().encode()):08x}"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    parent = os.getppid()
+    old = time.time() - 2 * 24 * 3600
+    stays = [
+        f".refold-{here}-{parent}-aaaaaaaa",  # its process lives
+        f".refold-00000000-{dead.pid}-aaaaaaaa",  # of another machine
+        ".refold-aaaaaaaa",  # young
+        ".refold-notes",
+        ".refold-cache-1-aaaaaaaa",
+        "refold-aaaaaaaa",
+    ]
+    goes = [
+        f".refold-{here}-{dead.pid}-aaaaaaaa",
+        f".refold-{here}-{os.getpid()}-aaaaaaaa",  # of this process, which writes nothing there
+        f".refold-{here}-{parent}-bbbbbbbb",  # old, all below too
+        ".refold-00000000-1-cccccccc",
+        ".refold-bbbbbbbb",
+    ]
+    for name in (*stays, *goes):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
+        if name.endswith(("bbbbbbbb", "cccccccc", "notes")):
+            os.utime(tmp_path / name / "half", (old, old))
+            os.utime(tmp_path / name, (old, old))
+    (tmp_path / ".refold-dddddddd").touch()  # a file
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    (tmp_path / f".refold-{here}-{dead.pid}-eeeeeeee").symlink_to(elsewhere)
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.touch()
+    left = {file.name for file in tmp_path.iterdir()}
+    assert not left & set(goes)
+    assert left > set(stays) | {"a", ".refold-dddddddd", "elsewhere"}
+    assert (elsewhere / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("n" * 300, "file name too long"),
+        ("d/" * 3000 + "a", "file name too long"),
+        ("no/such/a", "there is no folder"),
+        ("file/a", "not a directory"),
+        ("folder", "is a folder; choose the name of a file"),
+        ("", "is a folder"),
+        ("/dev/null", "not a regular file"),
+        ("/proc/a", "/proc is not writable"),
+    ],
+)
+def test_a_place_is_looked_at_before_the_work(tmp_path: Path, place: str, reason: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=reason) as caught:
+        require_place(tmp_path / place)
+    assert "\n" not in str(caught.value)
+    require_place(tmp_path / "new" / "a")
+    require_place(tmp_path / "file")
+    assert {file.name for file in tmp_path.iterdir()} == {"file", "folder"}
+
+
+def test_a_long_name_is_written(tmp_path: Path) -> None:
+    target = tmp_path / ("n" * 255)
+    require_place(target)
+    with atomic_path(target) as temporary:
+        temporary.write_text("whole")
+    assert target.read_text() == "whole"

@@ -1,13 +1,26 @@
-"""Write files whole or not at all: a reader never sees half of one, and a failure leaves none."""
+"""Write files whole or not at all: a reader never sees half of one, and a failure leaves none.
+
+A file is written in a hidden folder beside its place, the staging folder. `staged_paths` lists
+those of this process that are open, and `discard_staged` removes them: it runs as Python exits, and
+who handles a signal that ends the process calls it. What a killed process left is removed by the
+next write to the same place.
+"""
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import platform
+import re
+import secrets
 import shutil
+import stat
 import tempfile
+import time
+import zlib
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +35,10 @@ _DISK_FULL = (
     "file too large",
     "quota exceeded",
 )
+_STAGING = re.compile(r"\.refold-(?:(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-)?[a-z0-9_]{8}")
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+_ABANDONED = 24 * 3600  # seconds after which a staging folder of another machine has no writer
+_open: dict[Path, int] = {}  # staging folders, with the process that writes there
 
 
 @contextmanager
@@ -31,9 +48,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
     The yielded path has the final name inside a hidden folder beside the target, so a writer may
     go by the suffix, and companion files (`model.bin`, `model.onnx.data`) move along with it.
     A missing parent folder is made when its own parent exists; it is removed again on failure.
+    A new file has the permissions that the process's umask gives, a replaced one keeps its own.
 
     Args:
-        path: The file to create or replace. A link is followed.
+        path: The file to create or replace. A link is followed: it stays, and what it points to
+            is replaced.
 
     Raises:
         InputError: When the place cannot be written: no such folder, not a regular file, no
@@ -50,10 +69,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
     """
     target = _resolve(path)
     made_parent = _make_parent(target)
-    staging: Path | None = None
+    _sweep(target.parent)  # before the write: what lies there may be what fills the disk
+    staging = _name_staging(target)
     done = False
     try:
-        staging = _make_staging(target)
+        staging.mkdir(mode=0o700)
         yield staging / target.name
         _publish(staging, target)
         done = True
@@ -65,10 +85,49 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
             raise
         raise _unwritable(target, reason) from error
     finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+        _discard(staging)
         if made_parent and not done:
-            target.parent.rmdir()
+            with suppress(OSError):  # somebody else has put something there
+                target.parent.rmdir()
+
+
+def staged_paths() -> tuple[Path, ...]:
+    """Return the staging folders that this process has open: what a write not yet done holds."""
+    return tuple(path for path, pid in list(_open.items()) if pid == os.getpid())
+
+
+@atexit.register
+def discard_staged() -> None:
+    """Remove the staging folders of this process; the writes that use them fail."""
+    for path in staged_paths():
+        _discard(path)
+
+
+def require_place(path: str | os.PathLike[str]) -> None:
+    """Refuse a place where `atomic_path` could not write, before minutes of work go into it.
+
+    Raises:
+        InputError: When the name is too long, the folder is missing or cannot be written to, or
+            something other than a file is there.
+    """
+    target = _resolve(path)
+    folder = target.parent
+    try:
+        if not folder.is_dir():
+            folder = _grandparent(target)  # one missing folder is made when the file is written
+        tempfile.TemporaryFile(dir=folder).close()  # access bits do not know a read-only disk
+    except OSError as error:
+        raise InputError(
+            f"{folder} is not writable ({_reason(error)}): choose another place for {target.name}"
+        ) from error
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Say whether there is such a file; there is none whose name is too long to be one."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -82,12 +141,18 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def _resolve(path: str | os.PathLike[str]) -> Path:
+    """Return the file that is meant, which is a regular one or not there yet."""
     try:
         target = Path(os.path.realpath(path))
-        is_regular = not target.exists() or target.is_file()
-    except (OSError, ValueError) as error:  # a name too long, a null byte
-        raise _unwritable(Path(path), str(error)) from error
-    if not target.name or not is_regular:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        target, mode = Path(os.path.realpath(path)), stat.S_IFREG
+    except (OSError, ValueError) as error:  # a name too long, a loop of links, a null byte
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        raise _unwritable(Path(path), reason) from error
+    if stat.S_ISDIR(mode):
+        raise InputError(f"cannot write {path}: it is a folder; choose the name of a file")
+    if not target.name or not stat.S_ISREG(mode):
         raise _unwritable(target, "it exists and is not a regular file")
     return target
 
@@ -96,8 +161,7 @@ def _make_parent(target: Path) -> bool:
     parent = target.parent
     if parent.is_dir():
         return False
-    if not parent.parent.is_dir():
-        raise _unwritable(target, f"there is no folder {parent.parent}")
+    _grandparent(target)
     try:
         parent.mkdir()
     except OSError as error:
@@ -105,20 +169,96 @@ def _make_parent(target: Path) -> bool:
     return True
 
 
-def _make_staging(target: Path) -> Path:
-    # A sibling, so that os.replace stays on one file system and is atomic.
-    return Path(tempfile.mkdtemp(prefix=".refold-", dir=target.parent))
+def _grandparent(target: Path) -> Path:
+    folder = target.parent.parent
+    if not folder.is_dir():
+        raise _unwritable(target, f"there is no folder {folder}")
+    return folder
+
+
+def _name_staging(target: Path) -> Path:
+    """Note and return the path of a new staging folder.
+
+    It is a sibling, so that os.replace stays on one file system and is atomic. It is noted before
+    it is made, so that there is no moment at which it is there and not known.
+    """
+    name = f".refold-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+    staging = target.with_name(name)
+    _open[staging] = os.getpid()
+    return staging
+
+
+def _discard(staging: Path) -> None:
+    shutil.rmtree(staging, ignore_errors=True)
+    _open.pop(staging, None)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the staging folders that killed processes left in a folder."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _STAGING.fullmatch(entry.name) and _is_abandoned(entry):
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _is_abandoned(entry: os.DirEntry[str]) -> bool:
+    """Say whether nobody writes to a staging folder any more: its process ended, or it is old."""
+    found = _STAGING.fullmatch(entry.name)
+    try:
+        if found is None or not entry.is_dir(follow_symlinks=False):
+            return False
+        if found["host"] == _HOST and not _writes(Path(entry.path), int(found["pid"])):
+            return True
+        times = [entry.stat(follow_symlinks=False).st_mtime]
+        times += [file.stat().st_mtime for file in Path(entry.path).iterdir()]
+    except OSError:  # it went meanwhile, or is not ours to look into
+        return False
+    return time.time() - max(times) > _ABANDONED
+
+
+def _writes(staging: Path, pid: int) -> bool:
+    """Say whether a process of this machine may still be writing to a staging folder."""
+    if pid == os.getpid():
+        return staging in _open
+    if os.name != "posix":  # where signal 0 is no question
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _publish(staging: Path, target: Path) -> None:
     written = sorted(staging.iterdir(), key=lambda file: file.name == target.name)
     if not written or written[-1].name != target.name:
         raise FileNotFoundError(f"the writer left no {target.name}")
-    for file in written:  # companions first: the named file never points at what is not there yet
-        _sync(file)
+    fresh = _fresh_mode(staging)
     for file in written:
+        _sync(file)
+        with suppress(PermissionError):  # of a file system that knows no permissions
+            file.chmod(_mode_of(target.with_name(file.name), fresh))
+    for file in written:  # companions first: the named file never points at what is not there yet
         file.replace(target.with_name(file.name))
     _sync(target.parent)
+
+
+def _fresh_mode(folder: Path) -> int:
+    """Return the permissions of a new file: some writers make theirs private."""
+    probe = folder / ".mode"
+    probe.touch(mode=0o666)
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    return mode
+
+
+def _mode_of(path: Path, fresh: int) -> int:
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return fresh
 
 
 def _sync(path: Path) -> None:

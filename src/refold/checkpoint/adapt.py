@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from refold.checkpoint.deploy import fold_blocks, without_auxiliary, without_statistics
+from refold.checkpoint.kinds import some
 from refold.checkpoint.layouts import Told, TrainBlock, layouts, train_blocks
 from refold.checkpoint.names import common_name, common_names, is_timm_net
-from refold.checkpoint.read import some
 from refold.errors import CheckpointError
 
 State = Mapping[str, Tensor]

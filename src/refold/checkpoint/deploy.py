@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from refold.algebra.operator import Conv
 from refold.checkpoint.families import Family
+from refold.checkpoint.kinds import settle, some
 from refold.checkpoint.layouts import TrainBlock, is_statistic, layouts, train_blocks
 from refold.checkpoint.names import common_name, common_names
-from refold.checkpoint.read import OPTIONAL, some, strip
+from refold.checkpoint.read import OPTIONAL, strip
 from refold.errors import CheckpointError, RefoldError
 from refold.transforms import equivalent_conv, equivalent_linear
 
@@ -40,7 +41,8 @@ def deploy_state_dict(
     The layout is recognised from the keys, and the new keys are those of the same repository:
     RepVGG, RepVGGplus, DBB, ACNet, MobileOne, RepLKNet, RepMLP, RepMLPNet, RMRep, or timm's RepVGG
     and MobileOne. Keys of other layers stay; heads that only training uses are left out; a
-    state_dict in deploy form stays what it is. Computed in float64, rounded once.
+    state_dict in deploy form stays what it is. Computed in float64, rounded once; float8 is
+    widened to float32 first.
 
     Args:
         state: the weights, with or without wrapper prefixes such as `module.`.
@@ -48,7 +50,7 @@ def deploy_state_dict(
 
     Raises:
         CheckpointError: when no layout is recognised, a block lacks a key, has one too many or
-            of another shape, or folds to what is not finite.
+            of another shape, holds what is no real number, or folds to what is not finite.
 
     Exact when:
         the norms have this `eps` and the partitions of RepMLP are square, as all published ones
@@ -70,7 +72,7 @@ def to_deploy(state: Mapping[str, Tensor], eps: float = DEFAULT_EPS) -> Deployed
         CheckpointError: as there.
     """
     names, _ = strip(state)
-    plain = {name: state[key] for name, key in names.items()}
+    plain, _ = settle({name: state[key] for name, key in names.items()})
     found = layouts(plain)
     if not found:
         raise CheckpointError(
@@ -180,6 +182,7 @@ def _plain(module: nn.Module, family: Family, kernel: Tensor) -> Conv:
 def _filled(block: TrainBlock, state: Mapping[str, Tensor]) -> nn.Module:
     """Return the block as a module with its tensors loaded, in float64 and eval mode."""
     inner = {common_name(key[len(block.prefix) :], False): key for key in block.keys}
+    _require_real({key: state[key] for key in block.keys}, block)
     own = {name: state[key].detach().to("cpu", torch.double) for name, key in inner.items()}
     try:
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to use
@@ -190,6 +193,17 @@ def _filled(block: TrainBlock, state: Mapping[str, Tensor]) -> nn.Module:
         raise _unfoldable(block, str(error)) from error
     _fill(module, own, inner, block)
     return module.eval()
+
+
+def _require_real(state: Mapping[str, Tensor], block: TrainBlock) -> None:
+    """Refuse what would lose its imaginary part, or a sum rounded to integers."""
+    bad = [
+        f"{key} ({str(tensor.dtype)[6:]})"
+        for key, tensor in state.items()
+        if not tensor.is_floating_point() and not key.endswith(OPTIONAL)
+    ]
+    if bad:
+        raise _unfoldable(block, f"{some(bad)} holds no floating-point numbers")
 
 
 def _fill(

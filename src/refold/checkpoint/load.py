@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 
 from refold.checkpoint.adapt import Adapted, adapt
 from refold.checkpoint.deploy import DEFAULT_EPS
+from refold.checkpoint.kinds import misfit, settle, some
 from refold.checkpoint.layouts import Told
-from refold.checkpoint.read import OPTIONAL, read_contents, require_finite, some, strip
+from refold.checkpoint.read import OPTIONAL, read_contents, require_finite, strip
 from refold.errors import CheckpointError
 
 # A block's own words for what its branches become, and the maps it flattens; see `refold.blocks`.
@@ -35,6 +38,7 @@ class LoadReport:
         folded: how many blocks in training form were folded on the way.
         left_out: the keys that the model has no use for: auxiliary heads of training, and what
             residuals log of their values (RMNet).
+        notes: what was done to values on the way, such as float8 widened to float32.
     """
 
     path: Path
@@ -44,6 +48,7 @@ class LoadReport:
     layout: str = ""
     folded: int = 0
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Say it in one line."""
@@ -58,6 +63,7 @@ class LoadReport:
             parts.append(f"with {self.folded} blocks folded")
         if self.left_out:
             parts.append(f"without {len(self.left_out)} tensors that only training uses")
+        parts.extend(f"({note})" for note in self.notes)
         return " ".join(parts)
 
 
@@ -68,8 +74,9 @@ def load_checkpoint(
 
     Reads safetensors, HDF5 and `torch.save` files, the last without ever running code from them.
     Weights may sit inside `state_dict`, `model`, `ema` and the like (averaged weights win), and
-    their names may begin with `module.` or contain `_orig_mod.`. Values are cast to the model's
-    types. A file may lack `num_batches_tracked`.
+    their names may begin with `module.` or contain `_orig_mod.`. Floats are cast to the model's
+    types, float8 by way of float32; integers and complex numbers are no floats, and refused where
+    the model has such. A file may lack `num_batches_tracked`.
 
     Where the names differ, those of RepVGG, RepVGGplus, DBB, ACNet, MobileOne, RepLKNet, RepMLP,
     RepMLPNet, RMNet and timm's RepVGG and MobileOne are translated, in training and in deploy form.
@@ -134,21 +141,25 @@ def _load_folded(model: nn.Module, form: TrainForm, file: Path, eps: float) -> L
 
 
 def _load(model: nn.Module, file: Path, eps: float) -> LoadReport:
-    raw, unwrapped, stripped = read_contents(file)
+    raw, unwrapped, stripped, notes = read_contents(file)
     require_finite(raw, file)
-    targets = model.state_dict()
+    targets = _targets(model)
     ours, own_stripped = strip(targets)  # a wrapped model has such prefixes of its own
     own = {name: targets[key] for name, key in ours.items()}
     adapted = adapt(raw, own, file, eps=eps, told=_told(model, ours))
     _require_fit(own, adapted, file)
     _refuse_transposed(model, [ours[name] for name in adapted.folded], file)
-    state = {name: adapted.state[key].to(own[name].dtype) for name, key in adapted.names.items()}
+    state = {
+        name: adapted.state[key].to(own[name].dtype).reshape(own[name].shape)
+        for name, key in adapted.names.items()
+    }
     require_finite(state, file)
+    _refuse_torn(own, state, file)
     model.load_state_dict({ours[name]: tensor for name, tensor in state.items()}, strict=False)
     stripped = tuple(prefix for prefix in stripped if prefix not in own_stripped)
-    folded = len(adapted.folded)
+    folded, left_out = len(adapted.folded), adapted.left_out
     return LoadReport(
-        file, len(state), unwrapped, stripped, adapted.layout, folded, adapted.left_out
+        file, len(state), unwrapped, stripped, adapted.layout, folded, left_out, notes
     )
 
 
@@ -162,9 +173,11 @@ def load_in_order(model: nn.Module, state: Mapping[str, Tensor]) -> int:
         How many tensors were loaded.
 
     Raises:
-        CheckpointError: When counts, a shape or a role differ; the model is then unchanged.
+        CheckpointError: When counts, a shape, a role or a kind of number differ; the model is then
+            unchanged.
     """
-    own = model.state_dict()
+    own = _targets(model)
+    state, _ = settle(state)
     if len(own) != len(state):
         raise CheckpointError(
             f"the model has {len(own)} tensors and the checkpoint {len(state)}: they cannot be "
@@ -176,6 +189,11 @@ def load_in_order(model: nn.Module, state: Mapping[str, Tensor]) -> int:
             raise CheckpointError(
                 f"{other} {tuple(tensor.shape)} of the checkpoint stands where the model has "
                 f"{name} {tuple(target.shape)}: they cannot be matched in order"
+            )
+        if kinds := misfit(tensor, target):
+            raise CheckpointError(
+                f"{other} of the checkpoint holds {kinds}, as {name} of the model does; save it in "
+                "the model's own type"
             )
     model.load_state_dict(dict(zip(own, state.values(), strict=True)))
     return len(own)
@@ -213,6 +231,51 @@ def _refuse_transposed(model: nn.Module, kernels: list[str], file: Path) -> None
         )
 
 
+def _targets(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a model, which must be such that values can be copied into them."""
+    own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    lazy = [key for key, tensor in own.items() if is_lazy(tensor)]
+    if lazy:
+        raise CheckpointError(
+            f"the model's {some(lazy)} have no shape yet; run it once on an example, then load"
+        )
+    empty = [key for key, tensor in own.items() if tensor.is_meta]
+    if empty:
+        raise CheckpointError(
+            f"the model's {some(empty)} are on the meta device, where nothing can be loaded; call "
+            "model.to_empty(device='cpu') first"
+        )
+    odd = [
+        key for key, t in own.items() if t.is_quantized or t.is_nested or t.layout != torch.strided
+    ]
+    if odd:
+        raise CheckpointError(
+            f"the model's {some(odd)} are quantized, sparse or nested; load the weights first, "
+            "then change the model"
+        )
+    return own
+
+
+def _refuse_torn(own: Mapping[str, Tensor], state: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse different values for what the model has in one place: the last ones would win."""
+    first: dict[tuple[int, ...], str] = {}
+    for name, tensor in state.items():
+        target = own[name]
+        place = (target.data_ptr(), *target.shape, *target.stride())
+        other = first.setdefault(place, name) if target.numel() else name
+        if not torch.equal(state[other], tensor):
+            raise CheckpointError(
+                f"checkpoint {file} holds different values for {other} and {name}, which are one "
+                "tensor in the model (tied); save the state_dict of the tied model"
+            )
+
+
+def _is_shaped(tensor: Tensor, target: Tensor) -> bool:
+    """Say whether a tensor has a shape, or is one number like it: old files write that as a row."""
+    shapes = {tuple(tensor.shape), tuple(target.shape)}
+    return len(shapes) == 1 or shapes == {(), (1,)}
+
+
 def _require_fit(own: Mapping[str, Tensor], adapted: Adapted, file: Path) -> None:
     state, names = adapted.state, adapted.names
     used = set(names.values())
@@ -221,9 +284,16 @@ def _require_fit(own: Mapping[str, Tensor], adapted: Adapted, file: Path) -> Non
     reshaped = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(own[name].shape)}"
         for name, key in names.items()
-        if own[name].shape != state[key].shape
+        if not _is_shaped(state[key], own[name])
     ]
-    groups = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    kinds = {key: misfit(state[key], own[name]) for name, key in names.items()}
+    recast = [f"{key} {what}" for key, what in kinds.items() if what]
+    groups = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": reshaped,
+        "of another kind": recast,
+    }
     faults = [f"{len(keys)} {what}: {some(keys)}" for what, keys in groups.items() if keys]
     if faults:
         raise CheckpointError(

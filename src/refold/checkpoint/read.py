@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from operator import ne
 from pathlib import Path
@@ -16,35 +15,52 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from refold.checkpoint.hdf5 import is_hdf5, read_hdf5
+from refold.checkpoint.formats import recognise, require_size, require_whole_archive
+from refold.checkpoint.hdf5 import read_hdf5
+from refold.checkpoint.kinds import settle, some, span
 from refold.errors import CheckpointError, RefoldError
 
 # Where training scripts keep the weights inside a checkpoint; averaged ones are the better ones.
 _AVERAGED = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
 _CONTAINERS = (*_AVERAGED, "state_dict", "model_state_dict", "model", "module")
-_SHOWN = 10
+_DEEPEST = 16  # containers in containers; a training script has one or two
+_COUNTER = "n_averaged"  # of updates, which torch's AveragedModel keeps beside the wrapped names
 OPTIONAL = "num_batches_tracked"
 """Unused in eval mode and absent from old files."""
 
 
 class Contents(NamedTuple):
-    """The tensors of a file by name, what they lay in and what their names were freed of."""
+    """The tensors of a file by name, what they lay in, and what was done to names and values."""
 
     state: dict[str, Tensor]
     unwrapped: tuple[str, ...]
     stripped: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def read_contents(path: str | os.PathLike[str]) -> Contents:
     """Return the tensors of a checkpoint file, unwrapped and without wrapper prefixes.
+
+    They are plain arrays of numbers: float8 is widened to float32, which a note says.
 
     Raises:
         CheckpointError: When the file is missing, damaged, unsafe or holds anything else.
     """
     file = Path(path)
     raw, unwrapped = _unwrap(_read(file), file)
-    names, stripped = strip(raw)
-    return Contents({name: raw[key] for name, key in names.items()}, unwrapped, stripped)
+    require_size(file, span(raw))
+    try:
+        plain, notes = settle(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {file} holds no plain weights: {error}") from error
+    names, stripped = strip(plain)
+    if twice := sorted(set(plain) - set(names.values()) - {_COUNTER}):
+        raise CheckpointError(
+            f"checkpoint {file} has two tensors for one name, with and without a wrapper's prefix: "
+            f"{some(twice)}; save the state_dict of the model alone"
+        )
+    state = {name: plain[key] for name, key in names.items()}
+    return Contents(state, unwrapped, stripped, notes)
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -53,25 +69,35 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: When the file is missing, damaged, unsafe or holds anything else.
     """
-    state = read_contents(path).state
-    require_finite(state, Path(path))
-    return state
+    return read_weights(path)[0]
+
+
+def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Do as `read_state_dict`, and say what was done to values that are no plain numbers.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    contents = read_contents(path)
+    require_finite(contents.state, Path(path))
+    return contents.state, contents.notes
 
 
 def _read(file: Path) -> object:
-    if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
-        raise CheckpointError(f"checkpoint {file} {what}; give a .pth or .safetensors file")
+    form = recognise(file)
     try:
-        if file.suffix.lower() == ".safetensors":
+        if form == "safetensors":
             return safetensors.torch.load(file.read_bytes())
-        if is_hdf5(file):
+        if form == "hdf5":
             return read_hdf5(file)
+        if form == "archive":
+            require_whole_archive(file)
         # Training scripts store their parsed arguments beside the weights: plain data in a class.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # torch remarks on pickle protocols before it refuses
-            mapped = zipfile.is_zipfile(file)
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+            # Not mapped into memory: torch would take a tensor that is longer than its member of
+            # the archive, and fill it with the bytes that follow.
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except RefoldError:
         raise
     except Exception as error:  # junk raises KeyError, EOFError, OSError ... from the unpickler
@@ -100,6 +126,11 @@ def _unwrap(content: object, file: Path) -> tuple[dict[str, Tensor], tuple[str, 
         if not held:
             return _require_tensors(entries, file), tuple(unwrapped)
         unwrapped.append(held[0])
+        if len(unwrapped) > _DEEPEST:
+            raise CheckpointError(
+                f"checkpoint {file} holds containers in containers without end "
+                f"({' > '.join(unwrapped[:3])} ...); save model.state_dict() alone"
+            )
         content = entries[held[0]]
     raise CheckpointError(
         f"checkpoint {file} holds a {type(content).__name__}, not a dict of tensors; "
@@ -109,10 +140,16 @@ def _unwrap(content: object, file: Path) -> tuple[dict[str, Tensor], tuple[str, 
 
 def _require_tensors(entries: Mapping[object, object], file: Path) -> dict[str, Tensor]:
     state = {str(name): value for name, value in entries.items() if isinstance(value, Tensor)}
-    if len(state) < len(entries):
-        others = [str(name) for name, value in entries.items() if not isinstance(value, Tensor)]
+    others = [str(name)[:100] for name, value in entries.items() if not isinstance(value, Tensor)]
+    if others:
         raise CheckpointError(
             f"checkpoint {file} holds entries that are not tensors: {some(others)}; "
+            "save model.state_dict() alone"
+        )
+    unnamed = [str(name)[:100] for name in entries if not isinstance(name, str)]
+    if unnamed:
+        raise CheckpointError(
+            f"checkpoint {file} holds tensors under keys that are no names: {some(unnamed)}; "
             "save model.state_dict() alone"
         )
     if not state:
@@ -124,8 +161,7 @@ def strip(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Map names without what torch.compile, DataParallel and averaging add to those with it."""
     plain = {name.replace("_orig_mod.", ""): name for name in names}
     stripped = ["_orig_mod."] if any(map(ne, plain.keys(), plain.values())) else []
-    # torch's AveragedModel counts its updates beside the wrapped names.
-    wrapped = {short: name for short, name in plain.items() if short != "n_averaged"}
+    wrapped = {short: name for short, name in plain.items() if short != _COUNTER}
     while wrapped and all(short.startswith("module.") for short in wrapped):
         plain = wrapped = {short[len("module.") :]: name for short, name in wrapped.items()}
         stripped.append("module.")
@@ -144,9 +180,3 @@ def require_finite(state: Mapping[str, Tensor], file: Path) -> None:
             f"checkpoint {file} holds NaN or infinity in {some(bad)}; the training diverged or "
             "the values overflow the model's type: load another checkpoint"
         )
-
-
-def some(keys: list[str]) -> str:
-    """Return the first names, and how many more there are."""
-    rest = len(keys) - _SHOWN
-    return ", ".join(keys[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -14,6 +14,7 @@ from refold.cli.names import suggest
 from refold.cli.source import build
 from refold.cli.subject import Subject
 from refold.errors import InputError, RefoldError
+from refold.files import is_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,12 +44,12 @@ def check_artefact(path: Path) -> None:
     Raises:
         InputError: if so.
     """
-    if path.suffix not in SUFFIXES:
+    if _kind(path) not in SUFFIXES:
         raise InputError(
             f"{path} is of no kind that can be verified: give one of {' '.join(SUFFIXES)}"
-            f"{suggest(path.suffix, SUFFIXES)}"
+            f"{suggest(_kind(path), SUFFIXES)}"
         )
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"there is no file {str(path)!r}: write it with refold convert")
 
 
@@ -57,16 +58,20 @@ def judge(subject: Subject, path: Path, *, allow_growth: bool) -> Verdict:
 
     A `.onnx` or `.xml` file runs in its runtime and its own precision; the others in float64.
     """
-    if path.suffix in RUNTIMES:
+    if _kind(path) in RUNTIMES:
         return _judge_in_runtime(subject, path)
     import refold
 
-    if path.suffix == ".pt2":
+    if _kind(path) == ".pt2":
         candidate = build(str(path)).model
     else:
         candidate = _deploy_form(subject, path, allow_growth=allow_growth)
     proof = refold.verify(subject.model, candidate, subject.example_inputs)
     return Verdict(bool(proof), proof.max_rel_error, proof.tolerance, str(proof))
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower()
 
 
 def _deploy_form(subject: Subject, path: Path, *, allow_growth: bool) -> nn.Module:
@@ -86,7 +91,7 @@ def _judge_in_runtime(subject: Subject, path: Path) -> Verdict:
     from refold._verify_outputs import tensor_leaves
     from refold._verify_rounding import native_bound, native_dtype
 
-    model, call, runtime = subject.model, _open(path), RUNTIMES[path.suffix]
+    model, call, runtime = subject.model, _open(path), RUNTIMES[_kind(path)]
     dtype = native_dtype(model) or torch.float32
     wide = copy_model(model, widen)
     trials = [
@@ -109,14 +114,14 @@ def _open(path: Path) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
     from refold.export import onnx_session, openvino_model, run_onnx, run_openvino
 
     try:
-        if path.suffix == ".onnx":
+        if _kind(path) == ".onnx":
             return partial(run_onnx, onnx_session(path))
         return partial(run_openvino, openvino_model(path))
     except RefoldError:
         raise
     except Exception as error:
         raise InputError(
-            f"{path} is no file that {RUNTIMES[path.suffix]} can open: write it with refold convert"
+            f"{path} is no file that {RUNTIMES[_kind(path)]} can open: write it with refold convert"
         ) from error
 
 

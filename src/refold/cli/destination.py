@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from refold.cli.names import suggest
@@ -20,27 +19,16 @@ def check_destination(path: Path, suffixes: tuple[str, ...] = ()) -> None:
         suffixes: what it may end in; what can be exported where empty.
 
     Raises:
-        InputError: if the suffix is unknown, the folder is missing or read-only, or a folder has
-            the name of the file.
+        InputError: if the suffix is unknown, the name is too long, the folder is missing or
+            read-only, or a folder has the name of the file.
     """
     from refold.export import SUFFIXES
+    from refold.files import require_place
 
     known = suffixes or SUFFIXES
-    if path.suffix not in known:
+    if path.suffix.lower() not in known:
         raise InputError(
             f"{path} has no suffix that can be {'written' if suffixes else 'exported'}"
-            f"{suggest(path.suffix, known)}: end it in one of {' '.join(known)}"
+            f"{suggest(path.suffix.lower(), known)}: end it in one of {' '.join(known)}"
         )
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give the name of a file")
-    folder = path.parent
-    if not folder.exists():
-        folder = folder.parent  # one missing folder is made when the file is written
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}: make it first, or choose another place")
-    try:
-        tempfile.TemporaryFile(dir=folder).close()  # access bits do not know a read-only disk
-    except OSError as error:
-        raise InputError(
-            f"{folder} is not writable ({error.strerror}): choose another place"
-        ) from error
+    require_place(path)

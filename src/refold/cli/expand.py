@@ -105,7 +105,9 @@ def collapse(
     subject = _prepare(model, None, input_size, seed)
     wide, _ = _expanded(subject, block, where)
     with step(f"load {checkpoint}"):
-        _load(wide, checkpoint, f"{model} with --block {block}")
+        notes = _load(wide, checkpoint, f"{model} with --block {block}")
+    for remark in notes:
+        note(f"{checkpoint}: {remark}")
     with step("collapse"):
         plain = refold.collapse(wide)
     with step("verify"):
@@ -151,16 +153,18 @@ def _expanded(subject: Subject, block: str, where: list[str] | None) -> tuple[nn
         return refold.expand(subject.model, block, where=where or None), done
 
 
-def _load(wide: nn.Module, checkpoint: Path, what: str) -> None:
+def _load(wide: nn.Module, checkpoint: Path, what: str) -> tuple[str, ...]:
+    """Load the weights and return what was done to them on the way."""
     import refold
 
     try:
-        refold.load_checkpoint(wide, checkpoint)
+        report = refold.load_checkpoint(wide, checkpoint)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}; the file must hold {what}, and the --where it was expanded with"
         ) from error
     check_finite(wide, str(checkpoint))
+    return report.notes
 
 
 def _size(model: nn.Module, subject: Subject) -> Size:
@@ -178,7 +182,7 @@ def _write(model: nn.Module, output: Path) -> None:
 
     state = model.state_dict()
     with step(f"write {output}"):
-        if output.suffix == ".safetensors":
+        if output.suffix.lower() == ".safetensors":
             write_state_dict(state, output)
             return
         with atomic_path(output) as path:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from refold.cli.console import first_line
 from refold.cli.names import suggest
 from refold.errors import InputError, MissingDependencyError
+from refold.files import is_file
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ def build(name: str) -> Built:
     zoo, _, rest = name.partition(":")
     if zoo in _ZOOS:
         model = _ZOOS[zoo](rest)
-    elif name.endswith(".pt2"):
+    elif name.lower().endswith(".pt2"):
         return _from_exported(Path(name))
     elif ".py:" in name:
         model = _from_file(name)
@@ -81,7 +82,7 @@ def build_to_train(name: str, /, *, num_classes: int, in_chans: int, **options: 
     wanted = {"num_classes": num_classes, "in_chans": in_chans, **options}
     if zoo in _ZOOS:
         return _ZOOS[zoo](rest, **wanted)
-    if name.endswith(".pt2"):
+    if name.lower().endswith(".pt2"):
         raise InputError(f"{name} is an exported program, which cannot be trained: give its source")
     if ".py:" in name:
         return _from_file(name, **wanted)
@@ -151,7 +152,7 @@ def _from_file(name: str, **options: Any) -> nn.Module:
 
     path_text, _, attribute = name.rpartition(":")
     path = Path(path_text)
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"there is no file {path_text!r}: give path/to/file.py:factory")
     module = _run_file(path)
     public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
@@ -198,10 +199,11 @@ def _run_file(path: Path) -> Any:
 def _from_exported(path: Path) -> Built:
     import torch
 
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"there is no file {str(path)!r}: give {FORMS}")
     try:
-        program = torch.export.load(path)
+        with path.open("rb") as stream:  # torch goes by a suffix in small letters
+            program = torch.export.load(stream)
     except Exception as error:
         raise InputError(f"{path} is no exported program: {_brief(error)}") from error
     model = program.module(check_guards=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refold.cli.console import first_line, note, step
 from refold.cli.live import enliven
@@ -39,10 +39,11 @@ def prepare(source: Source) -> Subject:
     import refold
 
     torch.manual_seed(source.seed)
+    notes: tuple[str, ...] = ()
     with step(f"build {source.model}"):
         model, exported_inputs = build(source.model)
         if source.checkpoint is not None:
-            refold.load_checkpoint(model, source.checkpoint)
+            notes = refold.load_checkpoint(model, source.checkpoint).notes
         check_finite(model, source.model)
         example_inputs = examples(model, source)
         if exported_inputs is not None and not source.input_size:
@@ -51,6 +52,8 @@ def prepare(source: Source) -> Subject:
         untrained = is_zoo(source.model) and source.checkpoint is None
         wanted = untrained if source.live_statistics is None else source.live_statistics
         enlivened = enliven(model, example_inputs, source.seed) if wanted else 0
+    for remark in notes:
+        note(f"{source.checkpoint}: {remark}")
     if enlivened:
         note(f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps them)")
     return Subject(source.model, model, example_inputs)
@@ -94,8 +97,13 @@ def check_finite(model: nn.Module, name: str) -> None:
     """Refuse a network with a weight that is no number, naming the first such weight."""
     import torch
 
-    for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    state: dict[str, Any] = model.state_dict()  # where a module may keep anything
+    for key, tensor in state.items():
+        if (
+            isinstance(tensor, torch.Tensor)
+            and tensor.is_floating_point()
+            and not bool(torch.isfinite(tensor).all())
+        ):
             raise InputError(
                 f"{name}: weight {key!r} holds NaN or infinity: no fold of it means anything, "
                 "give a checkpoint with finite weights"

@@ -40,9 +40,9 @@ def convert_weights(
     Raises:
         InputError: when the output cannot hold weights alone, or the options make no sense here.
     """
-    from refold.checkpoint import DEFAULT_EPS, read_state_dict, to_deploy, write_state_dict
+    from refold.checkpoint import DEFAULT_EPS, read_weights, to_deploy, write_state_dict
 
-    if given or output.suffix != ".safetensors":
+    if given or output.suffix.lower() != ".safetensors":
         what = "--checkpoint and --input-size belong to a network" if given else f"not {output}"
         raise InputError(
             f"{source} holds weights alone, which become a .safetensors file: {what}; give the "
@@ -50,7 +50,7 @@ def convert_weights(
         )
     check_destination(output)
     with step(f"read {source}"):
-        state = read_state_dict(source)
+        state, notes = read_weights(source)
     with step("fold"):
         try:
             deployed = to_deploy(state, DEFAULT_EPS if eps is None else eps)
@@ -66,6 +66,7 @@ def convert_weights(
                 "layout": deployed.layout,
                 "folded": deployed.folded,
                 "left_out": list(deployed.left_out),
+                "notes": list(notes),
                 "tensors": {"before": len(state), "after": len(deployed.state)},
                 "values": {"before": before, "after": after},
             }
@@ -81,6 +82,8 @@ def convert_weights(
         note(f"the norms are taken to have eps {DEFAULT_EPS:g}, which no weights tell (--norm-eps)")
     if deployed.left_out:
         note(f"left out {len(deployed.left_out)} tensors of heads that only training uses")
+    for remark in notes:
+        note(f"{source}: {remark}")
     note(f"wrote {output} ({output.stat().st_size / 2**20:.1f} MiB)")
 
 

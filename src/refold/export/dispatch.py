@@ -80,7 +80,10 @@ def export(
         raise unrunnable(model, inputs, error) from error
     try:
         with atomic_path(target) as temporary, quiet():
-            writer(copied, Batch(inputs), temporary)
+            # Libraries go by a suffix in small letters.
+            written = temporary.with_suffix(target.suffix.lower())
+            writer(copied, Batch(inputs), written)
+            written.replace(temporary)
     except RefoldError:
         raise
     except Exception as error:

@@ -9,24 +9,25 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from refold.checkpoint.write import as_plain
 from refold.errors import ExportError
 
 from .batch import Batch
 
 
 def write_safetensors(model: nn.Module, batch: Batch, path: Path) -> None:
-    """Write the state_dict, then read it back; the batch plays no part.
-
-    Tied weights are written once per name: the format knows no sharing, and a file that lacks a
-    key would not load strictly.
-    """
-    state: dict[str, Tensor] = model.state_dict()
-    plain = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    """Write the state_dict, then read it back; the batch plays no part."""
+    plain = as_plain(model.state_dict(), path)
     safetensors.torch.save_file(plain, path, metadata={"format": "pt", "refold": _version()})
     read = safetensors.torch.load_file(path)
     for name, tensor in plain.items():
-        if not torch.equal(tensor, read[name]):
+        if not torch.equal(_bits(tensor), _bits(read[name])):
             raise ExportError(f"{name} reads back from {path.name} with other values")
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor: NaN is not equal to itself, and is written all the same."""
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _version() -> str:
