@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from refold.cli import entry as _entry  # noqa: F401 - first: see there
+
+# isort: split
 from refold import blocks as blocks
 from refold import models as models
 from refold import pruning as pruning
