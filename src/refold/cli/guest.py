@@ -60,7 +60,7 @@ def describe(error: BaseException) -> str:
     """
     if isinstance(error, SystemExit):
         return (
-            f"it tried to exit (SystemExit: {first_line(error)}): refold needs it to go on, so "
+            f"it tried to exit (SystemExit: {error.code}): refold needs it to go on, so "
             "leave that to what runs under if __name__ == '__main__'"
         )
     return f"{type(error).__name__}: {first_line(error)}"

@@ -89,4 +89,13 @@ class Interrupts:
             self._hook(unraisable)
             return
         self._heard_at = -ECHO_SECONDS
-        threading.Timer(0.01, signal.raise_signal, [self.received]).start()
+        threading.Timer(0.01, _send, [self.received]).start()
+
+
+def _send(number: int) -> None:
+    """Send a signal to the main thread, so that it wakes from what it waits for."""
+    main = threading.main_thread().ident
+    if main is not None and hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main, number)
+    else:
+        signal.raise_signal(number)
