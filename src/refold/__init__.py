@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from refold.cli import entry as _entry  # noqa: F401 - first: see there
+# First: what the command line needs before torch is imported; does nothing in a library.
+from refold.cli import entry as _entry  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 # isort: split
 from refold import blocks as blocks
