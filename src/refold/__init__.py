@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+# First: what the command line needs before torch is imported; does nothing in a library.
+from refold.cli import entry as _entry  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+# isort: split
 from refold import blocks as blocks
 from refold import models as models
 from refold import pruning as pruning

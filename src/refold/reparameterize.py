@@ -19,8 +19,8 @@ def reparameterize(
     """Return the same function with every branch, norm and scale folded into plain layers.
 
     The result is an ordinary module: it trains, copies, saves and exports; modules that did not
-        change keep their names,
-    classes and methods. Computed in float64, rounded once to the model's precision.
+    change keep their names, classes and methods. Computed in float64, rounded once to the model's
+    precision.
 
     Args:
         model: any module in eval mode, with any wrapper (DDP, EMA, torch.compile) around it.

@@ -83,7 +83,9 @@ def test_a_useless_factory_is_explained(net: Net, factory: str, said: str) -> No
 
 def test_a_file_that_fails_is_explained(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("import a_module_that_nobody_has\n")
-    with pytest.raises(InputError, match="could not be run: ModuleNotFoundError"):
+    with pytest.raises(
+        InputError, match=r"could not be run \(line 1 of net\.py\): ModuleNotFoundError"
+    ):
         build(f"{tmp_path / 'net.py'}:build")
 
 

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import io
+import functools
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
 
 from refold.cli.bench import bench
-from refold.cli.console import complain, err, say
+from refold.cli.console import complain, remark_block, say
 from refold.cli.convert import convert
 from refold.cli.demo import demo
+from refold.cli.entry import INTERRUPTED
 from refold.cli.expand import collapse, expand
+from refold.cli.guest import describe, place_of
 from refold.cli.inspect import inspect
+from refold.cli.interrupts import Interrupts
 from refold.cli.models import models
 from refold.cli.prune import prune
 from refold.cli.residuals import remove_residuals
+from refold.cli.streams import OutputLost, results_apart, safe_streams
 from refold.cli.study import study
 from refold.cli.train import train
 from refold.cli.verify import verify
-from refold.errors import NotEquivalentError, RefoldError, RuleLoopError
+from refold.errors import InputError, NotEquivalentError, RefoldError, RuleLoopError
 
 BAD_INPUT = 2
 NOT_EQUAL = 1
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
-INTERRUPTED = 130
+OUTPUT_FULL = 74  # EX_IOERR
+READER_LEFT = 141  # as SIGPIPE ends other programs
 
 app = typer.Typer(
     name="refold",
@@ -58,8 +63,27 @@ EXAMPLES = {
     models: "refold models '*repvgg*'",
     demo: "refold demo --output demo-out",
 }
+
+
+def _apart(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a command so that only results reach standard output, and no network ends the process."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with results_apart():
+            try:
+                return command(*args, **kwargs)
+            except (Exception, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # a forward that exits: no code of ours does
+                what = f"the network failed{place_of(error)}: {describe(error)}"
+                raise InputError(what) from error
+
+    return run
+
+
 for _command, _example in EXAMPLES.items():
-    app.command(epilog=f"Example: {_example}")(_command)
+    app.command(epilog=f"Example: {_example}")(_apart(_command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -87,39 +111,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `refold`; those of this process by default.
 
     Returns:
-        0, or 1 if a check failed, 2 on bad input, 70 on a defect of ours, 130 if interrupted.
+        0, or 1 if a check failed, 2 on bad input, 70 on a defect of ours, 74 if the output is full,
+        128 and the signal's number if one came: 130 for Ctrl-C, 141 for a reader that left early.
     """
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     debug = "--debug" in words or bool(os.environ.get("REFOLD_DEBUG"))
     words = [word for word in words if word != "--debug"]
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a name in any script must not fail on a plain C locale
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        with warnings.catch_warnings():
-            if not debug:  # a user can do nothing about torch's and onnxscript's own warnings
-                warnings.simplefilter("ignore")
-            code = get_command(app).main(args=words, prog_name="refold", standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except typer.Abort:
-        return INTERRUPTED
-    except Exception as error:
-        if debug:
-            err().print("".join(traceback.format_exception(error)), markup=False)
-        return _explain(error)
+    interrupts = Interrupts()
+    with safe_streams():
+        try:
+            with interrupts, warnings.catch_warnings():
+                if not debug:  # a user can do nothing about torch's and onnxscript's own warnings
+                    warnings.simplefilter("ignore")
+                code = _run(words)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except Exception as error:
+            if debug:
+                remark_block("".join(traceback.format_exception(error)))
+            # A library may have turned Ctrl-C into an error of its own, such as a failed import.
+            code = INTERRUPTED if interrupts.received else _explain(error)
+    if argv is None:  # the process ends: what a network's file left to do at exit is no result
+        sys.stdout = sys.stderr
+    return (interrupts.exit_code or code) if code else 0
 
 
-def _explain(error: Exception) -> int:
+def _run(words: list[str]) -> int:
+    code = get_command(app).main(args=words, prog_name="refold", standalone_mode=False)
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: BaseException) -> int:
     """Print the one line that an error deserves and return its exit code."""
+    if isinstance(error, typer.Abort) and error.__cause__:  # what typer makes of an EOFError
+        error = error.__cause__
+    if isinstance(error, OutputLost):
+        if error.reader_left:
+            return READER_LEFT
+        complain(f"cannot write to the standard output: {error}")
+        return OUTPUT_FULL
     if isinstance(error, typer.TyperException):
         complain(f"{error.format_message()} (see refold --help)")
         return BAD_INPUT
     if isinstance(error, RefoldError) and not isinstance(error, RuleLoopError):
         complain(str(error))
         return NOT_EQUAL if isinstance(error, NotEquivalentError) else BAD_INPUT
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        complain(f"cannot use {error.filename}: {(error.strerror or str(error)).lower()}")
+        return BAD_INPUT
+    place = place_of(error, unless_ours=True)
+    if place:
+        complain(f"the network failed{place}: {describe(error)}")
+        return BAD_INPUT
     what = f"{type(error).__name__}: {str(error)[:500]}"
     complain(f"this is a defect of refold, please report it with the output of --debug: {what}")
     return DEFECT

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from refold.cli import options
-from refold.cli.console import print_json, say, step
+from refold.cli.console import print_json, say_block, step
 from refold.cli.subject import prepare
 
 Runtime = Annotated[
@@ -48,4 +48,4 @@ def bench(
     if as_json:
         print_json(timings.to_dict())
     else:
-        say(str(timings))
+        say_block(str(timings))

@@ -6,25 +6,36 @@ import json
 import sys
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from refold.cli.streams import results
+from refold.table import printable
 
 # A pipe or a log file has no width: never wrap or cut what may be searched later.
 UNBOUNDED = 100_000
 
 
 def _console(stream: TextIO) -> Console:
-    width = None if stream.isatty() else UNBOUNDED
-    return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
+    """Return a console that takes text as it is: no brackets, emoji or numbers in it are special.
+
+    The stream alone says whether it is a terminal: no variable brings a spinner into a log file.
+    """
+    is_terminal = stream.isatty()
+    return Console(
+        file=stream, width=None if is_terminal else UNBOUNDED, soft_wrap=not is_terminal,
+        force_terminal=is_terminal, markup=False, emoji=False, highlight=False,
+    )  # fmt: skip
 
 
 def out() -> Console:
     """Return a console on the standard output of this moment (tests and pipes replace it)."""
-    return _console(sys.stdout)
+    return _console(results())
 
 
 def err() -> Console:
@@ -32,19 +43,35 @@ def err() -> Console:
     return _console(sys.stderr)
 
 
-def say(text: str) -> None:
-    """Print one line or block of result, never interpreting brackets as markup."""
-    out().print(text, markup=False)
+def line(text: str, style: str = "") -> Text:
+    """Return any text, a user's too, as one line of a console: nothing in it is interpreted."""
+    return Text(printable(text), style)
+
+
+def say(*lines: str) -> None:
+    """Print lines of result, each as one line whatever it holds."""
+    if lines:
+        out().print(Text("\n").join(map(line, lines)))
+
+
+def say_block(text: str) -> None:
+    """Print a block of result whose lines stand already, as `str()` of a plan has them."""
+    say(*text.split("\n"))
 
 
 def note(text: str) -> None:
     """Print one line that a reader should see but a pipe should not."""
-    err().print(text, style="dim", markup=False)
+    err().print(line(text, "dim"))
+
+
+def remark_block(text: str) -> None:
+    """Print a block of remarks whose lines stand already, such as a traceback."""
+    err().print(Text("\n").join(map(line, text.rstrip("\n").split("\n"))))
 
 
 def complain(text: str) -> None:
     """Print the one line of an error: whatever newlines it holds become spaces."""
-    err().print(f"refold: {' '.join(text.split())}", style="red", markup=False)
+    err().print(line(f"refold: {' '.join(text.split())}", "red"))
 
 
 def first_line(error: BaseException) -> str:
@@ -53,32 +80,40 @@ def first_line(error: BaseException) -> str:
     >>> first_line(ValueError("no such size\nmore"))
     'no such size'
     """
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # somebody else's code, too
+        lines = []
+    return (lines or [type(error).__name__])[0][:300]
 
 
 def print_json(record: object) -> None:
     """Print a record as indented JSON, ASCII only, with nothing around it."""
-    sys.stdout.write(json.dumps(record, indent=2, default=str) + "\n")
+    results().write(json.dumps(record, indent=2, default=str) + "\n")
+    results().flush()
+
+
+def spinner(title: str) -> AbstractContextManager[object]:
+    """Show what is being done while a block runs, if there is a terminal to show it."""
+    return err().status(line(f"{title} ..."))
 
 
 @contextmanager
 def step(title: str) -> Generator[None]:
     """Show a spinner while the block runs, then what was done and how long it took."""
-    console, start = err(), time.perf_counter()
-    with console.status(f"{title} ..."):
+    start = time.perf_counter()
+    with spinner(title):
         yield
-    seconds = time.perf_counter() - start
-    console.print(f"{title}: {seconds:.1f} s", style="dim", markup=False)
+    note(f"{title}: {time.perf_counter() - start:.1f} s")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; every column after the first is right-aligned."""
-    grid = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    grid = Table(title=line(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="right" if index else "left", overflow="fold")
+        grid.add_column(line(column), justify="right" if index else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(line, row))
     out().print(grid)
 
 

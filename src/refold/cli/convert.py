@@ -55,7 +55,7 @@ def convert(
         return
     if norm_eps is not None:
         raise InputError("--norm-eps is for weights alone: a network knows the eps of its norms")
-    check_destination(output)
+    place = check_destination(output)
     subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
     with step("fold"):
         plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
@@ -64,13 +64,13 @@ def convert(
         again = partial(refold.reparameterize, allow_growth=allow_growth)
         proof = prove(subject, folded, again)
     with step(f"export {output}"):
-        written = refold.export(folded, output, subject.example_inputs)
+        refold.export(folded, place, subject.example_inputs)
     before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)
     if as_json:
-        outcome = {"output": str(written), "proof": proof.to_dict()}
+        outcome = {"output": str(output), "proof": proof.to_dict()}
         print_json(outcome | record(before, after, plan.refusals))
         return
-    table(f"{model} -> {written}", ["", "before", "after"], size_rows(before, after))
-    say("\n".join([f"folds: {len(plan.steps)}", *refusal_lines(plan.refusals)]))
+    table(f"{model} -> {output}", ["", "before", "after"], size_rows(before, after))
+    say(f"folds: {len(plan.steps)}", *refusal_lines(plan.refusals))
     say_proof(proof)
-    note(f"wrote {written} ({written.stat().st_size / 2**20:.1f} MiB)")
+    note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")

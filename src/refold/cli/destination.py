@@ -11,12 +11,15 @@ WEIGHTS = (".safetensors", ".pth", ".pt")
 """Files that hold weights alone."""
 
 
-def check_destination(path: Path, suffixes: tuple[str, ...] = ()) -> None:
+def check_destination(path: Path, suffixes: tuple[str, ...] = ()) -> Path:
     """Refuse a file that could not be written, by its suffix or its folder.
 
     Args:
         path: the file.
         suffixes: what it may end in; what can be exported where empty.
+
+    Returns:
+        Its whole path: a network's code may change the folder before it is written.
 
     Raises:
         InputError: if the suffix is unknown, the name is too long, the folder is missing or
@@ -32,3 +35,18 @@ def check_destination(path: Path, suffixes: tuple[str, ...] = ()) -> None:
             f"{suggest(path.suffix.lower(), known)}: end it in one of {' '.join(known)}"
         )
     require_place(path)
+    return whole(path)
+
+
+def whole(path: Path) -> Path:
+    """Return the whole path of a file, which holds wherever a network's code may go later.
+
+    Raises:
+        InputError: when the current folder is gone.
+    """
+    try:
+        return path.absolute()
+    except OSError as error:
+        raise InputError(
+            f"there is no current folder any more to find {path} in: go to another one first"
+        ) from error

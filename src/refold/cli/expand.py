@@ -9,7 +9,7 @@ import typer
 
 from refold.cli import options
 from refold.cli.console import note, print_json, say, step, table
-from refold.cli.destination import WEIGHTS, check_destination
+from refold.cli.destination import WEIGHTS, check_destination, whole
 from refold.cli.subject import Subject, check_finite, prepare
 from refold.cli.summary import Size, record, refusal_lines, size_of, size_rows
 from refold.errors import CheckpointError, InputError
@@ -65,12 +65,12 @@ def expand(
     """
     import refold
 
-    check_destination(output, WEIGHTS)
+    place = check_destination(output, WEIGHTS)
     subject = _prepare(model, checkpoint, input_size, seed)
     wide, done = _expanded(subject, block, where)
     with step("verify"):
         proof = refold.verify(subject.model, wide, subject.example_inputs).check()
-    _write(wide, output)
+    _write(wide, place)
     before, after = _size(subject.model, subject), _size(wide, subject)
     kept = [_Kept(name, reason) for name, reason in done.kept.items()]
     if as_json:
@@ -78,10 +78,10 @@ def expand(
         print_json(outcome | {"proof": proof.to_dict()} | record(before, after, kept))
         return
     table(f"{model} -> {output}", ["", "before", "after"], size_rows(before, after))
-    say("\n".join([f"{name} becomes {block}" for name in done.replaced]))
-    say("\n".join([f"blocks: {len(done.replaced)}", *refusal_lines(kept)]))
+    say(*(f"{name} becomes {block}" for name in done.replaced))
+    say(f"blocks: {len(done.replaced)}", *refusal_lines(kept))
     say(f"equal: largest error {proof.max_rel_error:.1e}")
-    note(f"wrote {output} ({output.stat().st_size / 2**20:.1f} MiB)")
+    note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
 
 
 def collapse(
@@ -101,18 +101,19 @@ def collapse(
     """
     import refold
 
-    check_destination(output, WEIGHTS)
+    place = check_destination(output, WEIGHTS)
+    weights = whole(checkpoint)
     subject = _prepare(model, None, input_size, seed)
     wide, _ = _expanded(subject, block, where)
     with step(f"load {checkpoint}"):
-        notes = _load(wide, checkpoint, f"{model} with --block {block}")
+        notes = _load(wide, weights, f"{model} with --block {block}")
     for remark in notes:
         note(f"{checkpoint}: {remark}")
     with step("collapse"):
         plain = refold.collapse(wide)
     with step("verify"):
         proof = refold.verify(wide, plain, subject.example_inputs).check()
-    _write(plain, output)
+    _write(plain, place)
     before, after = _size(wide, subject), _size(plain, subject)
     if as_json:
         outcome = {"output": str(output), "proof": proof.to_dict()}
@@ -120,7 +121,7 @@ def collapse(
         return
     table(f"{checkpoint} -> {output}", ["", "before", "after"], size_rows(before, after))
     say(f"equal: largest error {proof.max_rel_error:.1e}")
-    note(f"wrote {output} ({output.stat().st_size / 2**20:.1f} MiB)")
+    note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
 
 
 class _Kept:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from refold.cli import options
-from refold.cli.console import print_json, say, step
+from refold.cli.console import print_json, say_block, step
 from refold.cli.subject import prepare
 
 
@@ -37,7 +37,7 @@ def inspect(
     if as_json:
         print_json(plan.to_dict())
     else:
-        say(str(plan))
+        say_block(str(plan))
     # What is kept for its cost alone is a choice, not a failure: a CI run could not mend it.
     is_refused = any(not refusal.costlier for refusal in plan.refusals)
     return 1 if fail_on_refusal and is_refused else 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from refold.cli.console import first_line
+from refold.cli.guest import restored
 from refold.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def _observe(
         for norm in momenta:
             norm.training = True
             norm.momentum = 1.0  # type: ignore[assignment]  # a plain attribute of every tracked norm
-        model(*batch)
+        with restored():
+            model(*batch)
     except Exception as error:
         raise InputError(
             f"norms cannot observe a batch of {len(batch[0])} ({first_line(error)}): "

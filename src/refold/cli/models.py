@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from refold.cli import options
-from refold.cli.console import count, err, print_json, say
+from refold.cli.console import count, print_json, say, spinner
 from refold.cli.names import suggest
 from refold.cli.source import own_names
 from refold.errors import InputError, MissingDependencyError
@@ -41,14 +41,13 @@ def models(
     if names and as_json:
         print_json(matched)
     elif names:
-        say("\n".join(matched))
+        say(*matched)
     elif as_json:
         records = [_record(name, f"{at} of {len(ours)}") for at, name in enumerate(ours, 1)]
         print_json([*records, *({"name": name} for name in others)])
     else:
         _say_sizes(ours)
-        if others:
-            say("\n".join(others))
+        say(*others)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -108,7 +107,7 @@ def _record(name: str, progress: str) -> dict[str, Any]:
     from refold.workload import measure
 
     record: dict[str, Any] = {"name": name}
-    with err().status(f"{name} ({progress}) ..."), torch.device("meta"):
+    with spinner(f"{name} ({progress})"), torch.device("meta"):
         for form, deploy in (("train", False), ("deploy", True)):
             try:
                 model = refold.create_model(name, deploy=deploy).eval()

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from refold.cli.console import count, err, note
+from refold.cli.console import count, err, line, note
 from refold.train import Plan, Reporter
 from refold.train import Progress as Place
 
@@ -126,11 +126,11 @@ class RichReporter(Reporter):
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Leave a line for the epoch."""
-        self._bar.console.print(_epoch_line(record, self._epochs), markup=False)
+        self._bar.console.print(line(_epoch_line(record, self._epochs)))
 
     def note(self, text: str) -> None:
         """Leave a line."""
-        self._bar.console.print(text, markup=False)
+        self._bar.console.print(line(text))
 
     def end(self) -> None:
         """Take the bar away."""

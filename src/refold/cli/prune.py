@@ -85,8 +85,7 @@ def prune(
     least = parse_floor(floor)
     if ratio is None and threshold is None:
         raise InputError("say how much goes: --ratio 0.5, or --threshold 0.01")
-    if output is not None:
-        check_destination(output)
+    place = None if output is None else check_destination(output)
     sizes = tuple(input_size or ())
     subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
     with step("fold, choose and drop channels"):
@@ -103,15 +102,15 @@ def prune(
         _say_cost(done, model)
     with step("verify in float64"):
         proof = _prove(done, subject)
-    if output is not None:
+    if place is not None:
         with step(f"export {output}"):
-            refold.export(done.model, output, subject.example_inputs)
+            refold.export(done.model, place, subject.example_inputs)
     if as_json:
         _print_record(done, proof, output)
         return
     error = proof.exact.max_rel_error
     say(f"equal to the network with those channels masked: largest error {error:.1e} in float64")
-    say("\n".join(refusal_lines(done.kept)))
+    say(*refusal_lines(done.kept))
     note(UNTUNED)
 
 

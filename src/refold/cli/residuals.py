@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refold.cli import options
-from refold.cli.console import note, print_json, say, step, table
+from refold.cli.console import note, print_json, say, say_block, step, table
 from refold.cli.destination import check_destination
 from refold.cli.proof import prove
 from refold.cli.subject import Subject, prepare
@@ -56,8 +56,7 @@ def remove_residuals(
     import refold
     from refold.residuals import removal
 
-    if output is not None:
-        check_destination(output)
+    place = None if output is None else check_destination(output)
     sizes = tuple(input_size or ())
     subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
     with step("fold and remove residuals"):
@@ -69,16 +68,16 @@ def remove_residuals(
         again = partial_of(refold.remove_residuals, strict=False)
         proof = prove(subject, done.model, again).exact
     timings = _time(done, subject, runtime) if measure else None
-    if output is not None:
+    if place is not None:
         with step(f"export {output}"):
-            refold.export(done.model, output, subject.example_inputs)
+            refold.export(done.model, place, subject.example_inputs)
     if as_json:
         _print_record(done, proof, timings, output)
         return
     say(f"equal: largest error {proof.max_rel_error:.1e} in float64")
-    say("\n".join([f"residuals removed: {len(done.removed)}", *refusal_lines(done.kept)]))
+    say(f"residuals removed: {len(done.removed)}", *refusal_lines(done.kept))
     if timings is not None:
-        say(f"{timings}\n{SLOWER}")
+        say_block(f"{timings}\n{SLOWER}")
     else:
         note(SLOWER)
 

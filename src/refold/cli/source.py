@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from refold.cli.console import first_line
+from refold.cli.guest import PREFIX, hosted
 from refold.cli.names import suggest
 from refold.errors import InputError, MissingDependencyError
 from refold.files import is_file
@@ -154,19 +155,37 @@ def _from_file(name: str, **options: Any) -> nn.Module:
     path = Path(path_text)
     if not is_file(path):
         raise InputError(f"there is no file {path_text!r}: give path/to/file.py:factory")
-    module = _run_file(path)
-    public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-    factory = getattr(module, attribute, None)
+    module = _run_file(path, name)
+    with hosted(f"{name} could not be called", path):
+        factory = getattr(module, attribute, None)
     if factory is None:
+        public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         raise InputError(f"{path} defines no {attribute!r}{suggest(attribute, public)}")
-    try:
-        taken = _taken(factory, options)
-        model = factory if isinstance(factory, nn.Module) else factory(**taken)
-    except Exception as error:
-        raise InputError(f"{name} could not be called: {_brief(error)}") from error
+    if isinstance(factory, nn.Module):
+        return factory
+    with hosted(f"{name} could not be called", path):
+        model = factory(**_taken(factory, options))
     if not isinstance(model, nn.Module):
-        raise InputError(f"{name} returned {type(model).__name__}, but must return an nn.Module")
+        raise InputError(f"{name} {_returned(model)}, but must return an nn.Module")
     return model
+
+
+def _returned(value: object) -> str:
+    """Say what a factory returned, and what was probably meant.
+
+    >>> _returned(None)
+    'returned nothing (its last line should return the network)'
+    """
+    if value is None:
+        return "returned nothing (its last line should return the network)"
+    if isinstance(value, type):
+        return f"returned the class {value.__name__} itself (call it: return {value.__name__}())"
+    if isinstance(value, Mapping):
+        return (
+            f"returned {type(value).__name__} (if these are weights, save them, build the network "
+            "and give --checkpoint)"
+        )
+    return f"returned {type(value).__name__}"
 
 
 def _taken(factory: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -178,21 +197,16 @@ def _taken(factory: Any, options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if is_open or name in names}
 
 
-def _run_file(path: Path) -> Any:
-    module_name = f"refold_user_{path.stem}"
+def _run_file(path: Path, name: str) -> Any:
+    module_name = f"{PREFIX}{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     # Registered first, as for any import: dataclasses and fx look a class's module up by name.
     sys.modules[module_name] = module
-    sys.path.insert(0, str(path.resolve().parent))  # its neighbours, as if it were run as a script
-    try:
+    with hosted(f"{name}: {path.name} could not be run", path):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise InputError(f"{path} could not be run: {_brief(error)}") from error
-    finally:
-        sys.path.pop(0)
     return module
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from refold.cli.console import note, say
+from refold.cli.console import note, say, say_block
 
 Name = Annotated[
     str,
@@ -59,5 +59,5 @@ def study(
         reporter=make_reporter(),
     )  # fmt: skip
     say(report.title)
-    say(str(report))
+    say_block(str(report))
     note(f"the table is in {report.path}, the plot and the numbers beside it")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from refold.cli.console import first_line, note, step
+from refold.cli.guest import describe, place_of, restored
 from refold.cli.live import enliven
 from refold.cli.options import Source
 from refold.cli.source import build, is_zoo
@@ -116,10 +117,13 @@ def check_runs(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], name:
 
     sizes = ", ".join("x".join(str(n) for n in x.shape[1:]) for x in example_inputs)
     try:
-        with torch.no_grad():
+        with restored(), torch.no_grad():
             model(*example_inputs)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        what = first_line(error) if isinstance(error, Exception) else describe(error)
         raise InputError(
-            f"{name} does not run on an input of {sizes} (batch {len(example_inputs[0])}): "
-            f"{first_line(error)}; give the size it wants with --input-size"
+            f"{name} does not run on an input of {sizes} (batch {len(example_inputs[0])})"
+            f"{place_of(error)}: {what}; give the size it wants with --input-size"
         ) from error

@@ -10,6 +10,7 @@ import typer
 from refold.cli import options
 from refold.cli.artefact import check_artefact, judge
 from refold.cli.console import print_json, say, step
+from refold.cli.destination import whole
 from refold.cli.subject import prepare
 
 Out = Annotated[
@@ -31,12 +32,14 @@ def verify(
 ) -> int:
     """Compare an exported file with the network it came from."""
     check_artefact(out)
+    place = whole(out)
     sizes = tuple(input_size or ())
     subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
     with step(f"compare with {out}"):
-        verdict = judge(subject, out, allow_growth=allow_growth)
+        verdict = judge(subject, place, allow_growth=allow_growth)
     if as_json:
         print_json(verdict.to_dict())
     else:
-        say(f"{out}: {verdict.detail}")
+        first, *more = verdict.detail.split("\n")
+        say(f"{out}: {first}", *more)
     return 0 if verdict.is_equal else 1
