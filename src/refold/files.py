@@ -13,6 +13,8 @@ from typing import Any
 
 from .errors import InputError, RefoldError
 
+_STAGING = ".refold-"
+
 # What libraries that hide the OSError write into their own message when the disk is full.
 _DISK_FULL = (
     "no space left",
@@ -81,6 +83,16 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def sweep_staging(folder: Path) -> None:
+    """Remove what `atomic_path` left in a folder when its process was killed.
+
+    Nobody may be writing into the folder meanwhile.
+    """
+    for path in folder.glob(f"{_STAGING}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _resolve(path: str | os.PathLike[str]) -> Path:
     try:
         target = Path(os.path.realpath(path))
@@ -107,7 +119,7 @@ def _make_parent(target: Path) -> bool:
 
 def _make_staging(target: Path) -> Path:
     # A sibling, so that os.replace stays on one file system and is atomic.
-    return Path(tempfile.mkdtemp(prefix=".refold-", dir=target.parent))
+    return Path(tempfile.mkdtemp(prefix=_STAGING, dir=target.parent))
 
 
 def _publish(staging: Path, target: Path) -> None:
