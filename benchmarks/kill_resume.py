@@ -4,10 +4,10 @@
 
 A tiny network learns sixteen pictures by `refold train`, undisturbed once. Then, for each signal,
 `--count` runs are started by the same command and killed at a random moment between the start of
-the training and the end of the process, so in the middle of steps, of judgements, of checkpoints
-that are written, of folding. Each goes on by the same command with `--resume`. The table counts the runs that were hit
-before they were over, those that then ended, and those whose last checkpoint and judgements are
-those of the undisturbed run, bit by bit.
+the training and the end of the process: in the middle of steps, of judgements, of checkpoints that
+are written, of folding. Each goes on by the same command with `--resume`. The table counts the runs
+that were hit before they were over, those that then ended, and those whose last checkpoint, whose
+measurements and whose summary are those of the undisturbed run, bit by bit.
 
 The processes are forked from one that has imported torch and computed nothing; a signal reaches
 them as any other process. The ONNX file is left out, since writing it takes longer than the rest.
@@ -97,7 +97,7 @@ class Nursery:
         return status, seconds, said
 
     def result(self, run: str) -> list[Any]:
-        """Return all that a run ends with, but for its speed: last checkpoint, measures, summary."""
+        """Return all that a run ends with but its speed: checkpoint, measurements, summary."""
         folder = self.folder / run
         name = (folder / "checkpoints" / "last").read_text().strip()
         rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())

@@ -36,7 +36,8 @@ def require_same(begun: Begun, wanted: Recipe, run: Path) -> None:
     found = [
         f"{_said(key, now.get(key))}, but the run was started with {_shown(asked.get(key))}"
         for key in {**now, **asked}
-        if not any(_same(key, now.get(key), then.get(key)) for then in (asked, used))
+        if not (key == "model" and begun.given)  # whose name says nothing
+        and not any(_same(key, now.get(key), then.get(key)) for then in (asked, used))
     ]
     if not found:
         return
