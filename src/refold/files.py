@@ -69,7 +69,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
     """
     target = _resolve(path)
     made_parent = _make_parent(target)
-    _sweep(target.parent)  # before the write: what lies there may be what fills the disk
+    sweep_staging(target.parent)  # before the write: what lies there may be what fills the disk
     staging = _name_staging(target)
     done = False
     try:
@@ -193,7 +193,7 @@ def _discard(staging: Path) -> None:
     _open.pop(staging, None)
 
 
-def _sweep(folder: Path) -> None:
+def sweep_staging(folder: Path) -> None:
     """Remove the staging folders that killed processes left in a folder."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

@@ -84,7 +84,8 @@ def test_a_dry_run_of_a_network_of_a_zoo(run: Callable, data: Path, tmp_path: Pa
         (("--model", "timm:resnet81"), "did you mean"),
         (("--model", "net.pt2"), "cannot be trained"),
         (("--model", "torchvision:resnet18"), "images of 3 channels, not 1"),
-        (("--resume", "--epochs", "3"), "--resume goes on with the settings of the run"),
+        (("--resume", "--epochs", "3"), "holds no run (config.yaml is missing)"),
+        (("--data-changed",), "--data-changed is for a run that goes on: say --resume, too"),
         (("--task", "paint"), "task: Input should be 'classify'"),
     ],
 )

@@ -35,8 +35,8 @@ def test_a_run_from_images_to_files(tmp_path: Path, data: Path, exporting: None)
     done = tiny(run, data, model=net(), changes={"block": "acb"})
     names = {path.name for path in run.iterdir()}
     assert names == {
-        "config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "deploy.safetensors",
-        "deploy.onnx", "summary.json",
+        "config.yaml", "environment.json", "images.txt.gz", "metrics.jsonl", "checkpoints",
+        "deploy.safetensors", "deploy.onnx", "summary.json",
     }  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
     assert summary == done.summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +16,7 @@ from refold.errors import InputError
 if TYPE_CHECKING:
     from refold.train import Trained
 
-INTERRUPTED = 130
-_RESUME = "--resume goes on with the settings of the run: leave out "
+SIGNALLED = 128  # and the signal's number, as a shell has it
 
 Data = Annotated[
     str | None,
@@ -56,7 +56,14 @@ Changes = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change any key of the recipe; repeatable."),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the run in RUN, with its own settings.")
+    bool,
+    typer.Option(
+        "--resume", help="Go on with the run in RUN. What else is given must be what it says."
+    ),
+]
+DataChanged = Annotated[
+    bool,
+    typer.Option("--data-changed", help="With --resume: go on though the images are not the same."),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Set up, take one step, say how long it would take.")
@@ -93,6 +100,7 @@ def train(
     seed: Seed = None,
     changes: Changes = None,
     resume: Resume = False,
+    data_changed: DataChanged = False,
     dry_run: DryRun = False,
     workers: Workers = 2,
     save_minutes: SaveMinutes = 10.0,
@@ -104,36 +112,35 @@ def train(
 ) -> None:
     """Train a network, fold it, prove it equal, judge both forms, export.
 
-    Ctrl-C finishes the step and saves; --resume goes on to the very same weights. Under torchrun
-    the processes share each batch.
+    Ctrl-C, a signal to terminate or a terminal that closes finishes the step and saves. The same
+    command with --resume goes on to the very same weights. Under torchrun the processes share each
+    batch.
     """
     if recipes:
         _say_recipes(as_json=as_json)
         return
-    if resume and (recipe or data or changes):
-        raise InputError(f"{_RESUME}--recipe, --data and --set")
+    if data_changed and not resume:
+        raise InputError("--data-changed is for a run that goes on: say --resume, too")
     given = {
-        "model": model, "block": block, "task": task, "epochs": epochs, "batch_size": batch_size,
-        "optimizer.lr": lr, "augment.size": image_size, "seed": seed,
+        "model": _placed(model), "block": block, "task": task, "epochs": epochs,
+        "batch_size": batch_size, "optimizer.lr": lr, "augment.size": image_size, "seed": seed,
     }  # fmt: skip
     chosen = {key: value for key, value in given.items() if value is not None}
-    if resume and chosen:
-        raise InputError(f"{_RESUME}what changes {', '.join(chosen)}")
     from refold.cli.progress import make_reporter
     from refold.train import Habits, Stopped
     from refold.train import train as run
 
     try:
         trained = run(
-            _recipe_of(recipe, chosen), output=output, data=data,
-            changes=_all_changes(chosen, changes or []), resume=resume, dry_run=dry_run, cpu=cpu,
-            tracker=tracker,
+            recipe if resume else _recipe_of(recipe, chosen), output=output, data=data,
+            changes=_all_changes(chosen, changes or []), resume=resume,
+            data_changed=data_changed, dry_run=dry_run, cpu=cpu, tracker=tracker,
             habits=Habits(save_minutes=save_minutes, workers=workers, fsdp=fsdp),
             reporter=make_reporter(), build=build_to_train,
         )  # fmt: skip
-    except Stopped:
+    except Stopped as stopped:
         note(f"stopped and saved; go on with: refold train -o {output} --resume")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(SIGNALLED + stopped.number) from None
     finally:
         _leave_group()
     if not _is_main():
@@ -144,6 +151,11 @@ def train(
         _say_dry_run(trained.summary)
     else:
         _say_summary(trained)
+
+
+def _placed(model: str | None) -> str | None:
+    """Return MODEL as it is called from any folder: a run may go on from another one."""
+    return os.path.abspath(model) if model and ".py:" in model else model  # noqa: PTH100
 
 
 def _recipe_of(recipe: str | None, chosen: dict[str, Any]) -> str | None:
@@ -162,8 +174,6 @@ def _all_changes(chosen: dict[str, Any], changes: list[str]) -> dict[str, Any]:
 
 
 def _is_main() -> bool:
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from refold.errors import DivergedError
+from refold.errors import DivergedError, TrainingError
 from refold.train.folder import RunFolder
 from refold.train.habits import Habits
 from refold.train.judge import MAIN, Judged, judge
@@ -68,7 +70,8 @@ class Engine:
     reporter: Reporter
 
     def __post_init__(self) -> None:
-        self._clock, self._saved_at, self._asked = Clock(), time.monotonic(), False
+        self._clock, self._saved_at = Clock(), time.monotonic()
+        self._asked: int | None = None  # the number of the signal
         self._last: dict[str, float] = {}
 
     @property
@@ -79,7 +82,7 @@ class Engine:
     @property
     def done(self) -> int:
         """How many steps of the run are done."""
-        return self.parts.position.epoch * self.order.steps + self.parts.position.step
+        return self.parts.position.done
 
     # -- the run ----------------------------------------------------------------------------------
 
@@ -95,7 +98,8 @@ class Engine:
         self._clock, self._saved_at = Clock(), time.monotonic()
         with Ears() as ears:
             while position.epoch < self.recipe.epochs:
-                self.order.at(position.epoch, position.step)
+                # Of fewer images than before an epoch may have no step left.
+                self.order.at(position.epoch, min(position.step, self.order.steps))
                 self.wrapped.train()
                 for step in self._steps():
                     self._after_step(step, ears)
@@ -110,14 +114,14 @@ class Engine:
             if len(pieces) == self.recipe.accumulate:
                 self._train(pieces)
                 pieces = []
-                position.step += 1
+                position.step, position.done = position.step + 1, position.done + 1
                 yield position.step
 
     # -- one step ---------------------------------------------------------------------------------
 
     def _train(self, pieces: list[Batch]) -> None:
         position, recipe, number = self.parts.position, self.recipe, self.done
-        lr = recipe.optimizer.lr * self._share(number)
+        lr = recipe.optimizer.lr * self._share()
         for group in self.parts.optimizer.param_groups:
             group["lr"] = lr
         # Drop-out and the like draw what they would draw had the run never stopped.
@@ -180,8 +184,10 @@ class Engine:
         loss, right, answers = total(self.accelerator, own).tolist()
         return loss, int(right), int(answers)
 
-    def _share(self, number: int) -> float:
-        return rate(self.recipe.schedule, number, self.recipe.epochs * self.order.steps)
+    def _share(self) -> float:
+        position, steps = self.parts.position, self.order.steps
+        number = position.epoch * steps + position.step
+        return rate(self.recipe.schedule, number, self.recipe.epochs * steps)
 
     def _diverged(self, number: int, loss: float, lr: float) -> str:
         position = self.parts.position
@@ -201,8 +207,7 @@ class Engine:
         self.reporter.step(self._progress(done))
         if self.folder.writes and done % self.habits.log_steps == 0:
             record = {"kind": "step", "step": done, "epoch": position.epoch + 1, **self._last}
-            self.folder.measure(record)
-            self.accelerator.log(self._last, step=done)
+            self._measure(record, self._last)
         due = self.habits.save_steps and done % self.habits.save_steps == 0
         late = time.monotonic() - self._saved_at > 60 * self.habits.save_minutes
         # All processes save or none: clocks differ, and a signal may reach one of them only.
@@ -210,9 +215,9 @@ class Engine:
         asked, late = (wishes > 0).tolist()
         if step < steps and (asked or due or late):
             self._save((LAST,))
-        if asked and step < steps:
-            raise Stopped
-        self._asked = asked
+        self._asked = (ears.number or signal.SIGTERM) if asked else None
+        if self._asked and step < steps:
+            raise Stopped(self._asked)
 
     def _after_epoch(self) -> None:
         position, task = self.parts.position, self.recipe.task
@@ -224,21 +229,41 @@ class Engine:
         record = {
             "kind": "epoch",
             "epoch": position.epoch + 1,
-            "step": (position.epoch + 1) * self.order.steps,
+            "step": position.done,
             "train_loss": position.loss / max(position.images, 1),
             "train_accuracy": position.right / max(position.answers, 1),
             **{f"val_{name}": value for name, value in found.metrics.items()},
             "best": position.best,
             "images_per_second": self._clock.speed,
         }
+        # Before the checkpoint: a run that goes on from there measures only what comes after it.
+        self._measure(record, {name: x for name, x in record.items() if isinstance(x, float)})
         position.begin_epoch()
         self._save((LAST, BEST) if better else (LAST,))
-        self.folder.measure(record)
-        numbers = {name: x for name, x in record.items() if isinstance(x, float)}
-        self.accelerator.log(numbers, step=record["step"])
         self.reporter.epoch(record)
         if self._asked and position.epoch < self.recipe.epochs:
-            raise Stopped
+            raise Stopped(self._asked)
+
+    def _measure(self, record: dict[str, Any], numbers: dict[str, float]) -> None:
+        """Write what was measured, here and on the tracker's board.
+
+        Raises:
+            TrainingError: when the disk is full.
+        """
+        with self._writing():
+            self.folder.measure(record)
+            self.accelerator.log(numbers, step=record["step"])
+
+    @contextmanager
+    def _writing(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"what was measured up to step {self.done} could not be written to "
+                f"{self.folder.path} ({error.strerror or error}); {self.saves.standing()}; make "
+                "room and go on with --resume"
+            ) from error
 
     def judge(self, network: nn.Module) -> Judged:
         """Return what a network achieves on the images to judge by."""
@@ -252,6 +277,8 @@ class Engine:
         position.unreadable = union(self.accelerator, position.unreadable)
         snapshot = self.parts.snapshot()
         if self.accelerator.is_main_process:
+            with self._writing():
+                self.folder.settle()
             self.saves.write(snapshot, self.done, pointers)
         self.accelerator.wait_for_everyone()
         self._saved_at = time.monotonic()
@@ -286,6 +313,8 @@ class Engine:
         network = self.parts.network()
         if snapshot is not None:
             network.load_state_dict(snapshot.network)
+        else:  # the best one was lost after the last epoch: that is what there is
+            self.parts.position.best_epoch = self.parts.position.epoch
         unsync_norms(network)
         if self.recipe.channels_last:
             network.to(memory_format=torch.contiguous_format)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from refold.errors import InputError
-from refold.train.cookbook import check_recipe
+from refold.train.cookbook import changed, check_recipe
 from refold.train.data import open_data
 from refold.train.folder import CONFIG, RunFolder
 from refold.train.saves import LAST, Saves
@@ -35,8 +37,8 @@ def network_of(
     from refold.train.network import build_network
 
     folder = RunFolder(Path(run))
-    recipe, place = begun_with(folder, model)
-    network = build_network(recipe, open_data(place, recipe.task), model)
+    begun = begun_with(folder, model)
+    network = build_network(begun.recipe, open_data(begun.place, begun.recipe.task), model)
     if pointer is None:
         return network.eval()
     snapshot = Saves(folder.path).read(pointer)
@@ -46,8 +48,35 @@ def network_of(
     return network.eval()
 
 
-def begun_with(folder: RunFolder, given: nn.Module | None) -> tuple[Recipe, str]:
-    """Return the recipe and the place of the images that a run was begun with.
+@dataclass(frozen=True)
+class Begun:
+    """What a run was begun with, as its `config.yaml` holds it.
+
+    Args:
+        recipe: how it trains.
+        asked: the recipe that was asked for, where there were too few images for its batch.
+        place: of the images.
+        given: whether the network was given, and not built from its name.
+    """
+
+    recipe: Recipe
+    asked: Recipe
+    place: str
+    given: bool
+
+    def config(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        used, asked = (one.model_dump(mode="json") for one in (self.recipe, self.asked))
+        plain = {"data": self.place, "given_model": self.given, "recipe": used}
+        if asked != used:
+            plain["asked"] = {
+                "batch_size": asked["batch_size"], "optimizer.lr": asked["optimizer"]["lr"]
+            }  # fmt: skip
+        return plain
+
+
+def begun_with(folder: RunFolder, given: nn.Module | None) -> Begun:
+    """Return what a run was begun with.
 
     Args:
         folder: of the run.
@@ -58,11 +87,14 @@ def begun_with(folder: RunFolder, given: nn.Module | None) -> tuple[Recipe, str]
     """
     config = folder.config()
     place = str(folder.path / CONFIG)
-    if set(config) != {"data", "given_model", "recipe"}:
+    if set(config) - {"asked"} != {"data", "given_model", "recipe"}:
         raise InputError(f"{place} is not what a run wrote: it must have data and recipe")
     if bool(config["given_model"]) != (given is not None):
         raise InputError(
             f"{folder.path} was begun with a network "
             + ("of yours: give it again" if config["given_model"] else "by name: give none")
         )
-    return check_recipe(cast("dict[str, Any]", config["recipe"]), place), str(config["data"])
+    values = cast("dict[str, Any]", config["recipe"])
+    before = cast("Mapping[str, Any]", config.get("asked", {}))
+    recipe, asked = (check_recipe(one, place) for one in (values, changed(values, before)))
+    return Begun(recipe, asked, str(config["data"]), given is not None)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from refold.errors import TrainingError
+from refold.train.agreement import require_same
+from refold.train.claim import claim
 from refold.train.cookbook import changed, check_recipe, load_recipe
 from refold.train.data import DIGITS, open_data
 from refold.train.folder import RunFolder
 from refold.train.habits import Habits
 from refold.train.penalties import Penalty
 from refold.train.report import Plan, Reporter
-from refold.train.restore import begun_with
+from refold.train.restore import Begun, begun_with
+from refold.train.resume import go_on, start
 
 if TYPE_CHECKING:
     from refold.train.engine import Engine
@@ -50,6 +56,7 @@ def train(
     changes: Mapping[str, Any] | None = None,
     penalties: Iterable[Penalty] = (),
     resume: bool = False,
+    data_changed: bool = False,
     dry_run: bool = False,
     cpu: bool = False,
     tracker: str | None = None,
@@ -72,7 +79,9 @@ def train(
             where None.
         changes: values that replace the recipe's, by dotted key (`optimizer.lr`).
         penalties: functions of the network whose value is added to the loss.
-        resume: go on with the run in `output`, by the settings that it was begun with.
+        resume: go on with the run in `output`, by the settings that it was begun with; what else is
+            given must be the same.
+        data_changed: go on even where the images are not those that the run was begun with.
         dry_run: set all up, take one step, say how long the run would take; write nothing.
         cpu: leave a GPU alone.
         tracker: of Accelerate's; TensorBoard where it is installed, "none" for none.
@@ -86,7 +95,7 @@ def train(
         DivergedError: when the loss is no number any more.
         TrainingError: when the disk is full.
         NotEquivalentError: when the folded network is not equal.
-        KeyboardInterrupt: when asked to stop (Ctrl-C), after the step is finished and saved.
+        Stopped: a KeyboardInterrupt: a signal asked to stop, and the step is finished and saved.
         MissingDependencyError: when an optional library is missing.
 
     Examples:
@@ -98,16 +107,19 @@ def train(
     """
     folder = RunFolder(Path(output))
     given = model if isinstance(model, nn.Module) else None
+    named = {"model": model} if isinstance(model, str) else {}
+    if given is not None:
+        named = {"model": type(given).__name__}
+    every = {**named, **(changes or {})}
     if resume:
-        chosen, place = begun_with(folder, given)
+        begun = begun_with(folder, given)
+        require_same(begun, _wanted(recipe, begun.asked, every), folder.path)
+        chosen, place = begun.recipe, _place(data or begun.place)
     else:
         if not dry_run:
             folder.require_new()
-        named = {"model": model} if isinstance(model, str) else {}
-        if given is not None:
-            named = {"model": type(given).__name__}
-        place = str(data or DIGITS)
-        chosen = _chosen(recipe, place, {**named, **(changes or {})})
+        begun, place = None, _place(data or DIGITS)
+        chosen = _chosen(recipe, place, every)
     from refold.train import setup
     from refold.train.network import ours
 
@@ -124,24 +136,36 @@ def train(
         tracker="none" if dry_run else tracker or setup.default_tracker(),
         reporter=reporter or Reporter(),
     )
-    return _run(order, folder, resume=resume, dry_run=dry_run)
+    return _run(order, begun, dry_run=dry_run, data_changed=data_changed)
+
+
+def _place(data: str | Path) -> str:
+    """Return where the images are, from whatever folder the run goes on."""
+    return DIGITS if str(data) == DIGITS else os.path.abspath(data)  # noqa: PTH100 (keeps links)
 
 
 def _chosen(recipe: str | Path | Recipe | None, place: str, changes: dict[str, Any]) -> Recipe:
     if recipe is None:
         recipe = "digits" if place == DIGITS else "folder"
+    return _wanted(recipe, None, changes)
+
+
+def _wanted(
+    recipe: str | Path | Recipe | None, other: Recipe | None, changes: dict[str, Any]
+) -> Recipe:
+    """Return a recipe with changes; another one where there is none."""
     if isinstance(recipe, (str, Path)):
         return load_recipe(recipe, changes)
-    return check_recipe(changed(recipe.model_dump(mode="json"), changes), recipe.name)
+    chosen = cast("Recipe", recipe or other)
+    return check_recipe(changed(chosen.model_dump(mode="json"), changes), chosen.name)
 
 
-def _run(order: Order, folder: RunFolder, *, resume: bool, dry_run: bool) -> Trained:
+def _run(order: Order, begun: Begun | None, *, dry_run: bool, data_changed: bool) -> Trained:
     from refold.train import setup
-    from refold.train.finish import finish
 
     accelerator = setup.make_accelerator(order)
     main = bool(accelerator.is_main_process)
-    folder = RunFolder(folder.path, writes=main and not dry_run)
+    folder = RunFolder(order.output, writes=main and not dry_run)
     asked = order.recipe
     order = replace(
         order,
@@ -160,9 +184,22 @@ def _run(order: Order, folder: RunFolder, *, resume: bool, dry_run: bool) -> Tra
         plan = _plan(order, engine, image, None)
         order.reporter.begin(plan)
         return Trained(folder.path, vars(plan) | {"seconds_per_step": engine.rehearse()})
-    resumed = _start(order, engine, resume=resume)
+    with claim(folder.path) if folder.writes else nullcontext():
+        if begun is None:
+            start(engine, order, asked)
+        else:
+            go_on(engine, order, begun, data_changed=data_changed)
+        return _trained(order, engine, image, resumed=None if begun is None else engine.done)
+
+
+def _trained(
+    order: Order, engine: Engine, image: tuple[int, ...], *, resumed: int | None
+) -> Trained:
+    from refold.train.finish import finish
+
+    accelerator = engine.accelerator
     if order.tracker != "none":
-        accelerator.init_trackers("refold")
+        _open_board(accelerator, resumed)
     order.reporter.begin(_plan(order, engine, image, resumed))
     try:
         engine.run()
@@ -170,31 +207,26 @@ def _run(order: Order, folder: RunFolder, *, resume: bool, dry_run: bool) -> Tra
         order.reporter.end()
         # Not `end_training`, which ends the processes' group, too: folding and judging need it.
         for board in accelerator.trackers:
-            board.finish()
+            with suppress(OSError):  # of a full disk the engine has told
+                board.finish()
     done = finish(engine, order.data, image)
-    return Trained(folder.path, done.summary, done.network, done.deployed)
+    return Trained(engine.folder.path, done.summary, done.network, done.deployed)
 
 
-def _start(order: Order, engine: Engine, *, resume: bool) -> int | None:
-    """Begin the run's folder, or go on from its last checkpoint; return the step of that."""
-    if not resume:
-        engine.folder.begin(
-            {
-                "data": order.place,
-                "given_model": order.model is not None,
-                "recipe": order.recipe.model_dump(mode="json"),
-            }
-        )
-        engine.accelerator.wait_for_everyone()
-        return None
-    if engine.folder.writes:
-        engine.saves.clean()
-    engine.accelerator.wait_for_everyone()
-    snapshot = engine.saves.read()
-    if snapshot is not None:
-        engine.parts.restore(snapshot)
-    engine.folder.rewind(engine.done)
-    return engine.done
+def _open_board(accelerator: Any, resumed: int | None) -> None:
+    """Begin to tell a tracker; TensorBoard drops what it was told after the step of a resumed run.
+
+    Raises:
+        TrainingError: when it cannot write.
+    """
+    options = {} if resumed is None else {"tensorboard": {"purge_step": resumed + 1}}
+    try:
+        accelerator.init_trackers("refold", init_kwargs=options)
+    except OSError as error:
+        raise TrainingError(
+            f"the tracker cannot write to {accelerator.logging_dir} ({error.strerror or error}): "
+            "make room, or say --tracker none"
+        ) from error
 
 
 def _plan(order: Order, engine: Engine, image: tuple[int, ...], resumed: int | None) -> Plan:

@@ -24,7 +24,7 @@ from refold.train.learner import Learner
 from refold.train.optim import make_optimizer
 from refold.train.penalties import Penalty
 from refold.train.recipe import Recipe
-from refold.train.saves import Snapshot
+from refold.train.snapshot import Snapshot
 from refold.train.state import Parts, Position
 
 _BLOCK = 2**20  # parameters that are worth a gathering of their own

@@ -7,15 +7,16 @@ set, and a run goes on in the middle of an epoch.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from refold.errors import InputError
 from refold.train.folders import SUFFIXES
-from refold.train.sources import open_image
+from refold.train.sources import open_image, size_of
 
 _LABELS = (".cls", ".cls2")
 
@@ -59,6 +60,15 @@ class ShardSource:
             file.seek(record.offset)
             content = file.read(record.size)
         return open_image(io.BytesIO(content), "RGB"), self.labels[index]
+
+    def contents(self) -> Iterator[tuple[str, str]]:
+        """Yield each shard with its size and a digest of the keys, sizes and classes in it."""
+        digests = [hashlib.sha256() for _ in self.shards]
+        for record, label in zip(self._records, self.labels, strict=True):
+            line = f"{record.key} {record.size} {label}\n"
+            digests[record.shard].update(line.encode("utf-8", "replace"))
+        for path, digest in zip(map(str, self.shards), digests, strict=True):
+            yield path, f"{size_of(path)} ({digest.hexdigest()[:16]})"
 
     def _index(self, number: int, path: Path) -> None:
         images: dict[str, _Record] = {}

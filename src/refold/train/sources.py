@@ -6,7 +6,9 @@ a run depends on its seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +32,10 @@ class Source(Protocol):
 
     def load(self, index: int) -> tuple[Any, Target]:
         """Return an image (PIL, or a tensor (C, H, W) of uint8) and its target."""
+        ...
+
+    def contents(self) -> Iterator[tuple[str, str]]:
+        """Yield the files it is made of: the path, and what is to be the same of it, in words."""
         ...
 
 
@@ -56,6 +62,14 @@ class PixelSource:
         """Return an image and its class."""
         return self.pixels[index], self.labels[index]
 
+    def contents(self) -> Iterator[tuple[str, str]]:
+        """Yield one entry for all that is in memory."""
+        count, *shape = self.pixels.shape
+        pixels: Any = self.pixels.contiguous().numpy()
+        found = hashlib.sha256(pixels)
+        found.update(repr(self.labels).encode())
+        yield "pixels", f"{count} images of {'x'.join(map(str, shape))} ({found.hexdigest()[:16]})"
+
 
 class FileSource:
     """Images in files, each with its class number.
@@ -79,6 +93,11 @@ class FileSource:
     def load(self, index: int) -> tuple[Any, int]:
         """Return an image and its class."""
         return open_image(self.files[index], "L" if self.grey else "RGB"), self.labels[index]
+
+    def contents(self) -> Iterator[tuple[str, str]]:
+        """Yield each path with its size and class."""
+        for file, label in zip(map(str, self.files), self.labels, strict=True):
+            yield file, f"{size_of(file)}, class {label}"
 
 
 class MaskSource:
@@ -106,6 +125,19 @@ class MaskSource:
         image, mask = self.files[index]
         # Palette indices are the classes: converting them would turn them into colours.
         return open_image(image, "RGB"), Mask(F.pil_to_tensor(open_image(mask, None)))
+
+    def contents(self) -> Iterator[tuple[str, str]]:
+        """Yield each path of an image and of a mask with its size."""
+        for file in (str(file) for pair in self.files for file in pair):
+            yield file, size_of(file)
+
+
+def size_of(path: str) -> str:
+    """Return the size of a file in words."""
+    try:
+        return f"{os.stat(path).st_size} bytes"  # noqa: PTH116 (there may be a million of them)
+    except OSError:  # who reads it names it
+        return "no file"
 
 
 def open_image(file: Any, mode: str | None) -> Any:

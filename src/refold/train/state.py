@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from refold.errors import CheckpointError
 from refold.train.learner import Learner
 from refold.train.penalties import Penalty
-from refold.train.saves import Snapshot
+from refold.train.snapshot import Snapshot
 
 
 @dataclass
@@ -21,6 +21,7 @@ class Position:
     Args:
         epoch: whole epochs that are done.
         step: steps of the next one that are done.
+        done: steps that are done in all.
         loss: sum over the images of these steps.
         images: of these steps.
         right: answers of these steps that were right.
@@ -32,6 +33,7 @@ class Position:
 
     epoch: int = 0
     step: int = 0
+    done: int = 0
     loss: float = 0.0
     images: int = 0
     right: int = 0

@@ -7,13 +7,26 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+_HANGUP = getattr(signal, "SIGHUP", None)  # which Windows has not
+_HEARD = tuple(n for n in (signal.SIGINT, signal.SIGTERM, _HANGUP) if n is not None)
+
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop; it has finished its step and saved."""
+    """The run was asked to stop; it has finished its step and saved.
+
+    Args:
+        number: of the signal that asked.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number
 
 
 class Ears:
-    """Hears Ctrl-C and the signal to terminate; a second one stops at once.
+    """Hears Ctrl-C, the signal to terminate and that of a terminal that closes.
+
+    A second one stops at once. `nohup` has a process ignore a terminal that closes: it stays so.
 
     Examples:
         >>> with Ears() as ears:
@@ -22,15 +35,20 @@ class Ears:
         True
     """
 
-    _HEARD = (signal.SIGINT, signal.SIGTERM)
-
     def __init__(self) -> None:
-        self.asked = False
+        self.number: int | None = None
         self._before: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has come."""
+        return self.number is not None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in self._HEARD}
+            for number in _HEARD:
+                if number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(
@@ -43,10 +61,10 @@ class Ears:
             signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
+        del frame
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.number = number
 
 
 def deafen(worker: int) -> None:
@@ -55,5 +73,5 @@ def deafen(worker: int) -> None:
     A terminal and a cluster's scheduler send them to all processes of a group.
     """
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _HEARD:
+        signal.signal(number, signal.SIG_IGN)

@@ -23,8 +23,9 @@ def images_of(run: Path, count: int, *, train: bool) -> Tensor:
     from refold.train.data import open_data
     from refold.train.loader import Samples
 
-    recipe, place = begun_with(RunFolder(run), None)
-    data = open_data(place, recipe.task)
+    begun = begun_with(RunFolder(run), None)
+    recipe = begun.recipe
+    data = open_data(begun.place, recipe.task)
     source = data.train if train else data.val
     samples = Samples(source, eval_transform(recipe.augment, data), recipe.seed)
     step = max(len(source) // count, 1)

@@ -150,8 +150,8 @@ def _train(job: Job, reporter: Reporter) -> None:
     shared = study_of(job.study).shared
     settings = {**shared, **job.chosen.changes, **job.changes, "seed": job.seed}
     train(
-        None if begun else "digits", output=job.run, data=None if begun else job.data,
-        model=_start(job), changes=None if begun else settings, resume=begun, tracker="none",
+        "digits", output=job.run, data=job.data, model=_start(job), changes=settings,
+        resume=begun, tracker="none",
         habits=Habits(workers=1), reporter=reporter,
     )  # fmt: skip
 
