@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import astuple, dataclass
+from functools import cache
+from itertools import combinations, product
 from typing import Any
 
 import torch
@@ -50,6 +51,10 @@ class Cell:
     def is_depthwise(self) -> bool:
         return self.groups == self.out_channels == CHANNELS
 
+    @property
+    def keeps_shape(self) -> bool:
+        return self.stride == 1 and self.out_channels == CHANNELS
+
     def build(self, name: str, **options: Any) -> blocks.BranchedBlock:
         factory: Any = BLOCKS[name]
         return factory(
@@ -72,6 +77,27 @@ def cells(ndim: int) -> Iterator[Cell]:
         options = (1, 2), range(max(kernel) + 1), (1, 2), (1, 2, CHANNELS), (CHANNELS, 2 * CHANNELS)
         for stride, padding, dilation, groups, out_channels in product(*options):
             yield Cell(kernel, stride, padding, dilation, groups, out_channels)
+
+
+def pairs(cell: Cell) -> set[tuple[Any, ...]]:
+    """Return every two of a cell's options, each with its name."""
+    return set(combinations(enumerate(astuple(cell)), 2))
+
+
+@cache
+def covering(ndim: int) -> tuple[Cell, ...]:
+    """Return cells that hold every two options of the grid together.
+
+    So do those of them that keep the shape alone, for there a block has its identity branch.
+    """
+    whole = list(cells(ndim))
+    chosen: list[Cell] = []
+    for part in ([cell for cell in whole if cell.keeps_shape], whole):
+        left = set[Any]().union(*map(pairs, part)).difference(*map(pairs, chosen))
+        while left:
+            chosen.append(max(part, key=lambda cell: len(pairs(cell) & left)))
+            left -= pairs(chosen[-1])
+    return tuple(chosen)
 
 
 def enliven(module: nn.Module, generator: torch.Generator) -> nn.Module:

@@ -1,4 +1,7 @@
-"""Every block over the whole grid: folded to one convolution, or refused for a named reason."""
+"""Every block over the grid: folded to one convolution, or refused for a named reason.
+
+The whole grid has the `zoo` mark; a sample with every two options together is always run.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,19 @@ import pytest
 import torch
 
 import refold
-from blocks.cells import BLOCKS, CHANNELS, KERNELS, TRANSPOSED, Cell, cells, enliven, error, layers
+from blocks.cells import (
+    BLOCKS,
+    CHANNELS,
+    KERNELS,
+    TRANSPOSED,
+    Cell,
+    cells,
+    covering,
+    enliven,
+    error,
+    layers,
+    pairs,
+)
 from refold.errors import GeometryError, RefusedError
 
 LIMIT = 1e-9
@@ -40,10 +55,6 @@ def fold(name: str, cell: Cell, generator: torch.Generator) -> bool:
     return True
 
 
-def count(name: str, ndim: int, step: int, generator: torch.Generator) -> int:
-    return sum(fold(name, cell, generator) for cell in list(cells(ndim))[::step])
-
-
 EVEN = 2 * 3 * 2 * 3 * 2  # strides, paddings, dilations, groups, channels of the one even kernel
 DEPTHWISE = 2 * 3 * 2  # of those with as many groups as channels in and out
 ALL = {1: 552, 2: 744, 3: 744}
@@ -54,22 +65,33 @@ def expected(name: str, ndim: int) -> int:
     return ALL[ndim] if whole else ALL[ndim] - EVEN + (DEPTHWISE if name == "dbb" else 0)
 
 
-@pytest.mark.slow
+@pytest.mark.zoo
 @pytest.mark.parametrize("ndim", KERNELS)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_every_cell_folds_or_has_no_centre(
     name: str, ndim: int, generator: torch.Generator
 ) -> None:
-    assert count(name, ndim, 1, generator) == expected(name, ndim)
+    assert sum(fold(name, cell, generator) for cell in cells(ndim)) == expected(name, ndim)
 
 
 @pytest.mark.parametrize("ndim", KERNELS)
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_sample_of_cells(name: str, ndim: int, generator: torch.Generator) -> None:
-    step = 31  # prime to every factor of the grid, so that no option is left out
-    sample = list(cells(ndim))[::step]
-    refused = sum(has_no_centre(name, cell) for cell in sample)
-    assert count(name, ndim, step, generator) == len(sample) - refused > 12
+def test_every_two_options_fold_together(name: str, ndim: int, generator: torch.Generator) -> None:
+    refused = sum(has_no_centre(name, cell) for cell in covering(ndim))
+    folded = sum(fold(name, cell, generator) for cell in covering(ndim))
+    assert folded == len(covering(ndim)) - refused > 20
+
+
+@pytest.mark.parametrize("ndim", KERNELS)
+def test_the_sample_covers_every_two_options(ndim: int) -> None:
+    whole, few = list(cells(ndim)), covering(ndim)
+    assert len(few) < len(whole) / 10
+    for kept in (False, True):
+        wanted, found = (
+            {pair for cell in part if cell.keeps_shape or not kept for pair in pairs(cell)}
+            for part in (whole, few)
+        )
+        assert found == wanted
 
 
 def test_the_grid_is_whole() -> None:
