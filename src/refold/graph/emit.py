@@ -106,7 +106,8 @@ class Emitter:
     def _all_tensors(self, leaf: Operator) -> list[Tensor]:
         """Return what tells the precision where nothing that went into a leaf does."""
         module = self.lifter.capture.module
-        found: list[Tensor] = [*module.parameters()] or [*module.buffers()]
+        found = [tensor for tensor in module.parameters() if tensor.is_floating_point()]
+        found = found or [tensor for tensor in module.buffers() if tensor.is_floating_point()]
         if found or not isinstance(leaf, (Affine, Conv)):
             return found
         if is_number(leaf):  # alone, a number takes on the precision of what it meets
@@ -117,7 +118,9 @@ class Emitter:
         if node.op == "call_module":
             module = submodule(self.lifter.capture.module, str(node.target))
             return list(module.parameters()) or list(module.buffers())
-        found = [self.lifter.constants.value(arg) for arg in node.all_input_nodes]
+        constants = self.lifter.constants
+        stored = (arg for arg in node.all_input_nodes if constants.is_stored(arg))
+        found = [constants.value(arg) for arg in stored]
         return [value for value in found if isinstance(value, Tensor)]
 
     def _check_time(self) -> None:

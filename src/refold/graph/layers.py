@@ -35,8 +35,12 @@ class ScaleShift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x * weight + bias, channel by channel."""
         if self.weight is not None:
-            x = x * self.weight.reshape(-1, *(1,) * self.rank)
-        return x if self.bias is None else x + self.bias.reshape(-1, *(1,) * self.rank)
+            x = x * self._laid(self.weight)
+        return x if self.bias is None else x + self._laid(self.bias)
+
+    def _laid(self, vector: Tensor) -> Tensor:
+        """Lay a vector along the channels; a number has no axes and so no precision of its own."""
+        return vector if vector.ndim == 0 else vector.reshape(-1, *(1,) * self.rank)
 
     def extra_repr(self) -> str:
         """Return the channels for `print(model)`."""
@@ -103,7 +107,7 @@ class SelectChannels(nn.Module):
     def __init__(self, index: tuple[int, ...], rank: int) -> None:
         super().__init__()
         self.rank = rank
-        self.register_buffer("index", torch.tensor(index), persistent=False)
+        self.register_buffer("index", torch.tensor(index, dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the chosen channels."""
