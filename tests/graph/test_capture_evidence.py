@@ -157,6 +157,13 @@ def test_parts_that_also_run_alone(kind) -> None:
     check(kind())
 
 
+def test_code_without_source() -> None:
+    space = {"Reaches": Reaches, "Tensor": Tensor}
+    body = "y = self.seq(x)\n        return self.seq[0](y) if y.sum() < 1e9 else y"
+    exec(f"class Bare(Reaches):\n    def forward(self, x):\n        {body}\n", space)
+    check(space["Bare"]())
+
+
 class Listed(Reaches):
     """Its Sequential is only called; a method that forward does not use reads into it."""
 

@@ -51,20 +51,21 @@ def doubt(parent: nn.Module, name: str, child: nn.Module, called: set[str]) -> s
         >>> doubt(nn.ModuleList([nn.Sequential()]), "0", nn.Sequential(), set()) is None
         True
     """
-    uses = [use for use in _uses_in_forward(type(parent)) if use.name == name]
+    known = _uses_in_forward(type(parent))
+    if known is None:  # a trace that failed has not seen what comes after it
+        return _ONE_BY_ONE if isinstance(child, nn.Sequential) else _given(_optional(child))
+    uses = [use for use in known if use.name == name]
     if any(_reaches_in(use, child) for use in uses):
         return _ONE_BY_ONE
     is_item = isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential)
     is_called = is_item or name in called or any(use.call for use in uses)
     if isinstance(child, nn.Sequential) and not is_called:
         return _ONE_BY_ONE
-    optional = _optional(child)
     calls = [use.call for use in uses if use.call is not None]
-    if not optional or isinstance(parent, nn.Sequential):
+    is_plain = bool(calls) and not any(_gives_more(call, child) for call in calls)
+    if is_plain or isinstance(parent, nn.Sequential):
         return None
-    if calls and not any(_gives_more(call, child) for call in calls):
-        return None
-    return _given(optional)
+    return _given(_optional(child))
 
 
 def doubt_of_calls(graph: fx.Graph, path: str, module: nn.Module) -> str | None:
@@ -102,7 +103,9 @@ def _is_same(value: Any, default: Any) -> bool:
     return type(value) is type(default) and isinstance(value, plain) and value == default
 
 
-def _given(names: list[str]) -> str:
+def _given(names: list[str]) -> str | None:
+    if not names:
+        return None
     several = len(names) > 1
     return f"its optional argument{'s' if several else ''} {' and '.join(names)} may be given"
 
@@ -137,9 +140,12 @@ def _gives_more(call: ast.Call, child: nn.Module) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _uses_in_forward(kind: type) -> tuple[_Use, ...]:
-    """Return the reads of attributes in the forward of a class and in the methods it uses."""
-    uses = [use for base in kind.__mro__ for use in _uses(base)]
+def _uses_in_forward(kind: type) -> tuple[_Use, ...] | None:
+    """Return the reads of attributes in a class's forward and the methods it uses, if known."""
+    found = [_uses(base) for base in kind.__mro__]
+    if any(part is None for part in found):
+        return None
+    uses = [use for part in found for use in part or ()]
     reached, pending = set[str](), ["forward"]
     while pending:
         method = pending.pop()
@@ -150,14 +156,14 @@ def _uses_in_forward(kind: type) -> tuple[_Use, ...]:
 
 
 @functools.lru_cache(maxsize=256)
-def _uses(kind: type) -> tuple[_Use, ...]:
-    """Return every read of `self.<name>` in the methods of a class."""
-    if kind.__module__.startswith(("torch.", "builtins")):
+def _uses(kind: type) -> tuple[_Use, ...] | None:
+    """Return every read of `self.<name>` in the methods of a class, None without its source."""
+    if kind is object or kind.__module__.startswith("torch."):
         return ()
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    except (OSError, TypeError, SyntaxError):  # no source: no evidence
-        return ()
+    except (OSError, TypeError, SyntaxError):
+        return None
     return tuple(_uses_in(tree))
 
 
