@@ -16,7 +16,8 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,10 +31,10 @@ from random_graph_judge import Fault, fault, shrink
 Judged = tuple[int, Fault | None, Program]
 
 
-def judge(seed: int, *, small: bool = False) -> Judged:
+def judge(seed: int, longest: int, *, small: bool = False) -> Judged:
     """Return the fault of one network and its source, shrunk if asked."""
     torch.set_num_threads(1)
-    program = grow(seed)
+    program = grow(seed, longest)
     found = fault(program)
     if found is not None and small:
         program = shrink(program, found.kind, fault)
@@ -41,14 +42,8 @@ def judge(seed: int, *, small: bool = False) -> Judged:
     return seed, found, program
 
 
-def smallest(seed: int) -> Judged:
-    """Return the fault of one network in its smallest form."""
-    return judge(seed, small=True)
-
-
-def judged(seeds: range, processes: int, *, small: bool) -> Iterator[Judged]:
+def judged(seeds: range, processes: int, work: Callable[[int], Judged]) -> Iterator[Judged]:
     """Judge many networks, in this process or in several."""
-    work = smallest if small else judge
     if processes == 1:
         yield from map(work, seeds)
         return
@@ -64,16 +59,16 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, help="judge this network alone, and print it")
     parser.add_argument("--shrink", action="store_true", help="make every faulty network small")
+    parser.add_argument("--longest", type=int, default=12, help="most lines in a forward")
     asked = parser.parse_args()
+    work = partial(judge, longest=asked.longest, small=asked.shrink)
     if asked.seed is not None:
-        _, found, program = judge(asked.seed, small=asked.shrink)
+        _, found, program = work(asked.seed)
         print(program.source(), found or "clean", sep="\n")
         return int(found is not None)
     seeds = range(asked.start, asked.start + asked.count)
     kinds, began = Counter[str](), time.perf_counter()
-    for done, (seed, found, program) in enumerate(
-        judged(seeds, asked.processes, small=asked.shrink), 1
-    ):
+    for done, (seed, found, program) in enumerate(judged(seeds, asked.processes, work), 1):
         kinds[found.kind if found else "clean"] += 1
         if found:
             print(f"\n# seed {seed}: {found}\n{program.source()}", flush=True)

@@ -314,8 +314,8 @@ def space() -> Env:
     return {"torch": torch, "nn": nn, "F": F, "P": nn.Parameter}
 
 
-def grow(seed: int) -> Program:
-    """Return the network of a seed."""
+def grow(seed: int, longest: int = 12) -> Program:
+    """Return the network of a seed, with at most so many lines in its forward."""
     from random_graph_lines import KINDS  # it draws lines for the growth above
 
     rng = Random(seed)
@@ -325,7 +325,7 @@ def grow(seed: int) -> Program:
         drawn = Program(rank, channels, ())
         starts: list[Env] = [{"x": drawn.inputs(size)[0]} for size in range(3)]
         growth = Growth(rng, rank, space(), starts, "Net")
-        growth.grow(KINDS, rng.randint(4, 12))
+        growth.grow(KINDS, rng.randint(4, longest))
         if (body := _finished(growth)).lines and body.setup:
             return replace(drawn, bodies=(*growth.blocks, body))
 
