@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from refold.errors import InputError
 from refold.graph.alias import effects
-from refold.graph.capture_evidence import runs_whole
+from refold.graph.capture_evidence import doubt, doubt_of_calls
 from refold.graph.frames import Frame, walk
 from refold.graph.paths import submodule
 from refold.graph.skeleton import held_tensors, skeleton, storage_key
@@ -137,8 +137,9 @@ class _Search:
             return
         self._cover(found)
         for leaf, reason in found.opaque.items():
-            self.failures[found.full(leaf)] = reason
-            self.visit(found.full(leaf), submodule(module, leaf))
+            below, child = found.full(leaf), submodule(module, leaf)
+            self.failures[below] = reason
+            self._visit_unless(doubt_of_calls(found.graph, leaf, child), below, child)
         self._uncovered(path, module)
         self.captures.append(found)  # after what lies inside it
 
@@ -160,13 +161,18 @@ class _Search:
             self._child(f"{path}.{name}" if path else name, child, module, called)
 
     def _child(self, below: str, child: nn.Module, parent: nn.Module, called: set[str]) -> None:
-        name = below.rpartition(".")[2]
-        if isinstance(child, nn.Sequential) and not runs_whole(parent, name, called):
-            self.visited.add(id(child))
-            self.failures[below] = "its parent may run its children one by one"
-            self._children(below, child, set())
-        else:
-            self.visit(below, child)
+        if id(child) in self.visited or is_layer(child):
+            return
+        self._visit_unless(doubt(parent, below.rpartition(".")[2], child, called), below, child)
+
+    def _visit_unless(self, reason: str | None, path: str, module: nn.Module) -> None:
+        """Capture a module, or its children where a reason speaks against the whole."""
+        if reason is None:
+            self.visit(path, module)
+        elif id(module) not in self.visited:
+            self.visited.add(id(module))
+            self.failures[path] = reason
+            self._children(path, module, set())
 
     def _cover(self, found: Capture) -> None:
         for frame in walk(found.root):

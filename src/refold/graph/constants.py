@@ -62,6 +62,14 @@ class Constants:
                 self._sources[node] = tuple(dict.fromkeys(below))
         return self._sources[node]
 
+    def is_stored(self, node: fx.Node) -> bool:
+        """Say whether a value comes from a parameter or buffer, and so tells a model's precision.
+
+        What a forward writes down itself, as `torch.tensor(0.7)`, does not: torch lets it take on
+        the precision of what it meets.
+        """
+        return any("_constant" not in path.rpartition(".")[2] for path in self.sources(node))
+
     def shared(self, path: str) -> str | None:
         """Return why the tensor at `path` must not be folded away or changed, or None.
 

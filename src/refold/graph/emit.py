@@ -123,7 +123,9 @@ class Emitter:
         if node.op == "call_module":
             module = submodule(self.lifter.capture.module, str(node.target))
             return list(module.parameters()) or list(module.buffers())
-        found = [self.lifter.constants.value(arg) for arg in node.all_input_nodes]
+        constants = self.lifter.constants
+        stored = (arg for arg in node.all_input_nodes if constants.is_stored(arg))
+        found = [constants.value(arg) for arg in stored]
         return [value for value in found if isinstance(value, Tensor)]
 
     def _check_time(self) -> None:

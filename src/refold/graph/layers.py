@@ -107,7 +107,7 @@ class SelectChannels(nn.Module):
     def __init__(self, index: tuple[int, ...], rank: int) -> None:
         super().__init__()
         self.rank = rank
-        self.register_buffer("index", torch.tensor(index), persistent=False)
+        self.register_buffer("index", torch.tensor(index, dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the chosen channels."""

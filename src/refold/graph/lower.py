@@ -173,7 +173,7 @@ def _lower_pool(op: AvgPool) -> nn.Module:
 def like_of(tensors: list[Tensor], rank: int) -> Like:
     """Return what new tensors take over from those they replace: mostly the largest one's."""
     floats = [t for t in tensors if t.is_floating_point()]
-    lead = max(floats, key=lambda t: t.numel()) if floats else torch.empty(0)
+    lead = max(floats, key=lambda t: (t.numel(), t.itemsize)) if floats else torch.empty(0)
     layout = torch.contiguous_format
     if (
         lead.ndim == 4

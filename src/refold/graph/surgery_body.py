@@ -60,16 +60,20 @@ class FrameBody:
 
     # arguments
 
-    def _placeholders(self) -> None:
+    def _arguments(self) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+        """Return what the forward takes, and what the recorded call gave it."""
         try:
             signature = inspect.signature(getattr(self.frame.module, self.frame.method))
         except ValueError as error:  # a built-in function, put there on the instance
             raise self._refusal("its forward has no signature") from error
-        parameters = signature.parameters.values()
         try:
             bound = signature.bind(*self.frame.args, **self.frame.kwargs).arguments
         except TypeError as error:
             raise self._refusal(f"its call does not fit its signature ({error})") from error
+        return list(signature.parameters.values()), bound
+
+    def _placeholders(self) -> None:
+        parameters, bound = self._arguments()
         checks: list[tuple[fx.Node, Any, str]] = []
         for parameter in parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
