@@ -12,7 +12,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import fx, nn
 
@@ -176,7 +176,7 @@ def _uses_in(tree: ast.Module) -> Iterator[_Use]:
         parents = {id(low): high for high in ast.walk(method) for low in ast.iter_child_nodes(high)}
         for node in ast.walk(method):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == this:
-                above = cast(ast.AST, parents[id(node)])
+                above = parents[id(node)]
                 call = above if isinstance(above, ast.Call) and above.func is node else None
                 member = above.attr if isinstance(above, ast.Attribute) else None
                 yield _Use(node.attr, method.name, call, member)

@@ -242,7 +242,7 @@ class RefoldTracer(fx.Tracer):
     def _watch_methods(self, module: nn.Module, path: str) -> None:
         """Record calls of the module's own methods as frames too (`self.forward_features(x)`)."""
         if isinstance(module, _NormBase) and disguise(module) is not None:
-            module.__dict__.setdefault("_check_input_dim", lambda x: None)  # asks for the rank
+            module.__dict__.setdefault("_check_input_dim", _accept_any_rank)
             self.was_set.add((id(module), "_check_input_dim"))
         for name, function in helper_methods(module):
             if name not in module.__dict__:
@@ -388,3 +388,7 @@ class RefoldTracer(fx.Tracer):
 
 def _as_node(value: Any) -> Any:
     return value.node if isinstance(value, fx.Proxy) else value
+
+
+def _accept_any_rank(value: Any) -> None:
+    """Stand for a norm's check of its input's rank, which a traced value cannot answer."""

@@ -61,9 +61,13 @@ class RefoldProxy(fx.Proxy):
             if k in _KNOWN_ATTRIBUTES or k in _KNOWN_METHODS:
                 return getattr(known, k)
             if k in _READS and self.__dict__["readable"]:
-                self.tracer.note_read(known)
+                self._note_read(known)
                 return getattr(known, k)
         return RefoldAttribute(self, k)
+
+    def _note_read(self, known: torch.Tensor) -> None:
+        tracer: Any = self.tracer  # ours: it follows what control flow reads
+        tracer.note_read(known)
 
     def __setattr__(self, k: str, value: Any) -> None:
         """Record `x.data = y`; other names are the proxy's own."""
@@ -75,7 +79,7 @@ class RefoldProxy(fx.Proxy):
     def __bool__(self) -> bool:
         known = cast("torch.Tensor | None", self.__dict__.get("known"))
         if known is not None and self.__dict__["readable"]:
-            self.tracer.note_read(known)
+            self._note_read(known)
             return bool(known)
         if _is_assertion(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]
             return True
