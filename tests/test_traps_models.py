@@ -160,11 +160,16 @@ def test_default_argument_that_was_folded_in_is_not_silently_ignored() -> None:
 
 
 def test_value_that_forward_stores_on_self() -> None:
-    def forward(self, x):
-        self.last = self.l(x)
-        return self.last.relu()
+    class Net(nn.Module):  # with a source: without one, nothing tells how its children are called
+        def __init__(self) -> None:
+            super().__init__()
+            self.l, self.last = pair(), None
 
-    model = live(net(forward, l=pair(), last=None))
+        def forward(self, x):
+            self.last = self.l(x)
+            return self.last.relu()
+
+    model = live(Net())
     folded = sound(model).apply()
     assert norms(folded) == 0
     folded(images())

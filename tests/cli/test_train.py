@@ -80,7 +80,7 @@ def test_a_dry_run_of_a_network_of_a_zoo(run: Callable, data: Path, tmp_path: Pa
     [
         (("--recipe", "digitz"), "no recipe 'digitz': did you mean digits"),
         (("--set", "optimizer.rate=1"), "digits.yaml: unknown key 'optimizer.rate'"),
-        (("--data", "nowhere"), "there is no folder 'nowhere'"),
+        (("--data", "nowhere"), "nowhere': give 'digits', a folder"),
         (("--model", "timm:resnet81"), "did you mean"),
         (("--model", "net.pt2"), "cannot be trained"),
         (("--model", "torchvision:resnet18"), "images of 3 channels, not 1"),
