@@ -101,6 +101,7 @@ def net() -> Fragile:
     return Fragile()
 
 
+@pytest.mark.zoo  # torch 2.14.1 crashes in its own backward pass on some processors
 def test_channels_last_goes_on_to_the_same_bits(tmp_path: Path, data: Path, whole: Path) -> None:
     changes = {"channels_last": True}
     done = tiny(tmp_path / "whole", data, changes=changes)

@@ -230,7 +230,7 @@ def test_a_pointer_is_read_or_refused(run: Path) -> None:
         Saves(run).read()
     (run / "checkpoints" / LAST).unlink()
     (run / "checkpoints" / LAST).mkdir()
-    with pytest.raises(InputError, match="not a regular file"):
+    with pytest.raises(InputError, match="it is a folder"):
         Saves(run).mend(Saves(run).recover())
 
 
