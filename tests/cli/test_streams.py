@@ -152,6 +152,8 @@ def test_an_end_of_file_is_no_interrupt(run: Callable, monkeypatch: pytest.Monke
     def fail() -> list[str]:
         raise EOFError("ran out of input")
 
+    for name in [name for name in sys.modules if name.startswith("refold_user_")]:
+        monkeypatch.delitem(sys.modules, name)  # else this file is beside a user's, and so theirs
     monkeypatch.setattr("refold.cli.models.zoo_names", fail)
     result = run("models")
     assert result.code == 70
