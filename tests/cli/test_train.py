@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from refold.cli.progress import LineReporter, RichReporter
-from refold.train import Plan, Progress, finish
+from refold.train import Plan, Progress, Stopped, finish
 from train.pictures import folders, picture
 
 FEW = (
@@ -64,6 +65,22 @@ def test_a_folder_a_model_a_block(run: Callable, data: Path, tmp_path: Path, sma
     # To go on, the network is built anew from the name in config.yaml.
     done = run("train", "-o", tmp_path / "run", "--resume", "--json")
     assert json.loads(done.out)["answers"] == 4
+    other = run("train", *words, *FEW[2:], "--epochs", "30", "--resume")
+    assert other.code == 2
+    assert "--epochs 30, but the run was started with 1: " in other.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_was_stopped_ends_as_a_shell_has_it(
+    run: Callable, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def stopped(*args: object, **options: object) -> None:
+        raise Stopped(number)
+
+    monkeypatch.setattr(importlib.import_module("refold.train"), "train", stopped)
+    result = run("train", "-o", "RUN")
+    assert result.code == 128 + number
+    assert result.err == "stopped and saved; go on with: refold train -o RUN --resume\n"
 
 
 @pytest.mark.usefixtures("light")

@@ -21,7 +21,7 @@ from train.runs import AtStep, Fragile, last, same_bits, tiny
 def test_ten_kills_at_random_moments_change_no_bit(tmp_path: Path) -> None:
     """Each time the same command goes on, until the run is over."""
     moments = random.Random(7)
-    with Nursery(tmp_path, epochs=15) as nursery:
+    with Nursery(tmp_path, epochs=8) as nursery:
         status, seconds, said = nursery.train("whole")
         assert status == 0, said
         begun, told = False, list[str]()
