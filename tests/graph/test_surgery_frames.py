@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import fx, nn
 
+from refold import reparameterize
 from refold.errors import RefusedError
 from refold.graph.capture import Capture, capture
 from refold.graph.skeleton import skeleton
 from refold.graph.surgery import Editor
+from traps import live
 
 X = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -288,3 +290,23 @@ def test_an_inner_capture_is_written_before_its_path_moves() -> None:
     result = edit.commit(target)
     assert isinstance(result[1], Gate)
     assert torch.equal(result(X), inner.graph_module()(result[0](X)))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, x: torch.cat([m.seq[0](m.seq(x)), m.seq(x)], 1),
+        lambda m, x: (y := m.seq(x)) - m.seq[0](y).tanh(),
+        lambda m, x: (y := m.seq(x)) + m.other(y).tanh(),
+        lambda m, x: (y := m.seq(x)) * m.seq[0].running_mean.view(-1, 1, 1) + y.tanh(),
+        lambda m, x: m.seq(x) + m.seq[1](x).tanh(),
+    ],
+)
+@pytest.mark.parametrize("tail", [(), (conv(), nn.Tanh())])
+def test_a_part_of_a_sequential_that_runs_alone_keeps_its_place(run: Any, tail: Any) -> None:
+    norms = (nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4))
+    model = Net(run, seq=nn.Sequential(*norms, *tail), other=norms[0])
+    model = live(model.double().eval())
+    x = X.double()
+    folded = reparameterize(model, x)
+    assert (folded(x) - model(x)).abs().max() <= 1e-9 * model(x).abs().max()

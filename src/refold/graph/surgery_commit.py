@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
 
 from refold.errors import InputError
-from refold.graph.frames import Frame, map_tree, walk
+from refold.graph.frames import Frame, is_inside, map_tree, walk
 from refold.graph.paths import submodule
 from refold.graph.regenerate import method_from_graph, regenerate, stale_method
 from refold.graph.surgery_edits import Edits, alive
@@ -45,6 +46,7 @@ class Commit:
         self.plan = Plan(edits)
         self.old = dict(self.root.named_modules())
         self.swaps: dict[int, nn.Module] = {}
+        self.users: dict[int, list[Frame]] = {}  # filled when first asked for
         self.places: dict[str, nn.Module] = {}  # before any generated container changes
         calls = (node for node in edits.inserted if node.op == "call_module")
         self._inserted = {cast(str, node.target) for node in calls}
@@ -111,9 +113,32 @@ class Commit:
             regenerate(module, {frame.method: method_from_graph(graph)})
 
     def _slots(self, frame: Frame, graph: fx.Graph) -> dict[str, nn.Module] | None:
+        if self._used_elsewhere(frame):
+            return None
         prefix = frame.path + "." if frame.path else ""
         below = (path.removeprefix(prefix) for path in self._inserted if path.startswith(prefix))
         return chain_slots(self._module(frame), graph, set(below))
+
+    def _used_elsewhere(self, frame: Frame) -> bool:
+        """Say whether code outside a frame calls or reads a part of its module by itself."""
+        users = self._users_of()
+        parts = {id(part) for part in self._module(frame).modules()}
+        if any(not is_inside(user, frame) for part in parts for user in users.get(part, ())):
+            return True
+        rest = Counter[int]()  # calls in other captures
+        for path, count in self.capture.calls.items():
+            rest[id(self._at(path))] += count
+        return any(rest[part] > len(users.get(part, ())) for part in parts)
+
+    def _users_of(self) -> dict[int, list[Frame]]:
+        """Return the frames that call each layer, or read tensors of it, today."""
+        if not self.users:
+            for node in self.capture.graph.nodes:
+                if node.op in ("call_module", "get_attr"):
+                    path = cast(str, node.target)
+                    path = path.rpartition(".")[0] if node.op == "get_attr" else path
+                    self.users.setdefault(id(self._at(path)), []).append(self.edits.home[node])
+        return self.users
 
     def _leave_layer_class(self, frame: Frame) -> None:
         """Replace a changed instance of a torch.nn layer class: it is no such layer any more."""
@@ -152,11 +177,8 @@ class Commit:
         return self.places[path]
 
     def _live_modules(self) -> set[int]:
-        """Return the modules that still run: layers with a call, frames with a call."""
-        live: set[int] = set()
-        for node in self.capture.graph.nodes:
-            if node.op == "call_module":
-                live.add(id(self._at(cast(str, node.target))))
+        """Return the modules that are used: layers called or read, frames with a call."""
+        live = set(self._users_of())
         for frame in walk(self.capture.root):
             if self.plan.has_nodes(frame):
                 live.add(id(self._module(frame)))
