@@ -169,4 +169,4 @@ def test_torchvisions_weights_load_in_order_into_mobilenetv2() -> None:
     enliven(theirs, (x,))
     load_in_order(ours, theirs.state_dict())
     with torch.no_grad():
-        assert torch.equal(theirs(x), ours(x))
+        assert error(theirs(x), ours(x)) < 1e-12  # the same layers, called otherwise

@@ -178,10 +178,11 @@ def test_the_released_reshape_is_wrong_for_unequal_channels(c: int, o: int, grou
     ours, _ = refold.transforms.conv_to_dense(
         kernel, None, size, padding=1, groups=groups, grouped=True
     )
-    assert torch.equal(ours, right(kernel, size, groups))
+    wanted = right(kernel, size, groups)  # by convolving, which some processors do in other sums
+    assert error(wanted, ours) <= LIMIT
     scrambled = released(kernel, size, groups)
     if c == o:
-        assert torch.equal(scrambled, ours)
+        assert torch.equal(scrambled, wanted)
     else:
         wrong = scrambled.reshape(ours.shape)
         assert error(expected, answer(wrong)) > 0.5

@@ -81,7 +81,8 @@ def test_reserved_channels_are_handed_on_exactly(dtype: torch.dtype) -> None:
     assert not conv.bias[:2].any()
     with torch.no_grad():
         values = plain(x.to(dtype))
-    assert torch.equal(values[:, :2], x[:, :2].to(dtype).relu())
+    # A direct convolution with these weights rounds nothing; other algorithms may, a little.
+    assert error(x[:, :2].to(dtype).relu(), values[:, :2]) <= 8 * torch.finfo(dtype).eps
 
 
 def test_its_gates_pass_reserved_channels_and_read_them() -> None:

@@ -254,8 +254,8 @@ def frequencies(channels: int, kernel_size: tuple[int, ...]) -> Tensor:
         -> (channels, *kernel_size).
 
     Examples:
-        >>> frequencies(2, (3, 3))[0, :, 0]
-        tensor([ 8.6603e-01,  6.1232e-17, -8.6603e-01])
+        >>> frequencies(2, (3, 3))[0, :, 0].round(decimals=3)
+        tensor([ 0.8660,  0.0000, -0.8660])
     """
     rows: list[Tensor] = []
     for channel in range(channels):

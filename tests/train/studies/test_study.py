@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from refold.train import study
 from refold.train.studies.manifold import lost, spiral
@@ -51,17 +50,15 @@ def test_a_study_is_done_once_and_read_again(tmp_path: Path, data: Path) -> None
     assert "<svg" in (tmp_path / "out" / "branches.svg").read_text()
 
 
-@pytest.mark.parametrize("way", ["fork", pytest.param("spawn", marks=pytest.mark.zoo)])
-def test_runs_beside_each_other_are_the_same_runs(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
-    """Forked processes have imported torch already; this one computes with one thread alone."""
-    context = multiprocessing.get_context(way)
-    monkeypatch.setattr(multiprocessing, "get_context", lambda name: context)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # bits are the same for one number of threads
+def test_runs_beside_each_other_are_the_same_runs(tmp_path: Path, data: Path) -> None:
     options = {"data": data, "changes": SHORT, "only": ["plain"]}
     beside = study("branches", tmp_path / "two", seeds=(0, 1), jobs=2, **options)
-    alone = study("branches", tmp_path / "one", seeds=(1,), **options)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = study("branches", tmp_path / "one", seeds=(1,), **options)
+    finally:
+        torch.set_num_threads(threads)
     assert beside.rows[0].values[1:] == alone.rows[0].values
     one, two = (last(tmp_path / name / "runs" / "plain" / "seed-1") for name in ("one", "two"))
     assert same_bits(one, two)
