@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -57,9 +58,9 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Answer:
     result = model(*own)
     found = leaves(result)
     homes = [t.untyped_storage().data_ptr() for t in (*found, *own, *model.parameters())]
-    places = {home: homes.index(home) for home in homes}
     ends = len(found) + len(own)
-    shared = {(min(places[h], ends), i) for i, h in enumerate(homes[:ends]) if places[h] != i}
+    pairs = combinations(range(len(homes)), 2)
+    shared = {(i, min(j, ends)) for i, j in pairs if i < ends and homes[i] == homes[j]}
     return Answer(outline(result), [leaf.clone() for leaf in found], own, shared)
 
 
