@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from refold.errors import InputError
+from refold.graph.alias_effects import maybe_mutated
 from refold.graph.capture import Capture
 from refold.graph.genuine import layer_class
 from refold.graph.paths import submodule
@@ -99,6 +100,7 @@ def _propagate(found: Capture, arguments: Arguments) -> Shapes:
     with _unlogged(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         fakes = pytree.tree_map_only(Tensor, mode.from_tensor, given[: len(names)])
         runner = _Runner(found.graph_module(), list(found.graph.nodes), mode)
+        runner.is_written = found.changing if not _is_exposed(found) else lambda tensor: "unknown"
         try:
             runner.run(*fakes)
         except Exception as error:
@@ -147,6 +149,7 @@ class _Runner(fx.Interpreter):
         super().__init__(module, garbage_collect_values=True)
         self.mode = mode
         self.copies: dict[str, Any] = {}
+        self.is_written: Callable[[Tensor], str | None] = lambda tensor: None
         self.shapes: Shapes = {}
         self.failure: Exception | None = None
         self.original = dict(zip(module.graph.nodes, originals, strict=True))
@@ -166,7 +169,7 @@ class _Runner(fx.Interpreter):
         if self.mode is None:
             return value
         if isinstance(value, Tensor):
-            return self.mode.from_tensor(value)
+            return value if self.is_written(value) is None else self.mode.from_tensor(value)
         if not isinstance(value, nn.Module) or _only_reads(value):
             return value
         if target not in self.copies:
@@ -182,6 +185,11 @@ class _Runner(fx.Interpreter):
 
 
 _NORMS = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm})
+
+
+def _is_exposed(found: Capture) -> bool:
+    """Say whether unseen code is given values, among them perhaps stored tensors."""
+    return any(maybe_mutated(node) for node in found.graph.nodes)
 
 
 def _only_reads(module: nn.Module) -> bool:

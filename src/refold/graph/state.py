@@ -59,10 +59,7 @@ class Attributes:
     def changed(self) -> Iterator[tuple[nn.Module, str]]:
         """Yield every attribute that is another one now, with its module."""
         for module, before in self._before:
-            now = module.__dict__
-            for name in {**before, **now}:
-                if not same_value(before.get(name, _MISSING), now.get(name, _MISSING)):
-                    yield module, name
+            yield from ((module, name) for name in _differing(before, module.__dict__))
 
     def names(self, module: nn.Module) -> set[str]:
         """Return the names that a module's attributes had."""
@@ -71,11 +68,20 @@ class Attributes:
     def restore(self) -> None:
         """Put everything back; attributes that are new are gone."""
         for module, before in self._before:
-            for name in module.__dict__.keys() - before.keys():
-                del module.__dict__[name]
-            for name, value in before.items():
-                if not same_value(value, module.__dict__.get(name, _MISSING)):
-                    module.__dict__[name] = value
+            for name in list(_differing(before, module.__dict__)):
+                if name in before:
+                    module.__dict__[name] = before[name]
+                else:
+                    del module.__dict__[name]
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    for name, value in now.items():
+        old = before.get(name, _MISSING)
+        if old is not value and not same_value(old, value):
+            yield name
+    if not before.keys() <= now.keys():
+        yield from before.keys() - now.keys()
 
 
 def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -99,6 +105,8 @@ def same_value(old: Any, new: Any) -> bool:
     if type(old) in ATOMS:
         return bool(old == new)
     if isinstance(old, dict):
+        if not old and not new:
+            return True
         first, second = cast("dict[Any, Any]", old), cast("dict[Any, Any]", new)
         return list(first) == list(second) and all(map(_same_item, first.values(), second.values()))
     if isinstance(old, list | tuple | deque):
