@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refold.pruning import channel_mask
-from refold.train.digits import digits
+from refold.training.data.digits import digits
 
 
 class Block(nn.Module):

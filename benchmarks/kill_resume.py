@@ -142,11 +142,13 @@ def _nurse() -> None:
 
     for name in (
         "accelerate", "timm.optim", "timm.utils.model_ema", "torchmetrics.classification",
-        "torchvision.transforms.v2", "refold.cli.app", "refold.train.setup", "refold.train.finish",
+        "torchvision.transforms.v2", "refold.cli.app",
+        "refold.training.run.setup", "refold.training.run.finish",
     ):  # fmt: skip
         importlib.import_module(name)
     torch.set_num_threads(1)
-    from refold.train import finish, load_recipe
+    from refold.training import load_recipe
+    from refold.training.run import finish
 
     load_recipe("folder")
     finish._EXPORTED = ("deploy.safetensors",)
@@ -187,7 +189,7 @@ def _live(words: list[str], begins: int, said: int) -> None:
         for stream in (1, 2):
             os.dup2(said, stream)
         from refold.cli.app import main
-        from refold.train.engine import Engine
+        from refold.training.loop.engine import Engine
 
         run = Engine.run
 

@@ -25,8 +25,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))  # where the generator
 
 import torch
 
-from random_graph_growth import Program, grow
-from random_graph_judge import Fault, fault, shrink
+from helpers.random_graph_growth import Program, grow
+from helpers.random_graph_judge import Fault, fault, shrink
 
 Judged = tuple[int, Fault | None, Program]
 

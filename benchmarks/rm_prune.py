@@ -34,14 +34,8 @@ from torch import nn
 
 import refold
 from digits import Digits, load, resnet, train
-from refold.pruning import (
-    Importance,
-    clear_masks,
-    pruning,
-    restore_norms,
-    slimming_penalty,
-)
-from refold.train.studies.shapes import folded_size, relative_scale, to_budget
+from refold.pruning import Importance, clear_masks, pruning, restore_norms, slimming_penalty
+from refold.training.studies.shapes import folded_size, relative_scale, to_budget
 
 RUNTIMES = ("eager", "onnxruntime")
 EXAMPLE = torch.zeros(1, 1, 28, 28)

@@ -1,4 +1,4 @@
-"""The layer table of the design, enforced on every import: a file knows only what lies below it."""
+"""The rooms of the design, enforced on every import: a file knows its own room and those below."""
 
 from __future__ import annotations
 
@@ -10,22 +10,55 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "refold"
 
-# Name of a file or folder in src/refold -> its layer. A new one must be entered here.
-LAYERS = {
-    "errors": 0,
-    "algebra": 1,
-    "rules": 2,
-    "graph": 3,
-    **dict.fromkeys(["files", "table", "workload", "registry"], 4),
-    **dict.fromkeys(["plan", "reparameterize", "verify", "checkpoint", "transforms"], 4),
-    **dict.fromkeys(["expand", "collapse", "residuals", "proof"], 4),
-    "blocks": 5,
-    **dict.fromkeys(["models", "pruning", "train", "export", "bench", "report"], 6),
-    "cli": 7,
-    "__init__": 8,
-    "__main__": 8,
+# The rooms, lowest first. A file imports from its own room and from those above it in this list;
+# rooms on one line do not know each other. A new file or folder must be entered here.
+ROOMS = [
+    ["errors"],
+    ["algebra"],
+    ["rules"],
+    ["graph"],
+    ["files", "table"],
+    ["equivalence"],
+    ["workload"],
+    ["planning", "folding", "transforms"],
+    ["branches"],
+    ["checkpoint", "residuals"],
+    ["pruning"],
+    ["exporting"],
+    ["bench"],
+    ["blocks"],
+    ["models"],
+    ["training", "onnx_files"],
+    ["report"],
+    ["cli"],
+    ["__init__", "__main__"],
+]
+# The same inside the packages that have rooms of their own; a file of the package is a room, too.
+INNER = {
+    "graph": [
+        ["layers"],
+        ["copies"],
+        ["trace"],
+        ["lift", "surgery"],
+        ["fold"],
+        ["driver"],
+        ["__init__"],
+    ],
+    "training": [
+        ["seeds", "stopping", "settings"],
+        ["recipes"],
+        ["data"],
+        ["loop"],
+        ["run"],
+        ["studies"],
+        ["__init__"],
+    ],
 }
-USERS = 6  # the packages of this layer meet only through each other's __init__
+# Whoever stands outside one of these imports from its __init__ only.
+FRONT_DOORS = {
+    *("graph", "equivalence", "transforms", "branches", "residuals", "pruning", "exporting"),
+    *("bench", "models"),
+}
 NO_MODULES = {"errors", "algebra", "rules"}  # know neither nn.Module nor fx
 ZOOS = {"timm", "torchvision"}
 REGISTERS_ZOOS = "models/zoo.py"  # whose job is to name the zoos' networks
@@ -35,14 +68,25 @@ TOOLS = (
     *(["timm", part] for part in ("optim", "loss", "utils")),
 )
 NEVER = {"ultralytics"}  # AGPL: tests only
+MANY = {"models", "cli", "blocks"}  # folders that may hold more files than
+MOST = 20
 
 FILES = sorted(SOURCE.rglob("*.py"))
+Name = tuple[str, ...]
 
 
-def dotted(path: Path) -> list[str]:
-    """Return `refold.a.b` of a file as a list; a package's __init__ is the package."""
-    parts = ["refold", *path.relative_to(SOURCE).with_suffix("").parts]
-    return parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts
+def ranks(rooms: list[list[str]]) -> dict[str, int]:
+    """Return the height of every room in a list of them."""
+    return {name: height for height, row in enumerate(rooms) for name in row}
+
+
+RANKS = ranks(ROOMS)
+INNER_RANKS = {package: ranks(rooms) for package, rooms in INNER.items()}
+
+
+def name_of(path: Path) -> Name:
+    """Return the parts of a file's path below refold; a package ends in __init__."""
+    return path.relative_to(SOURCE).with_suffix("").parts
 
 
 def imports(path: Path, tree: ast.AST) -> Iterator[tuple[int, list[str]]]:
@@ -59,69 +103,77 @@ def imports(path: Path, tree: ast.AST) -> Iterator[tuple[int, list[str]]]:
                 yield node.lineno, [*base, alias.name]
 
 
-def member(name: str) -> str:
-    """Return the entry of LAYERS that a file belongs to: `_verify_inputs` is part of `verify`."""
-    return name if name in LAYERS or name[0] != "_" else name[1:].split("_")[0]
+def file_of(name: list[str]) -> Name:
+    """Return the file that an imported name of refold stands in: a module, or an __init__."""
+    parts = name[1:]
+    for length in range(len(parts), 0, -1):
+        path = SOURCE.joinpath(*parts[:length])
+        if path.with_suffix(".py").exists():
+            return tuple(parts[:length])
+        if path.is_dir():
+            return (*parts[:length], "__init__")
+    return ("__init__",)
 
 
-def layer_of(name: list[str]) -> int:
-    """Return the layer of an imported refold name; `refold.plan` as a verb is the facade's."""
-    return LAYERS.get(member(name[1]), LAYERS["__init__"]) if len(name) > 1 else LAYERS["__init__"]
-
-
-def is_inside(name: list[str]) -> bool:
-    """Say whether a name reaches below the __init__ of its layer-6 package."""
-    package = SOURCE.joinpath(*name[1:2])
-    if len(name) < 3 or name[2] in exported(package / "__init__.py"):
-        return len(name) > 3
-    return (package / name[2]).with_suffix(".py").exists()
-
-
-def may_know_zoos(path: Path, name: list[str]) -> bool:
+def may_know_zoos(me: Name, name: list[str]) -> bool:
     """Say whether a file may import a name of timm's or torchvision's."""
-    me = member(dotted(path)[1])
-    if me == "train" and name[:2] in TOOLS:
+    if me[0] == "training" and name[:2] in TOOLS:
         return True
-    return LAYERS[me] >= LAYERS["cli"] or path.relative_to(SOURCE).as_posix() == REGISTERS_ZOOS
+    return RANKS[me[0]] >= RANKS["cli"] or "/".join(me) + ".py" == REGISTERS_ZOOS
 
 
-def exported(init: Path) -> set[str]:
-    """Return the names that a package's __init__ imports, and so offers."""
-    nodes = ast.walk(ast.parse(init.read_text())) if init.exists() else ()
-    return {a.asname or a.name for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names}
+def fault(me: Name, name: list[str]) -> str | None:
+    """Return what is wrong with an import of other libraries, or None."""
+    if name[0] in NEVER:
+        return "only tests may"
+    if name[0] in ZOOS and not may_know_zoos(me, name):
+        return f"only the cli and {REGISTERS_ZOOS} may"
+    if me[0] in NO_MODULES and name[:2] == ["torch", "fx"]:
+        return f"{me[0]} knows no fx"
+    return None
+
+
+def misplaced(me: Name, target: Name) -> str | None:
+    """Return what is wrong with an import of a file of ours, or None."""
+    if me[0] == target[0]:
+        table = INNER_RANKS.get(me[0])
+        if table is None or me[1] == target[1]:
+            return None
+        lower = table[target[1]] < table[me[1]]
+        return None if lower else f"{me[1]} may not know {target[1]}"
+    if RANKS[target[0]] >= RANKS[me[0]]:
+        return f"{me[0]} may not know {target[0]}"
+    if target[0] in FRONT_DOORS and target[1:] != ("__init__",):
+        return f"past the front door of {target[0]}"
+    return None
 
 
 def faults(path: Path, tree: ast.AST) -> list[str]:
-    """Return one sentence for every import that the table forbids."""
-    me = member(dotted(path)[1])
-    found: list[str] = []
+    """Return one sentence for every import that the rooms forbid."""
+    me, found = name_of(path), list[str]()
     for line, name in imports(path, tree):
-        where = f"{path.relative_to(SOURCE)}:{line} imports {'.'.join(name)}"
-        if name[0] in NEVER or (name[0] in ZOOS and not may_know_zoos(path, name)):
-            may = "tests" if name[0] in NEVER else f"the cli and {REGISTERS_ZOOS}"
-            found.append(f"{where}: only {may} may")
-        elif me in NO_MODULES and name[:2] == ["torch", "fx"]:
-            found.append(f"{where}: {me} knows no fx")
-        elif name[0] != "refold" or name[1:2] == [dotted(path)[1]] or LAYERS[me] > LAYERS["cli"]:
-            continue
-        elif name == ["refold"] and me == "cli":
+        if name[0] != "refold":
+            why = fault(me, name)
+        elif me[0] in ("__init__", "__main__") or (name == ["refold"] and me[0] == "cli"):
             continue  # the command line is a user of the public names
-        elif layer_of(name) > LAYERS[me]:
-            found.append(f"{where}: a higher layer")
-        elif layer_of(name) == LAYERS[me] == USERS and is_inside(name):
-            found.append(f"{where}: past that package's __init__")
+        else:
+            why = misplaced(me, file_of(name))
+        if why is not None:
+            found.append(f"{'/'.join(me)}.py:{line} imports {'.'.join(name)}: {why}")
     return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_only_lower_layers(path: Path) -> None:
-    assert member(dotted(path)[1]) in LAYERS, f"enter {dotted(path)[1]} into LAYERS"
+def test_a_file_knows_only_its_room_and_those_below(path: Path) -> None:
+    me = name_of(path)
+    assert me[0] in RANKS, f"enter {me[0]} into ROOMS"
+    assert me[0] not in INNER_RANKS or me[1] in INNER_RANKS[me[0]], f"enter {me[1]} into INNER"
     assert not faults(path, ast.parse(path.read_text()))
 
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if member(dotted(path)[1]) in NO_MODULES],
+    [path for path in FILES if name_of(path)[0] in NO_MODULES],
     ids=lambda path: str(path.relative_to(SOURCE)),
 )
 def test_algebra_and_rules_know_no_module(path: Path) -> None:
@@ -131,20 +183,34 @@ def test_algebra_and_rules_know_no_module(path: Path) -> None:
     assert ["torch", "nn", "Module"] not in [name for _, name in imports(path, tree)]
 
 
-def test_users_of_the_verbs_form_no_cycle() -> None:
-    edges: dict[str, set[str]] = {}
+def cycle(edges: dict[Name, set[Name]]) -> list[Name]:
+    """Return files that import each other in a ring, or nothing."""
+    left = {me: set(targets) for me, targets in edges.items()}
+    while free := {me for me, targets in left.items() if not targets & set(left)}:
+        left = {me: targets for me, targets in left.items() if me not in free}
+    return sorted(left)
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    """Imports for type checking count, too."""
+    edges: dict[Name, set[Name]] = {}
     for path in FILES:
-        me = member(dotted(path)[1])
-        for _, name in imports(path, ast.parse(path.read_text())):
-            if name[0] == "refold" and layer_of(name) == LAYERS[me] == USERS and name[1] != me:
-                edges.setdefault(me, set()).add(name[1])
-    order: list[str] = []
-    while edges:
-        free = {target for targets in edges.values() for target in targets} - set(edges)
-        free |= {me for me, targets in edges.items() if targets <= set(order)}
-        assert free - set(order), f"a cycle among {sorted(edges)}"
-        order += sorted(free - set(order))
-        edges = {me: targets for me, targets in edges.items() if me not in free}
+        named = [name for _, name in imports(path, ast.parse(path.read_text()))]
+        ours = {file_of(name) for name in named if name[0] == "refold"}
+        edges[name_of(path)] = ours - {name_of(path), ("__init__",)}
+    assert not cycle(edges)
+
+
+def test_a_ring_is_found() -> None:
+    edges: dict[Name, set[Name]] = {("a",): {("b",)}, ("b",): {("a",), ("c",)}, ("c",): set()}
+    assert cycle(edges) == [("a",), ("b",)]
+    assert not cycle({("a",): {("b",)}, ("b",): set()})
+
+
+def test_no_room_is_overcrowded() -> None:
+    folders = {path.parent for path in FILES if name_of(path)[0] not in MANY}
+    full = {folder: len(list(folder.glob("*.py"))) for folder in folders}
+    assert not {str(folder): count for folder, count in full.items() if count > MOST}
 
 
 @pytest.mark.parametrize(
@@ -152,18 +218,28 @@ def test_users_of_the_verbs_form_no_cycle() -> None:
     [
         ("algebra/x.py", "from refold.rules import RULES"),
         ("algebra/x.py", "from ..graph import capture"),
-        ("algebra/x.py", "def f():\n    import refold.graph.capture"),
+        ("algebra/x.py", "def f():\n    import refold.graph.driver"),
         ("rules/x.py", "import torch.fx"),
-        ("graph/x.py", "import timm"),
+        ("graph/trace/x.py", "import timm"),
+        ("graph/trace/x.py", "from refold.graph.lift.calls import Call"),
+        ("graph/lift/x.py", "from refold.graph.surgery.editor import Editor"),
+        ("graph/surgery/x.py", "from refold.graph.lift.lifter import Lifter"),
+        ("graph/surgery/x.py", "from ..lift import lifter"),
+        ("graph/fold/x.py", "from refold.graph.driver import rewrite"),
+        ("graph/fold/x.py", "from refold.graph import capture"),
+        ("graph/fold/x.py", "import refold"),
+        ("graph/fold/x.py", "from refold import plan"),
+        ("residuals/x.py", "from refold.graph.lift.lifter import Lifter"),
+        ("residuals/x.py", "from refold.graph.lift import lifter"),
+        ("residuals/x.py", "from refold.pruning import prune"),
         ("models/x.py", "import timm"),
-        ("train/x.py", "from torchvision import models"),
-        ("train/x.py", "import timm"),
-        ("graph/x.py", "import refold"),
-        ("graph/x.py", "from refold import plan"),
+        ("training/run/x.py", "from torchvision import models"),
+        ("training/run/x.py", "import timm"),
+        ("training/data/x.py", "from refold.training.loop.engine import Engine"),
         ("cli/x.py", "import ultralytics"),
         ("errors.py", "from refold.files import atomic_path"),
-        ("bench/x.py", "from refold.export.onnx import write_onnx"),
-        ("bench/x.py", "from refold.export import onnx"),
+        ("bench/x.py", "from refold.exporting.onnx import write_onnx"),
+        ("bench/x.py", "from refold.exporting import onnx"),
     ],
 )
 def test_a_forbidden_import_is_found(path: str, line: str) -> None:
@@ -176,13 +252,17 @@ def test_a_forbidden_import_is_found(path: str, line: str) -> None:
         ("rules/x.py", "from refold.algebra.operator import Conv"),
         ("rules/x.py", "from ..algebra import Conv"),
         ("rules/x.py", "from .norm import fold"),
-        ("graph/x.py", "import torch.fx"),
+        ("graph/trace/x.py", "import torch.fx"),
+        ("graph/fold/x.py", "from refold.graph.lift.lifter import Lifter"),
+        ("residuals/x.py", "from refold.graph import Lifter"),
+        ("residuals/x.py", "from .plan import Planner"),
         ("cli/x.py", "import refold"),
         ("models/zoo.py", "def f():\n    import timm"),
-        ("train/x.py", "from torchvision.transforms import v2"),
-        ("plan.py", "from refold.graph import capture"),
-        ("bench/x.py", "from refold.export import export"),
-        ("__init__.py", "from refold.plan import plan as plan"),
+        ("training/data/x.py", "from torchvision.transforms import v2"),
+        ("training/run/x.py", "from refold.training.loop.engine import Engine"),
+        ("planning.py", "from refold.graph import capture"),
+        ("bench/x.py", "from refold.exporting import export"),
+        ("__init__.py", "from refold.planning import plan as plan"),
     ],
 )
 def test_an_allowed_import_is_not(path: str, line: str) -> None:

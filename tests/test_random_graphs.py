@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-import random_graph_lines as kinds
-from naive import naive
-from random_graph_growth import Growth, Line, Program, UselessLineError, grow, space
-from random_graph_judge import Fault, fault, run, shrink
+from helpers import random_graph_lines as kinds
+from helpers.naive import naive
+from helpers.random_graph_growth import Growth, Line, Program, UselessLineError, grow, space
+from helpers.random_graph_judge import Fault, fault, run, shrink
 from refold import plan
-from refold.graph.lift import Lifter
+from refold.graph.lift.lifter import Lifter
 
 BATCH, BATCHES = 10, 8
 MANY = 3000

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-import random_nets
-from random_count import count
-from random_nets import build, fault
+from helpers import random_nets
+from helpers.random_count import count
+from helpers.random_nets import build, fault
 from refold import plan
 
 BATCH, BATCHES = 10, 30

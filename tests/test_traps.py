@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from naive import by_order, naive
+from helpers.naive import by_order, naive
+from helpers.traps import conv, gap, images, live, net, norms, sound, trap
 from refold import plan, reparameterize
-from traps import conv, gap, images, live, net, norms, sound, trap
 
 Norm = nn.BatchNorm2d
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.traps import conv, gap, images, live, net, norms, sound, trap
 from refold.graph.layers import ScaleShift
-from traps import conv, gap, images, live, net, norms, sound, trap
 
 Norm = nn.BatchNorm2d
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from naive import naive
+from helpers.naive import naive
+from helpers.traps import bits, control, conv, gap, images, live, net, norms, same_bits, sound
 from refold import plan, reparameterize
 from refold.errors import RefusedError
-from traps import bits, control, conv, gap, images, live, net, norms, same_bits, sound
 
 Norm = nn.BatchNorm2d
 Pair = namedtuple("Pair", "first second")

@@ -14,9 +14,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from refold.graph.capture import Capture, capture
-from refold.graph.frames import walk
 from refold.graph.layers import ScaleShift
+from refold.graph.trace.capture import Capture, capture
+from refold.graph.trace.frames import walk
 from zoo.live import is_norm
 
 Layer = (nn.Linear, nn.modules.conv._ConvNd)

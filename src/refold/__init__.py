@@ -11,20 +11,21 @@ from refold import models as models
 from refold import pruning as pruning
 from refold import transforms as transforms
 from refold.bench import benchmark as benchmark
+from refold.branches import collapse as collapse
+from refold.branches import expand as expand
 from refold.checkpoint import load_checkpoint as load_checkpoint
-from refold.collapse import collapse as collapse
+from refold.equivalence import Equivalence as Equivalence
+from refold.equivalence import verify as verify
 from refold.errors import RefoldError as RefoldError
-from refold.expand import expand as expand
-from refold.export import export as export
+from refold.exporting import export as export
+from refold.folding import reparameterize as reparameterize
 from refold.models import create_model as create_model
 from refold.models import list_models as list_models
-from refold.plan import Plan as Plan
-from refold.plan import plan as plan
+from refold.planning import Plan as Plan
+from refold.planning import plan as plan
 from refold.pruning import prune as prune
-from refold.reparameterize import reparameterize as reparameterize
 from refold.residuals import remove_residuals as remove_residuals
-from refold.train import train as train
-from refold.verify import Equivalence as Equivalence
-from refold.verify import verify as verify
+from refold.training import study as study
+from refold.training import train as train
 
 __version__ = "0.1.0"

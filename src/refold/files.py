@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, RefoldError
+from refold.errors import InputError, RefoldError
 
 # What libraries that hide the OSError write into their own message when the disk is full.
 _DISK_FULL = (

@@ -15,10 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from refold.graph.shapes import as_arguments
-from refold.graph.skeleton import duplicate
-
-from ._verify_inputs import unrunnable
+from refold.equivalence import unrunnable
+from refold.graph import as_arguments, duplicate
 
 
 @dataclass(frozen=True, slots=True)

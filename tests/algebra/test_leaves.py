@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.strategies import MODES, Maker, gap, matrix_of, oracle
 from refold.algebra.apply import apply
 from refold.algebra.dense import to_dense
 from refold.algebra.geometry import Axis
@@ -29,7 +30,6 @@ from refold.algebra.operator import (
     sequence,
 )
 from refold.errors import GeometryError, NotAffineError
-from strategies import MODES, Maker, gap, matrix_of, oracle
 
 EXACT = 1e-12
 SHAPES = {0: (4, 3), 1: (4, 6), 2: (4, 5, 4), 3: (4, 4, 3, 4)}

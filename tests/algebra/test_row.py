@@ -10,13 +10,13 @@ from random import Random
 import pytest
 import torch
 
+from helpers.strategies import MODES, Maker, gap, matrix_of, oracle
 from refold.algebra.cost import work
 from refold.algebra.dense import to_dense
 from refold.algebra.geometry import Axis
 from refold.algebra.operator import Conv, Flatten, points, sequence
 from refold.algebra.row import Taps, Unflatten, as_matrix
 from refold.errors import GeometryError
-from strategies import MODES, Maker, gap, matrix_of, oracle
 
 SIZES = {1: (7,), 2: (6, 5), 3: (4, 5, 3)}
 WINDOWS = [

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 import refold
 from blocks.cells import BLOCKS, Cell, enliven, error, layers
-from refold import blocks, registry
+from refold import blocks
 from refold.blocks.layers import SqueezeExcite, WindowMean
 from refold.blocks.spec import ConvSpec
+from refold.branches import registry
 from refold.errors import GeometryError, InputError, NotAffineError, RefusedError
 from refold.transforms import equivalent_conv
 

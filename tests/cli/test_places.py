@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from layout_nets import NETS, live
+from helpers.layout_nets import NETS, live
 from refold.cli.source import build
 
 SMALL = ("--input-size", "3x9x9")

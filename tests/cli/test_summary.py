@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from refold.cli.summary import COSTLIER, refusal_lines
-from refold.graph.record import Kept
+from refold.graph.fold.record import Kept
 
 
 def test_reasons_are_said_once_and_cost_is_one_of_them() -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from refold.cli.progress import LineReporter, RichReporter
-from refold.train import Plan, Progress, Stopped, finish
-from train.pictures import folders, picture
+from refold.training import Plan, Progress, Stopped
+from refold.training.run import finish
+from training.pictures import folders, picture
 
 FEW = (
     "--epochs", "1", "--batch-size", "4", "--image-size", "16", "--workers", "0", "--cpu",

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from layout_nets import NETS, answer, deployed, error, live
+from helpers.layout_nets import NETS, answer, deployed, error, live
 
 
 @pytest.fixture

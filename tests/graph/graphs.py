@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from refold.graph.alias import tainted
-from refold.graph.capture import capture_all
-from refold.graph.constants import Constants
-from refold.graph.fold import FoldPass
-from refold.graph.lift import Lifter
-from refold.graph.region import Region, Regions
-from refold.graph.shapes import find_shapes
-from refold.graph.surgery import Editor
+from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.region import Region, Regions
+from refold.graph.lift.constants import Constants
+from refold.graph.lift.lifter import Lifter
+from refold.graph.surgery.editor import Editor
+from refold.graph.trace.aliases import tainted
+from refold.graph.trace.capture import capture_all
+from refold.graph.trace.shapes import find_shapes
 
 
 def lifter(model: nn.Module, *inputs: Any) -> Lifter:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.traps import bits, conv, gap, images, live, net, norms, same_bits
 from refold.errors import InputError, RefusedError
 from refold.graph.driver import fold_model
-from traps import bits, conv, gap, images, live, net, norms, same_bits
 
 Norm = nn.BatchNorm2d
 

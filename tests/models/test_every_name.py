@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 import refold
 from models.nets import error, small
-from refold.export import onnx_session, run_onnx
+from refold.exporting import onnx_session, run_onnx
 from zoo.live import enliven, is_norm
 
 EXACT, SINGLE = 1e-9, 1e-4
@@ -72,7 +72,7 @@ def room_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     The export compares the file with torch in float32 and knows its rounding from its depth alone;
     the test compares both with float64.
     """
-    batch = importlib.import_module("refold.export.batch")  # refold.export is also a function
+    batch = importlib.import_module("refold.exporting.batch")  # refold.export is also a function
     monkeypatch.setattr(batch, "native_bound", lambda *models: 1.0)
 
 

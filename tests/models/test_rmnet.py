@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import refold
+from helpers.random_residuals import Additions, additions
 from models.nets import alive, build, error, image, small
-from random_residuals import Additions, additions
 from refold.errors import InputError
 from refold.models import RMNeXt, RMRep
 from refold.models.rmobilenet import Row

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import refold
-from pruning_nets import chain, difference, image, masked
-from random_residuals import Net, build, conv, norm
+from helpers.pruning_nets import chain, difference, image, masked
+from helpers.random_residuals import Net, build, conv, norm
 from refold.pruning import drop_dead_channels, dropping
 
 ACTS = [nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.GELU(), nn.Sigmoid(), nn.LeakyReLU(0.1)]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import refold
-from pruning_nets import chain, difference, image
-from random_residuals import conv, norm
+from helpers.pruning_nets import chain, difference, image
+from helpers.random_residuals import conv, norm
 from refold.errors import InputError, RefusedError
 from refold.pruning import Layer, channel_mask, drop_dead_channels, pruning, restore_norms
 

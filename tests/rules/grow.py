@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from helpers.strategies import MODES, Maker
 from refold.algebra.geometry import Axes, Axis
 from refold.algebra.operator import (
     AvgPool,
@@ -22,7 +23,6 @@ from refold.algebra.operator import (
     points,
     sequence,
 )
-from strategies import MODES, Maker
 
 
 @dataclass(frozen=True)

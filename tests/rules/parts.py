@@ -8,6 +8,7 @@ from random import Random
 import torch
 from torch import Tensor
 
+from helpers.strategies import Maker
 from refold.algebra.geometry import Axis
 from refold.algebra.operator import (
     Affine,
@@ -20,7 +21,6 @@ from refold.algebra.operator import (
     Sequence,
     points,
 )
-from strategies import Maker
 
 MAKER = Maker(Random(7), 2)
 SHAPE = (4, 6, 5)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from helpers.strategies import Maker, gap, matrix_of
 from refold.algebra.apply import apply
 from refold.algebra.geometry import Axis
 from refold.algebra.operator import (
@@ -27,7 +28,6 @@ from refold.algebra.operator import (
 from refold.rules.engine import simplify
 from refold.rules.norm import fold_affine_ahead_of_conv, response
 from refold.rules.series import merge_convs_in_series
-from strategies import Maker, gap, matrix_of
 
 WRONG = 1e-3
 MAKER = Maker(Random(11), 2)

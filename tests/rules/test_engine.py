@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.strategies import Case, Maker, gap, matrix_of
 from refold.algebra.cost import measure, work
 from refold.algebra.geometry import Axis
 from refold.algebra.operator import (
@@ -35,7 +36,6 @@ from refold.rules import RULES
 from refold.rules.engine import simplify
 from refold.rules.rule import Rule, rule
 from rules.trees import foldable, one_target, wild
-from strategies import Case, Maker, gap, matrix_of
 
 EXACT = 1e-9
 MAKER = Maker(Random(5), 2)

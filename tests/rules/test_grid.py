@@ -8,10 +8,10 @@ from random import Random
 import pytest
 import torch
 
+from helpers.strategies import Maker, gap, matrix_of, oracle
 from refold.algebra.geometry import Axis
 from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, add, leaves, sequence
 from refold.rules.engine import simplify
-from strategies import Maker, gap, matrix_of, oracle
 
 EXACT = 1e-9
 KERNELS: dict[int, list[tuple[int, ...]]] = {

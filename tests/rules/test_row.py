@@ -7,6 +7,7 @@ from random import Random
 import pytest
 import torch
 
+from helpers.strategies import Maker, gap, matrix_of, oracle
 from refold.algebra.operator import (
     Affine,
     Conv,
@@ -24,7 +25,6 @@ from refold.algebra.row import Reshaped, Unflatten
 from refold.rules.engine import simplify
 from rules.cases_rows import SIZE, full, matrix, row_of
 from rules.parts import KERNEL, NEAR, NORM, POINT, SHAPE, conv, tensor
-from strategies import Maker, gap, matrix_of, oracle
 
 EXACT = 1e-9
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from helpers.strategies import gap, matrix_of, oracle
 from refold.algebra.operator import (
     Affine,
     Conv,
@@ -27,7 +28,6 @@ from refold.rules.replay import Replay
 from refold.rules.row_slices import fold_rows_in_slices
 from rules.cases_rows import SIZE, full, matrix, row_of
 from rules.parts import HALF, KERNEL, NEAR, NORM, POINT, SCALE, SHAPE, conv, tensor
-from strategies import gap, matrix_of, oracle
 
 X = Input("x", 4)
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.strategies import gap, matrix_of, oracle
 from refold.algebra.cost import measure
 from refold.algebra.operator import Concat, Operator, Refusal, Sequence, Sum, leaves
 from refold.rules import RULES, Rule
 from rules.cases import CASES
 from rules.parts import SHAPE
-from strategies import gap, matrix_of, oracle
 
 EXACT = 1e-9
 BY_NAME = {rule.name: rule for rule in RULES}

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.strategies import Case, gap, oracle
 from refold.algebra.operator import Conv, leaves
 from refold.rules import RULES
 from refold.rules.engine import simplify
@@ -27,7 +28,6 @@ from rules.trees import (
     two_targets,
     wild,
 )
-from strategies import Case, gap, oracle
 
 EXACT = 1e-9
 KINDS: list[Callable[[Random], Case]] = [

@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import prod
 from random import Random
 
+from helpers.strategies import MODES, SIZES, Case, Maker
 from refold.algebra.geometry import Axis
 from refold.algebra.operator import (
     AvgPool,
@@ -25,7 +26,6 @@ from refold.algebra.operator import (
 )
 from refold.algebra.row import Unflatten, size_after
 from rules.grow import Grower, Spec
-from strategies import MODES, SIZES, Case, Maker
 
 
 def foldable(rng: Random) -> Case:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .clock import benchmark
-from .runtimes import RUNTIMES
-from .table import BenchmarkRow, BenchmarkTable, Machine, Spread
+from refold.bench.clock import benchmark
+from refold.bench.runtimes import RUNTIMES
+from refold.bench.table import BenchmarkRow, BenchmarkTable, Machine, Spread
 
 __all__ = ["RUNTIMES", "BenchmarkRow", "BenchmarkTable", "Machine", "Spread", "benchmark"]

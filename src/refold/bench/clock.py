@@ -11,15 +11,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from refold._verify_copies import copy_model, require_eval, run, share
-from refold._verify_inputs import Inputs, as_inputs, unrunnable
-from refold._verify_outputs import first_line
+from refold.bench.machine import describe_machine
+from refold.bench.runtimes import RUNTIMES, Call
+from refold.bench.table import BenchmarkRow, BenchmarkTable, Spread
+from refold.equivalence import (
+    Inputs,
+    as_inputs,
+    copy_model,
+    first_line,
+    require_eval,
+    run,
+    share,
+    unrunnable,
+)
 from refold.errors import InputError
-from refold.export import quiet
-
-from .machine import describe_machine
-from .runtimes import RUNTIMES, Call
-from .table import BenchmarkRow, BenchmarkTable, Spread
+from refold.exporting import quiet
 
 _WARM_UP = 3
 _SAMPLE_SECONDS = 0.002  # shorter calls are repeated: the clock's own cost must not show

@@ -9,10 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from refold._verify_inputs import Inputs
-from refold._verify_rounding import native_dtype
-
-from .table import Machine
+from refold.bench.table import Machine
+from refold.equivalence import Inputs, native_dtype
 
 _LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
 _CPU_INFO = Path("/proc/cpuinfo")

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from refold._verify_copies import copy_model, own
-from refold._verify_inputs import Inputs
+from refold.equivalence import Inputs, copy_model, own
 from refold.errors import MissingDependencyError
-from refold.export import export, onnx_session, openvino_model, run_onnx, run_openvino
+from refold.exporting import export, onnx_session, openvino_model, run_onnx, run_openvino
 
 Call = Callable[[], object]
 

@@ -16,7 +16,7 @@ from refold.algebra.apply import pad
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import Maker
 from refold.blocks.spec import Amounts, ConvSpec, Size
-from refold.registry import register_block
+from refold.branches import register_block
 
 _AXES = ("dep", "ver", "hor")
 

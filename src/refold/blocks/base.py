@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as NormLayer
 from refold.algebra.apply import pad
 from refold.blocks.spec import ConvSpec
 from refold.errors import RefusedError
-from refold.graph.lower import like_of, lower
+from refold.graph import like_of, lower
 from refold.transforms import equivalent_conv
 
 Activation = Callable[[], nn.Module] | None

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import BNAndPad, Maker, avg_pool, chain
 from refold.blocks.spec import ConvSpec, Size
+from refold.branches import register_block
 from refold.errors import GeometryError
-from refold.registry import register_block
 
 
 @register_block("dbb")

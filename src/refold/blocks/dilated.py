@@ -16,8 +16,8 @@ from refold.algebra.apply import pad
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import Maker
 from refold.blocks.spec import Amounts, ConvSpec, Size
+from refold.branches import register_block
 from refold.errors import RefusedError
-from refold.registry import register_block
 
 _BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
     17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),

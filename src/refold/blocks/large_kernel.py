@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import Maker
 from refold.blocks.spec import ConvSpec, Size
-from refold.registry import register_block
+from refold.branches import register_block
 
 
 @register_block("large_kernel")

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import CONVOLVE, SCATTER, Maker
 from refold.blocks.spec import ConvSpec, Size
+from refold.branches import register_block
 from refold.errors import GeometryError
-from refold.graph.layers import ScaleShift
-from refold.registry import register_block
+from refold.graph import ScaleShift
 from refold.transforms import avg_pool_to_conv
 
 _EXPANSION = 8

@@ -16,7 +16,7 @@ from refold.algebra.apply import pad
 from refold.blocks.layers import Maker
 from refold.blocks.spec import Amounts, ConvSpec, Size
 from refold.errors import GeometryError, RefusedError
-from refold.graph.lower import like_of, lower
+from refold.graph import like_of, lower
 from refold.transforms import equivalent_linear
 
 

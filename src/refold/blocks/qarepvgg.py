@@ -15,7 +15,7 @@ from refold.algebra.apply import pad
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import Maker, has_identity
 from refold.blocks.spec import ConvSpec, Size
-from refold.registry import register_block
+from refold.branches import register_block
 
 
 @register_block("qarepvgg")

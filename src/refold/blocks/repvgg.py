@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import Maker, SqueezeExcite
 from refold.blocks.spec import ConvSpec, Size
+from refold.branches import register_block
 from refold.errors import InputError
-from refold.registry import register_block
 
 
 @register_block("repvgg")

@@ -15,8 +15,8 @@ from refold.algebra.apply import pad
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import Maker, SqueezeExcite, has_identity
 from refold.blocks.spec import ConvSpec, Size
+from refold.branches import register_block
 from refold.errors import InputError
-from refold.registry import register_block
 
 
 @register_block("rm")

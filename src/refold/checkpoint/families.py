@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refold.registry import block_factory
+from refold.branches import block_factory
 
 State = Mapping[str, Tensor]
 

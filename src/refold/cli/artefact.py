@@ -86,10 +86,17 @@ def _deploy_form(subject: Subject, path: Path, *, allow_growth: bool) -> nn.Modu
 def _judge_in_runtime(subject: Subject, path: Path) -> Verdict:
     import torch
 
-    from refold._verify_copies import cast_floats, copy_model, run, run_wide, widen
-    from refold._verify_inputs import trial_inputs
-    from refold._verify_outputs import tensor_leaves
-    from refold._verify_rounding import native_bound, native_dtype
+    from refold.equivalence import (
+        cast_floats,
+        copy_model,
+        native_bound,
+        native_dtype,
+        run,
+        run_wide,
+        tensor_leaves,
+        trial_inputs,
+        widen,
+    )
 
     model, call, runtime = subject.model, _open(path), RUNTIMES[_kind(path)]
     dtype = native_dtype(model) or torch.float32
@@ -111,7 +118,7 @@ def _judge_in_runtime(subject: Subject, path: Path) -> Verdict:
 
 
 def _open(path: Path) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
-    from refold.export import onnx_session, openvino_model, run_onnx, run_openvino
+    from refold.exporting import onnx_session, openvino_model, run_onnx, run_openvino
 
     try:
         if _kind(path) == ".onnx":
@@ -126,7 +133,7 @@ def _open(path: Path) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
 
 
 def _error(expected: list[list[Tensor]], got: list[list[Tensor]]) -> float:
-    from refold._verify_outputs import compare, relative_errors
+    from refold.equivalence import compare, relative_errors
 
     gaps = [compare(wanted, result) for wanted, result in zip(expected, got, strict=True)]
     return max(error for error, _ in relative_errors(gaps))

@@ -107,7 +107,7 @@ def _compare_answers(net: DemoNet, subject: Subject, path: Path) -> None:
     """Ask the original and the exported file about each photograph; both must say the same."""
     import torch
 
-    from refold.export import onnx_session, run_onnx
+    from refold.exporting import onnx_session, run_onnx
 
     images = photographs(net.side)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from refold.errors import InputError, NotEquivalentError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from refold.train import Trained
+    from refold.training import Trained
 
 EPOCHS = 8  # half a minute or so on two cores, and well above 95 %
 BATCH = 64  # images at a time when timing
@@ -36,7 +36,7 @@ def tell_story(folder: Path, seed: int, *, epochs: int = EPOCHS, rounds: int = R
     """
     import refold
     from refold.cli.progress import make_reporter
-    from refold.train import Habits
+    from refold.training import Habits
 
     run = _fresh(folder / "digits")
     say("A RepVGG net learns 4,000 handwritten digits; each block has three branches.")
@@ -81,8 +81,8 @@ def _fresh(run: Path) -> Path:
 def _test_images() -> tuple[Tensor, Tensor]:
     import torch
 
-    from refold.train import load_recipe, open_data
-    from refold.train.augment import eval_transform
+    from refold.training import load_recipe, open_data
+    from refold.training.data.augment import eval_transform
 
     data = open_data("digits")
     prepare = eval_transform(load_recipe("digits").augment, data)
@@ -99,7 +99,7 @@ def _compare_answers(trained: Trained, images: Tensor, labels: Tensor) -> int:
     """Return how many test images are recognised; the form that trained and the file must agree."""
     import torch
 
-    from refold.export import onnx_session, run_onnx
+    from refold.exporting import onnx_session, run_onnx
 
     session = onnx_session(trained.folder / "deploy.onnx")
     with torch.no_grad():

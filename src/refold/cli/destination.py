@@ -25,7 +25,7 @@ def check_destination(path: Path, suffixes: tuple[str, ...] = ()) -> Path:
         InputError: if the suffix is unknown, the name is too long, the folder is missing or
             read-only, or a folder has the name of the file.
     """
-    from refold.export import SUFFIXES
+    from refold.exporting import SUFFIXES
     from refold.files import require_place
 
     known = suffixes or SUFFIXES

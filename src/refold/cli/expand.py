@@ -17,7 +17,7 @@ from refold.errors import CheckpointError, InputError
 if TYPE_CHECKING:
     from torch import nn
 
-    from refold.expand import Expansion
+    from refold.branches import Expansion
 
 Block = Annotated[
     str,
@@ -143,7 +143,7 @@ def _prepare(
 
 def _expanded(subject: Subject, block: str, where: list[str] | None) -> tuple[nn.Module, Expansion]:
     import refold
-    from refold.expand import expand_plan
+    from refold.branches import expand_plan
 
     with step(f"expand by {block}"):
         done = expand_plan(subject.model, block, where=where or None)

@@ -10,8 +10,8 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from refold.cli.console import count, err, line, note
-from refold.train import Plan, Reporter
-from refold.train import Progress as Place
+from refold.training import Plan, Reporter
+from refold.training import Progress as Place
 
 QUIET_SECONDS = 30.0  # between the lines of an epoch where there is no terminal
 _JUDGEMENTS = {"val_top1": "top-1", "val_miou": "mIoU", "val_verification": "verification"}

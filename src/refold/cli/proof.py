@@ -11,18 +11,18 @@ from refold.cli.subject import Subject
 if TYPE_CHECKING:
     from torch import nn
 
-    from refold.proof import Proof
+    from refold.equivalence import Proof
 
 
 def prove(
     subject: Subject, folded: nn.Module, fold: Callable[[nn.Module, Any], nn.Module]
 ) -> Proof:
-    """Check a folded network against its original; see `refold.proof.prove`.
+    """Check a folded network against its original; see `refold.equivalence.prove`.
 
     Raises:
         NotEquivalentError: if either differs.
     """
-    from refold.proof import prove as prove_fold
+    from refold.equivalence import prove as prove_fold
 
     return prove_fold(subject.model, folded, subject.example_inputs, fold)
 

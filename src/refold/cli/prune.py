@@ -18,7 +18,7 @@ from refold.cli.summary import refusal_lines
 from refold.errors import InputError
 
 if TYPE_CHECKING:
-    from refold.proof import Proof
+    from refold.equivalence import Proof
     from refold.pruning import Pruning
 
 UNTUNED = "a pruned network is less accurate until it has been trained again: it is an nn.Module"

@@ -17,8 +17,8 @@ from refold.cli.summary import record, refusal_lines, size_of, size_rows
 from refold.errors import RefusedError
 
 if TYPE_CHECKING:
+    from refold.equivalence import Equivalence
     from refold.residuals import Removal
-    from refold.verify import Equivalence
 
 STEEP = 4.0
 SLOWER = (

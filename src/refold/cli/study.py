@@ -50,8 +50,8 @@ def study(
     A study that was stopped goes on where it was.
     """
     from refold.cli.progress import make_reporter
-    from refold.train import study as run
-    from refold.train.cookbook import parse_change
+    from refold.training import study as run
+    from refold.training.recipes.cookbook import parse_change
 
     report = run(
         name, output or Path(f"study-{name}"), seeds=range(seeds), data=data,

@@ -85,7 +85,7 @@ def size_rows(before: Size, after: Size) -> list[list[str]]:
 def refusal_lines(refusals: Iterable[Refused]) -> list[str]:
     """Return one line for each reason: where it first held, and how often it held.
 
-    >>> from refold.graph.record import Kept
+    >>> from refold.graph import Kept
     >>> refusal_lines([Kept("a", "called twice"), Kept("b", "called twice")])
     ['kept at a and 1 more: called twice']
     """

@@ -14,7 +14,7 @@ from refold.cli.source import build_to_train
 from refold.errors import InputError
 
 if TYPE_CHECKING:
-    from refold.train import Trained
+    from refold.training import Trained
 
 SIGNALLED = 128  # and the signal's number, as a shell has it
 
@@ -127,8 +127,8 @@ def train(
     }  # fmt: skip
     chosen = {key: value for key, value in given.items() if value is not None}
     from refold.cli.progress import make_reporter
-    from refold.train import Habits, Stopped
-    from refold.train import train as run
+    from refold.training import Habits, Stopped
+    from refold.training import train as run
 
     try:
         trained = run(
@@ -166,7 +166,7 @@ def _recipe_of(recipe: str | None, chosen: dict[str, Any]) -> str | None:
 
 
 def _all_changes(chosen: dict[str, Any], changes: list[str]) -> dict[str, Any]:
-    from refold.train.cookbook import parse_change
+    from refold.training.recipes.cookbook import parse_change
 
     if chosen.get("block") == "none":
         chosen = {**chosen, "block": None}
@@ -185,7 +185,7 @@ def _leave_group() -> None:
 
 
 def _say_recipes(*, as_json: bool) -> None:
-    from refold.train import list_recipes, load_recipe
+    from refold.training import list_recipes, load_recipe
 
     found = [load_recipe(name) for name in list_recipes()]
     if as_json:

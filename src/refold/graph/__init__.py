@@ -1,1 +1,106 @@
-"""Capture any module as flat graphs, edit them, and write the edits back into a structural copy."""
+"""Record any module as flat graphs, fold them, and write the result back into a structural copy.
+
+Rooms, lowest first: `copies`, `trace`, then `lift` and `surgery` (neither knows the other), then
+`fold`. Whoever stands outside imports from here only.
+"""
+
+from __future__ import annotations
+
+from refold.graph.copies.modules import submodule
+from refold.graph.copies.skeleton import (
+    INSIDE,
+    copy_module,
+    duplicate,
+    held_tensors,
+    own_tensors,
+    skeleton,
+    storage_key,
+    unwrap,
+)
+from refold.graph.driver import Outcome, fold_model, rewrite, undisturbed
+from refold.graph.fold.lower import Like, like_of, lower
+from refold.graph.fold.record import Fold, Kept
+from refold.graph.fold.region import Regions
+from refold.graph.layers import ChannelClamp, ChannelSlope, ScaleShift, WholeWindows
+from refold.graph.lift.activations import Activation, Limit, activation
+from refold.graph.lift.calls import Call, canonical
+from refold.graph.lift.constants import Constants
+from refold.graph.lift.interval import UNKNOWN, Interval, point
+from refold.graph.lift.lifter import Lifter
+from refold.graph.lift.modules import lift_module
+from refold.graph.lift.piece import Piece
+from refold.graph.lift.steps import Link, flat, link, pools, sigmoids
+from refold.graph.lift.windows import conv_axes, transposed_axes
+from refold.graph.surgery.editor import Editor
+from refold.graph.surgery.edits import alive
+from refold.graph.trace.capture import Capture, capture, capture_all, leaf_modules
+from refold.graph.trace.frames import Frame, frame_of, walk
+from refold.graph.trace.genuine import disguise, layer_class
+from refold.graph.trace.leaves import is_layer, pinned_reason
+from refold.graph.trace.shapes import Shapes, as_arguments, called_with, find_shapes
+from refold.graph.trace.state import Attributes, StateChangeError, untouched
+
+__all__ = [
+    "INSIDE",
+    "UNKNOWN",
+    "Activation",
+    "Attributes",
+    "Call",
+    "Capture",
+    "ChannelClamp",
+    "ChannelSlope",
+    "Constants",
+    "Editor",
+    "Fold",
+    "Frame",
+    "Interval",
+    "Kept",
+    "Lifter",
+    "Like",
+    "Limit",
+    "Link",
+    "Outcome",
+    "Piece",
+    "Regions",
+    "ScaleShift",
+    "Shapes",
+    "StateChangeError",
+    "WholeWindows",
+    "activation",
+    "alive",
+    "as_arguments",
+    "called_with",
+    "canonical",
+    "capture",
+    "capture_all",
+    "conv_axes",
+    "copy_module",
+    "disguise",
+    "duplicate",
+    "find_shapes",
+    "flat",
+    "fold_model",
+    "frame_of",
+    "held_tensors",
+    "is_layer",
+    "layer_class",
+    "leaf_modules",
+    "lift_module",
+    "like_of",
+    "link",
+    "lower",
+    "own_tensors",
+    "pinned_reason",
+    "point",
+    "pools",
+    "rewrite",
+    "sigmoids",
+    "skeleton",
+    "storage_key",
+    "submodule",
+    "transposed_axes",
+    "undisturbed",
+    "untouched",
+    "unwrap",
+    "walk",
+]

@@ -1,14 +1,16 @@
-"""The driver: copy, capture, fold, write back. It owns what passes must not care about.
+"""The driver: copy, capture, run passes, write back. It owns what passes must not care about.
 
-Safety lives here: the caller's model is read, never changed; no storage is shared with it; what is
-not about to be replaced is copied once, and what is replaced is never copied at all.
+`fold_model` folds; `rewrite` runs any other pass over every capture of a folded copy.
 """
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import fx, nn
@@ -17,20 +19,39 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
-from refold.graph.capture import Capture, capture_all
-from refold.graph.fanout import push_into_readers
-from refold.graph.fold import FoldPass
-from refold.graph.lift import Lifter
-from refold.graph.record import Fold, Kept
-from refold.graph.relayout import unify_layouts
-from refold.graph.setbacks import LeftAlone, SetbackError
-from refold.graph.shapes import Shapes, as_arguments, find_shapes
-from refold.graph.siblings import merge_siblings
-from refold.graph.skeleton import own_tensors, skeleton, unwrap
-from refold.graph.surgery import Editor
-from refold.graph.survey import survey
-from refold.graph.tracer_leaves import NO_FORWARD
-from refold.graph.undisturbed import undisturbed
+from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
+from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.parallel_paths import merge_siblings
+from refold.graph.fold.record import Fold, Kept
+from refold.graph.fold.relayout import unify_layouts
+from refold.graph.fold.setbacks import LeftAlone, SetbackError
+from refold.graph.fold.shared_norms import push_into_readers
+from refold.graph.fold.survey import survey
+from refold.graph.lift.lifter import Lifter
+from refold.graph.surgery.editor import Editor
+from refold.graph.surgery.edits import UnwritableError
+from refold.graph.trace.capture import Capture, capture_all
+from refold.graph.trace.leaves import NO_FORWARD
+from refold.graph.trace.shapes import Shapes, as_arguments, find_shapes
+
+
+@contextmanager
+def undisturbed() -> Generator[None]:
+    """Compute in one thread and without the cyclic collector while a model is folded.
+
+    A fold is thousands of short operations. Threads that share one wait for each other, on a busy
+    machine a hundred times as long as they compute, and one walk of the collector through the
+    whole process takes longer than the fold; what it would free is freed afterwards.
+    """
+    threads, collects = torch.get_num_threads(), gc.isenabled()
+    torch.set_num_threads(1)
+    gc.disable()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if collects:
+            gc.enable()
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,3 +176,79 @@ def _folded(capture: Capture, shapes: Shapes, allow_growth: bool, left: LeftAlon
     while push_into_readers(fold) or merge_siblings(fold):
         fold.run()
     return fold
+
+
+class Pass(Protocol):
+    """Edits one capture and notes what it did and what it left."""
+
+    folds: list[Fold]
+    kept: list[Kept]
+
+    def run(self) -> None:
+        """Make the edits."""
+        ...
+
+
+P = TypeVar("P", bound=Pass)
+
+
+@dataclass(frozen=True, eq=False)
+class Rewritten(Generic[P]):
+    """What a pass made of a model.
+
+    Args:
+        model: the result.
+        folded: the model as it was before the pass.
+        passes: the pass of each capture, with its account.
+        failures: parts whose code could not be followed, with the reason.
+    """
+
+    model: nn.Module
+    folded: nn.Module
+    passes: tuple[P, ...]
+    failures: dict[str, str]
+
+
+def rewrite(
+    model: nn.Module, example_inputs: Any, make: Callable[[Lifter, Editor], P]
+) -> Rewritten[P]:
+    """Return a folded copy of `model` after a pass.
+
+    Args:
+        model: any module in eval mode; it stays as it is.
+        example_inputs: a tensor or a tuple of tensors that the model accepts.
+        make: builds the pass of one capture.
+
+    Raises:
+        RefusedError: when the model is in training mode.
+        InputError: when it is no module, has no example, or cannot run on it.
+    """
+    if example_inputs is None:
+        raise InputError("this needs example_inputs, a tensor or a tuple of tensors: sizes matter")
+    folded = unwrap(fold_model(model, example_inputs).model)
+    found = capture_all(folded)
+    shapes = find_shapes(folded, found.captures, as_arguments(example_inputs))
+    target = skeleton(folded)
+    passes: list[P] = []
+    for capture, known in zip(found.captures, shapes, strict=True):
+        editor = Editor(capture)
+        passes.append(make(Lifter.of(capture, known), editor))
+        with torch.no_grad():
+            passes[-1].run()
+            target = _commit(passes[-1], editor, target)
+    own_tensors(target, folded)
+    failures = {path: why for path, why in found.failures.items() if why != NO_FORWARD}
+    if any(done.folds for done in passes):
+        target = fold_model(target, example_inputs, inplace=True).model
+    return Rewritten(target, folded, tuple(passes), failures)
+
+
+def _commit(done: Pass, editor: Editor, target: nn.Module) -> nn.Module:
+    """Write one capture back; where its code cannot be written it stays, and the others do not."""
+    try:
+        return editor.commit(target) if done.folds else target
+    except UnwritableError as error:  # raised before anything is written
+        root = editor.capture
+        done.folds.clear()
+        done.kept[:] = [Kept(root.path or type(root.module).__name__, str(error))]
+        return target

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, cast
 from torch import Tensor, nn
 
 from refold.errors import InputError
-from refold.reparameterize import reparameterize
+from refold.folding import reparameterize
 
 
 @dataclass(frozen=True)

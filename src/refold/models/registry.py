@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from refold.errors import InputError
+from refold.folding import reparameterize
 from refold.models.backbone import Backbone
-from refold.reparameterize import reparameterize
 
 ModelFactory = Callable[..., nn.Module]
 Factory = TypeVar("Factory", bound=ModelFactory)

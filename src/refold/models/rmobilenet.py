@@ -12,10 +12,10 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from refold.folding import reparameterize
 from refold.models.backbone import Backbone, Feature, init_convs, make_classifier, strides
 from refold.models.registry import register_model
 from refold.models.residual import Logged, conv_norm, without_residuals
-from refold.reparameterize import reparameterize
 
 
 class Row(NamedTuple):

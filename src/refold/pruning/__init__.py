@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .channels import Pruning, Slimmed, prune, pruning
-from .dead import Dropped, drop_dead_channels, dropping
-from .layers import Importance, Layer
-from .norms import restore_norms
-from .slimming import channel_mask, clear_masks, slimming_penalty
+from refold.pruning.channels import Pruning, Slimmed, prune, pruning
+from refold.pruning.dead_channels import Dropped, drop_dead_channels, dropping
+from refold.pruning.layers import Importance, Layer
+from refold.pruning.norms import restore_norms
+from refold.pruning.slimming import channel_mask, clear_masks, slimming_penalty
 
 __all__ = [
     "Dropped",

@@ -9,15 +9,12 @@ import torch
 from torch import nn
 
 from refold.errors import RefusedError
-from refold.graph.driver import fold_model
-from refold.graph.paths import submodule
-from refold.graph.record import Kept
+from refold.graph import Kept, fold_model, submodule
+from refold.pruning.choice import Floor, check_amount, choose
+from refold.pruning.dead_channels import dropping
+from refold.pruning.layers import Importance, find_layers, worth
 from refold.residuals import removal
 from refold.workload import Workload, measure
-
-from .choice import Floor, check_amount, choose
-from .dead import dropping
-from .layers import Importance, find_layers, worth
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from refold.errors import InputError
-
-from .layers import Layer
+from refold.pruning.layers import Layer
 
 Floor = int | float | Mapping[str, int | float]
 

@@ -11,13 +11,9 @@ from torch import Tensor, nn
 
 from refold.algebra.operator import Conv
 from refold.errors import InputError, RefusedError
-from refold.graph.capture import capture_all
-from refold.graph.lift import Lifter
-from refold.graph.record import Kept
-from refold.graph.shapes import as_arguments, find_shapes
-from refold.graph.spans import Span, makers, span_of
-
-from .scales import norm_scales
+from refold.graph import Kept, Lifter, as_arguments, capture_all, find_shapes
+from refold.pruning.scales import norm_scales
+from refold.pruning.spans import Span, makers, span_of
 
 
 @dataclass(frozen=True, eq=False)

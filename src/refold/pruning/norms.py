@@ -8,11 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from refold._collapse_calibrate import calibrate
 from refold.algebra.norm import norm_affine
+from refold.branches import calibrate
 from refold.errors import RefusedError
-from refold.graph.genuine import layer_class
-from refold.graph.skeleton import duplicate
+from refold.graph import duplicate, layer_class
 
 _NORMS: dict[type, type[nn.Module]] = {
     nn.Conv1d: nn.BatchNorm1d,

@@ -21,16 +21,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, Resample, chain
-from refold.graph.branch_links import Link, link
-from refold.graph.calls import canonical
-from refold.graph.capture import Capture, capture_all
-from refold.graph.genuine import layer_class
-from refold.graph.lift import Lifter
-from refold.graph.paths import submodule
-from refold.graph.piece import Piece
-from refold.graph.shapes import Shapes, as_arguments, called_with, find_shapes
-from refold.graph.skeleton import duplicate, unwrap
-from refold.graph.spans import max_pool
+from refold.graph import (
+    Capture,
+    Lifter,
+    Link,
+    Piece,
+    Shapes,
+    as_arguments,
+    called_with,
+    canonical,
+    capture_all,
+    duplicate,
+    find_shapes,
+    layer_class,
+    link,
+    submodule,
+    unwrap,
+)
+from refold.pruning.spans import max_pool
 
 _PRINT = 8  # numbers that a channel is known by
 _CLOSE = 1e-3  # largest distance of two prints of one channel, relative to their length,

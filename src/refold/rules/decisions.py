@@ -13,7 +13,8 @@ from torch import Tensor
 
 from refold.algebra.operator import Concat, Input, Operator, Sequence, Sum
 from refold.rules import RULES, Rule
-from refold.rules.engine import Rewrite, simplify
+from refold.rules.engine import simplify
+from refold.rules.ledger import Rewrite
 from refold.rules.replay import Replay
 
 _Rules = tuple[Rule, ...]

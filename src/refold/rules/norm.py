@@ -5,14 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from refold.algebra.operator import (
-    Affine,
-    Conv,
-    Identity,
-    Operator,
-    Sequence,
-    wide,
-)
+from refold.algebra.operator import Affine, Conv, Identity, Operator, Sequence, wide
 from refold.errors import GeometryError
 from refold.rules.rule import Outcome, refuse, rule
 from refold.rules.weights import per_channel

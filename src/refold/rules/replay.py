@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from refold.algebra.operator import Concat, Input, Operator, Sequence, Sum
-from refold.rules.engine import Rewrite
+from refold.rules.ledger import Rewrite
 
 
 class Replay:

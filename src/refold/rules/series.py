@@ -16,13 +16,14 @@ from refold.algebra.operator import (
     Conv,
     Operator,
     Pad,
+    Refusal,
     Select,
     Sequence,
     wide,
 )
 from refold.errors import GeometryError
 from refold.rules.norm import response
-from refold.rules.rule import Outcome, Refusal, refuse, rule
+from refold.rules.rule import Outcome, refuse, rule
 from refold.rules.weights import as_conv, channels_into, device_of, rank_of, regroup, turned
 
 

@@ -13,18 +13,9 @@ import torch
 from torch import Tensor
 
 from refold.algebra.geometry import Axes
-from refold.algebra.operator import (
-    Affine,
-    Conv,
-    Input,
-    Operator,
-    Sequence,
-    chain,
-    points,
-    sequence,
-)
-from refold.rules.engine import Rewrite
+from refold.algebra.operator import Affine, Conv, Input, Operator, Sequence, chain, points, sequence
 from refold.rules.fresh import fresh
+from refold.rules.ledger import Rewrite
 from refold.rules.norm import merge_affines, scale_outputs, scale_rows
 from refold.rules.parallel import add_convs, summands, taps_within
 

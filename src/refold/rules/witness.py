@@ -7,16 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from refold.algebra.cost import work
-from refold.algebra.operator import (
-    Concat,
-    Input,
-    Operator,
-    Refusal,
-    Sequence,
-    Sum,
-    chain,
-    leaves,
-)
+from refold.algebra.operator import Concat, Input, Operator, Refusal, Sequence, Sum, chain, leaves
 from refold.rules.rule import Rule, Window
 
 

@@ -9,15 +9,22 @@ Source: Ding et al. 2021, Diverse Branch Block, arXiv:2103.13425, section 3.2.
 
 from __future__ import annotations
 
-from refold.transforms.equivalent import equivalent_conv as equivalent_conv
-from refold.transforms.equivalent import equivalent_linear as equivalent_linear
-from refold.transforms.equivalent import equivalent_operator as equivalent_operator
-from refold.transforms.layout import conv_to_dense as conv_to_dense
-from refold.transforms.layout import densify_groups as densify_groups
-from refold.transforms.parallel import add_branches as add_branches
-from refold.transforms.parallel import concat_branches as concat_branches
-from refold.transforms.parallel import multi_scale as multi_scale
-from refold.transforms.series import avg_pool_to_conv as avg_pool_to_conv
-from refold.transforms.series import bn_and_pad as bn_and_pad
-from refold.transforms.series import conv_bn as conv_bn
-from refold.transforms.series import pointwise_then_kxk as pointwise_then_kxk
+from refold.transforms.equivalent import equivalent_conv, equivalent_linear, equivalent_operator
+from refold.transforms.layout import conv_to_dense, densify_groups
+from refold.transforms.parallel import add_branches, concat_branches, multi_scale
+from refold.transforms.series import avg_pool_to_conv, bn_and_pad, conv_bn, pointwise_then_kxk
+
+__all__ = [
+    "add_branches",
+    "avg_pool_to_conv",
+    "bn_and_pad",
+    "concat_branches",
+    "conv_bn",
+    "conv_to_dense",
+    "densify_groups",
+    "equivalent_conv",
+    "equivalent_linear",
+    "equivalent_operator",
+    "multi_scale",
+    "pointwise_then_kxk",
+]

@@ -9,13 +9,18 @@ from torch import Tensor, fx, nn
 
 from refold.algebra.operator import Conv, Operator, chain, sequence
 from refold.errors import NotAffineError, RefusedError
-from refold.graph.capture import Capture, capture_all
-from refold.graph.lift import Lifter
-from refold.graph.region import Regions
-from refold.graph.shapes import Shapes, find_shapes
-from refold.graph.skeleton import skeleton
-from refold.graph.undisturbed import undisturbed
-from refold.rules.engine import Rewrite, simplify
+from refold.graph import (
+    Capture,
+    Lifter,
+    Regions,
+    Shapes,
+    capture_all,
+    find_shapes,
+    skeleton,
+    undisturbed,
+)
+from refold.rules.engine import simplify
+from refold.rules.ledger import Rewrite
 from refold.rules.replay import Replay
 from refold.rules.row_slices import fold_rows_in_slices
 

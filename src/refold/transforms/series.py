@@ -13,15 +13,7 @@ from refold.errors import GeometryError, RefusedError
 from refold.rules.norm import scale_outputs
 from refold.rules.series import merge_convs_in_series
 from refold.rules.weights import as_conv, regroup
-from refold.transforms.operators import (
-    Branch,
-    Size,
-    accepted,
-    biased,
-    convolution,
-    sizes,
-    tensors,
-)
+from refold.transforms.operators import Branch, Size, accepted, biased, convolution, sizes, tensors
 
 
 def conv_bn(

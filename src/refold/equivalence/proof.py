@@ -1,0 +1,58 @@
+"""The proof that goes with a result: the fold in float64, and the very weights that are written."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from refold.equivalence.verifying import Equivalence, verify
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Two checks: `exact` is of a fold done wholly in float64, `shipped` of the rounded weights."""
+
+    exact: Equivalence
+    shipped: Equivalence
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {"exact": self.exact.to_dict(), "shipped": self.shipped.to_dict()}
+
+
+def prove(
+    model: nn.Module,
+    folded: nn.Module,
+    inputs: tuple[Tensor, ...],
+    fold: Callable[[nn.Module, Any], nn.Module],
+) -> Proof:
+    """Check a folded network against its original, and the same fold of a float64 copy to 1e-9.
+
+    Args:
+        model: the original.
+        folded: what a verb made of it.
+        inputs: that both accept.
+        fold: does the same to another model, given its inputs.
+
+    Raises:
+        NotEquivalentError: if either differs.
+
+    Examples:
+        >>> import torch
+        >>> from refold.folding import reparameterize
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).eval()
+        >>> x = torch.randn(1, 1, 5, 5)
+        >>> prove(net, reparameterize(net, x), (x,), reparameterize).exact.max_rel_error < 1e-9
+        True
+    """
+    wide = copy.deepcopy(model).double()
+    exactly = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    exact = verify(wide, fold(wide, exactly), exactly).check()
+    del wide
+    gc.collect()  # graphs refer to themselves and hold the weights: gigabytes of a large network
+    return Proof(exact, verify(model, folded, inputs).check())

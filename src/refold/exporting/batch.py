@@ -1,0 +1,86 @@
+"""The batch of example inputs: which tensors carry it, how to resize it, and the check by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from refold.equivalence import (
+    IncomparableError,
+    Inputs,
+    compare,
+    native_bound,
+    relative_errors,
+    rounding_bound,
+    run,
+    tensor_leaves,
+)
+from refold.errors import ExportError
+
+_CHECKED = (1, 3)  # the size torch.export would freeze, and one that no example has
+
+
+class Batch:
+    """Example inputs whose dimension 0, shared with the first tensor's, is free."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        """Keep the inputs; tensors of another first size carry no batch."""
+        self._inputs = inputs
+        self._size = inputs[0].shape[0] if inputs[0].ndim else None
+
+    @property
+    def example(self) -> Inputs:
+        """The inputs at batch 2 or more: torch.export would freeze a batch of 1."""
+        return self._inputs if self._size is None else self.of(max(self._size, 2))
+
+    @property
+    def dynamic_shapes(self) -> tuple[dict[int, Any] | None, ...]:
+        """What torch.export and torch.onnx.export ask for."""
+        free = {0: torch.export.Dim("batch", min=1)}
+        return tuple(free if self._is_batched(tensor) else None for tensor in self._inputs)
+
+    @property
+    def free_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes with -1 for the batch."""
+        return tuple(
+            (-1, *tensor.shape[1:]) if self._is_batched(tensor) else tuple(tensor.shape)
+            for tensor in self._inputs
+        )
+
+    def of(self, size: int) -> Inputs:
+        """Return inputs of another batch size; repeated samples are shifted, so that all differ."""
+        return tuple(self._resize(t, size) if self._is_batched(t) else t for t in self._inputs)
+
+    def check(self, model: nn.Module, runtime: str, call: Callable[[Inputs], list[Tensor]]) -> None:
+        """Compare a runtime's outputs with the model's at two batch sizes.
+
+        Raises:
+            ExportError: When they differ by more than rounding explains.
+        """
+        floats = [tensor.dtype for tensor in self._inputs if tensor.is_floating_point()]
+        bound = max([native_bound(model), *(rounding_bound(dtype, depth=1) for dtype in floats)])
+        for size in _CHECKED if self._size is not None else (None,):
+            inputs = self._inputs if size is None else self.of(size)
+            where = f"{runtime} at batch {size}" if size else runtime
+            try:
+                gaps = compare(tensor_leaves(run(model, inputs)), call(inputs))
+            except IncomparableError as problem:
+                raise ExportError(f"the exported file differs in {where}: {problem}") from None
+            error, output = relative_errors([gaps])[0]
+            if error > bound:
+                raise ExportError(
+                    f"the exported file differs in {where}: {output} is off by {error:.2g} "
+                    f"relative to torch, more than rounding explains ({bound:.2g})"
+                )
+
+    def _is_batched(self, tensor: Tensor) -> bool:
+        return self._size is not None and tensor.ndim > 0 and tensor.shape[0] == self._size
+
+    def _resize(self, tensor: Tensor, size: int) -> Tensor:
+        rows = [tensor[index % len(tensor)] for index in range(size)]
+        if tensor.ndim > 1:
+            rows = [row.roll(index // len(tensor), dims=-1) for index, row in enumerate(rows)]
+        return torch.stack(rows)

@@ -1,0 +1,1 @@
+"""Copy a module tree; its tensors are shared until they are owned."""

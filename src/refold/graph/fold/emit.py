@@ -1,0 +1,563 @@
+"""Write a simplified expression into the graph, in place of the nodes it was lifted from.
+
+A `Result` says what is new in the expression and what it was made of; a chain is written where it
+stood, merged layers in place of old ones; an `Emitter` writes whatever else there is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from refold.algebra.operator import (
+    Affine,
+    AvgPool,
+    Concat,
+    Conv,
+    Flatten,
+    Identity,
+    Input,
+    Operator,
+    Resample,
+    Sequence,
+    Sum,
+    chain,
+    leaves,
+    sequence,
+)
+from refold.algebra.row import Unflatten
+from refold.errors import RefusedError
+from refold.graph.copies.modules import submodule
+from refold.graph.fold.answers import Asked, Sizes, size_of, starting
+from refold.graph.fold.lower import like_of, lower
+from refold.graph.fold.region import Region, inputs_of
+from refold.graph.fold.sizes import Shape, joined, multiply_adds, shape_after
+from refold.graph.layers import Cropped
+from refold.graph.lift.lifter import Lifter
+from refold.graph.lift.piece import Piece
+from refold.graph.surgery.editor import Editor
+from refold.graph.surgery.edits import alive
+
+Provenance = dict[int, frozenset[fx.Node]]
+Key = tuple[frozenset[fx.Node], frozenset[fx.Node]]
+"""The nodes with leaves, and the inputs, that a value is made from."""
+
+
+@dataclass
+class Emitted:
+    """Where the result of a fold stands and what its new layers cost."""
+
+    where: str = ""
+    macs: list[int | None] = field(default_factory=list[int | None])
+
+
+class Result:
+    """What a region became.
+
+    Args:
+        region: what is replaced.
+        op: the new expression.
+        origin: the nodes that went into each of its leaves, by the leaf's id.
+    """
+
+    def __init__(self, region: Region, op: Operator, origin: Provenance) -> None:
+        self.region = region
+        self.op = op
+        self.origin = origin
+        self.owners = {region.origins[id(leaf)] for leaf in leaves(region.op)}
+        self.below = _made_from(region)
+        seen = [id(leaf) for leaf in leaves(op)]
+        self.ranks = ranks_of(op, region.rank)
+        self._repeated = {leaf for leaf in seen if seen.count(leaf) > 1}
+
+    def is_new(self, leaf: Operator) -> bool:
+        """Whether a leaf needs a layer of its own: it is new, or now stands in several branches."""
+        node = self.region.origins.get(id(leaf))
+        return node is None or node in self.region.joins or id(leaf) in self._repeated
+
+    def made_of(self, op: Operator) -> frozenset[fx.Node]:
+        """Return the old nodes that went into an expression."""
+        return frozenset(node for leaf in leaves(op) for node in self._made_of(leaf))
+
+    def check_axes(self) -> None:
+        """Refuse to lay values side by side along an axis that nobody knows.
+
+        Raises:
+            RefusedError: when the channel axis of a concatenation is unknown.
+        """
+        if any(self.ranks[id(op)] is None for op in _concats(self.op)):
+            raise RefusedError("the channel axis is unknown; pass example_inputs")
+
+    def key_of(self, op: Operator) -> Key:
+        """Return the old nodes that went into an expression, and the inputs it starts from."""
+        return self.made_of(op), frozenset(inputs_of(op))
+
+    def places(self, made: dict[Key, list[fx.Node]]) -> Iterator[tuple[fx.Node, fx.Node]]:
+        """Yield the old values that new ones are, each with the new one.
+
+        Where several values are made from the same, the last of the old is the last of the new.
+        """
+        for key, values in made.items():
+            own = (node for node in self.region.nodes if node not in self.region.shared)
+            nodes = [node for node in own if self.below[node] == key]
+            count = len(nodes) if len(nodes) == len(values) else 1
+            yield from zip(nodes[-count:], values[-count:], strict=False)
+
+    def _made_of(self, leaf: Operator) -> frozenset[fx.Node]:
+        kept = self.region.origins.get(id(leaf))
+        return self.origin[id(leaf)] if kept is None else frozenset({kept})
+
+
+def is_number(op: Operator) -> bool:
+    """Return whether a leaf scales every channel alike, wherever the channel axis lies."""
+    vectors = (op.scale, op.shift) if isinstance(op, Affine) else ()
+    return isinstance(op, Affine) and all(v is None or v.ndim == 0 for v in vectors)
+
+
+def _concats(op: Operator) -> Iterator[Concat]:
+    for part in chain(op):
+        if isinstance(part, Concat):
+            yield part
+        for branch in part.parts if isinstance(part, (Sum, Concat)) else ():
+            yield from _concats(branch)
+
+
+def ranks_of(op: Operator, rank: int | None) -> dict[int, int | None]:
+    """Return the spatial axes of each leaf's and join's value, walking back from the whole."""
+    found: dict[int, int | None] = {}
+    for part in reversed(chain(op)):
+        if isinstance(part, (Sum, Concat)):
+            rank = _told(part.parts) if rank is None else rank
+            found[id(part)] = rank
+            for branch in part.parts:
+                found.update(ranks_of(branch, rank))
+            return found
+        found[id(part)] = rank
+        if isinstance(part, Resample):
+            rank = part.source_rank
+        elif isinstance(part, (Conv, AvgPool)):
+            rank = len(part.axes)
+        elif isinstance(part, Flatten):
+            rank = len(part.size)
+        elif isinstance(part, Unflatten):
+            rank = part.rank
+    return found
+
+
+def _told(branches: tuple[Operator, ...]) -> int | None:
+    """Return the spatial axes of the value that one of these branches ends with, if it tells."""
+    ends = (chain(branch)[-1] for branch in branches)
+    return next((len(end.axes) for end in ends if isinstance(end, (Conv, AvgPool))), None)
+
+
+def _made_from(region: Region) -> dict[fx.Node, Key]:
+    """Return, for each node of a region, the nodes with leaves and the inputs it is made from."""
+    owners, inputs = set(region.origins.values()), set(region.inputs)
+    found: dict[fx.Node, Key] = {}
+    for node in region.nodes:
+        parts = [found[source] for source in node.all_input_nodes if source in found]
+        starts = inputs.intersection(node.all_input_nodes)
+        own = frozenset({node}) if node in owners else frozenset[fx.Node]()
+        leaves_of = own.union(*(part[0] for part in parts))
+        found[node] = leaves_of, frozenset(starts).union(*(part[1] for part in parts))
+    return found
+
+
+def reader_of(lifter: Lifter, node: fx.Node) -> fx.Node:
+    """Return the node that reads what `node` maps: itself, or what hands its part on."""
+    piece = lifter.lift(node)
+    return piece.through[-1] if isinstance(piece, Piece) and piece.through else node
+
+
+def source_of(lifter: Lifter, node: fx.Node) -> fx.Node:
+    """Return the one value that `node` maps, wherever it stands among the arguments."""
+    inputs = reader_of(lifter, node).all_input_nodes
+    return next(value for value in inputs if lifter.constants.value(value) is None)
+
+
+Hosts = list[tuple[Operator, fx.Node]]
+
+
+def find_hosts(lifter: Lifter, result: Result) -> Hosts | None:
+    """Return the node each leaf goes to, in order; None when either expression is no chain."""
+    if not all(_is_plain(expression) for expression in (result.region.op, result.op)):
+        return None
+    if not _are_places(lifter, result):
+        return None
+    order = {node: i for i, node in enumerate(result.region.nodes)}
+    at, hosts = -1, Hosts()
+    for leaf in leaves(result.op):
+        if result.is_new(leaf):
+            made_of = result.made_of(leaf) - result.region.shared
+            later = sorted((n for n in made_of if order[n] > at), key=order.__getitem__)
+            node = next((n for n in later if _can_host(lifter, leaf, n)), None)
+        else:
+            node = result.region.origins[id(leaf)]
+        if node is None or order[node] <= at:
+            return None
+        at = order[node]
+        hosts.append((leaf, node))
+    return hosts
+
+
+def _are_places(lifter: Lifter, result: Result) -> bool:
+    """Say whether every layer that changes or goes has its place to itself."""
+    kept = {result.region.origins.get(id(leaf)) for leaf in leaves(result.op)}
+    calls = lifter.capture.calls
+    layers = (node for node in result.owners - kept if node.op == "call_module")
+    return all(calls.get(str(node.target), 1) == 1 for node in layers)
+
+
+def _is_plain(op: Operator) -> bool:
+    return not any(isinstance(part, (Sum, Concat)) for part in chain(op))
+
+
+def _can_host(lifter: Lifter, leaf: Operator, node: fx.Node) -> bool:
+    if node.op != "call_module":
+        return False
+    module = submodule(lifter.capture.module, str(node.target))
+    names = ("in_channels", "in_features")
+    weighs = isinstance(module, Cropped) or any(hasattr(module, name) for name in names)
+    return isinstance(leaf, Affine) or weighs
+
+
+def check_chain(result: Result, hosts: Hosts, asked: Asked) -> None:
+    """Refuse when somebody asks for a size that would change.
+
+    Raises:
+        RefusedError: naming the value.
+    """
+    if not asked.readers:
+        return
+    sizes: dict[int, Sizes] = {}
+    size_of(result.op, sizes)
+    [start] = result.region.inputs
+    leaf_at = {node: leaf for leaf, node in hosts}
+    left = starting(start)
+    for node in result.region.nodes:
+        if node in leaf_at:
+            left = sizes[id(leaf_at[node])]
+        if node in asked.readers and not asked.is_answered(node, left):
+            does = "change" if node in leaf_at else "remove"
+            raise RefusedError(f"the shape of {node.name} is read, and the fold would {does} it")
+
+
+def write_chain(
+    lifter: Lifter, editor: Editor, result: Result, hosts: Hosts, modules: dict[int, nn.Module]
+) -> Emitted:
+    """Put the new layers into their hosts' places and bypass the other parts."""
+    emitted = Emitted(str(result.region.root.name))
+    for leaf, node in reversed(hosts):
+        if result.is_new(leaf):
+            editor.replace_module(node, modules[id(leaf)])
+            emitted.where = str(node.target)
+    gone = result.owners - {node for _, node in hosts}
+    for node in result.region.nodes:
+        if node in gone and alive(node):
+            editor.bypass(node, source_of(lifter, node))
+    for leaf, node in hosts:
+        _tell_shape(lifter, result, leaf, node, emitted)
+    return emitted
+
+
+def _tell_shape(
+    lifter: Lifter, result: Result, leaf: Operator, node: fx.Node, emitted: Emitted
+) -> None:
+    before = lifter.shapes.get(source_of(lifter, node))
+    after = shape_after(leaf, before)
+    if after is not None:  # of kept layers too: what they read may have other channels now
+        lifter.shapes[node] = after
+    if result.is_new(leaf):
+        emitted.macs.append(multiply_adds(leaf, before, after))
+
+
+class Emitter:
+    """Writes one region's new expression; what can go wrong goes wrong before anything is written.
+
+    Args:
+        lifter: knows shapes and parameters.
+        editor: edits the graph.
+        region: what is replaced.
+        op: the new expression.
+        origin: the nodes that went into each leaf of it.
+
+    Raises:
+        RefusedError: when a value does not fit the model's precision, or a shape that is read
+            would change.
+    """
+
+    def __init__(
+        self, lifter: Lifter, editor: Editor, region: Region, op: Operator, origin: Provenance
+    ) -> None:
+        self.lifter = lifter
+        self.editor = editor
+        self.region = region
+        self.result = Result(region, op, origin)
+        self.emitted = Emitted()
+        self.made: list[fx.Node] = []
+        self.settled: dict[Key, list[fx.Node]] = {}
+        self.asked = Asked(lifter, region, ranks_of(region.op, region.rank))
+        self.answers: dict[fx.Node, fx.Node] = {}
+        self.waiting: dict[fx.Node, fx.Node | None] = {}
+        new = [leaf for leaf in leaves(op) if self.result.is_new(leaf)]
+        self.modules = {id(leaf): self._lower(leaf) for leaf in new}
+        self.hosts: Hosts | None = find_hosts(lifter, self.result)
+        self._check_time()
+        if self.hosts is not None:
+            check_chain(self.result, self.hosts, self.asked)
+        else:
+            self.result.check_axes()
+            self._check_asked()
+
+    def write(self) -> Emitted:
+        """Write the expression into the graph."""
+        reason = self.lifter.tainted.get(self.region.root)
+        if self.hosts is not None:
+            chain = self.lifter, self.editor, self.result, self.hosts, self.modules
+            self.emitted = write_chain(*chain)
+        else:
+            self._write_anew()
+        if reason is not None:
+            for node in (*self.region.nodes, *self.made):
+                self.lifter.taint(node, reason)
+        return self.emitted
+
+    def _lower(self, leaf: Operator) -> nn.Module:
+        held = [t for node in self.result.made_of(leaf) for t in self._tensors(node)]
+        tensors = [tensor for tensor in held if tensor.is_floating_point()]
+        rank = len(leaf.axes) if isinstance(leaf, (Conv, AvgPool)) else self.result.ranks[id(leaf)]
+        if rank is None and not is_number(leaf):
+            raise RefusedError("the number of spatial axes is unknown; pass example_inputs")
+        return lower(leaf, like_of(tensors or self._all_tensors(leaf), rank or 0))
+
+    def _all_tensors(self, leaf: Operator) -> list[Tensor]:
+        """Return what tells the precision where nothing that went into a leaf does."""
+        module = self.lifter.capture.module
+        found: list[Tensor] = [p for p in module.parameters() if p.is_floating_point()]
+        found = found or [b for b in module.buffers() if b.is_floating_point()]
+        if found or not isinstance(leaf, (Affine, Conv)):
+            return found
+        if is_number(leaf):  # alone, a number takes on the precision of what it meets
+            return [torch.empty((), dtype=torch.float64)]
+        raise RefusedError("the model has no parameter that would tell the precision of new ones")
+
+    def _tensors(self, node: fx.Node) -> list[Tensor]:
+        if node.op == "call_module":
+            module = submodule(self.lifter.capture.module, str(node.target))
+            return list(module.parameters()) or list(module.buffers())
+        constants = self.lifter.constants
+        stored = (arg for arg in node.all_input_nodes if constants.is_stored(arg))
+        found = [constants.value(arg) for arg in stored]
+        return [value for value in found if isinstance(value, Tensor)]
+
+    def _check_time(self) -> None:
+        """Refuse to read a value that changes in place at any time but its own."""
+        changing = [self.lifter.tainted[n] for n in self.region.inputs if n in self.lifter.tainted]
+        stays = self.hosts and self.hosts[0][1] is self.region.nodes[0]
+        if changing and not stays:
+            raise RefusedError(changing[0])
+
+    # -- sizes that are asked for
+
+    def _check_asked(self) -> None:
+        """Find what answers for each value whose size is asked for; refuse where nothing does."""
+        if not self.asked.readers:
+            return
+        kept = {self.region.origins.get(id(leaf)): leaf for leaf in leaves(self.result.op)}
+        sizes: dict[int, Sizes] = {}
+        whole = size_of(self.result.op, sizes)
+        for node in self.asked.readers:
+            leaf = kept.get(node)
+            if leaf is not None and self.result.is_new(leaf):
+                leaf = None
+            sized = self._there(node, sizes)
+            there = [value for value, size in sized if self.asked.is_answered(node, size)]
+            given = whole if leaf is None else sizes[id(leaf)]
+            if there:
+                self.answers[node] = node if node in there else there[0]
+            elif self.asked.is_answered(node, given) and self._may_move():
+                self.waiting[node] = None if leaf is None else node
+            else:
+                does = "remove" if leaf is None else "change"
+                text = f"the shape of {node.name} is read, and the fold would {does} it"
+                raise RefusedError(text)
+
+    def _there(self, asked: fx.Node, sizes: dict[int, Sizes]) -> Iterator[tuple[fx.Node, Sizes]]:
+        """Yield what stays as it is, and before whoever asks: inputs, layers after them."""
+        for value in self.region.inputs:
+            yield value, starting(value)
+        start, *parts = chain(self.result.op)
+        last = None
+        for part in parts if isinstance(start, Input) else ():
+            node = self.region.origins.get(id(part))
+            if node is None or self.result.is_new(part) or not (last is None or last < node):
+                return
+            if all(node < reader for reader in self.asked.readers[asked]):
+                yield node, sizes[id(part)]
+            last = node
+
+    def _may_move(self) -> bool:
+        """Say whether all the new expression can be computed where the old one begins."""
+        nodes = self.region.nodes
+        first, inside = min(nodes), set(nodes)
+        read = {value for node in nodes for value in node.all_input_nodes} - inside
+        return all(value < first or value.op == "get_attr" for value in read)
+
+    def _redirect(self, node: fx.Node, value: fx.Node) -> None:
+        for reader in self.asked.readers[node]:
+            if value is not node and node in reader.all_input_nodes and alive(reader):
+                reader.replace_input_with(node, value)
+
+    def _move_ahead(self) -> None:
+        """Compute the new value first of all, since its size is asked for in between."""
+        places = {node: i for i, node in enumerate(self.region.root.graph.nodes)}
+        left = (n for n in self.region.nodes if n not in self.made and alive(n))
+        first = min(left, key=places.__getitem__)
+        for node in self.made:
+            for value in node.all_input_nodes:
+                if value.op == "get_attr" and places[value] > places[first]:
+                    first.prepend(value)
+            first.prepend(node)
+
+    def _write_anew(self) -> None:
+        root = self.region.root
+        for node, answer in self.answers.items():
+            self._redirect(node, answer if alive(answer) else self.editor.edits.now(answer))
+        value = self._emit(self.result.op, None)
+        self._tell_places()
+        if self.waiting:
+            self._move_ahead()
+        for node, answer in self.waiting.items():
+            self._redirect(node, answer or value)
+        if value is not root:
+            self.editor.replace(root, value)
+        gone = (n for n in self.region.nodes if n not in self.made and n is not value)
+        self.editor.discard([node for node in gone if alive(node)])
+        shape = self.lifter.shapes.get(root)
+        if shape is not None:
+            self.lifter.shapes[value] = shape
+        self.editor.sweep()
+
+    def _emit(self, op: Operator, source: fx.Node | None) -> fx.Node:
+        if isinstance(op, Input):
+            assert isinstance(op.key, fx.Node)
+            # Where several regions are written at once, it may be another one's result by now.
+            return op.key if alive(op.key) else self.editor.edits.now(op.key)
+        if isinstance(op, Sequence):
+            for part in chain(op):
+                source = self._emit(part, source)
+            assert source is not None
+            return self._settle(op, source)
+        if isinstance(op, Sum):
+            return self._settle(op, self._add(op, source))
+        if isinstance(op, Concat):
+            terms = [self._emit(part, source) for part in op.parts]
+            return self._settle(op, self._lay(op, terms))
+        assert source is not None
+        return source if isinstance(op, Identity) else self._emit_leaf(op, source)
+
+    def _add(self, op: Sum, source: fx.Node | None) -> fx.Node:
+        """Add terms; a factor that came from a subtraction stays one."""
+        terms = sorted((self._factor(part) for part in op.parts), key=lambda term: term[0] != 1)
+        if terms[0][0] != 1:
+            terms[0] = 1.0, op.parts[0]
+        values = [(factor, self._emit(part, source)) for factor, part in terms]
+        place, total = self._anchor(op), values[0][1]
+        for factor, value in values[1:]:
+            if abs(factor) == 1:
+                call = operator.add if factor == 1 else operator.sub
+                total = self._call(call, (total, value), place)
+            else:
+                total = self._call(torch.add, (total, value), place, alpha=factor)
+            total.meta["even"] = True  # only sums of one shape are lifted, so only such are written
+        self._tell_shape(total, joined([self.lifter.shapes.get(value) for _, value in values]))
+        return total
+
+    def _factor(self, op: Operator) -> tuple[float, Operator]:
+        """Return the factor with which the old code added a branch, and the branch without it."""
+        *rest, last = chain(op)
+        node = self.region.origins.get(id(last))
+        if node in self.region.joins and isinstance(last, Affine) and last.scale is not None:
+            return float(last.scale), sequence(*rest)
+        return 1.0, op
+
+    def _lay(self, op: Concat, terms: list[fx.Node]) -> fx.Node:
+        rank = self.result.ranks[id(op)]
+        assert rank is not None  # else it was refused before anything was written
+        value = self._call(torch.cat, (terms, -1 - rank), self._anchor(op))
+        self._tell_shape(value, joined([self.lifter.shapes.get(term) for term in terms], rank))
+        return value
+
+    def _tell_shape(self, node: fx.Node, shape: Shape | None) -> None:
+        if shape is not None:
+            self.lifter.shapes[node] = shape
+
+    def _call(
+        self, function: object, args: tuple[Any, ...], place: fx.Node, **kwargs: Any
+    ) -> fx.Node:
+        terms = [a for item in args for a in (item if isinstance(item, list) else [item])]
+        before = _later([term for term in terms if isinstance(term, fx.Node)], place)
+        node = self.editor.insert_function(function, args, kwargs, before=before)  # type: ignore[arg-type]
+        self.made.append(node)
+        return node
+
+    def _emit_leaf(self, op: Operator, source: fx.Node) -> fx.Node:
+        node = self.region.origins.get(id(op))
+        if node is not None and not self.result.is_new(op):
+            whole = reader_of(self.lifter, node) is node  # not one of several parts of a split
+            if whole or source_of(self.lifter, node) is source:
+                self._tell_shape(node, shape_after(op, self.lifter.shapes.get(source)))
+                return self._reuse(node, source)
+            self.modules[id(op)] = self._lower(op)
+        name = f"reparam_{_NAMES.get(type(op).__name__, 'layer')}"
+        before = _later([source], self._anchor(op))
+        node = self.editor.insert_module(self.modules[id(op)], [source], before=before, name=name)
+        self.made.append(node)
+        old = self.lifter.shapes.get(source)
+        new = shape_after(op, old)
+        self._tell_shape(node, new)
+        self.emitted.macs.append(multiply_adds(op, old, new))
+        self.emitted.where = self.emitted.where or str(node.target)
+        return node
+
+    def _reuse(self, node: fx.Node, source: fx.Node) -> fx.Node:
+        """Keep an unchanged layer and let it read its new input."""
+        old = source_of(self.lifter, node)
+        if old is not source:
+            reader_of(self.lifter, node).replace_input_with(old, source)
+        if node < source:
+            source.append(node)
+        self.made.append(node)
+        return node
+
+    def _anchor(self, op: Operator) -> fx.Node:
+        """Return the first old node that depends on all that went into `op`."""
+        nodes = self.result.made_of(op)
+        fitting = (n for n in self.region.nodes if nodes <= self.result.below[n][0] and alive(n))
+        return next(fitting, self.region.root)
+
+    def _settle(self, op: Operator, value: fx.Node) -> fx.Node:
+        """Note what a new value is made from."""
+        if value in self.made:
+            self.settled.setdefault(self.result.key_of(op), []).append(value)
+        return value
+
+    def _tell_places(self) -> None:
+        """Tell the editor which old values new ones are, so that enclosing modules stay whole."""
+        for node, value in self.result.places(self.settled):
+            if node not in self.made and node is not self.region.root and alive(node):
+                self.editor.replace(node, value)
+
+
+_NAMES = {"Conv": "conv", "Affine": "scale", "AvgPool": "pool", "Pad": "pad", "Select": "select"}
+
+
+def _later(sources: list[fx.Node], place: fx.Node) -> fx.Node:
+    """Return the node before which a reader of `sources` may stand: `place` if late enough."""
+    latest = max(sources)
+    return place if latest < place else latest.next

@@ -1,0 +1,362 @@
+"""The fold pass: find regions, simplify them, and write the result into the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import groupby
+from typing import TypeVar
+
+from torch import Tensor, fx, nn
+
+from refold.algebra.cost import measure, parameters
+from refold.algebra.operator import (
+    Concat,
+    Conv,
+    Flatten,
+    Input,
+    Operator,
+    Resample,
+    Sequence,
+    Sum,
+    chain,
+    leaves,
+    sequence,
+)
+from refold.algebra.row import Unflatten
+from refold.errors import RefusedError
+from refold.graph.fold.emit import Emitted, Emitter, Provenance, source_of
+from refold.graph.fold.record import Fold, Kept
+from refold.graph.fold.region import Region, Regions
+from refold.graph.fold.setbacks import LeftAlone, Step
+from refold.graph.fold.sizes import multiply_adds
+from refold.graph.lift.lifter import Lifter
+from refold.graph.lift.piece import Piece
+from refold.graph.surgery.editor import Editor
+from refold.graph.surgery.edits import UnwritableError, alive
+from refold.rules import RULES
+from refold.rules.decisions import Decisions
+from refold.rules.fresh import made_ready
+from refold.rules.ledger import Rewrite
+from refold.rules.replay import Replay
+from refold.rules.row_slices import fold_rows_in_slices
+from refold.rules.slices import fold_in_slices
+
+T = TypeVar("T")
+
+CHAIN_RULES = tuple(rule for rule in RULES if rule.window in ("series", "commute"))
+
+
+@dataclass
+class FoldPass:
+    """Folds every region of one capture until nothing changes.
+
+    Args:
+        lifter: lifts the capture's nodes.
+        editor: edits its graph.
+        allow_growth: also merge what then needs more multiply-adds.
+        left: the steps that failed before.
+    """
+
+    lifter: Lifter
+    editor: Editor
+    allow_growth: bool = False
+    left: LeftAlone = field(default_factory=LeftAlone)
+
+    def __post_init__(self) -> None:
+        self.decisions = Decisions(self.allow_growth)
+        self.folds: list[Fold] = []
+        self.refused: dict[fx.Node, Kept] = {}
+        self._steps: list[Step] = []
+        self._made_of: dict[fx.Node, frozenset[str]] = {}
+        self._settled: set[tuple[tuple[fx.Node, ...], bool]] = set()
+        self.regions, self.largest = Regions(self.lifter), list[Region]()
+        self._is_edited = True
+
+    def look(self) -> list[Region]:
+        """Return the largest regions, looked for again where the graph was edited since."""
+        if self._is_edited:
+            self.regions = Regions(self.lifter)
+            self.largest = self.regions.largest()
+            self._is_edited = False
+        return self.largest
+
+    def edited(self) -> None:
+        """Note that the graph is another one now."""
+        self._is_edited = True
+
+    def run(self) -> list[Fold]:
+        """Fold to a fixed point: joins first, then plain chains, which keep their places.
+
+        Afterwards `regions` and `largest` are those of the result.
+        """
+        while self._sweep(chains=False) or self._sweep(chains=True):
+            pass
+        return self.folds
+
+    def _sweep(self, *, chains: bool) -> bool:
+        changed = False
+        write = self.fold_chain if chains else self.fold_joins
+        largest, regions = self.look(), self.regions
+        if chains:
+            regions = Regions(self.lifter, chains=True)
+            largest = regions.largest()
+        with made_ready(_largest_kernels(largest, joins=not chains)):
+            for found in largest:
+                region = regions.current(found)
+                if region is not None and (region.nodes, chains) not in self._settled:
+                    if self.attempt(region.nodes, partial(write, region)):
+                        changed = True
+                    else:
+                        self._settled.add((region.nodes, chains))
+        return changed
+
+    def attempt(self, nodes: Iterable[fx.Node], write: Callable[[], bool]) -> bool:
+        """Do one step of the fold; return whether it did anything.
+
+        Args:
+            nodes: where it starts from.
+            write: does it.
+
+        Raises:
+            SetbackError: when it fails; it is left alone the next time.
+        """
+        places = list(nodes)
+        step = Step(frozenset[str]().union(*map(self._parts, places)), set(places))
+        reason = self.left.reason(step)
+        if reason is not None:
+            self._refuse(places, reason)
+            return False
+        self._steps.append(step)
+        try:
+            done = write()
+        except Exception as error:  # whatever it is, it must not cost the other folds
+            raise self.left.leave([step], error) from error
+        if not done:
+            self._steps.remove(step)
+        return done
+
+    def commit(self, target: nn.Module) -> nn.Module:
+        """Write what was folded into a skeleton of the model; return the model.
+
+        Raises:
+            SetbackError: when that fails; the steps that led to it are left alone the next time.
+        """
+        try:
+            return self.editor.commit(target)
+        except Exception as error:
+            nodes = error.nodes if isinstance(error, UnwritableError) else set[fx.Node]()
+            guilty = [step for step in self._steps if not nodes.isdisjoint(step.nodes)]
+            raise self.left.leave(guilty or self._steps, error) from error
+
+    def _parts(self, node: fx.Node) -> frozenset[str]:
+        return self._made_of.get(node, frozenset({node.name}))
+
+    def touch(self, old: Iterable[fx.Node], made: Iterable[fx.Node]) -> None:
+        """Note which nodes the present step replaced and which it made."""
+        if not self._steps:  # a test writes outside any step
+            return
+        step = self._steps[-1]
+        new = [node for node in made if node in self.editor.edits.inserted]
+        step.nodes.update(old, new)
+        self._made_of.update((node, step.parts) for node in new)
+
+    def _refuse(self, nodes: Iterable[fx.Node], reason: str) -> None:
+        """Note one reason for several nodes, as one entry of the account."""
+        layers = [node for node in nodes if isinstance(self.lifter.lift(node), Piece)]
+        where = " + ".join(dict.fromkeys(node_path(node) for node in layers))
+        kept = Kept(self.lifter.capture.full(where), reason)
+        self.refused.update(dict.fromkeys(layers, kept))
+
+    def fold_chain(self, region: Region) -> bool:
+        """Fold a chain without joins where that leaves fewer layers."""
+        if len(leaves(region.op)) < 2:
+            return False
+        shadow, replay = self.decisions.stand_in(region.op)
+        rewrite = self.decisions.rewrite(shadow)
+        if measure(rewrite.op) >= measure(shadow):
+            return False
+        return self.write(region, rewrite, replay)
+
+    def fold_joins(self, region: Region) -> bool:
+        """Fold an expression with joins where that gains more than folding its chains."""
+        if measure(region.op)[1] == 0:
+            return False
+        shadow, replay = self.decisions.stand_in(region.op)
+        rewrite = self.decisions.rewrite(shadow)
+        layers, joins, _ = measure(rewrite.op)
+        if layers > 1 or joins:  # else chains alone leave more
+            apart = self.decisions.rewrite(shadow, CHAIN_RULES)
+            if measure(rewrite.op)[:2] >= measure(apart.op)[:2]:
+                return False
+        return self.write(region, untouched(rewrite, shadow), replay)
+
+    def write(self, region: Region, rewrite: Rewrite, replay: Replay) -> bool:
+        """Put a simplified region into the graph; keep the old one where a value does not fit."""
+        return self.write_all([(region, rewrite, replay)])
+
+    def write_all(self, plans: list[tuple[Region, Rewrite, Replay]]) -> bool:
+        """Put several simplified regions into the graph, or none when one of them cannot be."""
+        ready = [self._prepare(*plan) for plan in plans]
+        done = [item for item in ready if item is not None]
+        if len(done) < len(ready):
+            return False
+        self.edited()
+        for (region, rewrite, _), (emitter, real) in zip(plans, done, strict=True):
+            costs = {id(leaf): self._macs(leaf, region) for leaf in leaves(region.op)}
+            emitted = emitter.write()
+            self.touch(region.nodes, emitter.made)
+            self._note(region, rewrite, real, costs, emitted)
+        return True
+
+    def _prepare(
+        self, region: Region, rewrite: Rewrite, replay: Replay
+    ) -> tuple[Emitter, Operator] | None:
+        made_of = provenance(region, rewrite, replay)
+        sliced = fold_in_slices(rewrite, region.op) or fold_rows_in_slices(rewrite, region.op)
+        real = sliced or replay.run(rewrite)
+        pairs = zip(leaves(rewrite.op), leaves(real), strict=True)
+        origin = {id(op): made_of[id(shadow)] for shadow, op in pairs}
+        try:
+            return Emitter(self.lifter, self.editor, region, real, origin), real
+        except RefusedError as error:
+            self._refuse(region.nodes, str(error))
+            return None
+
+    def _note(
+        self,
+        region: Region,
+        rewrite: Rewrite,
+        real: Operator,
+        costs: dict[int, int | None],
+        emitted: Emitted,
+    ) -> None:
+        kept = {id(leaf) for leaf in leaves(real)}
+        before = [leaf for leaf in leaves(region.op) if id(leaf) not in kept]
+        after = [leaf for leaf in leaves(real) if id(leaf) not in region.origins]
+        self.folds.append(
+            Fold(
+                where=self.lifter.capture.full(emitted.where),
+                rule=", ".join(dict.fromkeys(step.rule.name for step in rewrite.steps)),
+                detail=_detail(region, before, emitted.where),
+                parameters_before=sum(parameters(leaf) for leaf in before),
+                parameters_after=sum(parameters(leaf) for leaf in after),
+                macs_before=_total([costs[id(leaf)] for leaf in before]),
+                macs_after=_total(emitted.macs),
+            )
+        )
+
+    def path(self, node: fx.Node) -> str:
+        """Return where a node stands in the model: its module path, or its call inside one."""
+        return self.lifter.capture.full(node_path(node))
+
+    def _macs(self, leaf: Operator, region: Region) -> int | None:
+        node = region.origins[id(leaf)]
+        before = self.lifter.shapes.get(source_of(self.lifter, node)) if alive(node) else None
+        return multiply_adds(leaf, before, self.lifter.shapes.get(node))
+
+
+def _largest_kernels(regions: list[Region], *, joins: bool) -> Iterator[Tensor]:
+    """Yield the largest kernel of each expression that may fold: its result will be as large."""
+    for region in regions:
+        every = leaves(region.op)
+        kernels = [leaf.weight for leaf in every if isinstance(leaf, Conv)]
+        layouts = sum(isinstance(leaf, (Flatten, Input, Resample, Unflatten)) for leaf in every)
+        if kernels and (measure(region.op)[1] if joins else len(every) - layouts > 1):
+            yield max(kernels, key=Tensor.numel)
+
+
+def _detail(region: Region, gone: list[Operator], where: str) -> str:
+    """Return the names of the layers that went into a fold, told from the block it stands in."""
+    block = where.rpartition(".")[0] + "."
+    names = dict.fromkeys(node_path(region.origins[id(leaf)]) for leaf in gone)
+    return " + ".join(name.removeprefix(block) for name in names)
+
+
+def provenance(region: Region, rewrite: Rewrite, replay: Replay) -> Provenance:
+    """Return the nodes that went into each leaf of a rewrite, by the id of its stand-in."""
+    start = {
+        id(leaf): frozenset({region.origins[id(replay.real(leaf))]})
+        for leaf in leaves(replay.shadow_of(region.op))
+    }
+    return trace(rewrite, start)
+
+
+def trace(rewrite: Rewrite, start: dict[int, frozenset[T]]) -> dict[int, frozenset[T]]:
+    """Return what went into every leaf of a rewrite, given what its first leaves are made of."""
+    origin = dict(start)
+    for step in rewrite.steps:
+        made = leaves(step.after)
+        kept = _union(origin[id(leaf)] for leaf in made if id(leaf) in origin)
+        used = _union(origin.get(id(leaf), frozenset[T]()) for leaf in leaves(step.window))
+        for leaf in made:
+            origin.setdefault(id(leaf), used - kept or used)
+    return origin
+
+
+def untouched(rewrite: Rewrite, shadow: Operator) -> Rewrite:
+    """Return the rewrite with every run of layers that only folded within itself as it was before.
+
+    Such runs are plain chains, which a later sweep folds in their places.
+    """
+    origin = trace(rewrite, {id(leaf): frozenset({id(leaf)}) for leaf in leaves(shadow)})
+    before = {frozenset(id(leaf) for leaf in run): run for run in _runs(shadow)}
+    joined = {  # an identity branch leaves no trace: what took it in is no longer that run
+        id(leaf)
+        for step in rewrite.steps
+        if isinstance(step.window, (Sum, Concat)) or _is_join(step.after)
+        for leaf in leaves(step.after)
+    }
+
+    def restore(op: Operator) -> Operator:
+        if isinstance(op, (Sum, Concat)):
+            return type(op)(tuple(restore(part) for part in op.parts))
+        parts: list[Operator] = []
+        for is_join, group in groupby(chain(op), key=_is_join):
+            run = tuple(group)
+            if is_join:
+                parts.extend(restore(part) for part in run)
+            else:
+                made_of = _union(origin[id(leaf)] for leaf in leaves(Sequence(run)))
+                start = [part for part in run if isinstance(part, Input)]
+                same = made_of in before and joined.isdisjoint(map(id, run))
+                parts.extend([*start, *before[made_of]] if same else run)
+        return sequence(*parts)
+
+    return replace(rewrite, op=restore(rewrite.op))
+
+
+def _runs(op: Operator) -> Iterator[tuple[Operator, ...]]:
+    """Yield the leaves of every stretch of a chain below `op` that holds no join."""
+    for is_join, group in groupby(chain(op), key=_is_join):
+        parts = tuple(group)
+        if not is_join:
+            yield leaves(Sequence(parts))
+        for join in parts:
+            for branch in join.parts if isinstance(join, (Sum, Concat)) else ():
+                yield from _runs(branch)
+
+
+def _is_join(op: Operator) -> bool:
+    return isinstance(op, (Sum, Concat))
+
+
+def _union(sets: Iterable[frozenset[T]]) -> frozenset[T]:
+    return frozenset[T]().union(*sets)
+
+
+def node_path(node: fx.Node) -> str:
+    """Return a node's module path in its capture; a call inside a module reads `block.add`."""
+    if node.op == "call_module":
+        return str(node.target)
+    frame = node.meta.get("frame")
+    name = (
+        node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
+    )
+    prefix = getattr(frame, "path", "")
+    return f"{prefix}.{name}" if prefix else str(name)
+
+
+def _total(values: list[int | None]) -> int | None:
+    return None if any(v is None for v in values) else sum(v for v in values if v is not None)

@@ -1,0 +1,200 @@
+"""A norm whose value several layers read: folded into all of them, or into none.
+
+Between the norm and the layers may lie changes of layout and pools, themselves read several times:
+the norm is carried through them to every layer at the end (a norm before the q, k and v of an
+attention with pooled keys, for one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from torch import fx
+
+from refold.algebra.operator import (
+    Affine,
+    AvgPool,
+    Concat,
+    Flatten,
+    Input,
+    Operator,
+    Resample,
+    Select,
+    Sum,
+    chain,
+    leaves,
+)
+from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.region import Region, Regions
+from refold.graph.lift.calls import reads_shape_only
+from refold.graph.lift.piece import Piece
+from refold.rules.ledger import Rewrite
+from refold.rules.replay import Replay
+
+
+@dataclass(frozen=True, eq=False)
+class _Push:
+    region: Region
+    rewrite: Rewrite
+    replay: Replay
+
+
+def push_into_readers(fold: FoldPass) -> bool:
+    """Fold norms that several layers read into all of these layers; say whether any was.
+
+    It is done only where every reader takes its copy in, so that nothing is computed twice. What
+    stays of the path to the readers stays one value for all of them.
+    """
+    readers: _Readers | None = None
+    for region in fold.largest:
+        path = _path_from_scale(region)
+        if path is None or len(set(region.root.users)) < 2:
+            continue
+        readers = readers or _Readers(fold.regions)
+        if fold.attempt(path, partial(_push, fold, readers, frozenset(path))):
+            fold.editor.sweep()
+            return True
+    return False
+
+
+def _push(fold: FoldPass, readers: _Readers, path: frozenset[fx.Node]) -> bool:
+    pushes = _plan(fold, readers, path)
+    return bool(pushes) and fold.write_all([(p.region, p.rewrite, p.replay) for p in pushes])
+
+
+def _path_from_scale(region: Region) -> list[fx.Node] | None:
+    """Return the nodes from a region's last scale to its value, if all of them let it pass."""
+    parts = chain(region.op)
+    last = max((i for i, part in enumerate(parts) if isinstance(part, Affine)), default=None)
+    if last is None or not all(_is_transparent(part) for part in parts[last + 1 :]):
+        return None
+    start = region.nodes.index(region.origins[id(parts[last])])
+    return list(region.nodes[start:])
+
+
+def _is_transparent(op: Operator) -> bool:
+    return isinstance(op, (Resample, AvgPool, Select, Flatten))
+
+
+class _Readers:
+    """Which affine nodes are made from a value, and where all nodes stand."""
+
+    def __init__(self, regions: Regions) -> None:
+        self.order = {node: at for at, node in enumerate(regions.lifter.capture.graph.nodes)}
+        self.direct: dict[fx.Node, list[fx.Node]] = {}
+        for node in self.order:
+            piece = regions.piece(node)
+            for source in piece.sources if isinstance(piece, Piece) else ():
+                self.direct.setdefault(source, []).append(node)
+
+    def after(self, values: frozenset[fx.Node]) -> list[fx.Node]:
+        """Return the nodes whose regions may hold one of these values, in graph order."""
+        pending, seen = list(values), set(values)
+        while pending:
+            more = [node for node in self.direct.get(pending.pop(), ()) if node not in seen]
+            pending.extend(more)
+            seen.update(more)
+        return sorted(seen, key=self.order.__getitem__)
+
+
+def _plan(fold: FoldPass, readers: _Readers, pushed: frozenset[fx.Node]) -> list[_Push]:
+    """Return the readers' regions with the norm taken in; none when one of them cannot take it."""
+    while True:
+        regions = Regions(fold.lifter, pushed)
+        pushes: list[_Push] = []
+        covered: set[fx.Node] = set(pushed)
+        grown: set[fx.Node] = set()
+        for region in regions.largest(readers.after(pushed)):
+            if region.root in pushed or not region.shared:
+                continue
+            if not pushed.isdisjoint(region.inputs):  # it would still be needed as it is
+                return []
+            push = _take_in(fold, region)
+            covered.update(region.nodes)
+            if push is not None:
+                pushes.append(push)
+            elif _hands_on(region):
+                grown.update(region.nodes)
+            else:
+                return []
+        if not _all_covered(pushed, covered):
+            return []
+        if not grown:
+            return pushes if _agree(pushes) else []
+        pushed = frozenset({*pushed, *(n for n in grown if _depends(n, pushed))})
+
+
+def _take_in(fold: FoldPass, region: Region) -> _Push | None:
+    """Return the region's rewrite when nothing is left of the scale that was pushed into it."""
+    shadow, replay = fold.decisions.stand_in(region.op)
+    rewrite = fold.decisions.rewrite(shadow)
+    old = _own(region)
+    kept = {id(leaf) for leaf in leaves(region.op)} - {id(leaf) for leaf in old}
+    new = [leaf for leaf in leaves(rewrite.op) if id(replay.real(leaf)) not in kept]
+    scales = [leaf for leaf in leaves(rewrite.op) if isinstance(leaf, Affine)]
+    fits = len(new) <= len(old) and not any(id(replay.real(leaf)) in kept for leaf in scales)
+    return _Push(region, rewrite, replay) if fits and old else None
+
+
+def _own(region: Region) -> list[Operator]:
+    return [leaf for leaf in leaves(region.op) if region.origins[id(leaf)] not in region.shared]
+
+
+def _hands_on(region: Region) -> bool:
+    """Say whether a reader only lets the value pass, on to readers of its own."""
+    return not region.joins and all(_is_transparent(part) for part in _own(region))
+
+
+def _agree(pushes: list[_Push]) -> bool:
+    """Say whether all readers want what stays of the path to be made of the same."""
+    wanted: dict[fx.Node, _Steps] = {}
+    for push in pushes:
+        read = list(_steps_before(push, push.rewrite.op))
+        nodes = [node for node, _ in read]
+        if len(set(nodes)) < len(nodes):
+            return False
+        if any(wanted.setdefault(node, steps) != steps for node, steps in read):
+            return False
+        if any(step not in push.region.shared for _, steps in read for step in steps):
+            return False
+    return True
+
+
+def _steps_before(push: _Push, op: Operator) -> Iterator[tuple[fx.Node, _Steps]]:
+    """Yield each node of the path that stays, with the nodes it is now made through."""
+    steps: _Steps = ()
+    for part in chain(op):
+        if isinstance(part, (Sum, Concat)):
+            for branch in part.parts:
+                yield from _steps_before(push, branch)
+            steps = (None,)
+        elif not isinstance(part, Input):
+            node = push.region.origins.get(id(push.replay.real(part)))
+            if node in push.region.shared:
+                yield node, steps
+            steps = (*steps, node)
+
+
+_Steps = tuple[fx.Node | None, ...]
+"""Nodes one after the other; None is something new."""
+
+
+def _depends(node: fx.Node, pushed: frozenset[fx.Node]) -> bool:
+    """Return whether a value is made from one of these."""
+    pending, seen = [node], set[fx.Node]()
+    while pending:
+        current = pending.pop()
+        if current in pushed:
+            return True
+        if current not in seen:
+            seen.add(current)
+            pending.extend(current.all_input_nodes)
+    return False
+
+
+def _all_covered(pushed: frozenset[fx.Node], covered: set[fx.Node]) -> bool:
+    return all(
+        user in covered or reads_shape_only(user, node) for node in pushed for user in node.users
+    )

@@ -1,0 +1,81 @@
+"""The survey after folding: every candidate that is still there, and why."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from refold.algebra.operator import Affine, Operator, leaves
+from refold.graph.copies.modules import submodule
+from refold.graph.fold.emit import source_of
+from refold.graph.fold.fold_pass import FoldPass, node_path
+from refold.graph.fold.record import Kept
+from refold.graph.fold.region import Region, Regions
+from refold.graph.fold.setbacks import cause
+from refold.graph.lift.piece import Piece
+from refold.graph.surgery.edits import alive
+
+
+def survey(fold: FoldPass) -> list[Kept]:
+    """Return what was not folded: refusals, layers that must stay, norms without a partner."""
+    regions = fold.regions
+    kept: dict[str, Kept] = {}
+    for node in fold.lifter.capture.graph.nodes:
+        piece = regions.piece(node)
+        if isinstance(piece, str):
+            _keep(kept, Kept(fold.path(node), piece))
+    for node, refused in fold.refused.items():
+        if alive(node):
+            _keep(kept, refused)
+    for region in fold.largest:
+        try:
+            _survey_region(fold, regions, region, kept)
+        except Exception as error:  # as where it was tried: no reason to fold nothing
+            _keep(kept, Kept(fold.path(region.root), cause(error)))
+    for node, reason in regions.reasons.items():
+        _keep(kept, Kept(fold.path(node), reason))
+    return list(kept.values())
+
+
+def _survey_region(fold: FoldPass, regions: Regions, region: Region, kept: dict[str, Kept]) -> None:
+    spoken: set[int] = set()
+    if len(leaves(region.op)) > 1:
+        shadow, replay = fold.decisions.stand_in(region.op)
+        for refusal in fold.decisions.rewrite(shadow).refusals:
+            about = [replay.real(leaf) for leaf in refusal.operators]
+            nodes = _nodes(about, region)
+            if nodes:
+                spoken.update(id(leaf) for leaf in about)
+                where = " + ".join(dict.fromkeys(node_path(node) for node in nodes))
+                _keep(kept, Kept(fold.lifter.capture.full(where), refusal.reason, refusal.costlier))
+    for leaf in leaves(region.op):
+        node = region.origins[id(leaf)]
+        if isinstance(leaf, Affine) and id(leaf) not in spoken and _is_norm(fold, node):
+            if node in fold.refused:
+                continue
+            _keep(kept, Kept(fold.path(node), _lonely(regions, node)))
+
+
+def _nodes(about: list[Operator], region: Region) -> list[fx.Node]:
+    found = [region.origins.get(id(leaf)) for leaf in about]
+    return [node for node in found if node is not None]
+
+
+def _is_norm(fold: FoldPass, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        module = submodule(fold.lifter.capture.module, str(node.target))
+        return hasattr(module, "running_var")
+    return "norm" in str(node.target)
+
+
+def _lonely(regions: Regions, node: fx.Node) -> str:
+    """Return why a norm has nothing to be folded into."""
+    source = source_of(regions.lifter, node)
+    if isinstance(regions.piece(source), Piece) and len(source.users) > 1:
+        others = ", ".join(node_path(user) for user in source.users if user is not node)
+        return f"the value of {node_path(source)} is also read by {others}"
+    readers = ", ".join(dict.fromkeys(node_path(user) for user in node.users))
+    return f"no neighbour takes it in: it comes from {node_path(source)} and goes to {readers}"
+
+
+def _keep(kept: dict[str, Kept], item: Kept) -> None:
+    kept.setdefault(item.where, item)

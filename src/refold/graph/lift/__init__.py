@@ -1,0 +1,1 @@
+"""What each call of a graph means in the algebra."""

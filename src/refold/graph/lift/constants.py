@@ -1,0 +1,190 @@
+"""Values that depend on parameters alone: a scale such as `self.gamma.reshape(1, -1, 1, 1)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from refold.graph.copies.modules import attribute, submodule
+from refold.graph.copies.skeleton import byte_span, storage_key
+from refold.graph.lift.calls import reads_shape_only
+from refold.graph.trace.aliases import tainted
+from refold.graph.trace.capture import Capture
+from refold.graph.trace.effects import maybe_mutated, mutated
+from refold.graph.trace.frames import map_tree
+
+_RANDOM_NAMES = (
+    "rand rand_like randn randn_like randint randint_like randperm bernoulli normal poisson "
+    "multinomial dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout "
+    "feature_dropout native_dropout rrelu empty empty_like new_empty drop_path "
+    "gumbel_softmax"
+)
+_RANDOM = frozenset(_RANDOM_NAMES.split())
+_UNKNOWN = object()
+
+
+class Constants:
+    """The parameter-only values of a capture, evaluated once and only when asked for.
+
+    Args:
+        capture: the captured root.
+        changing: the values that change in place, where they are known already.
+
+    Examples:
+        >>> from refold.graph.trace.capture import capture
+        >>> [found] = capture(nn.Sequential(nn.Linear(2, 2)))
+        >>> [Constants(found).value(node) for node in found.graph.nodes]
+        [None, None, None]
+    """
+
+    def __init__(self, capture: Capture, changing: Iterable[fx.Node] | None = None) -> None:
+        self.capture = capture
+        self._values: dict[fx.Node, Any] = {}
+        self._sources: dict[fx.Node, tuple[str, ...]] = {}
+        self._sharing: dict[str, str] | None = None
+        self._changing = frozenset(tainted(capture.graph) if changing is None else changing)
+
+    def value(self, node: fx.Node) -> torch.Tensor | float | int | None:
+        """Return the value of `node`; None when inputs, randomness or in-place work decide it."""
+        value = self._evaluate(node)
+        return value if isinstance(value, torch.Tensor | float | int) else None
+
+    def sources(self, node: fx.Node) -> tuple[str, ...]:
+        """Return the paths (relative to the root) of the stored tensors that `node` reads."""
+        if node not in self._sources:
+            if node.op == "get_attr":
+                self._sources[node] = (cast(str, node.target),)
+            else:
+                below = (path for arg in node.all_input_nodes for path in self.sources(arg))
+                self._sources[node] = tuple(dict.fromkeys(below))
+        return self._sources[node]
+
+    def is_stored(self, node: fx.Node) -> bool:
+        """Say whether a value comes from a parameter or buffer, and so tells a model's precision.
+
+        What a forward writes down itself, as `torch.tensor(0.7)`, does not: torch lets it take on
+        the precision of what it meets.
+        """
+        return any("_constant" not in path.rpartition(".")[2] for path in self.sources(node))
+
+    def shared(self, path: str) -> str | None:
+        """Return why the tensor at `path` must not be folded away or changed, or None.
+
+        It is shared when another parameter uses its storage, when a second module holds it, when
+        more than one node reads it, or when the model's code changes it.
+        """
+        changing = self._changing_reason(path)
+        if changing is not None:
+            return changing
+        if self._sharing is None:
+            self._sharing = dict(_sharing(self.capture))
+        return self._sharing.get(path)
+
+    def _changing_reason(self, path: str) -> str | None:
+        value = attribute(self.capture.module, path)
+        return self.capture.changing(value) if isinstance(value, torch.Tensor) else None
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        stack = [node]
+        while stack:  # not recursive: chains can be long
+            current = stack[-1]
+            if current in self._values:
+                stack.pop()
+                continue
+            if current in self._changing or not _may_evaluate(current):
+                self._values[current] = _UNKNOWN
+                continue
+            missing = [arg for arg in current.all_input_nodes if arg not in self._values]
+            if missing:
+                stack.extend(missing)
+                continue
+            self._values[current] = self._run(current)
+        return self._values[node]
+
+    def _run(self, node: fx.Node) -> Any:
+        if any(self._values[arg] is _UNKNOWN for arg in node.all_input_nodes):
+            return _UNKNOWN
+        if node.op == "get_attr":
+            value = attribute(self.capture.module, cast(str, node.target))
+            if not isinstance(value, torch.Tensor):
+                return value
+            return value.detach() if self.capture.changing(value) is None else _UNKNOWN
+        args = cast("tuple[Any, ...]", map_tree(self._known, node.args))
+        kwargs = cast("dict[str, Any]", map_tree(self._known, dict(node.kwargs)))
+        try:
+            with torch.no_grad():
+                if node.op == "call_method":
+                    return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
+                return cast(Any, node.target)(*args, **kwargs)
+        except Exception:  # the model's own arithmetic fails: then it is no constant of ours
+            return _UNKNOWN
+
+    def _known(self, leaf: Any) -> Any:
+        return self._values[leaf] if isinstance(leaf, fx.Node) else leaf
+
+
+def _may_evaluate(node: fx.Node) -> bool:
+    if node.op == "get_attr":
+        return True
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+        return False
+    changed = mutated(node) or maybe_mutated(node)
+    changed = changed or any(node in mutated(user) for user in node.users)
+    return not changed and _name(node) not in _RANDOM
+
+
+def _name(node: fx.Node) -> str:
+    if isinstance(node.target, str):
+        return node.target
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.split("::")[-1]
+    return cast(str, getattr(node.target, "__name__", ""))
+
+
+def _sharing(capture: Capture) -> Iterator[tuple[str, str]]:
+    """Yield every stored tensor below the root that has a second user, with the reason."""
+    model, prefix = capture.model, capture.path + "." if capture.path else ""
+    named = [*model.named_parameters(remove_duplicate=False)]
+    named += [*model.named_buffers(remove_duplicate=False)]
+    holders: dict[int, list[str]] = {}
+    first_names = {path for path, _ in model.named_modules()}
+    for path, tensor in named:
+        if path.rpartition(".")[0] in first_names:  # a module's second name is no tied weight
+            holders.setdefault(storage_key(tensor), []).append(path)
+    readers = _readers(capture)
+    for path, tensor in named:
+        if not path.startswith(prefix):
+            continue
+        others = [o for o in holders.get(storage_key(tensor), []) if o != path]
+        others = [o for o in others if _overlaps(tensor, model, o)]
+        below = path[len(prefix) :]
+        if others:
+            yield below, f"{path} shares its values with {others[0]}"
+        elif len(readers.get(below, ())) > 1:
+            names = ", ".join(sorted(readers[below])[:3])
+            yield below, f"{path} is read more than once ({names})"
+
+
+def _overlaps(tensor: torch.Tensor, model: nn.Module, path: str) -> bool:
+    other = cast(torch.Tensor, attribute(model, path))
+    if other is tensor:
+        return True
+    (low, high), (start, end) = byte_span(tensor), byte_span(other)
+    return low < end and start < high
+
+
+def _readers(capture: Capture) -> dict[str, set[str]]:
+    """Return for each tensor path the nodes that read it: users of the attribute, its module."""
+    readers: dict[str, set[str]] = {}
+    for node in capture.graph.nodes:
+        if node.op == "get_attr":
+            reading = {user.name for user in node.users if not reads_shape_only(user, node)}
+            readers.setdefault(cast(str, node.target), set()).update(reading)
+        elif node.op == "call_module":
+            target = submodule(capture.module, cast(str, node.target))
+            for name, _ in (*target.named_parameters(), *target.named_buffers()):
+                readers.setdefault(f"{node.target}.{name}", set()).add(node.name)
+    return readers

@@ -1,0 +1,124 @@
+"""Lift: what a node of the flat graph is in the algebra.
+
+Calls are recognised by what they compute, never by the model they stand in. A node that looks
+affine but must stay (a norm in training mode, a tied weight, a module with hooks) gives a
+sentence, which ends up in the plan.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import fx
+
+from refold.algebra.operator import Affine, Conv
+from refold.errors import GeometryError
+from refold.graph.copies.modules import submodule
+from refold.graph.lift.arithmetic import ARITHMETIC
+from refold.graph.lift.calls import canonical
+from refold.graph.lift.constants import Constants
+from refold.graph.lift.context import Context, Handler
+from refold.graph.lift.functional import LAYERS
+from refold.graph.lift.indexing import SLICES
+from refold.graph.lift.modules import lift_module
+from refold.graph.lift.piece import Lifted, Piece, nothing
+from refold.graph.lift.pools import WINDOWS
+from refold.graph.lift.reshapes import LAYOUT, layout_call
+from refold.graph.trace.aliases import tainted
+from refold.graph.trace.capture import Capture
+from refold.graph.trace.effects import mutated
+from refold.graph.trace.shapes import Shapes
+
+_HANDLERS: dict[str, Handler] = {**ARITHMETIC, **SLICES, **LAYERS, **LAYOUT, **WINDOWS}
+
+
+class Lifter(Context):
+    """Lifts the nodes of one capture, each once for as long as it and its module stay the same."""
+
+    @classmethod
+    def of(cls, capture: Capture, shapes: Shapes) -> Lifter:
+        """Return a lifter of a capture, given the shapes of its values."""
+        reasons = tainted(capture.graph)
+        return cls(capture, Constants(capture, reasons), shapes, reasons)
+
+    def lift(self, node: fx.Node) -> Lifted:
+        """Return the node's piece, the reason why it has none, or None for anything not affine."""
+        module = None
+        if node.op == "call_module":
+            module = submodule(self.capture.module, str(node.target))
+        state = (node.args, node.kwargs, module)
+        known = self.lifted.get(node)
+        if known is None or known[0] != (*state, _read_through(known[1])):
+            lifted = self._lift_safely(node)
+            known = self.lifted[node] = ((*state, _read_through(lifted)), lifted)
+        return known[1]
+
+    def _lift_safely(self, node: fx.Node) -> Lifted:
+        try:
+            lifted = self._lift(node)
+        except GeometryError as error:
+            return str(error)
+        if isinstance(lifted, Piece) and node in self.tainted and not _is_fresh(node, lifted):
+            return self.tainted[node]
+        return lifted
+
+    def _lift(self, node: fx.Node) -> Lifted:
+        if node.op == "call_module":
+            return self._lift_module(node)
+        if node.op not in ("call_function", "call_method"):
+            return None
+        if self.constants.value(node) is not None:
+            return None
+        if getattr(node.target, "__name__", "") == "stochastic_depth":
+            return nothing(cast(fx.Node, node.args[0])) if not _flag(node, "training", 3) else None
+        call = canonical(node)
+        if call is None:
+            return None
+        handler = _HANDLERS.get(call.name)
+        return handler(self, node, call) if handler else None
+
+    def _lift_module(self, node: fx.Node) -> Lifted:
+        path = str(node.target)
+        if not node.args or not isinstance(node.args[0], fx.Node):
+            return None
+        module = submodule(self.capture.module, path)
+        call = layout_call(module, node.args[0])
+        if call is not None:
+            return self.capture.pinned.get(path) or _HANDLERS[call.name](self, node, call)
+        lifted = lift_module(module, node.args[0], self.shape(node.args[0]))
+        if not isinstance(lifted, Piece):
+            return self.capture.pinned.get(path, lifted)
+        for _, buffer in module.named_buffers():
+            if changing := self.capture.changing(buffer):
+                return changing
+        if not any(True for _ in module.parameters(recurse=False)):
+            return self.capture.pinned.get(path, lifted)
+        return self._module_refusal(path, module) or lifted
+
+    def _module_refusal(self, path: str, module: torch.nn.Module) -> str | None:
+        if path in self.capture.pinned:
+            return self.capture.pinned[path]
+        if self.capture.calls.get(path, 1) > 1:
+            return f"the module is called {self.capture.calls[path]} times"
+        for name, _ in module.named_parameters(recurse=False):
+            shared = self.constants.shared(f"{path}.{name}")
+            if shared:
+                return shared
+        return None
+
+
+def _read_through(lifted: Lifted) -> list[object]:
+    return [node.args for node in lifted.through] if isinstance(lifted, Piece) else []
+
+
+def _is_fresh(node: fx.Node, piece: Piece) -> bool:
+    """Return whether a node makes a value of its own, so that what made it may become one layer.
+
+    Those who change or read that value later do so as before.
+    """
+    return not mutated(node) and all(isinstance(op, (Affine, Conv)) for op in piece.ops)
+
+
+def _flag(node: fx.Node, name: str, position: int) -> bool:
+    return bool(node.kwargs.get(name, node.args[position] if len(node.args) > position else True))

@@ -1,0 +1,197 @@
+"""Changes of layout: reshapes, transposes and the channel shuffle they spell.
+
+Where the channel axis of a value lies is known by its rank (the number of axes after it), which the
+neighbours give: so most of these are lifted only once the rank of what they read is known.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from refold.algebra.operator import Flatten, Resample, Select
+from refold.algebra.row import Reshaped, Unflatten
+from refold.graph.lift.calls import Call, canonical
+from refold.graph.lift.context import Context, Handler, Shape
+from refold.graph.lift.indexing import axes_of
+from refold.graph.lift.piece import Lifted, Piece, RankedOp, relayout, unary
+from refold.graph.lift.windows import tuple_of
+from refold.graph.trace.genuine import layer_class
+
+
+def _reshape(context: Context, node: fx.Node, call: Call) -> Lifted:
+    source = call["input"]
+    before, after = context.shape(source), context.shape(node)
+    if before is None or after is None:
+        return None
+    meaning = partial(_reshaped, before, after, call)
+    return _shuffled(context, node, after) or relayout(source, meaning)
+
+
+def _reshaped(before: Shape, after: Shape, call: Call, rank: int) -> RankedOp | None:
+    """Return what a reshape means when it keeps the channel axis whole, or lays maps in rows."""
+
+    def kept(out: int) -> RankedOp:
+        axes = len(before) - 1 - rank, len(after) - 1 - out
+        counted = _counts(call, len(before), len(after), *axes)
+        return Reshaped(partial(_reshape_to, after), out, 1.0, rank, counted), out
+
+    ones, more = (1,) * (len(after) - 2), len(after) - len(before)
+    if rank == 0 and after and after[-1] == before[-1]:
+        return kept(0)
+    if rank == 0 and more > 0 and after == (*before, *(1,) * more):
+        return kept(more)
+    if len(before) != rank + 2 or len(after) < 2 or after[0] != before[0]:
+        return None
+    channels, size, positions = before[1], before[2:], prod(before[2:])
+    if rank and after[1] == channels and prod(after[2:]) == positions:
+        return kept(len(ones))
+    if rank and after[1:] == (channels * positions, *ones):
+        return Flatten(size, len(ones)), len(ones)
+    if ones and positions == 1 and prod(after[1:]) == channels:
+        return Unflatten(after[2:], rank), len(ones)
+    return None
+
+
+def _counts(call: Call, before: int, after: int, old: int, new: int) -> bool:
+    """Return whether a reshape only works on this many channels.
+
+    Args:
+        call: the reshape.
+        before: axes of what it reads.
+        after: axes of its value.
+        old: the channel axis of what it reads.
+        new: the channel axis of its value.
+    """
+    if call.name in ("flatten", "unsqueeze"):
+        return False
+    if call.name == "squeeze":  # a single channel would go
+        dims = None if call["dim"] is None else tuple_of(call["dim"], 1)
+        return dims is None or any(dim % before == old for dim in dims)
+    if call.name == "reshape_as":
+        return True
+    sizes, start = call["shape"], call.arguments.get("dim", 0) % before
+    if not isinstance(sizes, (tuple, list)) or (
+        "dim" not in call.arguments and len(sizes) != after
+    ):
+        return True
+    inside = start <= new < start + len(sizes)
+    return inside and sizes[new - start] != -1
+
+
+def _reshape_to(shape: Shape, x: Tensor) -> Tensor:
+    """Reshape a map of any batch and channels as the traced call did with its own."""
+    return x.reshape(x.shape[0], *shape[1:]) if x.numel() == prod(shape) else x.flatten(2)
+
+
+def shuffle_index(channels: int, groups: int) -> tuple[int, ...]:
+    """Return the channel order of ShuffleNet's shuffle: view (groups, n), transpose, flatten."""
+    order = torch.arange(channels).reshape(groups, -1).T.flatten()
+    return tuple(int(i) for i in order.tolist())
+
+
+def _shuffle(context: Context, node: fx.Node, call: Call) -> Lifted:
+    shape = context.shape(call["input"])
+    if shape is None:
+        return None
+    op = Select(shuffle_index(shape[1], call["groups"]), shape[1])
+    return unary(call["input"], op, rank=len(shape) - 2)
+
+
+def _shuffled(context: Context, node: fx.Node, after: Shape) -> Piece | None:
+    """Recognise view (groups, n), transpose, flatten back: a channel shuffle by its shapes."""
+    chain: list[fx.Node] = []
+    current: Any = node.args[0]
+    names: list[str] = []
+    while isinstance(current, fx.Node) and len(chain) < 3:
+        call = canonical(current)
+        if call is None or call.name not in ("same", "transpose", "permute", "reshape"):
+            break
+        chain.append(current)
+        names.append(call.name)
+        current = call["input"]
+        if call.name == "reshape":
+            break
+    if not names or names[-1] != "reshape" or not {"transpose", "permute"} & set(names):
+        return None
+    before, middle = context.shape(current), context.shape(chain[-1])
+    turned = context.shape(next(n for n, name in zip(chain, names, strict=True) if name != "same"))
+    if before != after or middle is None or turned is None or before is None or len(before) < 3:
+        return None
+    groups, width = (middle[1], middle[2]) if len(middle) == len(before) + 1 else (0, 0)
+    swapped = (middle[0], width, groups, *middle[3:])
+    if groups * width != before[1] or middle[3:] != before[2:] or turned != swapped:
+        return None
+    if not _swaps_axes_1_2(
+        next(n for n, name in zip(chain, names, strict=True) if name in ("transpose", "permute"))
+    ):
+        return None
+    op = Select(shuffle_index(before[1], groups), before[1])
+    rank = len(before) - 2
+    return Piece((current,), (op,), rank_in=rank, rank_out=rank, through=tuple(chain))
+
+
+def _swaps_axes_1_2(node: fx.Node) -> bool:
+    call = canonical(node)
+    assert call is not None
+    if call.name == "transpose":
+        return {call["dim0"], call["dim1"]} == {1, 2}
+    dims = list(call["dims"])
+    return dims == [0, 2, 1, *range(3, len(dims))]
+
+
+def _transpose(context: Context, node: fx.Node, call: Call) -> Lifted:
+    shape = context.shape(call["input"])
+
+    def by_rank(rank: int) -> RankedOp | None:
+        count = axes_of(shape, rank)
+        if count is None:
+            return None
+        if call.name == "transpose":
+            order = list(range(count))
+            a, b = call["dim0"] % count, call["dim1"] % count
+            order[a], order[b] = order[b], order[a]
+        else:
+            order = [d % count for d in tuple_of(call["dims"], 1)]
+        return _reordered(order, rank)
+
+    return relayout(call["input"], by_rank)
+
+
+def _reordered(order: list[int], rank: int) -> RankedOp | None:
+    count = len(order)
+    if rank >= count:
+        return None
+    out = count - 1 - order.index(count - 1 - rank)
+    if order[0] != 0 or (out and order.index(count - 1 - rank) != 1):
+        return None
+    return Resample(partial(torch.permute, dims=tuple(order)), out, 1.0, rank), out
+
+
+def layout_call(module: nn.Module, source: fx.Node) -> Call | None:
+    """Return the call that a layer of torch.nn stands for, None for one that changes no layout."""
+    kind = layer_class(module)
+    if isinstance(module, nn.Flatten) and kind is nn.Flatten:
+        return Call("flatten", {"input": source})
+    if isinstance(module, nn.Unflatten) and kind is nn.Unflatten:
+        sizes = {"shape": module.unflattened_size, "dim": module.dim}
+        return Call("reshape", {"input": source, **sizes})
+    if isinstance(module, nn.ChannelShuffle) and kind is nn.ChannelShuffle:
+        return Call("channel_shuffle", {"input": source, "groups": module.groups})
+    return None
+
+
+LAYOUT: dict[str, Handler] = {
+    "channel_shuffle": _shuffle,
+    "flatten": _reshape,
+    "reshape": _reshape,
+    "reshape_as": _reshape,
+    "squeeze": _reshape,
+    "unsqueeze": _reshape,
+    "transpose": _transpose,
+    "permute": _transpose,
+}

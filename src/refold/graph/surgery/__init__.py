@@ -1,0 +1,1 @@
+"""Edit a graph, then write the edits back into modules."""

@@ -1,0 +1,283 @@
+"""Write a plan back into a structural copy of the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from refold.errors import InputError
+from refold.graph.copies.modules import submodule
+from refold.graph.surgery.edits import Edits, alive
+from refold.graph.surgery.frames import Plan
+from refold.graph.surgery.generated import method_from_graph, regenerate, stale_method
+from refold.graph.surgery.plain_modules import (
+    chain_slots,
+    is_layer_subclass,
+    mentioned_names,
+    plain_module,
+)
+from refold.graph.trace.frames import Frame, is_inside, map_tree, walk
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_TABLES = frozenset({"_modules", "_parameters", "_buffers"})
+
+
+class Commit:
+    """One write-back: new content first, then generated forwards, then removal of what is unused.
+
+    Args:
+        edits: the record of the editor.
+        target: a fresh skeleton of the whole model.
+    """
+
+    def __init__(self, edits: Edits, target: nn.Module) -> None:
+        self.edits = edits
+        self.capture = edits.capture
+        self.target = target
+        try:
+            self.root = submodule(target, self.capture.path)
+        except AttributeError as error:
+            raise InputError(
+                f"the target has no module {self.capture.path!r}: pass a fresh skeleton"
+            ) from error
+        self.plan = Plan(edits)
+        self.old = dict(self.root.named_modules())
+        self.swaps: dict[int, nn.Module] = {}
+        self.users: dict[int, list[Frame]] = {}  # filled when first asked for
+        self.places: dict[str, nn.Module] = {}  # before any generated container changes
+        calls = (node for node in edits.inserted if node.op == "call_module")
+        self._inserted = {cast(str, node.target) for node in calls}
+
+    def run(self) -> nn.Module:
+        """Apply everything; return the target, or what took its place."""
+        self._new_content()
+        self.places = dict(self.root.named_modules(remove_duplicate=False))
+        changed = [f for f in walk(self.capture.root) if self.plan.status[f] != "clean"]
+        self._constants(changed)
+        for frame in changed:
+            self._generate(frame)
+        if changed:
+            self._remove_unused(changed)
+        for frame in reversed(changed):
+            self._leave_layer_class(frame)
+        swap_modules(self.target, self.swaps)
+        return self.swaps.get(id(self.target), self.target)
+
+    # new content
+
+    def _new_content(self) -> None:
+        swaps: dict[int, nn.Module] = {}
+        for path, module in self.edits.modules.items():
+            if path not in self._inserted:
+                swaps[id(self.old[path])] = module
+        for node in self.edits.identities:
+            old = self.old[cast(str, node.target)]
+            swaps[id(old)] = nn.Identity().train(old.training)
+        swap_modules(self.target, swaps)
+        calls = (n for n in self.edits.inserted if alive(n) and n.op == "call_module")
+        for node in sorted(calls):  # as they run: a state_dict has one order every time
+            path = cast(str, node.target)
+            place_module(self.root, path, self.edits.modules[path])
+
+    def _constants(self, changed: list[Frame]) -> None:
+        """Store tensors that the trace computed, so that a generated forward can read them."""
+        for frame in changed:
+            graph = self.plan.bodies.get(frame)
+            for node in graph.nodes if graph is not None else ():
+                name = cast(str, node.target)
+                if node.op != "get_attr" or hasattr(self._module(frame), name.split(".")[0]):
+                    continue
+                value = getattr(self.capture.module, name, None)
+                if isinstance(value, torch.Tensor):
+                    self._module(frame).register_buffer(name, value, persistent=False)
+
+    def _module(self, frame: Frame) -> nn.Module:
+        return self.places[frame.path]
+
+    # generated forwards
+
+    def _generate(self, frame: Frame) -> None:
+        module = self._module(frame)
+        graph = self.plan.bodies.get(frame)
+        if graph is None:
+            where = self.capture.full(frame.path)
+            regenerate(module, {frame.method: stale_method(where)})
+        elif isinstance(module, fx.GraphModule):
+            module.graph = graph
+        elif _runs_in_order(module) and (slots := self._slots(frame, graph)):
+            module.__dict__["_modules"] = slots
+        else:
+            regenerate(module, {frame.method: method_from_graph(graph)})
+
+    def _slots(self, frame: Frame, graph: fx.Graph) -> dict[str, nn.Module] | None:
+        if self._used_elsewhere(frame):
+            return None
+        prefix = frame.path + "." if frame.path else ""
+        below = (path.removeprefix(prefix) for path in self._inserted if path.startswith(prefix))
+        return chain_slots(self._module(frame), graph, set(below))
+
+    def _used_elsewhere(self, frame: Frame) -> bool:
+        """Say whether code outside a frame calls or reads a part of its module by itself."""
+        users = self._users_of()
+        parts = {id(part) for part in self._module(frame).modules()}
+        if any(not is_inside(user, frame) for part in parts for user in users.get(part, ())):
+            return True
+        rest = Counter[int]()  # calls in other captures
+        for path, count in self.capture.calls.items():
+            rest[id(self._at(path))] += count
+        return any(rest[part] > len(users.get(part, ())) for part in parts)
+
+    def _users_of(self) -> dict[int, list[Frame]]:
+        """Return the frames that call each layer, or read tensors of it, today."""
+        if not self.users:
+            for node in self.capture.graph.nodes:
+                if node.op in ("call_module", "get_attr"):
+                    path = cast(str, node.target)
+                    path = path.rpartition(".")[0] if node.op == "get_attr" else path
+                    self.users.setdefault(id(self._at(path)), []).append(self.edits.home[node])
+        return self.users
+
+    def _leave_layer_class(self, frame: Frame) -> None:
+        """Replace a changed instance of a torch.nn layer class: it is no such layer any more."""
+        module, graph = self._module(frame), self.plan.bodies.get(frame)
+        if graph is None or frame.method != "forward" or not is_layer_subclass(type(module)):
+            return
+        plain = plain_module(module, graph)
+        plain.training = module.training
+        self.swaps[id(module)] = self.swaps.get(id(plain), plain)
+
+    # removal
+
+    def _remove_unused(self, changed: list[Frame]) -> None:
+        live = self._live_modules()
+        dead = {
+            id(self._at(path))
+            for path in self._dead_paths()
+            if not any(id(below) in live for below in self._at(path).modules())
+        }
+        for holder in list(self.root.modules()):
+            _drop_children(holder, dead, self._mentioned(holder))
+        _drop_empty(self.root, dead, live)
+        self._drop_tensors(changed)
+
+    def _mentioned(self, holder: nn.Module) -> set[int]:
+        """Return the bypassed layers that other methods of their holder still call: Identities."""
+        passing = {
+            n: id(child) for n, child in holder._modules.items() if type(child) is nn.Identity
+        }
+        names = mentioned_names(type(holder)) if passing else set[str]()
+        return {key for name, key in passing.items() if name in names}
+
+    def _at(self, path: str) -> nn.Module:
+        if path in self._inserted:  # it may sit at the index of a removed layer by now
+            return self.edits.modules[path]
+        return self.places[path]
+
+    def _live_modules(self) -> set[int]:
+        """Return the modules that are used: layers called or read, frames with a call."""
+        live = set(self._users_of())
+        for frame in walk(self.capture.root):
+            if self.plan.has_nodes(frame):
+                live.add(id(self._module(frame)))
+        for path, count in self.capture.calls.items():
+            if count > 0:
+                live.add(id(self._at(path)))
+        return live
+
+    def _dead_paths(self) -> set[str]:
+        """Return modules that lost their only call below a frame whose forward was generated."""
+        paths: set[str] = set()
+        for node in self.edits.before:
+            op, target, _, _ = self.edits.before[node]
+            generated = self._is_generated(self.edits.home[node])
+            if op == "call_module" and not alive(node) and generated:
+                paths.add(cast(str, target))
+        for frame in walk(self.capture.root):
+            parent = frame.parent
+            if frame.method != "forward" or parent is None:
+                continue
+            if self._is_generated(parent) and not self.plan.has_nodes(frame):
+                paths.add(frame.path)
+        return paths
+
+    def _is_generated(self, frame: Frame) -> bool:
+        return self.plan.status[frame] != "clean"
+
+    def _drop_tensors(self, changed: list[Frame]) -> None:
+        """Delete parameters and buffers that only removed nodes have read."""
+        nodes = [n for n in self.edits.before if self.edits.before[n][0] == "get_attr"]
+        read = {cast(str, node.target) for node in nodes if alive(node)}
+        frames = set(changed)
+        for node in nodes:
+            path = cast(str, node.target)
+            if alive(node) or path in read or self.edits.home[node] not in frames:
+                continue
+            owner_path, _, name = path.rpartition(".")
+            owner = self._at(owner_path)
+            owner._parameters.pop(name, None)
+            owner._buffers.pop(name, None)
+
+
+def _runs_in_order(module: nn.Module) -> bool:
+    """Say whether a module calls its children one after the other, as a Sequential does."""
+    own = type(module).forward is nn.Sequential.forward
+    return own and "forward" not in module.__dict__
+
+
+def _drop_children(holder: nn.Module, dead: set[int], kept: set[int]) -> None:
+    for name, child in list(holder._modules.items()):
+        if child is None or id(child) not in dead or id(child) in kept:
+            continue
+        if isinstance(holder, _CONTAINERS):  # length and indices of containers stay
+            holder._modules[name] = nn.Identity().train(child.training)
+            dead.add(id(holder._modules[name]))
+        else:
+            del holder._modules[name]
+
+
+def _drop_empty(root: nn.Module, dead: set[int], live: set[int]) -> None:
+    """Remove containers of which only dead children are left."""
+    for holder in reversed(list(root.modules())):  # inner containers first
+        for child in list(holder._modules.values()):
+            if not isinstance(child, _CONTAINERS) or id(child) in live or not child._modules:
+                continue
+            if all(id(item) in dead for item in child._modules.values()):
+                dead.add(id(child))
+                _drop_children(holder, {id(child)}, set())
+
+
+def place_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Register `module` at `path` below `root`."""
+    parent_path, _, name = path.rpartition(".")
+    submodule(root, parent_path)._modules[name] = module
+
+
+def swap_modules(root: nn.Module, swaps: dict[int, nn.Module]) -> None:
+    """Replace modules (by identity) below `root`: under every name and in plain lists."""
+    if not swaps:
+        return
+
+    def swapped(value: Any) -> Any:
+        return swaps.get(id(value), value) if isinstance(value, nn.Module) else value
+
+    holders = list(root.modules()) + [m for new in swaps.values() for m in new.modules()]
+    for holder in holders:
+        for name, child in holder._modules.items():
+            holder._modules[name] = cast("nn.Module | None", swapped(child))
+        for name, value in list(holder.__dict__.items()):
+            if name not in _TABLES and _mentions(value, swaps):
+                holder.__dict__[name] = map_tree(swapped, value)
+
+
+def _mentions(value: Any, swaps: dict[int, nn.Module]) -> bool:
+    if isinstance(value, nn.Module):
+        return id(value) in swaps
+    if type(value) in (list, tuple):
+        return any(isinstance(item, nn.Module) and id(item) in swaps for item in value)
+    if type(value) is dict:
+        items = cast("dict[Any, Any]", value).values()
+        return any(isinstance(item, nn.Module) and id(item) in swaps for item in items)
+    return False

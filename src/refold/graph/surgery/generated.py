@@ -1,0 +1,164 @@
+"""Give a module a generated forward while everything else about it stays.
+
+The module becomes an instance of a subclass of its own class. The subclass is made on the fly, so
+its instances pickle as (original class, source of the methods, state).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import linecache
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
+from torch import fx, nn
+
+from refold.errors import RefusedError
+from refold.graph.copies.modules import _BASE
+
+_Key = tuple[type[nn.Module], tuple[tuple[str, str], ...]]
+_CLASSES: WeakValueDictionary[_Key, type[nn.Module]] = WeakValueDictionary()
+_METHODS = "_refold_methods"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A generated method: its source and the names that the source uses.
+
+    Args:
+        source: Python source of one function called `forward`.
+        names: for each global name of the source, where to import it from (`module:attribute`), or
+            the object itself when it cannot be imported.
+    """
+
+    source: str
+    names: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def method_from_graph(graph: fx.Graph) -> Method:
+    """Return the method that computes `graph` with `self` as the root of its paths."""
+    code = graph.python_code("self")
+    names = {name: _reference(value) for name, value in code.globals.items()}
+    return Method(code.src, names)
+
+
+def stale_method(where: str) -> Method:
+    """Return a method that refuses to run, for code whose layers were folded elsewhere."""
+    message = f"{where} was folded into the forward of an enclosing module; call that one"
+    source = f"def forward(self, *args, **kwargs):\n    raise RefusedError({message!r})\n"
+    return Method(source, {"RefusedError": "refold.errors:RefusedError"})
+
+
+def regenerate(module: nn.Module, methods: dict[str, Method]) -> None:
+    """Turn `module` into an instance of a subclass of its class with the given methods.
+
+    Attributes, hooks, children and all other methods stay; the class keeps its name; the module
+    still pickles, deep-copies and exports.
+    """
+    base, earlier = _origin(type(module))
+    for name in methods:
+        module.__dict__.pop(name, None)
+    module.__class__ = generated_class(base, {**earlier, **methods})
+
+
+def _origin(kind: type[nn.Module]) -> tuple[type[nn.Module], dict[str, Method]]:
+    base = cast("type[nn.Module] | None", kind.__dict__.get(_BASE))
+    if base is None:
+        return kind, {}
+    return base, cast("dict[str, Method]", kind.__dict__[_METHODS])
+
+
+def generated_class(base: type[nn.Module], methods: dict[str, Method]) -> type[nn.Module]:
+    """Return the subclass of `base` with the given methods (one class for the same sources)."""
+    key = (base, tuple(sorted((name, method.source) for name, method in methods.items())))
+    known = _CLASSES.get(key)
+    if known is None:
+        namespace: dict[str, Any] = {name: _compile(m, name) for name, m in methods.items()}
+        namespace |= {
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__,
+            "__reduce_ex__": _reduce,
+            _BASE: base,
+            _METHODS: dict(methods),
+        }
+        make = cast(Any, type(base))
+        known = _CLASSES[key] = cast("type[nn.Module]", make(base.__name__, (base,), namespace))
+    return known
+
+
+def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+    base, methods = _origin(type(self))
+    state = cast(Any, self).__getstate__()
+    return _rebuild, (base, methods), state
+
+
+def _rebuild(base: type[nn.Module], methods: dict[str, Method]) -> nn.Module:
+    kind = generated_class(base, methods)
+    return nn.Module.__new__(kind)
+
+
+def _compile(method: Method, name: str) -> Callable[..., Any]:
+    digest = hashlib.sha256(method.source.encode()).hexdigest()[:16]
+    filename = f"<refold generated {name} {digest}>"
+    lines = method.source.splitlines(keepends=True)
+    linecache.cache[filename] = (len(method.source), None, lines, filename)
+    scope: dict[str, Any] = {key: _resolve(value) for key, value in method.names.items()}
+    exec(compile(method.source, filename, "exec"), scope)
+    function = cast(Callable[..., Any], scope["forward"])
+    function.__name__ = name
+    return function
+
+
+def _reference(value: Any) -> Any:
+    """Return `module:attribute` for what can be imported again, else the object itself."""
+    if isinstance(value, ModuleType):
+        return f"{value.__name__}:"
+    home, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if isinstance(home, str) and isinstance(name, str):
+        reference = f"{home}:{name}"
+        try:
+            if _resolve(reference) is value:
+                return reference
+        except (ImportError, AttributeError, ValueError):
+            pass
+    return value
+
+
+def _resolve(reference: Any) -> Any:
+    if not isinstance(reference, str):
+        return reference
+    home, _, names = reference.partition(":")
+    value: Any = importlib.import_module(home)
+    for name in names.split("."):
+        value = getattr(value, name) if name else value
+    return value
+
+
+def check_baked(value: Any, baked: Any, name: str) -> None:
+    """Refuse an argument that differs from the value that the generated forward was made for.
+
+    Raises:
+        RefusedError: when the caller passes another value than the one seen at capture.
+
+    Examples:
+        >>> check_baked(None, None, "mask")
+    """
+    if value is baked or isinstance(value, fx.Proxy):
+        return
+    if (
+        type(value) is type(baked)
+        and isinstance(value, bool | int | float | str)
+        and value == baked
+    ):
+        return
+    if isinstance(value, list | tuple | dict) and type(value) is type(baked) and value == baked:
+        return
+    raise RefusedError(
+        f"this folded forward was made for {name}={baked!r}, got {type(value).__name__}; "
+        "call the original model for other arguments"
+    )

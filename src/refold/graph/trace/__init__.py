@@ -1,0 +1,1 @@
+"""Record a model into a flat graph: frames, memory effects, shapes."""

@@ -1,0 +1,122 @@
+"""Values that an in-place operation changes behind the back of another reader.
+
+A fold moves a value from one place to another; that is only right for values that nobody changes.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from refold.graph.trace.effects import is_view_of, may_alias, maybe_mutated, mutated, reads_values
+from refold.graph.trace.writes import same_storage
+
+
+def tainted(graph: fx.Graph) -> dict[fx.Node, str]:
+    """Return the values that must take no part in a fold, each with the reason.
+
+    A value is tainted when an in-place operation changes it, or something that may share its
+    memory, while another reader sees it, or while it is an input or a parameter of the model. An
+    in-place operation that is the only reader of a fresh value taints nothing. Code that the trace
+    could not see may change its arguments, so these are tainted when they have another reader.
+
+    Examples:
+        >>> def forward(x):
+        ...     y = x.exp()
+        ...     return y.relu_() + y.neg()
+        >>> tainted(fx.symbolic_trace(forward).graph).popitem()
+        (relu_, 'relu_ changes exp in place while neg reads it')
+    """
+    groups = AliasGroups(graph)
+    found: dict[fx.Node, str] = {}
+    for node in graph.nodes:
+        for changed, certain in _writes(node):
+            reason = groups.conflict(node, changed, certain=certain)
+            if reason is not None:
+                for member in groups.members(changed):
+                    found.setdefault(member, reason)
+    return found
+
+
+def _writes(node: fx.Node) -> list[tuple[fx.Node, bool]]:
+    sure = mutated(node)
+    return [(n, True) for n in sure] + [(n, False) for n in maybe_mutated(node) if n not in sure]
+
+
+def effects(graph: fx.Graph) -> tuple[bool, bool]:
+    """Say whether running a graph may change its inputs, and whether it may return them.
+
+    Examples:
+        >>> effects(fx.symbolic_trace(lambda x: x.add_(1)).graph)
+        (True, True)
+    """
+    groups = AliasGroups(graph)
+    inputs = {groups.find(node) for node in graph.nodes if node.op == "placeholder"}
+    written = [changed for node in graph.nodes for changed, _ in _writes(node)]
+    output = next(node for node in graph.nodes if node.op == "output")
+    changes = any(groups.find(value) in inputs for value in written)
+    return changes, any(groups.find(value) in inputs for value in output.all_input_nodes)
+
+
+class AliasGroups:
+    """Nodes of a graph grouped by memory they may share (union-find)."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._parent: dict[fx.Node, fx.Node] = {node: node for node in graph.nodes}
+        for node in graph.nodes:
+            for source in may_alias(node):
+                self._parent[self.find(node)] = self.find(source)
+        for first, second in same_storage(graph):
+            self._parent[self.find(second)] = self.find(first)
+        self._members: dict[fx.Node, list[fx.Node]] = {}
+        for node in graph.nodes:
+            self._members.setdefault(self.find(node), []).append(node)
+
+    def find(self, node: fx.Node) -> fx.Node:
+        """Return the node that stands for the group of `node`."""
+        while self._parent[node] is not node:
+            self._parent[node] = self._parent[self._parent[node]]
+            node = self._parent[node]
+        return node
+
+    def members(self, node: fx.Node) -> list[fx.Node]:
+        """Return all nodes that may share memory with `node`, itself included, in graph order."""
+        return self._members[self.find(node)]
+
+    def conflict(self, writer: fx.Node, changed: fx.Node, *, certain: bool = True) -> str | None:
+        """Return why the write of `writer` into `changed` is seen elsewhere, or None."""
+        verb = "changes" if certain else "may change"
+        members = self.members(changed)
+        for member in members if certain else ():
+            if member.op == "placeholder":
+                return f"{writer.name} changes the input {member.name} in place"
+            if member.op == "get_attr":
+                return f"{writer.name} changes the stored tensor {member.target} in place"
+        renamed = self._through(writer)
+        for member in members:
+            if member in renamed:
+                continue  # the changed value under its new name
+            for reader in member.users:
+                if reader is not writer and self._sees(reader, member, changed):
+                    what = f"{writer.name} {verb} {changed.name} in place"
+                    return f"{what} while {reader.name} reads it"
+        return None
+
+    def _sees(self, reader: fx.Node, member: fx.Node, changed: fx.Node) -> bool:
+        """Say whether a reader uses the numbers of a value that a write elsewhere changes."""
+        if not reads_values(reader) or is_view_of(reader, member):
+            return False  # the readers of a view are judged themselves
+        earlier_write = member in mutated(reader) and changed in self._through(reader)
+        return not earlier_write
+
+    def _through(self, writer: fx.Node) -> set[fx.Node]:
+        """Return the names of the memory that `writer` and what reads its result give it."""
+        group = self.find(writer)
+        seen: set[fx.Node] = {writer}
+        stack = [writer]
+        while stack:
+            node = stack.pop()
+            for user in node.users:
+                if user not in seen and self.find(user) is group and node in may_alias(user):
+                    seen.add(user)
+                    stack.append(user)
+        return seen

@@ -1,0 +1,214 @@
+"""What one node does to memory: what it changes, and whose memory its result may share."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from refold.graph.copies.modules import submodule
+from refold.graph.trace.frames import frame_of, nodes_in
+from refold.graph.trace.genuine import layer_class
+from refold.graph.trace.leaves import is_layer
+
+_VIEW_NAMES = (
+    "getitem view reshape flatten chunk split tensor_split transpose permute squeeze "
+    "unsqueeze expand expand_as view_as narrow detach contiguous to type float half double "
+    "bfloat16 cpu cuda unbind select diagonal movedim moveaxis swapaxes swapdims t T mT "
+    "unflatten unfold ravel as_strided broadcast_to reshape_as split_with_sizes hsplit "
+    "vsplit dsplit type_as alias real imag atleast_1d atleast_2d atleast_3d "
+    "broadcast_tensors meshgrid identity slice lift_fresh requires_grad_ dropout dropout1d "
+    "dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout drop_path "
+    "stochastic_depth _unsafe_view _reshape_alias positive resolve_conj resolve_neg conj "
+    "adjoint rearrange"
+)
+_VIEWS = frozenset(_VIEW_NAMES.split())
+_VIEW_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "real", "imag", "data"})
+_QUERIES = frozenset({"size", "dim", "numel", "nelement", "stride", "is_floating_point"})
+_FRESH_LAYERS = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.Embedding,
+)
+_PASSING_LAYERS = (
+    nn.Identity,
+    nn.modules.dropout._DropoutNd,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.ChannelShuffle,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.Upsample,
+    nn.Fold,
+    nn.Unfold,
+    nn.modules.padding._ConstantPadNd,
+    nn.modules.container.ParameterList,
+)
+_INPLACE_NAMES = "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift"
+_INPLACE_OPERATORS = frozenset(
+    getattr(operator, name) for name in (*_INPLACE_NAMES.split(), "iconcat", "setitem", "delitem")
+)
+_HONEST_HOMES = ("torch", "_operator", "operator", "builtins", "math", "torchvision", "timm")
+
+
+def mutated(node: fx.Node) -> list[fx.Node]:
+    """Return the argument nodes whose value `node` surely or explicitly changes in place.
+
+    Examples:
+        >>> graph = fx.symbolic_trace(lambda x: x.clone().add_(1)).graph
+        >>> [[arg.name for arg in mutated(node)] for node in graph.nodes]
+        [[], [], ['clone'], []]
+    """
+    changed = nodes_in(node.kwargs.get("out"))
+    if _writes_first(node):
+        return changed + _first(node)
+    if isinstance(node.target, torch._ops.OpOverload):
+        return changed + _aliased_arguments(node, node.target, written=True)
+    return changed
+
+
+def maybe_mutated(node: fx.Node) -> list[fx.Node]:
+    """Return the arguments that code which the trace could not see may change in place."""
+    if node.op == "call_module":
+        effects = cast("tuple[bool, bool] | None", node.meta.get("effects"))
+        unknown = _is_unknown(module_of(node)) if effects is None else effects[0]
+        return nodes_in((node.args, node.kwargs)) if unknown else []
+    if node.op == "call_function" and not _is_honest(node.target):
+        return nodes_in((node.args, node.kwargs))
+    return []
+
+
+def may_alias(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes whose memory the result of `node` may share.
+
+    Examples:
+        >>> graph = fx.symbolic_trace(lambda x: x.relu().flatten(1)).graph
+        >>> [[arg.name for arg in may_alias(node)] for node in graph.nodes][:3]
+        [[], [], ['relu']]
+    """
+    shared = mutated(node)
+    if node.op == "call_module":
+        return shared + (nodes_in((node.args, node.kwargs)) if _may_pass_through(node) else [])
+    if node.op == "call_method":
+        return shared + (_first(node) if node.target in _VIEWS else [])
+    if node.op != "call_function":
+        return shared
+    if isinstance(node.target, torch._ops.OpOverload):
+        return shared + _aliased_arguments(node, node.target, written=False)
+    if node.target is getattr:
+        return shared + (_first(node) if node.args[1] in _VIEW_ATTRIBUTES else [])
+    builds = isinstance(node.target, type)  # a tuple, dict or dataclass around values
+    name = cast(str, getattr(node.target, "__name__", ""))
+    if builds or name in _VIEWS or not _is_honest(node.target):
+        return shared + nodes_in((node.args, node.kwargs))
+    return shared
+
+
+def is_view_of(node: fx.Node, value: fx.Node) -> bool:
+    """Say whether a node only gives the memory of `value` another name or shape."""
+    if value not in may_alias(node) or "effects" in node.meta:
+        return False
+    return value not in mutated(node) and value not in maybe_mutated(node)
+
+
+def reads_values(node: fx.Node) -> bool:
+    """Say whether a node reads the numbers of its arguments, not only their shape or dtype."""
+    if node.op == "call_method":
+        return node.target not in _QUERIES
+    return node.target is not getattr or node.args[1] in _VIEW_ATTRIBUTES
+
+
+def module_of(node: fx.Node) -> nn.Module | None:
+    """Return the module that a `call_module` node calls, or None when it is not known."""
+    root = node.graph.owning_module
+    if root is None and "frame" in node.meta:
+        frame = frame_of(node)
+        while frame.parent is not None:
+            frame = frame.parent
+        root = frame.module
+    try:
+        return None if root is None else submodule(root, cast(str, node.target))
+    except AttributeError:
+        return None
+
+
+def _writes_first(node: fx.Node) -> bool:
+    """Say whether a node changes its first argument: `relu_`, `+=`, `inplace=True`, `x[0] = y`."""
+    if node.op == "call_module":
+        return _layer_is_inplace(node)
+    if node.op == "call_method":
+        return node.target == "__setitem__" or _is_inplace_name(cast(str, node.target))
+    if node.op != "call_function" or isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if node.target in _INPLACE_OPERATORS or node.target is setattr or _asks_inplace(node):
+        return True
+    return _is_inplace_name(cast(str, getattr(node.target, "__name__", "")))
+
+
+def _is_inplace_name(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+
+
+def _asks_inplace(node: fx.Node) -> bool:
+    """Find `inplace=True` by name or position (`F.relu(x, True)`); eval dropout does nothing."""
+    target = cast(Callable[..., Any], node.target)
+    code = getattr(getattr(target, "__wrapped__", target), "__code__", None)
+    names = code.co_varnames[: code.co_argcount] if code is not None else ()
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    if "dropout" in getattr(target, "__name__", "") and given.get("training", True) is False:
+        return False
+    return given.get("inplace", False) not in (False, None)
+
+
+def _layer_is_inplace(node: fx.Node) -> bool:
+    module = module_of(node)
+    if module is None or (
+        issubclass(layer_class(module), nn.modules.dropout._DropoutNd) and not module.training
+    ):
+        return False
+    return is_layer(module) and bool(getattr(module, "inplace", False))
+
+
+def _aliased_arguments(node: fx.Node, op: torch._ops.OpOverload, *, written: bool) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    for index, argument in enumerate(op._schema.arguments):
+        info = argument.alias_info
+        if info is not None and (info.is_write or not written):
+            given = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+            found += nodes_in(given)
+    return found
+
+
+def _first(node: fx.Node) -> list[fx.Node]:
+    named = node.kwargs.get("input", node.kwargs.get("tensor"))  # torch.nn.init says tensor
+    return nodes_in(node.args[0] if node.args else named)
+
+
+def _is_unknown(module: nn.Module | None) -> bool:
+    """Unseen code may do anything; a subclass of a layer that makes a new value is trusted."""
+    return module is None or not (
+        is_layer(module) or issubclass(layer_class(module), _FRESH_LAYERS)
+    )
+
+
+def _may_pass_through(node: fx.Node) -> bool:
+    effects = cast("tuple[bool, bool] | None", node.meta.get("effects"))
+    if effects is not None:
+        return effects[1]
+    module = module_of(node)
+    return module is None or _is_unknown(module) or isinstance(module, _PASSING_LAYERS)
+
+
+def _is_honest(target: Any) -> bool:
+    """Functions of torch and its libraries change nothing unless their name or schema says so."""
+    if isinstance(target, torch._ops.OpOverload | type):
+        return True
+    home = cast("str | None", getattr(target, "__module__", None))
+    return home is None or home.startswith(_HONEST_HOMES)

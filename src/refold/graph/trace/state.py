@@ -1,0 +1,239 @@
+"""What running a model's code would leave behind: kept from happening, or noticed and undone.
+
+Structural copies share their tensors with the caller's model, whose numbers stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from refold.graph.copies.skeleton import ATOMS, held_tensors, storage_key
+
+_MISSING = object()
+_CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, Counter, defaultdict})
+
+
+@dataclass(eq=False)
+class Changes:
+    """What code of a model was seen to change, of all its traces together.
+
+    Args:
+        written: the stored tensors that change in place, by storage, each with the reason.
+        assigned: by id, the modules whose attributes code outside them sets, with the reason.
+    """
+
+    written: dict[int, str] = field(default_factory=dict[int, str])
+    assigned: dict[int, str] = field(default_factory=dict[int, str])
+
+
+class StateChangeError(Exception):
+    """Code of the model changes what the model keeps; the text says what, for a refusal."""
+
+
+class Attributes:
+    """The plain attributes of a module tree at one moment, containers one level deep.
+
+    Examples:
+        >>> net = nn.ReLU()
+        >>> before = Attributes(net)
+        >>> net.calls = 1
+        >>> [name for _, name in before.changed()], before.restore(), hasattr(net, "calls")
+        (['calls'], None, False)
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self._before = [(module, _shallow(module.__dict__)) for module in root.modules()]
+
+    def changed(self) -> Iterator[tuple[nn.Module, str]]:
+        """Yield every attribute that is another one now, with its module."""
+        for module, before in self._before:
+            yield from ((module, name) for name in _differing(before, module.__dict__))
+
+    def names(self, module: nn.Module) -> set[str]:
+        """Return the names that a module's attributes had."""
+        return next((set(before) for known, before in self._before if known is module), set[str]())
+
+    def restore(self) -> None:
+        """Put everything back; attributes that are new are gone."""
+        for module, before in self._before:
+            for name in list(_differing(before, module.__dict__)):
+                if name in before:
+                    module.__dict__[name] = before[name]
+                else:
+                    del module.__dict__[name]
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    for name, value in now.items():
+        old = before.get(name, _MISSING)
+        if old is not value and not same_value(old, value):
+            yield name
+    if not before.keys() <= now.keys():
+        yield from before.keys() - now.keys()
+
+
+def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.copy() if type(value) in _CONTAINERS else value
+        for name, value in attributes.items()
+    }
+
+
+def same_value(old: Any, new: Any) -> bool:
+    """Say whether an attribute is the same object, an equal plain value, or holds the same items.
+
+    Examples:
+        >>> same_value(1, 1), same_value(1, True), same_value([1], [1])
+        (True, False, True)
+    """
+    if old is new:
+        return True
+    if type(old) is not type(new):
+        return False
+    if type(old) in ATOMS:
+        return bool(old == new)
+    if isinstance(old, dict):
+        if not old and not new:
+            return True
+        first, second = cast("dict[Any, Any]", old), cast("dict[Any, Any]", new)
+        return list(first) == list(second) and all(map(_same_item, first.values(), second.values()))
+    if isinstance(old, list | tuple | deque):
+        items, others = cast("list[Any]", old), cast("list[Any]", new)
+        return len(items) == len(others) and all(map(_same_item, items, others))
+    return isinstance(old, set) and old == new
+
+
+def _same_item(old: Any, new: Any) -> bool:
+    return old is new or (type(old) is type(new) and type(old) in ATOMS and bool(old == new))
+
+
+@contextmanager
+def watched_attributes(note: Callable[[nn.Module, str, Any], bool]) -> Generator[None]:
+    """Tell `note` of every assignment to an attribute of any module; True keeps it from happening.
+
+    Args:
+        note: is given the module, the name, and the new value.
+    """
+    plain = nn.Module.__setattr__
+
+    def assign(self: nn.Module, name: str, value: Any) -> None:
+        if not note(self, name, value):
+            plain(self, name, value)
+
+    nn.Module.__setattr__ = assign
+    try:
+        yield
+    finally:
+        nn.Module.__setattr__ = plain
+
+
+@contextmanager
+def untouched(root: nn.Module, storages: frozenset[int] | None = None) -> Generator[None]:
+    """Raise where code changes a tensor that `root` keeps, before the change happens.
+
+    Args:
+        root: the model.
+        storages: guard these alone, and only against operators; None guards all.
+
+    Raises:
+        StateChangeError: then; it names the tensor.
+
+    Examples:
+        >>> net = nn.BatchNorm1d(1)
+        >>> with untouched(net):
+        ...     net.running_mean.add_(1)
+        Traceback (most recent call last):
+        refold.graph.trace.state.StateChangeError: its code changes running_mean in place
+    """
+    kept = _Kept(root, storages)
+    with nullcontext() if storages is not None else _NoAssignment(kept), _NoWrite(kept):
+        yield
+
+
+class _Kept:
+    """The stored tensors of a model by storage, looked up only when something is written."""
+
+    def __init__(self, root: nn.Module, storages: frozenset[int] | None) -> None:
+        self.root, self.storages = root, storages
+
+    def refuse(self, tensor: Tensor, what: str) -> None:
+        key = storage_key(tensor)
+        if self.storages is not None and key not in self.storages:
+            return
+        for path, module in self.root.named_modules():
+            for name, held in held_tensors(module):
+                if storage_key(held) == key:
+                    where = f"{path}.{name}" if path else name
+                    raise StateChangeError(f"its code changes {where} {what}")
+
+
+class _NoWrite(TorchDispatchMode):
+    """Refuses operators that write to a stored tensor."""
+
+    def __init__(self, kept: _Kept) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func._schema.is_mutable:
+            for tensor in written_arguments(func, args, kwargs or {}):
+                self.kept.refuse(tensor, "in place")
+        return func(*args, **(kwargs or {}))
+
+
+def written_arguments(
+    op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[Tensor]:
+    """Yield the tensors that a call of an operator writes to.
+
+    Examples:
+        >>> x = torch.zeros(1)
+        >>> [t is x for t in written_arguments(torch.ops.aten.add_.Tensor, (x, 1), {})]
+        [True]
+    """
+    for index, argument in enumerate(op._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[index] if index < len(args) else kwargs.get(argument.name)
+            yield from (leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor))
+
+
+class _NoAssignment(TorchFunctionMode):
+    """Refuses `tensor.data = …` and its like, which no operator sees."""
+
+    def __init__(self, kept: _Kept) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in _ASSIGNMENTS and isinstance(args[0], Tensor):
+            self.kept.refuse(args[0], "by assignment")
+        return func(*args, **(kwargs or {}))
+
+
+_FIELDS = ("data", "grad", "requires_grad")
+_ASSIGNMENTS = frozenset(
+    [getattr(Tensor, name).__set__ for name in _FIELDS] + [Tensor.requires_grad_]
+)

@@ -1,0 +1,215 @@
+"""Drop channels that are constant: rows of zeros, and whatever only read them.
+
+A masked network and its pruned form are equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from refold.algebra.cost import parameters
+from refold.algebra.operator import Conv, wide
+from refold.errors import RefusedError
+from refold.graph import (
+    Editor,
+    Fold,
+    Kept,
+    Lifter,
+    Link,
+    frame_of,
+    like_of,
+    lower,
+    rewrite,
+    submodule,
+)
+from refold.pruning.spans import Span, limits, makers, span_of
+from refold.residuals import sliced_function
+from refold.workload import Rebuilt
+
+
+class DeadChannelPass:
+    """Drops dead channels of one capture, from the input on.
+
+    Args:
+        lifter: lifts the capture's nodes.
+        editor: edits its graph.
+    """
+
+    def __init__(self, lifter: Lifter, editor: Editor) -> None:
+        self.lifter, self.editor = lifter, editor
+        self.folds: list[Fold] = []
+        self.kept: list[Kept] = []
+
+    def run(self) -> None:
+        """Drop what can go; note the reason for every layer that keeps a dead channel."""
+        done = -1
+        while done < len(self.folds):  # what is gone may leave channels before it unread
+            done = len(self.folds)
+            self.kept.clear()
+            for maker in makers(self.lifter):
+                self._try(maker)
+
+    def _try(self, maker: Link) -> None:
+        try:
+            self._drop(span_of(self.lifter, maker))
+        except RefusedError as error:
+            if _constants(cast(Conv, maker.ops[0])):
+                self.kept.append(Kept(self._path(maker.node), str(error)))
+
+    def _path(self, node: fx.Node) -> str:
+        capture = self.lifter.capture
+        return capture.full(str(node.target) if node.op == "call_module" else frame_of(node).path)
+
+    def _drop(self, span: Span) -> None:
+        made, read = span.made, span.read
+        constant = {
+            c: value for c in range(made.out_channels) if (value := span.value(c)) is not None
+        }
+        unread = (read.weight.detach().transpose(0, 1).flatten(1) == 0).all(1)
+        lost = {c: v for c, v in constant.items() if v == 0 or not read.zero_pads}
+        stays = set(constant) - set(lost) - set(unread.nonzero().flatten().tolist())
+        lost |= dict.fromkeys(unread.nonzero().flatten().tolist(), 0.0)
+        if len(lost) == made.out_channels:
+            lost.pop(min(lost))  # a layer is never emptied
+        if stays:
+            reason = f"{len(stays)} channels are constant but not 0, and the next layer pads with 0"
+            self.kept.append(Kept(self._path(span.maker.node), reason))
+        if not lost:
+            return
+        keep = [c for c in range(made.out_channels) if c not in lost]
+        rows = torch.tensor(keep, device=made.weight.device)
+        changes: list[tuple[Link, Conv]] = [(span.maker, _rows(made, rows))]
+        for step in span.steps:
+            if step.ops and isinstance(step.ops[0], Conv):
+                changes.append((step, _rows(step.ops[0], rows, len(keep))))
+        changes.append((span.reader, _columns(read, rows, lost)))
+        self._write(span, changes)
+        self._slice_functions(span, keep)
+
+    def _write(self, span: Span, changes: list[tuple[Link, Conv]]) -> None:
+        ready = [(step.node, self._lowered(step, op)) for step, op in changes]
+        before = sum(parameters(step.ops[0]) for step, _ in changes)
+        for node, module in ready:
+            self.editor.replace_module(node, module)
+        after = sum(parameters(op) for _, op in changes)
+        count = span.made.out_channels - changes[0][1].out_channels
+        where = self._path(span.maker.node)
+        self.folds.append(Fold(where, "dead channels", f"{count} channels", before, after))
+
+    def _slice_functions(self, span: Span, keep: list[int]) -> None:
+        """Give functions with a number per channel those of the channels that are left."""
+        value = span.maker.node
+        for step in span.steps:
+            if step.activation is not None and limits(step.activation):
+                slots = tuple((channel, -1) for channel in keep)
+                rank = len(self.lifter.shapes[step.node]) - 2
+                like = replace(like_of(limits(step.activation), rank), requires_grad=True)
+                module = sliced_function(step.activation, slots, like)
+                if step.node.op == "call_module" and step.node in self.editor.edits.before:
+                    self.editor.replace_module(step.node, module)
+                else:
+                    new = self.editor.insert_module(module, [value], before=step.node, name="carry")
+                    self.lifter.shapes[new] = self.lifter.shapes[step.node]
+                    self.editor.replace(step.node, new)
+                    self.editor.discard([step.node])
+                    value = new
+                    continue
+            value = step.node
+
+    def _lowered(self, step: Link, op: Conv) -> nn.Module:
+        old = submodule(self.lifter.capture.module, str(step.node.target))
+        return lower(op, like_of(list(old.parameters(recurse=False)), len(op.axes)))
+
+
+def _constants(op: Conv) -> dict[int, float]:
+    """Return the channels whose weights are all zero, each with its bias."""
+    silent = (op.weight.detach().flatten(1) == 0).all(1).nonzero().flatten().tolist()
+    return {c: 0.0 if op.bias is None else float(op.bias[c].detach()) for c in silent}
+
+
+def _rows(op: Conv, rows: Tensor, groups: int = 1) -> Conv:
+    bias = None if op.bias is None else op.bias.detach()[rows]
+    return replace(op, weight=op.weight.detach()[rows], bias=bias, groups=groups)
+
+
+def _columns(op: Conv, rows: Tensor, lost: dict[int, float]) -> Conv:
+    """Return the reader without the columns that are gone, their constant share in its bias."""
+    weight = wide(op.weight.detach())
+    share = weight.new_zeros(op.out_channels)
+    for channel, value in lost.items():
+        share += weight[:, channel].reshape(op.out_channels, -1).sum(1) * value
+    bias = None if op.bias is None else wide(op.bias.detach()) + share
+    if bias is None and bool((share != 0).any()):
+        bias = share
+    return replace(op, weight=op.weight.detach()[:, rows], bias=bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Dropped(Rebuilt):
+    """A network without its dead channels.
+
+    Args:
+        model: the network.
+        folded: the network with them, its norms folded.
+        example_inputs: what the costs are counted for.
+        dropped: the layers that lost channels.
+        kept: the layers that keep a dead channel, each with the reason.
+    """
+
+    dropped: tuple[Fold, ...]
+    kept: tuple[Kept, ...]
+
+
+def drop_dead_channels(model: nn.Module, example_inputs: Any) -> nn.Module:
+    """Return the same function, norms folded, without channels that are constant or unread.
+
+    A channel is dead when its weights are all zero (a norm with weight and bias 0 makes them so):
+    its constant goes into the bias of the layer that reads it. Where that layer pads with zeros and
+    the constant is not 0, the channel stays. A layer keeps at least one channel.
+
+    Args:
+        model: any module in eval mode; it stays as it is.
+        example_inputs: a tensor or a tuple of tensors that the model accepts.
+
+    Raises:
+        RefusedError: when the model is in training mode.
+        InputError: when it is no module, or cannot run on the example.
+
+    Exact when:
+        always, at the borders too; `dropping` says which dead channels stay and why.
+
+    Examples:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+        >>> _ = net[0].weight.data[1:3].zero_()
+        >>> drop_dead_channels(net, torch.zeros(1, 1, 9, 9))
+        Sequential(
+          (0): Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1))
+          (1): ReLU()
+          (2): Conv2d(2, 2, kernel_size=(3, 3), stride=(1, 1))
+        )
+
+    Source: network slimming, arXiv:1708.06519.
+    """
+    return dropping(model, example_inputs).model
+
+
+def dropping(model: nn.Module, example_inputs: Any) -> Dropped:
+    """Return the network without its dead channels, and an account of them.
+
+    Args:
+        model: any module in eval mode; it stays as it is.
+        example_inputs: a tensor or a tuple of tensors that the model accepts.
+
+    Raises:
+        RefusedError: when the model is in training mode.
+        InputError: when it is no module, or cannot run on the example.
+    """
+    done = rewrite(model, example_inputs, DeadChannelPass)
+    dropped = tuple(fold for one in done.passes for fold in one.folds)
+    kept = tuple(kept for one in done.passes for kept in one.kept)
+    return Dropped(done.model, done.folded, example_inputs, dropped, kept)

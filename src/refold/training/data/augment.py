@@ -1,0 +1,119 @@
+"""What is done to an image before a network sees it, by torchvision's transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from refold.training.data.image_folders import IGNORE
+from refold.training.data.loader import Transform
+
+if TYPE_CHECKING:
+    from refold.training.data.datasets import Data
+    from refold.training.recipes.recipe import Augment
+
+MEANS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "digits": ((0.131,), (0.308,)),
+    "cifar": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+}
+"""Mean and standard deviation of a channel; those of ImageNet for all others."""
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def image_side(augment: Augment, data: Data) -> int:
+    """Return the side of the images that the network sees: the recipe's, the data's, or 224."""
+    return augment.size or data.side or 224
+
+
+def statistics(augment: Augment, data: Data) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the mean and the standard deviation that images are normalised by."""
+    mean, std = MEANS.get(data.kind, IMAGENET)
+    return augment.mean or mean, augment.std or std
+
+
+def train_transform(augment: Augment, data: Data) -> Transform:
+    """Return what augments an image for training."""
+    from torchvision.transforms import v2
+
+    side = image_side(augment, data)
+    steps: list[Any] = [v2.ToImage()]
+    if augment.crop == "resized":
+        steps.append(v2.RandomResizedCrop(side, scale=augment.scale, antialias=True))
+    elif augment.crop == "pad":
+        steps += [_fitted(side, data), v2.RandomCrop(side, augment.pad, fill=_fill())]
+    else:
+        steps.append(v2.Resize((side, side), antialias=True))
+    if augment.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if augment.shift:
+        shift = (augment.shift, augment.shift)
+        steps.append(v2.RandomAffine((-augment.rotate, augment.rotate), shift, fill=_fill()))
+    if augment.jitter:
+        steps.append(v2.ColorJitter(augment.jitter, augment.jitter, augment.jitter))
+    if augment.auto:
+        steps.append(_auto(augment.auto))
+    steps += _to_numbers(augment, data)
+    if augment.erase:
+        steps.append(v2.RandomErasing(augment.erase))
+    return _Joint(v2.Compose(steps))
+
+
+def eval_transform(augment: Augment, data: Data) -> Transform:
+    """Return what prepares an image for judging: nothing random."""
+    from torchvision.transforms import v2
+
+    side = image_side(augment, data)
+    steps: list[Any] = [v2.ToImage()]
+    if augment.crop == "resized":
+        steps += [v2.Resize(round(side / augment.centre), antialias=True), v2.CenterCrop(side)]
+    else:
+        steps.append(_fitted(side, data))
+    return _Joint(v2.Compose([*steps, *_to_numbers(augment, data)]))
+
+
+def _fill() -> Any:
+    """What stands where an image has been moved away: black, and nothing that counts in a mask."""
+    from torchvision import tv_tensors
+
+    return {tv_tensors.Mask: IGNORE, tv_tensors.Image: 0}
+
+
+def _fitted(side: int, data: Data) -> Any:
+    from torchvision.transforms import v2
+
+    return v2.Identity() if data.side == side else v2.Resize((side, side), antialias=True)
+
+
+def _auto(name: str) -> Any:
+    from torchvision.transforms import v2
+
+    makers = {"autoaugment": v2.AutoAugment, "randaugment": v2.RandAugment}
+    return makers.get(name, v2.TrivialAugmentWide)()
+
+
+def _to_numbers(augment: Augment, data: Data) -> list[Any]:
+    from torchvision.transforms import v2
+
+    mean, std = statistics(augment, data)
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+
+
+class _Joint:
+    """Transforms of an image, and of its mask where the target is one.
+
+    Args:
+        steps: torchvision's transforms, as one.
+    """
+
+    def __init__(self, steps: Any) -> None:
+        self.steps = steps
+
+    def __call__(self, image: Any, target: Any) -> tuple[torch.Tensor, Any]:
+        from torchvision import tv_tensors
+
+        if isinstance(target, tv_tensors.Mask):
+            picture, mask = self.steps(image, target)
+            return picture.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)[0].long()
+        return self.steps(image).as_subclass(torch.Tensor), target

@@ -1,0 +1,321 @@
+"""The training loop: one step in Accelerate's processes and precision, and what surrounds it."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from refold.errors import DivergedError, TrainingError
+from refold.training.data.loader import Batch, TrainOrder
+from refold.training.loop.collectives import total, union
+from refold.training.loop.evaluation import MAIN, Judged, judge
+from refold.training.loop.learner import Learner, Outcome
+from refold.training.loop.norms import unsync_norms
+from refold.training.loop.penalties import Penalty
+from refold.training.loop.progress import Clock, Progress, Reporter
+from refold.training.loop.run_folder import RunFolder
+from refold.training.loop.saves import BEST, LAST, Saves
+from refold.training.loop.schedule import rate
+from refold.training.loop.state import Parts
+from refold.training.recipes.recipe import Recipe
+from refold.training.seeds import seed_of, seeded
+from refold.training.settings import Habits
+from refold.training.stopping import Ears, Stopped
+
+
+@dataclass
+class Engine:
+    """Everything that a run needs, ready to start.
+
+    Args:
+        recipe: how to train.
+        habits: how to behave.
+        accelerator: Accelerate's; it knows the processes, the device and the precision.
+        wrapped: the learner as Accelerate wraps it.
+        optimizer: as Accelerate wraps it.
+        average: timm's moving average of the network; None for none.
+        parts: what has a state.
+        penalties: what is added to the loss.
+        order: of the images.
+        batches: to learn from.
+        judged: batches to judge by.
+        classes: how many.
+        folder: of the run.
+        saves: its checkpoints.
+        reporter: is told.
+    """
+
+    recipe: Recipe
+    habits: Habits
+    accelerator: Any
+    wrapped: nn.Module
+    optimizer: Any
+    average: Any
+    parts: Parts
+    penalties: list[Penalty]
+    order: TrainOrder
+    batches: Any
+    judged: Any
+    classes: int
+    folder: RunFolder
+    saves: Saves
+    reporter: Reporter
+
+    def __post_init__(self) -> None:
+        self._clock, self._saved_at = Clock(), time.monotonic()
+        self._asked: int | None = None  # the number of the signal
+        self._last: dict[str, float] = {}
+
+    @property
+    def learner(self) -> Learner:
+        """The network with its loss, unwrapped."""
+        return self.parts.learner
+
+    @property
+    def done(self) -> int:
+        """How many steps of the run are done."""
+        return self.parts.position.done
+
+    # -- the run ----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train until the last epoch is done.
+
+        Raises:
+            DivergedError: when the loss is no number any more.
+            TrainingError: when a checkpoint cannot be written.
+            Stopped: when asked to stop, after the step is finished and saved.
+        """
+        position = self.parts.position
+        self._clock, self._saved_at = Clock(), time.monotonic()
+        with Ears() as ears:
+            while position.epoch < self.recipe.epochs:
+                # Of fewer images than before an epoch may have no step left.
+                self.order.at(position.epoch, min(position.step, self.order.steps))
+                self.wrapped.train()
+                for step in self._steps():
+                    self._after_step(step, ears)
+                self._after_epoch()
+
+    def _steps(self) -> Iterator[int]:
+        """Train on the rest of an epoch; yield the number of each step of it that is done."""
+        position = self.parts.position
+        pieces: list[Batch] = []
+        for piece in self.batches:
+            pieces.append(piece)
+            if len(pieces) == self.recipe.accumulate:
+                self._train(pieces)
+                pieces = []
+                position.step, position.done = position.step + 1, position.done + 1
+                yield position.step
+
+    # -- one step ---------------------------------------------------------------------------------
+
+    def _train(self, pieces: list[Batch]) -> None:
+        position, recipe, number = self.parts.position, self.recipe, self.done
+        lr = recipe.optimizer.lr * self._share()
+        for group in self.parts.optimizer.param_groups:
+            group["lr"] = lr
+        # Drop-out and the like draw what they would draw had the run never stopped.
+        torch.manual_seed(seed_of(recipe.seed, "step", number, self.accelerator.process_index))
+        outcomes = [self._learn(piece, number, at) for at, piece in enumerate(pieces)]
+        loss, right, answers = self._summed(outcomes)
+        if not math.isfinite(loss):
+            raise DivergedError(self._diverged(number, loss, lr))
+        if recipe.clip is not None:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.learner.network)
+        position.loss += loss * recipe.batch_size
+        position.images += recipe.batch_size
+        position.right, position.answers = position.right + right, position.answers + answers
+        position.unreadable = sorted(
+            {*position.unreadable, *(index for piece in pieces for index in piece.unreadable)}
+        )
+        self._last = {"loss": loss, "lr": lr}
+
+    def _learn(self, piece: Batch, number: int, at: int) -> Outcome:
+        """Add the gradients of a piece of the batch."""
+        device = self.accelerator.device
+        images = piece.images.to(device, non_blocking=True)
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        targets = piece.targets.to(device, non_blocking=True)
+        images, targets = self._mixed(images, targets, number, at)
+        with self.accelerator.accumulate(self.wrapped):
+            outcome = Outcome(*self.wrapped(images, targets))
+            loss = outcome.loss
+            for penalty in self.penalties:
+                loss = loss + self.parts.penalised(penalty)
+            self.accelerator.backward(loss)
+        return Outcome(*(value.detach() for value in outcome))
+
+    def _mixed(
+        self, images: Tensor, targets: Tensor, number: int, at: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mix images with each other where the recipe says so."""
+        mix = self.recipe.mix
+        if not mix.mixup and not mix.cutmix:
+            return images, targets
+        from torchvision.transforms import v2
+
+        makers = ((v2.MixUp, mix.mixup), (v2.CutMix, mix.cutmix))
+        mixers = [kind(alpha=x, num_classes=self.classes) for kind, x in makers if x]
+        place = (self.recipe.seed, "mix", number, at, self.accelerator.process_index)
+        with seeded(*place):
+            chosen = mixers[int(torch.randint(len(mixers), ()))]
+            return chosen(images, targets)
+
+    def _summed(self, outcomes: list[Outcome]) -> tuple[float, int, int]:
+        """Return mean loss, right answers and answers of a step, of all processes."""
+        rows = [torch.stack([value.cpu().double() for value in outcome]) for outcome in outcomes]
+        own = torch.stack(rows).sum(0)
+        own[0] /= len(rows) * self.accelerator.num_processes
+        loss, right, answers = total(self.accelerator, own).tolist()
+        return loss, int(right), int(answers)
+
+    def _share(self) -> float:
+        position, steps = self.parts.position, self.order.steps
+        number = position.epoch * steps + position.step
+        return rate(self.recipe.schedule, number, self.recipe.epochs * steps)
+
+    def _diverged(self, number: int, loss: float, lr: float) -> str:
+        position = self.parts.position
+        last = self.saves.named(LAST)
+        kept = f"the checkpoint before it is {last}" if last else "there is no checkpoint before it"
+        return (
+            f"the loss of step {position.step + 1} of epoch {position.epoch + 1} is {loss}: the "
+            f"training has diverged, or an image or a weight is not finite; {kept}; try a lower "
+            f"optimizer.lr (it was {lr:.3g} at step {number}), a longer schedule.warmup or clip"
+        )
+
+    # -- between steps ----------------------------------------------------------------------------
+
+    def _after_step(self, step: int, ears: Ears) -> None:
+        position, steps, done = self.parts.position, self.order.steps, self.done
+        self._clock.tick(self.recipe.batch_size)
+        self.reporter.step(self._progress(done))
+        if self.folder.writes and done % self.habits.log_steps == 0:
+            record = {"kind": "step", "step": done, "epoch": position.epoch + 1, **self._last}
+            self._measure(record, self._last)
+        due = self.habits.save_steps and done % self.habits.save_steps == 0
+        late = time.monotonic() - self._saved_at > 60 * self.habits.save_minutes
+        # All processes save or none: clocks differ, and a signal may reach one of them only.
+        wishes = total(self.accelerator, torch.tensor([float(ears.asked), float(late)]))
+        asked, late = (wishes > 0).tolist()
+        if step < steps and (asked or due or late):
+            self._save((LAST,))
+        self._asked = (ears.number or signal.SIGTERM) if asked else None
+        if self._asked and step < steps:
+            raise Stopped(self._asked)
+
+    def _after_epoch(self) -> None:
+        position, task = self.parts.position, self.recipe.task
+        found = self.judge(self.parts.network())
+        main = found.metrics[MAIN[task]]
+        better = position.best is None or main > position.best
+        if better:
+            position.best, position.best_epoch = main, position.epoch + 1
+        record = {
+            "kind": "epoch",
+            "epoch": position.epoch + 1,
+            "step": position.done,
+            "train_loss": position.loss / max(position.images, 1),
+            "train_accuracy": position.right / max(position.answers, 1),
+            **{f"val_{name}": value for name, value in found.metrics.items()},
+            "best": position.best,
+            "images_per_second": self._clock.speed,
+        }
+        # Before the checkpoint: a run that goes on from there measures only what comes after it.
+        self._measure(record, {name: x for name, x in record.items() if isinstance(x, float)})
+        position.begin_epoch()
+        self._save((LAST, BEST) if better else (LAST,))
+        self.reporter.epoch(record)
+        if self._asked and position.epoch < self.recipe.epochs:
+            raise Stopped(self._asked)
+
+    def _measure(self, record: dict[str, Any], numbers: dict[str, float]) -> None:
+        """Write what was measured, here and on the tracker's board.
+
+        Raises:
+            TrainingError: when the disk is full.
+        """
+        with self._writing():
+            self.folder.measure(record)
+            self.accelerator.log(numbers, step=record["step"])
+
+    @contextmanager
+    def _writing(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"what was measured up to step {self.done} could not be written to "
+                f"{self.folder.path} ({error.strerror or error}); {self.saves.standing()}; make "
+                "room and go on with --resume"
+            ) from error
+
+    def judge(self, network: nn.Module) -> Judged:
+        """Return what a network achieves on the images to judge by."""
+        network.eval()
+        task, device = self.recipe.task, self.accelerator.device
+        with self.accelerator.autocast():
+            return judge(network, self.judged, task, self.classes, device)
+
+    def _save(self, pointers: tuple[str, ...]) -> None:
+        position = self.parts.position
+        position.unreadable = union(self.accelerator, position.unreadable)
+        snapshot = self.parts.snapshot()
+        if self.accelerator.is_main_process:
+            with self._writing():
+                self.folder.settle()
+            self.saves.write(snapshot, self.done, pointers)
+        self.accelerator.wait_for_everyone()
+        self._saved_at = time.monotonic()
+
+    def _progress(self, done: int) -> Progress:
+        position, steps = self.parts.position, self.order.steps
+        left = self.recipe.epochs * steps - done
+        speed = self._clock.speed
+        return Progress(
+            epoch=position.epoch + 1,
+            epochs=self.recipe.epochs,
+            step=position.step,
+            steps=steps,
+            loss=position.loss / max(position.images, 1),
+            accuracy=position.right / max(position.answers, 1),
+            rate=self._last["lr"],
+            speed=speed,
+            left=left * self.recipe.batch_size / speed if speed else 0.0,
+        )
+
+    def rehearse(self) -> float:
+        """Take one step that nobody keeps, and return its seconds."""
+        self.wrapped.train()
+        steps = self._steps()
+        start = time.monotonic()
+        next(steps)
+        return time.monotonic() - start
+
+    def best_network(self) -> nn.Module:
+        """Return the network with the weights of its best epoch, plain and in evaluation mode."""
+        snapshot = self.saves.read(BEST)
+        network = self.parts.network()
+        if snapshot is not None:
+            network.load_state_dict(snapshot.network)
+        else:  # the best one was lost after the last epoch: that is what there is
+            self.parts.position.best_epoch = self.parts.position.epoch
+        unsync_norms(network)
+        if self.recipe.channels_last:
+            network.to(memory_format=torch.contiguous_format)
+        return network.eval()

@@ -1,0 +1,235 @@
+"""How good a network is on images it has not learnt from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from refold.errors import InputError
+from refold.training.data.datasets import Task
+from refold.training.data.image_folders import IGNORE
+from refold.training.loop.learner import at_size, outputs
+from refold.training.seeds import generator_of
+
+MAIN: dict[Task, str] = {"classify": "top1", "embed": "verification", "segment": "miou"}
+"""The number that says which network is the best; the higher, the better."""
+_PAIRS = 3000  # of the same class, and as many of two classes
+_FOLDS = 10
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a network achieves, and what it answered.
+
+    Args:
+        metrics: by name; those of `MAIN` are shares of 1.
+        images: how many this process looked at.
+        answers: for each image of this process the class, or None where there are none to compare.
+        unreadable: numbers of the images that this process could not read.
+    """
+
+    metrics: dict[str, float]
+    images: int
+    answers: Tensor | None
+    unreadable: tuple[int, ...]
+
+
+def judge(
+    network: Callable[[Tensor], Any],
+    batches: Any,
+    task: Task,
+    classes: int,
+    device: torch.device | str = "cpu",
+) -> Judged:
+    """Return what a network achieves.
+
+    With several processes each looks at its own batches, and all get the result of the whole.
+
+    Args:
+        network: in evaluation mode; anything that maps images to outputs.
+        batches: of `loader`, in `EvalOrder`.
+        task: what it is for.
+        classes: how many.
+        device: where the network computes.
+
+    Raises:
+        InputError: when there is no readable image.
+    """
+    score = _SCORES[task](classes, torch.device(device))
+    unreadable: set[int] = set()
+    images = 0
+    for batch in batches:
+        unreadable.update(batch.unreadable)
+        valid = batch.valid
+        images += int(valid.sum())
+        if bool(valid.any()):
+            with torch.no_grad():
+                said = outputs(network(batch.images[valid].to(device)))[0].float()
+            score.add(said, batch.targets[valid].to(device))
+    # torchmetrics counts in float32: the digits beyond are noise.
+    metrics = {name: round(value, 7) for name, value in score.result().items()}
+    if any(value != value for value in metrics.values()) and not images:
+        raise InputError("none of the images to judge by can be read")
+    return Judged(metrics, images, score.answers(), tuple(sorted(unreadable)))
+
+
+class _Classes:
+    """Top-1 and top-5 accuracy, and the cross entropy."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        from torchmetrics import MeanMetric
+        from torchmetrics.classification import MulticlassAccuracy
+
+        kinds = {"top1": 1} | ({"top5": 5} if classes > 5 else {})
+        self._accuracy = {
+            name: MulticlassAccuracy(classes, top_k=k, average="micro").to(device)
+            for name, k in kinds.items()
+        }
+        self._loss = MeanMetric().to(device)
+        self._said: list[Tensor] = []
+
+    def add(self, said: Tensor, targets: Tensor) -> None:
+        for metric in self._accuracy.values():
+            metric.update(said, targets)
+        self._loss.update(F.cross_entropy(said, targets), weight=len(said))
+        self._said.append(said.argmax(1).cpu())
+
+    def result(self) -> dict[str, float]:
+        found = {name: float(metric.compute()) for name, metric in self._accuracy.items()}
+        return found | {"loss": float(self._loss.compute())}
+
+    def answers(self) -> Tensor | None:
+        return torch.cat(self._said) if self._said else None
+
+
+class _Pixels:
+    """Mean intersection over union, and the share of pixels that are right."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+        self._miou = MulticlassJaccardIndex(classes, ignore_index=IGNORE).to(device)
+        self._pixels = MulticlassAccuracy(classes, average="micro", ignore_index=IGNORE).to(device)
+        self._said: list[Tensor] = []
+
+    def add(self, said: Tensor, targets: Tensor) -> None:
+        answers = at_size(said, targets).argmax(1)
+        self._miou.update(answers, targets)
+        self._pixels.update(answers, targets)
+        self._said.append(answers.to(torch.uint8).cpu().flatten())
+
+    def result(self) -> dict[str, float]:
+        return {"miou": float(self._miou.compute()), "pixels": float(self._pixels.compute())}
+
+    def answers(self) -> Tensor | None:
+        return torch.cat(self._said) if self._said else None
+
+
+class _Faces:
+    """Verification accuracy: are two images of one class, judged by the cosine between them."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        from torchmetrics import CatMetric
+
+        del classes  # those to judge by may be others
+        self._vectors, self._labels = CatMetric().to(device), CatMetric().to(device)
+        self._answers: Tensor | None = None
+
+    def add(self, said: Tensor, targets: Tensor) -> None:
+        # One stream each: row by row, the label last.
+        self._vectors.update(F.normalize(said))
+        self._labels.update(targets)
+
+    def result(self) -> dict[str, float]:
+        vectors, labels = self._vectors.compute(), self._labels.compute().long()
+        accuracy, self._answers = verification(vectors, labels)
+        return {"verification": accuracy}
+
+    def answers(self) -> Tensor | None:
+        return self._answers
+
+
+_SCORES: dict[Task, Callable[[int, torch.device], Any]] = {
+    "classify": _Classes, "embed": _Faces, "segment": _Pixels,
+}  # fmt: skip
+
+
+def verification(vectors: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+    """Return how often two images are rightly said to be of one class, and what was said.
+
+    Pairs are drawn once for all; each tenth of them is judged by the threshold that is the best for
+    the others, as Labelled Faces in the Wild is.
+
+    Args:
+        vectors: embeddings of length 1.
+        labels: their classes.
+
+    Shape:
+        vectors (N, C); labels (N,).
+
+    Raises:
+        InputError: when there are no two images of a class, or no two classes.
+
+    Examples:
+        >>> turned = torch.eye(2).repeat_interleave(8, 0)
+        >>> verification(turned, torch.arange(2).repeat_interleave(8))[0]
+        1.0
+    """
+    first, second, same = _pairs(labels)
+    likeness = (vectors[first] * vectors[second]).sum(1)
+    said = torch.zeros_like(same)
+    fold = torch.arange(len(same), device=same.device) // 2 % _FOLDS  # a pair of either kind
+    for number in range(_FOLDS):
+        mine, others = fold == number, fold != number
+        if not bool(mine.any()):
+            continue
+        said[mine] = likeness[mine] > _threshold(likeness[others], same[others])
+    return float((said == same).float().mean()), said.cpu()
+
+
+def _threshold(likeness: Tensor, same: Tensor) -> float:
+    """Return the value between two likenesses that separates best."""
+    ordered, order = likeness.sort()
+    flags = same[order].long()
+    # Cutting before place i: all from i on are said to be the same.
+    right_above = flags.sum() - torch.cat([flags.new_zeros(1), flags.cumsum(0)])
+    right_below = torch.cat([flags.new_zeros(1), (1 - flags).cumsum(0)])
+    place = int((right_above + right_below).argmax())
+    padded = torch.cat([ordered[:1] - 1, ordered, ordered[-1:] + 1])
+    return float((padded[place] + padded[place + 1]) / 2)
+
+
+def _pairs(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    count = len(labels)
+    generator = generator_of("pairs", count)
+    first, second = torch.triu_indices(count, count, 1) if count <= _PAIRS else _drawn(count)
+    order = torch.randperm(len(first), generator=generator)
+    first, second = first[order].to(labels.device), second[order].to(labels.device)
+    same = labels[first] == labels[second]
+    fewest = min(int(same.sum()), int((~same).sum()), _PAIRS)
+    if fewest == 0:
+        raise InputError(
+            "verification needs two images of one class and two classes in val: add some"
+        )
+    chosen = torch.cat([same.nonzero()[:fewest, 0], (~same).nonzero()[:fewest, 0]])
+    # In turn, so that each fold has of both kinds.
+    chosen = chosen.view(2, fewest).T.flatten()
+    return first[chosen], second[chosen], same[chosen]
+
+
+def _drawn(count: int) -> tuple[Tensor, Tensor]:
+    """Return many random pairs of a set too large to list them all, neighbours among them.
+
+    Images of a class lie side by side, so neighbours are the pairs of one class.
+    """
+    generator = generator_of("drawn", count)
+    one = torch.randint(count, (40 * _PAIRS,), generator=generator)
+    step = torch.randint(1, 20, one.shape, generator=generator)
+    far = torch.randint(1, count, one.shape, generator=generator)
+    near = torch.arange(len(one)) % 2 == 0
+    return one, (one + torch.where(near, step, far)) % count

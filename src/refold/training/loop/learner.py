@@ -1,0 +1,182 @@
+"""A network together with its loss: one module, so that both train, copy and save alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refold.errors import InputError
+from refold.models import AMSoftmax, ArcFace
+from refold.training.data.image_folders import IGNORE
+
+if TYPE_CHECKING:
+    from refold.training.recipes.recipe import Loss, Recipe
+
+
+class Outcome(NamedTuple):
+    """What a batch gave: the loss, and how many of how many answers were right."""
+
+    loss: Tensor
+    right: Tensor
+    answers: Tensor
+
+
+class Learner(nn.Module):
+    """A network, and the loss of what it says.
+
+    Args:
+        network: what is trained and deployed.
+        loss: of main outputs and targets; it may have parameters of its own.
+        auxiliary: the weight of each further output.
+    """
+
+    def __init__(self, network: nn.Module, loss: nn.Module, auxiliary: float) -> None:
+        super().__init__()
+        self.network, self.loss, self.auxiliary = network, loss, auxiliary
+
+    def forward(self, images: Tensor, targets: Tensor) -> Outcome:
+        """Return the loss of a batch and what was right in it.
+
+        Shape:
+            images (N, C, H, W); targets (N,), (N, H, W), or mixed labels (N, classes).
+        """
+        main, *others = outputs(self.network(images))
+        loss = self.loss(main, targets)
+        for other in others:
+            loss = loss + self.auxiliary * self.loss(other, targets)
+        with torch.no_grad():
+            right, answers = self._right(main, targets)
+        return Outcome(loss, right, answers)
+
+    def _right(self, main: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if targets.is_floating_point():  # mixed labels: the heavier one
+            targets = targets.argmax(1)
+        main = at_size(main, targets)
+        scores = self.loss.cosines(main) if isinstance(self.loss, (AMSoftmax, ArcFace)) else main
+        counted = targets != IGNORE if targets.ndim > 1 else torch.ones_like(targets).bool()
+        return ((scores.argmax(1) == targets) & counted).sum(), counted.sum()
+
+
+def outputs(value: Any) -> list[Tensor]:
+    """Return a network's outputs, the main one first, from a tensor, a tuple or a dict.
+
+    Raises:
+        InputError: when it is none of these.
+
+    Examples:
+        >>> len(outputs({"main": torch.zeros(1), "aux": torch.ones(1)}))
+        2
+    """
+    if isinstance(value, Tensor):
+        return [value]
+    parts: list[Any] = []
+    if isinstance(value, Mapping):
+        named = cast("Mapping[str, Any]", value)
+        main = next((name for name in ("main", "out", "logits") if name in named), None)
+        parts = [named[main]] if main else []
+        parts += [part for name, part in named.items() if name != main]
+    elif isinstance(value, (tuple, list)):
+        parts = list(cast("tuple[Any, ...]", value))
+    found = [part for part in parts if isinstance(part, Tensor)]
+    if not found:
+        raise InputError(
+            f"the network returns {type(value).__name__}; to be trained it must return a tensor, a "
+            "tuple of them or a dict with 'main'"
+        )
+    return found
+
+
+def at_size(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return a map of logits in the size of the masks; what is no map as it is.
+
+    Examples:
+        >>> at_size(torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    if targets.ndim != 3 or logits.shape[2:] == targets.shape[1:]:
+        return logits
+    return F.interpolate(logits, targets.shape[1:], mode="bilinear")
+
+
+class CrossEntropy(nn.Module):
+    """Cross entropy of classes or of the pixels of a map, which is brought to the mask's size.
+
+    Args:
+        smoothing: of the labels.
+
+    Examples:
+        >>> float(CrossEntropy()(torch.zeros(1, 4), torch.tensor([2]))) == torch.tensor(4.0).log()
+        tensor(True)
+    """
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss.
+
+        Shape:
+            logits (N, classes) or (N, classes, h, w); targets (N,), (N, classes) or (N, H, W).
+        """
+        logits = at_size(logits, targets)
+        ignored = IGNORE if targets.ndim == 3 else -100
+        return F.cross_entropy(
+            logits, targets, ignore_index=ignored, label_smoothing=self.smoothing
+        )
+
+
+def make_learner(
+    network: nn.Module, recipe: Recipe, classes: int, image: tuple[int, ...]
+) -> Learner:
+    """Return a network with the loss of a recipe.
+
+    Args:
+        network: as built for these classes; for embeddings, without a classifier.
+        recipe: which loss.
+        classes: how many.
+        image: shape of one, (C, H, W).
+
+    Raises:
+        InputError: when the network does not run on such images, or its output does not fit.
+    """
+    training = network.training
+    try:
+        with torch.no_grad():
+            device = next(network.parameters()).device
+            main = outputs(network.eval()(torch.zeros(2, *image, device=device)))[0]
+    except InputError:
+        raise
+    except Exception as error:
+        shape = "x".join(map(str, image))
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise InputError(
+            f"{recipe.model} does not run on images of {shape}: {reason[0]}; choose another "
+            "augment.size"
+        ) from error
+    finally:
+        network.train(training)
+    ndim = 4 if recipe.task == "segment" else 2
+    if main.ndim != ndim or (recipe.task != "embed" and main.shape[1] != classes):
+        wanted = "an embedding" if recipe.task == "embed" else f"{classes} classes"
+        raise InputError(
+            f"{recipe.model} returns {tuple(main.shape)} for two images, but --task {recipe.task} "
+            f"needs {wanted}" + (" of every pixel" if ndim == 4 else "")
+        )
+    return Learner(network, _loss(recipe.loss, main.shape[1], classes), recipe.loss.auxiliary)
+
+
+def _loss(wanted: Loss, width: int, classes: int) -> nn.Module:
+    if wanted.name == "cross_entropy":
+        return CrossEntropy(wanted.smoothing)
+    if wanted.name == "bce":
+        from timm.loss.binary_cross_entropy import BinaryCrossEntropy
+
+        return BinaryCrossEntropy(wanted.smoothing)
+    kind = AMSoftmax if wanted.name == "am_softmax" else ArcFace
+    given = {"scale": wanted.scale, "margin": wanted.margin}
+    return kind(width, classes, **{name: x for name, x in given.items() if x is not None})

@@ -1,0 +1,1 @@
+"""How to train, as data: recipes that are read, checked and written."""

@@ -1,0 +1,146 @@
+"""The end of a run: the best network folded, proved, judged in both forms, and written."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from refold.equivalence import prove
+from refold.errors import MissingDependencyError
+from refold.exporting import export
+from refold.folding import reparameterize
+from refold.residuals import remove_residuals
+from refold.training.data.datasets import Data
+from refold.training.loop.collectives import total, union
+from refold.training.loop.engine import Engine
+from refold.training.loop.evaluation import Judged
+from refold.workload import measure
+
+if TYPE_CHECKING:
+    from refold.training.recipes.recipe import Recipe
+
+Fold = Callable[[nn.Module, Any], nn.Module]
+_EXPORTED = ("deploy.safetensors", "deploy.onnx")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run brought.
+
+    Args:
+        summary: what `summary.json` holds.
+        network: the form that trained, with the weights of the best epoch.
+        deployed: the form that folding it led to.
+    """
+
+    summary: dict[str, Any]
+    network: nn.Module
+    deployed: nn.Module
+
+
+def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
+    """Fold the best network of a run, prove it equal, judge both forms, and write them.
+
+    Args:
+        engine: its training is over.
+        data: the images.
+        image: shape of one, as the network sees it.
+
+    Raises:
+        NotEquivalentError: when the fold is not exact.
+        ExportError: when it cannot be exported.
+    """
+    accelerator, folder = engine.accelerator, engine.folder
+    network = engine.best_network()
+    like = next(network.parameters())
+    example = torch.randn(1, *image, generator=torch.Generator().manual_seed(0)).to(like)
+    fold = folding(engine.recipe)
+    deployed = fold(network, example)
+    judged = engine.judge(network), engine.judge(deployed)
+    same, compared = _agreement(engine, *judged)
+    broken = _unreadable(engine, data, judged[0])
+    summary: dict[str, Any] = {
+        "recipe": engine.recipe.name,
+        "model": engine.recipe.model,
+        "block": engine.recipe.block,
+        "task": engine.recipe.task,
+        "epochs": engine.parts.position.epoch,
+        "best_epoch": engine.parts.position.best_epoch,
+        "train_form": _form(engine, network, example, judged[0]),
+        "deployed_form": _form(engine, deployed, example, judged[1]),
+        "same_answers": same,
+        "answers": compared,
+        "unreadable": broken,
+    }
+    if accelerator.is_main_process:
+        summary["error"] = _proved(network, deployed, example, fold)
+        summary["files"] = _exported(engine, deployed, example)
+        folder.summarise(summary)
+    accelerator.wait_for_everyone()
+    return Finished(summary, network, deployed)
+
+
+def folding(recipe: Recipe) -> Fold:
+    """Return what makes the plain form of a trained network, as the recipe wants it."""
+    wanted = recipe.deploy
+
+    def fold(network: nn.Module, example: Any) -> nn.Module:
+        if wanted.remove_residuals:
+            network = remove_residuals(network, example)
+        return reparameterize(network, example, allow_growth=wanted.allow_growth)
+
+    return fold
+
+
+def _proved(
+    network: nn.Module, deployed: nn.Module, example: Tensor, fold: Fold
+) -> dict[str, float]:
+    """Return the largest errors of a fold done in float64, and of the weights as written."""
+    network, deployed = copy.deepcopy(network).cpu(), copy.deepcopy(deployed).cpu()
+    proof = prove(network, deployed, (example.cpu(),), fold)
+    return {"float64": proof.exact.max_rel_error, "as_written": proof.shipped.max_rel_error}
+
+
+def _exported(engine: Engine, deployed: nn.Module, example: Tensor) -> list[str]:
+    plain, files = copy.deepcopy(deployed).cpu(), list[str]()
+    for name in _EXPORTED:
+        try:
+            export(plain, engine.folder.path / name, example.cpu())
+            files.append(name)
+        except MissingDependencyError as error:
+            engine.reporter.note(f"{name} is left out: {error}")
+    return files
+
+
+def _form(engine: Engine, network: nn.Module, example: Tensor, judged: Judged) -> dict[str, Any]:
+    work = measure(network, example)
+    return {
+        "parameters": work.parameters,
+        "macs": work.macs,
+        "images": int(total(engine.accelerator, torch.tensor(judged.images))),
+        **judged.metrics,
+    }
+
+
+def _agreement(engine: Engine, one: Judged, other: Judged) -> tuple[int, int]:
+    """Return how many answers of both forms are the same, and how many there are."""
+    if one.answers is None or other.answers is None:
+        counts = torch.zeros(2)
+    else:
+        same = (one.answers == other.answers).sum()
+        counts = torch.tensor([float(same), float(one.answers.numel())])
+    if engine.recipe.task != "embed":  # there every process has answered for all pairs
+        counts = total(engine.accelerator, counts.double())
+    return int(counts[0]), int(counts[1])
+
+
+def _unreadable(engine: Engine, data: Data, judged: Judged) -> dict[str, list[str]]:
+    """Return the names of the images that could not be read, by any process."""
+    train = union(engine.accelerator, engine.parts.position.unreadable)
+    val = union(engine.accelerator, judged.unreadable)
+    return {"train": list(map(data.train.name, train)), "val": list(map(data.val.name, val))}

@@ -1,0 +1,127 @@
+"""How a run begins, and how one that was stopped goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from refold.errors import CheckpointError, InputError
+from refold.files import sweep_staging
+from refold.training.data.inventory import difference, inventory
+from refold.training.run.restored import Begun
+
+if TYPE_CHECKING:
+    from refold.training.loop.engine import Engine
+    from refold.training.loop.saves import Recovered
+    from refold.training.recipes.recipe import Recipe
+    from refold.training.run.setup import Order
+
+
+def start(engine: Engine, order: Order, asked: Recipe) -> None:
+    """Begin a run's folder, which is claimed.
+
+    Args:
+        engine: at its start.
+        order: what is to be done.
+        asked: the recipe before it was fitted to the images.
+
+    Raises:
+        InputError: when another run was begun there meanwhile, or the folder cannot be written to.
+    """
+    folder = engine.folder
+    if folder.writes:
+        folder.require_new()
+        sweep_staging(folder.path)
+        begun = Begun(order.recipe, asked, order.place, order.model is not None)
+        folder.begin(begun.config(), inventory(order.data, order.place))
+    engine.accelerator.wait_for_everyone()
+
+
+def go_on(engine: Engine, order: Order, begun: Begun, *, data_changed: bool) -> None:
+    """Bring an engine to where its run was, from the newest whole checkpoint; change no other.
+
+    Args:
+        engine: at its start.
+        order: what is to be done.
+        begun: what the run was begun with.
+        data_changed: whether the images may be others than before.
+
+    Raises:
+        InputError: when the images are others and may not be.
+        CheckpointError: when there were checkpoints and none of them is whole.
+    """
+    folder, saves, position = engine.folder, engine.saves, engine.parts.position
+    images = None
+    if folder.writes:
+        images = _images(engine, order, data_changed=data_changed)
+        sweep_staging(folder.path)
+        saves.sweep()
+    engine.accelerator.wait_for_everyone()
+    found = saves.recover()
+    engine.accelerator.wait_for_everyone()  # before anything changes that another one reads
+    for text in found.notes:
+        order.reporter.note(text)
+    _restore(engine, order, found)
+    if data_changed:
+        position.unreadable = []  # numbers of other images, perhaps
+    if position.epoch >= engine.recipe.epochs:
+        order.reporter.note(
+            f"all {engine.recipe.epochs} epochs of the run in {folder.path} are done: nothing is "
+            "trained, what came out is written again"
+        )
+    if not folder.writes:
+        return
+    saves.mend(found)
+    folder.rewind(engine.done)
+    if images is not None:
+        folder.list_images(images)
+    if order.place != begun.place:
+        folder.configure(replace(begun, place=order.place).config())
+
+
+def _restore(engine: Engine, order: Order, found: Recovered) -> None:
+    """Put back what a checkpoint holds; without one the engine stays at its start.
+
+    Raises:
+        CheckpointError: when the run has none and must have had one.
+    """
+    folder, position = engine.folder, engine.parts.position
+    if found.snapshot is not None:
+        engine.parts.restore(found.snapshot)
+        if found.best is None:
+            position.best = position.best_epoch = None
+        # A checkpoint of an earlier version has not counted them.
+        position.done = position.done or position.epoch * engine.order.steps + position.step
+        return
+    if folder.came_far():
+        raise CheckpointError(
+            f"{folder.path} has measured more than an epoch, and {engine.saves.folder} holds no "
+            "checkpoint: put one back from a copy, or begin anew in another folder"
+        )
+    order.reporter.note(f"there is no checkpoint in {engine.saves.folder} yet: starts at step 0")
+
+
+def _images(engine: Engine, order: Order, *, data_changed: bool) -> str | None:
+    """Return what the images are now, where that must be written down.
+
+    Raises:
+        InputError: when they are others than those that the run was begun with, and may not be.
+    """
+    before, now = engine.folder.images(), inventory(order.data, order.place)
+    if before is None:
+        order.reporter.note(
+            f"{engine.folder.path} has no list of its images: whether they are still the same "
+            "cannot be told"
+        )
+        return now
+    changed = difference(before, now)
+    if changed is None:
+        return None
+    if not data_changed:
+        raise InputError(
+            f"{order.place}: the images are not those that the run in {engine.folder.path} was "
+            f"started with: {changed}; put them back, or say --data-changed (data_changed=True) to "
+            "go on with those that are there now"
+        )
+    order.reporter.note(f"the images are not those of before: {changed}")
+    return now

@@ -1,0 +1,247 @@
+"""`refold.train`: from a recipe and images to a plain network, proved equal and written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
+
+from refold.errors import TrainingError
+from refold.training.data.datasets import DIGITS, open_data
+from refold.training.loop.penalties import Penalty
+from refold.training.loop.progress import Plan, Reporter
+from refold.training.loop.run_folder import RunFolder
+from refold.training.recipes.cookbook import changed, check_recipe, load_recipe
+from refold.training.run.agreement import require_same
+from refold.training.run.claim import claim
+from refold.training.run.restored import Begun, begun_with
+from refold.training.run.resume import go_on, start
+from refold.training.settings import Habits
+
+if TYPE_CHECKING:
+    from refold.training.loop.engine import Engine
+    from refold.training.recipes.recipe import Recipe
+    from refold.training.run.network import Builder
+    from refold.training.run.setup import Order
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` returns.
+
+    Args:
+        folder: of the run.
+        summary: what came out, as `summary.json` holds it; the plan alone after a dry run.
+        model: the form that trained, with the weights of its best epoch, in evaluation mode.
+        deployed: the plain form, equal to it.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    model: nn.Module | None = None
+    deployed: nn.Module | None = None
+
+
+def train(
+    recipe: str | Path | Recipe | None = None,
+    *,
+    output: str | Path,
+    data: str | Path | None = None,
+    model: nn.Module | str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    penalties: Iterable[Penalty] = (),
+    resume: bool = False,
+    data_changed: bool = False,
+    dry_run: bool = False,
+    cpu: bool = False,
+    tracker: str | None = None,
+    habits: Habits | None = None,
+    reporter: Reporter | None = None,
+    build: Builder | None = None,
+) -> Trained:
+    """Train a network by a recipe, fold it, prove the fold exact, and write both results.
+
+    Everything random follows from the recipe's seed, so a run that was killed and goes on ends with
+    the same weights, bit by bit on a CPU with the same number of threads, as one that was not, for
+    any number of loader workers. Under `torchrun` the processes share each batch.
+
+    Args:
+        recipe: a name of `refold.training.list_recipes()`, a YAML file, or a `Recipe`; "digits"
+            without `data`, "folder" with it.
+        output: the run's folder: settings, measurements, checkpoints, deployed files, summary.
+        data: a folder of images, or "digits", which come with the package.
+        model: a network to train as it is, or the name of one of `list_models()`; the recipe's
+            where None.
+        changes: values that replace the recipe's, by dotted key (`optimizer.lr`).
+        penalties: functions of the network whose value is added to the loss.
+        resume: go on with the run in `output`, by the settings that it was begun with; what else is
+            given must be the same.
+        data_changed: go on even where the images are not those that the run was begun with.
+        dry_run: set all up, take one step, say how long the run would take; write nothing.
+        cpu: leave a GPU alone.
+        tracker: of Accelerate's; TensorBoard where it is installed, "none" for none.
+        habits: when to save and to measure, and how many processes read images.
+        reporter: is told how it goes.
+        build: what builds a network from its name; `create_model` where None.
+
+    Raises:
+        InputError: when the recipe, the images or the network are of no use; the message names the
+            file or the key.
+        DivergedError: when the loss is no number any more.
+        TrainingError: when the disk is full.
+        NotEquivalentError: when the folded network is not equal.
+        Stopped: a KeyboardInterrupt: a signal asked to stop, and the step is finished and saved.
+        MissingDependencyError: when an optional library is missing.
+
+    Examples:
+        >>> import tempfile, refold
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = refold.train("digits", output=f"{folder}/run", dry_run=True)
+        >>> run.summary["images"], run.summary["classes"]
+        (4000, 10)
+    """
+    folder = RunFolder(Path(output))
+    given = model if isinstance(model, nn.Module) else None
+    named = {"model": model} if isinstance(model, str) else {}
+    if given is not None:
+        named = {"model": type(given).__name__}
+    every = {**named, **(changes or {})}
+    if resume:
+        begun = begun_with(folder, given)
+        require_same(begun, _wanted(recipe, begun.asked, every), folder.path)
+        chosen, place = begun.recipe, _place(data or begun.place)
+    else:
+        if not dry_run:
+            folder.require_new()
+        begun, place = None, _place(data or DIGITS)
+        chosen = _chosen(recipe, place, every)
+    from refold.training.run import setup
+    from refold.training.run.network import ours
+
+    order = setup.Order(
+        recipe=chosen,
+        data=open_data(place, chosen.task),
+        place=place,
+        output=folder.path,
+        model=given,
+        build=build or ours,
+        penalties=tuple(penalties),
+        habits=habits or Habits(),
+        cpu=cpu,
+        tracker="none" if dry_run else tracker or setup.default_tracker(),
+        reporter=reporter or Reporter(),
+    )
+    return _run(order, begun, dry_run=dry_run, data_changed=data_changed)
+
+
+def _place(data: str | Path) -> str:
+    """Return where the images are, from whatever folder the run goes on."""
+    return DIGITS if str(data) == DIGITS else os.path.abspath(data)  # noqa: PTH100 (keeps links)
+
+
+def _chosen(recipe: str | Path | Recipe | None, place: str, changes: dict[str, Any]) -> Recipe:
+    if recipe is None:
+        recipe = "digits" if place == DIGITS else "folder"
+    return _wanted(recipe, None, changes)
+
+
+def _wanted(
+    recipe: str | Path | Recipe | None, other: Recipe | None, changes: dict[str, Any]
+) -> Recipe:
+    """Return a recipe with changes; another one where there is none."""
+    if isinstance(recipe, (str, Path)):
+        return load_recipe(recipe, changes)
+    chosen = cast("Recipe", recipe or other)
+    return check_recipe(changed(chosen.model_dump(mode="json"), changes), chosen.name)
+
+
+def _run(order: Order, begun: Begun | None, *, dry_run: bool, data_changed: bool) -> Trained:
+    from refold.training.run import setup
+
+    accelerator = setup.make_accelerator(order)
+    main = bool(accelerator.is_main_process)
+    folder = RunFolder(order.output, writes=main and not dry_run)
+    asked = order.recipe
+    order = replace(
+        order,
+        recipe=setup.fitted(order, accelerator.num_processes),
+        reporter=order.reporter if main else Reporter(),
+    )
+    image = setup.image_shape(order)
+    engine = setup.make_engine(order, accelerator, folder, image)
+    if order.recipe.batch_size != asked.batch_size:
+        order.reporter.note(
+            f"batch_size is {order.recipe.batch_size} instead of {asked.batch_size}, as there are "
+            f"{len(order.data.train)} images, and optimizer.lr {order.recipe.optimizer.lr:.3g} "
+            f"instead of {asked.optimizer.lr:.3g}"
+        )
+    if dry_run:
+        plan = _plan(order, engine, image, None)
+        order.reporter.begin(plan)
+        return Trained(folder.path, vars(plan) | {"seconds_per_step": engine.rehearse()})
+    with claim(folder.path) if folder.writes else nullcontext():
+        if begun is None:
+            start(engine, order, asked)
+        else:
+            go_on(engine, order, begun, data_changed=data_changed)
+        return _trained(order, engine, image, resumed=None if begun is None else engine.done)
+
+
+def _trained(
+    order: Order, engine: Engine, image: tuple[int, ...], *, resumed: int | None
+) -> Trained:
+    from refold.training.run.finish import finish
+
+    accelerator = engine.accelerator
+    if order.tracker != "none":
+        _open_board(accelerator, resumed)
+    order.reporter.begin(_plan(order, engine, image, resumed))
+    try:
+        engine.run()
+    finally:
+        order.reporter.end()
+        # Not `end_training`, which ends the processes' group, too: folding and judging need it.
+        for board in accelerator.trackers:
+            with suppress(OSError):  # of a full disk the engine has told
+                board.finish()
+    done = finish(engine, order.data, image)
+    return Trained(engine.folder.path, done.summary, done.network, done.deployed)
+
+
+def _open_board(accelerator: Any, resumed: int | None) -> None:
+    """Begin to tell a tracker; TensorBoard drops what it was told after the step of a resumed run.
+
+    Raises:
+        TrainingError: when it cannot write.
+    """
+    options = {} if resumed is None else {"tensorboard": {"purge_step": resumed + 1}}
+    try:
+        accelerator.init_trackers("refold", init_kwargs=options)
+    except OSError as error:
+        raise TrainingError(
+            f"the tracker cannot write to {accelerator.logging_dir} ({error.strerror or error}): "
+            "make room, or say --tracker none"
+        ) from error
+
+
+def _plan(order: Order, engine: Engine, image: tuple[int, ...], resumed: int | None) -> Plan:
+    return Plan(
+        model=order.recipe.model,
+        parameters=sum(p.numel() for p in engine.learner.network.parameters()),
+        data=order.place,
+        images=len(order.data.train),
+        judged=len(order.data.val),
+        classes=len(order.data.classes),
+        image=image,
+        epochs=order.recipe.epochs,
+        steps=engine.order.steps,
+        batch=order.recipe.batch_size,
+        processes=engine.accelerator.num_processes,
+        device=str(engine.accelerator.device),
+        resumed=resumed,
+    )

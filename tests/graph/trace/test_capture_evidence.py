@@ -1,0 +1,179 @@
+"""What is captured by itself is called as its capture assumes, or is not captured as a whole."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers.traps import conv, live
+from refold import plan
+
+X = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Norm = nn.BatchNorm2d
+
+
+class Optional(nn.Module):
+    """A block whose optional arguments change what may be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(3, 3), Norm(3)
+        self.tail = nn.Sequential(conv(3, 3), Norm(3))
+
+    def forward(self, x: Tensor, skip: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        y = self.conv(x) * scale
+        if skip is not None:
+            y = F.relu(y) + skip
+        return x + self.tail(self.norm(y))
+
+
+class Outer(nn.Module):
+    """Calls a block in the ways it is told."""
+
+    def __init__(self, run) -> None:
+        super().__init__()
+        self.block, self.other = Optional(), Optional()
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def check(model: nn.Module) -> nn.Module:
+    """Fold a model with and without an example and compare; return the last result."""
+    folded = model = live(model.double().eval())
+    oracle = copy.deepcopy(model)
+    for example in (X, None):
+        folded = plan(model, example).apply()
+        for x in (X, X[:1, :, 1:].contiguous()):
+            wanted, got = oracle(x), folded(x)
+            assert (wanted - got).abs().max() <= 1e-9 * wanted.abs().max()
+    return folded
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(module, Norm) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, x: m.block(x, x) + m.block(x, skip=x, scale=0.5),
+        lambda m, x: m.block(x) - m.block(x, scale=2.0),
+        lambda m, x: m.block(x, None, 0.5) * m.block(x, x),
+        lambda m, x: m.block(m.block(x), x),
+    ],
+)
+def test_arguments_that_are_given(run) -> None:
+    folded = check(Outer(run))
+    assert norms(folded.block) == 1  # the tail is called as it stands
+
+
+def test_the_plan_names_the_argument() -> None:
+    model = live(Outer(lambda m, x: m.block(x, x) + m.block(x)).double().eval())
+    [reason] = [kept.reason for kept in plan(model, X).refusals if kept.where == "block"]
+    assert reason == "its optional argument skip may be given"
+
+
+def test_defaults_that_are_given() -> None:
+    folded = check(Outer(lambda m, x: m.block(x, None) + m.block(x, scale=1.0)))
+    assert norms(folded.block) == 0
+
+
+class Unseen(nn.Module):
+    """A model that no trace follows, and that calls its block in two ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Optional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 1e9:
+            return x
+        return self.block(x) + self.block(x, x)
+
+
+class UnseenPlain(nn.Module):
+    """A model that no trace follows, and that leaves optional arguments out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Optional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 1e9 else self.block(x)
+
+
+def test_calls_that_no_trace_saw() -> None:
+    assert norms(check(Unseen()).block) == 1
+    assert norms(check(UnseenPlain()).block) == 0
+
+
+class Reaches(nn.Module):
+    """Runs a Sequential, and later one of its layers alone, where a trace no longer follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seq = nn.Sequential(Norm(3), Norm(3))
+        self.inner = Optional()
+
+
+class Indexed(Reaches):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.seq(x)
+        return self.seq[0](y) if y.sum() < 1e9 else y
+
+
+class Looped(Reaches):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.seq(x)
+        if y.sum() < 1e9:
+            for part in self.seq.children():
+                y = part(y) + 1
+        return y
+
+
+class Named(Reaches):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        return self.inner.norm(y) if y.sum() < 1e9 else y
+
+
+class Helped(Reaches):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.seq(x)
+        return self.finish(y) if y.sum() < 1e9 else y
+
+    def finish(self, y: Tensor) -> Tensor:
+        return self.seq[1](y)
+
+
+@pytest.mark.parametrize("kind", [Indexed, Looped, Named, Helped])
+def test_parts_that_also_run_alone(kind) -> None:
+    check(kind())
+
+
+def test_code_without_source() -> None:
+    space = {"Reaches": Reaches, "Tensor": Tensor}
+    body = "y = self.seq(x)\n        return self.seq[0](y) if y.sum() < 1e9 else y"
+    exec(f"class Bare(Reaches):\n    def forward(self, x):\n        {body}\n", space)
+    check(space["Bare"]())
+
+
+class Listed(Reaches):
+    """Its Sequential is only called; a method that forward does not use reads into it."""
+
+    def reset(self) -> None:
+        nn.init.ones_(self.seq[0].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.seq(x)
+        return y if y.sum() < 1e9 else x
+
+
+def test_methods_that_do_not_run_say_nothing() -> None:
+    assert norms(check(Listed()).seq) == 0

@@ -1,0 +1,115 @@
+"""Comparisons: runs are done once, in any number of processes; the table says what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from refold.training import study
+from refold.training.studies.manifold import lost, spiral
+from training.pictures import folders
+from training.runs import last, records, same_bits
+
+SHORT = {
+    "epochs": 1, "batch_size": 8, "model": "cifar_resnet20",
+    "options": {"depths": [1, 1, 1], "widths": [2, 4, 8]},
+    "augment.size": 16, "augment.crop": "none",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folders(tmp_path_factory.mktemp("data"), train=8, val=4, side=16)
+
+
+def test_a_study_is_done_once_and_read_again(tmp_path: Path, data: Path) -> None:
+    options = {"seeds": (0, 1), "data": data, "changes": SHORT, "only": ["plain", "ACB"]}
+    report = study("branches", tmp_path / "out", **options)
+    plain, acb = report.rows
+    runs = tmp_path / "out" / "runs"
+    assert plain.values == tuple(
+        records(runs / "plain" / f"seed-{seed}", "epoch")[-1]["val_top1"] for seed in (0, 1)
+    )
+    assert acb.cells["same answers"] == "16 of 16"
+    assert plain.cells["parameters"].split("-> ")[1] == acb.cells["parameters"].split("-> ")[1]
+    seen = {path: path.stat().st_mtime_ns for path in runs.rglob("summary.json")}
+    assert len(seen) == 4
+    (runs / "acb" / "seed-1" / "summary.json").unlink()  # as if killed at the end
+    again = study("branches", tmp_path / "out", **options)
+    assert again.rows == report.rows
+    moved = {p for p in seen if p.stat().st_mtime_ns != seen[p]}
+    assert moved == {runs / "acb" / "seed-1" / "summary.json"}
+    table = (tmp_path / "out" / "branches.md").read_text()
+    assert "| ACB |" in table
+    assert "of 2 seeds" in table
+    numbers = json.loads((tmp_path / "out" / "branches.json").read_text())
+    assert numbers["ACB"]["values"] == list(acb.values)
+    assert "<svg" in (tmp_path / "out" / "branches.svg").read_text()
+
+
+def test_runs_beside_each_other_are_the_same_runs(tmp_path: Path, data: Path) -> None:
+    options = {"data": data, "changes": SHORT, "only": ["plain"]}
+    beside = study("branches", tmp_path / "two", seeds=(0, 1), jobs=2, **options)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = study("branches", tmp_path / "one", seeds=(1,), **options)
+    finally:
+        torch.set_num_threads(threads)
+    assert beside.rows[0].values[1:] == alone.rows[0].values
+    one, two = (last(tmp_path / name / "runs" / "plain" / "seed-1") for name in ("one", "two"))
+    assert same_bits(one, two)
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path: Path, data: Path) -> None:
+    changes = {**SHORT, "optimizer.lr": 1e30, "schedule.warmup": 0}
+    options = {"seeds": (0, 1), "data": data, "changes": changes, "only": ["plain"]}
+    report = study("branches", tmp_path, **options)
+    assert str(report.rows[0]) == "2 diverged"
+    assert "| plain | 2 diverged |" in (tmp_path / "branches.md").read_text()
+    message = json.loads((tmp_path / "runs" / "plain" / "seed-0" / "diverged.json").read_text())
+    assert "diverged" in message["message"]
+    assert study("branches", tmp_path, **options).rows == report.rows
+
+
+def test_a_pruned_network_trains_on_where_it_stood(tmp_path: Path, data: Path) -> None:
+    options = {"seeds": (0,), "data": data, "only": ["slimmed, pruned, residuals removed"]}
+    report = study("pruning", tmp_path, changes={**SHORT, "optimizer.lr": 0.01}, **options)
+    (row,) = report.rows
+    before = json.loads((tmp_path / "runs" / "slimmed" / "seed-0" / "summary.json").read_text())
+    run = tmp_path / "runs" / "slimmed-pruned-residuals-removed" / "seed-0"
+    after = json.loads((run / "summary.json").read_text())
+    share = after["deployed_form"]["macs"] / before["deployed_form"]["macs"]
+    assert 0.2 < share <= 0.4
+    assert row.cells["same answers"] == "8 of 8"
+    (run / "summary.json").unlink()
+    again = study("pruning", tmp_path, changes={**SHORT, "optimizer.lr": 0.01}, **options)
+    assert again.rows == report.rows
+
+
+def test_gradients_are_measured_over_the_depth(tmp_path: Path, data: Path) -> None:
+    shared = {k: v for k, v in SHORT.items() if k != "options"} | {"model": "resnet_21"}
+    options = {"large_stem": False, "width": 0.0625}
+    only = ["ResNet-21", "RepVGG-21"]
+    report = study(
+        "depth", tmp_path, seeds=(0,), data=data, only=only, changes={**shared, "options": options}
+    )
+    for row in report.rows:
+        assert row.gradients.keys() == {"start", "trained"}
+        assert all(-1 <= value <= 1 for values in row.gradients.values() for value in values)
+    assert "gradients' correlation, start" in report.table()[0]
+    assert "<svg" in (tmp_path / "depth.svg").read_text()
+
+
+def test_a_relu_loses_less_in_more_dimensions(tmp_path: Path) -> None:
+    report = study("manifold", tmp_path, seeds=range(8))
+    first, last_row = report.rows[0], report.rows[-1]
+    assert (first.name, last_row.name) == ("2", "30")
+    assert sum(last_row.values) < sum(first.values)
+    # With as many dimensions as signs allow, the best linear map is exact but for the half-planes.
+    assert lost(30, 0).linear < 1e-3
+    assert lost(30, 0).collapsed == 0
+    assert spiral().abs().max() <= 1
