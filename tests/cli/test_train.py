@@ -16,12 +16,11 @@ import pytest
 
 from refold.cli.progress import LineReporter, RichReporter
 from refold.training import Plan, Progress, Stopped
-from refold.training.run import finish
 from training.pictures import folders, picture
 
 FEW = (
     "--epochs", "1", "--batch-size", "4", "--image-size", "16", "--workers", "0", "--cpu",
-    "--tracker", "none",
+    "--tracker", "none", "--set", "deploy.files=[safetensors]",
 )  # fmt: skip
 SRC = Path(__file__).parents[2] / "src"
 
@@ -47,12 +46,6 @@ def small(tmp_path: Path) -> str:
     return f"{tmp_path / 'net.py'}:build"
 
 
-@pytest.fixture
-def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "_EXPORTED", ("deploy.safetensors",))
-
-
-@pytest.mark.usefixtures("light")
 def test_a_folder_a_model_a_block(run: Callable, data: Path, tmp_path: Path, small: str) -> None:
     words = ("--data", data, "--model", small, "--block", "dbb", "-o", tmp_path / "run")
     result = run("train", *words, *FEW)
@@ -84,7 +77,6 @@ def test_a_run_that_was_stopped_ends_as_a_shell_has_it(
     assert result.err == "stopped and saved; go on with: refold train -o RUN --resume\n"
 
 
-@pytest.mark.usefixtures("light")
 def test_a_dry_run_of_a_network_of_a_zoo(run: Callable, data: Path, tmp_path: Path) -> None:
     words = ("--data", data, "--model", "timm:test_resnet", "-o", tmp_path / "run", "--dry-run")
     result = run("train", *words, *FEW)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from refold.training.recipes.recipe import Recipe
 
 Fold = Callable[[nn.Module, Any], nn.Module]
-_EXPORTED = ("deploy.safetensors", "deploy.onnx")
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,8 @@ def _proved(
 
 def _exported(engine: Engine, deployed: nn.Module, example: Tensor) -> list[str]:
     plain, files = copy.deepcopy(deployed).cpu(), list[str]()
-    for name in _EXPORTED:
+    for suffix in engine.recipe.deploy.files:
+        name = f"deploy.{suffix}"
         try:
             export(plain, engine.folder.path / name, example.cpu())
             files.append(name)
