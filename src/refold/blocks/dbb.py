@@ -12,9 +12,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from refold.algebra.geometry import Size
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import BNAndPad, Maker, avg_pool, chain
-from refold.blocks.spec import ConvSpec, Size
+from refold.blocks.spec import ConvSpec
 from refold.branches import register_block
 from refold.errors import GeometryError
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from refold.algebra.apply import pad
+from refold.algebra.geometry import Size
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import Maker
-from refold.blocks.spec import Amounts, ConvSpec, Size
+from refold.blocks.spec import Amounts, ConvSpec
 from refold.branches import register_block
 from refold.errors import RefusedError
 

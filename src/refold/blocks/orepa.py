@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from refold.algebra.geometry import Size
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import CONVOLVE, SCATTER, Maker
-from refold.blocks.spec import ConvSpec, Size
+from refold.blocks.spec import ConvSpec
 from refold.branches import register_block
 from refold.errors import GeometryError
 from refold.graph import ScaleShift

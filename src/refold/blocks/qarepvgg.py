@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from refold.algebra.apply import pad
+from refold.algebra.geometry import Size
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import Maker, has_identity
-from refold.blocks.spec import ConvSpec, Size
+from refold.blocks.spec import ConvSpec
 from refold.branches import register_block
 
 

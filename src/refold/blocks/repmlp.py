@@ -14,9 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from refold.algebra.geometry import Size
 from refold.blocks.layers import Maker, chain
 from refold.blocks.partition import Grid, PartitionBlock, linear_of
-from refold.blocks.spec import Size
 from refold.errors import GeometryError
 
 

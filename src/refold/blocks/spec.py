@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from refold.algebra.geometry import Size, sizes
 from refold.errors import GeometryError
+from refold.ranked import CONVS, SCATTERS
 
-Size = int | Sequence[int]
 Amounts = tuple[tuple[int, int], ...]
 """Rings per spatial axis, (before, after); negative ones crop."""
 
-CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-SCATTERS: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -76,15 +73,15 @@ class ConvSpec:
             raise GeometryError(
                 f"padding_mode {padding_mode!r} must be one of {MODES} (transposed: zeros)"
             )
-        kernel = _sizes(kernel_size, ndim, "kernel_size", 1)
-        steps = _sizes(stride, ndim, "stride", 1)
-        gaps = _sizes(dilation, ndim, "dilation", 1)
+        kernel = sizes(kernel_size, ndim, "kernel_size", 1)
+        steps = sizes(stride, ndim, "stride", 1)
+        gaps = sizes(dilation, ndim, "dilation", 1)
         rings = (
             _named_padding(padding, kernel, steps, gaps)
             if isinstance(padding, str)
-            else _sizes(padding, ndim, "padding", 0)
+            else sizes(padding, ndim, "padding", 0)
         )
-        extra = _sizes(output_padding, ndim, "output_padding", 0)
+        extra = sizes(output_padding, ndim, "output_padding", 0)
         if any(extra) and not transposed:
             raise GeometryError("output_padding belongs to transposed convolutions")
         return cls(
@@ -190,15 +187,6 @@ class ConvSpec:
         if self.transposed:
             return SCATTERS[self.ndim](*arguments, output_padding=self.output_padding, **options)
         return CONVS[self.ndim](*arguments, padding_mode=self.padding_mode, **options)
-
-
-def _sizes(value: Size, ndim: int, name: str, least: int) -> tuple[int, ...]:
-    numbers = (value,) * ndim if isinstance(value, int) else tuple(value)
-    if len(numbers) != ndim or any(number < least for number in numbers):
-        raise GeometryError(
-            f"{name} must be an int or {ndim} ints of at least {least} (ndim={ndim}), got {value}"
-        )
-    return numbers
 
 
 def _named_padding(

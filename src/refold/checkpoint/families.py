@@ -16,11 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from refold.branches import block_factory
+from refold.ranked import CONVS, NORMS
 
 State = Mapping[str, Tensor]
-
-_CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,8 @@ def _conv_norm(state: State) -> nn.Module:
 
 def _conv_norm_of(kernel: Tensor, *, bias: bool) -> nn.Sequential:
     outputs, inputs, *sizes = kernel.shape
-    conv = _CONVS[len(sizes)](inputs, outputs, tuple(sizes), bias=bias)
-    norm = _NORMS[len(sizes)](outputs)
+    conv = CONVS[len(sizes)](inputs, outputs, tuple(sizes), bias=bias)
+    norm = NORMS[len(sizes)](outputs)
     return nn.Sequential(OrderedDict(conv=conv, bn=norm)).double()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refold.blocks.spec import Size
+from refold.algebra.geometry import Size
 from refold.errors import InputError
 from refold.models.backbone import Backbone, Feature, make_classifier, strides
 from refold.models.registry import register_model

@@ -11,9 +11,9 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from refold.algebra.geometry import Size
 from refold.blocks import RepMLPBlock
 from refold.blocks.layers import chain
-from refold.blocks.spec import Size
 from refold.errors import InputError
 from refold.models.backbone import Backbone, Feature, make_classifier
 from refold.models.registry import register_model

@@ -12,8 +12,8 @@ from math import ceil
 
 from torch import nn
 
+from refold.algebra.geometry import Size
 from refold.blocks.partition import pair
-from refold.blocks.spec import Size
 from refold.errors import InputError
 from refold.models.backbone import Backbone, Feature, make_classifier, strides
 from refold.models.registry import register_model

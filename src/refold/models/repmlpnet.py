@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from refold.algebra.geometry import Size
 from refold.blocks import RepMLPNetBlock
 from refold.blocks.layers import chain
 from refold.blocks.partition import pair
-from refold.blocks.spec import Size
 from refold.errors import InputError
 from refold.models.backbone import Backbone, Feature, make_classifier
 from refold.models.registry import register_model

@@ -10,10 +10,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from refold.algebra.geometry import Size
 from refold.blocks import ACBlock, BranchedBlock, DiverseBranchBlock
 from refold.blocks.base import Activation
 from refold.blocks.layers import Maker, chain
-from refold.blocks.spec import ConvSpec, Size
+from refold.blocks.spec import ConvSpec
 from refold.errors import InputError
 
 Form = Literal["plain", "acb", "dbb"]
