@@ -7,6 +7,7 @@ like anyone else's.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, Self, cast
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as NormLayer
 
 from refold.algebra.apply import pad
+from refold.blocks.arguments import written_out
+from refold.blocks.layers import Maker
 from refold.blocks.spec import ConvSpec
 from refold.errors import RefusedError
 from refold.graph import like_of, lower
@@ -43,9 +46,15 @@ class BranchedBlock(nn.Module):
         after: the children that follow the sum, in order; deploying keeps them.
     """
 
+    __signature__: ClassVar[inspect.Signature]
     deploy_name: ClassVar[str] = "reparam_conv"
     main: ClassVar[tuple[str, str]]
     after: ClassVar[tuple[str, ...]] = ("activation",)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Give `inspect`, `help` and `expand` the constructor's whole signature."""
+        super().__init_subclass__(**keywords)
+        cls.__signature__ = written_out(cls.__init__)
 
     def __init__(self, spec: ConvSpec, activation: Activation) -> None:
         super().__init__()
@@ -184,15 +193,15 @@ class BranchedBlock(nn.Module):
 
     # -- building ---------------------------------------------------------------------------------
 
-    def _finish(self, deploy: bool, device: Any) -> None:
+    def _finish(self, make: Maker) -> None:
         """End construction: a block to be deployed has its branches on `meta`, folded there."""
-        if not deploy:
+        if not make.deploy:
             return
         self.eval()
         key = f"{self.spec} {self._like().dtype} {self}"  # a network has many blocks of one make
         if key not in _PLAIN:
             _PLAIN[key] = self._folded()
-        conv = copy.deepcopy(_PLAIN[key]).to_empty(device=device or torch.get_default_device())
+        conv = copy.deepcopy(_PLAIN[key]).to_empty(device=make.device or torch.get_default_device())
         cast(Any, conv).reset_parameters()
         self._become(conv)
         self.train()

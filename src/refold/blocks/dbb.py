@@ -7,12 +7,12 @@ arXiv:2103.13425. Parameter names follow the authors' checkpoints.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import ClassVar, Unpack, cast
 
-import torch
 from torch import Tensor, nn
 
 from refold.algebra.geometry import Size
+from refold.blocks.arguments import BlockOptions, parse
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import BNAndPad, Maker, avg_pool, chain
 from refold.blocks.spec import ConvSpec
@@ -63,38 +63,25 @@ class DiverseBranchBlock(BranchedBlock):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
-        ndim: int = 2,
+        *conv: Size | str,
         internal_channels: int | None = None,
         single_init: bool = False,
         activation: Activation = None,
-        deploy: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[BlockOptions],
     ) -> None:
-        spec = ConvSpec.of(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, ndim=ndim
-        )
+        spec, make = parse(BlockOptions, conv, options)
         super().__init__(spec, activation)
-        make = Maker(device, dtype, deploy)
-        inner = internal_channels or in_channels * (2 if spec.is_depthwise else 1)
-        if inner % groups:
-            raise GeometryError(f"groups {groups} must divide internal_channels {inner}")
+        inner = internal_channels or spec.in_channels * (2 if spec.is_depthwise else 1)
+        if inner % spec.groups:
+            raise GeometryError(f"spec.groups {spec.groups} must divide internal_channels {inner}")
         self.dbb_origin = make.conv_norm(spec)
-        point = None if spec.is_depthwise else spec.smaller((1,) * ndim)
+        point = None if spec.is_depthwise else spec.smaller((1,) * spec.ndim)
         self.dbb_1x1 = None if point is None else make.conv_norm(*point)
         self.dbb_avg = _averaged(spec, make)
         self.dbb_1x1_kxk = _PointwiseFirst(spec, inner, make)
         if single_init:
             self.single_init()
-        self._finish(deploy, device)
+        self._finish(make)
 
     def branches(self, x: Tensor) -> Tensor:
         """Return the sum of the branches."""

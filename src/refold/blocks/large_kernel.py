@@ -6,15 +6,13 @@ arXiv:2203.06717. Parameter names follow the authors' checkpoints.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
-import torch
 from torch import Tensor, nn
 
 from refold.algebra.geometry import Size
+from refold.blocks.arguments import ConvOptions, parse
 from refold.blocks.base import Activation, BranchedBlock
-from refold.blocks.layers import Maker
-from refold.blocks.spec import ConvSpec
 from refold.branches import register_block
 
 
@@ -58,35 +56,17 @@ class LargeKernelBlock(BranchedBlock):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
-        ndim: int = 2,
-        padding_mode: str = "zeros",
-        transposed: bool = False,
-        output_padding: Size = 0,
+        *conv: Size | str,
         small_kernel: int = 5,
         activation: Activation = None,
-        deploy: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[ConvOptions],
     ) -> None:
-        spec = ConvSpec.of(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-            ndim=ndim, padding_mode=padding_mode,
-            transposed=transposed, output_padding=output_padding,
-        )  # fmt: skip
+        spec, make = parse(ConvOptions, conv, options)
         super().__init__(spec, activation)
-        make = Maker(device, dtype, deploy)
         self.lkb_origin = make.conv_norm(spec)
         small = tuple(min(small_kernel, size) for size in spec.kernel_size)
         self.small_conv = make.conv_norm(*spec.smaller(small))
-        self._finish(deploy, device)
+        self._finish(make)
 
     def branches(self, x: Tensor) -> Tensor:
         """Return the sum of the branches."""

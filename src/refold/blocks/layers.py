@@ -65,6 +65,15 @@ class Maker:
         there = has_identity(spec, wanted)
         return self.norm(spec.out_channels, spec.ndim) if there else None
 
+    def gate(
+        self, spec: ConvSpec, hidden: int, names: tuple[str, str] = ("down", "up"), passed: int = 0
+    ) -> SqueezeExcite:
+        """Return squeeze-and-excite for a convolution's output, which deploying keeps."""
+        hidden = max(hidden, 1)
+        return SqueezeExcite(
+            spec.out_channels, hidden, names, spec.ndim, passed=passed, **self.lasting
+        )
+
 
 def has_identity(spec: ConvSpec, wanted: bool | None) -> bool:
     """Return whether a block has an identity branch.

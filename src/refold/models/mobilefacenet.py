@@ -113,7 +113,7 @@ class GlobalDepthwise(BranchedBlock):
         self.conv = make.conv(spec)
         self.average = avg_pool(channels, spec, make.options) if average else None
         self.bn = make.norm(channels, spec.ndim)
-        self._finish(deploy, None)
+        self._finish(make)
 
     def branches(self, x: Tensor) -> Tensor:
         """Return the normed sum."""
