@@ -17,6 +17,7 @@ from refold.blocks.arguments import ConvOptions, parse
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.spec import Amounts
 from refold.branches import register_block
+from refold.checkpoint.families import State, register_family
 
 _AXES = ("dep", "ver", "hor")
 
@@ -88,3 +89,15 @@ class ACBlock(BranchedBlock):
         """Return the norm that ends each branch."""
         flat = {name: cast(nn.Module, getattr(self, f"{name}_bn")) for name in self.crops}
         return {"square": self.square_bn, **flat}
+
+
+@register_family(
+    "ACNet",
+    "square_conv.weight",
+    parts="(square|dep|ver|hor)_(conv|bn)",
+    deploy="fused_conv",
+    is_named=True,
+)
+def _of_state(state: State) -> nn.Module:
+    kernel = state["square_conv.weight"]
+    return ACBlock.of_kernel(kernel, kernel.shape[1])

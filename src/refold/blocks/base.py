@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -60,6 +60,24 @@ class BranchedBlock(nn.Module):
         super().__init__()
         self.spec = spec
         self.activation = None if activation is None else activation()
+
+    @classmethod
+    def of_kernel(cls, kernel: Tensor, channels: int, groups: int = 1, **options: Any) -> Self:
+        """Return an empty block in float64 around a published kernel, centred and of stride 1.
+
+        Args:
+            kernel: has the shape of the main convolution's weight.
+            channels: of the input.
+            groups: of the convolution.
+            options: the block's own.
+        """
+        sizes = tuple(kernel.shape[2:])
+        half = tuple(size // 2 for size in sizes)
+        make: Any = cls
+        return make(
+            channels, kernel.shape[0], sizes, padding=half, groups=groups, ndim=len(sizes),
+            activation=None, device="cpu", dtype=torch.double, **options,
+        )  # fmt: skip
 
     # -- what it computes -------------------------------------------------------------------------
 
@@ -244,3 +262,22 @@ class _AffinePart(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block.branches(x)
+
+
+def channels_of(state: Mapping[str, Tensor], kernel: Tensor) -> tuple[int, int]:
+    """Return a published block's input channels and groups.
+
+    Without an identity branch any groups give the same sum.
+
+    Raises:
+        ValueError: when the identity branch and the kernel do not fit together.
+    """
+    norm = state.get("rbr_identity.weight")
+    per_group = kernel.shape[1]
+    if norm is None:
+        return per_group, 1
+    if len(norm) % per_group:
+        raise ValueError(
+            f"its identity branch has {len(norm)} channels, no multiple of the kernel's {per_group}"
+        )
+    return len(norm), len(norm) // per_group

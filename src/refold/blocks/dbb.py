@@ -17,6 +17,7 @@ from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import BNAndPad, Maker, avg_pool, chain
 from refold.blocks.spec import ConvSpec
 from refold.branches import register_block
+from refold.checkpoint.families import State, register_family
 from refold.errors import GeometryError
 
 
@@ -131,3 +132,24 @@ class _PointwiseFirst(nn.Module):
         """Return the branch's value; shape as the main convolution's."""
         mixed = getattr(self, self.first)(x)
         return self.bn2(self.conv2(self.bn1(x + mixed if self.first == "idconv1" else mixed)))
+
+
+@register_family(
+    "DBB",
+    "dbb_origin.conv.weight",
+    parts="dbb_origin|dbb_1x1|dbb_avg|dbb_1x1_kxk",
+    deploy="dbb_reparam",
+    is_named=True,
+)
+def _of_state(state: State) -> nn.Module:
+    kernel, branch = state["dbb_origin.conv.weight"], "dbb_1x1_kxk."
+    first = "idconv1" if f"{branch}idconv1.weight" in state else "conv1"
+    inner, per_group = state[f"{branch}{first}.weight"].shape[:2]
+    groups, rest = divmod(inner, state[f"{branch}conv2.weight"].shape[1])
+    if rest or not groups:
+        raise ValueError(
+            f"{branch}{first}.weight gives {inner} channels and {branch}conv2.weight reads "
+            f"{state[f'{branch}conv2.weight'].shape[1]} a group: they tell no number of groups"
+        )
+    channels = per_group * groups
+    return DiverseBranchBlock.of_kernel(kernel, channels, groups, internal_channels=inner)

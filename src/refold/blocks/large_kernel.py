@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from refold.algebra.geometry import Size
 from refold.blocks.arguments import ConvOptions, parse
 from refold.blocks.base import Activation, BranchedBlock
+from refold.blocks.layers import chain
 from refold.branches import register_block
+from refold.checkpoint.families import State, register_family
 
 
 @register_block("large_kernel")
@@ -75,3 +77,19 @@ class LargeKernelBlock(BranchedBlock):
     def last_norms(self) -> dict[str, nn.Module]:
         """Return the norm that ends each branch."""
         return {"lkb_origin": self.lkb_origin.bn, "small_conv": self.small_conv.bn}
+
+
+@register_family(
+    "RepLKNet",
+    "lkb_origin.conv.weight",
+    parts="lkb_origin|small_conv",
+    deploy="lkb_reparam",
+    is_named=True,
+    lone="lkb_origin.",
+)
+def _of_state(state: State) -> nn.Module:
+    kernel, small = state["lkb_origin.conv.weight"], state.get("small_conv.conv.weight")
+    small_kernel = max(small.shape[2:]) if small is not None else 1
+    block = LargeKernelBlock.of_kernel(kernel, kernel.shape[1], small_kernel=small_kernel)
+    # RepLKNet-XL has large kernels alone.
+    return block if small is not None else chain(lkb_origin=block.lkb_origin)

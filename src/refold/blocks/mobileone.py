@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from refold.algebra.geometry import Size
 from refold.blocks.arguments import ConvOptions, parse
-from refold.blocks.base import Activation, BranchedBlock
+from refold.blocks.base import Activation, BranchedBlock, channels_of
 from refold.blocks.layers import ConvNorm
 from refold.branches import register_block
+from refold.checkpoint.families import State, register_family
 from refold.errors import InputError
 
 
@@ -98,3 +99,24 @@ class MobileOneBlock(BranchedBlock):
         if self.rbr_scale is not None:
             norms["rbr_scale"] = self.rbr_scale.bn
         return norms if self.rbr_skip is None else {**norms, "rbr_skip": self.rbr_skip}
+
+
+@register_family(
+    "MobileOne",
+    "rbr_conv.0.conv.weight",
+    parts="rbr_conv|rbr_scale|rbr_skip",
+    deploy="reparam_conv",
+    lone="rbr_conv.0.",
+)
+@register_family(
+    "timm MobileOne",
+    "conv_kxk.0.conv.weight",
+    parts="conv_kxk|conv_scale|identity",
+    deploy="reparam_conv",
+    lone="conv_kxk.0.",
+)
+def _of_state(state: State) -> nn.Module:
+    kernel, identity = state["rbr_conv.0.conv.weight"], "rbr_identity.weight" in state
+    count = sum(key.startswith("rbr_conv.") and key.endswith(".conv.weight") for key in state)
+    options = {"identity": identity, "num_conv_branches": count}
+    return MobileOneBlock.of_kernel(kernel, *channels_of(state, kernel), **options)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from refold.algebra.geometry import Size
 from refold.blocks.arguments import ConvOptions, parse
-from refold.blocks.base import Activation, BranchedBlock
+from refold.blocks.base import Activation, BranchedBlock, channels_of
 from refold.branches import register_block
+from refold.checkpoint.families import State, register_family
 from refold.errors import InputError
 
 
@@ -91,3 +92,22 @@ class RepVGGBlock(BranchedBlock):
         """Return the norm that ends each branch."""
         norms = {"rbr_dense": self.rbr_dense.bn, "rbr_1x1": self.rbr_1x1.bn}
         return norms if self.rbr_identity is None else {**norms, "rbr_identity": self.rbr_identity}
+
+
+@register_family(
+    "RepVGG",
+    "rbr_dense.conv.weight",
+    parts="rbr_dense|rbr_1x1|rbr_identity",
+    deploy="rbr_reparam",
+    is_named=True,
+)
+@register_family(
+    "timm RepVGG",
+    "conv_kxk.conv.weight",
+    "conv_1x1.conv.weight",
+    parts="conv_kxk|conv_1x1|identity",
+    deploy="reparam_conv",
+)
+def _of_state(state: State) -> nn.Module:
+    kernel, identity = state["rbr_dense.conv.weight"], "rbr_identity.weight" in state
+    return RepVGGBlock.of_kernel(kernel, *channels_of(state, kernel), identity=identity)

@@ -19,6 +19,7 @@ from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import has_identity
 from refold.blocks.spec import ConvSpec
 from refold.branches import register_block
+from refold.checkpoint.families import State, register_family
 from refold.errors import InputError
 
 
@@ -129,3 +130,21 @@ def _check(spec: ConvSpec, reserved: int) -> None:
             f"{spec.in_channels} -> {spec.out_channels} channels, stride {spec.stride}, groups "
             f"{spec.groups}: give reserved=0"
         )
+
+
+@register_family(
+    "RMNet",
+    "conv33.weight",
+    "bn33.running_mean",
+    "conv11.weight",
+    parts="conv33|bn33|conv11|bn11|bn00",
+    deploy="reparam_conv",
+    hands_on=True,
+)
+def _of_state(state: State) -> nn.Module:
+    """Return the block; with an identity branch it has as many channels out as in."""
+    kernel, identity = state["conv33.weight"], "bn00.weight" in state
+    own, channels = kernel.shape[:2]
+    reserved = channels - own if identity else 0
+    whole = kernel.new_empty(own + reserved, *kernel.shape[1:])
+    return RMBlock.of_kernel(whole, channels, identity=identity, reserved=reserved)
