@@ -281,6 +281,10 @@ def _rows(state: State, partition: tuple[int, int] | None = None) -> nn.Module:
     return _Rows(grid, channels, 1, sizes, _MAKE, norm_on_map=on_map, window=window)
 
 
+def _is_repmlpnet(prefix: str, state: State) -> bool:
+    return is_repmlpnet(state)
+
+
 def _summary_size(block: nn.Sequential) -> tuple[int, ...]:
     norm, first = (block.get_submodule(name) for name in ("avg.bn", "fc1_fc2.fc1"))
     channels = cast(nn.BatchNorm2d, norm).num_features
@@ -311,7 +315,7 @@ def _summary(state: State) -> nn.Module:
     "prebn2.running_mean",
     parts=r"prebn2|ffn_block\.ffn_fc1\.(conv|bn)",
     deploy="ffn_block.ffn_fc1.conv",
-    fits=lambda prefix, state: is_repmlpnet(state),
+    fits=_is_repmlpnet,
     is_kept=True,
 )
 def _mixer(state: State) -> nn.Module:
@@ -336,7 +340,7 @@ def _head_size(block: nn.Sequential) -> tuple[int, ...]:
     "head_norm.running_mean",
     parts="head_norm|head",
     deploy="head",
-    fits=lambda prefix, state: is_repmlpnet(state),
+    fits=_is_repmlpnet,
     size=_head_size,
     is_kept=True,
 )

@@ -15,7 +15,7 @@ from refold.algebra.geometry import Size
 from refold.blocks import RepMLPBlock
 from refold.blocks.layers import chain
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, make_classifier
+from refold.models.backbone import Backbone, Feature
 from refold.models.registry import register_model
 from refold.models.repmlp_units import normed
 
@@ -90,9 +90,7 @@ class RepMLPCifar(Backbone):
             if at + 1 < len(widths):
                 self.add_module(f"pool{at + 1}", nn.MaxPool2d(2))
                 body.append(f"pool{at + 1}")
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.linear = make_classifier(widths[-1], num_classes)
-        self._set_body(body, features)
+        self._finish(features, body)
 
 
 def _repmlp(

@@ -16,7 +16,7 @@ from refold.blocks import RepMLPNetBlock
 from refold.blocks.layers import chain
 from refold.blocks.partition import pair
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, make_classifier
+from refold.models.backbone import Backbone, Feature
 from refold.models.registry import register_model
 from refold.models.units import ConvUnit
 
@@ -128,9 +128,7 @@ class RepMLPNet(Backbone):
                 body.append(f"embeds.{i}")
         folds = deploy and num_classes > 0  # without a classifier nothing takes the norm in
         self.head_norm = nn.Identity() if folds else nn.BatchNorm2d(widths[-1])
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.head = make_classifier(widths[-1], num_classes)
-        self._set_body(body, features)
+        self._finish(features, body)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of a feature map, or what the classifier reads."""
