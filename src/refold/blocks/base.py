@@ -24,7 +24,7 @@ from refold.graph import like_of, lower
 from refold.transforms import equivalent_conv
 
 Activation = Callable[[], nn.Module] | None
-"""What makes a block's activation, such as `nn.ReLU`; None for none."""
+"""Makes a block's activation, such as `nn.ReLU`; None for no activation."""
 
 _ENGINE_NAME = "reparam_conv"
 """What `refold.reparameterize` calls a new convolution where `deploy_name` is taken."""
@@ -87,11 +87,11 @@ class BranchedBlock(nn.Module):
 
     @property
     def deploy(self) -> bool:
-        """Whether the block is one convolution already, by its own doing or the engine's."""
+        """Whether the block is one convolution already, whoever folded it."""
         return self.main[1].partition(".")[0] not in self._modules
 
     def linear(self, x: Tensor) -> Tensor:
-        """Return the affine part in whichever form the block has."""
+        """Return the affine part, in training or deploy form."""
         return self._conv()(x) if self.deploy else self.branches(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class BranchedBlock(nn.Module):
     # -- how its branches start -------------------------------------------------------------------
 
     def last_norms(self) -> dict[str, nn.Module]:
-        """Return the norm that ends each branch, the main one's first; empty without such."""
+        """Return the norm that ends each branch, the main one's first; empty if there are none."""
         return {}
 
     def init_gamma(self, value: float) -> None:

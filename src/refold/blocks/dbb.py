@@ -149,7 +149,7 @@ def _of_state(state: State) -> nn.Module:
     if rest or not groups:
         raise ValueError(
             f"{branch}{first}.weight gives {inner} channels and {branch}conv2.weight reads "
-            f"{state[f'{branch}conv2.weight'].shape[1]} a group: they tell no number of groups"
+            f"{state[f'{branch}conv2.weight'].shape[1]} per group, which fit no number of groups"
         )
     channels = per_group * groups
     return DiverseBranchBlock.of_kernel(kernel, channels, groups, internal_channels=inner)

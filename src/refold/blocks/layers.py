@@ -245,7 +245,7 @@ class SqueezeExcite(nn.Module):
             )
 
     def _pass(self, passed: int, gates: int, ones: Tensor) -> None:
-        """Let channels pass: zeros in the place of what the gates' layer gives, and a large bias.
+        """Let channels pass: their gate is zero times the layer's output plus a large bias.
 
         So written, it is one affine map with that layer, and folds into it.
         """

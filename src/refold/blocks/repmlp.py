@@ -272,7 +272,7 @@ def _rows(state: State, partition: tuple[int, int] | None = None) -> nn.Module:
     if partition[0] * partition[1] != positions or (not is_window and columns % positions):
         raise ValueError(
             f"fc3 reads {columns} numbers a group and gives {rows} of {outputs} channels, which "
-            f"are no maps of {partition}; load it into the network, which knows its partitions"
+            f"do not fit maps of {partition}; load it into the network, which knows its partitions"
         )
     channels = (columns if is_window else columns // positions, outputs)
     on_map = len(norm) == outputs and (is_window or positions > 1)

@@ -1,4 +1,4 @@
-"""The convolution that a block trains branches for, and where smaller kernels stand in it."""
+"""The convolution that a block trains branches for, and where smaller kernels go in it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class ConvSpec:
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether an identity can stand beside it: as many channels out as in, and stride 1."""
+        """Whether an identity branch fits: as many channels out as in, and stride 1."""
         return self.in_channels == self.out_channels and set(self.stride) == {1}
 
     @property
@@ -133,7 +133,7 @@ class ConvSpec:
         """Return the padding that a smaller kernel, centred in this one, has on each axis.
 
         Raises:
-            GeometryError: when it cannot stand in the centre.
+            GeometryError: when it cannot be centred.
         """
         gaps = dilation or self.dilation
         rows = list(zip(self.kernel_size, self.dilation, kernel, gaps, strict=True))
@@ -152,7 +152,7 @@ class ConvSpec:
         """Return the convolution with a smaller centred kernel, and how its input is cropped.
 
         Raises:
-            GeometryError: when it cannot stand in the centre, or needs a padding it cannot have.
+            GeometryError: when it cannot be centred, or would need a negative padding.
         """
         paddings = self.margins(kernel, dilation)
         if self.transposed and min(paddings) < 0:
@@ -197,7 +197,7 @@ def _named_padding(
         return (0,) * len(kernel)
     if name != "same" or set(stride) != {1} or any(span % 2 for span in spans):
         raise GeometryError(
-            f"padding {name!r} is none of 'valid' and 'same' (which needs stride 1 and odd "
-            "kernels); give numbers"
+            f"padding must be numbers, 'valid' or 'same' (which needs stride 1 and odd kernels), "
+            f"got {name!r}"
         )
     return tuple(span // 2 for span in spans)

@@ -27,13 +27,13 @@ class Family:
 
     Args:
         label: what the layout is called.
-        signs: keys, below the block's own name, that together only such a block has; the first
+        signs: keys, below the block's own name, that together only this block has; the first
             is the kernel whose shape the folded one has.
         parts: the children that deploying replaces, as a pattern.
         deploy: the child that replaces them.
         build: makes the empty block, in float64, of tensors in the common spelling.
         is_named: whether no other layout has a child called `deploy`.
-        lone: the branch, with a dot, that such a block may consist of.
+        lone: the branch, with a dot, that may be the only one.
         fits: whether a block with these signs and this name, with a dot, is really one.
         deployed: whether a state_dict is of this layout in deploy form, where no name tells.
         size: channels and sizes of a map for the empty block, where it needs one of that size.
@@ -71,7 +71,7 @@ def _conv_norm(state: State) -> nn.Module:
 
 
 FAMILIES: list[Family] = []
-"""All that train as branches; every block enters its own with `register_family`."""
+"""The layouts in training form; each block adds its own with `register_family`."""
 
 PAIR = Family("conv-bn", ("conv.weight", "bn.running_mean"), "conv|bn", "conv", _conv_norm)
 """A convolution with its norm, as the repositories of these labels name them between blocks."""

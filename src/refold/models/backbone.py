@@ -22,7 +22,7 @@ class Feature:
     Args:
         module: path of the module whose output it is.
         channels: how many it has.
-        reduction: how many pixels of the image one of its pixels stands for, along an axis.
+        reduction: how many pixels of the image one of its pixels covers, along an axis.
     """
 
     module: str
@@ -165,7 +165,7 @@ class Backbone(nn.Module):
         return self.get_submodule(self.classifier_path)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh classifier in the place of the old one."""
+        """Replace the classifier by a fresh one."""
         old = self.get_classifier()
         width = getattr(old, "in_features", self.num_features)
         biased = getattr(old, "bias", old) is not None
@@ -181,7 +181,7 @@ class Backbone(nn.Module):
         """Return the form that deploys, from eval mode, as another module.
 
         Args:
-            example: an image, of whatever values.
+            example: an image; its values do not matter.
         """
         return reparameterize(self, example)
 

@@ -34,7 +34,7 @@ class MobileNetV1(Backbone):
             32 pixels works, and this only states which one is meant.
 
     Raises:
-        InputError: when `resolution` gives no multiple of 32 pixels.
+        InputError: when `resolution` does not give a multiple of 32 pixels.
 
     Examples:
         >>> net = MobileNetV1(10, form="acb", width=0.25, deploy=True)

@@ -41,7 +41,7 @@ class RepMLPCifar(Backbone):
         img_size: of the image; a multiple of 32.
 
     Raises:
-        InputError: when there is no such mixer, or the image is no multiple of 32.
+        InputError: when there is no such mixer, or `img_size` is not a multiple of 32.
 
     Examples:
         >>> net = RepMLPCifar(10, widths=(4, 8, 8))

@@ -100,7 +100,7 @@ class RepVGGPlus(Backbone):
         return super().as_features(out_indices)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put fresh classifiers in the place of the old ones, those of the auxiliary heads too."""
+        """Replace the classifiers by fresh ones, in the auxiliary heads too."""
         super().reset_classifier(num_classes)
         for name in self.aux:
             head = cast(nn.Sequential, self.get_submodule(f"{name}_aux"))

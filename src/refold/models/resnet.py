@@ -65,7 +65,7 @@ class ResNet(Backbone):
         form: what the 3x3 convolutions train as.
         depths: blocks of each stage.
         bottleneck: whether the blocks have 1x1 convolutions.
-        plain: whether two of RepVGG's blocks stand in the place of each block.
+        plain: whether two of RepVGG's blocks replace each block.
         width: factor of all channels.
 
     Raises:
