@@ -77,7 +77,7 @@ def parse(
         ((1, 1), True)
     """
     if unknown := options.keys() - taken.__annotations__.keys():
-        raise TypeError(f"the block takes no {', '.join(sorted(unknown))}")
+        raise TypeError(f"the block takes no argument {', '.join(sorted(unknown))}")
     place = {name: value for name, value in options.items() if name in _PLACE}
     shape = {name: value for name, value in options.items() if name not in _PLACE}
     return ConvSpec.of(*conv, **shape), Maker(**place)

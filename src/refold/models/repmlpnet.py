@@ -76,7 +76,7 @@ class RepMLPNet(Backbone):
         expansion: of the layers that mix channels.
 
     Raises:
-        InputError: when `img_size` is not a multiple of 32, or a partition does not divide its maps.
+        InputError: when `img_size` is not a multiple of 32, or a partition does not divide a map.
 
     Examples:
         >>> import torch

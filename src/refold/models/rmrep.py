@@ -1,4 +1,4 @@
-"""RMRep: RepVGG whose blocks may pass some channels on unchanged, and the networks it is compared with.
+"""RMRep: RepVGG whose blocks may pass channels on unchanged, and the networks it is compared with.
 
 Meng et al. 2021, RMNet: Equivalently Removing Residual Connection from Networks, arXiv:2111.00687,
 section 4.3: plain networks of 21 to 133 convolutions, with RepVGG's blocks, with blocks that
