@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import ClassVar, Unpack
 
+import torch
 from torch import Tensor, nn
 
 from refold.algebra.geometry import Size
 from refold.blocks.arguments import ConvOptions, parse
 from refold.blocks.base import Activation, BranchedBlock
-from refold.blocks.layers import chain
+from refold.blocks.layers import Maker, chain
+from refold.blocks.spec import ConvSpec
 from refold.branches import register_block
 from refold.checkpoint.families import State, register_family
 
@@ -89,7 +91,8 @@ class LargeKernelBlock(BranchedBlock):
 )
 def _of_state(state: State) -> nn.Module:
     kernel, small = state["lkb_origin.conv.weight"], state.get("small_conv.conv.weight")
-    small_kernel = max(small.shape[2:]) if small is not None else 1
-    block = LargeKernelBlock.of_kernel(kernel, kernel.shape[1], small_kernel=small_kernel)
-    # RepLKNet-XL has large kernels alone.
-    return block if small is not None else chain(lkb_origin=block.lkb_origin)
+    outputs, inputs, *sizes = kernel.shape
+    if small is None:  # RepLKNet-XL has large kernels alone
+        spec = ConvSpec.of(inputs, outputs, sizes, ndim=len(sizes))
+        return chain(lkb_origin=Maker("cpu", torch.double).conv_norm(spec))
+    return LargeKernelBlock.of_kernel(kernel, inputs, small_kernel=max(small.shape[2:]))
