@@ -47,6 +47,7 @@ class ACBlock(BranchedBlock):
         GeometryError: when the flat kernels cannot be centred in the square one.
 
     Examples:
+        >>> import torch
         >>> block = ACBlock(4, 8, 3, padding=1).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)

@@ -87,6 +87,7 @@ def written_out(init: Callable[..., None]) -> inspect.Signature:
     """Return a constructor's signature with `*conv` and `**options` written out, if it has them.
 
     Examples:
+        >>> from typing import Unpack
         >>> def init(self, *conv: Size, own: int = 2, **options: Unpack[BlockOptions]) -> None: ...
         >>> list(written_out(init).parameters)[5:]
         ['dilation', 'groups', 'ndim', 'own', 'deploy', 'device', 'dtype']

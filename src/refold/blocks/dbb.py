@@ -50,6 +50,7 @@ class DiverseBranchBlock(BranchedBlock):
             inner channels.
 
     Examples:
+        >>> import torch
         >>> block = DiverseBranchBlock(4, 8, 3, padding=1).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)

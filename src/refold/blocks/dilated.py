@@ -70,6 +70,7 @@ class DilatedReparamBlock(BranchedBlock):
         GeometryError: when a small kernel cannot be centred in the large one.
 
     Examples:
+        >>> import torch
         >>> block = DilatedReparamBlock(4, 4, 7, padding=3, groups=4).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)

@@ -49,6 +49,7 @@ class MobileOneBlock(BranchedBlock):
         InputError: when there is no full-size branch.
 
     Examples:
+        >>> import torch
         >>> block = MobileOneBlock(4, 4, 3, padding=1, groups=4, num_conv_branches=4).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)

@@ -49,6 +49,7 @@ class RepVGGBlock(BranchedBlock):
         InputError: when `se` is none of the three.
 
     Examples:
+        >>> import torch
         >>> block = RepVGGBlock(4, 4, 3, padding=1).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)
