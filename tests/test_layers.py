@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "refold"
 ROOMS = [
     ["errors"],
     ["algebra"],
-    ["rules"],
+    ["rules", "ranked"],
     ["graph"],
     ["files", "table"],
     ["equivalence"],

@@ -263,8 +263,8 @@ def test_training_mode_is_refused() -> None:
         ({"kernels": (2,)}, r"kernel \(2, 2\) has no centre: it must be odd"),
         ({"kernels": (5,)}, r"kernel \(5, 5\) is larger than the partition"),
         ({"groups": 3}, "groups 3 must divide in_channels 4"),
-        ({"partition": 0}, "partition must be a positive int or"),
-        ({"img_size": (4, 4, 4)}, "img_size must be a positive int or"),
+        ({"partition": 0}, "partition must be an int or 2 ints of at least 1"),
+        ({"img_size": (4, 4, 4)}, "img_size must be an int or 2 ints"),
         ({"img_size": 8, "reduction": 17}, "reduction 17 must be from 1 to 16"),
     ],
 )
