@@ -28,8 +28,8 @@ from refold.algebra.operator import (
     chain,
     leaves,
 )
+from refold.graph.calls import shape_readers
 from refold.graph.fold.region import Region
-from refold.graph.lift.calls import shape_readers
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
 

@@ -32,6 +32,7 @@ from refold.algebra.operator import (
 )
 from refold.algebra.row import Unflatten
 from refold.errors import RefusedError
+from refold.graph.calls import place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.answers import Asked, Sizes, size_of, starting
 from refold.graph.fold.lower import like_of, lower
@@ -244,14 +245,18 @@ def check_chain(result: Result, hosts: Hosts, asked: Asked) -> None:
             left = sizes[id(leaf_at[node])]
         if node in asked.readers and not asked.is_answered(node, left):
             does = "change" if node in leaf_at else "remove"
-            raise RefusedError(f"the shape of {node.name} is read, and the fold would {does} it")
+            raise RefusedError(_asked_reason(node, does))
+
+
+def _asked_reason(node: fx.Node, does: str) -> str:
+    return f"the code asks for the size of {place_of(node)}, and the fold would {does} it"
 
 
 def write_chain(
     lifter: Lifter, editor: Editor, result: Result, hosts: Hosts, modules: dict[int, nn.Module]
 ) -> Emitted:
     """Put the new layers into their hosts' places and bypass the other parts."""
-    emitted = Emitted(str(result.region.root.name))
+    emitted = Emitted(place_of(result.region.root))
     for leaf, node in reversed(hosts):
         if result.is_new(leaf):
             editor.replace_module(node, modules[id(leaf)])
@@ -384,8 +389,7 @@ class Emitter:
                 self.waiting[node] = None if leaf is None else node
             else:
                 does = "remove" if leaf is None else "change"
-                text = f"the shape of {node.name} is read, and the fold would {does} it"
-                raise RefusedError(text)
+                raise RefusedError(_asked_reason(node, does))
 
     def _there(self, asked: fx.Node, sizes: dict[int, Sizes]) -> Iterator[tuple[fx.Node, Sizes]]:
         """Yield what stays as it is, and before whoever asks: inputs, layers after them."""

@@ -26,6 +26,7 @@ from refold.algebra.operator import (
 )
 from refold.algebra.row import Unflatten
 from refold.errors import RefusedError
+from refold.graph.calls import place_of
 from refold.graph.fold.emit import Emitted, Emitter, Provenance, source_of
 from refold.graph.fold.record import Fold, Kept
 from refold.graph.fold.region import Region, Regions
@@ -165,7 +166,7 @@ class FoldPass:
     def _refuse(self, nodes: Iterable[fx.Node], reason: str) -> None:
         """Note one reason for several nodes, as one entry of the account."""
         layers = [node for node in nodes if isinstance(self.lifter.lift(node), Piece)]
-        where = " + ".join(dict.fromkeys(node_path(node) for node in layers))
+        where = " + ".join(dict.fromkeys(place_of(node) for node in layers))
         kept = Kept(self.lifter.capture.full(where), reason)
         self.refused.update(dict.fromkeys(layers, kept))
 
@@ -249,7 +250,7 @@ class FoldPass:
 
     def path(self, node: fx.Node) -> str:
         """Return where a node stands in the model: its module path, or its call inside one."""
-        return self.lifter.capture.full(node_path(node))
+        return self.lifter.capture.full(place_of(node))
 
     def _macs(self, leaf: Operator, region: Region) -> int | None:
         node = region.origins[id(leaf)]
@@ -270,7 +271,7 @@ def _largest_kernels(regions: list[Region], *, joins: bool) -> Iterator[Tensor]:
 def _detail(region: Region, gone: list[Operator], where: str) -> str:
     """Return the names of the layers that went into a fold, told from the block it stands in."""
     block = where.rpartition(".")[0] + "."
-    names = dict.fromkeys(node_path(region.origins[id(leaf)]) for leaf in gone)
+    names = dict.fromkeys(place_of(region.origins[id(leaf)]) for leaf in gone)
     return " + ".join(name.removeprefix(block) for name in names)
 
 
@@ -344,18 +345,6 @@ def _is_join(op: Operator) -> bool:
 
 def _union(sets: Iterable[frozenset[T]]) -> frozenset[T]:
     return frozenset[T]().union(*sets)
-
-
-def node_path(node: fx.Node) -> str:
-    """Return a node's module path in its capture; a call inside a module reads `block.add`."""
-    if node.op == "call_module":
-        return str(node.target)
-    frame = node.meta.get("frame")
-    name = (
-        node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
-    )
-    prefix = getattr(frame, "path", "")
-    return f"{prefix}.{name}" if prefix else str(name)
 
 
 def _total(values: list[int | None]) -> int | None:

@@ -15,8 +15,8 @@ from torch import fx
 
 from refold.algebra.operator import Concat, Input, Operator, Sequence, Sum, chain, leaves, sequence
 from refold.algebra.operator import Sum as OperatorSum
+from refold.graph.calls import reads_shape_only
 from refold.graph.lift.axes import same_layout
-from refold.graph.lift.calls import reads_shape_only
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Lifted, Piece
 from refold.graph.lift.same_shape import are_even

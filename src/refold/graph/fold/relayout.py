@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from refold.graph.lift.calls import canonical
+from refold.graph.calls import canonical
 from refold.graph.lift.context import Shape
 from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.editor import Editor

@@ -26,9 +26,9 @@ from refold.algebra.operator import (
     chain,
     leaves,
 )
+from refold.graph.calls import reads_shape_only
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.region import Region, Regions
-from refold.graph.lift.calls import reads_shape_only
 from refold.graph.lift.piece import Piece
 from refold.rules.ledger import Rewrite
 from refold.rules.replay import Replay

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import fx
 
 from refold.algebra.operator import Affine, Operator, leaves
+from refold.graph.calls import place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.emit import source_of
-from refold.graph.fold.fold_pass import FoldPass, node_path
+from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.record import Kept
 from refold.graph.fold.region import Region, Regions
 from refold.graph.fold.setbacks import cause
@@ -45,7 +46,7 @@ def _survey_region(fold: FoldPass, regions: Regions, region: Region, kept: dict[
             nodes = _nodes(about, region)
             if nodes:
                 spoken.update(id(leaf) for leaf in about)
-                where = " + ".join(dict.fromkeys(node_path(node) for node in nodes))
+                where = " + ".join(dict.fromkeys(place_of(node) for node in nodes))
                 _keep(kept, Kept(fold.lifter.capture.full(where), refusal.reason, refusal.costlier))
     for leaf in leaves(region.op):
         node = region.origins[id(leaf)]
@@ -71,10 +72,10 @@ def _lonely(regions: Regions, node: fx.Node) -> str:
     """Return why a norm has nothing to be folded into."""
     source = source_of(regions.lifter, node)
     if isinstance(regions.piece(source), Piece) and len(source.users) > 1:
-        others = ", ".join(node_path(user) for user in source.users if user is not node)
-        return f"the value of {node_path(source)} is also read by {others}"
-    readers = ", ".join(dict.fromkeys(node_path(user) for user in node.users))
-    return f"no neighbour takes it in: it comes from {node_path(source)} and goes to {readers}"
+        others = ", ".join(place_of(user) for user in source.users if user is not node)
+        return f"the value of {place_of(source)} is also read by {others}"
+    readers = ", ".join(dict.fromkeys(place_of(user) for user in node.users))
+    return f"no neighbour takes it in: it comes from {place_of(source)} and goes to {readers}"
 
 
 def _keep(kept: dict[str, Kept], item: Kept) -> None:

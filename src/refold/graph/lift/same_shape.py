@@ -23,17 +23,15 @@ from refold.algebra.operator import (
     Zero,
     chain,
 )
+from refold.graph.calls import Kind, kind_of
 from refold.graph.copies.modules import submodule
 from refold.graph.lift.axes import keeps_shape
-from refold.graph.lift.calls import canonical
 from refold.graph.lift.context import Context
 from refold.graph.lift.piece import Piece
 from refold.graph.trace.genuine import layer_class
 
 Windows = tuple[tuple[int, int], ...]
 """(stride, slack) per spatial axis: n positions become (n + slack) // stride + 1."""
-
-_BROADCASTING = frozenset({"add", "sub", "rsub", "mul", "div", "lerp"})
 
 
 def are_even(context: Context, node: fx.Node, values: tuple[fx.Node, ...]) -> bool:
@@ -157,8 +155,7 @@ def channels_of(context: Context, value: fx.Node, rank: int | None) -> int | Non
         count = _told(context, node, rank)
         if count is not None and (count > 1 or not broadcast):
             return count
-        call = canonical(node)
-        broadcast = broadcast or (call is not None and call.name in _BROADCASTING)
+        broadcast = broadcast or Kind.BROADCASTS in kind_of(node)
         sources = [source for source in _before(context, node) if source not in seen]
         seen.update(sources)
         pending.extend(sources)
@@ -167,8 +164,7 @@ def channels_of(context: Context, value: fx.Node, rank: int | None) -> int | Non
 
 def _before(context: Context, node: fx.Node) -> list[fx.Node]:
     """Return the values whose channels become those of a node's value, unless broadcast."""
-    call = canonical(node)
-    if call is not None and call.name in _BROADCASTING:
+    if Kind.BROADCASTS in kind_of(node):
         return [source for source in node.all_input_nodes if context.depends(source)]
     piece = context.lift(node)
     if isinstance(piece, Piece):
@@ -183,8 +179,7 @@ def _told(context: Context, node: fx.Node, rank: int | None) -> int | None:
     shape = context.shape(node)
     if shape is not None and rank is not None and rank < len(shape):
         return shape[len(shape) - 1 - rank]
-    call = canonical(node)
-    if call is not None and call.name in _BROADCASTING:
+    if Kind.BROADCASTS in kind_of(node):
         tensors = [context.tensor(source) for source in node.all_input_nodes]
         wide = [t for t in tensors if t is not None and rank is not None and t.ndim > rank]
         return next((n for n in (t.shape[-1 - (rank or 0)] for t in wide) if n > 1), None)

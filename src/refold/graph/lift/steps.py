@@ -10,9 +10,9 @@ import torch
 from torch import fx, nn
 
 from refold.algebra.operator import AvgPool, Conv, Identity, Operator, Resample, Zero, chain, points
+from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.lift.activations import Activation, activation
-from refold.graph.lift.calls import canonical
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
 from refold.graph.lift.windows import pool_axes
