@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from refold.algebra.operator import Concat, Input, Operator, Sequence, Sum
+from refold.algebra.operator import Concat, Identity, Input, Operator, Sequence, Sum
 from refold.rules.ledger import Rewrite
 
 
@@ -22,36 +22,23 @@ class Replay:
 
     def __init__(self) -> None:
         self._real: dict[int, Operator] = {}
-        self._shadows: dict[int, Operator] = {}
         self._kept: list[Operator] = []
         self._sources: dict[Hashable, int] = {}
+        self.shadow: Operator = Identity()
 
     def stand_in(self, op: Operator) -> Operator:
         """Return `op` with every tensor on `meta`, remembering what it stands for."""
-        if isinstance(op, (Sequence, Sum, Concat)):
-            return type(op)(tuple(self.stand_in(part) for part in op.parts))
-        shadow = self._shadow(op)
-        self._shadows[id(op)] = shadow
-        self._remember(shadow, op)
-        return shadow
+        self.adopt(self._shadow(op), op)
+        return self.shadow
 
     def adopt(self, shadow: Operator, op: Operator) -> None:
         """Let the stand-in of an operator of the same structure stand for `op` too."""
-        if isinstance(op, (Sequence, Sum, Concat)):
-            assert isinstance(shadow, type(op))
-            for one, other in zip(shadow.parts, op.parts, strict=True):
-                self.adopt(one, other)
-        else:
-            self._shadows[id(op)] = shadow
-            self._remember(shadow, op)
-
-    def shadow_of(self, op: Operator) -> Operator:
-        """Return the stand-in of an operator that was given one."""
-        if isinstance(op, (Sequence, Sum, Concat)):
-            return type(op)(tuple(self.shadow_of(part) for part in op.parts))
-        return self._shadows[id(op)]
+        self.shadow = shadow
+        self._match(shadow, op)
 
     def _shadow(self, op: Operator) -> Operator:
+        if isinstance(op, (Sequence, Sum, Concat)):
+            return type(op)(tuple(self._shadow(part) for part in op.parts))
         if isinstance(op, Input):  # its number: which value it is belongs to the real one
             return Input(self._sources.setdefault(op.key, len(self._sources)), op.channels)
         changes: dict[str, Any] = {

@@ -279,7 +279,7 @@ def provenance(region: Region, rewrite: Rewrite, replay: Replay) -> Provenance:
     """Return the nodes that went into each leaf of a rewrite, by the id of its stand-in."""
     start = {
         id(leaf): frozenset({region.origins[id(replay.real(leaf))]})
-        for leaf in leaves(replay.shadow_of(region.op))
+        for leaf in leaves(replay.shadow)
     }
     return trace(rewrite, start)
 

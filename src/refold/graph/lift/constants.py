@@ -149,7 +149,7 @@ def _sharing(capture: Capture) -> Iterator[tuple[str, str]]:
         if others:
             yield below, f"{path} shares its values with {others[0]}"
         elif len(readers.get(below, ())) > 1:
-            names = ", ".join(sorted(readers[below])[:3])
+            names = ", ".join(sorted({place_of(reader) for reader in readers[below]})[:3])
             yield below, f"{path} is read more than once ({names})"
 
 
@@ -161,15 +161,15 @@ def _overlaps(tensor: torch.Tensor, model: nn.Module, path: str) -> bool:
     return low < end and start < high
 
 
-def _readers(capture: Capture) -> dict[str, set[str]]:
+def _readers(capture: Capture) -> dict[str, set[fx.Node]]:
     """Return for each tensor path the nodes that read it: users of the attribute, its module."""
-    readers: dict[str, set[str]] = {}
+    readers: dict[str, set[fx.Node]] = {}
     for node in capture.graph.nodes:
         if node.op == "get_attr":
-            reading = {place_of(user) for user in node.users if not reads_shape_only(user, node)}
+            reading = {user for user in node.users if not reads_shape_only(user, node)}
             readers.setdefault(cast(str, node.target), set()).update(reading)
         elif node.op == "call_module":
             target = submodule(capture.module, cast(str, node.target))
             for name, _ in (*target.named_parameters(), *target.named_buffers()):
-                readers.setdefault(f"{node.target}.{name}", set()).add(place_of(node))
+                readers.setdefault(f"{node.target}.{name}", set()).add(node)
     return readers
