@@ -21,7 +21,14 @@ from refold.errors import GeometryError
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """An affine map. Operators compare by identity, since tensors have no truth value."""
+    """An affine map. Operators compare by identity, since tensors have no truth value.
+
+    Args:
+        made_of: what a leaf came from, in the words of whoever made the first leaves; a rule's new
+            leaves are made of those it took away. No rule asks for it.
+    """
+
+    made_of: frozenset[Hashable] = field(default=frozenset(), kw_only=True, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,6 +282,11 @@ def leaves(op: Operator) -> tuple[Operator, ...]:
     if isinstance(op, (Sequence, Sum, Concat)):
         return tuple(leaf for part in op.parts for leaf in leaves(part))
     return () if isinstance(op, (Input, Identity)) else (op,)
+
+
+def made_of(*ops: Operator) -> frozenset[Hashable]:
+    """Return what all the leaves below some operators came from."""
+    return frozenset[Hashable]().union(*(leaf.made_of for op in ops for leaf in leaves(op)))
 
 
 def linear_part(op: Operator) -> Operator:

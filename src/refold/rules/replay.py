@@ -21,13 +21,16 @@ class Replay:
     """Real operators by the stand-ins that took their place while deciding."""
 
     def __init__(self) -> None:
-        self._real: dict[int, Operator] = {}
-        self._kept: list[Operator] = []
+        self._real: dict[Operator, Operator] = {}
         self._sources: dict[Hashable, int] = {}
+        self._count = 0
         self.shadow: Operator = Identity()
 
     def stand_in(self, op: Operator) -> Operator:
-        """Return `op` with every tensor on `meta`, remembering what it stands for."""
+        """Return `op` with every tensor on `meta`, remembering what it stands for.
+
+        Each stand-in is made of its own number.
+        """
         self.adopt(self._shadow(op), op)
         return self.shadow
 
@@ -46,13 +49,14 @@ class Replay:
             for item in fields(op)
             if isinstance(value := getattr(op, item.name), Tensor)
         }
-        return replace(op, **changes)
+        self._count += 1
+        return replace(op, made_of=frozenset({self._count}), **changes)
 
     def real(self, op: Operator) -> Operator:
         """Return the real operator of one made of stand-ins."""
         if isinstance(op, (Sequence, Sum, Concat)):
             return type(op)(tuple(self.real(part) for part in op.parts))
-        return self._real.get(id(op), op)
+        return self._real.get(op, op)
 
     def run(self, rewrite: Rewrite) -> Operator:
         """Return the real result of a rewrite that was found on stand-ins."""
@@ -66,9 +70,5 @@ class Replay:
         if isinstance(shadow, (Sequence, Sum, Concat)) and type(shadow) is type(op):
             for one, other in zip(shadow.parts, op.parts, strict=True):  # type: ignore[attr-defined]
                 self._match(one, other)
-        elif id(shadow) not in self._real:
-            self._remember(shadow, op)
-
-    def _remember(self, shadow: Operator, op: Operator) -> None:
-        self._real[id(shadow)] = op
-        self._kept.append(shadow)
+        else:
+            self._real.setdefault(shadow, op)

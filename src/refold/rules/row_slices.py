@@ -23,6 +23,7 @@ from refold.algebra.operator import (
     Sequence,
     Sum,
     chain,
+    made_of,
     sequence,
     wide,
 )
@@ -67,7 +68,9 @@ def fold_rows_in_slices(rewrite: Rewrite, op: Operator) -> Operator | None:
         beside = _beside([branch for branch in branches if branch is not own], arm.host)
     except GeometryError:
         return None
-    return sequence(arm.host.around(_merged(arm, beside)), *tail)
+    stays = (part for part in arm.host.parts if part is not arm.host.conv)
+    merged = replace(_merged(arm, beside), made_of=made_of(whole) - made_of(*stays))
+    return sequence(arm.host.around(merged), *tail)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from refold.algebra.geometry import Axes
-from refold.algebra.operator import Affine, Conv, Input, Operator, Sequence, chain, points, sequence
+from refold.algebra.operator import (
+    Affine,
+    Conv,
+    Input,
+    Operator,
+    Sequence,
+    chain,
+    made_of,
+    points,
+    sequence,
+)
 from refold.rules.fresh import fresh
 from refold.rules.ledger import Rewrite
 from refold.rules.norm import merge_affines, scale_outputs, scale_rows
@@ -48,7 +58,8 @@ def fold_in_slices(rewrite: Rewrite, op: Operator) -> Operator | None:
         return None
     shell = add_convs([arm.shell(result) for arm in arms])
     weight = _fill(arms, result, leads[0].weight)
-    return sequence(chain(branches[0])[0], replace(result, weight=weight, bias=shell.bias))
+    merged = replace(result, weight=weight, bias=shell.bias, made_of=made_of(op))
+    return sequence(chain(branches[0])[0], merged)
 
 
 def _is_large(conv: Conv) -> bool:

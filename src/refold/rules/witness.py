@@ -75,5 +75,5 @@ def source_of(op: Operator) -> object:
     first = chain(op)[0]
     while isinstance(first, (Sum, Concat)):
         sources = {source_of(part) for part in first.parts}
-        return sources.pop() if len(sources) == 1 else id(first)
+        return sources.pop() if len(sources) == 1 else first
     return first.key if isinstance(first, Input) else None

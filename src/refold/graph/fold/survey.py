@@ -10,7 +10,7 @@ from refold.graph.copies.modules import submodule
 from refold.graph.fold.emit import source_of
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.record import Kept
-from refold.graph.fold.region import Region, Regions
+from refold.graph.fold.region import Region, Regions, node_of
 from refold.graph.fold.setbacks import cause
 from refold.graph.lift.piece import Piece
 from refold.graph.surgery.edits import alive
@@ -38,26 +38,26 @@ def survey(fold: FoldPass) -> list[Kept]:
 
 
 def _survey_region(fold: FoldPass, regions: Regions, region: Region, kept: dict[str, Kept]) -> None:
-    spoken: set[int] = set()
+    spoken: set[Operator] = set()
     if len(leaves(region.op)) > 1:
         shadow, replay = fold.decisions.stand_in(region.op)
         for refusal in fold.decisions.rewrite(shadow).refusals:
             about = [replay.real(leaf) for leaf in refusal.operators]
             nodes = _nodes(about, region)
             if nodes:
-                spoken.update(id(leaf) for leaf in about)
+                spoken.update(about)
                 where = " + ".join(dict.fromkeys(place_of(node) for node in nodes))
                 _keep(kept, Kept(fold.lifter.capture.full(where), refusal.reason, refusal.costlier))
     for leaf in leaves(region.op):
-        node = region.origins[id(leaf)]
-        if isinstance(leaf, Affine) and id(leaf) not in spoken and _is_norm(fold, node):
+        node = node_of(leaf)
+        if isinstance(leaf, Affine) and leaf not in spoken and _is_norm(fold, node):
             if node in fold.refused:
                 continue
             _keep(kept, Kept(fold.path(node), _lonely(regions, node)))
 
 
 def _nodes(about: list[Operator], region: Region) -> list[fx.Node]:
-    found = [region.origins.get(id(leaf)) for leaf in about]
+    found = [region.origin(leaf) for leaf in about]
     return [node for node in found if node is not None]
 
 
