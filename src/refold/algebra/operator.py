@@ -107,6 +107,17 @@ class Affine(Operator):
     scale: Tensor | None = None
     shift: Tensor | None = None
 
+    @property
+    def channels(self) -> int | None:
+        """How many channels it is for, None where any number will do."""
+        sizes = (v.shape[0] for v in (self.scale, self.shift) if v is not None and v.ndim)
+        return next(sizes, None)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Affine:
+        """Return it with its numbers per channel changed; those for every channel stay."""
+        vectors = (self.scale, self.shift)
+        return Affine(*(v if v is None or v.ndim == 0 else change(v) for v in vectors))
+
 
 @dataclass(frozen=True, eq=False)
 class Identity(Operator):

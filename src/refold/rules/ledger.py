@@ -1,4 +1,4 @@
-"""What the engine writes down: rewrites kept, what they are worth, what was tried in vain."""
+"""The engine's accounts: rewrites kept, what they cost, and attempts that gained nothing."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Ledger:
         allow_growth: whether a rewrite may need more multiply-adds.
         steps: the rewrites kept so far.
         pending: rewrites that made a branch whole, by the branch, kept when the branch is used.
-        memory: what was finished or tried in vain, shared by all trials of a run: nested joins
-            would otherwise be gone through again at every level.
+        memory: what was finished or gained nothing, shared by all trials of a run: nested
+            joins would otherwise be tried again at every level.
         left_out: rules that this trial does without.
     """
 
@@ -91,7 +91,7 @@ class Ledger:
         return self._key(rule, window) in self.memory
 
     def give_up(self, rule: Rule, window: Sequence) -> None:
-        """Remember an exchange in vain."""
+        """Remember an exchange that gained nothing."""
         self.memory.add(self._key(rule, window))
 
     def _key(self, rule: Rule, window: Sequence) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Decide on shapes, then compute: a rewrite found on `meta` tensors, done again on the real ones.
+"""Decide on shapes, then compute: a rewrite found on `meta` tensors is repeated on real ones.
 
 Trying rules costs nothing on tensors without storage, so the engine may try many and the
 arithmetic runs once, for the rewrites that were kept. This is sound because rules decide on

@@ -1,8 +1,8 @@
-"""Large linear layers on flattened maps a slice at a time, rounded as they come.
+"""Fold large linear layers on flattened maps a few rows at a time, and round each slice.
 
-The matrix of a RepMLP holds hundreds of millions of numbers and the convolutions beside it a few
-thousand: each row is scaled, given the taps that act in it, and rounded, so that next to the old
-and the new matrix only some rows exist in float64.
+The matrix of a RepMLP holds hundreds of millions of numbers, the convolutions beside it a few
+thousand. Each slice is scaled, given the taps that act in it and rounded, so only a few rows exist
+in float64 beside the old and the new matrix.
 """
 
 from __future__ import annotations

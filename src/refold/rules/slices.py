@@ -1,8 +1,8 @@
-"""Large kernels a slice at a time: a few output channels after another, rounded as they come.
+"""Fold large kernels a few output channels at a time, and round each slice once it is computed.
 
-Float64 copies of a whole large kernel cost more time in fresh memory than in arithmetic, and twice
-the model in space. Most large folds only scale and add dense kernels, and there each output
-channel can be computed by itself.
+A float64 copy of a large kernel costs more time in page faults than in arithmetic, and twice the
+memory of the kernel. Most large folds only scale and add dense kernels, so every output channel can
+be computed on its own.
 """
 
 from __future__ import annotations

@@ -79,12 +79,7 @@ def channels_into(op: Operator) -> int | None:
     """Return how many channels enter a leaf, None when nothing in it tells."""
     if isinstance(op, Conv):
         return op.in_channels
-    if isinstance(op, (Select, Input)):
-        return op.channels
-    if isinstance(op, Affine):
-        sized = (v.shape[0] for v in (op.scale, op.shift) if v is not None and v.ndim)
-        return next(sized, None)
-    return None
+    return op.channels if isinstance(op, (Select, Input, Affine)) else None
 
 
 def rank_of(parts: tuple[Operator, ...]) -> int:

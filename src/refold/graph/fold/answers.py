@@ -1,4 +1,4 @@
-"""Who answers for the size of a value that a fold removes: a value of surely the same size.
+"""Which value stands in when code asks for the size of one that a fold removes.
 
 Every value of a region has its size told from what the region starts from: the channels, and per
 spatial axis `(n + slack) // stride` of the `n` positions at the start. Such a size is equal for

@@ -103,10 +103,9 @@ class Result:
             yield from zip(nodes[-count:], values[-count:], strict=False)
 
 
-def is_number(op: Operator) -> bool:
+def _is_number(op: Operator) -> bool:
     """Return whether a leaf scales every channel alike, wherever the channel axis lies."""
-    vectors = (op.scale, op.shift) if isinstance(op, Affine) else ()
-    return isinstance(op, Affine) and all(v is None or v.ndim == 0 for v in vectors)
+    return isinstance(op, Affine) and op.channels is None
 
 
 def _concats(op: Operator) -> Iterator[Concat]:
@@ -322,7 +321,7 @@ class Emitter:
         held = [t for node in nodes_of(leaf) for t in self._tensors(node)]
         tensors = [tensor for tensor in held if tensor.is_floating_point()]
         rank = len(leaf.axes) if isinstance(leaf, (Conv, AvgPool)) else self.result.ranks[leaf]
-        if rank is None and not is_number(leaf):
+        if rank is None and not _is_number(leaf):
             raise RefusedError("the number of spatial axes is unknown; pass example_inputs")
         return lower(leaf, like_of(tensors or self._all_tensors(leaf), rank or 0))
 
@@ -333,7 +332,7 @@ class Emitter:
         found = found or [b for b in module.buffers() if b.is_floating_point()]
         if found or not isinstance(leaf, (Affine, Conv)):
             return found
-        if is_number(leaf):  # alone, a number takes on the precision of what it meets
+        if _is_number(leaf):  # alone, a number takes on the precision of what it meets
             return [torch.empty((), dtype=torch.float64)]
         raise RefusedError("the model has no parameter that would tell the precision of new ones")
 

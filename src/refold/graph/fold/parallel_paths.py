@@ -1,4 +1,4 @@
-"""Parallel paths of the same make, from one value into one join: one path, as wide as all."""
+"""Merge parallel paths of the same kind, from one value into one join, into one wide path."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ class _Level:
 
 
 def merge_siblings(fold: FoldPass) -> bool:
-    """Make parallel paths of the same make one path wherever a join takes in all its slices.
+    """Merge parallel paths of the same kind wherever the join takes in all slices of the whole.
 
     Returns:
         Whether any was merged.

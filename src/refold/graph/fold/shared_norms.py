@@ -1,4 +1,4 @@
-"""A norm whose value several layers read: folded into all of them, or into none.
+"""Fold a norm that several layers read into all of them, or into none.
 
 Between the norm and the layers may lie changes of layout and pools, themselves read several times:
 the norm is carried through them to every layer at the end (a norm before the q, k and v of an
@@ -42,7 +42,7 @@ class _Push:
 
 
 def push_into_readers(fold: FoldPass) -> bool:
-    """Fold norms that several layers read into all of these layers; say whether any was.
+    """Fold norms that several layers read into all of these layers; return whether any was.
 
     It is done only where every reader takes its copy in, so that nothing is computed twice. What
     stays of the path to the readers stays one value for all of them.

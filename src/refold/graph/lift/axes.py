@@ -1,4 +1,4 @@
-"""What a node that is not affine does to the axes of a value: nothing, where that is known."""
+"""Which nodes that are not affine are known to leave the axes of a value as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the graph alone tells of sizes, where no example inputs do.
+"""What the graph alone says about sizes, without example inputs.
 
 A sum whose parts may be broadcast is no sum of branches: what follows it must not be given to each.
 Two values surely have one shape when both come from one value through windows that leave as many
@@ -143,8 +143,7 @@ def _channels_after(op: Operator) -> int | None:
         return op.out_channels
     if isinstance(op, Select):
         return len(op.index)
-    vectors = (op.scale, op.shift) if isinstance(op, Affine) else ()
-    return next((v.shape[0] for v in vectors if v is not None and v.ndim), None)
+    return op.channels if isinstance(op, Affine) else None
 
 
 def channels_of(context: Context, value: fx.Node, rank: int | None) -> int | None:

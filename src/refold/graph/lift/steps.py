@@ -167,7 +167,7 @@ def _gate(lifter: Lifter, node: fx.Node, first: Any, second: Any) -> Link | str 
             return "it is multiplied by a gate that is not one number per channel"
         inner = (node for step in steps for node in (step.node, *_through(lifter, step)))
         return Link(node, value, gate=steps, passed=(*inner, *spread))
-    return "it is multiplied by another value of the input: a gate"
+    return "it is multiplied by a gate that is computed from the input"
 
 
 def _expands(node: fx.Node) -> bool:
