@@ -6,6 +6,7 @@ Rooms, lowest first: `copies`, `trace`, then `lift` and `surgery` (neither knows
 
 from __future__ import annotations
 
+from refold.graph.calls import Call, canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import (
     INSIDE,
@@ -23,7 +24,6 @@ from refold.graph.fold.record import Fold, Kept
 from refold.graph.fold.region import Regions
 from refold.graph.layers import ChannelClamp, ChannelSlope, ScaleShift, WholeWindows
 from refold.graph.lift.activations import Activation, Limit, activation
-from refold.graph.lift.calls import Call, canonical
 from refold.graph.lift.constants import Constants
 from refold.graph.lift.interval import UNKNOWN, Interval, point
 from refold.graph.lift.lifter import Lifter

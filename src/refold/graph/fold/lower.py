@@ -171,19 +171,10 @@ def like_of(tensors: list[Tensor], rank: int) -> Like:
     """Return what new tensors take over from those they replace: mostly the largest one's."""
     floats = [t for t in tensors if t.is_floating_point()]
     lead = max(floats, key=lambda t: (t.numel(), t.itemsize)) if floats else torch.empty(0)
-    layout = torch.contiguous_format
-    if (
-        lead.ndim == 4
-        and lead.is_contiguous(memory_format=torch.channels_last)
-        and not lead.is_contiguous()
-    ):
-        layout = torch.channels_last
-    elif (
-        lead.ndim == 5
-        and lead.is_contiguous(memory_format=torch.channels_last_3d)
-        and not lead.is_contiguous()
-    ):
-        layout = torch.channels_last_3d
+    others = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layout = others.get(lead.ndim, torch.contiguous_format)
+    if lead.is_contiguous() or not lead.is_contiguous(memory_format=layout):
+        layout = torch.contiguous_format
     trained = any(t.requires_grad for t in floats)
     storages = frozenset(t.untyped_storage().data_ptr() for t in tensors)
     return Like(lead.dtype, lead.device, layout, trained, rank, storages)
