@@ -70,7 +70,7 @@ def test_both_print_json_alone(run: Callable, net: Net, tmp_path: Path, stock: n
     words = [net("branchy"), *SMALL, "--block", "dbb", "--where", "3.*", "--json"]
     done = json.loads(run("expand", *words, "-o", wide).out)
     assert done["replaced"] == ["3.wide.0", "3.point.0"]
-    assert [row["where"] for row in done["refusals"]] == ["0"]
+    assert [row["where"] for row in done["kept"]] == ["0"]
     undone = json.loads(run("collapse", *words, "--checkpoint", wide, "-o", plain).out)
     assert undone["before"] == done["after"]
     assert undone["after"] == done["before"]

@@ -121,7 +121,7 @@ def test_with_residuals_only_what_they_do_not_tie_goes() -> None:
     done = pruning(net, x, ratio=0.5)
     with masked(net, lowest(inner, 11)):
         assert difference(net, done.model, x) < 1e-9
-    assert {layer.where for layer in done.dropped} == {"b1.conv1", "b2.conv1", "b3.conv1"}
+    assert {layer.where for layer in done.steps} == {"b1.conv1", "b2.conv1", "b3.conv1"}
     assert {"stem", "b1.conv2", "fc"} <= {item.where for item in done.kept}
     assert "b1.conv1: 6 -> " in done.summary()
 
@@ -181,7 +181,7 @@ def test_an_importance_of_ones_own_and_floors() -> None:
         return -torch.arange(len(layer.weight), dtype=torch.float64)
 
     done = pruning(net, x, ratio=0.99, importance=last, floor={"b1.conv1": 4, "b2.conv1": 0.5})
-    assert {d.where: d.after for d in done.dropped} == {"b1.conv1": 4, "b2.conv1": 4, "b3.conv1": 1}
+    assert {d.where: d.after for d in done.steps} == {"b1.conv1": 4, "b2.conv1": 4, "b3.conv1": 1}
     assert [layer.path for layer in seen] == ["b1.conv1", "b2.conv1", "b3.conv1"]
     assert torch.equal(seen[0].scale, net.b1.bn1.weight.detach().abs())
     assert done.silenced["b1.conv1"] == [4, 5]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from refold.branches.calibration import calibrate
 from refold.branches.collapsing import collapse
-from refold.branches.expanding import Expansion, expand, expand_plan
+from refold.branches.expanding import expand, expand_plan
 from refold.branches.registry import block_factory, list_blocks, register_block
 
 __all__ = [
-    "Expansion",
     "block_factory",
     "calibrate",
     "collapse",

@@ -74,19 +74,6 @@ def complain(text: str) -> None:
     err().print(line(f"refold: {' '.join(text.split())}", "red"))
 
 
-def first_line(error: BaseException) -> str:
-    r"""Return the first line of somebody else's error, else its kind: enough for one of ours.
-
-    >>> first_line(ValueError("no such size\nmore"))
-    'no such size'
-    """
-    try:
-        lines = str(error).strip().splitlines()
-    except Exception:  # somebody else's code, too
-        lines = []
-    return (lines or [type(error).__name__])[0][:300]
-
-
 def print_json(record: object) -> None:
     """Print a record as indented JSON, ASCII only, with nothing around it."""
     results().write(json.dumps(record, indent=2, default=str) + "\n")

@@ -13,7 +13,7 @@ from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import check_destination
 from refold.cli.proof import prove, say_proof
 from refold.cli.subject import prepare
-from refold.cli.summary import record, refusal_lines, size_of, size_rows
+from refold.cli.summary import kept_lines, record, size_of, size_rows
 from refold.cli.weights import convert_weights, is_weights
 from refold.errors import InputError
 
@@ -68,9 +68,9 @@ def convert(
     before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)
     if as_json:
         outcome = {"output": str(output), "proof": proof.to_dict()}
-        print_json(outcome | record(before, after, plan.refusals))
+        print_json(outcome | record(plan, before, after))
         return
     table(f"{model} -> {output}", ["", "before", "after"], size_rows(before, after))
-    say(f"folds: {len(plan.steps)}", *refusal_lines(plan.refusals))
+    say(f"folds: {len(plan.steps)}", *kept_lines(plan.kept))
     say_proof(proof)
     note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")

@@ -22,8 +22,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from typing import Any
 
-from refold.cli.console import first_line
-from refold.errors import InputError
+from refold.errors import InputError, one_line
 
 PREFIX = "refold_user_"  # of the module that a user's file becomes
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -63,7 +62,7 @@ def describe(error: BaseException) -> str:
             f"it tried to exit (SystemExit: {error.code}): refold needs it to go on, so "
             "leave that to what runs under if __name__ == '__main__'"
         )
-    return f"{type(error).__name__}: {first_line(error)}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def place_of(error: BaseException, *, unless_ours: bool = False) -> str:

@@ -39,5 +39,5 @@ def inspect(
     else:
         say_block(str(plan))
     # What is kept for its cost alone is a choice, not a failure: a CI run could not mend it.
-    is_refused = any(not refusal.costlier for refusal in plan.refusals)
+    is_refused = any(not item.costlier for item in plan.kept)
     return 1 if fail_on_refusal and is_refused else 0

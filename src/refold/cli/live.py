@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from refold.cli.console import first_line
 from refold.cli.guest import restored
-from refold.errors import InputError
+from refold.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +84,7 @@ def _observe(
             model(*batch)
     except Exception as error:
         raise InputError(
-            f"norms cannot observe a batch of {len(batch[0])} ({first_line(error)}): "
+            f"norms cannot observe a batch of {len(batch[0])} ({one_line(error)}): "
             "say --no-live-statistics"
         ) from error
     finally:

@@ -14,7 +14,7 @@ from refold.cli.console import count, note, print_json, say, step, table
 from refold.cli.destination import check_destination
 from refold.cli.proof import prove
 from refold.cli.subject import Subject, prepare
-from refold.cli.summary import refusal_lines
+from refold.cli.summary import kept_lines
 from refold.errors import InputError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def prune(
         return
     error = proof.exact.max_rel_error
     say(f"equal to the network with those channels masked: largest error {error:.1e} in float64")
-    say(*refusal_lines(done.kept))
+    say(*kept_lines(done.kept))
     note(UNTUNED)
 
 
@@ -146,10 +146,10 @@ def _say_cost(done: Pruning, name: str) -> None:
         ["multiply-adds", *(count(cost.macs) for _, cost in costs)],
     ]
     table(f"{name} pruned", ["", *(title for title, _ in costs)], rows)
-    if not done.dropped:
+    if not done.steps:
         say("no channel is that unimportant: nothing was dropped")
         return
-    rows = [[x.where, str(x.before), str(x.after)] for x in done.dropped]
+    rows = [[x.where, str(x.before), str(x.after)] for x in done.steps]
     table("channels", ["layer", "before", "after"], rows)
 
 
@@ -157,6 +157,7 @@ def _print_record(done: Pruning, proof: Proof, output: Path | None) -> None:
     outcome: dict[str, Any] = {"output": None if output is None else str(output)}
     costs = {"before": done.cost_before, "plain": done.cost_plain, "after": done.cost_after}
     outcome |= {title: asdict(cost) for title, cost in costs.items()}
-    outcome |= {"dropped": [asdict(x) for x in done.dropped], "silenced": done.silenced}
-    outcome |= {"refusals": [x.to_dict() for x in done.kept], "proof": proof.exact.to_dict()}
+    account = done.to_dict()
+    outcome |= {"steps": account["steps"], "kept": account["kept"], "silenced": done.silenced}
+    outcome["proof"] = proof.exact.to_dict()
     print_json(outcome)

@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from refold.cli.console import first_line
 from refold.cli.guest import PREFIX, hosted
 from refold.cli.names import suggest
-from refold.errors import InputError, MissingDependencyError
+from refold.errors import InputError, MissingDependencyError, one_line
 from refold.files import is_file
 
 if TYPE_CHECKING:
@@ -237,4 +236,4 @@ def _tensors(example_inputs: Any) -> tuple[torch.Tensor, ...] | None:
 
 
 def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from refold.cli.console import first_line, note, step
+from refold.cli.console import note, step
 from refold.cli.guest import describe, place_of, restored
 from refold.cli.live import enliven
 from refold.cli.options import Source
 from refold.cli.source import build, is_zoo
-from refold.errors import InputError
+from refold.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +122,7 @@ def check_runs(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], name:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        what = first_line(error) if isinstance(error, Exception) else describe(error)
+        what = one_line(error) if isinstance(error, Exception) else describe(error)
         raise InputError(
             f"{name} does not run on an input of {sizes} (batch {len(example_inputs[0])})"
             f"{place_of(error)}: {what}; give the size it wants with --input-size"

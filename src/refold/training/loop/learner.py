@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refold.errors import InputError
+from refold.errors import InputError, one_line
 from refold.models import AMSoftmax, ArcFace
 from refold.training.data.image_folders import IGNORE
 
@@ -153,9 +153,8 @@ def make_learner(
         raise
     except Exception as error:
         shape = "x".join(map(str, image))
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise InputError(
-            f"{recipe.model} does not run on images of {shape}: {reason[0]}; choose another "
+            f"{recipe.model} does not run on images of {shape}: {one_line(error)}; choose another "
             "augment.size"
         ) from error
     finally:

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from refold.errors import CheckpointError
+from refold.errors import CheckpointError, one_line
 from refold.graph import storage_key
 
 _PLAIN, _DIGEST = "refold", "sha256"
@@ -89,7 +89,7 @@ def read_snapshot(path: Path) -> Snapshot:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         snapshot = Snapshot(tensors, json.loads(notes[_PLAIN]))
     except Exception as error:  # a damaged header breaks readers in ways of their own
-        raise CheckpointError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise CheckpointError(one_line(error)) from error
     # A file of an earlier version has no digest, and nothing else in its place.
     if set(notes) != {_PLAIN} and notes.get(_DIGEST) != _digest(
         notes[_PLAIN], tensors, tensors.__getitem__

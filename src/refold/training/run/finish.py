@@ -91,7 +91,7 @@ def folding(recipe: Recipe) -> Fold:
 
     def fold(network: nn.Module, example: Any) -> nn.Module:
         if wanted.remove_residuals:
-            network = remove_residuals(network, example)
+            network = remove_residuals(network, example, strict=True)
         return reparameterize(network, example, allow_growth=wanted.allow_growth)
 
     return fold

@@ -59,8 +59,8 @@ def build_network(
     if recipe.block is not None:
         block = chosen_block(recipe.block, recipe.block_options)
         planned = expand_plan(network, block)
-        if not planned.replaced:
-            reasons = "; ".join(f"{name}: {why}" for name, why in list(planned.kept.items())[:3])
+        if not planned.steps:
+            reasons = "; ".join(f"{item.where}: {item.reason}" for item in planned.kept[:3])
             raise InputError(
                 f"no convolution of {recipe.model} can become {recipe.block}: {reasons}"
             )
