@@ -78,7 +78,7 @@ def test_a_run_that_was_stopped_ends_as_a_shell_has_it(
     def stopped(*args: object, **options: object) -> None:
         raise Stopped(number)
 
-    monkeypatch.setattr(importlib.import_module("refold.train"), "train", stopped)
+    monkeypatch.setattr(importlib.import_module("refold.training"), "train", stopped)
     result = run("train", "-o", "RUN")
     assert result.code == 128 + number
     assert result.err == "stopped and saved; go on with: refold train -o RUN --resume\n"

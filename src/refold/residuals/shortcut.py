@@ -67,6 +67,7 @@ def normal_form(ops: Sequence[Operator], channels: int, rank: int) -> Shortcut:
         RefusedError: when it is none of a window and a matrix.
 
     Examples:
+        >>> import torch
         >>> conv = Conv(torch.ones(4, 2, 1, 1), None, (Axis(1, stride=2),) * 2)
         >>> short = normal_form([conv], 2, 2)
         >>> type(short.window).__name__, short.point.out_channels
