@@ -243,7 +243,7 @@ def test_what_others_see_stays_with_a_reason(caplog: pytest.LogCaptureFixture) -
         "one": "its norm cannot move: shared_bn is called more than once",
         "two": "its norm cannot move: shared_bn is called more than once",
         "unused": "no code that could be traced calls it",
-        "block.square_conv": "it belongs to a ACBlock",
+        "block.square_conv": "it is part of a ACBlock",
     }
     for name, reason in wanted.items():
         assert reason in reasons(plan)[name], name

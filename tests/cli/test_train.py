@@ -81,7 +81,7 @@ def test_a_run_that_was_stopped_ends_as_a_shell_has_it(
     monkeypatch.setattr(importlib.import_module("refold.training"), "train", stopped)
     result = run("train", "-o", "RUN")
     assert result.code == 128 + number
-    assert result.err == "stopped and saved; go on with: refold train -o RUN --resume\n"
+    assert result.err == "stopped and saved; continue with: refold train -o RUN --resume\n"
 
 
 @pytest.mark.usefixtures("light")
@@ -103,7 +103,7 @@ def test_a_dry_run_of_a_network_of_a_zoo(run: Callable, data: Path, tmp_path: Pa
         (("--model", "net.pt2"), "cannot be trained"),
         (("--model", "torchvision:resnet18"), "images of 3 channels, not 1"),
         (("--resume", "--epochs", "3"), "holds no run (config.yaml is missing)"),
-        (("--data-changed",), "--data-changed is for a run that goes on: say --resume, too"),
+        (("--data-changed",), "--data-changed is for a resumed run: pass --resume as well"),
         (("--task", "paint"), "task: Input should be 'classify'"),
     ],
 )

@@ -41,7 +41,7 @@ def _sliced(net: Any, x: Tensor) -> Tensor:
 
 
 REFUSALS: list[tuple[Callable[[Any, Tensor], Any], nn.Module, str]] = [
-    (lambda net, x: x + net.f(x), nn.SiLU(), "silu changes whatever it reads"),
+    (lambda net, x: x + net.f(x), nn.SiLU(), "silu changes every value"),
     (lambda net, x: x + net.f(x), nn.GELU(), "gelu changes whatever it reads"),
     (lambda net, x: x + net.f(x), nn.Hardswish(), "hardswish changes whatever it reads"),
     (lambda net, x: x + net.f(x), nn.ELU(), "elu changes negative values"),

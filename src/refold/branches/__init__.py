@@ -1,4 +1,4 @@
-"""Branches in the place of plain convolutions, and the way back; blocks by name."""
+"""Branches in place of plain convolutions, and the way back; blocks by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Give norms the statistics of the data, and leave what they compute in eval mode as it is."""
+"""Re-estimate the statistics of norms, without changing what they compute in eval mode."""
 
 from __future__ import annotations
 

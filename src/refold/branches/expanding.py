@@ -1,4 +1,4 @@
-"""The way back: train-time branches in the place of the convolutions of any network."""
+"""Expand: train-time branches in place of the convolutions of any network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def expand(
     The block stands at the convolution's name and holds both; at the norm's name stays an Identity,
     or the activation that a fused norm had inside. Stride, padding, dilation, groups, dtype, device
     and mode are kept. Convolutions that are shared, hooked, parametrized or called twice are left
-    alone, as is each that the block does not suit: `expand_plan` and this module's log say why.
+    alone, as are those that the block does not suit: `expand_plan` and this module's log say why.
 
     Args:
         model: any module, in eval or training mode; it is not changed.
@@ -45,7 +45,7 @@ def expand(
             the branches as the block does.
 
     Raises:
-        RefusedError: when the model is expanded already, or a block without `adopt` does not
+        RefusedError: when the model is already expanded, or a block without `adopt` does not
             compute what its convolution did.
         InputError: when `block` is unknown, or a pattern matches no convolution.
 
@@ -84,7 +84,7 @@ def expand_plan(model: nn.Module, block: Block = "dbb", *, where: Where = None) 
         where: as in `expand`.
 
     Raises:
-        RefusedError: when the model is expanded already.
+        RefusedError: when the model is already expanded.
         InputError: when `block` is unknown, or a pattern matches no convolution.
 
     Examples:
@@ -134,18 +134,18 @@ def _must_be_plain(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if origin_of(module) is not None:
             raise RefusedError(
-                f"the model is expanded already: {path} is a {type(module).__name__}; "
+                f"the model is already expanded: {path} is a {type(module).__name__}; "
                 "call collapse first"
             )
 
 
 def _inside_blocks(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield what lies inside blocks of the model's own, which have branches already."""
+    """Yield the modules inside the model's own blocks, which already have branches."""
     kinds = tuple(kind for kind in map(block_factory, list_blocks()) if isinstance(kind, type))
     for path, module in model.named_modules():
         if isinstance(module, kinds):
             for below, _ in module.named_modules(prefix=path):
-                yield below, f"it belongs to a {type(module).__name__}, which has branches already"
+                yield below, f"it is part of a {type(module).__name__}, which already has branches"
 
 
 def _selector(where: Where, names: set[str]) -> Callable[[str, nn.Module], bool]:
@@ -157,7 +157,7 @@ def _selector(where: Where, names: set[str]) -> Callable[[str, nn.Module], bool]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(
-                f"where: {pattern!r} matches no convolution; their names are such as "
+                f"where: {pattern!r} matches no convolution; there are "
                 f"{', '.join(sorted(names)[:3])}"
             )
     return lambda name, conv: any(fnmatchcase(name, pattern) for pattern in patterns)

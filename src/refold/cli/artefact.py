@@ -32,7 +32,7 @@ class Verdict:
     detail: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON; an error that is no number becomes None."""
+        """Return plain data for JSON; a NaN or infinite error becomes None."""
         return asdict(self) | {"error": self.error if math.isfinite(self.error) else None}
 
 
@@ -44,7 +44,7 @@ def check_artefact(path: Path) -> None:
     """
     if _kind(path) not in SUFFIXES:
         raise InputError(
-            f"{path} is of no kind that can be verified: give one of {' '.join(SUFFIXES)}"
+            f"{path} cannot be verified: give a file with one of the suffixes {' '.join(SUFFIXES)}"
             f"{suggest(_kind(path), SUFFIXES)}"
         )
     if not is_file(path):
@@ -107,5 +107,5 @@ def _open(path: Path) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
         raise
     except Exception as error:
         raise InputError(
-            f"{path} is no file that {RUNTIMES[_kind(path)]} can open: write it with refold convert"
+            f"{path} cannot be opened by {RUNTIMES[_kind(path)]}: write it with refold convert"
         ) from error

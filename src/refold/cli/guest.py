@@ -59,8 +59,8 @@ def describe(error: BaseException) -> str:
     """
     if isinstance(error, SystemExit):
         return (
-            f"it tried to exit (SystemExit: {error.code}): refold needs it to go on, so "
-            "leave that to what runs under if __name__ == '__main__'"
+            f"it tried to exit (SystemExit: {error.code}): refold needs it to return, so "
+            "exit only under if __name__ == '__main__'"
         )
     return f"{type(error).__name__}: {one_line(error)}"
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and the signals that end a process become an exception, so that what was begun is undone.
+"""Ctrl-C and the signals that end a process become an exception, so that unfinished work is undone.
 
 A file that is being written is never left half-way: `refold.files` cleans up as the exception
 passes. `refold train` hears signals in its own way while it runs.

@@ -85,7 +85,7 @@ def _observe(
     except Exception as error:
         raise InputError(
             f"norms cannot observe a batch of {len(batch[0])} ({one_line(error)}): "
-            "say --no-live-statistics"
+            "pass --no-live-statistics"
         ) from error
     finally:
         for norm, momentum in momenta.items():

@@ -26,7 +26,7 @@ def _begun(plan: Plan) -> None:
     )
     note(f"{plan.epochs} epochs of {plan.steps} steps of {plan.batch} images")
     if plan.resumed is not None:
-        note(f"goes on after step {plan.resumed}")
+        note(f"continues after step {plan.resumed}")
 
 
 def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:

@@ -47,7 +47,7 @@ def study(
 ) -> None:
     """Train the variants of an article's comparison with several seeds; print and plot them.
 
-    A study that was stopped goes on where it was.
+    A study that was stopped continues where it left off.
     """
     from refold.cli.progress import make_reporter
     from refold.training import study as run

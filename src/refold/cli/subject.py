@@ -33,7 +33,7 @@ def prepare(source: Source) -> Subject:
     """Build, load and enliven the network of a command, and run it once on its example.
 
     Raises:
-        InputError: if the model, the checkpoint or the input size is of no use.
+        InputError: if the model, the checkpoint or the input size cannot be used.
     """
     import torch
 
@@ -67,7 +67,9 @@ def parse_size(text: str) -> tuple[int, ...]:
     (3, 224, 224)
     """
     if not re.fullmatch(r"\d+([x×,]\d+)*", text.strip()):
-        raise InputError(f"--input-size {text!r} is no size: write numbers with x, as 3x224x224")
+        raise InputError(
+            f"--input-size {text!r} is not a size: write numbers joined by x, such as 3x224x224"
+        )
     sizes = tuple(int(part) for part in re.split("[x×,]", text.strip()))
     if min(sizes) < 1:
         raise InputError(f"--input-size {text!r} has a size of 0: every size must be at least 1")
@@ -95,7 +97,7 @@ def stated_size(model: nn.Module) -> tuple[int, ...]:
 
 
 def check_finite(model: nn.Module, name: str) -> None:
-    """Refuse a network with a weight that is no number, naming the first such weight."""
+    """Refuse a network with a NaN or infinite weight, naming the first one."""
     import torch
 
     state: dict[str, Any] = model.state_dict()  # where a module may keep anything
@@ -106,7 +108,7 @@ def check_finite(model: nn.Module, name: str) -> None:
             and not bool(torch.isfinite(tensor).all())
         ):
             raise InputError(
-                f"{name}: weight {key!r} holds NaN or infinity: no fold of it means anything, "
+                f"{name}: weight {key!r} holds NaN or infinity, so a fold would be meaningless: "
                 "give a checkpoint with finite weights"
             )
 

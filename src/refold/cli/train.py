@@ -22,7 +22,7 @@ Data = Annotated[
     str | None,
     typer.Option(
         "--data", metavar="DIR", help="Folder with train/CLASS/IMAGE and val/CLASS/IMAGE, CIFAR, "
-        "ImageNet or WebDataset shards. Default: 5,000 handwritten digits, which come along.",
+        "ImageNet or WebDataset shards. Default: 5,000 handwritten digits, which ship with refold.",
     ),
 ]  # fmt: skip
 Recipe = Annotated[
@@ -57,16 +57,14 @@ Changes = Annotated[
 ]
 Resume = Annotated[
     bool,
-    typer.Option(
-        "--resume", help="Go on with the run in RUN. What else is given must be what it says."
-    ),
+    typer.Option("--resume", help="Continue the run in RUN; other options must match its own."),
 ]
 DataChanged = Annotated[
     bool,
-    typer.Option("--data-changed", help="With --resume: go on though the images are not the same."),
+    typer.Option("--data-changed", help="With --resume: continue even though the images changed."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Set up, take one step, say how long it would take.")
+    bool, typer.Option("--dry-run", help="Set up, take one step, estimate the total time.")
 ]
 Workers = Annotated[
     int, typer.Option("--workers", min=0, help="Processes that read images; changes no result.")
@@ -80,7 +78,7 @@ Tracker = Annotated[
 ]
 Fsdp = Annotated[
     bool,
-    typer.Option("--fsdp", help="Under torchrun: the processes share the weights, too (FSDP2)."),
+    typer.Option("--fsdp", help="Under torchrun: shard the weights across processes, too (FSDP2)."),
 ]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Leave a GPU alone.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="List the recipes and exit.")]
@@ -112,15 +110,14 @@ def train(
 ) -> None:
     """Train a network, fold it, prove it equal, judge both forms, export.
 
-    Ctrl-C, a signal to terminate or a terminal that closes finishes the step and saves. The same
-    command with --resume goes on to the very same weights. Under torchrun the processes share each
-    batch.
+    Ctrl-C, SIGTERM or a closed terminal finishes the current step and saves. The same command with
+    --resume continues to the very same weights. Under torchrun the processes share each batch.
     """
     if recipes:
         _say_recipes(as_json=as_json)
         return
     if data_changed and not resume:
-        raise InputError("--data-changed is for a run that goes on: say --resume, too")
+        raise InputError("--data-changed is for a resumed run: pass --resume as well")
     given = {
         "model": _placed(model), "block": block, "task": task, "epochs": epochs,
         "batch_size": batch_size, "optimizer.lr": lr, "augment.size": image_size, "seed": seed,
@@ -139,7 +136,7 @@ def train(
             reporter=make_reporter(), build=build_to_train,
         )  # fmt: skip
     except Stopped as stopped:
-        note(f"stopped and saved; go on with: refold train -o {output} --resume")
+        note(f"stopped and saved; continue with: refold train -o {output} --resume")
         raise typer.Exit(SIGNALLED + stopped.number) from None
     finally:
         _leave_group()
@@ -154,7 +151,7 @@ def train(
 
 
 def _placed(model: str | None) -> str | None:
-    """Return MODEL as it is called from any folder: a run may go on from another one."""
+    """Return MODEL as it is called from any folder: a run may be resumed from another one."""
     return os.path.abspath(model) if model and ".py:" in model else model  # noqa: PTH100
 
 

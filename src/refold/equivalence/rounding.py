@@ -95,7 +95,7 @@ class Conditioning:
         return copy_model(self.wide, move)
 
     def bound(self, inputs: Arguments) -> float:
-        """Return 8 times what the model loses on an input; 0 when it cannot be told.
+        """Return 8 times what the model loses on an input; 0 when it cannot be measured.
 
         For an ill-conditioned model, where `rounding_bound` is too small.
         """

@@ -56,7 +56,7 @@ class Batch:
 
     @property
     def free_shapes(self) -> list[tuple[int, ...] | None]:
-        """Shapes with -1 for the batch; None for an argument that is no tensor."""
+        """Shapes with -1 for the batch; None for an argument that is not a tensor."""
         leaves = pytree.tree_leaves(self._inputs)
         return [self._free(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
 

@@ -19,11 +19,13 @@ def write_openvino(model: nn.Module, batch: Batch, path: Path) -> None:
     """Write graph and weights in full precision, then run them."""
     openvino = require("openvino", "openvino")
     converted = openvino.convert_model(trace(model, batch))
-    shapes = dict(zip(list(converted.inputs), batch.free_shapes, strict=True))
-    for port in [port for port, shape in shapes.items() if shape is None]:
-        converted.remove_parameter(port.get_node())  # an absent argument has a port, too
-        del shapes[port]
-    converted.reshape({port: openvino.PartialShape(list(s)) for port, s in shapes.items()})
+    shapes: dict[Any, Any] = {}
+    for port, shape in zip(list(converted.inputs), batch.free_shapes, strict=True):
+        if shape is None:  # an absent argument has a port, too
+            converted.remove_parameter(port.get_node())
+        else:
+            shapes[port] = openvino.PartialShape(list(shape))
+    converted.reshape(shapes)
     openvino.serialize(converted, path, path.with_suffix(".bin"))
     compiled = openvino_model(path)
     batch.check(model, "OpenVINO", lambda inputs: run_openvino(compiled, inputs))

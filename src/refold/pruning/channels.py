@@ -90,7 +90,7 @@ def prune(
 
     Raises:
         RefusedError: when the model is in training mode, or no channel of it can go.
-        InputError: when an argument makes no sense, or the model cannot run on the example.
+        InputError: when an argument is invalid, or the model cannot run on the example.
 
     Exact when:
         always: the result is the silenced network, at the borders too. How good that is, is for
@@ -130,7 +130,7 @@ def pruning(
 
     Raises:
         RefusedError: when the model is in training mode, or no channel of it can go.
-        InputError: when an argument makes no sense, or the model cannot run on the example.
+        InputError: when an argument is invalid, or the model cannot run on the example.
     """
     check_amount(ratio, threshold)
     inputs = required(model, example_inputs)

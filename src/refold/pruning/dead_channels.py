@@ -47,7 +47,7 @@ class DeadChannelPass:
         self.kept: list[Kept] = []
 
     def run(self) -> None:
-        """Drop what can go; note the reason for every layer that keeps a dead channel."""
+        """Drop dead channels; note the reason for every layer that keeps one."""
         done = -1
         while done < len(self.folds):  # what is gone may leave channels before it unread
             done = len(self.folds)
@@ -163,7 +163,7 @@ def drop_dead_channels(model: nn.Module, example_inputs: Any) -> nn.Module:
 
     Raises:
         RefusedError: when the model is in training mode.
-        InputError: when it is no module, or cannot run on the example.
+        InputError: when it is not a module, or cannot run on the example.
 
     Exact when:
         always, at the borders too; `dropping` says which dead channels stay and why.
@@ -193,7 +193,7 @@ def dropping(model: nn.Module, example_inputs: Any) -> Account:
 
     Raises:
         RefusedError: when the model is in training mode.
-        InputError: when it is no module, or cannot run on the example.
+        InputError: when it is not a module, or cannot run on the example.
     """
     inputs = required(model, example_inputs)
     done = rewrite(model, inputs, DeadChannelPass)

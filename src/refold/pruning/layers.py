@@ -101,8 +101,8 @@ def worth(
         return [_asked(importance, layer) for layer in told]
     if all(bool(layer.scale[layer.rows].isnan().all()) for layer in told):
         raise InputError(
-            'importance="bn" reads the scales of norms, and found none: give the network as it was '
-            'trained, before norms are folded, or take importance="l1"'
+            'importance="bn" reads the scales of norms, and there are none: give the network '
+            'before its norms are folded, or use importance="l1"'
         )
     return [layer.scale for layer in told]
 

@@ -40,7 +40,7 @@ def remove_residuals(model: nn.Module, example_inputs: Any, *, strict: bool = Fa
     Raises:
         RefusedError: when the model is in training mode; with `strict`, when a sum has to stay,
             with the reason for each.
-        InputError: when it is no module, or cannot run on the example.
+        InputError: when it is not a module, or cannot run on the example.
 
     Exact when:
         always, at the borders too. A shortcut through an average pool with `ceil_mode` is removed
@@ -75,7 +75,7 @@ def removal(model: nn.Module, example_inputs: Any) -> Removal:
 
     Raises:
         RefusedError: when the model is in training mode.
-        InputError: when it is no module, or cannot run on the example.
+        InputError: when it is not a module, or cannot run on the example.
 
     Examples:
         >>> import torch

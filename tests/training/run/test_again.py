@@ -255,7 +255,9 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(
             patch.setattr(Saves, "_point", before(Saves._point))
         else:
             patch.setattr(RunFolder, "measure", before(RunFolder.measure))
-        with pytest.raises(TrainingError, match=r"(?i)no space.*make room and go on with --resume"):
+        with pytest.raises(
+            TrainingError, match=r"(?i)no space.*make room and pass --resume to continue"
+        ):
             tiny(run, data, model=net(), save_steps=1)
     assert not list(run.rglob(".refold-*"))
     again(run)

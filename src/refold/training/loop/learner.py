@@ -84,14 +84,14 @@ def outputs(value: Any) -> list[Tensor]:
     found = [part for part in parts if isinstance(part, Tensor)]
     if not found:
         raise InputError(
-            f"the network returns {type(value).__name__}; to be trained it must return a tensor, a "
+            f"the network returns {type(value).__name__}; training needs a tensor, a "
             "tuple of them or a dict with 'main'"
         )
     return found
 
 
 def at_size(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return a map of logits in the size of the masks; what is no map as it is.
+    """Return a map of logits in the size of the masks; anything else unchanged.
 
     Examples:
         >>> at_size(torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8)).shape

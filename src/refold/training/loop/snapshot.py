@@ -1,7 +1,7 @@
 """The state of a run between two steps, and the one file that holds it.
 
 A file carries the SHA-256 of all that is in it, numbers and tensors, so that one whose bytes have
-changed is found out when it is read, and not when a network has learnt from it.
+changed is detected when it is read, not after a network was trained on it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Snapshot:
 
     Args:
         tensors: by name: the network's, its average's, the optimizer's.
-        plain: all that is no tensor, as JSON can hold it.
+        plain: everything else, as JSON can hold it.
     """
 
     tensors: dict[str, Tensor]
@@ -74,7 +74,7 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
         found = file.metadata() or {}
         # A tensor at a time, so that the memory need not hold them all twice.
         if _digest(found.get(_PLAIN, ""), file.keys(), file.get_tensor) != digest:
-            raise CheckpointError(f"{path.name} does not read back as it was written")
+            raise CheckpointError(f"{path.name} reads back differently from what was written")
 
 
 def read_snapshot(path: Path) -> Snapshot:
@@ -94,7 +94,7 @@ def read_snapshot(path: Path) -> Snapshot:
     if set(notes) != {_PLAIN} and notes.get(_DIGEST) != _digest(
         notes[_PLAIN], tensors, tensors.__getitem__
     ):
-        raise CheckpointError("its bytes are not those that were written")
+        raise CheckpointError("its content does not match its checksum")
     return snapshot
 
 

@@ -1,4 +1,4 @@
-"""The end of a run: the best network folded, proved, judged in both forms, and written."""
+"""The end of a run: fold the best network, prove it, evaluate both forms, and write them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _EXPORTED = ("deploy.safetensors", "deploy.onnx")
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run brought.
+    """The results of a run.
 
     Args:
         summary: what `summary.json` holds.
@@ -44,7 +44,7 @@ class Finished:
 
 
 def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
-    """Fold the best network of a run, prove it equal, judge both forms, and write them.
+    """Fold the best network of a run, prove it equal, evaluate both forms, and write them.
 
     Args:
         engine: its training is over.
