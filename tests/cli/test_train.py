@@ -89,7 +89,7 @@ def test_a_dry_run_of_a_network_of_a_zoo(run: Callable, data: Path, tmp_path: Pa
     words = ("--data", data, "--model", "timm:test_resnet", "-o", tmp_path / "run", "--dry-run")
     result = run("train", *words, *FEW)
     assert result.code == 0, result.err
-    assert "a dry run: nothing was written" in result.err
+    assert "dry run: nothing was written" in result.err
     assert not (tmp_path / "run").exists()
 
 

@@ -37,7 +37,7 @@ class Verdict:
 
 
 def check_artefact(path: Path) -> None:
-    """Refuse a file that is missing or of a kind that cannot be run.
+    """Refuse a file that is missing or cannot be run.
 
     Raises:
         InputError: if so.

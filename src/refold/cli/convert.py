@@ -24,7 +24,7 @@ NormEps = Annotated[
         "--norm-eps",
         metavar="EPS",
         min=0.0,
-        help="For weights alone: eps of the norms, which no such file holds. Default: 1e-05.",
+        help="For weights alone: eps of the norms, which the file does not store. Default: 1e-05.",
     ),
 ]
 
@@ -54,7 +54,9 @@ def convert(
         convert_weights(Path(model), output, given=given, eps=norm_eps, as_json=as_json)
         return
     if norm_eps is not None:
-        raise InputError("--norm-eps is for weights alone: a network knows the eps of its norms")
+        raise InputError(
+            "--norm-eps is only for weights alone: a network already states the eps of its norms"
+        )
     place = check_destination(output)
     subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
     with step("fold"):

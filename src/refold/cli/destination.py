@@ -1,4 +1,4 @@
-"""Look at where the result should go before minutes of work go into it."""
+"""Check that the result can be written before minutes of work go into it."""
 
 from __future__ import annotations
 

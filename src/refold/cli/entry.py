@@ -1,4 +1,4 @@
-"""What must stand before anything else is imported, when this process is the command line.
+"""What must be set up before anything else is imported, when this process is the command line.
 
 `refold/__init__.py` imports this file first. It imports nothing that takes time, and does nothing
 where refold is a library.

@@ -31,7 +31,7 @@ Where = Annotated[
     typer.Option(
         "--where",
         metavar="PATTERN",
-        help="Only convolutions with such a name, as 'layer1.*'; repeat it for several patterns.",
+        help="Only convolutions whose name matches, such as 'layer1.*'; repeatable.",
     ),
 ]
 Out = Annotated[
@@ -127,7 +127,7 @@ def collapse(
 def _prepare(
     model: str, checkpoint: Path | None, input_size: list[str] | None, seed: int
 ) -> Subject:
-    """Return the network with the very weights it has: they are going to be written."""
+    """Return the network with its own weights, which are going to be written."""
     sizes = tuple(input_size or ())
     return prepare(options.Source(model, checkpoint, sizes, seed=seed, live_statistics=False))
 

@@ -1,6 +1,6 @@
-"""A user's own code runs in our process: what it does to the process ends with it.
+"""Run a user's code in our process, and undo what it does to the process.
 
-The file of a factory is a script as any other. It may exit, print, change directory, parse
+A factory's file is a script like any other. It may exit, print, change directory, parse
 arguments, seed generators or set torch's defaults; none of that may reach what a command does
 afterwards, and whatever it raises is one sentence that names the line.
 
@@ -31,7 +31,7 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 @contextmanager
 def hosted(complaint: str, script: Path | None = None) -> Generator[None]:
-    """Run a user's code: whatever it raises is one error, and the process is as it was before.
+    """Run a user's code; raise one error for whatever it raises, and restore the process.
 
     Args:
         complaint: how the sentence begins that says what failed.
@@ -99,7 +99,7 @@ def _is_inside(filename: str, folders: list[Path]) -> bool:
 
 @contextmanager
 def restored(script: Path | None = None) -> Generator[None]:
-    """Put back, after a block, what code can change for all others in the process."""
+    """Restore, after a block, what code can change for the whole process."""
     with ExitStack() as stack:
         for keep in (_place, _streams, _filters, _logging, _handlers, _torch, _chance):
             stack.enter_context(keep())
@@ -125,7 +125,7 @@ def _place() -> Generator[None]:
 
 @contextmanager
 def _script(script: Path | None) -> Generator[None]:
-    """Let code see itself as the script that runs, its folder first among those of modules."""
+    """Let code see itself as the running script, its folder first on the module path."""
     if script is None:
         yield
         return

@@ -23,7 +23,7 @@ def inspect(
         bool,
         typer.Option(
             "--fail-on-refusal",
-            help="Exit with 1 if any fold is refused for another reason than its cost: for CI.",
+            help="Exit with 1 if a fold is refused for any reason but its cost; for CI.",
         ),
     ] = False,
 ) -> int:
@@ -38,6 +38,6 @@ def inspect(
         print_json(plan.to_dict())
     else:
         say_block(str(plan))
-    # What is kept for its cost alone is a choice, not a failure: a CI run could not mend it.
+    # What is kept only for its cost is a choice, not a failure that CI should report.
     is_refused = any(not item.costlier for item in plan.kept)
     return 1 if fail_on_refusal and is_refused else 0

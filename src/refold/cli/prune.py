@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from refold.equivalence import Proof
     from refold.pruning import Pruning
 
-UNTUNED = "a pruned network is less accurate until it has been trained again: it is an nn.Module"
+UNTUNED = "a pruned network is less accurate until it is trained again"
 
 
 class Importance(StrEnum):
@@ -33,11 +33,11 @@ class Importance(StrEnum):
 
 Ratio = Annotated[
     float | None,
-    typer.Option("--ratio", help="Share of the channels that go, of all that can, as 0.5."),
+    typer.Option("--ratio", help="Share of all removable channels to drop, such as 0.5."),
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option("--threshold", help="Instead: channels of at most this importance go."),
+    typer.Option("--threshold", help="Instead: drop channels of at most this importance."),
 ]
 By = Annotated[
     Importance,
@@ -50,15 +50,14 @@ By = Annotated[
 Floor = Annotated[
     str,
     typer.Option(
-        "--floor", help="What every layer keeps: a number of channels, or a share as 0.1."
+        "--floor", help="What every layer keeps: a number of channels, or a share such as 0.1."
     ),
 ]
 Remove = Annotated[
     bool,
     typer.Option(
         "--remove-residuals",
-        help="Write residuals as plain chains first: channels that a sum ties together stay "
-        "otherwise.",
+        help="Remove residuals first, so that channels which a sum ties together can go, too.",
     ),
 ]
 
@@ -84,11 +83,11 @@ def prune(
 
     least = parse_floor(floor)
     if ratio is None and threshold is None:
-        raise InputError("say how much goes: --ratio 0.5, or --threshold 0.01")
+        raise InputError("pass --ratio (such as 0.5) or --threshold (such as 0.01)")
     place = None if output is None else check_destination(output)
     sizes = tuple(input_size or ())
     subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
-    with step("fold, choose and drop channels"):
+    with step("choose and drop channels"):
         done = pruning(
             subject.model,
             subject.example_inputs,
@@ -147,7 +146,7 @@ def _say_cost(done: Pruning, name: str) -> None:
     ]
     table(f"{name} pruned", ["", *(title for title, _ in costs)], rows)
     if not done.steps:
-        say("no channel is that unimportant: nothing was dropped")
+        say("no channel is that unimportant, so nothing was dropped")
         return
     rows = [[x.where, str(x.before), str(x.after)] for x in done.steps]
     table("channels", ["layer", "before", "after"], rows)

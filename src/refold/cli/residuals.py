@@ -24,7 +24,7 @@ SLOWER = (
     "plain chain, and for pruning channels that a residual ties together"
 )
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Fail if any residual has to stay; write nothing then.")
+    bool, typer.Option("--strict", help="Fail and write nothing if a residual has to stay.")
 ]
 Measure = Annotated[bool, typer.Option("--measure", help="Also time the network with and without.")]
 Runtime = Annotated[

@@ -1,4 +1,4 @@
-"""Build the network that a MODEL argument names. Nothing is ever downloaded."""
+"""Build the network that a MODEL argument names, without downloading anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network ready to be worked on: built, loaded, alive, and known to run on its example."""
+"""A network ready for a command: built, loaded, enlivened, and known to run on its example."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def prepare(source: Source) -> Subject:
     for remark in notes:
         note(f"{source.checkpoint}: {remark}")
     if enlivened:
-        note(f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps them)")
+        note(
+            f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps theirs)"
+        )
     return Subject(source.model, model, example_inputs)
 
 
@@ -100,7 +102,7 @@ def check_finite(model: nn.Module, name: str) -> None:
     """Refuse a network with a NaN or infinite weight, naming the first one."""
     import torch
 
-    state: dict[str, Any] = model.state_dict()  # where a module may keep anything
+    state: dict[str, Any] = model.state_dict()  # a module may store anything there
     for key, tensor in state.items():
         if (
             isinstance(tensor, torch.Tensor)
@@ -114,7 +116,7 @@ def check_finite(model: nn.Module, name: str) -> None:
 
 
 def check_runs(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], name: str) -> None:
-    """Run the network once, and turn its complaint into one line about the input size."""
+    """Run the network once, and turn a failure into one line about the input size."""
     import torch
 
     sizes = ", ".join("x".join(str(n) for n in x.shape[1:]) for x in example_inputs)
@@ -127,5 +129,5 @@ def check_runs(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], name:
         what = one_line(error) if isinstance(error, Exception) else describe(error)
         raise InputError(
             f"{name} does not run on an input of {sizes} (batch {len(example_inputs[0])})"
-            f"{place_of(error)}: {what}; give the size it wants with --input-size"
+            f"{place_of(error)}: {what}; pass a size that fits with --input-size"
         ) from error

@@ -37,7 +37,7 @@ Block = Annotated[
     str | None,
     typer.Option(
         "--block", metavar="NAME", help="Branches for its convolutions: dbb, acb, repvgg, "
-        "mobileone ...; none for none.",
+        "mobileone ...; none: no blocks.",
     ),
 ]  # fmt: skip
 Task = Annotated[
@@ -46,11 +46,11 @@ Task = Annotated[
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the images.")]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", min=1, help="Images of a step, of all processes together."),
+    typer.Option("--batch-size", min=1, help="Images per step, over all processes."),
 ]
-Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate at its highest.")]
+Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
 ImageSize = Annotated[int | None, typer.Option("--image-size", min=1, help="Side of the images.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change any key of the recipe; repeatable."),
@@ -67,20 +67,26 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Set up, take one step, estimate the total time.")
 ]
 Workers = Annotated[
-    int, typer.Option("--workers", min=0, help="Processes that read images; changes no result.")
+    int,
+    typer.Option(
+        "--workers", min=0, help="Processes that read images; results do not depend on it."
+    ),
 ]
 SaveMinutes = Annotated[
-    float, typer.Option("--save-minutes", min=0, help="Longest time without a checkpoint.")
+    float,
+    typer.Option("--save-minutes", min=0, help="Longest time between checkpoints, in minutes."),
 ]
 Tracker = Annotated[
     str | None,
-    typer.Option("--tracker", help="tensorboard, wandb ...; none. Default: TensorBoard if there."),
+    typer.Option(
+        "--tracker", help="tensorboard, wandb ... or none. Default: TensorBoard if installed."
+    ),
 ]
 Fsdp = Annotated[
     bool,
     typer.Option("--fsdp", help="Under torchrun: shard the weights across processes, too (FSDP2)."),
 ]
-Cpu = Annotated[bool, typer.Option("--cpu", help="Leave a GPU alone.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="List the recipes and exit.")]
 
 
@@ -108,7 +114,7 @@ def train(
     recipes: Recipes = False,
     as_json: options.Json = False,
 ) -> None:
-    """Train a network, fold it, prove it equal, judge both forms, export.
+    """Train a network, fold it, prove it equal, evaluate both forms, export.
 
     Ctrl-C, SIGTERM or a closed terminal finishes the current step and saves. The same command with
     --resume continues to the very same weights. Under torchrun the processes share each batch.
@@ -151,12 +157,12 @@ def train(
 
 
 def _placed(model: str | None) -> str | None:
-    """Return MODEL as it is called from any folder: a run may be resumed from another one."""
+    """Return MODEL with an absolute path: a run may be resumed from another folder."""
     return os.path.abspath(model) if model and ".py:" in model else model  # noqa: PTH100
 
 
 def _recipe_of(recipe: str | None, chosen: dict[str, Any]) -> str | None:
-    """Return the recipe's name; a task that is not to classify has one of its own."""
+    """Return the recipe's name; embed and segment have their own."""
     if recipe is None and chosen.get("task") in ("embed", "segment"):
         return f"folder_{chosen['task']}"
     return recipe
@@ -198,7 +204,7 @@ def _say_dry_run(plan: dict[str, Any]) -> None:
     steps = plan["epochs"] * plan["steps"]
     hours = steps * plan["seconds_per_step"] / 3600
     say(f"{steps} steps, {plan['seconds_per_step']:.2f} s for the first: about {hours:.2f} hours")
-    note("a dry run: nothing was written")
+    note("dry run: nothing was written")
 
 
 def _say_summary(trained: Trained) -> None:
