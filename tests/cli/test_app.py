@@ -142,3 +142,13 @@ def test_the_command_line_does_not_wait_for_torch() -> None:
         "import refold.cli.app; sys.exit('torch' in sys.modules)"
     )
     assert python("-c", code).returncode == 0
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"]])
+def test_help_needs_no_torch(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "refold", *words]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: refold" in done.stdout

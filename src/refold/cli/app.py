@@ -17,11 +17,10 @@ from refold.cli.bench import bench
 from refold.cli.console import complain, remark_block, say
 from refold.cli.convert import convert
 from refold.cli.demo import demo
-from refold.cli.entry import INTERRUPTED
 from refold.cli.expand import collapse, expand
 from refold.cli.guest import describe, place_of
 from refold.cli.inspect import inspect
-from refold.cli.interrupts import Interrupts
+from refold.cli.interrupts import INTERRUPTED, Interrupts
 from refold.cli.models import models
 from refold.cli.prune import prune
 from refold.cli.residuals import remove_residuals

@@ -48,9 +48,8 @@ def convert(
     """
     import refold
 
-    sizes = tuple(input_size or ())
     if is_weights(model):
-        given = bool(checkpoint or sizes)
+        given = bool(checkpoint or input_size)
         convert_weights(Path(model), output, given=given, eps=norm_eps, as_json=as_json)
         return
     if norm_eps is not None:
@@ -58,7 +57,7 @@ def convert(
             "--norm-eps is only for weights alone: a network already states the eps of its norms"
         )
     place = check_destination(output)
-    subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
+    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
     with step("fold"):
         plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
         folded = plan.apply()

@@ -128,8 +128,7 @@ def _prepare(
     model: str, checkpoint: Path | None, input_size: list[str] | None, seed: int
 ) -> Subject:
     """Return the network with its own weights, which are going to be written."""
-    sizes = tuple(input_size or ())
-    return prepare(options.Source(model, checkpoint, sizes, seed=seed, live_statistics=False))
+    return prepare(options.Source(model, checkpoint, input_size, seed=seed, live_statistics=False))
 
 
 def _expanded(subject: Subject, block: str, where: list[str] | None) -> tuple[nn.Module, Account]:

@@ -30,8 +30,7 @@ def inspect(
     """Show what would be folded, what is refused, and why."""
     import refold
 
-    source = options.Source(model, checkpoint, tuple(input_size or ()), batch, seed)
-    subject = prepare(source)
+    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed))
     with step("plan"):
         plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
     if as_json:

@@ -14,6 +14,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+INTERRUPTED = 130  # the exit code after Ctrl-C
 ECHO_SECONDS = 1.0  # a closed terminal sends SIGHUP twice, a hasty user presses Ctrl-C twice
 
 

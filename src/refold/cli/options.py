@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -55,7 +56,7 @@ class Source:
 
     model: str
     checkpoint: Path | None = None
-    input_size: tuple[str, ...] = ()
+    input_size: Sequence[str] | None = None
     batch: int = 1
     seed: int = 0
     live_statistics: bool | None = None

@@ -85,8 +85,7 @@ def prune(
     if ratio is None and threshold is None:
         raise InputError("pass --ratio (such as 0.5) or --threshold (such as 0.01)")
     place = None if output is None else check_destination(output)
-    sizes = tuple(input_size or ())
-    subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
+    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
     with step("choose and drop channels"):
         done = pruning(
             subject.model,

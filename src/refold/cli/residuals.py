@@ -56,8 +56,7 @@ def remove_residuals(
     from refold.residuals import removal
 
     place = None if output is None else check_destination(output)
-    sizes = tuple(input_size or ())
-    subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
+    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
     with step("fold and remove residuals"):
         done = removal(subject.model, subject.example_inputs)
     if strict:

@@ -83,7 +83,7 @@ def examples(model: nn.Module, source: Source) -> tuple[torch.Tensor, ...]:
     import torch
 
     generator = torch.Generator().manual_seed(source.seed)
-    sizes = [parse_size(text) for text in source.input_size] or [stated_size(model)]
+    sizes = [parse_size(text) for text in source.input_size or ()] or [stated_size(model)]
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return tuple(
         torch.randn((source.batch, *size), generator=generator).to(dtype) for size in sizes
