@@ -191,7 +191,7 @@ def test_without_preserve_the_branches_start_as_the_block_does(block: str) -> No
 def test_an_expanded_network_is_refused() -> None:
     wide = expand(network("toy2d"), "acb", where="stem")
     for again in (wide, copy.deepcopy(wide), pickle.loads(pickle.dumps(wide))):
-        with pytest.raises(RefusedError, match="expanded already: stem is a ACBlock"):
+        with pytest.raises(RefusedError, match="already expanded: stem is a ACBlock"):
             expand(again, "dbb")
 
 

@@ -254,7 +254,7 @@ BAD = [
     ({}, "either ratio"),
     ({"ratio": 0.5, "threshold": 0.1}, "either ratio"),
     ({"ratio": 1.0}, "below 1"),
-    ({"threshold": -1.0}, "from 0 on"),
+    ({"threshold": -1.0}, "at least 0"),
     ({"ratio": 0.5, "importance": "l2"}, '"bn", "l1" or a function'),
     ({"ratio": 0.5, "importance": lambda layer: 1}, "0: the importance must be a tensor of 4"),
     ({"ratio": 0.5, "floor": 0}, "floor is a number"),

@@ -52,9 +52,9 @@ REFUSALS: list[tuple[Callable[[Any, Tensor], Any], nn.Module, str]] = [
     (lambda net, x: net.f(x) + net.f(x.neg()), nn.ReLU(), "called 2 times"),
     (_sliced, nn.ReLU(), "could not be followed"),
     (lambda net, x: x.mean((2, 3), keepdim=True) + net.f(x), nn.ReLU(), "different shapes"),
-    (lambda net, x: torch.sin(x) + net.f(x), nn.ReLU(), "do not come from one value"),
+    (lambda net, x: torch.sin(x) + net.f(x), nn.ReLU(), "do not start from one value"),
     (lambda net, x: net.g(x).relu() + net.f(x), nn.ReLU(), "both its sides are nonlinear"),
-    (lambda net, x: F.max_pool2d(x, 3, 1, 1) + net.f(x), nn.ReLU(), "do not come from one value"),
+    (lambda net, x: F.max_pool2d(x, 3, 1, 1) + net.f(x), nn.ReLU(), "do not start from one value"),
 ]  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def make_accelerator(order: Order) -> Any:
     if kind not in _SHARED:
         raise InputError(
             f"processes share the work as Accelerate's {kind}, whose checkpoints refold cannot "
-            "write; use torchrun, or accelerate launch with --multi_gpu or --cpu, and for FSDP say "
+            "write; use torchrun, or accelerate launch with --multi_gpu or --cpu, and for FSDP use "
             "refold train --fsdp (Habits(fsdp=True))"
         )
     if order.habits.fsdp and accelerator.num_processes == 1:
