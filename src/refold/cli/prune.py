@@ -83,7 +83,7 @@ def prune(
 
     least = parse_floor(floor)
     if ratio is None and threshold is None:
-        raise InputError("pass --ratio (such as 0.5) or --threshold (such as 0.01)")
+        raise InputError("pass --ratio or --threshold, such as --ratio 0.5")
     place = None if output is None else check_destination(output)
     subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
     with step("choose and drop channels"):
