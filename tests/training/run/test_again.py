@@ -152,7 +152,7 @@ def test_images_that_changed_are_named(run: Path, data: Path, tmp_path: Path) ->
     refusal = (
         r"the images are not those that the run .* was started with: 3 files differ: "
         r"train/bee/new.png is new; train/ant/0.png is gone; val/bee/1.png had \d+ bytes, class 1 "
-        r"and has \d+ bytes, class 1; put them back, or say --data-changed"
+        r"and has \d+ bytes, class 1; restore them, or pass --data-changed"
     )
     with pytest.raises(InputError, match=refusal):
         again(run, data=other)
