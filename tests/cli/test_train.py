@@ -171,7 +171,7 @@ def test_progress_says_where_the_run_is(
         reporter.note("[by the way]")
         reporter.end()
     said = capsys.readouterr().err
-    assert said.count("goes on after step 7") == said.count("[by the way]") == 2
-    assert said.count("epoch 2/3: loss 0.5000, accuracy 25.00%; judged: top-1 75.00%") == 2
+    assert said.count("continues after step 7") == said.count("[by the way]") == 2
+    assert said.count("epoch 2/3: loss 0.5000, accuracy 25.00%; validation: top-1 75.00%") == 2
     if kind is LineReporter:
         assert "epoch 2/3, step 1/2: loss 0.5000, accuracy 25.00%, 40 images/s, 1:15 left" in said
