@@ -123,7 +123,7 @@ def test_a_run_is_not_overwritten(data: Path, whole: Path, tmp_path: Path) -> No
         tiny(whole, data)
     with pytest.raises(InputError, match="holds no run"):
         tiny(tmp_path, data, resume=True)
-    with pytest.raises(InputError, match="begun with a network by name"):
+    with pytest.raises(InputError, match="started with a network by name"):
         tiny(whole, data, resume=True, model=net())
 
 
