@@ -1,4 +1,4 @@
-"""`refold models`: the names that MODEL may be, and how big our own networks are."""
+"""`refold models`: the names that MODEL accepts, and the size of our own networks."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def models(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """List the networks that can be named: ours, then those of the zoos.
+    """List the networks by name: ours, then those of the zoos.
 
-    With a PATTERN ours come with their size: parameters and multiply-adds (of one image, with 1000
-    classes) of the form that trains and of the form that deploys. Counting all takes minutes.
+    With a PATTERN, ours are listed with parameters and multiply-adds (of one image, with 1000
+    classes) in the training and the deploy form. Counting all of them takes minutes.
     """
     zoo = zoo_names()
     known = [*own_names(), *zoo]
@@ -62,7 +62,7 @@ def zoo_names() -> list[str]:
 
         names += [f"timm:{name}" for name in timm.list_models()]
     except ImportError:
-        pass  # a zoo that is not installed has no names to offer
+        pass  # a zoo that is not installed offers no names
     try:
         import torchvision.models
 

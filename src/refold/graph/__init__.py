@@ -18,7 +18,7 @@ from refold.graph.copies.skeleton import (
     storage_key,
     unwrap,
 )
-from refold.graph.driver import Outcome, fold_model, rewrite, undisturbed
+from refold.graph.driver import Outcome, Rewritten, fold_model, rewrite, undisturbed
 from refold.graph.fold.lower import Like, like_of, lower
 from refold.graph.fold.record import Fold, Kept
 from refold.graph.fold.region import Regions
@@ -37,7 +37,7 @@ from refold.graph.trace.capture import Capture, capture, capture_all, leaf_modul
 from refold.graph.trace.frames import Frame, frame_of, walk
 from refold.graph.trace.genuine import disguise, layer_class
 from refold.graph.trace.leaves import is_layer, pinned_reason
-from refold.graph.trace.shapes import Shapes, as_arguments, called_with, find_shapes
+from refold.graph.trace.shapes import Shapes, called_with, find_shapes
 from refold.graph.trace.state import Attributes, StateChangeError, untouched
 
 __all__ = [
@@ -62,13 +62,13 @@ __all__ = [
     "Outcome",
     "Piece",
     "Regions",
+    "Rewritten",
     "ScaleShift",
     "Shapes",
     "StateChangeError",
     "WholeWindows",
     "activation",
     "alive",
-    "as_arguments",
     "called_with",
     "canonical",
     "capture",

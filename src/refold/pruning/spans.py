@@ -94,7 +94,7 @@ def span_of(lifter: Lifter, maker: Link) -> Span:
             raise RefusedError("what reads its channels does not keep them apart")
         if found.is_affine and isinstance(found.ops[0], Conv) and _reads_all(found):
             if found.node.op != "call_module":
-                raise RefusedError("what reads its channels is no layer of its own")
+                raise RefusedError("its reader is not a layer")
             return Span(maker, tuple(steps), found)
         _check(lifter, found)
         steps.append(found)
@@ -118,7 +118,7 @@ def _check(lifter: Lifter, step: Link) -> None:
         if not (op.groups == op.in_channels == op.out_channels and not op.transposed):
             raise RefusedError("the grouped convolution behind it does not keep channels apart")
         if step.node.op != "call_module":
-            raise RefusedError("the convolution behind it is no layer of its own")
+            raise RefusedError("the convolution behind it is not a layer")
         return
     if (isinstance(op, Resample) and op.counted) or not isinstance(
         op, (AvgPool, Identity, Resample)

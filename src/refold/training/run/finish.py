@@ -1,4 +1,4 @@
-"""The end of a run: the best network folded, proved, judged in both forms, and written."""
+"""The end of a run: fold the best network, prove it, evaluate both forms, and write them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Fold = Callable[[nn.Module, Any], nn.Module]
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run brought.
+    """The results of a run.
 
     Args:
         summary: what `summary.json` holds.
@@ -43,7 +43,7 @@ class Finished:
 
 
 def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
-    """Fold the best network of a run, prove it equal, judge both forms, and write them.
+    """Fold the best network of a run, prove it equal, evaluate both forms, and write them.
 
     Args:
         engine: its training is over.
@@ -90,7 +90,7 @@ def folding(recipe: Recipe) -> Fold:
 
     def fold(network: nn.Module, example: Any) -> nn.Module:
         if wanted.remove_residuals:
-            network = remove_residuals(network, example)
+            network = remove_residuals(network, example, strict=True)
         return reparameterize(network, example, allow_growth=wanted.allow_growth)
 
     return fold
