@@ -39,7 +39,7 @@ def test_the_function_stays_and_every_branch_learns(label: str, block: str) -> N
     check(label, block)
 
 
-@pytest.mark.parametrize("label", ["resnet18", "timm:mobilenetv3_small_050", "timm:regnetx_002"])
+@pytest.mark.parametrize("label", ["resnet18", "timm:mobilenetv3_small_050"])
 def test_networks_from_elsewhere(label: str) -> None:
     check(label, "acb")
 
