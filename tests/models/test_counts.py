@@ -177,7 +177,7 @@ def test_the_documentation_counts_the_same() -> None:
     """Every network stands there; one of each structure is counted here, the others by hand."""
     rows = documented()
     assert sorted(row[0] for row in rows) == refold.list_models()
-    counted = {*structures(), *PUBLISHED}
+    counted = {*structures()} - {*PUBLISHED}  # which are compared above
     assert {name for name, *_ in rows} > counted
     for name, *wanted in rows:
         if name in counted:
