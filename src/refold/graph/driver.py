@@ -24,7 +24,7 @@ from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.parallel_paths import merge_siblings
 from refold.graph.fold.record import Fold, Kept
 from refold.graph.fold.relayout import unify_layouts
-from refold.graph.fold.setbacks import LeftAlone, SetbackError
+from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
 from refold.graph.fold.shared_norms import push_into_readers
 from refold.graph.fold.survey import survey
 from refold.graph.lift.lifter import Lifter
@@ -110,8 +110,9 @@ def _fold(plain: nn.Module, example_inputs: Any, allow_growth: bool, inplace: bo
 def _fold_once(
     plain: nn.Module, example_inputs: Any, allow_growth: bool, left: dict[str, LeftAlone]
 ) -> tuple[nn.Module, list[Fold], list[Kept]]:
-    found = capture_all(plain)
-    shapes = find_shapes(plain, found.captures, as_arguments(example_inputs))
+    inputs = as_arguments(example_inputs)
+    found = capture_all(plain, None if inputs is None else (inputs, {}))
+    shapes = find_shapes(plain, found.captures, inputs)
     target = skeleton(plain)
     folds: list[Fold] = []
     kept: list[Kept] = []
@@ -175,7 +176,23 @@ def _folded(capture: Capture, shapes: Shapes, allow_growth: bool, left: LeftAlon
     fold.run()
     while push_into_readers(fold) or merge_siblings(fold):
         fold.run()
+    _must_hold(fold, capture, left)
     return fold
+
+
+def _must_hold(fold: FoldPass, capture: Capture, left: LeftAlone) -> None:
+    """Leave the steps alone that another run of the same code would not bear."""
+    if capture.evidence is None:
+        return
+    wrong: dict[str, list[Step]] = {}
+    for step in fold.steps:
+        reason = capture.evidence.objection(step.nodes, step.parts)
+        if reason is not None:
+            wrong.setdefault(reason, []).append(step)
+    for reason, steps in wrong.items():
+        back = left.leave(steps, RefusedError(reason))
+        if reason == list(wrong)[-1]:
+            raise back
 
 
 class Pass(Protocol):

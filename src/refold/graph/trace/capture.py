@@ -17,8 +17,11 @@ from refold.errors import InputError
 from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import held_tensors, skeleton, storage_key
 from refold.graph.trace.aliases import effects
+from refold.graph.trace.evidence import Evidence
 from refold.graph.trace.frames import Frame, walk
 from refold.graph.trace.leaves import is_layer, one_line, pinned_reason, untraceable_reason
+from refold.graph.trace.recorder import Recorder
+from refold.graph.trace.recording import Arguments, Seen, TraceError, again, record
 from refold.graph.trace.state import Attributes, Changes, StateChangeError
 from refold.graph.trace.tracer import RefoldTracer
 
@@ -204,6 +207,8 @@ class Capture:
         pinned: torch.nn layers whose content must stay (hooks, parametrizations …), and why.
         changes: what the code of the model changes, one record for all its captures.
         foreign: tensors held by leaves of unseen code, by storage, each with the reason.
+        shapes: the shapes of the values, where a recording told them.
+        evidence: other runs of the same code.
     """
 
     path: str
@@ -216,6 +221,8 @@ class Capture:
     pinned: dict[str, str] = field(default_factory=dict[str, str])
     changes: Changes = field(default_factory=Changes)
     foreign: dict[int, str] = field(default_factory=dict[int, str])
+    shapes: dict[fx.Node, tuple[int, ...]] | None = None
+    evidence: Evidence | None = None
 
     def changing(self, tensor: torch.Tensor) -> str | None:
         """Return why a stored tensor may be another one at the next call, or None."""
@@ -259,22 +266,23 @@ def capture(model: nn.Module) -> list[Capture]:
     return capture_all(model).captures
 
 
-def capture_all(model: nn.Module) -> Captures:
-    """Trace `model`, or every largest submodule of it that can be traced.
+def capture_all(model: nn.Module, arguments: Arguments | None = None) -> Captures:
+    """Record `model`, or every largest submodule of it that can be traced.
 
     Leaves that could not be traced through, and submodules that no capture has run, are captured on
     their own. No module is folded twice: a module under two names belongs to one capture. A capture
     comes after those that lie inside its root: edits are committed in this order.
 
     Args:
-        model: any module; it is not changed and none of its code runs with real data.
+        model: any module; it is not changed.
+        arguments: what to run it on; without them it is traced.
 
     Raises:
         InputError: when the model cannot be copied.
     """
     if not isinstance(cast(object, model), nn.Module):
         raise InputError(f"expected an nn.Module, got {type(model).__name__}")
-    search = _Search(skeleton(model))
+    search = _Search(skeleton(model), arguments)
     search.visit("", search.root)
     search.count_across()
     search.note_effects()
@@ -284,8 +292,9 @@ def capture_all(model: nn.Module) -> Captures:
 class _Search:
     """The walk over the model: captures found so far and which modules they cover."""
 
-    def __init__(self, root: nn.Module) -> None:
-        self.root = root
+    def __init__(self, root: nn.Module, arguments: Arguments | None = None) -> None:
+        self.root, self.arguments = root, arguments
+        self.seen = Seen()
         self.captures: list[Capture] = []
         self.failures: dict[str, str] = {}
         self.visited: set[int] = set()
@@ -318,10 +327,17 @@ class _Search:
             self.failures[path] = reason
             return None, set()
         try:
-            return trace_root(path, module, self.root, self.changes), set()
+            return self._followed(path, module), set()
         except TraceError as error:
             self.failures[path] = str(error)
             return None, error.called
+
+    def _followed(self, path: str, module: nn.Module) -> Capture:
+        if module is self.root and self.arguments is not None:
+            return record_root(path, module, self, self.arguments, real=True)
+        if calls := self.seen.calls.get(id(module)):
+            return record_root(path, module, self, calls[0])
+        return trace_root(path, module, self.root, self.changes)
 
     def _children(self, path: str, module: nn.Module, called: set[str]) -> None:
         for name, child in module.named_children():
@@ -381,12 +397,38 @@ class _Search:
                         node.meta["effects"] = effects(inner.graph)
 
 
-class TraceError(Exception):
-    """A root could not be traced; `called` names the children that ran before it failed."""
+def record_root(
+    path: str, module: nn.Module, search: _Search, arguments: Arguments, *, real: bool = False
+) -> Capture:
+    """Record one module of a skeleton as a root; `real` arguments hold numbers.
 
-    def __init__(self, reason: str, called: set[str]) -> None:
-        super().__init__(reason)
-        self.called = called
+    Raises:
+        TraceError: when its own forward cannot be followed.
+    """
+    leaves = _assigned(module, search.changes)
+    found = record(module, search.changes, leaves, arguments, search.seen, real=real)
+    made = _made(path, module, search.root, search.changes, found)
+    made.shapes = found.shapes
+    made.evidence = Evidence(found, again(found), arguments)
+    if not found.real:
+        made.evidence.vary()
+    return made
+
+
+def _made(
+    path: str, module: nn.Module, model: nn.Module, changes: Changes, tracer: Recorder | RefoldTracer
+) -> Capture:
+    pinned = {
+        leaf: reason
+        for leaf in tracer.calls
+        if is_layer(target := submodule(module, leaf))
+        and (reason := pinned_reason(target) or changes.assigned.get(id(target))) is not None
+    }
+    opaque = {leaf: reason for leaf, reason in tracer.opaque.items() if leaf in tracer.calls}
+    root = cast(Frame, tracer.root_frame)
+    calls, foreign = dict(tracer.calls), _foreign(module, opaque)
+    graph = tracer.graph
+    return Capture(path, module, graph, root, model, calls, opaque, pinned, changes, foreign)
 
 
 def trace_root(path: str, module: nn.Module, model: nn.Module, changes: Changes) -> Capture:
@@ -399,22 +441,13 @@ def trace_root(path: str, module: nn.Module, model: nn.Module, changes: Changes)
     for _ in range(_MAX_RETRACES):
         leaves.update(_assigned(module, changes))
         tracer = RefoldTracer(leaves, changes=changes)
-        graph = _trace(tracer, module)
+        _trace(tracer, module)
         if not tracer.repeated:
             break
         leaves = {**leaves, **tracer.opaque, **tracer.repeated}
     else:
         raise TraceError("modules are called again and again in new ways", set())
-    pinned = {
-        leaf: reason
-        for leaf in tracer.calls
-        if is_layer(target := submodule(module, leaf))
-        and (reason := pinned_reason(target) or changes.assigned.get(id(target))) is not None
-    }
-    opaque = {leaf: reason for leaf, reason in tracer.opaque.items() if leaf in tracer.calls}
-    root = cast(Frame, tracer.root_frame)
-    calls, foreign = dict(tracer.calls), _foreign(module, opaque)
-    return Capture(path, module, graph, root, model, calls, opaque, pinned, changes, foreign)
+    return _made(path, module, model, changes, tracer)
 
 
 def _assigned(root: nn.Module, changes: Changes) -> dict[str, str]:

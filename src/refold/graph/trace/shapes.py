@@ -51,11 +51,17 @@ def find_shapes(
     Raises:
         InputError: when the model cannot run on the example.
     """
+    if all(found.shapes is not None for found in captures):
+        return [dict(found.shapes or {}) for found in captures]
     if example_inputs is None:
         return [{} for _ in captures]
     arguments = called_with(model, [c.path for c in captures], example_inputs)
     return [
-        _propagate(found, arguments[found.path]) if found.path in arguments else {}
+        dict(found.shapes)
+        if found.shapes is not None
+        else _propagate(found, arguments[found.path])
+        if found.path in arguments
+        else {}
         for found in captures
     ]
 

@@ -1,0 +1,390 @@
+"""What a recorded graph takes for granted, found out by recording other runs of the same code.
+
+A graph is what happened once. Other sizes, another precision or device, an optional argument, a
+comparison that comes out the other way may take other paths: a step of a fold may only join calls
+that belong together in all of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from refold.graph.trace.frames import Frame, ancestors, frame_of, is_inside, leaves, map_tree
+from refold.graph.trace.recorder import Recorder
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Item = fx.Node | Frame
+_MAX_FLIPS = 24
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """A graph as it was recorded, whatever a fold makes of it later."""
+
+    order: list[fx.Node]
+    home: dict[fx.Node, Frame]
+    args: dict[fx.Node, tuple[Any, dict[str, Any]]]
+    readers: dict[fx.Node, frozenset[fx.Node]]
+
+    @classmethod
+    def of(cls, graph: fx.Graph) -> Snapshot:
+        """Take the snapshot."""
+        order = list(graph.nodes)
+        return cls(
+            order,
+            {node: frame_of(node) for node in order},
+            {node: (node.args, dict(node.kwargs)) for node in order},
+            {node: frozenset(node.users) for node in order},
+        )
+
+    def items(self) -> dict[Frame, list[Item]]:
+        """Return for every frame its own nodes and the frames it calls, in order."""
+        found: dict[Frame, list[Item]] = {}
+        placed = set[Frame]()
+        for node in self.order:
+            below: Item = node
+            for frame in ancestors(self.home[node]):
+                found.setdefault(frame, []).append(below)
+                if frame in placed:
+                    break
+                placed.add(frame)
+                below = frame
+        return found
+
+
+class Variant:
+    """Another run, laid beside the recorded one.
+
+    Args:
+        what: how it differs, for a refusal.
+        first: the recorded graph.
+        root: its root frame.
+        other: the recorder of the other run.
+    """
+
+    def __init__(self, what: str, first: Snapshot, root: Frame, other: Recorder) -> None:
+        self.what, self.first = what, first
+        self.second = Snapshot.of(other.graph)
+        self.same: dict[Item, Item] = {}
+        self.differs: dict[Frame, str] = {}
+        self._items, self._others = first.items(), self.second.items()
+        self._align(root, other.root_frame)
+        for frame in [root, *self._frames()]:
+            self._compare(frame)
+        del self._items, self._others
+
+    def _frames(self) -> list[Frame]:
+        return [item for item in self.same if isinstance(item, Frame) and item.parent is not None]
+
+    def _align(self, root: Frame, other: Frame) -> None:
+        pending = [(root, other)]
+        while pending:
+            frame, match = pending.pop()
+            self.same[frame] = match
+            ours, theirs = self._items.get(frame, []), self._others.get(match, [])
+            keys, others = [_key(i) for i in ours], [_key(i) for i in theirs]
+            if keys == others:
+                pairs = list(zip(ours, theirs, strict=True))
+            else:
+                self.differs.setdefault(frame, self.what)
+                found = SequenceMatcher(None, keys, others, autojunk=False).get_matching_blocks()
+                pairs = [(ours[a + i], theirs[b + i]) for a, b, n in found for i in range(n)]
+            for one, two in pairs:
+                self.same[one] = two
+                if isinstance(one, Frame) and isinstance(two, Frame):
+                    pending.append((one, two))
+
+    def _compare(self, frame: Frame) -> None:
+        match = self.same[frame]
+        assert isinstance(match, Frame)
+        if frame.parent is not None:
+            ours, theirs = (frame.args, frame.kwargs), (match.args, match.kwargs)
+            if not self._equal(ours, theirs):
+                self.differs.setdefault(frame.parent, self.what)
+                if not _nested_nodes_only(ours, theirs):
+                    self.differs.setdefault(frame, self.what)
+        if not self._equal(frame.output, match.output):
+            self.differs.setdefault(frame, self.what)
+        for item in self._items.get(frame, []):
+            if isinstance(item, fx.Node) and not self.reads_same(item):
+                self.differs.setdefault(frame, self.what)
+
+    def reads_same(self, node: fx.Node) -> bool:
+        """Say whether a call has the same arguments in both runs."""
+        other = self.same.get(node)
+        if not isinstance(other, fx.Node):
+            return False
+        return self._equal(self.first.args[node], self.second.args[other])
+
+    def read_by_same(self, node: fx.Node) -> bool:
+        """Say whether a value has the same readers in both runs."""
+        other = self.same.get(node)
+        if not isinstance(other, fx.Node):
+            return False
+        readers = {self.same.get(reader) for reader in self.first.readers[node]}
+        return readers == self.second.readers[other]
+
+    def _equal(self, ours: Any, theirs: Any) -> bool:
+        first, second = leaves(ours), leaves(theirs)
+        if len(first) != len(second):
+            return False
+        return all(map(self._equal_leaf, first, second))
+
+    def _equal_leaf(self, one: Any, two: Any) -> bool:
+        if isinstance(one, fx.Node) or isinstance(two, fx.Node):
+            return self.same.get(one) is two if isinstance(one, fx.Node) else False
+        if type(one) is not type(two):
+            return False
+        try:
+            return one is two or bool(one == two)
+        except (RuntimeError, TypeError, ValueError):
+            return False
+
+    def objection(self, nodes: list[fx.Node]) -> str | None:
+        """Return why these calls cannot be joined, if this run does not join them."""
+        chosen = set(nodes)
+        for node in nodes:
+            inner = [reader for reader in self.first.readers[node] if reader in chosen]
+            if not inner:
+                continue
+            runs = [n for n in (node, *inner) if n in self.same]
+            if not runs:
+                continue  # the whole of it is left out
+            if not self.read_by_same(node) or not all(map(self.reads_same, inner)):
+                return self.what
+        return None
+
+
+def _key(item: Item) -> tuple[Any, ...]:
+    if isinstance(item, Frame):
+        return ("frame", item.path, item.method)
+    if item.op == "get_attr" and "_tensor_constant" in str(item.target):
+        return (item.op,)
+    return (item.op, item.target)
+
+
+def _nested_nodes_only(ours: Any, theirs: Any) -> bool:
+    plain = [leaf for leaf in leaves(ours) if not isinstance(leaf, fx.Node)]
+    others = [leaf for leaf in leaves(theirs) if not isinstance(leaf, fx.Node)]
+    try:
+        return len(plain) == len(others) and all(bool(a == b) for a, b in zip(plain, others))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
+@dataclass(eq=False)
+class Evidence:
+    """The other runs of one recorded root, made when a fold asks.
+
+    Args:
+        recorder: the recorded run.
+        run: records anew, given arguments and options of the recorder.
+        arguments: what the root was called with.
+    """
+
+    recorder: Recorder
+    run: Callable[..., Recorder]
+    arguments: Arguments
+    first: Snapshot = field(init=False)
+    variants: list[Variant] = field(default_factory=list[Variant])
+
+    def __post_init__(self) -> None:
+        self.first = Snapshot.of(self.recorder.graph)
+        self.root = self.recorder.root_frame
+        self._names = {node.name: node for node in self.first.order}
+        self._flipped: dict[str, Variant | str | None] = {}
+        self._optional: list[Variant | str] | None = None
+
+    def vary(self) -> None:
+        """Record other sizes, another precision and another device, as far as the code takes them.
+
+        A frame whose own calls differ is fixed: no forward is generated for it.
+        """
+        for what, sizes, other in (
+            ("of another size or precision", True, True),
+            ("of another size", True, False),
+            ("of another batch size or precision", False, True),
+            ("of another batch size", False, False),
+        ):
+            arguments = map_tree(lambda v, s=sizes: _resized(v, s), self.arguments)
+            try:
+                found = self.run(arguments, elsewhere=other)
+            except Exception:  # then the code takes no such input
+                continue
+            self._add(f"its code takes another path for an input {what}", found)
+            break
+        for frame, reason in self.recorder.bakes.items():
+            frame.fixed = frame.fixed or reason
+
+    def _add(self, what: str, found: Recorder) -> Variant:
+        variant = Variant(what, self.first, self.root, found)
+        if variant.differs:
+            self.variants.append(variant)
+            for frame in variant.differs:
+                frame.fixed = frame.fixed or what
+        return variant
+
+    def objection(self, nodes: Iterable[fx.Node], names: Iterable[str]) -> str | None:
+        """Return why a step of a fold would be wrong in another run, or None.
+
+        Args:
+            nodes: what the step has joined, nodes made by earlier steps among them.
+            names: the names of the recorded nodes that it started from.
+        """
+        chosen = {node for node in nodes if node in self.first.home}
+        chosen |= {self._names[name] for name in names if name in self._names}
+        places = [node for node in self.first.order if node in chosen]
+        for variant in self.variants:
+            if reason := variant.objection(places):
+                return f"{reason} ({_named(variant, places)})"
+        for frame, where in self.recorder.decisions:
+            if self._touches(frame, places) and (reason := self._decided(where, places)):
+                return reason
+        if self._touches(self.root, places):
+            return self._argued(places)
+        return None
+
+    def _touches(self, frame: Frame, places: list[fx.Node]) -> bool:
+        """Say whether a step joins parts of one frame, not only within one of its calls."""
+        given = set(leaves((frame.args, frame.kwargs)))
+        if frame.parent is not None and any(node in given for node in places):
+            return True
+        parts = {self._part(frame, node) for node in places}
+        parts.discard(None)
+        outside = any(not is_inside(self.first.home[node], frame) for node in places)
+        return bool(parts) and (outside or len(parts) > 1)
+
+    def _part(self, frame: Frame, node: fx.Node) -> Item | None:
+        """Return the node or the call of a frame that a node belongs to, None outside it."""
+        below: Item = node
+        for current in ancestors(self.first.home[node]):
+            if current is frame:
+                return below
+            below = current
+        return None
+
+    # decisions about sizes
+
+    def _decided(self, where: str, places: list[fx.Node]) -> str | None:
+        if where not in self._flipped:
+            self._flipped[where] = self._flip(where)
+        found = self._flipped[where]
+        return found.objection(places) if isinstance(found, Variant) else found
+
+    def _flip(self, where: str) -> Variant | str | None:
+        what = f"its code branches on a size ({where})"
+        if len(self._flipped) >= _MAX_FLIPS:
+            return what
+        at = next(i for i, (_, place) in enumerate(self.recorder.decisions) if place == where)
+        try:
+            found = self.run(self.arguments, flip=at)
+        except Exception as error:
+            return None if _is_refusal(error) else what
+        return Variant(what, self.first, self.root, found)
+
+    # optional arguments
+
+    def _argued(self, places: list[fx.Node]) -> str | None:
+        if self._optional is None:
+            self._optional = list(self._other_arguments())
+        for found in self._optional:
+            reason = found.objection(places) if isinstance(found, Variant) else found
+            if reason:
+                return reason
+        return None
+
+    def _other_arguments(self) -> Iterable[Variant | str]:
+        args, kwargs = self.arguments
+        signature = inspect.signature(self.recorder.root.forward)
+        bound = signature.bind(*args, **kwargs).arguments
+        named = {
+            key: value
+            for key, value in bound.items()
+            if signature.parameters[key].kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        }
+        if len(named) < len(bound):
+            return
+        first = next((leaf for leaf in leaves(self.arguments) if isinstance(leaf, Tensor)), None)
+        for parameter in signature.parameters.values():
+            if parameter.default is parameter.empty:
+                continue
+            name, default = parameter.name, parameter.default
+            what = f"its optional argument {name} may be given"
+            if name in named and not _is_default(named[name], default):
+                left = {key: value for key, value in named.items() if key != name}
+                yield from self._try([left], f"its optional argument {name} may be left out")
+            elif not _mentions(self.recorder.root, name):
+                continue
+            elif isinstance(default, bool):
+                yield from self._try([{**named, name: not default}], what)
+            elif default is None:
+                yield from self._try([{**named, name: v} for v in (_like(first), True)], what)
+            else:
+                yield what
+
+    def _try(self, calls: list[dict[str, Any]], what: str) -> Iterable[Variant | str]:
+        """Record the first of these calls that runs."""
+        for call in calls:
+            try:
+                found = self.run(((), call))
+            except Exception:
+                continue
+            yield Variant(what, self.first, self.root, found)
+            return
+        yield what
+
+
+def _named(variant: Variant, places: list[fx.Node]) -> str:
+    return next((f.path or "the model" for f in variant.differs), str(places[0]))
+
+
+def _resized(value: Any, sizes: bool) -> Any:
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    shape = list(value.shape)
+    shape[0] += 1
+    if sizes:
+        for axis in range(2, len(shape)):
+            shape[axis] *= axis if len(shape) < 5 or axis > 2 else 2
+    made = torch.empty(shape, dtype=value.dtype, device="meta")
+    made.__dict__["_refold_device"] = value.__dict__.get("_refold_device", value.device)
+    return made
+
+
+def _like(first: Tensor | None) -> Any:
+    return True if first is None else torch.empty_like(first, device="meta")
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    plain = (bool, int, float, str, type(None))
+    return type(value) is type(default) and isinstance(value, plain) and value == default
+
+
+def _mentions(module: Any, name: str) -> bool:
+    """Say whether a forward uses an argument of its own, as far as its code tells."""
+    code = getattr(getattr(module.forward, "__func__", module.forward), "__code__", None)
+    if code is None:
+        return True
+    try:
+        return inspect.getsource(code).count(name) > 1
+    except (OSError, TypeError):
+        return True
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Say whether the model's own code raised an error on purpose."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
+    return line.startswith(("raise ", "assert "))
