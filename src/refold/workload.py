@@ -76,7 +76,7 @@ def measure(model: nn.Module, example_inputs: Any = None) -> Workload:
         Workload(parameters=216, macs=3456)
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    inputs = as_arguments(example_inputs)
+    inputs = as_arguments(example_inputs, model)
     return Workload(parameters, None if inputs is None else _count_macs(model, inputs))
 
 

@@ -27,7 +27,7 @@ from refold.equivalence.rounding import (
     rounding_bound,
 )
 from refold.errors import InputError, NotEquivalentError
-from refold.graph import as_arguments
+from refold.graph import as_arguments, unwrap
 
 TOLERANCE = 1e-9
 _NATIVE_TRIALS = 2  # the example and the random input: rounding needs no more
@@ -138,7 +138,7 @@ def verify(
         >>> bool(verify(conv, nn.Sequential(conv, nn.Identity()).eval(), torch.zeros(1, 3, 8, 8)))
         True
     """
-    example = as_arguments(example_inputs)
+    example = as_arguments(example_inputs, unwrap(reference))
     if example is None:
         raise InputError("verify needs example_inputs: one tensor or the tuple of the arguments")
     require_eval(reference, "the reference")

@@ -34,10 +34,11 @@ from refold.graph.lift.windows import conv_axes, transposed_axes
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import alive
 from refold.graph.trace.capture import Capture, capture, capture_all, leaf_modules
+from refold.graph.trace.examples import as_arguments
 from refold.graph.trace.frames import Frame, frame_of, walk
 from refold.graph.trace.genuine import disguise, layer_class
 from refold.graph.trace.leaves import is_layer, pinned_reason
-from refold.graph.trace.shapes import Shapes, as_arguments, called_with, find_shapes
+from refold.graph.trace.shapes import Shapes, called_with, find_shapes
 from refold.graph.trace.state import Attributes, StateChangeError, untouched
 
 __all__ = [

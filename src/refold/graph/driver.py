@@ -32,7 +32,8 @@ from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError
 from refold.graph.trace.capture import Capture, capture_all
 from refold.graph.trace.leaves import NO_FORWARD
-from refold.graph.trace.shapes import Shapes, as_arguments, find_shapes
+from refold.graph.trace.examples import as_arguments
+from refold.graph.trace.shapes import Shapes, find_shapes
 
 
 @contextmanager
@@ -110,8 +111,8 @@ def _fold(plain: nn.Module, example_inputs: Any, allow_growth: bool, inplace: bo
 def _fold_once(
     plain: nn.Module, example_inputs: Any, allow_growth: bool, left: dict[str, LeftAlone]
 ) -> tuple[nn.Module, list[Fold], list[Kept]]:
-    inputs = as_arguments(example_inputs)
-    found = capture_all(plain, None if inputs is None else (inputs, {}))
+    inputs = as_arguments(example_inputs, plain)
+    found = capture_all(plain, inputs)
     shapes = find_shapes(plain, found.captures, inputs)
     target = skeleton(plain)
     folds: list[Fold] = []
@@ -243,8 +244,9 @@ def rewrite(
     if example_inputs is None:
         raise InputError("this needs example_inputs, a tensor or a tuple of tensors: sizes matter")
     folded = unwrap(fold_model(model, example_inputs).model)
-    found = capture_all(folded)
-    shapes = find_shapes(folded, found.captures, as_arguments(example_inputs))
+    inputs = as_arguments(example_inputs, folded)
+    found = capture_all(folded, inputs)
+    shapes = find_shapes(folded, found.captures, inputs)
     target = skeleton(folded)
     passes: list[P] = []
     for capture, known in zip(found.captures, shapes, strict=True):

@@ -18,6 +18,7 @@ from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import held_tensors, skeleton, storage_key
 from refold.graph.trace.aliases import effects
 from refold.graph.trace.evidence import Evidence
+from refold.graph.trace.examples import made_examples
 from refold.graph.trace.frames import Frame, walk
 from refold.graph.trace.leaves import is_layer, one_line, pinned_reason, untraceable_reason
 from refold.graph.trace.recorder import Recorder
@@ -209,6 +210,7 @@ class Capture:
         foreign: tensors held by leaves of unseen code, by storage, each with the reason.
         shapes: the shapes of the values, where a recording told them.
         evidence: other runs of the same code.
+        stays: calls whose code no fold can write anew, with the reason.
     """
 
     path: str
@@ -223,6 +225,7 @@ class Capture:
     foreign: dict[int, str] = field(default_factory=dict[int, str])
     shapes: dict[fx.Node, tuple[int, ...]] | None = None
     evidence: Evidence | None = None
+    stays: dict[fx.Node, str] = field(default_factory=dict[fx.Node, str])
 
     def changing(self, tensor: torch.Tensor) -> str | None:
         """Return why a stored tensor may be another one at the next call, or None."""
@@ -266,7 +269,7 @@ def capture(model: nn.Module) -> list[Capture]:
     return capture_all(model).captures
 
 
-def capture_all(model: nn.Module, arguments: Arguments | None = None) -> Captures:
+def capture_all(model: nn.Module, example: tuple[Any, ...] | None = None) -> Captures:
     """Record `model`, or every largest submodule of it that can be traced.
 
     Leaves that could not be traced through, and submodules that no capture has run, are captured on
@@ -275,26 +278,45 @@ def capture_all(model: nn.Module, arguments: Arguments | None = None) -> Capture
 
     Args:
         model: any module; it is not changed.
-        arguments: what to run it on; without them it is traced.
+        example: positional arguments to run it on; without them some are made, and where the model
+            takes none of these, it is traced.
 
     Raises:
         InputError: when the model cannot be copied.
     """
     if not isinstance(cast(object, model), nn.Module):
         raise InputError(f"expected an nn.Module, got {type(model).__name__}")
-    search = _Search(skeleton(model), arguments)
+    search = _Search(skeleton(model), None if example is None else (example, {}))
+    if example is None:
+        search = _on_made_example(model, search)
     search.visit("", search.root)
     search.count_across()
     search.note_effects()
     return Captures(search.captures, search.failures)
 
 
+def _on_made_example(model: nn.Module, plain: _Search) -> _Search:
+    """Return a search that runs the model on an example of our own, if it takes one."""
+    for example in made_examples(plain.root):
+        search = _Search(skeleton(model), (example, {}), is_made=True)
+        try:
+            search.whole = record_root("", search.root, search, (example, {}))
+        except TraceError as error:
+            if not error.is_followed:
+                continue
+        return search
+    return plain
+
+
 class _Search:
     """The walk over the model: captures found so far and which modules they cover."""
 
-    def __init__(self, root: nn.Module, arguments: Arguments | None = None) -> None:
-        self.root, self.arguments = root, arguments
+    def __init__(
+        self, root: nn.Module, arguments: Arguments | None = None, *, is_made: bool = False
+    ) -> None:
+        self.root, self.arguments, self.is_made = root, arguments, is_made
         self.seen = Seen()
+        self.whole: Capture | None = None  # the root's, where it is known before the walk
         self.captures: list[Capture] = []
         self.failures: dict[str, str] = {}
         self.visited: set[int] = set()
@@ -333,8 +355,10 @@ class _Search:
             return None, error.called
 
     def _followed(self, path: str, module: nn.Module) -> Capture:
+        if module is self.root and self.whole is not None:
+            return self.whole
         if module is self.root and self.arguments is not None:
-            return record_root(path, module, self, self.arguments, real=True)
+            return record_root(path, module, self, self.arguments, real=not self.is_made)
         if calls := self.seen.calls.get(id(module)):
             return record_root(path, module, self, calls[0])
         return trace_root(path, module, self.root, self.changes)
@@ -408,10 +432,11 @@ def record_root(
     leaves = _assigned(module, search.changes)
     found = record(module, search.changes, leaves, arguments, search.seen, real=real)
     made = _made(path, module, search.root, search.changes, found)
-    made.shapes = found.shapes
+    made.shapes = {} if search.is_made else found.shapes
     made.evidence = Evidence(found, again(found), arguments)
     if not found.real:
         made.evidence.vary()
+        made.stays = made.evidence.stays()
     return made
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from refold.graph.trace.frames import Frame, ancestors, frame_of, is_inside, leaves, map_tree
-from refold.graph.trace.recorder import Recorder
+from refold.graph.trace.recorder import Recorder, RecordError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Item = fx.Node | Frame
@@ -214,15 +214,34 @@ class Evidence:
             ("of another batch size or precision", False, True),
             ("of another batch size", False, False),
         ):
-            arguments = map_tree(lambda v, s=sizes: _resized(v, s), self.arguments)
-            try:
-                found = self.run(arguments, elsewhere=other)
-            except Exception:  # then the code takes no such input
-                continue
-            self._add(f"its code takes another path for an input {what}", found)
-            break
+            if self._at(_doubled if sizes else _same, what, elsewhere=other):
+                break
+        if self.recorder.loses_size or self.recorder.decisions:
+            for change in (_one_more, _halved, _quartered):
+                self._at(change, "of another size")
+        if self.recorder.asks_rank:
+            for change in (_without_batch, _with_batch):
+                self._at(change, "of another rank")
         for frame, reason in self.recorder.bakes.items():
             frame.fixed = frame.fixed or reason
+
+    def stays(self) -> dict[fx.Node, str]:
+        """Return the calls that no fold may take away, since their frame's code stays."""
+        return {
+            node: frame.fixed
+            for node, frame in self.first.home.items()
+            if frame.fixed is not None and node.op in ("call_function", "call_method")
+        }
+
+    def _at(self, change: Callable[[Tensor], list[int]], what: str, **options: Any) -> bool:
+        """Record the root on tensors of another shape; False where its code takes none."""
+        arguments = map_tree(lambda value: _shaped(value, change), self.arguments)
+        try:
+            found = self.run(arguments, **options)
+        except Exception:  # then the code takes no such input
+            return False
+        self._add(f"its code takes another path for an input {what}", found)
+        return True
 
     def _add(self, what: str, found: Recorder) -> Variant:
         variant = Variant(what, self.first, self.root, found)
@@ -320,7 +339,8 @@ class Evidence:
             what = f"its optional argument {name} may be given"
             if name in named and not _is_default(named[name], default):
                 left = {key: value for key, value in named.items() if key != name}
-                yield from self._try([left], f"its optional argument {name} may be left out")
+                what = f"its optional argument {name} may be left out"
+                yield from self._try([left], what, is_sure=True)
             elif not _mentions(self.recorder.root, name):
                 continue
             elif isinstance(default, bool):
@@ -330,12 +350,16 @@ class Evidence:
             else:
                 yield what
 
-    def _try(self, calls: list[dict[str, Any]], what: str) -> Iterable[Variant | str]:
-        """Record the first of these calls that runs."""
+    def _try(
+        self, calls: list[dict[str, Any]], what: str, *, is_sure: bool = False
+    ) -> Iterable[Variant | str]:
+        """Record the first of these calls that runs; `is_sure` says that one that fails is wrong."""
         for call in calls:
             try:
                 found = self.run(((), call))
-            except Exception:
+            except Exception as error:
+                if is_sure and not isinstance(error, RecordError):
+                    return
                 continue
             yield Variant(what, self.first, self.root, found)
             return
@@ -346,17 +370,41 @@ def _named(variant: Variant, places: list[fx.Node]) -> str:
     return next((f.path or "the model" for f in variant.differs), str(places[0]))
 
 
-def _resized(value: Any, sizes: bool) -> Any:
+def _shaped(value: Any, change: Callable[[Tensor], list[int]]) -> Any:
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
-    shape = list(value.shape)
-    shape[0] += 1
-    if sizes:
-        for axis in range(2, len(shape)):
-            shape[axis] *= axis if len(shape) < 5 or axis > 2 else 2
-    made = torch.empty(shape, dtype=value.dtype, device="meta")
+    made = torch.empty(change(value), dtype=value.dtype, device="meta")
     made.__dict__["_refold_device"] = value.__dict__.get("_refold_device", value.device)
     return made
+
+
+def _same(value: Tensor) -> list[int]:
+    return [value.shape[0] + 1, *value.shape[1:]]
+
+
+def _doubled(value: Tensor) -> list[int]:
+    sides = [side * (2 + axis % 2) for axis, side in enumerate(value.shape[2:])]
+    return [value.shape[0] + 1, *value.shape[1:2], *sides]
+
+
+def _one_more(value: Tensor) -> list[int]:
+    return [*value.shape[:2], *(side + 1 for side in value.shape[2:])]
+
+
+def _halved(value: Tensor) -> list[int]:
+    return [1, *value.shape[1:2], *(max(1, side // 2) for side in value.shape[2:])]
+
+
+def _quartered(value: Tensor) -> list[int]:
+    return [*value.shape[:2], *(max(1, side // 4) for side in value.shape[2:])]
+
+
+def _without_batch(value: Tensor) -> list[int]:
+    return list(value.shape[1:])
+
+
+def _with_batch(value: Tensor) -> list[int]:
+    return [1, *value.shape]
 
 
 def _like(first: Tensor | None) -> Any:

@@ -90,6 +90,7 @@ class Recorder(TorchFunctionMode):
         self.constants: dict[str, Tensor] = {}
         self.was_set: set[tuple[int, str]] = set()
         self.set_here: list[tuple[str, Frame]] = []
+        self.asks_rank = self.loses_size = False
         self.unanswered: str | None = None
         self.device: torch.device | None = None
         self.result: Any = None
@@ -98,7 +99,7 @@ class Recorder(TorchFunctionMode):
         self._sets: list[str] = []
         self._stored: dict[tuple[int, int], fx.Node] = {}
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
-        self._kinds: dict[Frame, list[tuple[str, Any, fx.Node]]] = {}
+        self._kinds: dict[Frame, list[tuple[str, Any, fx.Node]]] = {}  # dtypes and devices read
         self._made: set[int] = set()  # storages that this run has made without inputs
         self._alive: list[Tensor] = []
         self._static: set[fx.Node] = set()  # made from stored tensors alone
@@ -271,7 +272,7 @@ class Recorder(TorchFunctionMode):
         self._paused += 1
         self._sets.append(path)
         try:
-            keeps = not self.real and len(args) == 1 and _keeps_shape(module)
+            keeps = not self.real and not kwargs and len(args) == 1 and _keeps_shape(module)
             result = args[0].detach() if keeps else call(module, *args, **kwargs)
         finally:
             self._paused -= 1
@@ -294,11 +295,14 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         parent = self.stack[-1]
         with _Quiet():
-            recorded = map_tree(self._as_node, args), map_tree(self._as_node, kwargs)
+            recorded = map_tree(self._handed, args), map_tree(self._handed, kwargs)
         frame = Frame(
             path, module, *recorded, parent=parent, method=method, context=current_modes()
         )
         self._hand_down((args, kwargs), parent, frame)
+        for value, node in zip(leaves((args, kwargs)), leaves(recorded), strict=True):
+            if isinstance(value, torch.dtype | torch.device) and isinstance(node, fx.Node):
+                self._kinds.setdefault(frame, []).append(("", value, node))
         self._framed.add(path)
         if method == "forward":
             self._watch_methods(module, path)
@@ -485,6 +489,7 @@ class Recorder(TorchFunctionMode):
                 self._kinds.setdefault(self.stack[-1], []).append(("device", answer, node))
             return answer
         value = func(tensor)
+        self.asks_rank |= name == "ndim" and node is not None
         if name == "dtype" and node is not None:
             self._kinds.setdefault(self.stack[-1], []).append(("dtype", value, node))
         if isinstance(value, Tensor) and self._is_followed(tensor):
@@ -508,13 +513,17 @@ class Recorder(TorchFunctionMode):
     def _size(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         value = func(*map_tree(plain, args), **kwargs)
         node = self._mark(args[0])
-        if node is None or node in self._static or name in ("dim", "ndimension"):
+        if node is None or node in self._static:
+            return value
+        if name in ("dim", "ndimension"):
+            self.asks_rank = True
             return value
         if isinstance(value, torch.Size):
             return self._shape(args[0], node)
         if name == "size":
             return Size(value, (Tensor.size, node, *args[1:], *kwargs.values()), self)
         if name == "__len__":
+            self.loses_size = True
             return value
         return Size(value, (Tensor.numel, node), self)
 
@@ -608,6 +617,10 @@ class Recorder(TorchFunctionMode):
             return answer
         self.decisions.append((self.stack[-1], _where()))
         return not answer if self.flip == len(self.decisions) - 1 else answer
+
+    def lose(self) -> None:
+        """Note that a size became a plain number, of which nothing more is known."""
+        self.loses_size |= not self._paused
 
     def refuse_hash(self) -> bool:
         """Say whether a size is about to become a key of einops' caches."""
@@ -715,9 +728,14 @@ class Recorder(TorchFunctionMode):
         """Return a dtype or device, read off the tensor that the code has read it off."""
         for name, known, node in reversed(self._kinds.get(self.stack[-1], [])):
             if known == value:
-                made = self._node("call_function", getattr, (node, name), {})
-                return made
+                return self._node("call_function", getattr, (node, name), {}) if name else node
         return value
+
+    def _handed(self, value: Any) -> Any:
+        """Return what stands for an argument or a result of a frame."""
+        if isinstance(value, torch.dtype | torch.device):
+            return self._kind(value)
+        return self._as_node(value)
 
     def _converted(self, tree: Any) -> Any:
         """Return arguments to compute with: tensors without storage, plain numbers."""

@@ -21,11 +21,14 @@ _MAX_RECORDINGS = 32
 
 
 class TraceError(Exception):
-    """A root could not be followed; `called` names the children that ran before it failed."""
+    """A root could not be followed; `called` names the children that ran before it failed.
 
-    def __init__(self, reason: str, called: set[str]) -> None:
+    `is_followed` says that its code ran to the end all the same: it is no frame for what it does.
+    """
+
+    def __init__(self, reason: str, called: set[str], *, is_followed: bool = False) -> None:
         super().__init__(reason)
-        self.called = called
+        self.called, self.is_followed = called, is_followed
 
 
 @dataclass(eq=False)
@@ -86,7 +89,8 @@ def record(
             module.__dict__.update(recorder.constants)
             return recorder
         if "" in late or (not late and (computes or not real)):
-            raise TraceError(late.get("", last), _called(recorder))
+            followed = not last or recorder.unanswered is not None
+            raise TraceError(late.get("", last), _called(recorder), is_followed=followed)
         leaves.update(late)
         leaves.update(recorder.opaque)
         computes = computes or (bool(last) and real)

@@ -25,24 +25,6 @@ Shapes = dict[fx.Node, tuple[int, ...]]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def as_arguments(example_inputs: Any) -> tuple[Any, ...] | None:
-    """Return `example_inputs` as the tuple of a model's positional arguments.
-
-    Raises:
-        InputError: when it is neither a tensor nor a tuple or list.
-    """
-    if example_inputs is None:
-        return None
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(cast("tuple[Any, ...]", example_inputs))
-    raise InputError(
-        "example_inputs must be a tensor or a tuple of tensors, "
-        f"got {type(example_inputs).__name__}"
-    )
-
-
 def find_shapes(
     model: nn.Module, captures: list[Capture], example_inputs: tuple[Any, ...] | None
 ) -> list[Shapes]:

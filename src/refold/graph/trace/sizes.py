@@ -19,6 +19,10 @@ class Listener(Protocol):
         """Note that code compared a size; return the answer to give."""
         ...
 
+    def lose(self) -> None:
+        """Note that code made a plain number of a size."""
+        ...
+
     def refuse_hash(self) -> bool:
         """Say whether a size must not serve as a key of a cache."""
         ...
@@ -59,6 +63,10 @@ class Size(int):
     def __bool__(self) -> bool:
         return self.listener.decide(int.__bool__(self))
 
+    def __int__(self) -> int:
+        self.listener.lose()
+        return int.__int__(self)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return int, (int.__int__(self),)
 
@@ -86,6 +94,10 @@ class Ratio(float):
 
     def __bool__(self) -> bool:
         return self.listener.decide(float.__bool__(self))
+
+    def __int__(self) -> int:
+        self.listener.lose()
+        return float.__int__(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return float, (float.__float__(self),)

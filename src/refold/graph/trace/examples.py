@@ -1,0 +1,133 @@
+"""Examples: what a caller gave as arguments, and what to record a model on without any."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from refold.errors import InputError
+from refold.graph.trace.genuine import layer_class
+
+_SIDES = (64, 224, 32)
+
+
+def as_arguments(example_inputs: Any, model: nn.Module | None = None) -> tuple[Any, ...] | None:
+    """Return `example_inputs` as the tuple of a model's positional arguments.
+
+    Args:
+        example_inputs: a tensor, a tuple or list of arguments, or a mapping of arguments by name.
+        model: tells the order of arguments by name.
+
+    Raises:
+        InputError: when it is none of these, or names what the model does not take.
+
+    Examples:
+        >>> as_arguments({"input": 1}, nn.ReLU())
+        (1,)
+    """
+    if example_inputs is None:
+        return None
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(cast("tuple[Any, ...]", example_inputs))
+    if isinstance(example_inputs, Mapping) and model is not None:
+        return _in_order(cast("Mapping[str, Any]", example_inputs), model)
+    raise InputError(
+        "example_inputs must be a tensor, a tuple of the arguments or a mapping of them by name, "
+        f"got {type(example_inputs).__name__}"
+    )
+
+
+def _in_order(named: Mapping[str, Any], model: nn.Module) -> tuple[Any, ...]:
+    try:
+        bound = inspect.signature(model.forward).bind(**named)
+    except TypeError as error:
+        raise InputError(f"example_inputs do not fit the model's forward: {error}") from error
+    given = [name for name in bound.signature.parameters if name in bound.arguments]
+    bound.apply_defaults()
+    if not given:
+        return ()
+    last = list(bound.signature.parameters).index(given[-1])
+    parameters = list(bound.signature.parameters.values())[: last + 1]
+    for parameter in parameters:
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD):
+            raise InputError(
+                f"example_inputs names {given[-1]}, which the model takes by name alone; "
+                "give a tensor or a tuple of its positional arguments"
+            )
+    return tuple(bound.arguments[parameter.name] for parameter in parameters)
+
+
+def made_examples(model: nn.Module) -> Iterator[tuple[Any, ...]]:
+    """Yield arguments that a model may accept, the likeliest first; none where nothing tells.
+
+    Examples:
+        >>> [x.shape for x, in made_examples(nn.Linear(5, 2))]
+        [torch.Size([2, 5])]
+    """
+    if not _takes_one(model):
+        return
+    layer = next((m for m in model.modules() if _channels(m) is not None), None)
+    if layer is None:
+        return
+    dtype = next((p.dtype for p in layer.parameters()), torch.float32)
+    seen = set[tuple[int, ...]]()
+    for shape in (*_told(model), *_guessed(layer)):
+        if shape not in seen:
+            seen.add(shape)
+            yield (torch.empty(shape, dtype=dtype, device="meta"),)
+
+
+def _takes_one(model: nn.Module) -> bool:
+    """Say whether one tensor is enough to call a model with."""
+    if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:
+        return False
+    try:
+        inspect.signature(model.forward).bind(None)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _told(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Yield the shapes that a model's own account gives: timm's and Hugging Face's."""
+    known = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    size = known.get("input_size") if isinstance(known, Mapping) else None
+    if isinstance(size, (tuple, list)):
+        yield (2, *(int(n) for n in cast("tuple[int, ...]", size)))
+    config = getattr(model, "config", None)
+    channels = getattr(config, "num_channels", None)
+    if isinstance(channels, int) and getattr(model, "main_input_name", "") == "pixel_values":
+        side = getattr(config, "image_size", None) or 224
+        sides = tuple(side) if isinstance(side, (tuple, list)) else (side, side)
+        yield (2, channels, *sides)
+
+
+def _guessed(layer: nn.Module) -> Iterator[tuple[int, ...]]:
+    channels, rank = cast("tuple[int, int]", _channels(layer))
+    if rank == 0:
+        yield (2, channels)
+        return
+    for side in _SIDES:
+        yield (2, channels, *(side,) * rank)
+
+
+def _channels(layer: nn.Module) -> tuple[int, int] | None:
+    """Return the channels that a layer takes, and its spatial axes."""
+    kind = layer_class(layer)
+    if issubclass(kind, _ConvNd):
+        conv = cast(_ConvNd, layer)
+        return conv.in_channels, len(conv.kernel_size)
+    if issubclass(kind, nn.Linear):
+        return cast(nn.Linear, layer).in_features, 0
+    if issubclass(kind, _NormBase):
+        ranks = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.InstanceNorm2d: 2}
+        return (cast(_NormBase, layer).num_features, ranks[kind]) if kind in ranks else None
+    return None
