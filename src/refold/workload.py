@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from refold.equivalence import unrunnable
-from refold.graph import as_arguments, duplicate
+from refold.graph import as_arguments, duplicate, run_blank, unwrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ def measure(model: nn.Module, example_inputs: Any = None) -> Workload:
         Workload(parameters=216, macs=3456)
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    inputs = as_arguments(example_inputs, model)
+    inputs = as_arguments(example_inputs, unwrap(model))
     return Workload(parameters, None if inputs is None else _count_macs(model, inputs))
 
 
@@ -92,7 +91,7 @@ def _count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> int:
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if not all(tensor.is_meta for tensor in tensors):  # those on meta have no data as it is
         try:
-            return _count_fake(model, inputs)
+            return _count_blank(unwrap(model), inputs)
         except Exception:  # whatever data-free tensors cannot do, the real ones decide
             pass
     try:
@@ -103,13 +102,9 @@ def _count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-def _count_fake(model: nn.Module, inputs: tuple[Any, ...]) -> int:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)  # constants made in forward stay real
-    with FakeCopyMode(mode):
-        fake_model = _frozen_copy(model)
-    fake_inputs = pytree.tree_map_only(Tensor, mode.from_tensor, inputs)
-    with mode, _counting() as counter:
-        fake_model(*fake_inputs)
+def _count_blank(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+    with _counting() as counter:
+        run_blank(model, inputs)
     return counter.get_total_flops() // 2
 
 

@@ -9,7 +9,8 @@ from torch import nn
 from helpers.traps import conv, images, live, net
 from refold.errors import InputError
 from refold.graph.trace.capture import capture_all
-from refold.graph.trace.shapes import as_arguments, find_shapes
+from refold.graph.trace.examples import as_arguments
+from refold.graph.trace.shapes import find_shapes
 
 
 def shapes(model: nn.Module, *inputs) -> list[dict[str, tuple[int, ...]]]:

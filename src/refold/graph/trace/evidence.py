@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -23,6 +24,7 @@ from refold.graph.trace.recorder import Recorder, RecordError
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Item = fx.Node | Frame
 _MAX_FLIPS = 24
+_FLAGS = ("output_hidden_states", "output_attentions")  # of Hugging Face's models
 
 
 @dataclass(eq=False)
@@ -267,9 +269,7 @@ class Evidence:
         for frame, where in self.recorder.decisions:
             if self._touches(frame, places) and (reason := self._decided(where, places)):
                 return reason
-        if self._touches(self.root, places):
-            return self._argued(places)
-        return None
+        return self._argued(places)
 
     def _touches(self, frame: Frame, places: list[fx.Node]) -> bool:
         """Say whether a step joins parts of one frame, not only within one of its calls."""
@@ -315,7 +315,10 @@ class Evidence:
         if self._optional is None:
             self._optional = list(self._other_arguments())
         for found in self._optional:
-            reason = found.objection(places) if isinstance(found, Variant) else found
+            if isinstance(found, Variant):
+                reason = found.objection(places)
+            else:
+                reason = found if self._touches(self.root, places) else None
             if reason:
                 return reason
         return None
@@ -331,6 +334,11 @@ class Evidence:
         }
         if len(named) < len(bound):
             return
+        if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            for name in _FLAGS:
+                if hasattr(getattr(self.recorder.root, "config", None), name):
+                    what = f"{name} may be asked for"
+                    yield from self._try([{**named, name: True}], what, is_sure=True)
         first = next((leaf for leaf in leaves(self.arguments) if isinstance(leaf, Tensor)), None)
         for parameter in signature.parameters.values():
             if parameter.default is parameter.empty:
@@ -418,7 +426,8 @@ def _is_default(value: Any, default: Any) -> bool:
 
 def _mentions(module: Any, name: str) -> bool:
     """Say whether a forward uses an argument of its own, as far as its code tells."""
-    code = getattr(getattr(module.forward, "__func__", module.forward), "__code__", None)
+    forward = inspect.unwrap(getattr(module.forward, "__func__", module.forward))
+    code = getattr(forward, "__code__", None)
     if code is None:
         return True
     try:
@@ -435,4 +444,4 @@ def _is_refusal(error: Exception) -> bool:
     if trace is None:
         return False
     line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
-    return line.startswith(("raise ", "assert "))
+    return re.search(r"\b(raise|assert)\b", line) is not None

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from refold.errors import InputError
 from refold.graph.trace.genuine import layer_class
 
-_SIDES = (64, 224, 32)
+_SIDES = (64, 224, 32, 28, 16, 8, 128, 256, 299, 384)
 
 
 def as_arguments(example_inputs: Any, model: nn.Module | None = None) -> tuple[Any, ...] | None:

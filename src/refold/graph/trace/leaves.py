@@ -90,7 +90,10 @@ def one_line(error: BaseException) -> str:
         >>> one_line(ValueError("too  long"))
         'ValueError: too long'
     """
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # it may hold a traced value, which can no longer be printed
+        text = ""
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 

@@ -428,8 +428,9 @@ class Recorder(TorchFunctionMode):
         if name in VALUES and not self.real and self._is_unknown((args, kwargs)):
             self.unanswered = self.unanswered or f"its code asks for numbers ({name})"
             raise Unanswered(self.unanswered)
-        if name in VALUES and not self.real:
-            return func(*args, **kwargs)
+        given = any(isinstance(leaf, Tensor) for leaf in leaves((args, kwargs)))
+        if not self.real and (name in VALUES or not given):
+            return func(*args, **kwargs)  # a cache may keep what is made here
         result = func(*self._converted(args), **self._converted(kwargs))
         for leaf in leaves(result):
             if isinstance(leaf, Tensor) and self.real and _MARK not in leaf.__dict__:
@@ -622,10 +623,16 @@ class Recorder(TorchFunctionMode):
         """Note that a size became a plain number, of which nothing more is known."""
         self.loses_size |= not self._paused
 
-    def refuse_hash(self) -> bool:
-        """Say whether a size is about to become a key of einops' caches."""
-        caller = sys._getframe(2).f_globals.get("__name__", "")  # pyright: ignore[reportPrivateUsage]
-        return str(caller).startswith("einops")
+    def is_cached(self) -> bool:
+        """Say whether the code that hashes a size calls a function with a cache."""
+        frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+        names, scope = frame.f_code.co_names, frame.f_globals
+        near = [*(scope.get(name) for name in names), *frame.f_locals.values()]
+        return any(hasattr(value, "cache_info") for value in near if callable(value)) or any(
+            hasattr(getattr(type(value), name, None), "cache_info")
+            for value in frame.f_locals.values()
+            for name in names
+        )
 
     def _is_running(self) -> bool:
         return self.result is None

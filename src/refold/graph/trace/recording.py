@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from refold.errors import InputError
 from refold.graph.copies.modules import submodule
+from refold.graph.copies.skeleton import skeleton
 from refold.graph.trace.leaves import one_line
 from refold.graph.trace.recorder import Recorder, RecordError
 from refold.graph.trace.state import Attributes, Changes, StateChangeError
@@ -97,14 +98,24 @@ def record(
     raise TraceError("modules are called again and again in new ways", set())
 
 
+def run_blank(model: nn.Module, args: tuple[Any, ...]) -> None:
+    """Run a model without storage and without a trace; it raises where its code does.
+
+    Examples:
+        >>> run_blank(nn.Linear(2, 3), (torch.zeros(1, 2),))
+    """
+    _run(Recorder(skeleton(model), {}, Changes()), (args, {}))
+
+
 def again(first: Recorder) -> Callable[..., Recorder]:
     """Return what records a root another time, with other arguments or options.
 
-    It raises where the code does.
+    It raises where the code does. It has a copy of the root, as the first one will be edited.
     """
+    root = skeleton(first.root)
 
     def run(arguments: Arguments, **options: Any) -> Recorder:
-        other = Recorder(first.root, dict(first.forced), Changes(), **options)
+        other = Recorder(root, dict(first.forced), Changes(), **options)
         _run(other, arguments)
         return other
 
