@@ -15,6 +15,7 @@ def reparameterize(
     *,
     allow_growth: bool = False,
     inplace: bool = False,
+    check: bool = True,
 ) -> nn.Module:
     """Return the same function with every branch, norm and scale folded into plain layers.
 
@@ -24,10 +25,11 @@ def reparameterize(
 
     Args:
         model: any module in eval mode, with any wrapper (DDP, EMA, torch.compile) around it.
-        example_inputs: a tensor or a tuple of tensors, as in `torch.export`; folds that depend on
-            shapes need it.
+        example_inputs: a tensor, a tuple of tensors, or a mapping of arguments by name
+            (`{"pixel_values": x}`); folds that depend on shapes need it.
         allow_growth: also make merges that need more multiply-adds than their parts.
         inplace: change `model` itself instead of returning a copy.
+        check: with an example, run both forms on it once; a step that they differ by is undone.
 
     Raises:
         RefusedError: when the model is in training mode.
@@ -46,4 +48,7 @@ def reparameterize(
           (1): Identity()
         )
     """
-    return fold_model(model, example_inputs, allow_growth=allow_growth, inplace=inplace).model
+    folded = fold_model(
+        model, example_inputs, allow_growth=allow_growth, inplace=inplace, check=check
+    )
+    return folded.model

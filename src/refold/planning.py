@@ -74,8 +74,8 @@ def plan(
 
     Args:
         model: any module in eval mode.
-        example_inputs: a tensor or the tuple of the model's arguments (a detector's list of images
-            is one: `([a, b],)`). Without it only folds that hold for every shape are found, and no
+        example_inputs: a tensor, the tuple of the model's arguments (a detector's list of images
+            is one: `([a, b],)`), or a mapping of them by name. Without it only folds that hold for every shape are found, and no
             multiply-adds are counted.
         allow_growth: also merge what then needs more multiply-adds than its parts.
         strict: raise when anything is refused.
@@ -91,7 +91,7 @@ def plan(
         >>> plan(net, torch.zeros(1, 3, 8, 8)).summary()
         '1 folded, 0 kept; parameters 240 -> 224; multiply-adds 7,776 -> 7,776'
     """
-    outcome = fold_model(model, example_inputs, allow_growth=allow_growth)
+    outcome = fold_model(model, example_inputs, allow_growth=allow_growth, check=True)
     if strict and outcome.kept:
         reasons = "\n".join(f"  {item.where}: {item.reason}" for item in outcome.kept)
         raise RefusedError(f"{len(outcome.kept)} candidates cannot be folded:\n{reasons}")

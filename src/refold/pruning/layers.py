@@ -41,7 +41,7 @@ function that returns a number for each channel of a layer."""
 
 def find_layers(plain: nn.Module, example_inputs: Any) -> tuple[list[Layer], list[Kept]]:
     """Return the layers of a folded network that can lose channels, and why the others cannot."""
-    found = capture_all(plain)
+    found = capture_all(plain, as_arguments(example_inputs, plain))
     shapes = find_shapes(plain, found.captures, as_arguments(example_inputs, plain))
     layers: list[Layer] = []
     kept: list[Kept] = []

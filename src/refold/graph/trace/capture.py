@@ -18,7 +18,7 @@ from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import held_tensors, skeleton, storage_key
 from refold.graph.trace.aliases import effects
 from refold.graph.trace.evidence import Evidence
-from refold.graph.trace.examples import made_examples
+from refold.graph.trace.examples import drawn, made_examples
 from refold.graph.trace.frames import Frame, walk
 from refold.graph.trace.leaves import is_layer, one_line, pinned_reason, untraceable_reason
 from refold.graph.trace.recorder import Recorder
@@ -211,6 +211,7 @@ class Capture:
         shapes: the shapes of the values, where a recording told them.
         evidence: other runs of the same code.
         stays: calls whose code no fold can write anew, with the reason.
+        elsewhere: values that other runs of the code read elsewhere, with the reason.
     """
 
     path: str
@@ -226,6 +227,7 @@ class Capture:
     shapes: dict[fx.Node, tuple[int, ...]] | None = None
     evidence: Evidence | None = None
     stays: dict[fx.Node, str] = field(default_factory=dict[fx.Node, str])
+    elsewhere: dict[fx.Node, str] = field(default_factory=dict[fx.Node, str])
 
     def changing(self, tensor: torch.Tensor) -> str | None:
         """Return why a stored tensor may be another one at the next call, or None."""
@@ -287,7 +289,7 @@ def capture_all(model: nn.Module, example: tuple[Any, ...] | None = None) -> Cap
     if not isinstance(cast(object, model), nn.Module):
         raise InputError(f"expected an nn.Module, got {type(model).__name__}")
     search = _Search(skeleton(model), None if example is None else (example, {}))
-    if example is None:
+    if example is None and untraceable_reason(search.root) is None:
         search = _on_made_example(model, search)
     search.visit("", search.root)
     search.count_across()
@@ -304,6 +306,7 @@ def _on_made_example(model: nn.Module, plain: _Search) -> _Search:
         except TraceError as error:
             if not error.is_followed:
                 continue
+            search.arguments = (tuple(drawn(value) for value in example), {})
         return search
     return plain
 
@@ -316,6 +319,7 @@ class _Search:
     ) -> None:
         self.root, self.arguments, self.is_made = root, arguments, is_made
         self.seen = Seen()
+        self.known: set[int] = set()  # modules that are called in no other way than was seen
         self.whole: Capture | None = None  # the root's, where it is known before the walk
         self.captures: list[Capture] = []
         self.failures: dict[str, str] = {}
@@ -337,7 +341,10 @@ class _Search:
         for leaf, reason in found.opaque.items():
             below, child = found.full(leaf), submodule(module, leaf)
             self.failures[below] = reason
-            self._visit_unless(doubt_of_calls(found.graph, leaf, child), below, child)
+            reason = doubt_of_calls(found.graph, leaf, child)
+            if reason is None and found.evidence is not None and not found.evidence.variants:
+                self.known.add(id(child))
+            self._visit_unless(reason, below, child)
         self._uncovered(path, module)
         self.captures.append(found)  # after what lies inside it
 
@@ -358,9 +365,10 @@ class _Search:
         if module is self.root and self.whole is not None:
             return self.whole
         if module is self.root and self.arguments is not None:
-            return record_root(path, module, self, self.arguments, real=not self.is_made)
+            return record_root(path, module, self, self.arguments, real=True)
         if calls := self.seen.calls.get(id(module)):
-            return record_root(path, module, self, calls[0])
+            known = id(module) in self.known
+            return record_root(path, module, self, calls[0], calls_known=known)
         return trace_root(path, module, self.root, self.changes)
 
     def _children(self, path: str, module: nn.Module, called: set[str]) -> None:
@@ -370,7 +378,10 @@ class _Search:
     def _child(self, below: str, child: nn.Module, parent: nn.Module, called: set[str]) -> None:
         if id(child) in self.visited or is_layer(child):
             return
-        self._visit_unless(doubt(parent, below.rpartition(".")[2], child, called), below, child)
+        reason = doubt(parent, below.rpartition(".")[2], child, called)
+        if reason is None:
+            self.known.add(id(child))
+        self._visit_unless(reason, below, child)
 
     def _visit_unless(self, reason: str | None, path: str, module: nn.Module) -> None:
         """Capture a module, or its children where a reason speaks against the whole."""
@@ -422,7 +433,13 @@ class _Search:
 
 
 def record_root(
-    path: str, module: nn.Module, search: _Search, arguments: Arguments, *, real: bool = False
+    path: str,
+    module: nn.Module,
+    search: _Search,
+    arguments: Arguments,
+    *,
+    real: bool = False,
+    calls_known: bool = False,
 ) -> Capture:
     """Record one module of a skeleton as a root; `real` arguments hold numbers.
 
@@ -432,11 +449,10 @@ def record_root(
     leaves = _assigned(module, search.changes)
     found = record(module, search.changes, leaves, arguments, search.seen, real=real)
     made = _made(path, module, search.root, search.changes, found)
-    made.shapes = {} if search.is_made else found.shapes
-    made.evidence = Evidence(found, again(found), arguments)
-    if not found.real:
-        made.evidence.vary()
-        made.stays = made.evidence.stays()
+    made.shapes = None if search.is_made else found.shapes
+    made.evidence = Evidence(found, again(found), arguments, calls_known=calls_known)
+    made.evidence.vary()
+    made.stays, made.elsewhere = made.evidence.stays(), made.evidence.elsewhere()
     return made
 
 

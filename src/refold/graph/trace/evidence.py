@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from functools import partial
 from typing import Any
 
 import torch
@@ -190,11 +191,13 @@ class Evidence:
         recorder: the recorded run.
         run: records anew, given arguments and options of the recorder.
         arguments: what the root was called with.
+        calls_known: whether no call of the root gives other arguments.
     """
 
     recorder: Recorder
     run: Callable[..., Recorder]
     arguments: Arguments
+    calls_known: bool = False
     first: Snapshot = field(init=False)
     variants: list[Variant] = field(default_factory=list[Variant])
 
@@ -210,6 +213,9 @@ class Evidence:
 
         A frame whose own calls differ is fixed: no forward is generated for it.
         """
+        if self.recorder.real:
+            self._at(None, "of other numbers")
+            return self._fix()
         for what, sizes, other in (
             ("of another size or precision", True, True),
             ("of another size", True, False),
@@ -224,6 +230,9 @@ class Evidence:
         if self.recorder.asks_rank:
             for change in (_without_batch, _with_batch):
                 self._at(change, "of another rank")
+        self._fix()
+
+    def _fix(self) -> None:
         for frame, reason in self.recorder.bakes.items():
             frame.fixed = frame.fixed or reason
 
@@ -235,9 +244,12 @@ class Evidence:
             if frame.fixed is not None and node.op in ("call_function", "call_method")
         }
 
-    def _at(self, change: Callable[[Tensor], list[int]], what: str, **options: Any) -> bool:
+    def _at(
+        self, change: Callable[[Tensor], list[int]] | None, what: str, **options: Any
+    ) -> bool:
         """Record the root on tensors of another shape; False where its code takes none."""
-        arguments = map_tree(lambda value: _shaped(value, change), self.arguments)
+        other = partial(_shaped, change=change) if change is not None else _negated
+        arguments = map_tree(other, self.arguments)
         try:
             found = self.run(arguments, **options)
         except Exception:  # then the code takes no such input
@@ -312,9 +324,7 @@ class Evidence:
     # optional arguments
 
     def _argued(self, places: list[fx.Node]) -> str | None:
-        if self._optional is None:
-            self._optional = list(self._other_arguments())
-        for found in self._optional:
+        for found in self.optional():
             if isinstance(found, Variant):
                 reason = found.objection(places)
             else:
@@ -322,6 +332,22 @@ class Evidence:
             if reason:
                 return reason
         return None
+
+    def optional(self) -> list[Variant | str]:
+        """Return the runs with optional arguments given or left out, or why one is not known."""
+        if self._optional is None:
+            self._optional = [] if self.calls_known else list(self._other_arguments())
+        return self._optional
+
+    def elsewhere(self) -> dict[fx.Node, str]:
+        """Return the values that another run of the code reads elsewhere than this one."""
+        found: dict[fx.Node, str] = {}
+        runs = [*self.variants, *(v for v in self.optional() if isinstance(v, Variant))]
+        for variant in (variant for variant in runs if variant.differs):
+            for node in self.first.order:
+                if node in variant.same and not variant.read_by_same(node):
+                    found.setdefault(node, variant.what)
+        return found
 
     def _other_arguments(self) -> Iterable[Variant | str]:
         args, kwargs = self.arguments
@@ -376,6 +402,10 @@ class Evidence:
 
 def _named(variant: Variant, places: list[fx.Node]) -> str:
     return next((f.path or "the model" for f in variant.differs), str(places[0]))
+
+
+def _negated(value: Any) -> Any:
+    return -value if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _shaped(value: Any, change: Callable[[Tensor], list[int]]) -> Any:

@@ -40,7 +40,7 @@ def as_arguments(example_inputs: Any, model: nn.Module | None = None) -> tuple[A
     if isinstance(example_inputs, Mapping) and model is not None:
         return _in_order(cast("Mapping[str, Any]", example_inputs), model)
     raise InputError(
-        "example_inputs must be a tensor, a tuple of the arguments or a mapping of them by name, "
+        "example_inputs must be a tensor or a tuple of tensors, or a mapping of arguments by name, "
         f"got {type(example_inputs).__name__}"
     )
 
@@ -85,13 +85,26 @@ def made_examples(model: nn.Module) -> Iterator[tuple[Any, ...]]:
             yield (torch.empty(shape, dtype=dtype, device="meta"),)
 
 
+def drawn(value: Any) -> Any:
+    """Return a tensor of random numbers, the same every time, in place of one without storage.
+
+    Examples:
+        >>> drawn(torch.empty(2, device="meta")).device
+        device(type='cpu')
+    """
+    if not isinstance(value, Tensor):
+        return value
+    noise = torch.Generator().manual_seed(0)
+    return torch.randn(value.shape, generator=noise).to(value.dtype)
+
+
 def _takes_one(model: nn.Module) -> bool:
     """Say whether one tensor is enough to call a model with."""
     if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:
         return False
     try:
         inspect.signature(model.forward).bind(None)
-    except (TypeError, ValueError):
+    except Exception:  # a ScriptModule, say, has no signature
         return False
     return True
 

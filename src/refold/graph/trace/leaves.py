@@ -78,6 +78,8 @@ def untraceable_reason(module: nn.Module) -> str | None:
         return NO_FORWARD
     if (replaced := access_disguise(module)) is not None:
         return replaced
+    if "_orig_mod" in module._modules:
+        return "it is compiled"
     if type(module).__module__.startswith("torch.nn.parallel"):
         return "it runs its network on several devices"
     return None

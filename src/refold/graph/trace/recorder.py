@@ -225,6 +225,8 @@ class Recorder(TorchFunctionMode):
 
     def _called(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         path = self._paths.get(id(module))
+        if "_orig_mod" in module._modules:  # what it compiles is the same function
+            plain_one, call = module, lambda _, *a, **k: plain_one._modules["_orig_mod"](*a, **k)
         if path is None:
             return self._stray(call, module, args, kwargs)
         with _Quiet():

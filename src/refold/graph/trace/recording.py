@@ -115,7 +115,7 @@ def again(first: Recorder) -> Callable[..., Recorder]:
     root = skeleton(first.root)
 
     def run(arguments: Arguments, **options: Any) -> Recorder:
-        other = Recorder(root, dict(first.forced), Changes(), **options)
+        other = Recorder(root, dict(first.forced), Changes(), real=first.real, **options)
         _run(other, arguments)
         return other
 
