@@ -75,8 +75,8 @@ def plan(
     Args:
         model: any module in eval mode.
         example_inputs: a tensor, the tuple of the model's arguments (a detector's list of images
-            is one: `([a, b],)`), or a mapping of them by name. Without it only folds that hold for every shape are found, and no
-            multiply-adds are counted.
+            is one: `([a, b],)`), or a mapping of them by name. Without it only folds that hold for
+            every shape are found, and no multiply-adds are counted.
         allow_growth: also merge what then needs more multiply-adds than its parts.
         strict: raise when anything is refused.
 

@@ -33,8 +33,8 @@ from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError
 from refold.graph.trace.capture import Capture, capture_all
-from refold.graph.trace.leaves import NO_FORWARD
 from refold.graph.trace.examples import as_arguments
+from refold.graph.trace.leaves import NO_FORWARD
 from refold.graph.trace.shapes import Shapes, find_shapes
 
 

@@ -82,7 +82,7 @@ def _random(example_inputs: Any) -> tuple[Any, ...]:
             return x
         return torch.randn(x.shape, generator=generator).to(x)
 
-    return pytree.tree_map_only(Tensor, drawn, as_arguments(example_inputs, model) or ())
+    return pytree.tree_map_only(Tensor, drawn, as_arguments(example_inputs) or ())
 
 
 def _captures(

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from refold.graph.trace.aliases import effects, tainted
 from refold.graph.copies.skeleton import skeleton
+from refold.graph.trace.aliases import effects, tainted
 from refold.graph.trace.capture import Capture, capture, trace_root
 from refold.graph.trace.state import Changes
 

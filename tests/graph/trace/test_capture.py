@@ -129,9 +129,7 @@ def test_a_module_called_twice_is_a_leaf_with_a_capture_of_its_own() -> None:
 def test_a_layer_called_in_two_captures_counts_both_calls() -> None:
     shared = nn.Conv2d(4, 4, 1)
     a, b = nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared, nn.Tanh())
-    model = Net(
-        lambda self, x: [m(x) for m in self.m if x.sum() < 1e9], m=nn.ModuleList([a, b])
-    )
+    model = Net(lambda self, x: [m(x) for m in self.m if x.sum() < 1e9], m=nn.ModuleList([a, b]))
     first, second = capture(model)
     assert (first.calls["0"], second.calls["0"]) == (2, 2)
 

@@ -457,7 +457,11 @@ def record_root(
 
 
 def _made(
-    path: str, module: nn.Module, model: nn.Module, changes: Changes, tracer: Recorder | RefoldTracer
+    path: str,
+    module: nn.Module,
+    model: nn.Module,
+    changes: Changes,
+    tracer: Recorder | RefoldTracer,
 ) -> Capture:
     pinned = {
         leaf: reason

@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, fx
 
 from refold.graph.trace.frames import Frame, ancestors, frame_of, is_inside, leaves, map_tree
-from refold.graph.trace.recorder import Recorder, RecordError
+from refold.graph.trace.recorder import Recorder
+from refold.graph.trace.torch_calls import RecordError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Item = fx.Node | Frame
 _MAX_FLIPS = 24
+_OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 _FLAGS = ("output_hidden_states", "output_attentions")  # of Hugging Face's models
 
 
@@ -178,7 +180,9 @@ def _nested_nodes_only(ours: Any, theirs: Any) -> bool:
     plain = [leaf for leaf in leaves(ours) if not isinstance(leaf, fx.Node)]
     others = [leaf for leaf in leaves(theirs) if not isinstance(leaf, fx.Node)]
     try:
-        return len(plain) == len(others) and all(bool(a == b) for a, b in zip(plain, others))
+        return len(plain) == len(others) and all(
+            bool(a == b) for a, b in zip(plain, others, strict=True)
+        )
     except (RuntimeError, TypeError, ValueError):
         return False
 
@@ -215,7 +219,12 @@ class Evidence:
         """
         if self.recorder.real:
             self._at(None, "of other numbers")
-            return self._fix()
+        else:
+            self._vary_shapes()
+        for frame, reason in self.recorder.bakes.items():
+            frame.fixed = frame.fixed or reason
+
+    def _vary_shapes(self) -> None:
         for what, sizes, other in (
             ("of another size or precision", True, True),
             ("of another size", True, False),
@@ -230,11 +239,6 @@ class Evidence:
         if self.recorder.asks_rank:
             for change in (_without_batch, _with_batch):
                 self._at(change, "of another rank")
-        self._fix()
-
-    def _fix(self) -> None:
-        for frame, reason in self.recorder.bakes.items():
-            frame.fixed = frame.fixed or reason
 
     def stays(self) -> dict[fx.Node, str]:
         """Return the calls that no fold may take away, since their frame's code stays."""
@@ -244,9 +248,7 @@ class Evidence:
             if frame.fixed is not None and node.op in ("call_function", "call_method")
         }
 
-    def _at(
-        self, change: Callable[[Tensor], list[int]] | None, what: str, **options: Any
-    ) -> bool:
+    def _at(self, change: Callable[[Tensor], list[int]] | None, what: str, **options: Any) -> bool:
         """Record the root on tensors of another shape; False where its code takes none."""
         other = partial(_shaped, change=change) if change is not None else _negated
         arguments = map_tree(other, self.arguments)
@@ -353,41 +355,46 @@ class Evidence:
         args, kwargs = self.arguments
         signature = inspect.signature(self.recorder.root.forward)
         bound = signature.bind(*args, **kwargs).arguments
-        named = {
-            key: value
-            for key, value in bound.items()
-            if signature.parameters[key].kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        }
-        if len(named) < len(bound):
+        parameters = signature.parameters
+        if any(parameters[key].kind in _OPEN for key in bound):
             return
-        if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-            for name in _FLAGS:
-                if hasattr(getattr(self.recorder.root, "config", None), name):
-                    what = f"{name} may be asked for"
-                    yield from self._try([{**named, name: True}], what, is_sure=True)
+        named = dict(bound)
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            yield from self._flagged(named)
         first = next((leaf for leaf in leaves(self.arguments) if isinstance(leaf, Tensor)), None)
-        for parameter in signature.parameters.values():
-            if parameter.default is parameter.empty:
-                continue
-            name, default = parameter.name, parameter.default
-            what = f"its optional argument {name} may be given"
-            if name in named and not _is_default(named[name], default):
-                left = {key: value for key, value in named.items() if key != name}
-                what = f"its optional argument {name} may be left out"
-                yield from self._try([left], what, is_sure=True)
-            elif not _mentions(self.recorder.root, name):
-                continue
-            elif isinstance(default, bool):
-                yield from self._try([{**named, name: not default}], what)
-            elif default is None:
-                yield from self._try([{**named, name: v} for v in (_like(first), True)], what)
-            else:
-                yield what
+        for parameter in parameters.values():
+            if parameter.default is not parameter.empty:
+                yield from self._one_argument(parameter, named, first)
+
+    def _flagged(self, named: dict[str, Any]) -> Iterable[Variant | str]:
+        """Ask for more results, by flags that a Hugging Face model takes among its keywords."""
+        for name in _FLAGS:
+            if hasattr(getattr(self.recorder.root, "config", None), name):
+                call = {**named, name: True}
+                yield from self._try([call], f"{name} may be asked for", is_sure=True)
+
+    def _one_argument(
+        self, parameter: inspect.Parameter, named: dict[str, Any], first: Tensor | None
+    ) -> Iterable[Variant | str]:
+        name, default = parameter.name, parameter.default
+        what = f"its optional argument {name} may be given"
+        if name in named and not _is_default(named[name], default):
+            left = {key: value for key, value in named.items() if key != name}
+            what = f"its optional argument {name} may be left out"
+            yield from self._try([left], what, is_sure=True)
+        elif not _mentions(self.recorder.root, name):
+            return
+        elif isinstance(default, bool):
+            yield from self._try([{**named, name: not default}], what)
+        elif default is None:
+            yield from self._try([{**named, name: v} for v in (_like(first), True)], what)
+        else:
+            yield what
 
     def _try(
         self, calls: list[dict[str, Any]], what: str, *, is_sure: bool = False
     ) -> Iterable[Variant | str]:
-        """Record the first of these calls that runs; `is_sure` says that one that fails is wrong."""
+        """Record the first of these calls that runs; where `is_sure`, one that fails is wrong."""
         for call in calls:
             try:
                 found = self.run(((), call))

@@ -7,7 +7,6 @@ whatever Python it asks (types, containers, exceptions, helpers) is answered as 
 from __future__ import annotations
 
 import inspect
-import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -17,11 +16,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.overrides import TorchFunctionMode
 
 from refold.graph.copies.skeleton import storage_key
 from refold.graph.trace.effects import mutated
-from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in, tree_items
+from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in
 from refold.graph.trace.genuine import disguise, layer_class
 from refold.graph.trace.leaves import (
     current_modes,
@@ -29,26 +27,14 @@ from refold.graph.trace.leaves import (
     helper_methods,
     is_layer,
     pinned_reason,
-    stored_path,
 )
-from refold.graph.trace.sizes import Ratio, Size, number, plain
-from refold.graph.trace.spelling import CHECKS, QUESTIONS, RANDOM, SIZES, VALUES, spell
+from refold.graph.trace.sizes import Ratio, Size, plain
 from refold.graph.trace.state import Changes, same_value, untouched, watched_attributes
+from refold.graph.trace.torch_calls import RecordError, TorchCalls, UnansweredError
 from refold.graph.trace.writes import is_stored_value, stored_value, stored_writes
 
-_MARK = "_refold_mark"
-_TORCH = ("torch.", "torch", "refold.")
 
-
-class RecordError(Exception):
-    """A recording cannot go on; the text says why, for a refusal."""
-
-
-class Unanswered(RecordError):
-    """Code asks for numbers that the inputs decide."""
-
-
-class Recorder(TorchFunctionMode):
+class Recorder(TorchCalls):
     """Runs one module and notes what its code calls.
 
     Args:
@@ -73,39 +59,17 @@ class Recorder(TorchFunctionMode):
         flip: int | None = None,
         elsewhere: bool = False,
     ) -> None:
-        super().__init__()
-        self.root, self.forced, self.changes = root, leaves, changes
-        self.real, self.flip, self.elsewhere = real, flip, elsewhere
-        self.graph = fx.Graph()
+        super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)
+        self.forced = leaves
         self.opaque: dict[str, str] = {}
-        self.late: dict[str, str] = {}
         self.caught: dict[str, str] = {}
         self.calls: Counter[str] = Counter()
         self.seen: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
-        self.root_frame = Frame("", root, context=(True, *current_modes()[1:]))
-        self.stack = [self.root_frame]
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
-        self.decisions: list[tuple[Frame, str]] = []
-        self.bakes: dict[Frame, str] = {}  # frames whose forward cannot be written down, and why
-        self.constants: dict[str, Tensor] = {}
         self.was_set: set[tuple[int, str]] = set()
         self.set_here: list[tuple[str, Frame]] = []
-        self.asks_rank = self.loses_size = False
-        self.unanswered: str | None = None
-        self.device: torch.device | None = None
-        self.result: Any = None
-        self._paused = 0
         self._framed: set[str] = set()
         self._sets: list[str] = []
-        self._stored: dict[tuple[int, int], fx.Node] = {}
-        self._twins: dict[int, tuple[Tensor, Tensor]] = {}
-        self._kinds: dict[Frame, list[tuple[str, Any, fx.Node]]] = {}  # dtypes and devices read
-        self._made: set[int] = set()  # storages that this run has made without inputs
-        self._alive: list[Tensor] = []
-        self._static: set[fx.Node] = set()  # made from stored tensors alone
-        self._numbers: dict[tuple[int, int], tuple[Any, fx.Node]] = {}
         self._paths: dict[int, str] = {}
-        self._stored_paths: dict[int, str] = {}
 
     # the run
 
@@ -139,7 +103,7 @@ class Recorder(TorchFunctionMode):
         for path, reason in self.caught.items():
             self.late.setdefault(path, reason)
         if self.unanswered is not None:
-            raise Unanswered(self.unanswered)
+            raise UnansweredError(self.unanswered)
         if "" in self.late:
             raise RecordError(self.late[""])
         output = map_tree(self._as_node, self.result)
@@ -212,14 +176,6 @@ class Recorder(TorchFunctionMode):
         if self.real:
             return value.detach().clone()
         return self._blank(value)
-
-    def _blank(self, value: Tensor) -> Tensor:
-        """Return a tensor without storage in place of a real one."""
-        dtype = value.dtype
-        if self.elsewhere and dtype.is_floating_point:
-            dtype = torch.float32 if dtype == torch.float16 else torch.float16
-        made = torch.empty_like(value, dtype=dtype, device="meta", requires_grad=False)
-        return made.as_subclass(Tensor)
 
     # module calls
 
@@ -340,10 +296,6 @@ class Recorder(TorchFunctionMode):
             reason = self.set_here[mark][0]
             self._leave(frame, reason)
 
-    def _leave(self, frame: Frame, reason: str) -> None:
-        """Note that a frame is none: its code must stay as it is."""
-        self.late.setdefault(frame.path, reason)
-
     # methods
 
     def _watch_methods(self, module: nn.Module, path: str) -> None:
@@ -396,459 +348,8 @@ class Recorder(TorchFunctionMode):
             self.changes.assigned.setdefault(id(module), f"{where} sets its {name}")
         return False
 
-    # calls of torch
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = cast(str, getattr(func, "__name__", ""))
-        if self._paused:
-            return self._run_paused(func, name, args, kwargs)
-        if name == "__get__" and args and isinstance(args[0], Tensor):
-            return self._read(func, func.__self__.__name__, args[0])
-        if name == "__set__":
-            return self._assign(func, func.__self__.__name__, args)
-        if name in CHECKS:
-            return None
-        if name in SIZES:
-            return self._size(func, name, args, kwargs)
-        if name in QUESTIONS:
-            return func(*self._converted(args), **self._converted(kwargs))
-        if name in VALUES or (name == "where" and len(args) == 1):
-            return self._value(func, name, args, kwargs)
-        return self._call(func, name, args, kwargs)
-
-    def _run_paused(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        if name == "__get__" and args and isinstance(args[0], Tensor):
-            read = func.__self__.__name__
-            if read in _DEVICE:
-                return self._device_answer(func, read, args[0])
-            return func(*args)
-        if name == "__set__":
-            return self._assign(func, func.__self__.__name__, args)
-        if name in VALUES and not self.real and self._is_unknown((args, kwargs)):
-            self.unanswered = self.unanswered or f"its code asks for numbers ({name})"
-            raise Unanswered(self.unanswered)
-        given = any(isinstance(leaf, Tensor) for leaf in leaves((args, kwargs)))
-        if not self.real and (name in VALUES or not given):
-            return func(*args, **kwargs)  # a cache may keep what is made here
-        result = func(*self._converted(args), **self._converted(kwargs))
-        for leaf in leaves(result):
-            if isinstance(leaf, Tensor) and self.real and _MARK not in leaf.__dict__:
-                leaf.__dict__[_MARK] = (self, None)
-        return result
-
-    def _is_unknown(self, tree: Any) -> bool:
-        return any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves(tree))
-
-    def _call(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        flat = leaves((args, kwargs))
-        tensors = [leaf for leaf in flat if isinstance(leaf, Tensor)]
-        sized = any(isinstance(leaf, Size | Ratio) for leaf in flat)
-        followed = any(self._is_followed(tensor) for tensor in tensors)
-        if not followed and not sized and name not in RANDOM:
-            return self._constant(func, name, args, kwargs)
-        recorded = self._argument(args), self._argument(kwargs)
-        if name in ("cpu", "cuda") and not self.real:
-            result = args[0]
-        else:
-            result = func(*self._converted(args), **self._converted(kwargs))
-        if not any(isinstance(leaf, Tensor) for leaf in leaves(result)) and result is not None:
-            return result
-        if result is None and not tensors:
-            return None
-        op, target, spelled = spell(func, name, recorded[0], recorded[1])
-        node = self._node(op, target, spelled, recorded[1])
-        if result is None:
-            return None
-        changes = mutated(node)
-        return self._results(result, node, again=args[0] if changes and args else None)
-
-    def _constant(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """Compute what no input and no stored tensor takes part in."""
-        given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        keys = {storage_key(tensor) for tensor in given}
-        if given and _writes(name, kwargs) and not keys <= self._made:
-            changed = cast(Tensor, kwargs.get("out", given[0]))
-            reason = "its code changes a tensor in place that stays for the next call"
-            self._leave(self.stack[-1], reason)
-            self.changes.written.setdefault(storage_key(changed), reason)
-            args, kwargs = map_tree(_cloned, (args, kwargs))
-        result = func(*map_tree(plain, args), **map_tree(plain, kwargs))
-        for leaf in leaves(result):
-            if isinstance(leaf, Tensor) and storage_key(leaf) not in keys:
-                self._made.add(storage_key(leaf))
-                self._alive.append(leaf)
-        return result
-
-    def _read(self, func: Any, name: str, tensor: Tensor) -> Any:
-        node = self._mark(tensor)
-        if name == "shape" and node is not None:
-            return self._shape(tensor, node)
-        if name in _DEVICE:
-            answer = self._device_answer(func, name, tensor)
-            if name == "device" and node is not None:
-                self._kinds.setdefault(self.stack[-1], []).append(("device", answer, node))
-            return answer
-        value = func(tensor)
-        self.asks_rank |= name == "ndim" and node is not None
-        if name == "dtype" and node is not None:
-            self._kinds.setdefault(self.stack[-1], []).append(("dtype", value, node))
-        if isinstance(value, Tensor) and self._is_followed(tensor):
-            return self._results(value, self._node("call_function", getattr, (self._as_node(tensor), name), {}))
-        return value
-
-    def _device_answer(self, func: Any, name: str, tensor: Tensor) -> Any:
-        """Tell the device of the model, not that of tensors without storage."""
-        if not tensor.is_meta or self.device is None:
-            return func(tensor)
-        if name == "device":
-            return self.device
-        return self.device.type == name.removeprefix("is_")
-
-    def _shape(self, tensor: Tensor, node: fx.Node) -> torch.Size:
-        if node in self._static:
-            return tensor.shape
-        found = enumerate(tensor.shape)
-        return torch.Size([Size(n, (Tensor.size, node, i), self) for i, n in found])
-
-    def _size(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        value = func(*map_tree(plain, args), **kwargs)
-        node = self._mark(args[0])
-        if node is None or node in self._static:
-            return value
-        if name in ("dim", "ndimension"):
-            self.asks_rank = True
-            return value
-        if isinstance(value, torch.Size):
-            return self._shape(args[0], node)
-        if name == "size":
-            return Size(value, (Tensor.size, node, *args[1:], *kwargs.values()), self)
-        if name == "__len__":
-            self.loses_size = True
-            return value
-        return Size(value, (Tensor.numel, node), self)
-
-    def _assign(self, func: Any, name: str, args: Any) -> Any:
-        tensor = args[0]
-        if not isinstance(tensor, Tensor) or name in ("requires_grad", "grad"):
-            return None
-        key = id(tensor)
-        where = self._stored_paths.get(key, "a tensor")
-        frame = self.stack[-1]
-        self._leave(frame, f"its code assigns to the {name} of {where}")
-        if key in self._stored_paths or self._mark(tensor) is None:
-            self.changes.written.setdefault(
-                storage_key(tensor), f"its code changes {where} by assignment"
-            )
-            twin = self._converted(args[1])
-            self._twins[key] = (tensor, twin)
-            return None
-        return func(tensor, self._converted(args[1]))
-
-    # numbers
-
-    def _value(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """Answer code that asks for numbers: from stored tensors, in a real run, or not at all."""
-        tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        marks = [self._mark(tensor) for tensor in tensors]
-        if all(mark is None for mark in marks):
-            if all(not tensor.is_meta for tensor in tensors):
-                for tensor in tensors:
-                    if id(tensor) in self._stored_paths:
-                        self._note_read(tensor)
-                return func(*map_tree(plain, args), **kwargs)
-        else:
-            known = map_tree(self._known_value, (args, kwargs))
-            if not any(leaf is _UNKNOWN for leaf in leaves(known)):
-                return func(*known[0], **known[1])
-        frame = self.stack[-1]
-        reason = f"its code asks for numbers that depend on the input ({_where()})"
-        if not self.real:
-            self.unanswered = self.unanswered or reason
-            raise Unanswered(reason)
-        self._leave(frame, reason)
-        result = func(*self._converted(args), **self._converted(kwargs))
-        for leaf in leaves(result):
-            if isinstance(leaf, Tensor):
-                leaf.__dict__[_MARK] = (self, None)
-        return result
-
-    def _note_read(self, tensor: Tensor) -> None:
-        key = storage_key(tensor)
-        if key in self.changes.written:
-            path = self._stored_paths[id(tensor)]
-            self._leave(self.stack[-1], f"its code reads {path}, which changes")
-        self.changes.read.setdefault(key, self._stored_paths.get(id(tensor), "a buffer"))
-
-    def _known_value(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return plain(value)
-        node = self._mark(value)
-        if node is None:
-            return value if not value.is_meta else _UNKNOWN
-        return self._evaluate(node)
-
-    def _evaluate(self, node: fx.Node) -> Any:
-        """Return the value of a node that only stored tensors make."""
-        if node.op == "get_attr":
-            tensor = stored_value(node)
-            if isinstance(tensor, Tensor):
-                self._note_read(tensor)
-            return tensor
-        if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
-            return _UNKNOWN
-        if mutated(node) or str(node.target) in RANDOM:
-            return _UNKNOWN
-        args, kwargs = map_tree(self._evaluated, (node.args, dict(node.kwargs)))
-        if any(leaf is _UNKNOWN for leaf in leaves((args, kwargs))):
-            return _UNKNOWN
-        with torch.no_grad():
-            if node.op == "call_method":
-                return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
-            return cast(Any, node.target)(*args, **kwargs)
-
-    def _evaluated(self, leaf: Any) -> Any:
-        return self._evaluate(leaf) if isinstance(leaf, fx.Node) else leaf
-
-    # sizes
-
-    def decide(self, answer: bool) -> bool:
-        """Note that code compared a size; the flipped decision is answered the other way."""
-        if self._paused or not self._is_running():
-            return answer
-        self.decisions.append((self.stack[-1], _where()))
-        return not answer if self.flip == len(self.decisions) - 1 else answer
-
-    def lose(self) -> None:
-        """Note that a size became a plain number, of which nothing more is known."""
-        self.loses_size |= not self._paused
-
-    def is_cached(self) -> bool:
-        """Say whether the code that hashes a size calls a function with a cache."""
-        frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
-        names, scope = frame.f_code.co_names, frame.f_globals
-        near = [*(scope.get(name) for name in names), *frame.f_locals.values()]
-        return any(hasattr(value, "cache_info") for value in near if callable(value)) or any(
-            hasattr(getattr(type(value), name, None), "cache_info")
-            for value in frame.f_locals.values()
-            for name in names
-        )
-
-    def _is_running(self) -> bool:
-        return self.result is None
-
-    # tensors and nodes
-
-    def _mark(self, value: Any) -> fx.Node | None:
-        if not isinstance(value, Tensor):
-            return None
-        mark = value.__dict__.get(_MARK)
-        return mark[1] if mark is not None and mark[0] is self else None
-
-    def _is_followed(self, tensor: Tensor) -> bool:
-        """Say whether inputs or stored tensors take part in a value."""
-        mark = tensor.__dict__.get(_MARK)
-        if mark is not None and mark[0] is self:
-            return True
-        return id(tensor) in self._stored_paths or tensor.is_meta
-
-    def _as_node(self, value: Any) -> Any:
-        """Return what stands for a value in the graph; what it does not know it stores."""
-        if isinstance(value, Tensor):
-            node = self._mark(value)
-            return self._stored_node(value) if node is None else node
-        if isinstance(value, Size | Ratio):
-            return self._number_node(value)
-        return value
-
-    def _stored_node(self, tensor: Tensor) -> fx.Node:
-        frame = self.stack[-1]
-        key = (id(frame), id(tensor))
-        known = self._stored.get(key)
-        if known is not None:
-            return known
-        path = self._stored_paths.get(id(tensor))
-        mark = tensor.__dict__.get(_MARK)
-        if (mark is not None and mark[0] is self) or (path is None and tensor.is_meta):
-            self._leave(frame, "its code reads a value that unseen code keeps")
-        if path is None:
-            path = f"_tensor_constant{len(self.constants)}"
-            while hasattr(self.root, path) or path in self.constants:
-                path += "_"
-            self.constants[path] = tensor
-            target = path
-        else:
-            target = stored_path(frame, path, tensor)
-        node = self._node("get_attr", target, (), {})
-        node.meta["stored"] = tensor
-        node.meta["unpacks"] = True
-        self._stored[key] = node
-        self.shapes[node] = tuple(tensor.shape)
-        return node
-
-    def _number_node(self, value: Size | Ratio) -> Any:
-        if value.listener is not self:
-            return plain(value)
-        frame = self.stack[-1]
-        known = self._numbers.get((id(value), id(frame)))
-        if known is not None:
-            return known[1]
-        function, *rest = value.source
-        args = tuple(self._as_node(item) for item in rest)
-        if function in (Tensor.size, Tensor.numel):
-            node = self._node("call_method", function.__name__, args, {})
-        else:
-            node = self._node("call_function", function, args, {})
-        node.meta["unpacks"] = True
-        self._numbers[id(value), id(frame)] = (value, node)
-        return node
-
-    def _argument(self, tree: Any) -> Any:
-        """Return arguments as a graph holds them."""
-        if isinstance(tree, tuple):
-            items = [self._argument(item) for item in cast("tuple[Any, ...]", tree)]
-            return cast(Any, type(tree))(*items) if hasattr(tree, "_fields") else tuple(items)
-        if isinstance(tree, list):
-            return [self._argument(item) for item in cast("list[Any]", tree)]
-        if isinstance(tree, dict):
-            table = cast("dict[Any, Any]", tree)
-            named = {key: self._argument(item) for key, item in table.items()}
-            if type(tree) is dict:
-                return named
-            return self._node("call_function", type(tree), (list(named.items()),), {})
-        if isinstance(tree, slice):
-            return slice(*(self._argument(p) for p in (tree.start, tree.stop, tree.step)))
-        if isinstance(tree, range):
-            return tree
-        if isinstance(tree, torch.dtype | torch.device):
-            return self._kind(tree)
-        value = self._as_node(tree)
-        if not isinstance(value, _PLAIN):
-            made = list(tree_items(value))
-            if made:
-                named = {key: self._argument(item) for _, key, item in made}
-                return self._node("call_function", type(value), (), named)
-            self.bakes.setdefault(self.stack[-1], f"it hands on a {type(value).__name__}")
-        return value
-
-    def _kind(self, value: torch.dtype | torch.device) -> Any:
-        """Return a dtype or device, read off the tensor that the code has read it off."""
-        for name, known, node in reversed(self._kinds.get(self.stack[-1], [])):
-            if known == value:
-                return self._node("call_function", getattr, (node, name), {}) if name else node
-        return value
-
-    def _handed(self, value: Any) -> Any:
-        """Return what stands for an argument or a result of a frame."""
-        if isinstance(value, torch.dtype | torch.device):
-            return self._kind(value)
-        return self._as_node(value)
-
-    def _converted(self, tree: Any) -> Any:
-        """Return arguments to compute with: tensors without storage, plain numbers."""
-        return map_tree(self._twin, tree)
-
-    def _twin(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if self.real:
-                return self._real_twin(value)
-            if value.is_meta:
-                return value
-            known = self._twins.get(id(value))
-            if known is None:
-                known = self._twins[id(value)] = (value, self._blank(value))
-            return known[1]
-        if not self.real and (
-            isinstance(value, torch.device)
-            or (isinstance(value, str) and value.split(":")[0] in _DEVICES)
-        ):
-            return torch.device("meta")
-        return plain(value)
-
-    def _real_twin(self, value: Tensor) -> Tensor:
-        if id(value) not in self._stored_paths:
-            return value
-        known = self._twins.get(id(value))
-        if known is None:
-            twin = value.detach() if isinstance(value, nn.Parameter) else value.detach().clone()
-            known = self._twins[id(value)] = (value, twin)
-        return known[1]
-
-    def _results(self, result: Any, node: fx.Node, again: Any = None) -> Any:
-        """Let the tensors of a result stand for a node; a value under a new name is a new object."""
-        if isinstance(result, Tensor):
-            if again is not None and isinstance(again, Tensor):
-                twin = self._twins.get(id(again))
-                if twin is not None and twin[1] is result:
-                    self._stored[id(self.stack[-1]), id(again)] = node
-                    result = result.detach()
-                elif result is again:
-                    pass
-                else:
-                    result = result.detach()
-            elif _MARK in result.__dict__ or self._is_twin(result):
-                result = result.detach()
-            result.__dict__[_MARK] = (self, node)
-            self.shapes[node] = tuple(result.shape)
-            return result
-        if isinstance(result, torch.Size):
-            return result
-        if isinstance(result, tuple | list | dict) or tuple(tree_items(result)):
-            self._unpack(result, node)
-        return result
-
-    def _is_twin(self, tensor: Tensor) -> bool:
-        return any(tensor is twin for _, twin in self._twins.values()) or id(tensor) in self._stored_paths
-
-    def _unpack(self, tree: Any, node: fx.Node) -> None:
-        """Let the tensors of a nest stand for items of a node."""
-        if isinstance(tree, Tensor):
-            tree.__dict__[_MARK] = (self, node)
-            self.shapes[node] = tuple(tree.shape)
-            return
-        for access, key, item in tree_items(tree):
-            if any(isinstance(leaf, Tensor) for leaf in leaves(item)):
-                made = self._node("call_function", access, (node, key), {})
-                made.meta["unpacks"] = True
-                self._unpack(item, made)
-
-    def _node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        return self._own(self.graph.create_node(op, target, args, kwargs))
-
-    def _own(self, node: fx.Node) -> fx.Node:
-        frame = self.stack[-1]
-        node.meta["frame"] = frame
-        if current_modes() != frame.context and node.op not in ("placeholder", "output"):
-            node.meta["context"] = True
-        frame.nodes.append(node)
-        inputs = node.all_input_nodes
-        if node.op == "get_attr" or (inputs and self._static.issuperset(inputs)):
-            self._static.add(node)
-        return node
-
 
 _Quiet = torch._C.DisableTorchFunction  # our own questions are none of the model's
-_UNKNOWN = object()
-_DEVICE = frozenset({"device", "is_cuda", "is_cpu", "is_mps", "is_xpu", "is_meta"})
-_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
-_PLAIN = (
-    fx.Node,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    type(None),
-    type(...),
-    torch.dtype,
-    torch.device,
-    torch.layout,
-    torch.memory_format,
-    torch.Size,
-    type,
-)
 
 
 def _frames(frame: Frame) -> Iterator[Frame]:
@@ -857,31 +358,11 @@ def _frames(frame: Frame) -> Iterator[Frame]:
         yield from _frames(child)
 
 
-def _where() -> str:
-    """Return the line of the model's code that runs, as `file.py:12`."""
-    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    while frame.f_back is not None:
-        home = str(frame.f_globals.get("__name__", ""))
-        if not home.startswith(_TORCH) or home.startswith("torchvision"):
-            break
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
-
-
 def _keeps_shape(module: nn.Module) -> bool:
     """Say whether a layer is a norm by stored statistics: slow without storage, and no news."""
     kind = layer_class(module)
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    return kind in norms and not module.training and getattr(module, "running_mean") is not None
-
-
-def _writes(name: str, kwargs: dict[str, Any]) -> bool:
-    inplace = name.endswith("_") and not name.endswith("__")
-    return inplace or name == "__setitem__" or name.startswith("__i") or "out" in kwargs
-
-
-def _cloned(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
+    return kind in norms and not module.training and module.running_mean is not None
 
 
 @contextmanager

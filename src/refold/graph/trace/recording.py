@@ -14,8 +14,9 @@ from refold.errors import InputError
 from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import skeleton
 from refold.graph.trace.leaves import one_line
-from refold.graph.trace.recorder import Recorder, RecordError
+from refold.graph.trace.recorder import Recorder
 from refold.graph.trace.state import Attributes, Changes, StateChangeError
+from refold.graph.trace.torch_calls import RecordError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _MAX_RECORDINGS = 32
