@@ -26,6 +26,7 @@ from refold.graph.trace.torch_calls import RecordError
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Item = fx.Node | Frame
 _MAX_FLIPS = 24
+_LADDER = (4, 8, 17, 33, 100, 512, 2048)  # where a size became a number: below and above any bound
 _OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 _FLAGS = ("output_hidden_states", "output_attentions")  # of Hugging Face's models
 
@@ -233,9 +234,12 @@ class Evidence:
         ):
             if self._at(_doubled if sizes else _same, what, elsewhere=other):
                 break
-        if self.recorder.loses_size or self.recorder.decisions:
-            for change in (_one_more, _halved, _quartered):
+        if self.recorder.decisions:
+            for change in (_one_more, _halved):
                 self._at(change, "of another size")
+        if self.recorder.loses_size or self.recorder.looked_up:
+            for side in _LADDER:
+                self._at(partial(_of_side, side=side), "of another size")
         if self.recorder.asks_rank:
             for change in (_without_batch, _with_batch):
                 self._at(change, "of another rank")
@@ -283,6 +287,9 @@ class Evidence:
         for frame, where in self.recorder.decisions:
             if self._touches(frame, places) and (reason := self._decided(where, places)):
                 return reason
+        for frame, where in self.recorder.looked_up:
+            if self._touches(frame, places):
+                return f"its code looks a size up in a table ({where})"
         return self._argued(places)
 
     def _touches(self, frame: Frame, places: list[fx.Node]) -> bool:
@@ -440,8 +447,8 @@ def _halved(value: Tensor) -> list[int]:
     return [1, *value.shape[1:2], *(max(1, side // 2) for side in value.shape[2:])]
 
 
-def _quartered(value: Tensor) -> list[int]:
-    return [*value.shape[:2], *(max(1, side // 4) for side in value.shape[2:])]
+def _of_side(value: Tensor, *, side: int) -> list[int]:
+    return [1, *value.shape[1:2], *(side for _ in value.shape[2:])]
 
 
 def _without_batch(value: Tensor) -> list[int]:

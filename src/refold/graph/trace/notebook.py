@@ -40,6 +40,7 @@ class Notebook:
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
         self.late: dict[str, str] = {}
         self.decisions: list[tuple[Frame, str]] = []
+        self.looked_up: list[tuple[Frame, str]] = []  # sizes that are keys of tables
         self.bakes: dict[Frame, str] = {}  # frames whose forward cannot be written down, and why
         self.constants: dict[str, Tensor] = {}
         self.asks_rank = self.loses_size = False
@@ -76,11 +77,14 @@ class Notebook:
         frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
         names, scope = frame.f_code.co_names, frame.f_globals
         near = [*(scope.get(name) for name in names), *frame.f_locals.values()]
-        return any(hasattr(value, "cache_info") for value in near if callable(value)) or any(
+        cached = any(hasattr(value, "cache_info") for value in near if callable(value)) or any(
             hasattr(getattr(type(value), name, None), "cache_info")
             for value in frame.f_locals.values()
             for name in names
         )
+        if not cached and not self._paused:
+            self.looked_up.append((self.stack[-1], where()))
+        return cached
 
     def _is_running(self) -> bool:
         return self.result is None

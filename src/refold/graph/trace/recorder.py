@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from refold.graph.copies.skeleton import storage_key
+from refold.graph.trace.chance import Chance
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in
 from refold.graph.trace.genuine import disguise, layer_class
@@ -70,6 +71,7 @@ class Recorder(TorchCalls):
         self._framed: set[str] = set()
         self._sets: list[str] = []
         self._paths: dict[int, str] = {}
+        self.chance: Chance | None = None  # set where Python's random numbers were seen to be drawn
 
     # the run
 
@@ -99,6 +101,7 @@ class Recorder(TorchCalls):
         return self._finish()
 
     def _finish(self) -> fx.Graph:
+        self._note_chance()
         self._must_keep_state(self.root_frame, 0)
         for path, reason in self.caught.items():
             self.late.setdefault(path, reason)
@@ -223,6 +226,7 @@ class Recorder(TorchCalls):
     def _leaf(
         self, call: Callable[..., Any], module: nn.Module, path: str, args: Any, kwargs: Any
     ) -> Any:
+        self._note_chance()
         with _Quiet():
             recorded = self._argument(args), self._argument(kwargs)
             if any(isinstance(leaf, Size | Ratio) for leaf in leaves((args, kwargs))):
@@ -235,6 +239,8 @@ class Recorder(TorchCalls):
         finally:
             self._paused -= 1
             self._sets.pop()
+            if self.chance is not None:
+                self.chance.moved()  # that is the leaf's own affair
         with _Quiet():
             node = self._node("call_module", path, *recorded)
             self.calls[path] += 1
@@ -252,6 +258,7 @@ class Recorder(TorchCalls):
         kwargs: dict[str, Any],
     ) -> Any:
         parent = self.stack[-1]
+        self._note_chance()
         with _Quiet():
             recorded = map_tree(self._handed, args), map_tree(self._handed, kwargs)
         frame = Frame(
@@ -269,6 +276,7 @@ class Recorder(TorchCalls):
         mark = len(self.set_here)
         try:
             result = run(*given, **kwargs)
+            self._note_chance()
             with _Quiet():
                 frame.output = map_tree(self._as_node, result)
         except Exception:
@@ -279,6 +287,10 @@ class Recorder(TorchCalls):
         self._hand_down(result, frame, parent)
         self._must_keep_state(frame, mark)
         return result
+
+    def _note_chance(self) -> None:
+        if self.chance is not None and self.chance.moved():
+            self._leave(self.stack[-1], "its code draws random numbers of Python or NumPy")
 
     def _raised(self, frame: Frame, parent: Frame) -> None:
         """Note a frame left by an exception: if the run goes on, its caller has caught it."""

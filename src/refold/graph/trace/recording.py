@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from refold.errors import InputError
 from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import skeleton
+from refold.graph.trace.chance import Chance
 from refold.graph.trace.leaves import one_line
 from refold.graph.trace.recorder import Recorder
 from refold.graph.trace.state import Attributes, Changes, StateChangeError
@@ -72,9 +73,11 @@ def record(
         TraceError: when its own forward cannot be followed.
         InputError: when it cannot run on real arguments.
     """
-    computes, last = False, ""
+    computes, last, draws = False, "", False
     for _ in range(_MAX_RECORDINGS):
         recorder = Recorder(module, leaves, changes, real=computes)
+        chance = Chance()
+        recorder.chance = chance if draws else None
         try:
             _run(recorder, arguments)
         except (RecordError, StateChangeError) as error:
@@ -86,6 +89,10 @@ def record(
         else:
             last = ""
         seen.note(recorder)
+        moved = chance.restore()
+        if moved and not draws:
+            draws = True
+            continue
         late = {path: why for path, why in recorder.late.items() if path not in leaves}
         if not last and not late:
             module.__dict__.update(recorder.constants)
