@@ -29,7 +29,7 @@ def disagreement(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         first = _result(model, inputs)
-        if isinstance(first, Exception):
+        if isinstance(first, Exception) or any(tensor.is_meta for tensor in first):
             return None
         found = _difference(first, _result(folded, inputs))
         if found is None or _difference(first, _result(model, inputs)) is not None:

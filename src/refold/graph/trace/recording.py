@@ -98,7 +98,7 @@ def record(
             module.__dict__.update(recorder.constants)
             return recorder
         if "" in late or (not late and (computes or not real)):
-            followed = not last or recorder.unanswered is not None
+            followed = "" in late or not last or recorder.unanswered is not None
             raise TraceError(late.get("", last), _called(recorder), is_followed=followed)
         leaves.update(late)
         leaves.update(recorder.opaque)
