@@ -54,13 +54,13 @@ def test_costs_are_those_of_the_models() -> None:
 
 def test_a_costlier_merge_is_told_apart_from_an_illegal_one() -> None:
     done = plan(acnet(), images())
-    [kept] = done.refusals
+    [kept] = done.kept
     assert kept.costlier
     assert kept.where == "wide + tall"
     assert "allow" in kept.reason
     grown = plan(acnet(), images(), allow_growth=True)
     assert len(grown.steps) == 1
-    assert not grown.refusals
+    assert not grown.kept
     assert grown.cost_after.macs > grown.cost_before.macs
 
 
@@ -79,8 +79,8 @@ def test_apply_gives_a_model_of_its_own_each_time() -> None:
 def test_data_is_ready_for_json() -> None:
     done = plan(acnet(), images())
     data = json.loads(json.dumps(done.to_dict()))
-    assert set(data) == {"steps", "refusals", "cost_before", "cost_after"}
-    assert data["refusals"][0]["costlier"] is True
+    assert set(data) == {"steps", "kept", "cost_before", "cost_after"}
+    assert data["kept"][0]["costlier"] is True
     assert data["cost_before"]["parameters"] == done.cost_before.parameters
     folded = json.loads(json.dumps(plan(half_foldable(), images()).to_dict()))
     assert folded["steps"][0]["where"] == "c"
@@ -89,7 +89,7 @@ def test_data_is_ready_for_json() -> None:
 def test_table_has_a_row_for_each_candidate_and_one_line_of_totals() -> None:
     done = plan(half_foldable(), images())
     lines = str(done).splitlines()
-    assert len(lines) == 2 + len(done.steps) + len(done.refusals) + 1
+    assert len(lines) == 2 + len(done.steps) + len(done.kept) + 1
     assert lines[-1] == done.summary()
     assert done.summary().startswith("1 folded, ")
     assert "c + n" in str(done)
@@ -98,7 +98,7 @@ def test_table_has_a_row_for_each_candidate_and_one_line_of_totals() -> None:
 def test_nothing_to_do() -> None:
     done = plan(nn.Sequential(conv(), nn.ReLU()).eval(), images().float())
     assert not done.steps
-    assert not done.refusals
+    assert not done.kept
     assert str(done).startswith("0 folded, 0 kept")
 
 
@@ -111,7 +111,7 @@ def test_without_an_example_nothing_is_counted() -> None:
 
 def test_strict_raises_with_every_reason() -> None:
     model = live(nn.Sequential(Norm(3), conv(), nn.ReLU(), Norm(4)))
-    kept = plan(model, images()).refusals
+    kept = plan(model, images()).kept
     assert len(kept) == 2
     with pytest.raises(RefusedError) as caught:
         plan(model, images(), strict=True)
@@ -128,11 +128,11 @@ def test_places_are_full_paths() -> None:
     block = nn.Sequential(nn.Sequential(conv(), Norm(4)), nn.ReLU(), Norm(4))
     done = plan(live(net(lambda self, x: self.stage(x), stage=block)), images())
     assert [step.where for step in done.steps] == ["stage.0.0"]
-    assert [kept.where for kept in done.refusals] == ["stage.2"]
+    assert [kept.where for kept in done.kept] == ["stage.2"]
 
 
 def test_a_lone_norm_says_where_it_stands() -> None:
-    [kept] = plan(live(nn.Sequential(nn.ReLU(), Norm(3), nn.ReLU())), images()).refusals
+    [kept] = plan(live(nn.Sequential(nn.ReLU(), Norm(3), nn.ReLU())), images()).kept
     assert kept.reason == "no neighbour takes it in: it comes from 0 and goes to 2"
 
 

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class RefoldError(Exception):
     """Base of every error that refold raises on purpose."""
 
 
 class InputError(RefoldError, ValueError):
-    """An argument, file, name or tensor the user gave cannot be used."""
+    """An argument, file, name or tensor that the user gave cannot be used."""
 
 
 class CheckpointError(InputError):
@@ -43,12 +45,49 @@ class ExportError(RefoldError, RuntimeError):
 
 
 class TrainingError(RefoldError, RuntimeError):
-    """A training run cannot go on: its loss is no number any more, or the disk is full."""
+    """A training run cannot continue: its loss became NaN or infinite, or the disk is full."""
 
 
 class DivergedError(TrainingError):
-    """The loss of a training run is no number any more."""
+    """The loss of a training run became NaN or infinite."""
 
 
 class MissingDependencyError(RefoldError, ImportError):
     """An optional library is not installed; the message names the extra that brings it."""
+
+
+def one_line(error: BaseException) -> str:
+    r"""Return the first line of any error, else its kind: enough to quote in one of ours.
+
+    Examples:
+        >>> one_line(ValueError("no such size\nmore")), one_line(KeyError())
+        ('no such size', 'KeyError')
+    """
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # a stranger's __str__ may fail, too
+        lines = []
+    return (lines or [type(error).__name__])[0][:300]
+
+
+def cannot_run(name: str, values: Sequence[object], error: Exception) -> InputError:
+    """Return the error that says what a model failed on, and how.
+
+    Args:
+        name: of the model.
+        values: what it was called with; those with a shape are named by it.
+        error: what the model raised.
+
+    Examples:
+        >>> str(cannot_run("Net", [3], ValueError("too few")))
+        'Net cannot run on example_inputs of shape int: too few; give inputs that it accepts'
+    """
+    shapes = [getattr(value, "shape", None) for value in values]
+    said = ", ".join(
+        type(value).__name__ if shape is None else str(tuple(shape))
+        for value, shape in zip(values, shapes, strict=True)
+    )
+    return InputError(
+        f"{name} cannot run on example_inputs of shape {said}: {one_line(error)}; "
+        "give inputs that it accepts"
+    )

@@ -180,7 +180,7 @@ def _name_staging(target: Path) -> Path:
     """Note and return the path of a new staging folder.
 
     It is a sibling, so that os.replace stays on one file system and is atomic. It is noted before
-    it is made, so that there is no moment at which it is there and not known.
+    it is made, so that it is never there without being known.
     """
     name = f".refold-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
     staging = target.with_name(name)
@@ -202,7 +202,7 @@ def sweep_staging(folder: Path) -> None:
 
 
 def _is_abandoned(entry: os.DirEntry[str]) -> bool:
-    """Say whether nobody writes to a staging folder any more: its process ended, or it is old."""
+    """Say whether a staging folder is abandoned: its process ended, or it is old."""
     found = _STAGING.fullmatch(entry.name)
     try:
         if found is None or not entry.is_dir(follow_symlinks=False):
@@ -220,7 +220,7 @@ def _writes(staging: Path, pid: int) -> bool:
     """Say whether a process of this machine may still be writing to a staging folder."""
     if pid == os.getpid():
         return staging in _open
-    if os.name != "posix":  # where signal 0 is no question
+    if os.name != "posix":  # where signal 0 would kill
         return True
     try:
         os.kill(pid, 0)
@@ -271,7 +271,7 @@ def _sync(path: Path) -> None:
 
 def _write_failure(error: BaseException | None) -> str | None:
     """Return why the file system refused, or None when the error is the writer's own."""
-    while error is not None:  # closing a file that is cut short raises once more
+    while error is not None:  # closing a truncated file raises again
         if isinstance(error, OSError):
             return _reason(error)
         if any(sign in str(error).lower() for sign in _DISK_FULL):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from refold.graph import fold_model
+from refold.inputs import arguments
 
 
 def reparameterize(
@@ -25,8 +26,8 @@ def reparameterize(
 
     Args:
         model: any module in eval mode, with any wrapper (DDP, EMA, torch.compile) around it.
-        example_inputs: a tensor, a tuple of tensors, or a mapping of arguments by name
-            (`{"pixel_values": x}`); folds that depend on shapes need it.
+        example_inputs: a tensor, a tuple or list of the model's arguments, or a mapping of
+            arguments by name; folds that depend on shapes need it.
         allow_growth: also make merges that need more multiply-adds than their parts.
         inplace: change `model` itself instead of returning a copy.
         check: with an example, run both forms on it once; a step that they differ by is undone.
@@ -48,7 +49,6 @@ def reparameterize(
           (1): Identity()
         )
     """
-    folded = fold_model(
-        model, example_inputs, allow_growth=allow_growth, inplace=inplace, check=check
-    )
+    inputs = arguments(model, example_inputs)
+    folded = fold_model(model, inputs, allow_growth=allow_growth, inplace=inplace, check=check)
     return folded.model

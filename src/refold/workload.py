@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from refold.equivalence import unrunnable
-from refold.graph import as_arguments, duplicate, run_blank, unwrap
+from refold.graph import duplicate, run_blank, unwrap
+from refold.inputs import Arguments, arguments, tensors, unrunnable
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +30,6 @@ class Workload:
         return f"{self.parameters / 1e6:,.2f} M parameters{macs}"
 
 
-@dataclass(frozen=True, eq=False)
-class Rebuilt:
-    """A network that was made of a folded one, and what both cost, counted when asked for.
-
-    Args:
-        model: the network.
-        folded: the network it was made of, its norms folded.
-        example_inputs: what the costs are counted for.
-    """
-
-    model: nn.Module
-    folded: nn.Module
-    example_inputs: Any
-
-    @cached_property
-    def cost_before(self) -> Workload:
-        """Parameters and multiply-adds of the folded network."""
-        return measure(self.folded, self.example_inputs)
-
-    @cached_property
-    def cost_after(self) -> Workload:
-        """The same of the result."""
-        return measure(self.model, self.example_inputs)
-
-
 def measure(model: nn.Module, example_inputs: Any = None) -> Workload:
     """Count parameters (each tensor once) and the multiply-adds of convolutions and products.
 
@@ -64,8 +38,8 @@ def measure(model: nn.Module, example_inputs: Any = None) -> Workload:
 
     Args:
         model: Any module, on any device. It is never changed.
-        example_inputs: One tensor, or the tuple of the model's arguments, which may hold lists or
-            dicts of tensors; the count is for this whole batch.
+        example_inputs: A tensor, a tuple or list of arguments, or a mapping of them by name; the
+            count is for this whole batch.
 
     Raises:
         InputError: When the model cannot run on the example inputs.
@@ -75,7 +49,7 @@ def measure(model: nn.Module, example_inputs: Any = None) -> Workload:
         Workload(parameters=216, macs=3456)
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    inputs = as_arguments(example_inputs, unwrap(model))
+    inputs = arguments(model, example_inputs)
     return Workload(parameters, None if inputs is None else _count_macs(model, inputs))
 
 
@@ -87,9 +61,8 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
-def _count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> int:
-    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    if not all(tensor.is_meta for tensor in tensors):  # those on meta have no data as it is
+def _count_macs(model: nn.Module, inputs: Arguments) -> int:
+    if not all(tensor.is_meta for tensor in tensors(inputs)):  # those on meta have no data as it is
         try:
             return _count_blank(unwrap(model), inputs)
         except Exception:  # whatever data-free tensors cannot do, the real ones decide
@@ -102,7 +75,7 @@ def _count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-def _count_blank(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+def _count_blank(model: nn.Module, inputs: Arguments) -> int:
     with _counting() as counter:
         run_blank(model, inputs)
     return counter.get_total_flops() // 2

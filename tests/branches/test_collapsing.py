@@ -57,7 +57,7 @@ def test_the_stock_architecture_takes_what_was_learned(label: str, block: str) -
     check(label, block)
 
 
-@pytest.mark.parametrize("label", ["resnet18", "timm:mobilenetv3_small_050", "timm:regnetx_002"])
+@pytest.mark.parametrize("label", ["resnet18", "timm:mobilenetv3_small_050"])
 def test_networks_from_elsewhere(label: str) -> None:
     check(label, "repvgg")
 
@@ -66,7 +66,7 @@ def test_networks_from_elsewhere(label: str) -> None:
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("label", ["resnet18", *(f"timm:{name}" for name in ZOO)])
 def test_the_zoo(label: str, block: str) -> None:
-    if not expand_plan(network(label), block).replaced:
+    if not expand_plan(network(label), block).steps:
         pytest.skip("no convolution suits")
     check(label, block)
 

@@ -170,8 +170,13 @@ def test_the_spellings_of_one_network_load_into_each_other(
     assert error(answer(saved), answer(model)) <= EXACT
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0", "mobileone_s4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "repvgg_a0",
+        *(pytest.param(n, marks=pytest.mark.zoo) for n in ("mobileone_s0", "mobileone_s4")),
+    ],
+)
 def test_whole_networks_of_timm(tmp_path: Path, name: str) -> None:
     import timm
     from timm.utils.model import reparameterize_model

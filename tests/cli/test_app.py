@@ -38,15 +38,15 @@ def test_no_words_show_the_commands(run: Callable) -> None:
         (["inspect"], "Missing argument 'MODEL'"),
         (["convert", "timm:resnet10t"], "Missing option '-o'"),
         (["inspect", "timm:resnet10t", "--batch", "0"], "'--batch'"),
-        (["inspect", "resnet10t"], "is no MODEL"),
+        (["inspect", "resnet10t"], "is not a MODEL"),
         (["inspect", "repvgg_a9"], "did you mean repvgg_a"),
         (["inspect", "timm:resnet10tt"], "did you mean resnet10t"),
-        (["inspect", "timm:resnet10t", "--input-size", "big"], "write numbers with x"),
+        (["inspect", "timm:resnet10t", "--input-size", "big"], "write numbers joined by x"),
         (["inspect", "timm:resnet10t", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
         (["convert", "timm:resnet10t", "-o", "net.tflite"], "net.tflite"),
         (["convert", "timm:resnet10t", "-o", "nowhere/at/all/net.onnx"], "no folder"),
         (["verify", "timm:resnet10t", "nowhere.onnx"], "there is no file 'nowhere.onnx'"),
-        (["verify", "timm:resnet10t", "net.tflite"], "give one of .onnx"),
+        (["verify", "timm:resnet10t", "net.tflite"], "suffixes .onnx"),
         (["models", "no-such-*"], "no network matches"),
     ],
 )
@@ -65,8 +65,8 @@ def test_bad_input_is_one_line_and_exit_code_2(run: Callable, words: list[str], 
     [
         (CheckpointError("junk\nfile"), 2, "refold: junk file"),
         (NotEquivalentError("off by 1"), 1, "refold: off by 1"),
-        (RuleLoopError("rule x"), 70, "this is a defect of refold, please report it"),
-        (KeyError("x"), 70, "this is a defect of refold, please report it"),
+        (RuleLoopError("rule x"), 70, "this is a bug in refold; please report it"),
+        (KeyError("x"), 70, "this is a bug in refold; please report it"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -142,3 +142,13 @@ def test_the_command_line_does_not_wait_for_torch() -> None:
         "import refold.cli.app; sys.exit('torch' in sys.modules)"
     )
     assert python("-c", code).returncode == 0
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"]])
+def test_help_needs_no_torch(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "refold", *words]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: refold" in done.stdout

@@ -64,7 +64,7 @@ def test_inspect_shows_where_the_convolutions_beside_a_linear_layer_went(
     parts = {step["where"]: step["detail"].split(" + ") for step in plan["steps"]}
     found = {where: {name.removeprefix("mlp.") for name in names} for where, names in parts.items()}
     assert found == wanted
-    assert plan["refusals"] == []
+    assert plan["kept"] == []
     text = run("inspect", *words(net, "perceptrons")).out
     assert all(name in text for names in wanted.values() for name in names)
 
@@ -104,7 +104,7 @@ def test_convert_prints_json_alone(run: Callable, net: Net, tmp_path: Path) -> N
     assert outcome["before"]["norms"] == 4
     assert outcome["after"] == outcome["after"] | {"layers": 2, "norms": 0}
     assert outcome["proof"]["exact"]["max_rel_error"] < 1e-9
-    assert outcome["refusals"] == []
+    assert outcome["kept"] == []
 
 
 def test_a_proof_that_could_not_fail_is_called_so(run: Callable, net: Net, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_network_widens_trains_and_becomes_itself_again(
     wide_file, plain_file = tmp_path / f"wide{suffix}", tmp_path / f"plain{suffix}"
     done = run("expand", *words, "--checkpoint", tmp_path / "net.pt", "-o", wide_file)
     assert done.code == 0, done.err
-    assert "0 becomes acb" in done.out
+    assert "0 becomes ACBlock" in done.out
     assert "blocks: 3" in done.out
     wide = refold.expand(build(net("branchy")).model, "acb")
     refold.load_checkpoint(wide, wide_file)
@@ -69,8 +69,8 @@ def test_both_print_json_alone(run: Callable, net: Net, tmp_path: Path, stock: n
     wide, plain = tmp_path / "wide.pth", tmp_path / "plain.pth"
     words = [net("branchy"), *SMALL, "--block", "dbb", "--where", "3.*", "--json"]
     done = json.loads(run("expand", *words, "-o", wide).out)
-    assert done["replaced"] == ["3.wide.0", "3.point.0"]
-    assert [row["where"] for row in done["refusals"]] == ["0"]
+    assert [row["where"] for row in done["steps"]] == ["3.wide.0", "3.point.0"]
+    assert [row["where"] for row in done["kept"]] == ["0"]
     undone = json.loads(run("collapse", *words, "--checkpoint", wide, "-o", plain).out)
     assert undone["before"] == done["after"]
     assert undone["after"] == done["before"]

@@ -118,12 +118,12 @@ def test_a_forked_worker_ends_as_if_nobody_heard() -> None:
 
 
 def interrupt_after(seconds: float) -> tuple[int, list[str]]:
-    """Interrupt `refold --help` after its guard stands; return its code and what it complained of.
+    """Interrupt `refold models` after its guard stands; return its code and what it complained of.
 
     What Python imports is said on standard error as it goes, so the moment is known.
     """
     with subprocess.Popen(
-        [sys.executable, "-X", "importtime", "-m", "refold", "--help"],
+        [sys.executable, "-X", "importtime", "-m", "refold", "models", "--names"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         remarks = cast("io.TextIOWrapper", process.stderr)

@@ -91,7 +91,7 @@ def test_a_file_that_fails_is_explained(tmp_path: Path) -> None:
 
 def test_a_junk_program_is_explained(tmp_path: Path) -> None:
     (tmp_path / "net.pt2").write_bytes(b"junk")
-    with pytest.raises(InputError, match="is no exported program"):
+    with pytest.raises(InputError, match="is not an exported program"):
         build(str(tmp_path / "net.pt2"))
 
 

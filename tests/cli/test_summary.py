@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from refold.cli.summary import COSTLIER, refusal_lines
+from refold.cli.summary import COSTLIER, kept_lines
 from refold.graph.fold.record import Kept
 
 
@@ -12,8 +12,8 @@ def test_reasons_are_said_once_and_cost_is_one_of_them() -> None:
         Kept("", "its module is called twice"),
         Kept("b", "costlier: 7 instead of 6", costlier=True),
     ]
-    assert refusal_lines(kept) == [
+    assert kept_lines(kept) == [
         f"kept at a and 1 more: {COSTLIER}",
         "kept at the root: its module is called twice",
     ]
-    assert refusal_lines([]) == []
+    assert kept_lines([]) == []

@@ -16,12 +16,11 @@ import pytest
 
 from refold.cli.progress import LineReporter, RichReporter
 from refold.training import Plan, Progress, Stopped
-from refold.training.run import finish
 from training.pictures import folders, picture
 
 FEW = (
     "--epochs", "1", "--batch-size", "4", "--image-size", "16", "--workers", "0", "--cpu",
-    "--tracker", "none",
+    "--tracker", "none", "--set", "deploy.files=[safetensors]",
 )  # fmt: skip
 SRC = Path(__file__).parents[2] / "src"
 
@@ -47,12 +46,6 @@ def small(tmp_path: Path) -> str:
     return f"{tmp_path / 'net.py'}:build"
 
 
-@pytest.fixture
-def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "_EXPORTED", ("deploy.safetensors",))
-
-
-@pytest.mark.usefixtures("light")
 def test_a_folder_a_model_a_block(run: Callable, data: Path, tmp_path: Path, small: str) -> None:
     words = ("--data", data, "--model", small, "--block", "dbb", "-o", tmp_path / "run")
     result = run("train", *words, *FEW)
@@ -81,15 +74,14 @@ def test_a_run_that_was_stopped_ends_as_a_shell_has_it(
     monkeypatch.setattr(importlib.import_module("refold.training"), "train", stopped)
     result = run("train", "-o", "RUN")
     assert result.code == 128 + number
-    assert result.err == "stopped and saved; go on with: refold train -o RUN --resume\n"
+    assert result.err == "stopped and saved; continue with: refold train -o RUN --resume\n"
 
 
-@pytest.mark.usefixtures("light")
 def test_a_dry_run_of_a_network_of_a_zoo(run: Callable, data: Path, tmp_path: Path) -> None:
     words = ("--data", data, "--model", "timm:test_resnet", "-o", tmp_path / "run", "--dry-run")
     result = run("train", *words, *FEW)
     assert result.code == 0, result.err
-    assert "a dry run: nothing was written" in result.err
+    assert "dry run: nothing was written" in result.err
     assert not (tmp_path / "run").exists()
 
 
@@ -103,7 +95,7 @@ def test_a_dry_run_of_a_network_of_a_zoo(run: Callable, data: Path, tmp_path: Pa
         (("--model", "net.pt2"), "cannot be trained"),
         (("--model", "torchvision:resnet18"), "images of 3 channels, not 1"),
         (("--resume", "--epochs", "3"), "holds no run (config.yaml is missing)"),
-        (("--data-changed",), "--data-changed is for a run that goes on: say --resume, too"),
+        (("--data-changed",), "--data-changed is for a resumed run: pass --resume as well"),
         (("--task", "paint"), "task: Input should be 'classify'"),
     ],
 )
@@ -171,7 +163,7 @@ def test_progress_says_where_the_run_is(
         reporter.note("[by the way]")
         reporter.end()
     said = capsys.readouterr().err
-    assert said.count("goes on after step 7") == said.count("[by the way]") == 2
-    assert said.count("epoch 2/3: loss 0.5000, accuracy 25.00%; judged: top-1 75.00%") == 2
+    assert said.count("continues after step 7") == said.count("[by the way]") == 2
+    assert said.count("epoch 2/3: loss 0.5000, accuracy 25.00%; validation: top-1 75.00%") == 2
     if kind is LineReporter:
         assert "epoch 2/3, step 1/2: loss 0.5000, accuracy 25.00%, 40 images/s, 1:15 left" in said

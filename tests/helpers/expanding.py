@@ -144,7 +144,7 @@ def check(label: str, block: str) -> nn.Module:
     eligible = count_eligible(copy.deepcopy(model), x, block)
     plan = expand_plan(model, block)
     wide = expand(model, block)
-    assert len(plan.replaced) == eligible, plan
+    assert len(plan.steps) == eligible, plan
     assert sum(isinstance(part, blocks.BranchedBlock) for part in wide.modules()) == eligible
     assert error(answer(model, x), answer(wide, x)) <= TOLERANCE
     wanted, found = answer(model, x, training=True), answer(wide, x, training=True)

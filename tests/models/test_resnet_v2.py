@@ -250,10 +250,14 @@ def test_every_network_trains(order: str, kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_layers_fold_and_verify() -> None:
-    model, x = alive("preact_resnet1001", num_classes=10)
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("preact_resnet164", 54), pytest.param("preact_resnet1001", 333, marks=pytest.mark.zoo)],
+)
+def test_hundreds_of_layers_fold_and_verify(name: str, left: int) -> None:
+    model, x = alive(name, num_classes=10)
     folded = refold.reparameterize(model, x[:1])
-    assert len(norms(folded)) == 333
+    assert len(norms(folded)) == left
     with torch.no_grad():
         assert error(model(x[:1]), folded(x[:1])) <= TOLERANCE
     refold.verify(model, folded, x[:1]).check()

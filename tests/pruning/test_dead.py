@@ -25,7 +25,7 @@ def test_masked_and_pruned_are_equal(act: nn.Module, padded: bool, bias: bool) -
     model = masked(chain(rng, act, padded=padded), rng, bias=bias)
     done = dropping(model, image())
     assert difference(model, done.model, image() * 4) < 1e-9
-    assert done.dropped
+    assert done.steps
     assert done.cost_after.parameters < done.cost_before.parameters
     assert done.cost_after.macs < done.cost_before.macs
 
@@ -36,7 +36,7 @@ def test_a_constant_that_meets_a_padded_border_stays_and_is_named() -> None:
     model[0].weight.data[1] = 0
     model[0].bias.data[1] = 0.7
     done = dropping(model, image())
-    assert not done.dropped
+    assert not done.steps
     assert [kept.where for kept in done.kept] == ["0"]
     assert "pads with 0" in done.kept[0].reason
     careless = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1)).double()
@@ -87,4 +87,4 @@ def test_without_residuals_masked_networks_lose_channels_everywhere(seed: int) -
     tied, free = dropping(model, x), dropping(plain, x)
     assert difference(model, tied.model, x) < 1e-9
     assert difference(model, free.model, x) < 1e-9
-    assert len(free.dropped) >= len(tied.dropped)
+    assert len(free.steps) >= len(tied.steps)

@@ -121,16 +121,16 @@ def test_with_residuals_only_what_they_do_not_tie_goes() -> None:
     done = pruning(net, x, ratio=0.5)
     with masked(net, lowest(inner, 11)):
         assert difference(net, done.model, x) < 1e-9
-    assert {layer.where for layer in done.dropped} == {"b1.conv1", "b2.conv1", "b3.conv1"}
+    assert {layer.where for layer in done.steps} == {"b1.conv1", "b2.conv1", "b3.conv1"}
     assert {"stem", "b1.conv2", "fc"} <= {item.where for item in done.kept}
-    assert "b1.conv1: 6 -> " in done.summary()
+    assert any(s.where == "b1.conv1" and s.detail.startswith("6 -> ") for s in done.steps)
 
 
 def test_pruned_equals_the_plain_network_silenced() -> None:
     """The same promise for the network after `remove_residuals`, which has no norm left."""
     net, x = Net(2), image()
     plain = refold.remove_residuals(net, x)
-    with pytest.raises(InputError, match="before norms are folded"):
+    with pytest.raises(InputError, match="before its norms are folded"):
         refold.prune(plain, x, ratio=0.5)
     done = pruning(plain, x, ratio=0.5, importance="l1")
     assert difference(plain, done.model, x) > 1e-3
@@ -181,7 +181,7 @@ def test_an_importance_of_ones_own_and_floors() -> None:
         return -torch.arange(len(layer.weight), dtype=torch.float64)
 
     done = pruning(net, x, ratio=0.99, importance=last, floor={"b1.conv1": 4, "b2.conv1": 0.5})
-    assert {d.where: d.after for d in done.dropped} == {"b1.conv1": 4, "b2.conv1": 4, "b3.conv1": 1}
+    assert {d.where: d.after for d in done.steps} == {"b1.conv1": 4, "b2.conv1": 4, "b3.conv1": 1}
     assert [layer.path for layer in seen] == ["b1.conv1", "b2.conv1", "b3.conv1"]
     assert torch.equal(seen[0].scale, net.b1.bn1.weight.detach().abs())
     assert done.silenced["b1.conv1"] == [4, 5]
@@ -254,7 +254,7 @@ BAD = [
     ({}, "either ratio"),
     ({"ratio": 0.5, "threshold": 0.1}, "either ratio"),
     ({"ratio": 1.0}, "below 1"),
-    ({"threshold": -1.0}, "from 0 on"),
+    ({"threshold": -1.0}, "at least 0"),
     ({"ratio": 0.5, "importance": "l2"}, '"bn", "l1" or a function'),
     ({"ratio": 0.5, "importance": lambda layer: 1}, "0: the importance must be a tensor of 4"),
     ({"ratio": 0.5, "floor": 0}, "floor is a number"),

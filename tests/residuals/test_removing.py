@@ -238,12 +238,12 @@ def test_elu_carries_what_is_proven_positive() -> None:
 
 def test_the_account_names_places_and_cost() -> None:
     done = removal(nn.Sequential(bottleneck(nn.ReLU6())).eval(), torch.zeros(1, 4, 8, 8).double())
-    assert [fold.where for fold in done.removed] == ["0"]
+    assert [fold.where for fold in done.steps] == ["0"]
     assert done.kept == ()
-    [fold] = done.removed
+    [fold] = done.steps
     assert fold.parameters_before == done.cost_before.parameters
     assert fold.parameters_after == done.cost_after.parameters
-    assert "1 residuals removed" in done.summary()
+    assert "1 removed, 0 kept" in done.summary()
 
 
 def test_an_interval_with_its_ends_the_wrong_way_says_nothing() -> None:

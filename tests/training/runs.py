@@ -19,11 +19,14 @@ from refold.training import Habits, Progress, Reporter
 
 ROOT = Path(__file__).parents[2]
 
+# Exporting to ONNX takes longer than such a run: it is done where a test looks at the file.
+LIGHT = {"deploy.files": ["safetensors"]}
+WHOLE = {"deploy.files": ["safetensors", "onnx"]}
 TINY: dict[str, Any] = {
     "epochs": 2, "batch_size": 4, "model": "repvgg_a0",
     "options": {"depths": [1, 1, 1, 1], "width": [0.0625, 0.0625, 0.0625, 0.03125]},
     "augment": {"size": 12, "crop": "pad", "jitter": 0.2},
-    "optimizer.lr": 0.02, "ema": 0.9, "schedule.warmup": 0.1,
+    "optimizer.lr": 0.02, "ema": 0.9, "schedule.warmup": 0.1, **LIGHT,
 }  # fmt: skip
 
 

@@ -8,10 +8,38 @@ paddings needs to know.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
 from refold.errors import GeometryError
+
+Size = int | Sequence[int]
+"""torch's `int or tuple`: one number for every axis, or one per axis."""
+
+
+def sizes(value: Size, rank: int, name: str, least: int | None = None) -> tuple[int, ...]:
+    """Return a size as one int per axis.
+
+    Args:
+        value: what the caller gave.
+        rank: number of axes.
+        name: of the argument, for the message.
+        least: the smallest int allowed; None for any.
+
+    Raises:
+        GeometryError: when there are neither one nor `rank` of them, or one is too small.
+
+    Examples:
+        >>> sizes(3, 2, "stride"), sizes((1, 2), 2, "stride")
+        ((3, 3), (1, 2))
+    """
+    numbers = (value,) * rank if isinstance(value, int) else tuple(value)
+    if len(numbers) != rank or (least is not None and min(numbers) < least):
+        wanted = "an int" if rank == 1 else f"an int or {rank} ints"
+        bound = "" if least is None else f" of at least {least}"
+        raise GeometryError(f"{name} must be {wanted}{bound}, got {value}")
+    return numbers
 
 
 @dataclass(frozen=True)

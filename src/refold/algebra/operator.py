@@ -21,7 +21,14 @@ from refold.errors import GeometryError
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """An affine map. Operators compare by identity, since tensors have no truth value."""
+    """An affine map. Operators compare by identity, since tensors have no truth value.
+
+    Args:
+        made_of: what a leaf came from, in the words of whoever made the first leaves; a rule's new
+            leaves are made of those it took away. No rule asks for it.
+    """
+
+    made_of: frozenset[Hashable] = field(default=frozenset(), kw_only=True, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +106,17 @@ class Affine(Operator):
 
     scale: Tensor | None = None
     shift: Tensor | None = None
+
+    @property
+    def channels(self) -> int | None:
+        """How many channels it is for, None where any number will do."""
+        sizes = (v.shape[0] for v in (self.scale, self.shift) if v is not None and v.ndim)
+        return next(sizes, None)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Affine:
+        """Return it with its numbers per channel changed; those for every channel stay."""
+        vectors = (self.scale, self.shift)
+        return Affine(*(v if v is None or v.ndim == 0 else change(v) for v in vectors))
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,6 +293,11 @@ def leaves(op: Operator) -> tuple[Operator, ...]:
     if isinstance(op, (Sequence, Sum, Concat)):
         return tuple(leaf for part in op.parts for leaf in leaves(part))
     return () if isinstance(op, (Input, Identity)) else (op,)
+
+
+def made_of(*ops: Operator) -> frozenset[Hashable]:
+    """Return what all the leaves below some operators came from."""
+    return frozenset[Hashable]().union(*(leaf.made_of for op in ops for leaf in leaves(op)))
 
 
 def linear_part(op: Operator) -> Operator:

@@ -7,25 +7,20 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from refold.bench.machine import describe_machine
 from refold.bench.runtimes import RUNTIMES, Call
 from refold.bench.table import BenchmarkRow, BenchmarkTable, Spread
-from refold.equivalence import (
-    Inputs,
-    as_inputs,
-    copy_model,
-    first_line,
-    require_eval,
-    run,
-    share,
-    unrunnable,
-)
-from refold.errors import InputError
+from refold.equivalence import prepared
+from refold.errors import InputError, one_line
 from refold.exporting import quiet
+from refold.inputs import Arguments, tensors
+
+Subject = tuple[nn.Module, Arguments]
 
 _WARM_UP = 3
 _SAMPLE_SECONDS = 0.002  # shorter calls are repeated: the clock's own cost must not show
@@ -33,7 +28,7 @@ _SAMPLE_SECONDS = 0.002  # shorter calls are repeated: the clock's own cost must
 
 def benchmark(
     models: Mapping[str, nn.Module],
-    example_inputs: Tensor | tuple[Tensor, ...],
+    example_inputs: Any,
     runtimes: Sequence[str] = tuple(RUNTIMES),
     *,
     rounds: int = 30,
@@ -42,7 +37,8 @@ def benchmark(
 
     Args:
         models: Name to module, in eval mode; the first is what the others are compared with.
-        example_inputs: One tensor or a tuple; they are what is timed, batch included.
+        example_inputs: A tensor, a tuple or list of arguments, or a mapping of them by name; they
+            are what is timed, batch included.
         runtimes: Some of `eager`, `onnxruntime`, `openvino`, `inductor`. One that is missing or
             cannot run a model is a row with the reason.
         rounds: How often each model is measured.
@@ -58,50 +54,44 @@ def benchmark(
         >>> [row.model for row in table.rows]
         ['a', 'b']
     """
-    inputs = as_inputs(example_inputs)
-    _check(models, inputs, runtimes, rounds)
+    _check(models, runtimes, rounds)
+    subjects: dict[str, Subject] = {
+        name: (model, prepared(model, example_inputs, f"model {name!r}")[1])
+        for name, model in models.items()
+    }
     rows: list[BenchmarkRow] = []
     for runtime in runtimes:
-        rows += _time_runtime(runtime, models, inputs, rounds)
-    machine = describe_machine(next(iter(models.values())), inputs, tuple(runtimes))
-    shapes = tuple(tuple(tensor.shape) for tensor in inputs)
+        rows += _time_runtime(runtime, subjects, rounds)
+    first, inputs = next(iter(subjects.values()))
+    machine = describe_machine(first, inputs, tuple(runtimes))
+    shapes = tuple(tuple(tensor.shape) for tensor in tensors(inputs))
     return BenchmarkTable(tuple(rows), shapes, rounds, machine)
 
 
-def _check(
-    models: Mapping[str, nn.Module], inputs: Inputs, runtimes: Sequence[str], rounds: int
-) -> None:
+def _check(models: Mapping[str, nn.Module], runtimes: Sequence[str], rounds: int) -> None:
     unknown = [runtime for runtime in runtimes if runtime not in RUNTIMES]
     if unknown or not models or rounds < 1:
         raise InputError(
             f"benchmark got {len(models)} models, {rounds} rounds and unknown runtimes {unknown}; "
             f"give at least one model and one round, and runtimes among {', '.join(RUNTIMES)}"
         )
-    for name, model in models.items():
-        require_eval(model, f"model {name!r}")
-        try:
-            run(copy_model(model, share), inputs)
-        except Exception as error:
-            raise unrunnable(model, inputs, error) from error
 
 
-def _time_runtime(
-    runtime: str, models: Mapping[str, nn.Module], inputs: Inputs, rounds: int
-) -> list[BenchmarkRow]:
+def _time_runtime(runtime: str, subjects: Mapping[str, Subject], rounds: int) -> list[BenchmarkRow]:
     # Models of one class share a budget of compilations; beyond it torch silently runs eagerly.
     torch.compiler.reset()
     calls: dict[str, Call] = {}
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="refold-") as folder, torch.no_grad():
-        for name, model in models.items():
+        for name, (model, inputs) in subjects.items():
             try:
                 calls[name] = _prepare(runtime, model, inputs, Path(folder))
             except Exception as error:  # whatever a runtime cannot do is a result, not an accident
-                skipped[name] = first_line(error)
+                skipped[name] = one_line(error)
         seconds = _take_turns(calls, rounds)
-    base = seconds.get(next(iter(models)))
+    base = seconds.get(next(iter(subjects)))
     rows: list[BenchmarkRow] = []
-    for name in models:
+    for name in subjects:
         if name in skipped:
             rows.append(BenchmarkRow(runtime, name, skipped=f"{name}: {skipped[name]}"))
             continue
@@ -114,7 +104,7 @@ def _time_runtime(
     return rows
 
 
-def _prepare(runtime: str, model: nn.Module, inputs: Inputs, folder: Path) -> Call:
+def _prepare(runtime: str, model: nn.Module, inputs: Arguments, folder: Path) -> Call:
     with quiet():
         call = RUNTIMES[runtime](model, inputs, folder)
         for _ in range(_WARM_UP):  # compiles, allocates, fills caches

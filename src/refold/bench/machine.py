@@ -10,15 +10,17 @@ import torch
 from torch import nn
 
 from refold.bench.table import Machine
-from refold.equivalence import Inputs, native_dtype
+from refold.equivalence import native_dtype
+from refold.inputs import Arguments, tensors
 
 _LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
-def describe_machine(model: nn.Module, inputs: Inputs, runtimes: tuple[str, ...]) -> Machine:
+def describe_machine(model: nn.Module, inputs: Arguments, runtimes: tuple[str, ...]) -> Machine:
     """Return processor, threads, device, precision and the versions of what ran."""
-    device = inputs[0].device
+    first = tensors(inputs)[0]
+    device = first.device
     versions = {"torch": str(torch.__version__)}
     for runtime in runtimes:
         try:
@@ -31,7 +33,7 @@ def describe_machine(model: nn.Module, inputs: Inputs, runtimes: tuple[str, ...]
         system=f"{platform.system()} {platform.machine()}",
         threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name(device) if is_cuda else device.type,
-        dtype=str(native_dtype(model) or inputs[0].dtype).removeprefix("torch."),
+        dtype=str(native_dtype(model) or first.dtype).removeprefix("torch."),
         versions=versions,
     )
 

@@ -8,44 +8,46 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from refold.equivalence import Inputs, copy_model, own
+from refold.equivalence import prepared
 from refold.errors import MissingDependencyError
 from refold.exporting import export, onnx_session, openvino_model, run_onnx, run_openvino
+from refold.inputs import Arguments, tensors
 
 Call = Callable[[], object]
 
 
-def _eager(model: nn.Module, inputs: Inputs, folder: Path) -> Call:
-    copied = copy_model(model, own)
-    return lambda: copied(*inputs)
+def _eager(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
+    copied, given = prepared(model, inputs)
+    return lambda: copied(*given)
 
 
-def _inductor(model: nn.Module, inputs: Inputs, folder: Path) -> Call:
-    compiled = torch.compile(copy_model(model, own), dynamic=False)
-    return lambda: compiled(*inputs)
+def _inductor(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
+    copied, given = prepared(model, inputs)
+    compiled = torch.compile(copied, dynamic=False)
+    return lambda: compiled(*given)
 
 
-def _onnxruntime(model: nn.Module, inputs: Inputs, folder: Path) -> Call:
+def _onnxruntime(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
     _require_cpu(inputs)
     session = onnx_session(export(model, folder / "model.onnx", inputs))
     return lambda: run_onnx(session, inputs)
 
 
-def _openvino(model: nn.Module, inputs: Inputs, folder: Path) -> Call:
+def _openvino(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
     _require_cpu(inputs)
     compiled = openvino_model(export(model, folder / "model.xml", inputs))
     return lambda: run_openvino(compiled, inputs)
 
 
-def _require_cpu(inputs: Inputs) -> None:
-    devices = {tensor.device.type for tensor in inputs}
+def _require_cpu(inputs: Arguments) -> None:
+    devices = {tensor.device.type for tensor in tensors(inputs)}
     if devices != {"cpu"}:
         raise MissingDependencyError(
             f"it runs on the CPU only and the inputs are on {', '.join(sorted(devices))}"
         )
 
 
-RUNTIMES: dict[str, Callable[[nn.Module, Inputs, Path], Call]] = {
+RUNTIMES: dict[str, Callable[[nn.Module, Arguments, Path], Call]] = {
     "eager": _eager,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,

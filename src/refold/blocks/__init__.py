@@ -7,7 +7,6 @@ the library's verbs, by timm's walker, or by themselves (`switch_to_deploy`, `re
 
 from __future__ import annotations
 
-from refold.blocks import partition_keys as partition_keys  # enters RepMLP among the checkpoints
 from refold.blocks.acb import ACBlock as ACBlock
 from refold.blocks.base import BranchedBlock as BranchedBlock
 from refold.blocks.dbb import DiverseBranchBlock as DiverseBranchBlock

@@ -7,16 +7,17 @@ activation stands outside the block.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import ClassVar, Unpack, cast
 
-import torch
 from torch import Tensor, nn
 
 from refold.algebra.apply import pad
+from refold.algebra.geometry import Size
+from refold.blocks.arguments import ConvOptions, parse
 from refold.blocks.base import Activation, BranchedBlock
-from refold.blocks.layers import Maker
-from refold.blocks.spec import Amounts, ConvSpec, Size
+from refold.blocks.spec import Amounts
 from refold.branches import register_block
+from refold.checkpoint.families import State, register_family
 
 _AXES = ("dep", "ver", "hor")
 
@@ -46,6 +47,7 @@ class ACBlock(BranchedBlock):
         GeometryError: when the flat kernels cannot be centred in the square one.
 
     Examples:
+        >>> import torch
         >>> block = ACBlock(4, 8, 3, padding=1).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)
@@ -60,39 +62,21 @@ class ACBlock(BranchedBlock):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
-        ndim: int = 2,
-        padding_mode: str = "zeros",
-        transposed: bool = False,
-        output_padding: Size = 0,
+        *conv: Size | str,
         activation: Activation = None,
-        deploy: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[ConvOptions],
     ) -> None:
-        spec = ConvSpec.of(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-            ndim=ndim, padding_mode=padding_mode,
-            transposed=transposed, output_padding=output_padding,
-        )  # fmt: skip
+        spec, make = parse(ConvOptions, conv, options)
         super().__init__(spec, activation)
-        make = Maker(device, dtype, deploy)
         self.square_conv = make.conv(spec)
-        self.square_bn = make.norm(out_channels, ndim)
+        self.square_bn = make.norm(spec.out_channels, spec.ndim)
         self.crops: dict[str, Amounts] = {}
-        for axis, name in enumerate(_AXES[-ndim:]):
+        for axis, name in enumerate(_AXES[-spec.ndim :]):
             kernel = tuple(size if at == axis else 1 for at, size in enumerate(spec.kernel_size))
             flat, self.crops[name] = spec.smaller(kernel)
             self.add_module(f"{name}_conv", make.conv(flat))
-            self.add_module(f"{name}_bn", make.norm(out_channels, ndim))
-        self._finish(deploy, device)
+            self.add_module(f"{name}_bn", make.norm(spec.out_channels, spec.ndim))
+        self._finish(make)
 
     def branches(self, x: Tensor) -> Tensor:
         """Return the sum of the branches."""
@@ -106,3 +90,15 @@ class ACBlock(BranchedBlock):
         """Return the norm that ends each branch."""
         flat = {name: cast(nn.Module, getattr(self, f"{name}_bn")) for name in self.crops}
         return {"square": self.square_bn, **flat}
+
+
+@register_family(
+    "ACNet",
+    "square_conv.weight",
+    parts="(square|dep|ver|hor)_(conv|bn)",
+    deploy="fused_conv",
+    is_named=True,
+)
+def _of_state(state: State) -> nn.Module:
+    kernel = state["square_conv.weight"]
+    return ACBlock.of_kernel(kernel, kernel.shape[1])

@@ -7,7 +7,8 @@ like anyone else's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as NormLayer
 
 from refold.algebra.apply import pad
+from refold.blocks.arguments import written_out
+from refold.blocks.layers import Maker
 from refold.blocks.spec import ConvSpec
 from refold.errors import RefusedError
 from refold.graph import like_of, lower
 from refold.transforms import equivalent_conv
 
 Activation = Callable[[], nn.Module] | None
-"""What makes a block's activation, such as `nn.ReLU`; None for none."""
+"""Makes a block's activation, such as `nn.ReLU`; None for no activation."""
 
 _ENGINE_NAME = "reparam_conv"
 """What `refold.reparameterize` calls a new convolution where `deploy_name` is taken."""
@@ -43,14 +46,38 @@ class BranchedBlock(nn.Module):
         after: the children that follow the sum, in order; deploying keeps them.
     """
 
+    __signature__: ClassVar[inspect.Signature]
     deploy_name: ClassVar[str] = "reparam_conv"
     main: ClassVar[tuple[str, str]]
     after: ClassVar[tuple[str, ...]] = ("activation",)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Give `inspect`, `help` and `expand` the constructor's whole signature."""
+        super().__init_subclass__(**keywords)
+        cls.__signature__ = written_out(cls.__init__)
 
     def __init__(self, spec: ConvSpec, activation: Activation) -> None:
         super().__init__()
         self.spec = spec
         self.activation = None if activation is None else activation()
+
+    @classmethod
+    def of_kernel(cls, kernel: Tensor, channels: int, groups: int = 1, **options: Any) -> Self:
+        """Return an empty block in float64 around a published kernel, centred and of stride 1.
+
+        Args:
+            kernel: has the shape of the main convolution's weight.
+            channels: of the input.
+            groups: of the convolution.
+            options: the block's own.
+        """
+        sizes = tuple(kernel.shape[2:])
+        half = tuple(size // 2 for size in sizes)
+        make: Any = cls
+        return make(
+            channels, kernel.shape[0], sizes, padding=half, groups=groups, ndim=len(sizes),
+            activation=None, device="cpu", dtype=torch.double, **options,
+        )  # fmt: skip
 
     # -- what it computes -------------------------------------------------------------------------
 
@@ -60,11 +87,11 @@ class BranchedBlock(nn.Module):
 
     @property
     def deploy(self) -> bool:
-        """Whether the block is one convolution already, by its own doing or the engine's."""
+        """Whether the block is one convolution already, whoever folded it."""
         return self.main[1].partition(".")[0] not in self._modules
 
     def linear(self, x: Tensor) -> Tensor:
-        """Return the affine part in whichever form the block has."""
+        """Return the affine part, in training or deploy form."""
         return self._conv()(x) if self.deploy else self.branches(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +109,7 @@ class BranchedBlock(nn.Module):
     # -- how its branches start -------------------------------------------------------------------
 
     def last_norms(self) -> dict[str, nn.Module]:
-        """Return the norm that ends each branch, the main one's first; empty without such."""
+        """Return the norm that ends each branch, the main one's first; empty if there are none."""
         return {}
 
     def init_gamma(self, value: float) -> None:
@@ -184,15 +211,15 @@ class BranchedBlock(nn.Module):
 
     # -- building ---------------------------------------------------------------------------------
 
-    def _finish(self, deploy: bool, device: Any) -> None:
+    def _finish(self, make: Maker) -> None:
         """End construction: a block to be deployed has its branches on `meta`, folded there."""
-        if not deploy:
+        if not make.deploy:
             return
         self.eval()
         key = f"{self.spec} {self._like().dtype} {self}"  # a network has many blocks of one make
         if key not in _PLAIN:
             _PLAIN[key] = self._folded()
-        conv = copy.deepcopy(_PLAIN[key]).to_empty(device=device or torch.get_default_device())
+        conv = copy.deepcopy(_PLAIN[key]).to_empty(device=make.device or torch.get_default_device())
         cast(Any, conv).reset_parameters()
         self._become(conv)
         self.train()
@@ -235,3 +262,22 @@ class _AffinePart(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block.branches(x)
+
+
+def channels_of(state: Mapping[str, Tensor], kernel: Tensor) -> tuple[int, int]:
+    """Return a published block's input channels and groups.
+
+    Without an identity branch any groups give the same sum.
+
+    Raises:
+        ValueError: when the identity branch and the kernel do not fit together.
+    """
+    norm = state.get("rbr_identity.weight")
+    per_group = kernel.shape[1]
+    if norm is None:
+        return per_group, 1
+    if len(norm) % per_group:
+        raise ValueError(
+            f"its identity branch has {len(norm)} channels, no multiple of the kernel's {per_group}"
+        )
+    return len(norm), len(norm) // per_group

@@ -7,15 +7,17 @@ arXiv:2103.13425. Parameter names follow the authors' checkpoints.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import ClassVar, Unpack, cast
 
-import torch
 from torch import Tensor, nn
 
+from refold.algebra.geometry import Size
+from refold.blocks.arguments import BlockOptions, parse
 from refold.blocks.base import Activation, BranchedBlock
 from refold.blocks.layers import BNAndPad, Maker, avg_pool, chain
-from refold.blocks.spec import ConvSpec, Size
+from refold.blocks.spec import ConvSpec
 from refold.branches import register_block
+from refold.checkpoint.families import State, register_family
 from refold.errors import GeometryError
 
 
@@ -48,6 +50,7 @@ class DiverseBranchBlock(BranchedBlock):
             inner channels.
 
     Examples:
+        >>> import torch
         >>> block = DiverseBranchBlock(4, 8, 3, padding=1).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)
@@ -62,38 +65,25 @@ class DiverseBranchBlock(BranchedBlock):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
-        ndim: int = 2,
+        *conv: Size | str,
         internal_channels: int | None = None,
         single_init: bool = False,
         activation: Activation = None,
-        deploy: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[BlockOptions],
     ) -> None:
-        spec = ConvSpec.of(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, ndim=ndim
-        )
+        spec, make = parse(BlockOptions, conv, options)
         super().__init__(spec, activation)
-        make = Maker(device, dtype, deploy)
-        inner = internal_channels or in_channels * (2 if spec.is_depthwise else 1)
-        if inner % groups:
-            raise GeometryError(f"groups {groups} must divide internal_channels {inner}")
+        inner = internal_channels or spec.in_channels * (2 if spec.is_depthwise else 1)
+        if inner % spec.groups:
+            raise GeometryError(f"spec.groups {spec.groups} must divide internal_channels {inner}")
         self.dbb_origin = make.conv_norm(spec)
-        point = None if spec.is_depthwise else spec.smaller((1,) * ndim)
+        point = None if spec.is_depthwise else spec.smaller((1,) * spec.ndim)
         self.dbb_1x1 = None if point is None else make.conv_norm(*point)
         self.dbb_avg = _averaged(spec, make)
         self.dbb_1x1_kxk = _PointwiseFirst(spec, inner, make)
         if single_init:
             self.single_init()
-        self._finish(deploy, device)
+        self._finish(make)
 
     def branches(self, x: Tensor) -> Tensor:
         """Return the sum of the branches."""
@@ -143,3 +133,24 @@ class _PointwiseFirst(nn.Module):
         """Return the branch's value; shape as the main convolution's."""
         mixed = getattr(self, self.first)(x)
         return self.bn2(self.conv2(self.bn1(x + mixed if self.first == "idconv1" else mixed)))
+
+
+@register_family(
+    "DBB",
+    "dbb_origin.conv.weight",
+    parts="dbb_origin|dbb_1x1|dbb_avg|dbb_1x1_kxk",
+    deploy="dbb_reparam",
+    is_named=True,
+)
+def _of_state(state: State) -> nn.Module:
+    kernel, branch = state["dbb_origin.conv.weight"], "dbb_1x1_kxk."
+    first = "idconv1" if f"{branch}idconv1.weight" in state else "conv1"
+    inner, per_group = state[f"{branch}{first}.weight"].shape[:2]
+    groups, rest = divmod(inner, state[f"{branch}conv2.weight"].shape[1])
+    if rest or not groups:
+        raise ValueError(
+            f"{branch}{first}.weight gives {inner} channels and {branch}conv2.weight reads "
+            f"{state[f'{branch}conv2.weight'].shape[1]} per group, which fit no number of groups"
+        )
+    channels = per_group * groups
+    return DiverseBranchBlock.of_kernel(kernel, channels, groups, internal_channels=inner)

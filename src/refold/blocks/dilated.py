@@ -7,15 +7,15 @@ large one.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import ClassVar, Unpack, cast
 
-import torch
 from torch import Tensor, nn
 
 from refold.algebra.apply import pad
+from refold.algebra.geometry import Size
+from refold.blocks.arguments import ConvOptions, parse
 from refold.blocks.base import Activation, BranchedBlock
-from refold.blocks.layers import Maker
-from refold.blocks.spec import Amounts, ConvSpec, Size
+from refold.blocks.spec import Amounts
 from refold.branches import register_block
 from refold.errors import RefusedError
 
@@ -70,6 +70,7 @@ class DilatedReparamBlock(BranchedBlock):
         GeometryError: when a small kernel cannot be centred in the large one.
 
     Examples:
+        >>> import torch
         >>> block = DilatedReparamBlock(4, 4, 7, padding=3, groups=4).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)
@@ -84,33 +85,15 @@ class DilatedReparamBlock(BranchedBlock):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
-        ndim: int = 2,
-        padding_mode: str = "zeros",
-        transposed: bool = False,
-        output_padding: Size = 0,
+        *conv: Size | str,
         pairs: tuple[tuple[int, int], ...] | None = None,
         activation: Activation = None,
-        deploy: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[ConvOptions],
     ) -> None:
-        spec = ConvSpec.of(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-            ndim=ndim, padding_mode=padding_mode,
-            transposed=transposed, output_padding=output_padding,
-        )  # fmt: skip
+        spec, make = parse(ConvOptions, conv, options)
         super().__init__(spec, activation)
-        make = Maker(device, dtype, deploy)
         self.lk_origin = make.conv(spec)
-        self.origin_bn = make.norm(out_channels, ndim)
+        self.origin_bn = make.norm(spec.out_channels, spec.ndim)
         long = [size for size in spec.kernel_size if size > 1] or [1]
         self.crops: dict[str, Amounts] = {}
         for kernel, step in dilated_branches(min(long)) if pairs is None else pairs:
@@ -119,8 +102,8 @@ class DilatedReparamBlock(BranchedBlock):
             gaps = tuple(step * d for d in spec.dilation)
             small, self.crops[name] = spec.smaller(size, gaps)
             self.add_module(f"dil_conv_{name}", make.conv(small))
-            self.add_module(f"dil_bn_{name}", make.norm(out_channels, ndim))
-        self._finish(deploy, device)
+            self.add_module(f"dil_bn_{name}", make.norm(spec.out_channels, spec.ndim))
+        self._finish(make)
 
     def branches(self, x: Tensor) -> Tensor:
         """Return the sum of the branches."""

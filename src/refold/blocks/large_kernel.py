@@ -6,15 +6,18 @@ arXiv:2203.06717. Parameter names follow the authors' checkpoints.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from refold.algebra.geometry import Size
+from refold.blocks.arguments import ConvOptions, parse
 from refold.blocks.base import Activation, BranchedBlock
-from refold.blocks.layers import Maker
-from refold.blocks.spec import ConvSpec, Size
+from refold.blocks.layers import Maker, chain
+from refold.blocks.spec import ConvSpec
 from refold.branches import register_block
+from refold.checkpoint.families import State, register_family
 
 
 @register_block("large_kernel")
@@ -57,35 +60,17 @@ class LargeKernelBlock(BranchedBlock):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
-        ndim: int = 2,
-        padding_mode: str = "zeros",
-        transposed: bool = False,
-        output_padding: Size = 0,
+        *conv: Size | str,
         small_kernel: int = 5,
         activation: Activation = None,
-        deploy: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[ConvOptions],
     ) -> None:
-        spec = ConvSpec.of(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-            ndim=ndim, padding_mode=padding_mode,
-            transposed=transposed, output_padding=output_padding,
-        )  # fmt: skip
+        spec, make = parse(ConvOptions, conv, options)
         super().__init__(spec, activation)
-        make = Maker(device, dtype, deploy)
         self.lkb_origin = make.conv_norm(spec)
         small = tuple(min(small_kernel, size) for size in spec.kernel_size)
         self.small_conv = make.conv_norm(*spec.smaller(small))
-        self._finish(deploy, device)
+        self._finish(make)
 
     def branches(self, x: Tensor) -> Tensor:
         """Return the sum of the branches."""
@@ -94,3 +79,20 @@ class LargeKernelBlock(BranchedBlock):
     def last_norms(self) -> dict[str, nn.Module]:
         """Return the norm that ends each branch."""
         return {"lkb_origin": self.lkb_origin.bn, "small_conv": self.small_conv.bn}
+
+
+@register_family(
+    "RepLKNet",
+    "lkb_origin.conv.weight",
+    parts="lkb_origin|small_conv",
+    deploy="lkb_reparam",
+    is_named=True,
+    lone="lkb_origin.",
+)
+def _of_state(state: State) -> nn.Module:
+    kernel, small = state["lkb_origin.conv.weight"], state.get("small_conv.conv.weight")
+    outputs, inputs, *sizes = kernel.shape
+    if small is None:  # RepLKNet-XL has large kernels alone
+        spec = ConvSpec.of(inputs, outputs, sizes, ndim=len(sizes))
+        return chain(lkb_origin=Maker("cpu", torch.double).conv_norm(spec))
+    return LargeKernelBlock.of_kernel(kernel, inputs, small_kernel=max(small.shape[2:]))

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from refold.algebra.apply import pad
 from refold.algebra.norm import norm_affine
-from refold.blocks.spec import CONVS, NORMS, Amounts, ConvSpec
+from refold.blocks.spec import Amounts, ConvSpec
 from refold.errors import RefusedError
+from refold.ranked import CONVS, NORMS, POOLS
 from refold.transforms import avg_pool_to_conv
 
-_POOLS: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 SCATTER: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -64,6 +64,15 @@ class Maker:
         """Return the norm of the identity branch, or None; see `has_identity`."""
         there = has_identity(spec, wanted)
         return self.norm(spec.out_channels, spec.ndim) if there else None
+
+    def gate(
+        self, spec: ConvSpec, hidden: int, names: tuple[str, str] = ("down", "up"), passed: int = 0
+    ) -> SqueezeExcite:
+        """Return squeeze-and-excite for a convolution's output, which deploying keeps."""
+        hidden = max(hidden, 1)
+        return SqueezeExcite(
+            spec.out_channels, hidden, names, spec.ndim, passed=passed, **self.lasting
+        )
 
 
 def has_identity(spec: ConvSpec, wanted: bool | None) -> bool:
@@ -189,7 +198,7 @@ def avg_pool(channels: int, spec: ConvSpec, options: dict[str, Any]) -> nn.Modul
     rows = zip(spec.padding, spec.kernel_size, strict=True)
     fits = all(p <= k // 2 for p, k in rows) and (spec.ndim < 3 or not any(spec.padding))
     if fits and set(spec.dilation) == {1}:  # avg_pool3d does not count padding into a map's size
-        return _POOLS[spec.ndim](spec.kernel_size, spec.stride, spec.padding)
+        return POOLS[spec.ndim](spec.kernel_size, spec.stride, spec.padding)
     return WindowMean(channels, spec, **options)
 
 
@@ -236,7 +245,7 @@ class SqueezeExcite(nn.Module):
             )
 
     def _pass(self, passed: int, gates: int, ones: Tensor) -> None:
-        """Let channels pass: zeros in the place of what the gates' layer gives, and a large bias.
+        """Let channels pass: their gate is zero times the layer's output plus a large bias.
 
         So written, it is one affine map with that layer, and folds into it.
         """

@@ -6,15 +6,16 @@ Parameter names follow the authors' checkpoints.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import ClassVar, Unpack, cast
 
-import torch
 from torch import Tensor, nn
 
-from refold.blocks.base import Activation, BranchedBlock
-from refold.blocks.layers import ConvNorm, Maker, SqueezeExcite
-from refold.blocks.spec import ConvSpec, Size
+from refold.algebra.geometry import Size
+from refold.blocks.arguments import ConvOptions, parse
+from refold.blocks.base import Activation, BranchedBlock, channels_of
+from refold.blocks.layers import ConvNorm
 from refold.branches import register_block
+from refold.checkpoint.families import State, register_family
 from refold.errors import InputError
 
 
@@ -48,6 +49,7 @@ class MobileOneBlock(BranchedBlock):
         InputError: when there is no full-size branch.
 
     Examples:
+        >>> import torch
         >>> block = MobileOneBlock(4, 4, 3, padding=1, groups=4, num_conv_branches=4).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)
@@ -63,42 +65,24 @@ class MobileOneBlock(BranchedBlock):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
-        ndim: int = 2,
-        padding_mode: str = "zeros",
-        transposed: bool = False,
-        output_padding: Size = 0,
+        *conv: Size | str,
         num_conv_branches: int = 1,
         identity: bool | None = None,
         se: bool = False,
         activation: Activation = nn.ReLU,
-        deploy: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[ConvOptions],
     ) -> None:
-        spec = ConvSpec.of(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-            ndim=ndim, padding_mode=padding_mode,
-            transposed=transposed, output_padding=output_padding,
-        )  # fmt: skip
+        spec, make = parse(ConvOptions, conv, options)
         if num_conv_branches < 1:
             raise InputError(f"num_conv_branches must be at least 1, got {num_conv_branches}")
         super().__init__(spec, activation)
-        make = Maker(device, dtype, deploy)
-        names, hidden = ("reduce", "expand"), max(out_channels // 16, 1)
-        self.se = SqueezeExcite(out_channels, hidden, names, ndim, **make.lasting) if se else None
+        hidden = spec.out_channels // 16
+        self.se = make.gate(spec, hidden, ("reduce", "expand")) if se else None
         self.rbr_skip = make.identity_norm(spec, identity)
         self.rbr_conv = nn.ModuleList(make.conv_norm(spec) for _ in range(num_conv_branches))
-        point = spec.smaller((1,) * ndim) if max(spec.kernel_size) > 1 else None
+        point = spec.smaller((1,) * spec.ndim) if max(spec.kernel_size) > 1 else None
         self.rbr_scale = None if point is None else make.conv_norm(*point)
-        self._finish(deploy, device)
+        self._finish(make)
 
     def branches(self, x: Tensor) -> Tensor:
         """Return the sum of the branches."""
@@ -116,3 +100,24 @@ class MobileOneBlock(BranchedBlock):
         if self.rbr_scale is not None:
             norms["rbr_scale"] = self.rbr_scale.bn
         return norms if self.rbr_skip is None else {**norms, "rbr_skip": self.rbr_skip}
+
+
+@register_family(
+    "MobileOne",
+    "rbr_conv.0.conv.weight",
+    parts="rbr_conv|rbr_scale|rbr_skip",
+    deploy="reparam_conv",
+    lone="rbr_conv.0.",
+)
+@register_family(
+    "timm MobileOne",
+    "conv_kxk.0.conv.weight",
+    parts="conv_kxk|conv_scale|identity",
+    deploy="reparam_conv",
+    lone="conv_kxk.0.",
+)
+def _of_state(state: State) -> nn.Module:
+    kernel, identity = state["rbr_conv.0.conv.weight"], "rbr_identity.weight" in state
+    count = sum(key.startswith("rbr_conv.") and key.endswith(".conv.weight") for key in state)
+    options = {"identity": identity, "num_conv_branches": count}
+    return MobileOneBlock.of_kernel(kernel, *channels_of(state, kernel), **options)

@@ -7,15 +7,16 @@ the authors' checkpoints.
 from __future__ import annotations
 
 from math import cos, pi
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from refold.algebra.geometry import Size
+from refold.blocks.arguments import TransposedOptions, parse
 from refold.blocks.base import Activation, BranchedBlock
-from refold.blocks.layers import CONVOLVE, SCATTER, Maker
-from refold.blocks.spec import ConvSpec, Size
+from refold.blocks.layers import CONVOLVE, SCATTER
 from refold.branches import register_block
 from refold.errors import GeometryError
 from refold.graph import ScaleShift
@@ -80,40 +81,24 @@ class OREPABlock(BranchedBlock):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
-        ndim: int = 2,
-        transposed: bool = False,
-        output_padding: Size = 0,
+        *conv: Size | str,
         internal_channels: int | None = None,
         single_init: bool = False,
         activation: Activation = nn.ReLU,
-        deploy: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[TransposedOptions],
     ) -> None:
-        spec = ConvSpec.of(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-            ndim=ndim, transposed=transposed, output_padding=output_padding,
-        )  # fmt: skip
-        inner = internal_channels or in_channels * (1 if groups <= 4 else 2)
-        if inner % groups:
-            raise GeometryError(f"groups {groups} must divide internal_channels {inner}")
+        spec, make = parse(TransposedOptions, conv, options)
+        inner = internal_channels or spec.in_channels * (1 if spec.groups <= 4 else 2)
+        if inner % spec.groups:
+            raise GeometryError(f"spec.groups {spec.groups} must divide internal_channels {inner}")
         super().__init__(spec, activation)
-        make = Maker(device, dtype, deploy)
         self.rings = [side for ring in reversed(spec.centre_ring) for side in (ring, ring)]
         self._make_weights(inner, make.options)
         self._make_constants(inner, make.options)
-        self.vector = nn.Parameter(torch.empty(len(_START), out_channels, **make.options))
-        self.bn = make.norm(out_channels, ndim)
+        self.vector = nn.Parameter(torch.empty(len(_START), spec.out_channels, **make.options))
+        self.bn = make.norm(spec.out_channels, spec.ndim)
         self._start((1.0, *(0.0,) * 5) if single_init else _START)
-        self._finish(deploy, device)
+        self._finish(make)
 
     def branches(self, x: Tensor) -> Tensor:
         """Return the norm of the convolution with the summed kernel."""

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from refold.algebra.apply import pad
+from refold.algebra.geometry import Size, sizes
 from refold.blocks.layers import Maker
-from refold.blocks.spec import Amounts, ConvSpec, Size
+from refold.blocks.spec import Amounts, ConvSpec
 from refold.errors import GeometryError, RefusedError
 from refold.graph import like_of, lower
 from refold.transforms import equivalent_linear
@@ -104,10 +105,8 @@ def pair(value: Size, name: str) -> tuple[int, int]:
     Raises:
         GeometryError: when it is neither, or not positive.
     """
-    numbers = (value, value) if isinstance(value, int) else tuple(value)
-    if len(numbers) != 2 or min(numbers) < 1:
-        raise GeometryError(f"{name} must be a positive int or (height, width), got {value}")
-    return numbers
+    height, width = sizes(value, 2, name, 1)
+    return height, width
 
 
 class PartitionBlock(nn.Module):

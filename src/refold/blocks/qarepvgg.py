@@ -6,15 +6,16 @@ Parameter names follow the authors'.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import ClassVar, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
 from refold.algebra.apply import pad
+from refold.algebra.geometry import Size
+from refold.blocks.arguments import ConvOptions, parse
 from refold.blocks.base import Activation, BranchedBlock
-from refold.blocks.layers import Maker, has_identity
-from refold.blocks.spec import ConvSpec, Size
+from refold.blocks.layers import has_identity
 from refold.branches import register_block
 
 
@@ -59,37 +60,19 @@ class QARepVGGBlock(BranchedBlock):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
-        ndim: int = 2,
-        padding_mode: str = "zeros",
-        transposed: bool = False,
-        output_padding: Size = 0,
+        *conv: Size | str,
         identity: bool | None = None,
         activation: Activation = nn.ReLU,
-        deploy: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[ConvOptions],
     ) -> None:
-        spec = ConvSpec.of(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-            ndim=ndim, padding_mode=padding_mode,
-            transposed=transposed, output_padding=output_padding,
-        )  # fmt: skip
+        spec, make = parse(ConvOptions, conv, options)
         super().__init__(spec, activation)
-        make = Maker(device, dtype, deploy)
         self.rbr_dense = make.conv_norm(spec)
-        point, self.crop = spec.smaller((1,) * ndim)
+        point, self.crop = spec.smaller((1,) * spec.ndim)
         self.rbr_1x1 = make.conv(point)
         self.has_identity = has_identity(spec, identity)
-        self.bn = make.norm(out_channels, ndim)
-        self._finish(deploy, device)
+        self.bn = make.norm(spec.out_channels, spec.ndim)
+        self._finish(make)
 
     def branches(self, x: Tensor) -> Tensor:
         """Return the norm of the sum of the branches."""

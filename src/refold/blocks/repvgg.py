@@ -6,15 +6,15 @@ follow the authors' checkpoints.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
-import torch
 from torch import Tensor, nn
 
-from refold.blocks.base import Activation, BranchedBlock
-from refold.blocks.layers import Maker, SqueezeExcite
-from refold.blocks.spec import ConvSpec, Size
+from refold.algebra.geometry import Size
+from refold.blocks.arguments import ConvOptions, parse
+from refold.blocks.base import Activation, BranchedBlock, channels_of
 from refold.branches import register_block
+from refold.checkpoint.families import State, register_family
 from refold.errors import InputError
 
 
@@ -49,6 +49,7 @@ class RepVGGBlock(BranchedBlock):
         InputError: when `se` is none of the three.
 
     Examples:
+        >>> import torch
         >>> block = RepVGGBlock(4, 4, 3, padding=1).eval()
         >>> x = torch.randn(1, 4, 8, 8)
         >>> before = block(x)
@@ -64,41 +65,24 @@ class RepVGGBlock(BranchedBlock):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
-        ndim: int = 2,
-        padding_mode: str = "zeros",
-        transposed: bool = False,
-        output_padding: Size = 0,
+        *conv: Size | str,
         identity: bool | None = None,
         se: Literal["before", "after"] | None = None,
         se_channels: int | None = None,
         activation: Activation = nn.ReLU,
-        deploy: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[ConvOptions],
     ) -> None:
-        spec = ConvSpec.of(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
-            ndim=ndim, padding_mode=padding_mode,
-            transposed=transposed, output_padding=output_padding,
-        )  # fmt: skip
+        spec, make = parse(ConvOptions, conv, options)
         if se not in (None, "before", "after"):
             raise InputError(f"se must be 'before', 'after' or None, got {se!r}")
         super().__init__(spec, activation)
-        make = Maker(device, dtype, deploy)
-        self.se = _gate(spec, se == "before", se_channels or out_channels // 16, make)
-        self.post_se = _gate(spec, se == "after", se_channels or out_channels // 4, make)
+        before, after = (se_channels or spec.out_channels // share for share in (16, 4))
+        self.se = make.gate(spec, before) if se == "before" else None
+        self.post_se = make.gate(spec, after) if se == "after" else None
         self.rbr_dense = make.conv_norm(spec)
-        self.rbr_1x1 = make.conv_norm(*spec.smaller((1,) * ndim))
+        self.rbr_1x1 = make.conv_norm(*spec.smaller((1,) * spec.ndim))
         self.rbr_identity = make.identity_norm(spec, identity)
-        self._finish(deploy, device)
+        self._finish(make)
 
     def branches(self, x: Tensor) -> Tensor:
         """Return the sum of the branches."""
@@ -111,8 +95,20 @@ class RepVGGBlock(BranchedBlock):
         return norms if self.rbr_identity is None else {**norms, "rbr_identity": self.rbr_identity}
 
 
-def _gate(spec: ConvSpec, wanted: bool, hidden: int, make: Maker) -> nn.Module | None:
-    if not wanted:
-        return None
-    names = ("down", "up")
-    return SqueezeExcite(spec.out_channels, max(hidden, 1), names, spec.ndim, **make.lasting)
+@register_family(
+    "RepVGG",
+    "rbr_dense.conv.weight",
+    parts="rbr_dense|rbr_1x1|rbr_identity",
+    deploy="rbr_reparam",
+    is_named=True,
+)
+@register_family(
+    "timm RepVGG",
+    "conv_kxk.conv.weight",
+    "conv_1x1.conv.weight",
+    parts="conv_kxk|conv_1x1|identity",
+    deploy="reparam_conv",
+)
+def _of_state(state: State) -> nn.Module:
+    kernel, identity = state["rbr_dense.conv.weight"], "rbr_identity.weight" in state
+    return RepVGGBlock.of_kernel(kernel, *channels_of(state, kernel), identity=identity)

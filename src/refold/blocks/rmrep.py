@@ -6,16 +6,20 @@ Parameter names follow the authors' checkpoints.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from dataclasses import replace
+from typing import ClassVar, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
 from refold.algebra.apply import pad
+from refold.algebra.geometry import Size
+from refold.blocks.arguments import PaddedOptions, parse
 from refold.blocks.base import Activation, BranchedBlock
-from refold.blocks.layers import Maker, SqueezeExcite, has_identity
-from refold.blocks.spec import ConvSpec, Size
+from refold.blocks.layers import has_identity
+from refold.blocks.spec import ConvSpec
 from refold.branches import register_block
+from refold.checkpoint.families import State, register_family
 from refold.errors import InputError
 
 
@@ -66,42 +70,26 @@ class RMBlock(BranchedBlock):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
-        ndim: int = 2,
-        padding_mode: str = "zeros",
+        *conv: Size | str,
         reserved: int = 0,
         identity: bool | None = None,
         se: bool = False,
         activation: Activation = nn.ReLU,
-        deploy: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[PaddedOptions],
     ) -> None:
-        place = kernel_size, stride, padding, dilation, groups
-        spec = ConvSpec.of(in_channels, out_channels, *place, ndim=ndim, padding_mode=padding_mode)
+        spec, make = parse(PaddedOptions, conv, options)
         _check(spec, reserved)
         super().__init__(spec, activation)
-        make, self.reserved = Maker(device, dtype, deploy), reserved
-        own, passed = out_channels - reserved, 0 if deploy else reserved
-        branch = ConvSpec.of(in_channels, own, *place, ndim=ndim, padding_mode=padding_mode)
-        small, self.crop = branch.smaller((1,) * ndim)
-        self.se = None
-        if se:
-            hidden, names = max(out_channels // 16, 1), ("down", "up")
-            self.se = SqueezeExcite(
-                out_channels, hidden, names, ndim, passed=passed, **make.lasting
-            )
-        self.conv33, self.bn33 = make.conv(branch), make.norm(own, ndim)
-        self.conv11, self.bn11 = make.conv(small), make.norm(own, ndim)
-        self.bn00 = make.norm(own, ndim) if has_identity(spec, identity) else None
-        self._finish(deploy, device)
+        self.reserved = reserved
+        own, passed = spec.out_channels - reserved, 0 if make.deploy else reserved
+        branch = replace(spec, out_channels=own)
+        small, self.crop = branch.smaller((1,) * spec.ndim)
+        hidden = spec.out_channels // 16
+        self.se = make.gate(spec, hidden, passed=passed) if se else None
+        self.conv33, self.bn33 = make.conv(branch), make.norm(own, spec.ndim)
+        self.conv11, self.bn11 = make.conv(small), make.norm(own, spec.ndim)
+        self.bn00 = make.norm(own, spec.ndim) if has_identity(spec, identity) else None
+        self._finish(make)
 
     @property
     def deploy(self) -> bool:
@@ -142,3 +130,21 @@ def _check(spec: ConvSpec, reserved: int) -> None:
             f"{spec.in_channels} -> {spec.out_channels} channels, stride {spec.stride}, groups "
             f"{spec.groups}: give reserved=0"
         )
+
+
+@register_family(
+    "RMNet",
+    "conv33.weight",
+    "bn33.running_mean",
+    "conv11.weight",
+    parts="conv33|bn33|conv11|bn11|bn00",
+    deploy="reparam_conv",
+    hands_on=True,
+)
+def _of_state(state: State) -> nn.Module:
+    """Return the block; with an identity branch it has as many channels out as in."""
+    kernel, identity = state["conv33.weight"], "bn00.weight" in state
+    own, channels = kernel.shape[:2]
+    reserved = channels - own if identity else 0
+    whole = kernel.new_empty(own + reserved, *kernel.shape[1:])
+    return RMBlock.of_kernel(whole, channels, identity=identity, reserved=reserved)

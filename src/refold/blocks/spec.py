@@ -1,23 +1,20 @@
-"""The convolution that a block trains branches for, and where smaller kernels stand in it."""
+"""The convolution that a block trains branches for, and where smaller kernels go in it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from refold.algebra.geometry import Size, sizes
 from refold.errors import GeometryError
+from refold.ranked import CONVS, SCATTERS
 
-Size = int | Sequence[int]
 Amounts = tuple[tuple[int, int], ...]
 """Rings per spatial axis, (before, after); negative ones crop."""
 
-CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-SCATTERS: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -76,15 +73,15 @@ class ConvSpec:
             raise GeometryError(
                 f"padding_mode {padding_mode!r} must be one of {MODES} (transposed: zeros)"
             )
-        kernel = _sizes(kernel_size, ndim, "kernel_size", 1)
-        steps = _sizes(stride, ndim, "stride", 1)
-        gaps = _sizes(dilation, ndim, "dilation", 1)
+        kernel = sizes(kernel_size, ndim, "kernel_size", 1)
+        steps = sizes(stride, ndim, "stride", 1)
+        gaps = sizes(dilation, ndim, "dilation", 1)
         rings = (
             _named_padding(padding, kernel, steps, gaps)
             if isinstance(padding, str)
-            else _sizes(padding, ndim, "padding", 0)
+            else sizes(padding, ndim, "padding", 0)
         )
-        extra = _sizes(output_padding, ndim, "output_padding", 0)
+        extra = sizes(output_padding, ndim, "output_padding", 0)
         if any(extra) and not transposed:
             raise GeometryError("output_padding belongs to transposed convolutions")
         return cls(
@@ -112,7 +109,7 @@ class ConvSpec:
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether an identity can stand beside it: as many channels out as in, and stride 1."""
+        """Whether an identity branch fits: as many channels out as in, and stride 1."""
         return self.in_channels == self.out_channels and set(self.stride) == {1}
 
     @property
@@ -136,7 +133,7 @@ class ConvSpec:
         """Return the padding that a smaller kernel, centred in this one, has on each axis.
 
         Raises:
-            GeometryError: when it cannot stand in the centre.
+            GeometryError: when it cannot be centred.
         """
         gaps = dilation or self.dilation
         rows = list(zip(self.kernel_size, self.dilation, kernel, gaps, strict=True))
@@ -155,7 +152,7 @@ class ConvSpec:
         """Return the convolution with a smaller centred kernel, and how its input is cropped.
 
         Raises:
-            GeometryError: when it cannot stand in the centre, or needs a padding it cannot have.
+            GeometryError: when it cannot be centred, or would need a negative padding.
         """
         paddings = self.margins(kernel, dilation)
         if self.transposed and min(paddings) < 0:
@@ -192,15 +189,6 @@ class ConvSpec:
         return CONVS[self.ndim](*arguments, padding_mode=self.padding_mode, **options)
 
 
-def _sizes(value: Size, ndim: int, name: str, least: int) -> tuple[int, ...]:
-    numbers = (value,) * ndim if isinstance(value, int) else tuple(value)
-    if len(numbers) != ndim or any(number < least for number in numbers):
-        raise GeometryError(
-            f"{name} must be an int or {ndim} ints of at least {least} (ndim={ndim}), got {value}"
-        )
-    return numbers
-
-
 def _named_padding(
     name: str, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[int, ...]:
@@ -209,7 +197,7 @@ def _named_padding(
         return (0,) * len(kernel)
     if name != "same" or set(stride) != {1} or any(span % 2 for span in spans):
         raise GeometryError(
-            f"padding {name!r} is none of 'valid' and 'same' (which needs stride 1 and odd "
-            "kernels); give numbers"
+            f"padding must be numbers, 'valid' or 'same' (which needs stride 1 and odd kernels), "
+            f"got {name!r}"
         )
     return tuple(span // 2 for span in spans)

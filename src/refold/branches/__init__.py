@@ -1,14 +1,13 @@
-"""Branches in the place of plain convolutions, and the way back; blocks by name."""
+"""Branches in place of plain convolutions, and the way back; blocks by name."""
 
 from __future__ import annotations
 
 from refold.branches.calibration import calibrate
 from refold.branches.collapsing import collapse
-from refold.branches.expanding import Expansion, expand, expand_plan
+from refold.branches.expanding import expand, expand_plan
 from refold.branches.registry import block_factory, list_blocks, register_block
 
 __all__ = [
-    "Expansion",
     "block_factory",
     "calibrate",
     "collapse",

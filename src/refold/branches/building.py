@@ -1,4 +1,4 @@
-"""From what the caller names a block by to one block for one convolution."""
+"""From the caller's name for a block to one block for one convolution."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Adopting(Protocol):
     """A block that can take a trained convolution and norm as its main branch."""
 
     def adopt(self, conv: nn.Module, norm: nn.Module | None, *, preserve: bool = True) -> None:
-        """Take them in; with `preserve` compute what they computed."""
+        """Adopt both; with `preserve`, compute what they computed."""
         ...
 
 
@@ -35,7 +35,7 @@ def builder(block: Block) -> Builder:
     """Return what makes the block for a convolution.
 
     Raises:
-        InputError: when `block` is no registered name and cannot be called.
+        InputError: when `block` is neither a registered name nor callable.
     """
     if isinstance(block, str):
         return partial(construct, block_factory(block))
@@ -96,7 +96,7 @@ def example_for(conv: nn.Module, like: Tensor) -> Tensor:
 
 
 def folded(block: nn.Module, example: Tensor) -> Conv:
-    """Return the one convolution that a module is; a bare layer is one, too.
+    """Return the single convolution that a module equals; a bare layer equals itself.
 
     Raises:
         NotAffineError: when it is not affine.
@@ -113,7 +113,7 @@ def must_compute(block: nn.Module, conv: nn.Module, path: str) -> None:
     """Check that a block computes what a convolution does.
 
     Raises:
-        RefusedError: when it does not, or when nobody can tell.
+        RefusedError: when it does not, or cannot be checked.
 
     Examples:
         >>> must_compute(  # doctest: +ELLIPSIS

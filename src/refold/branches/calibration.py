@@ -1,4 +1,4 @@
-"""Give norms the statistics of the data, and leave what they compute in eval mode as it is."""
+"""Re-estimate the statistics of norms, without changing what they compute in eval mode."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from refold.algebra.norm import norm_affine
 from refold.errors import InputError
+from refold.inputs import required
 
 Pair = tuple[nn.Module, nn.Module]
 
@@ -24,7 +25,7 @@ def calibrate(model: nn.Module, pairs: list[Pair], inputs: Iterable[Any]) -> Non
     Args:
         model: what to run, in eval mode; its modes are restored.
         pairs: convolutions, and the norm that reads each.
-        inputs: each a tensor or a tuple of tensors.
+        inputs: batches, each in any form of `example_inputs`.
 
     Raises:
         InputError: when there is no input.
@@ -83,13 +84,13 @@ def _run(model: nn.Module, inputs: Iterable[Any]) -> None:
     try:
         with torch.no_grad():
             for item in inputs:
-                call(*(item if isinstance(item, tuple | list) else (item,)))
+                call(*required(model, item))
                 count += 1
     finally:
         for part, mode in modes.items():
             part.training = mode
     if not count:
-        raise InputError("calibration has no inputs; give an iterable of tensors or tuples")
+        raise InputError("calibration has no inputs: give an iterable of batches")
 
 
 def _restate(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:

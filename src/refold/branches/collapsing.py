@@ -1,4 +1,4 @@
-"""Undo `expand`: every block becomes the convolution and norm it came from."""
+"""Undo `expand`: every block becomes the convolution and norm that it replaced."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def collapse(
 
     Each block becomes one convolution, divided by its norm's scale, and that norm again at its own
     name. The norm keeps its running statistics, which are then not those of the new convolution:
-    nothing in eval mode, but training that goes on starts from them. `calibration` measures them
-    anew, and changes the norm's scale and shift with them so that eval mode computes the same.
+    nothing in eval mode, but further training starts from them. `calibration` re-estimates them,
+    and adapts the norm's scale and shift so that eval mode computes the same.
 
     Args:
         model: what `expand` returned, trained or loaded since; it is not changed.
@@ -58,7 +58,7 @@ def collapse(
     own_tensors(target, source)
     blocks = [(path, part) for path, part in target.named_modules() if origin_of(part) is not None]
     if not blocks:
-        raise RefusedError("the model has no block that expand put there; nothing to collapse")
+        raise RefusedError("the model has no block made by expand: there is nothing to collapse")
     pairs: list[tuple[nn.Module, nn.Module]] = []
     for path, block in blocks:
         try:
@@ -156,4 +156,4 @@ def _must_match(whole: Conv, origin: Origin) -> None:
     )
     same = (whole.groups, whole.transposed) == (conv.groups, conv.transposed)
     if whole.axes != axes or not same or whole.mode != conv.padding_mode:
-        raise RefusedError(f"it is no longer a convolution of the shape of {conv}")
+        raise RefusedError(f"it no longer has the shape of {conv}")

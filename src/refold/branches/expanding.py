@@ -1,44 +1,28 @@
-"""The way back: train-time branches in the place of the convolutions of any network."""
+"""Expand: train-time branches in place of the convolutions of any network."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from refold.account import Account
 from refold.branches.building import Adopting, Block, Builder, builder, must_compute
 from refold.branches.origin import origin_of, place, plain_norm, remember, tail_of
 from refold.branches.registry import block_factory, list_blocks
 from refold.branches.sites import Site, find_sites
 from refold.errors import GeometryError, InputError, RefusedError
-from refold.graph import like_of, own_tensors, skeleton, unwrap
+from refold.graph import Fold, Kept, like_of, own_tensors, skeleton, unwrap
+from refold.workload import measure
 
 Where = Callable[[str, nn.Module], bool] | str | Sequence[str] | None
 """Which convolutions: a function of name and module, or patterns such as `"layer1.*"`."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Expansion:
-    """What `expand` does to a network.
-
-    Args:
-        replaced: names of the convolutions that become blocks.
-        kept: each other convolution's name, with the reason.
-    """
-
-    replaced: tuple[str, ...] = ()
-    kept: dict[str, str] = field(default_factory=dict[str, str])
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.replaced)} convolutions become blocks, {len(self.kept)} stay"]
-        return "\n".join([*lines, *(f"  {name}: {reason}" for name, reason in self.kept.items())])
 
 
 def expand(
@@ -49,7 +33,7 @@ def expand(
     The block stands at the convolution's name and holds both; at the norm's name stays an Identity,
     or the activation that a fused norm had inside. Stride, padding, dilation, groups, dtype, device
     and mode are kept. Convolutions that are shared, hooked, parametrized or called twice are left
-    alone, as is each that the block does not suit: `expand_plan` and this module's log say why.
+    alone, as are those that the block does not suit: `expand_plan` and this module's log say why.
 
     Args:
         model: any module, in eval or training mode; it is not changed.
@@ -61,7 +45,7 @@ def expand(
             the branches as the block does.
 
     Raises:
-        RefusedError: when the model is expanded already, or a block without `adopt` does not
+        RefusedError: when the model is already expanded, or a block without `adopt` does not
             compute what its convolution did.
         InputError: when `block` is unknown, or a pattern matches no convolution.
 
@@ -84,15 +68,15 @@ def expand(
     Source: DBB, arXiv:2103.13425, section 4.4, for starting at the main branch alone.
     """
     wide, done = _expanded(model, block, where, preserve)
-    for name, reason in done.kept.items():
-        _log.info("%s stays: %s", name, reason)
-    if not done.replaced:
+    for item in done.kept:
+        _log.info("%s stays: %s", item.where, item.reason)
+    if not done.steps:
         _log.warning("no convolution became a block; expand_plan(model, block) says why")
     return wide
 
 
-def expand_plan(model: nn.Module, block: Block = "dbb", *, where: Where = None) -> Expansion:
-    """Return which convolutions `expand` replaces and why the others stay.
+def expand_plan(model: nn.Module, block: Block = "dbb", *, where: Where = None) -> Account:
+    """Return which convolutions `expand` replaces, and why the others stay.
 
     Args:
         model: any module.
@@ -100,22 +84,21 @@ def expand_plan(model: nn.Module, block: Block = "dbb", *, where: Where = None) 
         where: as in `expand`.
 
     Raises:
-        RefusedError: when the model is expanded already.
+        RefusedError: when the model is already expanded.
         InputError: when `block` is unknown, or a pattern matches no convolution.
 
     Examples:
         >>> from refold import blocks
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU())
-        >>> print(expand_plan(net, "acb"))
-        0 convolutions become blocks, 1 stay
-          0: it has neither a norm nor a bias, which the norms of the branches need
+        >>> print(expand_plan(net, "acb").kept[0].reason)
+        it has neither a norm nor a bias, which the norms of the branches need
     """
     return _expanded(model, block, where, preserve=False)[1]
 
 
 def _expanded(
     model: nn.Module, block: Block, where: Where, preserve: bool
-) -> tuple[nn.Module, Expansion]:
+) -> tuple[nn.Module, Account]:
     if not isinstance(cast(object, model), nn.Module):
         raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}")
     build, source = builder(block), unwrap(model)
@@ -125,7 +108,7 @@ def _expanded(
     sites, kept = find_sites(target)
     inside = dict(_inside_blocks(target))
     kept.update((site.conv, inside[site.conv]) for site in sites if site.conv in inside)
-    replaced: list[str] = []
+    steps: list[Fold] = []
     wanted = _selector(where, {*(site.conv for site in sites), *kept})
     for site in sites:
         if site.conv in kept:
@@ -133,30 +116,36 @@ def _expanded(
         if not wanted(site.conv, target.get_submodule(site.conv)):
             kept[site.conv] = "`where` leaves it out"
             continue
-        reason = _put(target, site, build, preserve)
-        if reason is None:
-            replaced.append(site.conv)
-        else:
-            kept[site.conv] = reason
-    return target, Expansion(tuple(replaced), kept)
+        try:
+            steps.append(_put(target, site, build, preserve))
+        except _StaysError as reason:
+            kept[site.conv] = str(reason)
+    return target, Account(
+        model=target,
+        steps=tuple(steps),
+        kept=tuple(Kept(name, reason) for name, reason in kept.items()),
+        cost_before=measure(source),
+        cost_after=measure(target),
+        done="expanded",
+    )
 
 
 def _must_be_plain(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if origin_of(module) is not None:
             raise RefusedError(
-                f"the model is expanded already: {path} is a {type(module).__name__}; "
+                f"the model is already expanded: {path} is a {type(module).__name__}; "
                 "call collapse first"
             )
 
 
 def _inside_blocks(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield what lies inside blocks of the model's own, which have branches already."""
+    """Yield the modules inside the model's own blocks, which already have branches."""
     kinds = tuple(kind for kind in map(block_factory, list_blocks()) if isinstance(kind, type))
     for path, module in model.named_modules():
         if isinstance(module, kinds):
             for below, _ in module.named_modules(prefix=path):
-                yield below, f"it belongs to a {type(module).__name__}, which has branches already"
+                yield below, f"it is part of a {type(module).__name__}, which already has branches"
 
 
 def _selector(where: Where, names: set[str]) -> Callable[[str, nn.Module], bool]:
@@ -168,33 +157,43 @@ def _selector(where: Where, names: set[str]) -> Callable[[str, nn.Module], bool]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(
-                f"where: {pattern!r} matches no convolution; their names are such as "
+                f"where: {pattern!r} matches no convolution; there are "
                 f"{', '.join(sorted(names)[:3])}"
             )
     return lambda name, conv: any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _put(target: nn.Module, site: Site, build: Builder, preserve: bool) -> str | None:
-    """Replace one convolution; return why it stays, if it does."""
+class _StaysError(Exception):
+    """Why a convolution does not become a block."""
+
+
+def _put(target: nn.Module, site: Site, build: Builder, preserve: bool) -> Fold:
+    """Replace one convolution.
+
+    Raises:
+        _StaysError: when it has to stay.
+    """
     conv = target.get_submodule(site.conv)
     norm = None if site.norm is None else target.get_submodule(site.norm)
     adopted = None
     try:
         made = _made(build, conv)
         if made is conv:
-            return "the callable returned it unchanged"
+            raise _StaysError("the callable returned it unchanged")
         if isinstance(made, Adopting):
             adopted = None if norm is None else plain_norm(norm)
             made.adopt(conv, adopted, preserve=preserve)
     except (GeometryError, RefusedError) as reason:
-        return str(reason)
+        raise _StaysError(str(reason)) from reason
     if not isinstance(made, Adopting) and preserve:
         must_compute(made, conv, site.conv)
     remember(made, conv, norm if adopted is not None else None, site)
+    before = measure(conv).parameters + (0 if adopted is None else measure(adopted).parameters)
     place(target, site.conv, made)
     if norm is not None and adopted is not None:
         place(target, cast(str, site.norm), tail_of(norm, site.tail))
-    return None
+    detail = f"becomes {type(made).__name__}"
+    return Fold(site.conv, "expand", detail, before, measure(made).parameters)
 
 
 def _made(build: Builder, conv: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""One folded convolution as the convolution and norm it once was."""
+"""Split one folded convolution into the convolution and norm that it came from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Norm:
 
     @classmethod
     def of(cls, norm: nn.Module | None, eps: float, channels: int, like: Tensor) -> Norm:
-        """Return a norm's numbers; those of a fresh one where there is none any more."""
+        """Return a norm's numbers; those of a fresh one when it is gone."""
         ones = torch.ones(channels, dtype=torch.float64, device=like.device)
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
             return cls(ones * (1 + eps) ** 0.5, ones * 0, ones * 0, ones, eps)

@@ -1,4 +1,4 @@
-"""What an expanded network remembers of the one it came from.
+"""What an expanded network remembers of its original.
 
 The memory lies on each block as a plain attribute without tensors, so copies, pickles and loaded
 state dicts keep it; the norm's place is remembered relative to the block, so parts of a network
@@ -56,7 +56,7 @@ class Origin:
 
 
 def origin_of(module: nn.Module) -> Origin | None:
-    """Return what a block stands for, or None for any other module.
+    """Return the origin of a block, or None for any other module.
 
     Examples:
         >>> origin_of(nn.ReLU()) is None
@@ -66,7 +66,7 @@ def origin_of(module: nn.Module) -> Origin | None:
 
 
 def remember(block: nn.Module, conv: nn.Module, norm: nn.Module | None, site: Site) -> None:
-    """Let a block remember its convolution, and the norm that it took in."""
+    """Store on a block its convolution, and the norm that it adopted."""
     up, down = _way(site.conv, site.norm)
     block.__dict__[_ATTRIBUTE] = Origin(
         conv=hollow(conv),

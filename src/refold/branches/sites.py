@@ -177,7 +177,7 @@ def _tail(frame: Frame, norm: fx.Node) -> tuple[str, ...]:
         if node.op == "call_module":
             calls[node.args[0]] = (cast(str, node.target), node)
         elif node is not norm and node.op != "get_attr":
-            raise _UnfitError(f"{frame.path} does more than to normalise and call its children")
+            raise _UnfitError(f"{frame.path} does more than normalise and call its children")
     for child in frame.children:
         calls[child.args[0] if child.args else None] = (child.path, child.output)
     value: Any = norm
@@ -186,5 +186,5 @@ def _tail(frame: Frame, norm: fx.Node) -> tuple[str, ...]:
         path, value = calls.pop(value)
         tail.append(path.removeprefix(f"{frame.path}."))
     if value is not frame.output or calls or set(tail) != set(frame.module._modules):
-        raise _UnfitError(f"{frame.path} does more than to normalise and call its children")
+        raise _UnfitError(f"{frame.path} does more than normalise and call its children")
     return tuple(tail)

@@ -76,7 +76,7 @@ def to_deploy(state: Mapping[str, Tensor], eps: float = DEFAULT_EPS) -> Deployed
     found = layouts(plain)
     if not found:
         raise CheckpointError(
-            f"the keys tell no known layout of branches ({some(list(plain))}); give the network: "
+            f"the keys match no known layout of branches ({some(list(plain))}); give the network: "
             "refold.load_checkpoint(model, file), then refold.reparameterize(model)"
         )
     kept = without_auxiliary(plain)

@@ -22,10 +22,10 @@ _RATIO, _ALWAYS_FINE = 100, 2**30
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (
         b"version https://git-lfs",
-        "is a Git LFS pointer in the place of the weights: run git lfs pull",
+        "is a Git LFS pointer instead of the weights: run git lfs pull",
     ),
-    (b"<!doctype html", "is a web page in the place of the weights: download the file itself"),
-    (b"<html", "is a web page in the place of the weights: download the file itself"),
+    (b"<!doctype html", "is a web page instead of the weights: download the file itself"),
+    (b"<html", "is a web page instead of the weights: download the file itself"),
     (b"<?xml", "is an XML file, such as OpenVINO's graphs: give a file of weights"),
     (b"{", "is JSON text, such as the index of several files: give a file of weights"),
     (b"\x1f\x8b", "is compressed (gzip): unpack it first"),

@@ -31,7 +31,7 @@ def some(keys: list[str]) -> str:
 
 
 def fault(tensor: Tensor) -> str | None:
-    """Return what makes a tensor no plain array of numbers, and what to do."""
+    """Return why a tensor is not a plain array of numbers, and what to do about it."""
     if tensor.is_meta:
         return "a shape without values (meta); save a model whose weights are in memory"
     if tensor.is_quantized:
@@ -73,10 +73,10 @@ def span(state: Mapping[str, Tensor]) -> int:
 
 
 def misfit(tensor: Tensor, target: Tensor) -> str | None:
-    """Return why a tensor may not be cast to the type of another, which it stands for.
+    """Return why a tensor may not be cast to the type of the tensor it replaces.
 
-    A float of any width becomes any other, rounded; all else must keep every value: integers and
-    truth values stand for each other where they are equal, and for no float.
+    Floats convert to floats of any width, with rounding. Everything else must keep its value:
+    integers and booleans convert to each other where they are equal, and never to floats.
     """
     if target.is_floating_point():
         loses = not tensor.is_floating_point()

@@ -12,12 +12,6 @@ from torch import Tensor
 from refold.checkpoint.families import FAMILIES, PAIR, PAIRED, Family
 from refold.checkpoint.names import is_folded_in_place, is_repmlpnet, is_timm_net
 
-_DEPLOYED = {
-    "rbr_reparam": "RepVGG",
-    "fused_conv": "ACNet",
-    "dbb_reparam": "DBB",
-    "lkb_reparam": "RepLKNet",
-}
 _ENGINE = re.compile(r"(^|\.)reparam_conv(_\d+)?\.weight$")
 _STATISTIC = re.compile(r"(^|\.)running[12]\.(running_mean|running_var|num_batches_tracked)$")
 _PLUS = re.compile(r"stage\w+_aux\.|stage\d(_\w+)?\.blocks\.|.*\.post_se\.")
@@ -116,7 +110,7 @@ def layouts(state: Mapping[str, Tensor]) -> list[str]:
     """
     found = [f.label for f in FAMILIES if f.deployed(state) or _blocks(f, state)]
     names = {part for key in state for part in key.split(".")}
-    found += [label for name, label in _DEPLOYED.items() if name in names]
+    found += [f.label for f in FAMILIES if f.is_named and f.deploy in names]
     found += ["RMNet"] if any(map(is_statistic, state)) else []
     kernels = [tensor for key, tensor in state.items() if _ENGINE.search(key)]
     if kernels and not found:

@@ -181,7 +181,7 @@ def load_in_order(model: nn.Module, state: Mapping[str, Tensor]) -> int:
     if len(own) != len(state):
         raise CheckpointError(
             f"the model has {len(own)} tensors and the checkpoint {len(state)}: they cannot be "
-            "matched in order; load a checkpoint of this very architecture"
+            "matched in order; load a checkpoint of exactly this architecture"
         )
     for (name, target), (other, tensor) in zip(own.items(), state.items(), strict=True):
         roles = name.rpartition(".")[2], other.rpartition(".")[2]

@@ -73,7 +73,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Do as `read_state_dict`, and say what was done to values that are no plain numbers.
+    """Do as `read_state_dict`, and say how values that are not plain numbers were converted.
 
     Raises:
         CheckpointError: as there.

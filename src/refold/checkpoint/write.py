@@ -45,7 +45,7 @@ def as_plain(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         path: where to, for the message.
 
     Raises:
-        InputError: when an entry is no tensor, or no plain array of numbers.
+        InputError: when an entry is not a tensor, or not a plain array of numbers.
     """
     for name, value in state.items():
         what = fault(value) if isinstance(value, Tensor) else f"a {type(value).__name__}"

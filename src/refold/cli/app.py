@@ -17,11 +17,10 @@ from refold.cli.bench import bench
 from refold.cli.console import complain, remark_block, say
 from refold.cli.convert import convert
 from refold.cli.demo import demo
-from refold.cli.entry import INTERRUPTED
 from refold.cli.expand import collapse, expand
 from refold.cli.guest import describe, place_of
 from refold.cli.inspect import inspect
-from refold.cli.interrupts import Interrupts
+from refold.cli.interrupts import INTERRUPTED, Interrupts
 from refold.cli.models import models
 from refold.cli.prune import prune
 from refold.cli.residuals import remove_residuals
@@ -41,7 +40,7 @@ app = typer.Typer(
     name="refold",
     help="Fold the plain, fast, equal network out of a trained CNN. "
     "Every fold is exact for every input, or it is refused with a reason.",
-    epilog="MODEL is a name of ours, timm:NAME, torchvision:NAME, path/to/file.py:factory or an "
+    epilog="MODEL is one of our names, timm:NAME, torchvision:NAME, path/to/file.py:factory or an "
     "exported .pt2. "
     "--debug anywhere, or REFOLD_DEBUG=1, shows the traceback of an error. "
     "Example: refold convert timm:repvgg_a0 -o repvgg_a0.onnx",
@@ -66,7 +65,7 @@ EXAMPLES = {
 
 
 def _apart(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a command so that only results reach standard output, and no network ends the process."""
+    """Let only results reach standard output, and no network exit the process."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -75,7 +74,7 @@ def _apart(command: Callable[..., Any]) -> Callable[..., Any]:
                 return command(*args, **kwargs)
             except (Exception, KeyboardInterrupt):
                 raise
-            except BaseException as error:  # a forward that exits: no code of ours does
+            except BaseException as error:  # a forward that calls exit: our own code never does
                 what = f"the network failed{place_of(error)}: {describe(error)}"
                 raise InputError(what) from error
 
@@ -105,14 +104,14 @@ def _root(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code, never a traceback unless asked for.
+    """Run the command line and return its exit code; show a traceback only if asked.
 
     Args:
         argv: the words after `refold`; those of this process by default.
 
     Returns:
-        0, or 1 if a check failed, 2 on bad input, 70 on a defect of ours, 74 if the output is full,
-        128 and the signal's number if one came: 130 for Ctrl-C, 141 for a reader that left early.
+        0, or 1 if a check failed, 2 on bad input, 70 on a bug in refold, 74 if the output is full,
+        128 plus the number of a signal: 130 for Ctrl-C, 141 for a closed pipe.
     """
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     debug = "--debug" in words or bool(os.environ.get("REFOLD_DEBUG"))
@@ -131,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 remark_block("".join(traceback.format_exception(error)))
             # A library may have turned Ctrl-C into an error of its own, such as a failed import.
             code = INTERRUPTED if interrupts.received else _explain(error)
-    if argv is None:  # the process ends: what a network's file left to do at exit is no result
+    if argv is None:  # the process ends: what a user's file prints at exit is not a result
         sys.stdout = sys.stderr
     return (interrupts.exit_code or code) if code else 0
 
@@ -143,7 +142,7 @@ def _run(words: list[str]) -> int:
 
 
 def _explain(error: BaseException) -> int:
-    """Print the one line that an error deserves and return its exit code."""
+    """Print an error as one line and return its exit code."""
     if isinstance(error, typer.Abort) and error.__cause__:  # what typer makes of an EOFError
         error = error.__cause__
     if isinstance(error, OutputLost):
@@ -165,5 +164,5 @@ def _explain(error: BaseException) -> int:
         complain(f"the network failed{place}: {describe(error)}")
         return BAD_INPUT
     what = f"{type(error).__name__}: {str(error)[:500]}"
-    complain(f"this is a defect of refold, please report it with the output of --debug: {what}")
+    complain(f"this is a bug in refold; please report it with the output of --debug: {what}")
     return DEFECT

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refold.cli.console import first_line
 from refold.cli.names import suggest
 from refold.cli.source import build
 from refold.cli.subject import Subject
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".onnx", ".xml", ".pt2", ".safetensors")
 RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
-OWN_LOSS = 4.0  # a network that loses precision by itself may lose this many times as much
 
 
 @dataclass(frozen=True)
@@ -34,19 +32,19 @@ class Verdict:
     detail: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON; an error that is no number becomes None."""
+        """Return plain data for JSON; a NaN or infinite error becomes None."""
         return asdict(self) | {"error": self.error if math.isfinite(self.error) else None}
 
 
 def check_artefact(path: Path) -> None:
-    """Refuse a file that is missing or of a kind that cannot be run.
+    """Refuse a file that is missing or cannot be run.
 
     Raises:
         InputError: if so.
     """
     if _kind(path) not in SUFFIXES:
         raise InputError(
-            f"{path} is of no kind that can be verified: give one of {' '.join(SUFFIXES)}"
+            f"{path} cannot be verified: give a file with one of the suffixes {' '.join(SUFFIXES)}"
             f"{suggest(_kind(path), SUFFIXES)}"
         )
     if not is_file(path):
@@ -84,37 +82,18 @@ def _deploy_form(subject: Subject, path: Path, *, allow_growth: bool) -> nn.Modu
 
 
 def _judge_in_runtime(subject: Subject, path: Path) -> Verdict:
-    import torch
+    from refold.equivalence import runtime_rounding
 
-    from refold.equivalence import (
-        cast_floats,
-        copy_model,
-        native_bound,
-        native_dtype,
-        run,
-        run_wide,
-        tensor_leaves,
-        trial_inputs,
-        widen,
-    )
-
-    model, call, runtime = subject.model, _open(path), RUNTIMES[_kind(path)]
-    dtype = native_dtype(model) or torch.float32
-    wide = copy_model(model, widen)
-    trials = [
-        tuple(cast_floats(tensor, dtype) for tensor in inputs)
-        for _, inputs in list(trial_inputs(subject.example_inputs))[:2]
-    ]
-    expected = [tensor_leaves(run_wide(wide, inputs)) for inputs in trials]
-    own = _error(expected, [tensor_leaves(run(model, inputs)) for inputs in trials])
-    bound = max(native_bound(model), OWN_LOSS * own)
-    try:
-        error = _error(expected, [call(inputs) for inputs in trials])
-    except Exception as problem:  # a file of another network refuses these inputs, or answers oddly
-        return Verdict(False, math.inf, bound, f"not equal: {first_line(problem)}")
-    verdict = "equal" if error <= bound else "not equal"
-    detail = f"{verdict}: largest error {error:.1e} in {runtime}, {own:.1e} in torch itself"
-    return Verdict(error <= bound, error, bound, f"{detail} (bound {bound:.1e})")
+    found = runtime_rounding(subject.model, _open(path), subject.example_inputs)
+    error, bound = found.error or 0.0, found.bound
+    if found.note:
+        return Verdict(False, error, bound, f"not equal: {found.note}")
+    verdict = "equal" if found.is_within else "not equal"
+    return Verdict(
+        found.is_within, error, bound,
+        f"{verdict}: largest error {error:.1e} in {RUNTIMES[_kind(path)]}, "
+        f"{found.reference_error:.1e} in torch itself (bound {bound:.1e})",
+    )  # fmt: skip
 
 
 def _open(path: Path) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
@@ -128,12 +107,5 @@ def _open(path: Path) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
         raise
     except Exception as error:
         raise InputError(
-            f"{path} is no file that {RUNTIMES[_kind(path)]} can open: write it with refold convert"
+            f"{path} cannot be opened by {RUNTIMES[_kind(path)]}: write it with refold convert"
         ) from error
-
-
-def _error(expected: list[list[Tensor]], got: list[list[Tensor]]) -> float:
-    from refold.equivalence import compare, relative_errors
-
-    gaps = [compare(wanted, result) for wanted, result in zip(expected, got, strict=True)]
-    return max(error for error, _ in relative_errors(gaps))

@@ -33,8 +33,7 @@ def bench(
     """Time a network before and after folding, in turn."""
     import refold
 
-    sizes = tuple(input_size or ())
-    subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
+    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
     with step("fold"):
         folded = refold.reparameterize(
             subject.model, subject.example_inputs, allow_growth=allow_growth

@@ -55,7 +55,7 @@ def say(*lines: str) -> None:
 
 
 def say_block(text: str) -> None:
-    """Print a block of result whose lines stand already, as `str()` of a plan has them."""
+    """Print a block of result that already has its lines, such as `str()` of a plan."""
     say(*text.split("\n"))
 
 
@@ -65,26 +65,13 @@ def note(text: str) -> None:
 
 
 def remark_block(text: str) -> None:
-    """Print a block of remarks whose lines stand already, such as a traceback."""
+    """Print a block of remarks that already has its lines, such as a traceback."""
     err().print(Text("\n").join(map(line, text.rstrip("\n").split("\n"))))
 
 
 def complain(text: str) -> None:
     """Print the one line of an error: whatever newlines it holds become spaces."""
     err().print(line(f"refold: {' '.join(text.split())}", "red"))
-
-
-def first_line(error: BaseException) -> str:
-    r"""Return the first line of somebody else's error, else its kind: enough for one of ours.
-
-    >>> first_line(ValueError("no such size\nmore"))
-    'no such size'
-    """
-    try:
-        lines = str(error).strip().splitlines()
-    except Exception:  # somebody else's code, too
-        lines = []
-    return (lines or [type(error).__name__])[0][:300]
 
 
 def print_json(record: object) -> None:
@@ -118,7 +105,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def count(number: float | None) -> str:
-    """Shorten a count to three digits, as `3.42 M`; a count that nobody made is a dash.
+    """Shorten a count to three digits, as `3.42 M`; an unknown count is a dash.
 
     >>> count(3_420_000), count(512), count(999_999), count(None)
     ('3.42 M', '512', '1 M', '-')

@@ -13,7 +13,7 @@ from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import check_destination
 from refold.cli.proof import prove, say_proof
 from refold.cli.subject import prepare
-from refold.cli.summary import record, refusal_lines, size_of, size_rows
+from refold.cli.summary import kept_lines, record, size_of, size_rows
 from refold.cli.weights import convert_weights, is_weights
 from refold.errors import InputError
 
@@ -24,7 +24,7 @@ NormEps = Annotated[
         "--norm-eps",
         metavar="EPS",
         min=0.0,
-        help="For weights alone: eps of the norms, which no such file holds. Default: 1e-05.",
+        help="For weights alone: eps of the norms, which the file does not store. Default: 1e-05.",
     ),
 ]
 
@@ -48,15 +48,16 @@ def convert(
     """
     import refold
 
-    sizes = tuple(input_size or ())
     if is_weights(model):
-        given = bool(checkpoint or sizes)
+        given = bool(checkpoint or input_size)
         convert_weights(Path(model), output, given=given, eps=norm_eps, as_json=as_json)
         return
     if norm_eps is not None:
-        raise InputError("--norm-eps is for weights alone: a network knows the eps of its norms")
+        raise InputError(
+            "--norm-eps is only for weights alone: a network already states the eps of its norms"
+        )
     place = check_destination(output)
-    subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
+    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
     with step("fold"):
         plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
         folded = plan.apply()
@@ -68,9 +69,9 @@ def convert(
     before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)
     if as_json:
         outcome = {"output": str(output), "proof": proof.to_dict()}
-        print_json(outcome | record(before, after, plan.refusals))
+        print_json(outcome | record(plan, before, after))
         return
     table(f"{model} -> {output}", ["", "before", "after"], size_rows(before, after))
-    say(f"folds: {len(plan.steps)}", *refusal_lines(plan.refusals))
+    say(f"folds: {len(plan.steps)}", *kept_lines(plan.kept))
     say_proof(proof)
     note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")

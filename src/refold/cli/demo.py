@@ -28,7 +28,7 @@ Output = Annotated[
 
 @dataclass(frozen=True)
 class Findings:
-    """What the demo found out about one network."""
+    """What the demo measured on one network."""
 
     name: str
     before: Size
@@ -37,7 +37,7 @@ class Findings:
     timings: BenchmarkTable
 
     def cells(self) -> dict[str, str]:
-        """Return what the table says of the network, by row."""
+        """Return the network's cells of the table, by row."""
         before, after = self.before, self.after
         cells = {
             "conv and linear": f"{before.layers} -> {after.layers}",

@@ -68,5 +68,5 @@ def _weights_file() -> Path:
         )
     files = sorted(Path(spec.origin).parent.glob("models/*.pth"))
     if not files:
-        raise InputError(f"{Path(spec.origin).parent} holds no weights: install the package anew")
+        raise InputError(f"{Path(spec.origin).parent} holds no weights: reinstall the package")
     return files[0]

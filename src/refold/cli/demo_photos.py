@@ -1,4 +1,4 @@
-"""The demo's photographs, how a network is fed them, and what it says of them."""
+"""The demo's photographs, their preparation, and the labels that a network gives them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's story: handwritten digits in, a plain network out, and it answers just the same."""
+"""The demo's story: train on handwritten digits, deploy a plain network, get the same answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from refold.training import Trained
 
-EPOCHS = 8  # half a minute or so on two cores, and well above 95 %
+EPOCHS = 8  # about half a minute on two cores, and well above 95 %
 BATCH = 64  # images at a time when timing
 RUNTIMES = {"eager": "PyTorch", "onnxruntime": "ONNX Runtime"}
 ROUNDS = 15  # of interleaved timing: enough for a median, and the demo ends within minutes
@@ -58,7 +58,7 @@ def tell_story(folder: Path, seed: int, *, epochs: int = EPOCHS, rounds: int = R
 
 @contextmanager
 def _one_thread() -> Generator[None]:
-    """Compute on one thread: so small a network only loses by sharing its work."""
+    """Compute on one thread: so small a network is slower on several."""
     import torch
 
     before = torch.get_num_threads()

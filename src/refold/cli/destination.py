@@ -1,4 +1,4 @@
-"""Look at where the result should go before minutes of work go into it."""
+"""Check that the result can be written before minutes of work go into it."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ def whole(path: Path) -> Path:
         return path.absolute()
     except OSError as error:
         raise InputError(
-            f"there is no current folder any more to find {path} in: go to another one first"
+            f"the current folder no longer exists, so {path} cannot be found: change folder first"
         ) from error

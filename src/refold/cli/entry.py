@@ -1,4 +1,4 @@
-"""What must stand before anything else is imported, when this process is the command line.
+"""What must be set up before anything else is imported, when this process is the command line.
 
 `refold/__init__.py` imports this file first. It imports nothing that takes time, and does nothing
 where refold is a library.
@@ -7,6 +7,7 @@ where refold is a library.
   to clean up yet. `refold.cli.interrupts` takes over from there.
 - A standard stream that the caller closed is `/dev/null`: otherwise the next file that anyone opens
   would get its number, and with it whatever is printed.
+- Help is printed at once, before torch is imported.
 - Standard output holds results alone, on a descriptor of its own. Number 1 is standard error from
   here on, so whatever a network or a library prints, in Python or in C, cannot end up among them.
 """
@@ -20,7 +21,7 @@ from pathlib import PurePath
 from types import FrameType
 from typing import TextIO, cast
 
-INTERRUPTED = 130
+from refold.cli.interrupts import INTERRUPTED
 
 
 def starts_here(words: list[str], script: list[str]) -> bool:
@@ -76,3 +77,7 @@ if starts_here(sys.orig_argv, sys.argv):
         signal.signal(signal.SIGINT, _leave)
     _fill_closed()
     _set_results_apart()
+    if "--help" in sys.argv or len(sys.argv) == 1:
+        from refold.cli.app import main
+
+        sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +12,13 @@ from refold.cli import options
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import WEIGHTS, check_destination, whole
 from refold.cli.subject import Subject, check_finite, prepare
-from refold.cli.summary import Size, record, refusal_lines, size_of, size_rows
+from refold.cli.summary import Size, kept_lines, record, size_of, size_rows
 from refold.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from refold.branches import Expansion
+    from refold.account import Account
 
 Block = Annotated[
     str,
@@ -30,7 +31,7 @@ Where = Annotated[
     typer.Option(
         "--where",
         metavar="PATTERN",
-        help="Only convolutions with such a name, as 'layer1.*'; repeat it for several patterns.",
+        help="Only convolutions whose name matches, such as 'layer1.*'; repeatable.",
     ),
 ]
 Out = Annotated[
@@ -72,14 +73,13 @@ def expand(
         proof = refold.verify(subject.model, wide, subject.example_inputs).check()
     _write(wide, place)
     before, after = _size(subject.model, subject), _size(wide, subject)
-    kept = [_Kept(name, reason) for name, reason in done.kept.items()]
     if as_json:
-        outcome = {"output": str(output), "replaced": list(done.replaced)}
-        print_json(outcome | {"proof": proof.to_dict()} | record(before, after, kept))
+        outcome = {"output": str(output), "proof": proof.to_dict()}
+        print_json(outcome | record(done, before, after))
         return
     table(f"{model} -> {output}", ["", "before", "after"], size_rows(before, after))
-    say(*(f"{name} becomes {block}" for name in done.replaced))
-    say(f"blocks: {len(done.replaced)}", *refusal_lines(kept))
+    say(*(f"{one.where} {one.detail}" for one in done.steps))
+    say(f"blocks: {len(done.steps)}", *kept_lines(done.kept))
     say(f"equal: largest error {proof.max_rel_error:.1e}")
     note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
 
@@ -116,40 +116,29 @@ def collapse(
     _write(plain, place)
     before, after = _size(wide, subject), _size(plain, subject)
     if as_json:
-        outcome = {"output": str(output), "proof": proof.to_dict()}
-        print_json(outcome | record(before, after, []))
+        sizes = {"before": asdict(before), "after": asdict(after)}
+        print_json({"output": str(output), "proof": proof.to_dict()} | sizes)
         return
     table(f"{checkpoint} -> {output}", ["", "before", "after"], size_rows(before, after))
     say(f"equal: largest error {proof.max_rel_error:.1e}")
     note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
 
 
-class _Kept:
-    """A convolution that stays, as the summary shows refusals."""
-
-    costlier = False
-
-    def __init__(self, where: str, reason: str) -> None:
-        self.where, self.reason = where, reason
-
-
 def _prepare(
     model: str, checkpoint: Path | None, input_size: list[str] | None, seed: int
 ) -> Subject:
-    """Return the network with the very weights it has: they are going to be written."""
-    sizes = tuple(input_size or ())
-    return prepare(options.Source(model, checkpoint, sizes, seed=seed, live_statistics=False))
+    """Return the network with its own weights, which are going to be written."""
+    return prepare(options.Source(model, checkpoint, input_size, seed=seed, live_statistics=False))
 
 
-def _expanded(subject: Subject, block: str, where: list[str] | None) -> tuple[nn.Module, Expansion]:
+def _expanded(subject: Subject, block: str, where: list[str] | None) -> tuple[nn.Module, Account]:
     import refold
     from refold.branches import expand_plan
 
     with step(f"expand by {block}"):
         done = expand_plan(subject.model, block, where=where or None)
-        if not done.replaced:
-            kept = [_Kept(name, reason) for name, reason in done.kept.items()]
-            why = "; ".join(refusal_lines(kept)) or "it has none"
+        if not done.steps:
+            why = "; ".join(kept_lines(done.kept)) or "it has none"
             raise InputError(f"no convolution of {subject.name} can become {block}: {why}")
         return refold.expand(subject.model, block, where=where or None), done
 

@@ -1,6 +1,6 @@
-"""A user's own code runs in our process: what it does to the process ends with it.
+"""Run a user's code in our process, and undo what it does to the process.
 
-The file of a factory is a script as any other. It may exit, print, change directory, parse
+A factory's file is a script like any other. It may exit, print, change directory, parse
 arguments, seed generators or set torch's defaults; none of that may reach what a command does
 afterwards, and whatever it raises is one sentence that names the line.
 
@@ -22,8 +22,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from typing import Any
 
-from refold.cli.console import first_line
-from refold.errors import InputError
+from refold.errors import InputError, one_line
 
 PREFIX = "refold_user_"  # of the module that a user's file becomes
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -32,7 +31,7 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 @contextmanager
 def hosted(complaint: str, script: Path | None = None) -> Generator[None]:
-    """Run a user's code: whatever it raises is one error, and the process is as it was before.
+    """Run a user's code; raise one error for whatever it raises, and restore the process.
 
     Args:
         complaint: how the sentence begins that says what failed.
@@ -60,10 +59,10 @@ def describe(error: BaseException) -> str:
     """
     if isinstance(error, SystemExit):
         return (
-            f"it tried to exit (SystemExit: {error.code}): refold needs it to go on, so "
-            "leave that to what runs under if __name__ == '__main__'"
+            f"it tried to exit (SystemExit: {error.code}): refold needs it to return, so "
+            "exit only under if __name__ == '__main__'"
         )
-    return f"{type(error).__name__}: {first_line(error)}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def place_of(error: BaseException, *, unless_ours: bool = False) -> str:
@@ -100,7 +99,7 @@ def _is_inside(filename: str, folders: list[Path]) -> bool:
 
 @contextmanager
 def restored(script: Path | None = None) -> Generator[None]:
-    """Put back, after a block, what code can change for all others in the process."""
+    """Restore, after a block, what code can change for the whole process."""
     with ExitStack() as stack:
         for keep in (_place, _streams, _filters, _logging, _handlers, _torch, _chance):
             stack.enter_context(keep())
@@ -126,7 +125,7 @@ def _place() -> Generator[None]:
 
 @contextmanager
 def _script(script: Path | None) -> Generator[None]:
-    """Let code see itself as the script that runs, its folder first among those of modules."""
+    """Let code see itself as the running script, its folder first on the module path."""
     if script is None:
         yield
         return

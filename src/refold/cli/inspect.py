@@ -23,21 +23,20 @@ def inspect(
         bool,
         typer.Option(
             "--fail-on-refusal",
-            help="Exit with 1 if any fold is refused for another reason than its cost: for CI.",
+            help="Exit with 1 if a fold is refused for any reason but its cost; for CI.",
         ),
     ] = False,
 ) -> int:
     """Show what would be folded, what is refused, and why."""
     import refold
 
-    source = options.Source(model, checkpoint, tuple(input_size or ()), batch, seed)
-    subject = prepare(source)
+    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed))
     with step("plan"):
         plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
     if as_json:
         print_json(plan.to_dict())
     else:
         say_block(str(plan))
-    # What is kept for its cost alone is a choice, not a failure: a CI run could not mend it.
-    is_refused = any(not refusal.costlier for refusal in plan.refusals)
+    # What is kept only for its cost is a choice, not a failure that CI should report.
+    is_refused = any(not item.costlier for item in plan.kept)
     return 1 if fail_on_refusal and is_refused else 0

@@ -1,4 +1,4 @@
-"""Ctrl-C and the signals that end a process become an exception, so that what was begun is undone.
+"""Ctrl-C and the signals that end a process become an exception, so that unfinished work is undone.
 
 A file that is being written is never left half-way: `refold.files` cleans up as the exception
 passes. `refold train` hears signals in its own way while it runs.
@@ -14,6 +14,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+INTERRUPTED = 130  # the exit code after Ctrl-C
 ECHO_SECONDS = 1.0  # a closed terminal sends SIGHUP twice, a hasty user presses Ctrl-C twice
 
 

@@ -1,17 +1,16 @@
-"""Norm statistics for an untrained network: alive, so that a check of the fold proves something.
+"""Live norm statistics for an untrained network, so that checking its fold proves something.
 
-A fresh norm has mean 0 and variance 1, which most wrong folds leave unharmed. Here each norm gets a
-random scale of both signs, the statistics that it really sees, and then a random push away from
-them, so activations stay of ordinary size however deep the network.
+A fresh norm has mean 0 and variance 1, which hide most wrong folds. Here each norm gets a random
+scale of either sign, the statistics of its real inputs, and then a random push away from them, so
+activations stay of ordinary size however deep the network.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from refold.cli.console import first_line
 from refold.cli.guest import restored
-from refold.errors import InputError
+from refold.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def initial_norms(model: nn.Module) -> list[nn.Module]:
-    """Return the norms whose tracked statistics still are exactly those of a new layer."""
+    """Return the norms whose statistics are still exactly those of a new layer."""
     return [module for module in model.modules() if _is_initial(module)]
 
 
@@ -68,10 +67,10 @@ def _randomise_affine(norm: nn.Module, generator: torch.Generator) -> None:
 def _observe(
     model: nn.Module, norms: list[nn.Module], example_inputs: tuple[torch.Tensor, ...]
 ) -> None:
-    """One forward in which the norms alone are training, at momentum 1."""
+    """Run one forward in which only the norms train, at momentum 1."""
     import torch
 
-    # Frozen and exported forms, which have no momentum, cannot observe: the push is all they get.
+    # Frozen and exported forms, which have no momentum, cannot observe; they only get the push.
     momenta = {norm: norm.momentum for norm in norms if hasattr(norm, "momentum")}
     if not momenta:
         return
@@ -85,8 +84,8 @@ def _observe(
             model(*batch)
     except Exception as error:
         raise InputError(
-            f"norms cannot observe a batch of {len(batch[0])} ({first_line(error)}): "
-            "say --no-live-statistics"
+            f"norms cannot observe a batch of {len(batch[0])} ({one_line(error)}): "
+            "pass --no-live-statistics"
         ) from error
     finally:
         for norm, momentum in momenta.items():

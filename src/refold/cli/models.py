@@ -1,4 +1,4 @@
-"""`refold models`: the names that MODEL may be, and how big our own networks are."""
+"""`refold models`: the names that MODEL accepts, and the size of our own networks."""
 
 from __future__ import annotations
 
@@ -19,29 +19,27 @@ _COLUMNS = ("network", "image", "parameters", "multiply-adds")
 
 def models(
     pattern: Annotated[
-        str, typer.Argument(metavar="PATTERN", help="Shell pattern, such as 'timm:*vgg*'.")
-    ] = "*",
+        str | None, typer.Argument(metavar="PATTERN", help="Shell pattern, such as 'timm:*vgg*'.")
+    ] = None,
     names: Annotated[
         bool, typer.Option("--names", help="List names alone, without counting anything.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """List the networks that can be named: ours with their size, then those of the zoos.
+    """List the networks by name: ours, then those of the zoos.
 
-    Parameters and multiply-adds (of one image, with 1000 classes) are those of the form that
-    trains and of the form that deploys.
+    With a PATTERN, ours are listed with parameters and multiply-adds (of one image, with 1000
+    classes) in the training and the deploy form. Counting all of them takes minutes.
     """
     zoo = zoo_names()
     known = [*own_names(), *zoo]
-    matched = [name for name in known if _matches(name, pattern)]
-    if not matched:
+    matched = known if pattern is None else [name for name in known if _matches(name, pattern)]
+    if pattern is not None and not matched:
         raise InputError(f"no network matches {pattern!r}{suggest(pattern, known)}")
     ours = [name for name in matched if name not in set(zoo)]
     others = matched[len(ours) :]
-    if names and as_json:
-        print_json(matched)
-    elif names:
-        say(*matched)
+    if pattern is None or names:
+        print_json(matched) if as_json else say(*matched)
     elif as_json:
         records = [_record(name, f"{at} of {len(ours)}") for at, name in enumerate(ours, 1)]
         print_json([*records, *({"name": name} for name in others)])
@@ -64,7 +62,7 @@ def zoo_names() -> list[str]:
 
         names += [f"timm:{name}" for name in timm.list_models()]
     except ImportError:
-        pass  # a zoo that is not installed has no names to offer
+        pass  # a zoo that is not installed offers no names
     try:
         import torchvision.models
 

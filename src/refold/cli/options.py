@@ -1,7 +1,8 @@
-"""The options that several commands share, each said once."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 MODEL_HELP = (
-    "A name of ours, timm:NAME, torchvision:NAME, path/to/file.py:factory, or an exported .pt2 "
+    "One of our names, timm:NAME, torchvision:NAME, path/to/file.py:factory, or an exported .pt2 "
     "file; `refold models` lists names."
 )
 
@@ -27,15 +28,15 @@ InputSize = Annotated[
         "Default: the network's own, else 3x224x224.",
     ),
 ]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Examples at a time.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Batch size.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of weights and inputs.")]
 LiveStatistics = Annotated[
     bool | None,
     typer.Option(
         "--live-statistics/--no-live-statistics",
-        help="Give norms that still hold their initial statistics random but sane ones, so that "
-        "a check of an untrained network proves something. "
-        "Default: only for a name of ours, timm: and torchvision: without --checkpoint.",
+        help="Give norms with initial statistics random but sane ones, so that checking an "
+        "untrained network proves something. "
+        "Default: only for our names, timm: and torchvision: without --checkpoint.",
     ),
 ]
 AllowGrowth = Annotated[
@@ -55,7 +56,7 @@ class Source:
 
     model: str
     checkpoint: Path | None = None
-    input_size: tuple[str, ...] = ()
+    input_size: Sequence[str] | None = None
     batch: int = 1
     seed: int = 0
     live_statistics: bool | None = None

@@ -1,4 +1,4 @@
-"""How a training run is shown: a live line on a terminal, plain lines anywhere else."""
+"""Show a training run: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def _begun(plan: Plan) -> None:
     shape = "x".join(map(str, plan.image))
     note(
         f"{plan.model}, {count(plan.parameters)} parameters, on {plan.processes} x {plan.device}; "
-        f"{plan.data}: {plan.images} images of {plan.classes} classes to learn from, {plan.judged} "
-        f"to judge by, at {shape}"
+        f"{plan.data}: {plan.images} training images of {plan.classes} classes, {plan.judged} "
+        f"for validation, at {shape}"
     )
     note(f"{plan.epochs} epochs of {plan.steps} steps of {plan.batch} images")
     if plan.resumed is not None:
-        note(f"goes on after step {plan.resumed}")
+        note(f"continues after step {plan.resumed}")
 
 
 def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
@@ -35,7 +35,7 @@ def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
     )
     return (
         f"epoch {record['epoch']}/{epochs}: loss {record['train_loss']:.4f}, accuracy "
-        f"{record['train_accuracy']:.2%}; judged: {judged} (best {record['best']:.2%}); "
+        f"{record['train_accuracy']:.2%}; validation: {judged} (best {record['best']:.2%}); "
         f"{record['images_per_second']:.0f} images/s"
     )
 
@@ -64,12 +64,12 @@ class LineReporter(Reporter):
         self._epochs, self._said = 0, time.monotonic()
 
     def begin(self, plan: Plan) -> None:
-        """Say what is going to be done."""
+        """Announce the run."""
         self._epochs, self._said = plan.epochs, time.monotonic()
         _begun(plan)
 
     def step(self, progress: Place) -> None:
-        """Say where it is, if nothing was said for long."""
+        """Report progress, at most once every `QUIET_SECONDS`."""
         if time.monotonic() - self._said < QUIET_SECONDS:
             return
         self._said = time.monotonic()
@@ -80,12 +80,12 @@ class LineReporter(Reporter):
         )
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Say what the epoch brought."""
+        """Report the epoch."""
         self._said = time.monotonic()
         note(_epoch_line(record, self._epochs))
 
     def note(self, text: str) -> None:
-        """Say it."""
+        """Print the remark."""
         note(text)
 
 
@@ -106,7 +106,7 @@ class RichReporter(Reporter):
         self._epochs = 0
 
     def begin(self, plan: Plan) -> None:
-        """Say what is going to be done, and show the bar."""
+        """Announce the run, and show the bar."""
         self._epochs = plan.epochs
         _begun(plan)
         self._task = self._bar.add_task(
@@ -133,7 +133,7 @@ class RichReporter(Reporter):
         self._bar.console.print(line(text))
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.stop()
         if self._task is not None:  # a study's next run has a bar of its own
             self._bar.remove_task(self._task)

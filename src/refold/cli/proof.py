@@ -1,4 +1,4 @@
-"""The proof that a command ships, made and said."""
+"""Make and print the proof that a command ships."""
 
 from __future__ import annotations
 

@@ -14,14 +14,14 @@ from refold.cli.console import count, note, print_json, say, step, table
 from refold.cli.destination import check_destination
 from refold.cli.proof import prove
 from refold.cli.subject import Subject, prepare
-from refold.cli.summary import refusal_lines
+from refold.cli.summary import kept_lines
 from refold.errors import InputError
 
 if TYPE_CHECKING:
     from refold.equivalence import Proof
     from refold.pruning import Pruning
 
-UNTUNED = "a pruned network is less accurate until it has been trained again: it is an nn.Module"
+UNTUNED = "a pruned network is less accurate until it is trained again"
 
 
 class Importance(StrEnum):
@@ -33,11 +33,11 @@ class Importance(StrEnum):
 
 Ratio = Annotated[
     float | None,
-    typer.Option("--ratio", help="Share of the channels that go, of all that can, as 0.5."),
+    typer.Option("--ratio", help="Share of all removable channels to drop, such as 0.5."),
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option("--threshold", help="Instead: channels of at most this importance go."),
+    typer.Option("--threshold", help="Instead: drop channels of at most this importance."),
 ]
 By = Annotated[
     Importance,
@@ -50,15 +50,14 @@ By = Annotated[
 Floor = Annotated[
     str,
     typer.Option(
-        "--floor", help="What every layer keeps: a number of channels, or a share as 0.1."
+        "--floor", help="What every layer keeps: a number of channels, or a share such as 0.1."
     ),
 ]
 Remove = Annotated[
     bool,
     typer.Option(
         "--remove-residuals",
-        help="Write residuals as plain chains first: channels that a sum ties together stay "
-        "otherwise.",
+        help="Remove residuals first, so that channels which a sum ties together can go, too.",
     ),
 ]
 
@@ -84,11 +83,10 @@ def prune(
 
     least = parse_floor(floor)
     if ratio is None and threshold is None:
-        raise InputError("say how much goes: --ratio 0.5, or --threshold 0.01")
+        raise InputError("pass --ratio or --threshold, such as --ratio 0.5")
     place = None if output is None else check_destination(output)
-    sizes = tuple(input_size or ())
-    subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
-    with step("fold, choose and drop channels"):
+    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
+    with step("choose and drop channels"):
         done = pruning(
             subject.model,
             subject.example_inputs,
@@ -110,7 +108,7 @@ def prune(
         return
     error = proof.exact.max_rel_error
     say(f"equal to the network with those channels masked: largest error {error:.1e} in float64")
-    say(*refusal_lines(done.kept))
+    say(*kept_lines(done.kept))
     note(UNTUNED)
 
 
@@ -146,10 +144,10 @@ def _say_cost(done: Pruning, name: str) -> None:
         ["multiply-adds", *(count(cost.macs) for _, cost in costs)],
     ]
     table(f"{name} pruned", ["", *(title for title, _ in costs)], rows)
-    if not done.dropped:
-        say("no channel is that unimportant: nothing was dropped")
+    if not done.steps:
+        say("no channel is that unimportant, so nothing was dropped")
         return
-    rows = [[x.where, str(x.before), str(x.after)] for x in done.dropped]
+    rows = [[x.where, str(x.before), str(x.after)] for x in done.steps]
     table("channels", ["layer", "before", "after"], rows)
 
 
@@ -157,6 +155,7 @@ def _print_record(done: Pruning, proof: Proof, output: Path | None) -> None:
     outcome: dict[str, Any] = {"output": None if output is None else str(output)}
     costs = {"before": done.cost_before, "plain": done.cost_plain, "after": done.cost_after}
     outcome |= {title: asdict(cost) for title, cost in costs.items()}
-    outcome |= {"dropped": [asdict(x) for x in done.dropped], "silenced": done.silenced}
-    outcome |= {"refusals": [x.to_dict() for x in done.kept], "proof": proof.exact.to_dict()}
+    account = done.to_dict()
+    outcome |= {"steps": account["steps"], "kept": account["kept"], "silenced": done.silenced}
+    outcome["proof"] = proof.exact.to_dict()
     print_json(outcome)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial as partial_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +12,7 @@ from refold.cli.console import note, print_json, say, say_block, step, table
 from refold.cli.destination import check_destination
 from refold.cli.proof import prove
 from refold.cli.subject import Subject, prepare
-from refold.cli.summary import record, refusal_lines, size_of, size_rows
-from refold.errors import RefusedError
+from refold.cli.summary import kept_lines, record, size_of, size_rows
 
 if TYPE_CHECKING:
     from refold.equivalence import Equivalence
@@ -25,8 +23,8 @@ SLOWER = (
     "removing residuals alone usually costs speed: it is for devices and compilers that want a "
     "plain chain, and for pruning channels that a residual ties together"
 )
-Partial = Annotated[
-    bool, typer.Option("--partial", help="Leave residuals that cannot be removed, and say why.")
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Fail and write nothing if a residual has to stay.")
 ]
 Measure = Annotated[bool, typer.Option("--measure", help="Also time the network with and without.")]
 Runtime = Annotated[
@@ -47,26 +45,26 @@ def remove_residuals(
     batch: options.Batch = 1,
     seed: options.Seed = 0,
     live_statistics: options.LiveStatistics = None,
-    partial: Partial = False,
+    strict: Strict = False,
     measure: Measure = False,
     runtime: Runtime = None,
     as_json: options.Json = False,
 ) -> None:
     """Rewrite a network without residual additions; print what that costs, verify in float64."""
     import refold
+    from refold.account import require_none
     from refold.residuals import removal
 
     place = None if output is None else check_destination(output)
-    sizes = tuple(input_size or ())
-    subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
+    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
     with step("fold and remove residuals"):
         done = removal(subject.model, subject.example_inputs)
-    _check(done, model, partial=partial)
+    if strict:
+        require_none(done.kept)
     if not as_json:
         _say_cost(done, model)
     with step("verify in float64"):
-        again = partial_of(refold.remove_residuals, strict=False)
-        proof = prove(subject, done.model, again).exact
+        proof = prove(subject, done.model, refold.remove_residuals).exact
     timings = _time(done, subject, runtime) if measure else None
     if place is not None:
         with step(f"export {output}"):
@@ -75,18 +73,11 @@ def remove_residuals(
         _print_record(done, proof, timings, output)
         return
     say(f"equal: largest error {proof.max_rel_error:.1e} in float64")
-    say(f"residuals removed: {len(done.removed)}", *refusal_lines(done.kept))
+    say(f"residuals removed: {len(done.steps)}", *kept_lines(done.kept))
     if timings is not None:
         say_block(f"{timings}\n{SLOWER}")
     else:
         note(SLOWER)
-
-
-def _check(done: Removal, model: str, *, partial: bool) -> None:
-    if done.kept and not partial:
-        why = "; ".join(refusal_lines(done.kept))
-        what = f"{len(done.kept)} residuals of {model} cannot be removed"
-        raise RefusedError(f"{what} (--partial leaves them): {why}")
 
 
 def _say_cost(done: Removal, model: str) -> None:
@@ -115,6 +106,6 @@ def _time(done: Removal, subject: Subject, runtime: list[str] | None) -> Any:
 def _print_record(done: Removal, proof: Equivalence, timings: Any, output: Path | None) -> None:
     before, after = size_of(done.folded, done.cost_before), size_of(done.model, done.cost_after)
     outcome: dict[str, Any] = {"output": None if output is None else str(output)}
-    outcome |= {"removed": [fold.to_dict() for fold in done.removed], "proof": proof.to_dict()}
+    outcome["proof"] = proof.to_dict()
     outcome["timings"] = None if timings is None else timings.to_dict()
-    print_json(outcome | record(before, after, done.kept))
+    print_json(outcome | record(done, before, after))

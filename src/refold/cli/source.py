@@ -1,4 +1,4 @@
-"""Build the network that a MODEL argument names. Nothing is ever downloaded."""
+"""Build the network that a MODEL argument names, without downloading anything."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from refold.cli.console import first_line
 from refold.cli.guest import PREFIX, hosted
 from refold.cli.names import suggest
-from refold.errors import InputError, MissingDependencyError
+from refold.errors import InputError, MissingDependencyError, one_line
 from refold.files import is_file
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def _unknown_form(name: str) -> str:
     if name.endswith(".py"):
         return f"{name!r} names no factory: write {name}:FUNCTION, a callable returning the network"
     near = suggest(name, own_names())
-    return f"{name!r} is no MODEL: give {FORMS} (`refold models '*{name}*'` lists names){near}"
+    return f"{name!r} is not a MODEL: give {FORMS} (`refold models '*{name}*'` lists names){near}"
 
 
 def _from_ours(name: str, **options: Any) -> nn.Module:
@@ -201,7 +200,7 @@ def _run_file(path: Path, name: str) -> Any:
     module_name = f"{PREFIX}{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
-        raise InputError(f"{path} is no Python file")
+        raise InputError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     # Registered first, as for any import: dataclasses and fx look a class's module up by name.
     sys.modules[module_name] = module
@@ -219,7 +218,7 @@ def _from_exported(path: Path) -> Built:
         with path.open("rb") as stream:  # torch goes by a suffix in small letters
             program = torch.export.load(stream)
     except Exception as error:
-        raise InputError(f"{path} is no exported program: {_brief(error)}") from error
+        raise InputError(f"{path} is not an exported program: {_brief(error)}") from error
     model = program.module(check_guards=False)
     # An exported module has its mode traced in and forbids .eval(): only the flags are missing.
     for module in model.modules():
@@ -237,4 +236,4 @@ def _tensors(example_inputs: Any) -> tuple[torch.Tensor, ...] | None:
 
 
 def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -12,7 +12,7 @@ from typing import Any, TextIO, cast
 
 
 class OutputLost(Exception):  # noqa: N818 - no error of ours: the reader has left, or the disk is full
-    """Standard output takes no more."""
+    """Standard output cannot be written any longer."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__((error.strerror or str(error)).lower())
@@ -20,7 +20,7 @@ class OutputLost(Exception):  # noqa: N818 - no error of ours: the reader has le
 
 
 class _Stream:
-    """A text stream whose failures are one exception, which no library takes for its own."""
+    """A text stream that raises one exception of its own, which no library catches."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -79,7 +79,7 @@ def results() -> TextIO:
 
 @contextmanager
 def safe_streams() -> Generator[None]:
-    """Let no name, no closed pipe and no full disk make printing fail in any other way than one.
+    """Make printing fail in one way only, whatever the name, a closed pipe or a full disk.
 
     A character that the encoding lacks (a plain C locale) stands as an escape. A standard output
     that takes no more raises `OutputLost`; a standard error that does is given up in silence.

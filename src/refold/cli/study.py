@@ -18,17 +18,23 @@ Name = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("-o", "--output", metavar="FOLDER", help="Default: study-NAME. Goes on there."),
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="Folder. Default: study-NAME. An unfinished study in it is continued.",
+    ),
 ]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Runs of each variant.")]
 Jobs = Annotated[
-    int, typer.Option("--jobs", min=1, help="Runs at a time; each has its share of the cores.")
+    int, typer.Option("--jobs", min=1, help="Runs in parallel; each gets its share of the cores.")
 ]
 Data = Annotated[
     str | None, typer.Option("--data", metavar="DIR", help="Images. Default: the digits.")
 ]
 Only = Annotated[
-    list[str] | None, typer.Option("--only", metavar="VARIANT", help="Not all; repeatable.")
+    list[str] | None,
+    typer.Option("--only", metavar="VARIANT", help="Only this variant; repeatable."),
 ]
 Changes = Annotated[
     list[str] | None,
@@ -47,7 +53,7 @@ def study(
 ) -> None:
     """Train the variants of an article's comparison with several seeds; print and plot them.
 
-    A study that was stopped goes on where it was.
+    A study that was stopped continues where it left off.
     """
     from refold.cli.progress import make_reporter
     from refold.training import study as run

@@ -1,4 +1,4 @@
-"""A network ready to be worked on: built, loaded, alive, and known to run on its example."""
+"""A network ready for a command: built, loaded, enlivened, and known to run on its example."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from refold.cli.console import first_line, note, step
+from refold.cli.console import note, step
 from refold.cli.guest import describe, place_of, restored
 from refold.cli.live import enliven
 from refold.cli.options import Source
 from refold.cli.source import build, is_zoo
-from refold.errors import InputError
+from refold.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ def prepare(source: Source) -> Subject:
     """Build, load and enliven the network of a command, and run it once on its example.
 
     Raises:
-        InputError: if the model, the checkpoint or the input size is of no use.
+        InputError: if the model, the checkpoint or the input size cannot be used.
     """
     import torch
 
@@ -56,7 +56,9 @@ def prepare(source: Source) -> Subject:
     for remark in notes:
         note(f"{source.checkpoint}: {remark}")
     if enlivened:
-        note(f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps them)")
+        note(
+            f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps theirs)"
+        )
     return Subject(source.model, model, example_inputs)
 
 
@@ -67,7 +69,9 @@ def parse_size(text: str) -> tuple[int, ...]:
     (3, 224, 224)
     """
     if not re.fullmatch(r"\d+([x×,]\d+)*", text.strip()):
-        raise InputError(f"--input-size {text!r} is no size: write numbers with x, as 3x224x224")
+        raise InputError(
+            f"--input-size {text!r} is not a size: write numbers joined by x, such as 3x224x224"
+        )
     sizes = tuple(int(part) for part in re.split("[x×,]", text.strip()))
     if min(sizes) < 1:
         raise InputError(f"--input-size {text!r} has a size of 0: every size must be at least 1")
@@ -79,7 +83,7 @@ def examples(model: nn.Module, source: Source) -> tuple[torch.Tensor, ...]:
     import torch
 
     generator = torch.Generator().manual_seed(source.seed)
-    sizes = [parse_size(text) for text in source.input_size] or [stated_size(model)]
+    sizes = [parse_size(text) for text in source.input_size or ()] or [stated_size(model)]
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return tuple(
         torch.randn((source.batch, *size), generator=generator).to(dtype) for size in sizes
@@ -95,10 +99,10 @@ def stated_size(model: nn.Module) -> tuple[int, ...]:
 
 
 def check_finite(model: nn.Module, name: str) -> None:
-    """Refuse a network with a weight that is no number, naming the first such weight."""
+    """Refuse a network with a NaN or infinite weight, naming the first one."""
     import torch
 
-    state: dict[str, Any] = model.state_dict()  # where a module may keep anything
+    state: dict[str, Any] = model.state_dict()  # a module may store anything there
     for key, tensor in state.items():
         if (
             isinstance(tensor, torch.Tensor)
@@ -106,13 +110,13 @@ def check_finite(model: nn.Module, name: str) -> None:
             and not bool(torch.isfinite(tensor).all())
         ):
             raise InputError(
-                f"{name}: weight {key!r} holds NaN or infinity: no fold of it means anything, "
+                f"{name}: weight {key!r} holds NaN or infinity, so a fold would be meaningless: "
                 "give a checkpoint with finite weights"
             )
 
 
 def check_runs(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], name: str) -> None:
-    """Run the network once, and turn its complaint into one line about the input size."""
+    """Run the network once, and turn a failure into one line about the input size."""
     import torch
 
     sizes = ", ".join("x".join(str(n) for n in x.shape[1:]) for x in example_inputs)
@@ -122,8 +126,8 @@ def check_runs(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], name:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        what = first_line(error) if isinstance(error, Exception) else describe(error)
+        what = one_line(error) if isinstance(error, Exception) else describe(error)
         raise InputError(
             f"{name} does not run on an input of {sizes} (batch {len(example_inputs[0])})"
-            f"{place_of(error)}: {what}; give the size it wants with --input-size"
+            f"{place_of(error)}: {what}; pass a size that fits with --input-size"
         ) from error

@@ -4,48 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from refold.cli.console import count
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from refold.account import Account
+    from refold.graph import Kept
+    from refold.workload import Workload
 
-COSTLIER = "exact, but it would need more multiply-adds (--allow-growth makes it)"
-
-
-class Cost(Protocol):
-    """Parameters and multiply-adds, as a plan counts them."""
-
-    @property
-    def parameters(self) -> int:
-        """Numbers that the network stores."""
-        ...
-
-    @property
-    def macs(self) -> int | None:
-        """Multiply-adds of one call, or None when nobody gave an input."""
-        ...
-
-
-class Refused(Protocol):
-    """A fold that was not made."""
-
-    @property
-    def where(self) -> str:
-        """Module path."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """Why not."""
-        ...
-
-    @property
-    def costlier(self) -> bool:
-        """Whether it would be exact, and only needs more multiply-adds."""
-        ...
+COSTLIER = "exact, but needs more multiply-adds (--allow-growth makes it)"
 
 
 @dataclass(frozen=True)
@@ -58,7 +28,7 @@ class Size:
     macs: int | None
 
 
-def size_of(model: nn.Module, cost: Cost) -> Size:
+def size_of(model: nn.Module, cost: Workload) -> Size:
     """Count the layers of a network; its cost was counted by the plan."""
     from torch import nn
     from torch.nn.modules.conv import _ConvNd
@@ -82,29 +52,29 @@ def size_rows(before: Size, after: Size) -> list[list[str]]:
     ]
 
 
-def refusal_lines(refusals: Iterable[Refused]) -> list[str]:
+def kept_lines(kept: Iterable[Kept]) -> list[str]:
     """Return one line for each reason: where it first held, and how often it held.
 
     >>> from refold.graph import Kept
-    >>> refusal_lines([Kept("a", "called twice"), Kept("b", "called twice")])
+    >>> kept_lines([Kept("a", "called twice"), Kept("b", "called twice")])
     ['kept at a and 1 more: called twice']
     """
     places: dict[str, list[str]] = {}
-    for refusal in refusals:
-        reason = COSTLIER if refusal.costlier else refusal.reason
-        places.setdefault(reason, []).append(refusal.where or "the root")
+    for item in kept:
+        reason = COSTLIER if item.costlier else item.reason
+        places.setdefault(reason, []).append(item.where or "the root")
     return [
         f"kept at {where[0]}{f' and {len(where) - 1} more' if len(where) > 1 else ''}: {reason}"
         for reason, where in places.items()
     ]
 
 
-def record(before: Size, after: Size, refusals: Iterable[Refused]) -> dict[str, Any]:
-    """Return the same as plain data, for JSON."""
+def record(account: Account, before: Size, after: Size) -> dict[str, Any]:
+    """Return an account as plain data for JSON, with the sizes that the table shows."""
+    data = account.to_dict()
     return {
         "before": asdict(before),
         "after": asdict(after),
-        "refusals": [
-            {"where": r.where, "reason": r.reason, "costlier": r.costlier} for r in refusals
-        ],
+        "steps": data["steps"],
+        "kept": data["kept"],
     }

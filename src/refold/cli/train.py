@@ -22,7 +22,7 @@ Data = Annotated[
     str | None,
     typer.Option(
         "--data", metavar="DIR", help="Folder with train/CLASS/IMAGE and val/CLASS/IMAGE, CIFAR, "
-        "ImageNet or WebDataset shards. Default: 5,000 handwritten digits, which come along.",
+        "ImageNet or WebDataset shards. Default: 5,000 handwritten digits, which ship with refold.",
     ),
 ]  # fmt: skip
 Recipe = Annotated[
@@ -37,7 +37,7 @@ Block = Annotated[
     str | None,
     typer.Option(
         "--block", metavar="NAME", help="Branches for its convolutions: dbb, acb, repvgg, "
-        "mobileone ...; none for none.",
+        "mobileone ...; none: no blocks.",
     ),
 ]  # fmt: skip
 Task = Annotated[
@@ -46,43 +46,47 @@ Task = Annotated[
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the images.")]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", min=1, help="Images of a step, of all processes together."),
+    typer.Option("--batch-size", min=1, help="Images per step, over all processes."),
 ]
-Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate at its highest.")]
+Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
 ImageSize = Annotated[int | None, typer.Option("--image-size", min=1, help="Side of the images.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change any key of the recipe; repeatable."),
 ]
 Resume = Annotated[
     bool,
-    typer.Option(
-        "--resume", help="Go on with the run in RUN. What else is given must be what it says."
-    ),
+    typer.Option("--resume", help="Continue the run in RUN; other options must match its own."),
 ]
 DataChanged = Annotated[
     bool,
-    typer.Option("--data-changed", help="With --resume: go on though the images are not the same."),
+    typer.Option("--data-changed", help="With --resume: continue even though the images changed."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Set up, take one step, say how long it would take.")
+    bool, typer.Option("--dry-run", help="Set up, take one step, estimate the total time.")
 ]
 Workers = Annotated[
-    int, typer.Option("--workers", min=0, help="Processes that read images; changes no result.")
+    int,
+    typer.Option(
+        "--workers", min=0, help="Processes that read images; results do not depend on it."
+    ),
 ]
 SaveMinutes = Annotated[
-    float, typer.Option("--save-minutes", min=0, help="Longest time without a checkpoint.")
+    float,
+    typer.Option("--save-minutes", min=0, help="Longest time between checkpoints, in minutes."),
 ]
 Tracker = Annotated[
     str | None,
-    typer.Option("--tracker", help="tensorboard, wandb ...; none. Default: TensorBoard if there."),
+    typer.Option(
+        "--tracker", help="tensorboard, wandb ... or none. Default: TensorBoard if installed."
+    ),
 ]
 Fsdp = Annotated[
     bool,
-    typer.Option("--fsdp", help="Under torchrun: the processes share the weights, too (FSDP2)."),
+    typer.Option("--fsdp", help="Under torchrun: shard the weights across processes, too (FSDP2)."),
 ]
-Cpu = Annotated[bool, typer.Option("--cpu", help="Leave a GPU alone.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="List the recipes and exit.")]
 
 
@@ -110,17 +114,16 @@ def train(
     recipes: Recipes = False,
     as_json: options.Json = False,
 ) -> None:
-    """Train a network, fold it, prove it equal, judge both forms, export.
+    """Train a network, fold it, prove it equal, evaluate both forms, export.
 
-    Ctrl-C, a signal to terminate or a terminal that closes finishes the step and saves. The same
-    command with --resume goes on to the very same weights. Under torchrun the processes share each
-    batch.
+    Ctrl-C, SIGTERM or a closed terminal finishes the current step and saves. The same command with
+    --resume continues to the very same weights. Under torchrun the processes share each batch.
     """
     if recipes:
         _say_recipes(as_json=as_json)
         return
     if data_changed and not resume:
-        raise InputError("--data-changed is for a run that goes on: say --resume, too")
+        raise InputError("--data-changed is for a resumed run: pass --resume as well")
     given = {
         "model": _placed(model), "block": block, "task": task, "epochs": epochs,
         "batch_size": batch_size, "optimizer.lr": lr, "augment.size": image_size, "seed": seed,
@@ -139,7 +142,7 @@ def train(
             reporter=make_reporter(), build=build_to_train,
         )  # fmt: skip
     except Stopped as stopped:
-        note(f"stopped and saved; go on with: refold train -o {output} --resume")
+        note(f"stopped and saved; continue with: refold train -o {output} --resume")
         raise typer.Exit(SIGNALLED + stopped.number) from None
     finally:
         _leave_group()
@@ -154,12 +157,12 @@ def train(
 
 
 def _placed(model: str | None) -> str | None:
-    """Return MODEL as it is called from any folder: a run may go on from another one."""
+    """Return MODEL with an absolute path: a run may be resumed from another folder."""
     return os.path.abspath(model) if model and ".py:" in model else model  # noqa: PTH100
 
 
 def _recipe_of(recipe: str | None, chosen: dict[str, Any]) -> str | None:
-    """Return the recipe's name; a task that is not to classify has one of its own."""
+    """Return the recipe's name; embed and segment have their own."""
     if recipe is None and chosen.get("task") in ("embed", "segment"):
         return f"folder_{chosen['task']}"
     return recipe
@@ -201,7 +204,7 @@ def _say_dry_run(plan: dict[str, Any]) -> None:
     steps = plan["epochs"] * plan["steps"]
     hours = steps * plan["seconds_per_step"] / 3600
     say(f"{steps} steps, {plan['seconds_per_step']:.2f} s for the first: about {hours:.2f} hours")
-    note("a dry run: nothing was written")
+    note("dry run: nothing was written")
 
 
 def _say_summary(trained: Trained) -> None:

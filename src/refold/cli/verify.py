@@ -33,8 +33,7 @@ def verify(
     """Compare an exported file with the network it came from."""
     check_artefact(out)
     place = whole(out)
-    sizes = tuple(input_size or ())
-    subject = prepare(options.Source(model, checkpoint, sizes, batch, seed, live_statistics))
+    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
     with step(f"compare with {out}"):
         verdict = judge(subject, place, allow_growth=allow_growth)
     if as_json:

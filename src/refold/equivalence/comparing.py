@@ -77,11 +77,6 @@ def relative_errors(trials: Sequence[Mapping[str, Gap]]) -> list[tuple[float, st
     return errors
 
 
-def first_line(error: BaseException) -> str:
-    """Return what an error says, cut to one line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
 def _relative(gap: Gap, largest: float) -> float:
     if gap.delta == 0.0:
         return 0.0

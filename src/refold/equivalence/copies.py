@@ -20,7 +20,9 @@ from refold.graph import (
     held_tensors,
     storage_key,
     untouched,
+    unwrap,
 )
+from refold.inputs import Arguments, required, unrunnable
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -32,7 +34,7 @@ def copy_model(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Modu
     Plain tensor attributes are converted too, not only parameters and buffers; a wrapper of
     `torch.compile` or data parallelism is looked through. Tensors never need a gradient.
     """
-    inner = look_through(model)
+    inner = unwrap(model)
     memo: dict[int, Any] = {}
     for tensor in _tensors(inner):
         converted = convert(tensor)
@@ -75,13 +77,6 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(getattr(module, "running_mean", None), Tensor)
 
 
-def look_through(model: nn.Module) -> nn.Module:
-    """Return the model inside wrappers of `torch.compile` and data parallelism."""
-    is_parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
-    inner: object = getattr(model, "module" if is_parallel else "_orig_mod", None)
-    return look_through(inner) if isinstance(inner, nn.Module) else model
-
-
 def widen(tensor: Tensor) -> Tensor:
     """Return a copy in float64 (complex128 for complex numbers); other types are only copied.
 
@@ -101,9 +96,37 @@ def share(tensor: Tensor) -> Tensor:
     return tensor.data if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
 
-def own(tensor: Tensor) -> Tensor:
-    """Return a copy, for a model that runs in other hands than those of `run`."""
-    return tensor.detach().clone()
+def prepared(
+    model: nn.Module,
+    example_inputs: object,
+    name: str = "the model",
+    device: torch.device | str | None = None,
+) -> tuple[nn.Module, Arguments]:
+    """Return an eval-mode copy of a model and its arguments, which are known to run together.
+
+    Args:
+        model: in eval mode; it is not changed.
+        example_inputs: as every verb takes them.
+        name: what a message calls the model.
+        device: of the copy and the arguments; their own where None.
+
+    Raises:
+        RefusedError: when the model is in training mode.
+        InputError: when it cannot run on the example.
+    """
+
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone().to(device or tensor.device)
+
+    require_eval(model, name)
+    inputs = required(model, example_inputs)
+    twin = copy_model(model, copied)
+    moved: Arguments = pytree.tree_map_only(Tensor, copied, inputs)
+    try:
+        run(twin, moved)
+    except Exception as error:
+        raise unrunnable(model, inputs, error) from error
+    return twin, moved
 
 
 def cast_floats(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -111,12 +134,12 @@ def cast_floats(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def cast_inputs(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+def cast_inputs(inputs: Arguments, dtype: torch.dtype) -> Arguments:
     """Return a model's arguments with the floating-point tensors among them in `dtype`."""
     return pytree.tree_map_only(Tensor, lambda tensor: cast_floats(tensor, dtype), inputs)
 
 
-def run(model: nn.Module, inputs: tuple[Any, ...]) -> object:
+def run(model: nn.Module, inputs: Arguments) -> object:
     """Call a copy of a model on copies of the inputs, which an in-place layer would overwrite.
 
     Every call finds the model as it was made: what its code counts or stores is put back. Code that
@@ -153,7 +176,7 @@ def _kept_state(model: nn.Module, *, parameters: bool = False) -> Generator[None
             tensor.data = before
 
 
-def run_wide(model: nn.Module, inputs: tuple[Any, ...]) -> object:
+def run_wide(model: nn.Module, inputs: Arguments) -> object:
     """Call a model of float64 tensors in float64 throughout."""
     with _InFloat64():
         return run(model, cast_inputs(inputs, torch.float64))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from torch import Tensor, nn
 
-from refold.equivalence.comparing import Gap, compare, first_line, relative_errors
-from refold.equivalence.copies import cast_inputs, copy_model, run, run_wide, share
-from refold.equivalence.inputs import Arguments
+from refold.equivalence.comparing import compare, relative_errors, tensor_leaves
+from refold.equivalence.copies import cast_inputs, copy_model, run, run_wide, share, widen
+from refold.equivalence.trials import trial_inputs
+from refold.errors import one_line
+from refold.inputs import Arguments
 
 _SAFETY = 8.0
 _OWN_LOSS = 8.0
@@ -93,7 +95,7 @@ class Conditioning:
         return copy_model(self.wide, move)
 
     def bound(self, inputs: Arguments) -> float:
-        """Return 8 times what the model loses on an input; 0 when it cannot be told.
+        """Return 8 times what the model loses on an input; 0 when it cannot be measured.
 
         For an ill-conditioned model, where `rounding_bound` is too small.
         """
@@ -144,23 +146,48 @@ def native_rounding(
         wanted = [run_wide(wide_reference, inputs) for inputs in rounded]
         own = _worst_error(wanted, reference, rounded)
     except Exception as problem:  # overflow, or a kernel that this device lacks for this type
-        note = f"not checked, since the reference fails in {name}: {first_line(problem)}"
+        note = f"not checked, since the reference fails in {name}: {one_line(problem)}"
         return Rounding(name, None, None, bound, note)
     bound = max(bound, _OWN_LOSS * own + weight_error)
     try:
         return Rounding(name, _worst_error(wanted, candidate, rounded), own, bound)
     except Exception as problem:
-        note = f"the candidate fails in {name}: {first_line(problem)}"
+        note = f"the candidate fails in {name}: {one_line(problem)}"
         return Rounding(name, math.inf, own, bound, note)
+
+
+def runtime_rounding(
+    model: nn.Module, call: Callable[[Arguments], list[Tensor]], example: Arguments
+) -> Rounding:
+    """Compare what a runtime makes of a model's file with the model in float64.
+
+    Args:
+        model: what the file was made of.
+        call: runs the file and returns its output tensors in order.
+        example: arguments of both.
+    """
+    dtype = native_dtype(model) or torch.float32
+    name = str(dtype).removeprefix("torch.")
+    wide = copy_model(model, widen)
+    trials = [cast_inputs(inputs, dtype) for _, inputs in islice(trial_inputs(example), 2)]
+    wanted: list[object] = [tensor_leaves(run_wide(wide, inputs)) for inputs in trials]
+    own = _worst(wanted, [tensor_leaves(run(model, inputs)) for inputs in trials])
+    bound = max(native_bound(model), _OWN_LOSS * own)
+    try:
+        return Rounding(name, _worst(wanted, [call(inputs) for inputs in trials]), own, bound)
+    except Exception as problem:  # a file of another network refuses these inputs, or answers oddly
+        return Rounding(name, math.inf, own, bound, one_line(problem))
 
 
 def _worst_error(wanted: list[object], model: nn.Module, trials: list[Arguments]) -> float:
     dtype = native_dtype(model)
     native = copy_model(model, share)
-    gaps: list[dict[str, Gap]] = []
-    for expected, inputs in zip(wanted, trials, strict=True):
-        own = cast_inputs(inputs, dtype) if dtype else inputs
-        gaps.append(compare(expected, run(native, own)))
+    own = [cast_inputs(inputs, dtype) if dtype else inputs for inputs in trials]
+    return _worst(wanted, [run(native, inputs) for inputs in own])
+
+
+def _worst(wanted: Sequence[object], got: Sequence[object]) -> float:
+    gaps = [compare(one, other) for one, other in zip(wanted, got, strict=True)]
     return max(error for error, _ in relative_errors(gaps))
 
 

@@ -9,15 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refold.equivalence.comparing import (
-    Gap,
-    IncomparableError,
-    compare,
-    first_line,
-    relative_errors,
-)
+from refold.equivalence.comparing import Gap, IncomparableError, compare, relative_errors
 from refold.equivalence.copies import copy_model, is_norm, require_eval, run_wide, widen
-from refold.equivalence.inputs import Arguments, trial_inputs, unrunnable
 from refold.equivalence.rounding import (
     Conditioning,
     Rounding,
@@ -26,8 +19,9 @@ from refold.equivalence.rounding import (
     native_rounding,
     rounding_bound,
 )
-from refold.errors import InputError, NotEquivalentError
-from refold.graph import as_arguments, unwrap
+from refold.equivalence.trials import trial_inputs
+from refold.errors import NotEquivalentError, one_line
+from refold.inputs import Arguments, required, unrunnable
 
 TOLERANCE = 1e-9
 _NATIVE_TRIALS = 2  # the example and the random input: rounding needs no more
@@ -111,22 +105,20 @@ class Equivalence:
         }
 
 
-def verify(
-    reference: nn.Module, candidate: nn.Module, example_inputs: Tensor | tuple[Any, ...]
-) -> Equivalence:
+def verify(reference: nn.Module, candidate: nn.Module, example_inputs: Any) -> Equivalence:
     """Compare two models in float64 on the example, random, constant and impulse inputs.
 
     Float64 copies run, so that rounding cannot hide a mistake. Weights that were rounded to a
     lower precision stay rounded in the copy: the tolerance is then what one rounding of each
-    weight may cause (`_verify_rounding.rounding_bound`; on an input where that is exceeded,
-    what it does cause in the reference). For the sharp 1e-9, fold and verify `model.double()`.
+    weight may cause (`rounding_bound`), or, on an input where that is exceeded, what it does
+    cause in the reference. For the sharp 1e-9, fold and verify `model.double()`.
     Neither model is changed.
 
     Args:
         reference: The model that is right by definition, in eval mode.
         candidate: The model that should equal it, in eval mode.
-        example_inputs: One tensor, or the tuple of the models' arguments, which may hold lists or
-            dicts of tensors; other inputs are made in these shapes.
+        example_inputs: A tensor, a tuple or list of arguments, or a mapping of them by name; other
+            inputs are made in these shapes.
 
     Raises:
         RefusedError: When a model is in training mode.
@@ -138,9 +130,7 @@ def verify(
         >>> bool(verify(conv, nn.Sequential(conv, nn.Identity()).eval(), torch.zeros(1, 3, 8, 8)))
         True
     """
-    example = as_arguments(example_inputs, unwrap(reference))
-    if example is None:
-        raise InputError("verify needs example_inputs: one tensor or the tuple of the arguments")
+    example = required(reference, example_inputs)
     require_eval(reference, "the reference")
     require_eval(candidate, "the candidate")
     wide_reference, wide_candidate = copy_model(reference, widen), copy_model(candidate, widen)
@@ -196,7 +186,7 @@ def _gaps(reference: nn.Module, candidate: nn.Module, inputs: Arguments) -> dict
         try:
             outputs.append(run_wide(model, inputs))
         except Exception as error:  # any error of a stranger's forward pass is a finding here
-            cause = f"{type(error).__name__}: {first_line(error)}"
+            cause = f"{type(error).__name__}: {one_line(error)}"
             raise IncomparableError(f"the {owner} raised {cause}") from error
     return compare(*outputs)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from refold.equivalence import as_inputs, copy_model, first_line, own, require_eval, run, unrunnable
-from refold.errors import ExportError, InputError, RefoldError
+from refold.equivalence import prepared
+from refold.errors import ExportError, InputError, RefoldError, one_line
 from refold.exporting.batch import Batch
 from refold.exporting.onnx import write_onnx
 from refold.exporting.openvino import write_openvino
@@ -27,11 +28,7 @@ _WRITERS: dict[str, Callable[[nn.Module, Batch, Path], None]] = {
 SUFFIXES = tuple(_WRITERS)
 
 
-def export(
-    model: nn.Module,
-    path: str | os.PathLike[str],
-    example_inputs: Tensor | tuple[Tensor, ...],
-) -> Path:
+def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> Path:
     """Write the model in the format of the path's suffix and check the file by running it.
 
     `.onnx` (ONNX Runtime), `.pt2` (`torch.export`) and `.xml` (OpenVINO, with its `.bin`) take
@@ -41,7 +38,8 @@ def export(
     Args:
         model: A module in eval mode, on any device; the file is for the CPU.
         path: The file to create or replace.
-        example_inputs: A tensor or a tuple; dimension 0 of the first one is the batch.
+        example_inputs: A tensor, a tuple or list of arguments, or a mapping of them by name;
+            dimension 0 of the first tensor is the batch.
 
     Returns:
         The path written.
@@ -68,23 +66,18 @@ def export(
             f"cannot export to {target}: the suffix {target.suffix!r} names no format; "
             f"use one of {', '.join(SUFFIXES)}"
         )
-    require_eval(model, "the model")
-    inputs = tuple(tensor.detach().cpu() for tensor in as_inputs(example_inputs))
-    copied = copy_model(model, lambda tensor: own(tensor).cpu())
-    try:
-        run(copied, inputs)
-    except Exception as error:
-        raise unrunnable(model, inputs, error) from error
+    copied, inputs = prepared(model, example_inputs, device="cpu")
+    batch = Batch(inputs)
     try:
         with atomic_path(target) as temporary, quiet():
             # Libraries go by a suffix in small letters.
             written = temporary.with_suffix(target.suffix.lower())
-            writer(copied, Batch(inputs), written)
+            writer(copied, batch, written)
             written.replace(temporary)
     except RefoldError:
         raise
     except Exception as error:
         raise ExportError(
-            f"cannot export {type(model).__name__} to {target}: {first_line(error)}"
+            f"cannot export {type(model).__name__} to {target}: {one_line(error)}"
         ) from error
     return target

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refold.equivalence import Inputs
 from refold.exporting.batch import Batch
 from refold.exporting.libraries import require
 from refold.exporting.pt2 import trace
+from refold.inputs import Arguments, tensors
 
 _PROTOBUF_LIMIT = 2_000_000_000  # bytes one ONNX file may hold; more goes to a file beside it
 _SILENT = 3  # ONNX Runtime's log level for errors only
@@ -26,8 +26,8 @@ def write_onnx(model: nn.Module, batch: Batch, path: Path) -> None:
     traced = trace(model, batch)
     shapes = batch.dynamic_shapes  # again, or the axis would be named after a symbol
     program = exporter.export(traced, dynamo=True, dynamic_shapes=shapes, verbose=False)
-    tensors = chain(model.parameters(), model.buffers())
-    is_large = sum(tensor.nbytes for tensor in tensors) > _PROTOBUF_LIMIT
+    stored = chain(model.parameters(), model.buffers())
+    is_large = sum(tensor.nbytes for tensor in stored) > _PROTOBUF_LIMIT
     program.save(path, external_data=is_large)
     session = onnx_session(path)
     batch.check(model, "ONNX Runtime", lambda inputs: run_onnx(session, inputs))
@@ -42,9 +42,9 @@ def onnx_session(path: Path) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def run_onnx(session: Any, inputs: Inputs) -> list[Tensor]:
+def run_onnx(session: Any, inputs: Arguments) -> list[Tensor]:
     """Call a session on tensors in the order of the model's arguments."""
     names = [node.name for node in session.get_inputs()]
-    arrays = [tensor.numpy() for tensor in inputs]
+    arrays = [tensor.numpy() for tensor in tensors(inputs)]
     results = session.run(None, dict(zip(names, arrays, strict=True)))
     return [torch.as_tensor(result) for result in results]

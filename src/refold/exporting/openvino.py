@@ -8,23 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refold.equivalence import Inputs
 from refold.exporting.batch import Batch
 from refold.exporting.libraries import require
 from refold.exporting.pt2 import trace
 from refold.exporting.signals import own_signal_stack
+from refold.inputs import Arguments, tensors
 
 
 def write_openvino(model: nn.Module, batch: Batch, path: Path) -> None:
     """Write graph and weights in full precision, then run them."""
     openvino = require("openvino", "openvino")
     converted = openvino.convert_model(trace(model, batch))
-    converted.reshape(
-        {
-            port: openvino.PartialShape(list(shape))
-            for port, shape in zip(converted.inputs, batch.free_shapes, strict=True)
-        }
-    )
+    shapes: dict[Any, Any] = {}
+    for port, shape in zip(list(converted.inputs), batch.free_shapes, strict=True):
+        if shape is None:  # an absent argument has a port, too
+            converted.remove_parameter(port.get_node())
+        else:
+            shapes[port] = openvino.PartialShape(list(shape))
+    converted.reshape(shapes)
     openvino.serialize(converted, path, path.with_suffix(".bin"))
     compiled = openvino_model(path)
     batch.check(model, "OpenVINO", lambda inputs: run_openvino(compiled, inputs))
@@ -42,8 +43,8 @@ def openvino_model(path: Path) -> Any:
         return openvino.Core().compile_model(path, "CPU", options)
 
 
-def run_openvino(compiled: Any, inputs: Inputs) -> list[Tensor]:
+def run_openvino(compiled: Any, inputs: Arguments) -> list[Tensor]:
     """Call a compiled model on tensors in the order of the model's arguments."""
     with own_signal_stack():
-        results = compiled([tensor.numpy() for tensor in inputs])
+        results = compiled([tensor.numpy() for tensor in tensors(inputs)])
     return [torch.as_tensor(results[port]) for port in compiled.outputs]

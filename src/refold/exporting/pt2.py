@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from refold.equivalence import first_line, run, tensor_leaves
-from refold.errors import ExportError
+from refold.equivalence import run, tensor_leaves
+from refold.errors import ExportError, one_line
 from refold.exporting.batch import Batch
 
 
@@ -25,7 +25,7 @@ def trace(model: nn.Module, batch: Batch) -> ExportedProgram:
     except Exception as error:  # torch.export has dozens of them, without a common base
         raise ExportError(
             f"torch.export cannot trace {type(model).__name__} with a free batch size: "
-            f"{first_line(error)}; its forward may neither fix the batch nor branch on values"
+            f"{one_line(error)}; its forward may neither fix the batch nor branch on values"
         ) from error
 
 

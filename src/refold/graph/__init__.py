@@ -6,6 +6,7 @@ Rooms, lowest first: `copies`, `trace`, then `lift` and `surgery` (neither knows
 
 from __future__ import annotations
 
+from refold.graph.calls import Call, canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import (
     INSIDE,
@@ -17,13 +18,12 @@ from refold.graph.copies.skeleton import (
     storage_key,
     unwrap,
 )
-from refold.graph.driver import Outcome, fold_model, rewrite, undisturbed
+from refold.graph.driver import Outcome, Rewritten, fold_model, rewrite, undisturbed
 from refold.graph.fold.lower import Like, like_of, lower
 from refold.graph.fold.record import Fold, Kept
 from refold.graph.fold.region import Regions
 from refold.graph.layers import ChannelClamp, ChannelSlope, ScaleShift, WholeWindows
 from refold.graph.lift.activations import Activation, Limit, activation
-from refold.graph.lift.calls import Call, canonical
 from refold.graph.lift.constants import Constants
 from refold.graph.lift.interval import UNKNOWN, Interval, point
 from refold.graph.lift.lifter import Lifter
@@ -34,7 +34,6 @@ from refold.graph.lift.windows import conv_axes, transposed_axes
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import alive
 from refold.graph.trace.capture import Capture, capture, capture_all, leaf_modules
-from refold.graph.trace.examples import as_arguments
 from refold.graph.trace.frames import Frame, frame_of, walk
 from refold.graph.trace.genuine import disguise, layer_class
 from refold.graph.trace.leaves import is_layer, pinned_reason
@@ -64,13 +63,13 @@ __all__ = [
     "Outcome",
     "Piece",
     "Regions",
+    "Rewritten",
     "ScaleShift",
     "Shapes",
     "StateChangeError",
     "WholeWindows",
     "activation",
     "alive",
-    "as_arguments",
     "called_with",
     "canonical",
     "capture",

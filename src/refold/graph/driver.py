@@ -94,13 +94,16 @@ def fold_model(
         )
     _check_shapes(plain)
     with undisturbed():
-        return _fold(plain, example_inputs, allow_growth, inplace, check)
+        return _fold(plain, as_arguments(example_inputs), allow_growth, inplace, check)
 
 
 def _fold(
-    plain: nn.Module, example_inputs: Any, allow_growth: bool, inplace: bool, check: bool
+    plain: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    allow_growth: bool,
+    inplace: bool,
+    check: bool,
 ) -> Outcome:
-    inputs = as_arguments(example_inputs, plain)
     fold = partial(_settled, plain, inputs, allow_growth)
     left: dict[str, LeftAlone] = {}
     made = fold(left)
@@ -318,7 +321,7 @@ def rewrite(
     if example_inputs is None:
         raise InputError("this needs example_inputs, a tensor or a tuple of tensors: sizes matter")
     folded = unwrap(fold_model(model, example_inputs).model)
-    inputs = as_arguments(example_inputs, folded)
+    inputs = as_arguments(example_inputs)
     found = capture_all(folded, inputs)
     shapes = find_shapes(folded, found.captures, inputs)
     target = skeleton(folded)

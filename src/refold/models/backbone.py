@@ -5,7 +5,7 @@ The names of the methods and attributes are timm's, so that code written for its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
@@ -22,7 +22,7 @@ class Feature:
     Args:
         module: path of the module whose output it is.
         channels: how many it has.
-        reduction: how many pixels of the image one of its pixels stands for, along an axis.
+        reduction: how many pixels of the image one of its pixels covers, along an axis.
     """
 
     module: str
@@ -111,6 +111,15 @@ class Backbone(nn.Module):
             "classifier": self.classifier_path,
         }  # fmt: skip
 
+    def _finish(
+        self, features: Sequence[Feature], body: Sequence[str], *, bias: bool = True
+    ) -> None:
+        """Add a pool and a classifier after the last map; see `_set_body`."""
+        self.gap = nn.AdaptiveAvgPool2d(1)
+        classifier = make_classifier(features[-1].channels, self.num_classes, bias=bias)
+        self.add_module(self.classifier_path, classifier)
+        self._set_body(body, features)
+
     def _set_body(self, paths: Sequence[str], features: Sequence[Feature]) -> None:
         """Name the modules that run in a row, and the maps after some of them."""
         self.body = tuple(paths)
@@ -156,7 +165,7 @@ class Backbone(nn.Module):
         return self.get_submodule(self.classifier_path)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh classifier in the place of the old one."""
+        """Replace the classifier by a fresh one."""
         old = self.get_classifier()
         width = getattr(old, "in_features", self.num_features)
         biased = getattr(old, "bias", old) is not None
@@ -172,7 +181,7 @@ class Backbone(nn.Module):
         """Return the form that deploys, from eval mode, as another module.
 
         Args:
-            example: an image, of whatever values.
+            example: an image; its values do not matter.
         """
         return reparameterize(self, example)
 
@@ -216,6 +225,58 @@ def strides(depth: int, first: int = 2) -> list[int]:
         [2, 1, 1]
     """
     return [first] + [1] * (depth - 1)
+
+
+class Trunk:
+    """Builds the row of modules of a network, and counts channels and reduction on the way.
+
+    Args:
+        net: the network.
+        channels: of its input.
+
+    Examples:
+        >>> net = Backbone(10, 3)
+        >>> trunk = Trunk(net, 3)
+        >>> for channels, stride in trunk.stage("stage1", 2, 8):
+        ...     trunk.append(nn.Conv2d(channels, 8, 1, stride))
+        >>> trunk.finish()
+        >>> net.feature_info.channels(), net.feature_info.reduction()
+        ([8], [2])
+    """
+
+    def __init__(self, net: Backbone, channels: int) -> None:
+        self.net, self.channels, self.reduction = net, channels, 1
+        self.row, self.maps, self._stack = list[str](), list[Feature](), nn.Sequential()
+
+    def run(self, *paths: str, stride: int = 1) -> None:
+        """Put modules of the network next in the row."""
+        self.row.extend(paths)
+        self.reduction *= stride
+
+    def map(self, path: str, channels: int, stride: int = 1) -> None:
+        """Put a module next in the row whose output is a feature map: the last one of its size."""
+        self.run(path, stride=stride)
+        self.channels = channels
+        if self.maps and self.maps[-1].reduction == self.reduction:
+            self.maps.pop()
+        self.maps.append(Feature(path, channels, self.reduction))
+
+    def stage(self, name: str, depth: int, out: int, first: int = 2) -> Iterator[tuple[int, int]]:
+        """Begin a stage, and yield input channels and stride of each block to `append`."""
+        self._stack = nn.Sequential()
+        self.net.add_module(name, self._stack)
+        for stride in strides(depth, first):
+            yield self.channels, stride
+            self.channels = out
+        self.map(name, out, first)
+
+    def append(self, block: nn.Module) -> None:
+        """Put a block next in the stage."""
+        self._stack.append(block)
+
+    def finish(self, *, bias: bool = True) -> None:
+        """Add the pool and the classifier, whose bias may be left out."""
+        self.net._finish(self.maps, self.row, bias=bias)
 
 
 def init_convs(model: nn.Module) -> None:

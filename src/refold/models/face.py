@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refold.blocks.spec import Size
+from refold.algebra.geometry import Size
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, make_classifier, strides
+from refold.models.backbone import Backbone, Trunk, make_classifier
 from refold.models.registry import register_model
 from refold.models.repmlp_units import Bottleneck, Perceptrons, RepMLPBottleneck, normed
 
@@ -71,30 +71,26 @@ class FaceResNet(Backbone):
                 f"img_size {img_size} must be a multiple of 32, and every stage of {tuple(depths)} "
                 f"blocks keeps an ordinary one: repmlp {tuple(repmlp)} is too many"
             )
-        stem = int(_STEM * width)
+        stem, size, trunk = int(_STEM * width), img_size // 4, Trunk(self, in_chans)
         self.stage0 = nn.Sequential(
             normed(in_chans, stem, 7, 2, deploy=deploy), nn.MaxPool2d(3, 2, 1)
         )
-        features, channels, size = [Feature("stage0.0", stem, 2)], stem, img_size // 4
+        trunk.map("stage0.0", stem, 2)
+        trunk.run("stage0.1", stride=2)
         for stage, (depth, held) in enumerate(zip(depths, repmlp, strict=True), 1):
-            out, stack = int(64 * 2**stage * width), nn.Sequential()
-            size = size if stage == 1 else size // 2
+            out, first = int(64 * 2**stage * width), 1 if stage == 1 else 2
+            size //= first
             mlp = Perceptrons(size, partition, groups, kernels, reduction, deploy=deploy)
-            for at, step in enumerate(strides(depth, 1 if stage == 1 else 2)):
-                block = (
-                    RepMLPBottleneck(channels, out, out, mlp)
-                    if at >= depth - held
-                    else Bottleneck(channels, out, out, step, deploy=deploy)
-                )
-                stack.append(block)
-                channels = out
-            self.add_module(f"stage{stage}", stack)
-            features.append(Feature(f"stage{stage}", out, 2 ** (stage + 1)))
+            blocks = trunk.stage(f"stage{stage}", depth, out, first)
+            for at, (channels, stride) in enumerate(blocks):
+                if at >= depth - held:
+                    trunk.append(RepMLPBottleneck(channels, out, out, mlp))
+                else:
+                    trunk.append(Bottleneck(channels, out, out, stride, deploy=deploy))
         self.gap = nn.AdaptiveAvgPool2d(1)
-        self.embedding = normed(channels, embedding, act=False, deploy=deploy)
+        self.embedding = normed(trunk.channels, embedding, act=False, deploy=deploy)
         self.linear = make_classifier(embedding, num_classes)
-        names = [feature.module for feature in features]
-        self._set_body([names[0], "stage0.1", *names[1:]], features)
+        self._set_body(trunk.row, trunk.maps)
 
     head_names = ("gap", "embedding", "linear")
 

@@ -15,7 +15,7 @@ from refold.blocks import BranchedBlock
 from refold.blocks.layers import Maker, avg_pool, chain
 from refold.blocks.spec import ConvSpec
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, make_classifier, strides
+from refold.models.backbone import Backbone, Trunk, make_classifier
 from refold.models.registry import register_model
 from refold.models.units import ConvUnit
 
@@ -113,7 +113,7 @@ class GlobalDepthwise(BranchedBlock):
         self.conv = make.conv(spec)
         self.average = avg_pool(channels, spec, make.options) if average else None
         self.bn = make.norm(channels, spec.ndim)
-        self._finish(deploy, None)
+        self._finish(make)
 
     def branches(self, x: Tensor) -> Tensor:
         """Return the normed sum."""
@@ -170,18 +170,16 @@ class MobileFaceNet(Backbone):
             conv=_unit(in_chans, channels, 3, 2, 1, deploy=deploy),
             depthwise=_unit(channels, channels, 3, 1, 1, groups=channels, deploy=deploy),
         )
-        features = [Feature("stem", channels, 2)]
+        trunk = Trunk(self, in_chans)
+        trunk.map("stem", channels, 2)
         for stage, (factor, full, depth, first) in enumerate(_ROWS, 1):
-            stack, out = nn.Sequential(), int(full * width)
-            for stride in strides(depth, first):
+            out = int(full * width)
+            for channels, stride in trunk.stage(f"stage{stage}", depth, out, first):
                 hidden = factor * channels
-                stack.append(InvertedResidual(channels, out, hidden, stride, deploy))
-                channels = out
-            self.add_module(f"stage{stage}", stack)
-            features.append(Feature(f"stage{stage}", out, features[-1].reduction * first))
+                trunk.append(InvertedResidual(channels, out, hidden, stride, deploy))
         last = int(512 * width)
-        self.conv = _unit(channels, last, 1, deploy=deploy)
-        features[-1] = Feature("conv", last, 16)
+        self.conv = _unit(trunk.channels, last, 1, deploy=deploy)
+        trunk.map("conv", last)
         sides = (-(-image_size[0] // 16), -(-image_size[1] // 16))  # each stride 2 rounds up
         self.pool = (
             nn.AdaptiveAvgPool2d(1)
@@ -190,9 +188,7 @@ class MobileFaceNet(Backbone):
         )
         self.embedding = _unit(last, embedding, 1, act=False, deploy=deploy)
         self.linear = make_classifier(embedding, num_classes)
-        body = ("stem", *(f"stage{stage}" for stage in range(1, len(_ROWS) + 1)), "conv")
-        lasts = {feature.reduction: feature for feature in features}
-        self._set_body(body, list(lasts.values()))
+        self._set_body(trunk.row, trunk.maps)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of a feature map, or the embeddings."""

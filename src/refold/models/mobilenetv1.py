@@ -10,7 +10,7 @@ from torch import nn
 
 from refold.blocks.layers import chain
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, make_classifier
+from refold.models.backbone import Backbone, Trunk
 from refold.models.registry import register_model
 from refold.models.units import Form, Units
 
@@ -34,7 +34,7 @@ class MobileNetV1(Backbone):
             32 pixels works, and this only states which one is meant.
 
     Raises:
-        InputError: when `resolution` gives no multiple of 32 pixels.
+        InputError: when `resolution` does not give a multiple of 32 pixels.
 
     Examples:
         >>> net = MobileNetV1(10, form="acb", width=0.25, deploy=True)
@@ -55,23 +55,19 @@ class MobileNetV1(Backbone):
         resolution: float = 1.0,
     ) -> None:
         super().__init__(num_classes, in_chans, (_side(resolution), _side(resolution)))
-        units, channels = Units(form, deploy), int(32 * width)
-        self.conv1 = units(in_chans, channels, 3, 2, 1)
+        units, first, trunk = Units(form, deploy), int(32 * width), Trunk(self, in_chans)
+        self.conv1 = units(in_chans, first, 3, 2, 1)
+        trunk.map("conv1", first, 2)
         self.stem = nn.Sequential()
-        maps, reduction = [Feature("conv1", channels, 2)], 2
         for full, stride in _ROWS:
-            out, reduction = int(full * width), reduction * stride
+            channels, out = trunk.channels, int(full * width)
             pair = chain(
                 depthwise=units(channels, channels, 3, stride, 1, channels),
                 pointwise=units(channels, out, 1),
             )
             self.stem.append(pair)
-            maps.append(Feature(f"stem.{len(self.stem) - 1}", out, reduction))
-            channels = out
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.linear = make_classifier(channels, num_classes)
-        lasts = {feature.reduction: feature for feature in maps}
-        self._set_body([feature.module for feature in maps], list(lasts.values()))
+            trunk.map(f"stem.{len(self.stem) - 1}", out, stride)
+        trunk.finish()
 
 
 def _side(resolution: float) -> int:

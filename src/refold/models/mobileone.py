@@ -6,12 +6,11 @@ Parameter names follow the authors' checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from torch import nn
+from collections.abc import Sequence
+from typing import Any
 
 from refold.blocks import MobileOneBlock
-from refold.models.backbone import Backbone, Feature, make_classifier, strides
+from refold.models.backbone import Backbone, Trunk
 from refold.models.registry import register_model
 
 _WIDTHS = (64, 128, 256, 512)
@@ -50,34 +49,20 @@ class MobileOne(Backbone):
     ) -> None:
         super().__init__(num_classes, in_chans)
         widths = [int(full * factor) for full, factor in zip(_WIDTHS, width, strict=True)]
-        channels = min(64, widths[0])
-        self.stage0 = MobileOneBlock(in_chans, channels, 3, 2, 1, deploy=deploy)
-        features = [Feature("stage0", channels, 2)]
-        rows = zip(depths, widths, se_depths, strict=True)
-        for stage, (depth, out, gated) in enumerate(rows, 1):
-            blocks = _pairs(channels, out, depth, gated, num_conv_branches, deploy)
-            self.add_module(f"stage{stage}", nn.Sequential(*blocks))
-            channels = out
-            features.append(Feature(f"stage{stage}", channels, 2 ** (stage + 1)))
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.linear = make_classifier(channels, num_classes)
-        self._set_body([feature.module for feature in features], features)
-
-
-def _pairs(
-    channels: int, out: int, depth: int, gated: int, branches: int, deploy: bool
-) -> Iterator[nn.Module]:
-    """Yield a stage's blocks: a depthwise and a pointwise one in turn."""
-    for position, stride in enumerate(strides(depth)):
-        se = position >= depth - gated
-        yield MobileOneBlock(
-            channels, channels, 3, stride, 1, 1, channels,
-            num_conv_branches=branches, se=se, deploy=deploy,
-        )  # fmt: skip
-        yield MobileOneBlock(
-            channels, out, 1, num_conv_branches=branches, se=se, deploy=deploy
-        )  # fmt: skip
-        channels = out
+        trunk, first = Trunk(self, in_chans), min(64, widths[0])
+        self.stage0 = MobileOneBlock(in_chans, first, 3, 2, 1, deploy=deploy)
+        trunk.map("stage0", first, 2)
+        for stage, (depth, out, gated) in enumerate(zip(depths, widths, se_depths, strict=True), 1):
+            blocks = trunk.stage(f"stage{stage}", depth, out)
+            for place, (channels, stride) in enumerate(blocks):
+                se = place >= depth - gated
+                options: dict[str, Any] = {
+                    "num_conv_branches": num_conv_branches, "se": se, "deploy": deploy,
+                }  # fmt: skip
+                wide = (channels, channels, 3, stride, 1, 1, channels)
+                trunk.append(MobileOneBlock(*wide, **options))
+                trunk.append(MobileOneBlock(channels, out, 1, **options))
+        trunk.finish()
 
 
 register_model("mobileone_s0", width=(0.75, 1.0, 1.0, 2.0), num_conv_branches=4)(MobileOne)

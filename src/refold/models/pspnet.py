@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from refold.algebra.geometry import Size
 from refold.blocks.partition import pair
-from refold.blocks.spec import Size
 from refold.models.registry import register_model
 from refold.models.repmlp_resnet import RepMLPResNet
 from refold.models.repmlp_units import normed

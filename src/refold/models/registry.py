@@ -1,4 +1,4 @@
-"""Networks by name: families enter here, and `create_model` builds what was entered.
+"""Networks by name: families register here, and `create_model` builds them.
 
 A factory is called with `num_classes`, `in_chans` and the options of its name, and with `deploy`
 where it has that argument. One without it is built in its train form and folded.

@@ -11,11 +11,11 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from refold.algebra.geometry import Size
 from refold.blocks import RepMLPBlock
 from refold.blocks.layers import chain
-from refold.blocks.spec import Size
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, make_classifier
+from refold.models.backbone import Backbone, Feature
 from refold.models.registry import register_model
 from refold.models.repmlp_units import normed
 
@@ -41,7 +41,7 @@ class RepMLPCifar(Backbone):
         img_size: of the image; a multiple of 32.
 
     Raises:
-        InputError: when there is no such mixer, or the image is no multiple of 32.
+        InputError: when there is no such mixer, or `img_size` is not a multiple of 32.
 
     Examples:
         >>> net = RepMLPCifar(10, widths=(4, 8, 8))
@@ -90,9 +90,7 @@ class RepMLPCifar(Backbone):
             if at + 1 < len(widths):
                 self.add_module(f"pool{at + 1}", nn.MaxPool2d(2))
                 body.append(f"pool{at + 1}")
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.linear = make_classifier(widths[-1], num_classes)
-        self._set_body(body, features)
+        self._finish(features, body)
 
 
 def _repmlp(

@@ -12,10 +12,10 @@ from math import ceil
 
 from torch import nn
 
+from refold.algebra.geometry import Size
 from refold.blocks.partition import pair
-from refold.blocks.spec import Size
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, make_classifier, strides
+from refold.models.backbone import Backbone, Feature, strides
 from refold.models.registry import register_model
 from refold.models.repmlp_units import (
     Bottleneck,
@@ -112,10 +112,8 @@ class RepMLPResNet(Backbone):
             reduction *= stride
             self.add_module(f"stage{stage - 1}", stack)
             features.append(Feature(f"stage{stage - 1}", channels, reduction))
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.linear = make_classifier(channels, num_classes)
         names = [feature.module for feature in features]
-        self._set_body([names[0], "stage0.1", *names[1:]], features)
+        self._finish(features, [names[0], "stage0.1", *names[1:]])
 
 
 def _with_repmlp(

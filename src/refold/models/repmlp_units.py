@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from refold.algebra.geometry import Size
 from refold.blocks import RepMLPBlock
-from refold.blocks.spec import Size
 from refold.models.units import ConvUnit
 
 

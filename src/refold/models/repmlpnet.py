@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from refold.algebra.geometry import Size
 from refold.blocks import RepMLPNetBlock
 from refold.blocks.layers import chain
 from refold.blocks.partition import pair
-from refold.blocks.spec import Size
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, make_classifier
+from refold.models.backbone import Backbone, Feature
 from refold.models.registry import register_model
 from refold.models.units import ConvUnit
 
@@ -76,7 +76,7 @@ class RepMLPNet(Backbone):
         expansion: of the layers that mix channels.
 
     Raises:
-        InputError: when the image is no multiple of 32, or a partition does not divide its maps.
+        InputError: when `img_size` is not a multiple of 32, or a partition does not divide a map.
 
     Examples:
         >>> import torch
@@ -128,9 +128,7 @@ class RepMLPNet(Backbone):
                 body.append(f"embeds.{i}")
         folds = deploy and num_classes > 0  # without a classifier nothing takes the norm in
         self.head_norm = nn.Identity() if folds else nn.BatchNorm2d(widths[-1])
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.head = make_classifier(widths[-1], num_classes)
-        self._set_body(body, features)
+        self._finish(features, body)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of a feature map, or what the classifier reads."""

@@ -13,7 +13,7 @@ from typing import Literal
 from torch import nn
 
 from refold.blocks import RepVGGBlock
-from refold.models.backbone import Backbone, Feature, make_classifier, strides
+from refold.models.backbone import Backbone, Trunk
 from refold.models.registry import register_model
 
 WIDTHS = (64, 128, 256, 512)
@@ -53,21 +53,15 @@ class RepVGG(Backbone):
     ) -> None:
         super().__init__(num_classes, in_chans)
         gate = "before" if se else None
-        widths = scaled(width)
-        channels = min(64, widths[0])
-        self.stage0 = repvgg_block(in_chans, channels, 2, deploy, se=gate)
-        features, places = [Feature("stage0", channels, 2)], count(1)
+        trunk, widths, places = Trunk(self, in_chans), scaled(width), count(1)
+        first = min(64, widths[0])
+        self.stage0 = repvgg_block(in_chans, first, 2, deploy, se=gate)
+        trunk.map("stage0", first, 2)
         for stage, (depth, out) in enumerate(zip(depths, widths, strict=True), 1):
-            stack = nn.Sequential()
-            for stride in strides(depth):
+            for channels, stride in trunk.stage(f"stage{stage}", depth, out):
                 own = 1 if next(places) % 2 else groups
-                stack.append(repvgg_block(channels, out, stride, deploy, groups=own, se=gate))
-                channels = out
-            self.add_module(f"stage{stage}", stack)
-            features.append(Feature(f"stage{stage}", channels, 2 ** (stage + 1)))
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.linear = make_classifier(channels, num_classes)
-        self._set_body([feature.module for feature in features], features)
+                trunk.append(repvgg_block(channels, out, stride, deploy, groups=own, se=gate))
+        trunk.finish()
 
 
 def scaled(width: Sequence[float]) -> list[int]:

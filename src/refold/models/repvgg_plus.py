@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from refold.blocks.layers import chain
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, make_classifier, strides
+from refold.models.backbone import Backbone, Trunk, make_classifier, strides
 from refold.models.registry import register_model
 from refold.models.repvgg import repvgg_block, scaled
 from refold.models.units import ConvUnit
@@ -65,20 +65,17 @@ class RepVGGPlus(Backbone):
             ("stage3_first", half, third, 2), ("stage3_second", half, third, 1),
             ("stage4", depths[3], last, 2),
         ]  # fmt: skip
-        channels = min(64, first)
-        self.stage0 = repvgg_block(in_chans, channels, 2, deploy, se="after")
-        features = [Feature("stage0", channels, 2)]
+        trunk, stem = Trunk(self, in_chans), min(64, first)
+        self.stage0 = repvgg_block(in_chans, stem, 2, deploy, se="after")
+        trunk.map("stage0", stem, 2)
         for name, depth, out, stride in rows:
             stack = nn.Sequential()
             for step in strides(depth, stride):
-                stack.append(repvgg_block(channels, out, step, deploy, se="after"))
-                channels = out
+                stack.append(repvgg_block(trunk.channels, out, step, deploy, se="after"))
+                trunk.channels = out
             self.add_module(name, chain(blocks=stack))
-            features.append(Feature(name, out, features[-1].reduction * stride))
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.linear = make_classifier(channels, num_classes)
-        del features[3]  # one map a resolution: stage3_second has that of stage3_first
-        self._set_body(["stage0", *(row[0] for row in rows)], features)
+            trunk.map(name, out, stride)
+        trunk.finish()
         self.aux = _WITH_HEAD if aux and num_classes and not deploy else ()
         for name, _, out, _ in rows:
             if name in self.aux:
@@ -103,7 +100,7 @@ class RepVGGPlus(Backbone):
         return super().as_features(out_indices)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put fresh classifiers in the place of the old ones, those of the auxiliary heads too."""
+        """Replace the classifiers by fresh ones, in the auxiliary heads too."""
         super().reset_classifier(num_classes)
         for name in self.aux:
             head = cast(nn.Sequential, self.get_submodule(f"{name}_aux"))

@@ -79,7 +79,7 @@ class Removable(Backbone):
 
 def without_residuals(model: nn.Module, example: Tensor) -> nn.Module:
     """Return the plain chain that computes the same, and logs nothing."""
-    plain = remove_residuals(model, example)
+    plain = remove_residuals(model, example, strict=True)
     for module in plain.modules():
         if isinstance(module, Logged):
             module.running1 = module.running2 = None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from refold.blocks.layers import chain
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, make_classifier, strides
+from refold.models.backbone import Backbone, Trunk
 from refold.models.registry import register_model
 from refold.models.repvgg import repvgg_block
 from refold.models.units import Form, Units
@@ -65,7 +65,7 @@ class ResNet(Backbone):
         form: what the 3x3 convolutions train as.
         depths: blocks of each stage.
         bottleneck: whether the blocks have 1x1 convolutions.
-        plain: whether two of RepVGG's blocks stand in the place of each block.
+        plain: whether two of RepVGG's blocks replace each block.
         width: factor of all channels.
 
     Raises:
@@ -93,24 +93,19 @@ class ResNet(Backbone):
             raise InputError("plain ResNets have no bottlenecks; leave bottleneck or plain out")
         super().__init__(num_classes, in_chans)
         units, widths = Units(form, deploy), [int(full * width) for full in _WIDTHS]
-        channels = widths[0]
-        self.stage0 = chain(conv1=units(in_chans, channels, 7, 2, 3), maxpool=nn.MaxPool2d(3, 2, 1))
-        features = [Feature("stage0.conv1", channels, 2)]
+        stem, growth, trunk = widths[0], 4 if bottleneck else 1, Trunk(self, in_chans)
+        self.stage0 = chain(conv1=units(in_chans, stem, 7, 2, 3), maxpool=nn.MaxPool2d(3, 2, 1))
+        trunk.map("stage0.conv1", stem, 2)
+        trunk.run("stage0.maxpool", stride=2)
         for stage, (depth, inner) in enumerate(zip(depths, widths, strict=True), 1):
-            stack = nn.Sequential()
-            for stride in strides(depth, 1 if stage == 1 else 2):
+            blocks = trunk.stage(f"stage{stage}", depth, inner * growth, 1 if stage == 1 else 2)
+            for channels, stride in blocks:
                 if plain:
-                    stack.append(repvgg_block(channels, inner, stride, deploy))
-                    stack.append(repvgg_block(inner, inner, 1, deploy))
+                    trunk.append(repvgg_block(channels, inner, stride, deploy))
+                    trunk.append(repvgg_block(inner, inner, 1, deploy))
                 else:
-                    stack.append(Residual(units, channels, inner, stride, bottleneck))
-                channels = inner * (4 if bottleneck else 1)
-            self.add_module(f"stage{stage}", stack)
-            features.append(Feature(f"stage{stage}", channels, 2 ** (stage + 1)))
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.linear = make_classifier(channels, num_classes)
-        stages = [feature.module for feature in features]
-        self._set_body([stages[0], "stage0.maxpool", *stages[1:]], features)
+                    trunk.append(Residual(units, channels, inner, stride, bottleneck))
+        trunk.finish()
 
 
 for _prefix, _form in (("acnet", "acb"), ("dbb", "dbb")):

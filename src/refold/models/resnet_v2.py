@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from refold.blocks.layers import chain
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, init_convs, make_classifier, strides
+from refold.models.backbone import Backbone, Trunk, init_convs
 from refold.models.registry import register_model
 from refold.models.shortcuts import AddShortcut, Kind, PadShortcut, Shortcuts
 
@@ -206,29 +206,26 @@ class ResNetV2(Backbone):
         super().__init__(num_classes, in_chans, (224, 224) if large_stem else (32, 32))
         shortcuts = Shortcuts(shortcut, scales, gate_bias, dropout)
         make = UnitMaker(order, bottleneck, shortcuts, padded)
-        channels, step = widths[0], 2 if large_stem else 1
-        self.stem = _stem(in_chans, channels, large_stem)
-        body, features = [f"stem.{name}" for name in self.stem._modules], list[Feature]()
+        self.stem = _stem(in_chans, widths[0], large_stem)
+        trunk = Trunk(self, widths[0])
         if large_stem:
-            features.append(Feature("stem.relu", channels, step))
-            step *= 2
+            trunk.run("stem.conv", "stem.norm")
+            trunk.map("stem.relu", widths[0], 2)
+            trunk.run("stem.maxpool", stride=2)
+        else:
+            trunk.run("stem.conv", "stem.norm", "stem.relu")
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True), 1):
-            stack, stride = nn.Sequential(), 1 if stage == 1 else 2
-            for place, jump in enumerate(strides(depth, stride)):
+            out, stride = width * make.expansion, 1 if stage == 1 else 2
+            units = trunk.stage(f"stage{stage}", depth, out, stride)
+            for place, (channels, step) in enumerate(units):
                 first = stage == 1 and place == 0
-                stack.append(ResidualUnit(make, channels, width, jump, first=first))
-                channels = width * make.expansion
-            self.add_module(f"stage{stage}", stack)
-            step *= stride
-            features.append(Feature(f"stage{stage}", channels, step))
+                trunk.append(ResidualUnit(make, channels, width, step, first=first))
         lead = _STEPS[order][0].partition("c")[0]
         if lead:  # what the next unit would have begun with
-            self.final = chain(**_layers(lead, Conv(channels, channels, 1), 0))
-            features[-1] = Feature("final", channels, step)
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.linear = make_classifier(channels, num_classes)
-        stages = [f"stage{stage}" for stage in range(1, len(depths) + 1)]
-        self._set_body([*body, *stages, *(["final"] if lead else [])], features)
+            last = trunk.channels
+            self.final = chain(**_layers(lead, Conv(last, last, 1), 0))
+            trunk.map("final", last)
+        trunk.finish()
         self.init_weights()
 
     def init_weights(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from refold.blocks.layers import chain
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, make_classifier, strides
+from refold.models.backbone import Backbone, Trunk
 from refold.models.registry import register_model
 
 Form = Literal["grouped", "concat", "paths"]
@@ -191,19 +191,16 @@ class ResNeXt(Backbone):
             )
         self.conv1 = nn.Conv2d(in_chans, base, 7, 2, 3, bias=False)
         self.bn1, self.relu, self.maxpool = nn.BatchNorm2d(base), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
-        channels, features = base, [Feature("relu", base, 2)]
+        trunk = Trunk(self, in_chans)
+        trunk.run("conv1", "bn1")
+        trunk.map("relu", base, 2)
+        trunk.run("maxpool", stride=2)
         for stage, depth in enumerate(depths):
-            stack, scale = nn.Sequential(), 2**stage
-            for stride in strides(depth, 2 if stage else 1):
-                where = (channels, path_width * scale, cardinality, 4 * base * scale, stride)
-                stack.append(_block(form, where, path_norm))
-                channels = 4 * base * scale
-            self.add_module(f"layer{stage + 1}", stack)
-            features.append(Feature(f"layer{stage + 1}", channels, 4 * scale))
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.fc = make_classifier(channels, num_classes)
-        stages = [feature.module for feature in features[1:]]
-        self._set_body(["conv1", "bn1", "relu", "maxpool", *stages], features)
+            inner, out = path_width * 2**stage, 4 * base * 2**stage
+            for channels, stride in trunk.stage(f"layer{stage + 1}", depth, out, 2 if stage else 1):
+                where = (channels, inner, cardinality, out, stride)
+                trunk.append(_block(form, where, path_norm))
+        trunk.finish()
 
 
 def _block(form: Form, where: tuple[int, int, int, int, int], path_norm: bool) -> nn.Module:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from refold.models.backbone import Feature, make_classifier, strides
+from refold.models.backbone import Trunk
 from refold.models.registry import register_model
 from refold.models.residual import LoggedResidual, Removable, conv_norm
 
@@ -76,24 +76,20 @@ class RMNet(Removable):
         super().__init__(num_classes, in_chans, (224, 224) if large_stem else (32, 32))
         kernel, step = (7, 2) if large_stem else (3, 1)
         self.conv1, self.bn1 = conv_norm(in_chans, width, kernel, step)
-        self.relu = nn.ReLU()
-        body, features = ["conv1", "bn1", "relu"], list[Feature]()
+        self.relu, trunk = nn.ReLU(), Trunk(self, width)
+        trunk.run("conv1", "bn1")
         if large_stem:
-            features.append(Feature("relu", width, step))
+            trunk.map("relu", width, 2)
             self.maxpool = nn.MaxPool2d(3, 2, 1)
-            body, step = [*body, "maxpool"], 4
-        channels = width
+            trunk.run("maxpool", stride=2)
+        else:
+            trunk.run("relu")
         for stage, depth in enumerate(depths):
-            out, stack = width * 2**stage, nn.Sequential()
-            for stride in strides(depth, 1 if stage == 0 else 2):
-                stack.append(BasicResidual(channels, out, stride, statistics))
-                channels = out
-            self.add_module(f"layer{stage + 1}", stack)
-            features.append(Feature(f"layer{stage + 1}", channels, step * 2**stage))
-            body.append(f"layer{stage + 1}")
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.fc = make_classifier(channels, num_classes)
-        self._set_body(body, features)
+            out = width * 2**stage
+            blocks = trunk.stage(f"layer{stage + 1}", depth, out, 1 if stage == 0 else 2)
+            for channels, stride in blocks:
+                trunk.append(BasicResidual(channels, out, stride, statistics))
+        trunk.finish()
 
 
 register_model("rmnet18", depths=(2, 2, 2, 2))(RMNet)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from refold.blocks import RMBlock
 from refold.errors import InputError
-from refold.models.backbone import Feature, init_convs, make_classifier, strides
+from refold.models.backbone import Trunk, init_convs
 from refold.models.registry import register_model
 from refold.models.residual import LoggedResidual, Removable, conv_norm
 
@@ -98,28 +98,23 @@ class RMNeXt(Removable):
         statistics: bool = False,
     ) -> None:
         super().__init__(num_classes, in_chans, (224, 224) if large_stem else (32, 32))
-        channels = min(64, width)
-        features: list[Feature] = []
+        stem, trunk = min(64, width), Trunk(self, in_chans)
         if large_stem:
-            first = _stem_block(in_chans, channels, 2)
-            self.layer0 = nn.Sequential(first, _stem_block(channels, channels, 2))
-            features.append(Feature("layer0.0", channels, 2))
+            first = _stem_block(in_chans, stem, 2)
+            self.layer0 = nn.Sequential(first, _stem_block(stem, stem, 2))
+            trunk.map("layer0.0", stem, 2)
+            trunk.run("layer0.1", stride=2)
         else:
-            self.layer0 = _stem_block(in_chans, channels, 1)
-        scale = 4 if large_stem else 1
+            self.layer0 = _stem_block(in_chans, stem, 1)
+            trunk.run("layer0")
+        trunk.channels = stem
         for stage, depth in enumerate(depths):
-            out, stack = width * 2**stage, nn.Sequential()
-            for stride in strides(depth, 1 if stage == 0 else 2):
-                inner, own = out * (expand - 1), group * 2**stage
-                stack.append(GroupedResidual(channels, out, stride, inner, own, statistics))
-                channels = out
-            self.add_module(f"layer{stage + 1}", stack)
-            features.append(Feature(f"layer{stage + 1}", channels, scale * 2**stage))
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.fc = make_classifier(channels, num_classes)
-        stem = ["layer0.0", "layer0.1"] if large_stem else ["layer0"]
-        stages = [f"layer{stage}" for stage in range(1, len(depths) + 1)]
-        self._set_body([*stem, *stages], features)
+            out, own = width * 2**stage, group * 2**stage
+            blocks = trunk.stage(f"layer{stage + 1}", depth, out, 1 if stage == 0 else 2)
+            for channels, stride in blocks:
+                inner = out * (expand - 1)
+                trunk.append(GroupedResidual(channels, out, stride, inner, own, statistics))
+        trunk.finish()
         self.init_weights()
 
     def init_weights(self) -> None:

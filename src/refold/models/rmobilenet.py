@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refold.folding import reparameterize
-from refold.models.backbone import Backbone, Feature, init_convs, make_classifier, strides
+from refold.models.backbone import Backbone, Trunk, init_convs, make_classifier, strides
 from refold.models.registry import register_model
 from refold.models.residual import Logged, conv_norm, without_residuals
 
@@ -143,20 +143,22 @@ class RMobileNet(Backbone):
                 *conv_norm(stem, channels * t_free, 1),
             ),
         )  # fmt: skip
-        maps = {step: Feature("features.1", channels * t_free, step)}
+        trunk = Trunk(self, in_chans)
+        trunk.run("features.0", stride=step)
+        trunk.map("features.1", channels * t_free)
         for row in rows:
             out = int(row.out * width)
             for stride in strides(row.depth, row.stride):
                 self.features.append(
                     InvertedResidual(channels, out, stride, row.expand, t_free, statistics)
                 )
-                channels, step = out, step * stride
-                maps[step] = Feature(f"features.{len(self.features) - 1}", channels * t_free, step)
+                channels = out
+                trunk.map(f"features.{len(self.features) - 1}", channels * t_free, stride)
         self.features.append(nn.Sequential(*conv_norm(channels * t_free, last, 1), nn.ReLU6()))
-        maps[step] = Feature(f"features.{len(self.features) - 1}", last, step)
+        trunk.map(f"features.{len(self.features) - 1}", last)
         self.gap = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(nn.Dropout(0.2), make_classifier(last, num_classes))
-        self._set_body([f"features.{n}" for n in range(len(self.features))], list(maps.values()))
+        self._set_body(trunk.row, trunk.maps)
         self.init_weights()
 
     def init_weights(self) -> None:

@@ -1,4 +1,4 @@
-"""RMRep: RepVGG whose blocks may hand on some channels, and the networks that it is compared with.
+"""RMRep: RepVGG whose blocks may pass channels on unchanged, and the networks it is compared with.
 
 Meng et al. 2021, RMNet: Equivalently Removing Residual Connection from Networks, arXiv:2111.00687,
 section 4.3: plain networks of 21 to 133 convolutions, with RepVGG's blocks, with blocks that
@@ -7,15 +7,15 @@ reserve channels, or as ResNets. Parameter names follow the authors' checkpoints
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 from torch import nn
 
 from refold.blocks import RMBlock
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, make_classifier
+from refold.models.backbone import Backbone, Trunk
 from refold.models.registry import register_model
 from refold.models.resnet import Residual
 from refold.models.units import Units
@@ -35,76 +35,14 @@ class Stage(NamedTuple):
     pairs: int
 
 
-class Layers(Protocol):
-    """Makes the layers of one network."""
-
-    def single(self, channels: int, out: int, stride: int) -> nn.Module:
-        """Return a layer."""
-        ...
-
-    def pair(self, channels: int) -> Sequence[nn.Module]:
-        """Return two layers that keep the shape, in one module or in two."""
-        ...
-
-
-@dataclass(frozen=True)
-class ReservingLayers:
-    """RepVGG's blocks; the first of each pair reserves channels.
-
-    Args:
-        ratio: share of the channels that are reserved.
-        se: whether blocks have squeeze-and-excite.
-        deploy: build the plain form.
-
-    Raises:
-        InputError: when `ratio` is no share that leaves channels.
-    """
-
-    ratio: float = 0.25
-    se: bool = False
-    deploy: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.ratio < 1:
-            raise InputError(f"ratio must be at least 0 and less than 1, got {self.ratio}")
-
-    def single(self, channels: int, out: int, stride: int, reserved: int = 0) -> nn.Module:
-        """Return a block; without more, one that reserves nothing."""
-        options: dict[str, Any] = {"reserved": reserved, "se": self.se, "deploy": self.deploy}
-        return RMBlock(channels, out, 3, stride, 1, **options)
-
-    def pair(self, channels: int) -> Sequence[nn.Module]:
-        """Return a block that reserves channels, and one that does not."""
-        first = self.single(channels, channels, 1, int(channels * self.ratio))
-        return first, self.single(channels, channels, 1)
-
-
-@dataclass(frozen=True)
-class ResidualLayers:
-    """Convolutions with norms; each pair is a residual.
-
-    Args:
-        units: makes the convolutions.
-    """
-
-    units: Units
-
-    def single(self, channels: int, out: int, stride: int) -> nn.Module:
-        """Return a convolution."""
-        return self.units(channels, out, 3, stride, 1)
-
-    def pair(self, channels: int) -> Sequence[nn.Module]:
-        """Return a residual of two convolutions."""
-        return [Residual(self.units, channels, channels, 1, False)]
-
-
 class PairNet(Backbone):
     """Stages of single layers and pairs of them, then a linear classifier.
 
     Args:
         num_classes: outputs of the classifier; 0 for none.
         in_chans: channels of the image.
-        layers: makes the layers.
+        single: makes a layer of (channels, out, stride).
+        pair: makes two layers that keep the channels and the shape, in one module or in two.
         stages: of the network; the first one is the stem.
         large_stem: whether the stem is that of the stages, as for ImageNet; else it is one layer of
             stride 1, as for CIFAR.
@@ -118,26 +56,26 @@ class PairNet(Backbone):
         self,
         num_classes: int,
         in_chans: int,
-        layers: Layers,
+        single: Callable[[int, int, int], nn.Module],
+        pair: Callable[[int], Sequence[nn.Module]],
         stages: Sequence[Stage],
         large_stem: bool,
         width: float,
     ) -> None:
         super().__init__(num_classes, in_chans, (224, 224) if large_stem else (32, 32))
         self.feature = nn.Sequential()
-        channels, step = in_chans, 1
-        last: dict[int, Feature] = {}
+        trunk = Trunk(self, in_chans)
         for place, (full, leads, pairs) in enumerate(stages):
             for stride in leads if place or large_stem else (1,):
-                self.feature.append(layers.single(channels, int(full * width), stride))
-                channels, step = int(full * width), step * stride
-                last[step] = Feature(f"feature.{len(self.feature) - 1}", channels, step)
+                out = int(full * width)
+                layer = single(trunk.channels, out, stride)
+                trunk.map(f"feature.{len(self.feature)}", out, stride)
+                self.feature.append(layer)
             for _ in range(pairs):
-                self.feature.extend(layers.pair(channels))
-            last[step] = Feature(f"feature.{len(self.feature) - 1}", channels, step)
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.fc = make_classifier(channels, num_classes)
-        self._set_body([f"feature.{n}" for n in range(len(self.feature))], list(last.values()))
+                for layer in pair(trunk.channels):
+                    trunk.map(f"feature.{len(self.feature)}", trunk.channels)
+                    self.feature.append(layer)
+        trunk.finish()
 
 
 def pair_stages(pairs: int, widths: Sequence[int] = (64, 128, 256, 512)) -> tuple[Stage, ...]:
@@ -168,6 +106,9 @@ class RMRep(PairNet):
         large_stem: whether the stem is that of the stages, else one layer of stride 1.
         width: factor of all channels.
 
+    Raises:
+        InputError: when `ratio` would leave no channels.
+
     Examples:
         >>> net = RMRep(10, stages=pair_stages(1, (8, 16)), ratio=0.5)
         >>> [block.reserved for block in net.feature]
@@ -188,8 +129,21 @@ class RMRep(PairNet):
         large_stem: bool = True,
         width: float = 1.0,
     ) -> None:
-        layers = ReservingLayers(ratio, se, deploy)
-        super().__init__(num_classes, in_chans, layers, stages, large_stem, width)
+        if not 0 <= ratio < 1:
+            raise InputError(f"ratio must be at least 0 and less than 1, got {ratio}")
+        single = partial(_rm_block, se=se, deploy=deploy)
+
+        def pair(channels: int) -> Sequence[nn.Module]:
+            first = single(channels, channels, 1, reserved=int(channels * ratio))
+            return first, single(channels, channels, 1)
+
+        super().__init__(num_classes, in_chans, single, pair, stages, large_stem, width)
+
+
+def _rm_block(
+    channels: int, out: int, stride: int, reserved: int = 0, *, se: bool, deploy: bool
+) -> nn.Module:
+    return RMBlock(channels, out, 3, stride, 1, reserved=reserved, se=se, deploy=deploy)
 
 
 class PairResNet(PairNet):
@@ -219,8 +173,15 @@ class PairResNet(PairNet):
         large_stem: bool = True,
         width: float = 1.0,
     ) -> None:
-        layers = ResidualLayers(Units(deploy=deploy))
-        super().__init__(num_classes, in_chans, layers, stages, large_stem, width)
+        units = Units(deploy=deploy)
+
+        def single(channels: int, out: int, stride: int) -> nn.Module:
+            return units(channels, out, 3, stride, 1)
+
+        def pair(channels: int) -> Sequence[nn.Module]:
+            return [Residual(units, channels, channels, 1, False)]
+
+        super().__init__(num_classes, in_chans, single, pair, stages, large_stem, width)
 
 
 _RATIOS = {21: 0.25, 37: 0.25, 69: 0.5, 133: 0.75}

@@ -52,7 +52,7 @@ class ConstantShortcut(nn.Module):
 class GatedShortcut(nn.Module):
     """(1 - g) * x + g * branch, or + branch, with g = sigmoid(conv1x1(x)).
 
-    The gate depends on the input, so that the sum is no affine map and no residual can be removed.
+    The gate depends on the input, so the sum is not affine and its residual cannot be removed.
 
     Args:
         channels: of both.

@@ -7,13 +7,14 @@ Devices, arXiv:1707.01083.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from refold.blocks.layers import chain
 from refold.errors import InputError
-from refold.models.backbone import Backbone, Feature, make_classifier, strides
+from refold.models.backbone import Backbone, Trunk
 from refold.models.registry import register_model
 from refold.models.units import ConvUnit
 
@@ -151,28 +152,19 @@ class ShuffleNetV1(Backbone):
         bias: bool = False,
     ) -> None:
         super().__init__(num_classes, in_chans)
-        channels, widths = _widths(groups, width)
-        stem = ConvUnit(in_chans, channels, 3, 2, 1, activation=nn.ReLU, deploy=deploy)
-        self.stem = chain(conv=stem, maxpool=nn.MaxPool2d(3, 2, 1))
-        features = [Feature("stem.conv", channels, 2)]
+        first, widths = _widths(groups, width)
+        stem = ConvUnit(in_chans, first, 3, 2, 1, activation=nn.ReLU, deploy=deploy)
+        self.stem, trunk = chain(conv=stem, maxpool=nn.MaxPool2d(3, 2, 1)), Trunk(self, in_chans)
+        trunk.map("stem.conv", first, 2)
+        trunk.run("stem.maxpool", stride=2)
+        options: dict[str, Any] = {"inverse": inverse_shuffle, "deploy": deploy}
         for stage, (depth, out) in enumerate(zip(depths, widths, strict=True), 2):
-            stack = nn.Sequential()
-            for stride in strides(depth):
+            for channels, stride in trunk.stage(f"stage{stage}", depth, out):
                 # So few channels that groups of them would be too narrow, the paper says.
-                first = 1 if stage == 2 and stride == 2 else groups
-                stack.append(
-                    ShuffleUnit(
-                        channels, out, stride, groups,
-                        first_groups=first, inverse=inverse_shuffle, deploy=deploy,
-                    )
-                )  # fmt: skip
-                channels = out
-            self.add_module(f"stage{stage}", stack)
-            features.append(Feature(f"stage{stage}", out, 2 ** (stage + 1)))
-        self.gap = nn.AdaptiveAvgPool2d(1)
-        self.linear = make_classifier(channels, num_classes, bias=bias)
-        body = [feature.module for feature in features]
-        self._set_body([body[0], "stem.maxpool", *body[1:]], features)
+                own = 1 if stage == 2 and stride == 2 else groups
+                unit = ShuffleUnit(channels, out, stride, groups, first_groups=own, **options)
+                trunk.append(unit)
+        trunk.finish(bias=bias)
 
 
 def _widths(groups: int, width: float) -> tuple[int, list[int]]:

@@ -6,14 +6,15 @@ One definition of a backbone serves all its forms: it asks a `Units` for its con
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 from torch import Tensor, nn
 
+from refold.algebra.geometry import Size
 from refold.blocks import ACBlock, BranchedBlock, DiverseBranchBlock
+from refold.blocks.arguments import BlockOptions, parse
 from refold.blocks.base import Activation
-from refold.blocks.layers import Maker, chain
-from refold.blocks.spec import ConvSpec, Size
+from refold.blocks.layers import chain
 from refold.errors import InputError
 
 Form = Literal["plain", "acb", "dbb"]
@@ -47,25 +48,15 @@ class ConvUnit(BranchedBlock):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
+        *conv: Size | str,
         activation: Activation = None,
-        deploy: bool = False,
+        **options: Unpack[BlockOptions],
     ) -> None:
-        spec = ConvSpec.of(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups
-        )
+        spec, make = parse(BlockOptions, conv, options)
         super().__init__(spec, activation)
-        make = Maker(deploy=deploy)
         self.conv = make.conv(spec)
-        self.bn = make.norm(out_channels, spec.ndim)
-        self._finish(deploy, None)
+        self.bn = make.norm(spec.out_channels, spec.ndim)
+        self._finish(make)
 
     def branches(self, x: Tensor) -> Tensor:
         """Return the single branch."""

@@ -1,7 +1,7 @@
-"""Networks that timm and torchvision keep well, under the names that articles give them.
+"""Networks that timm and torchvision maintain, under the names of their articles.
 
-They are not written again: `create_model` asks the library, which is imported when it is needed,
-and folds what it returns where `deploy` is asked for.
+They are not rewritten here: `create_model` imports the library when it is needed, and folds what
+it returns if `deploy` is set.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _importing(library: str, wanted: str) -> Generator[None]:
     """Say what to install where an optional library is missing.
 
     Raises:
-        MissingDependencyError: in the place of the import's own error.
+        MissingDependencyError: instead of the import's own error.
     """
     try:
         yield

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from refold.pruning.channels import Pruning, Slimmed, prune, pruning
-from refold.pruning.dead_channels import Dropped, drop_dead_channels, dropping
+from refold.pruning.dead_channels import drop_dead_channels, dropping
 from refold.pruning.layers import Importance, Layer
 from refold.pruning.norms import restore_norms
 from refold.pruning.slimming import channel_mask, clear_masks, slimming_penalty
 
 __all__ = [
-    "Dropped",
     "Importance",
     "Layer",
     "Pruning",

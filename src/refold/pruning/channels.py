@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from refold.account import Account
 from refold.errors import RefusedError
-from refold.graph import Kept, fold_model, submodule
+from refold.graph import Fold, Kept, fold_model, submodule
+from refold.inputs import required
 from refold.pruning.choice import Floor, check_amount, choose
 from refold.pruning.dead_channels import dropping
 from refold.pruning.layers import Importance, find_layers, worth
@@ -18,53 +21,42 @@ from refold.workload import Workload, measure
 
 
 @dataclass(frozen=True)
-class Slimmed:
+class Slimmed(Fold):
     """One layer that lost channels.
 
     Args:
-        where: its path.
         before: its channels in the plain network.
         after: its channels now.
     """
 
-    where: str
-    before: int
-    after: int
+    before: int = 0
+    after: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class Pruning:
-    """A pruned network, and what that took.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pruning(Account):
+    """A pruned network, norms folded, and what that took.
+
+    `steps` are the layers that lost channels (a chosen channel takes with it those that only hand
+    it on, and those that nobody reads any more); `kept` are the layers that cannot lose any, and
+    the residuals that stay. `cost_before` is that of the folded network as it was given.
 
     Args:
-        model: the network, norms folded.
         masked: the same function with every channel still there: the plain network, weights and
             biases of the chosen channels 0.
         silenced: the channels that were chosen, by layer of the plain network.
-        dropped: the layers that lost channels; a chosen channel takes with it those that only
-            hand it on, and those that nobody reads any more.
-        kept: the layers that cannot lose channels, and what stays of residuals, with the reason.
-        cost_before: parameters and multiply-adds of the folded network as it was given.
-        cost_plain: the same before pruning: with its residuals removed where that was asked for.
-        cost_after: the same of the result.
+        cost_plain: before pruning, with residuals removed where that was asked for.
     """
 
-    model: nn.Module
-    masked: nn.Module
+    steps: tuple[Slimmed, ...]
+    masked: nn.Module = field(repr=False)
     silenced: dict[str, list[int]]
-    dropped: tuple[Slimmed, ...]
-    kept: tuple[Kept, ...]
-    cost_before: Workload
     cost_plain: Workload
-    cost_after: Workload
 
-    def summary(self) -> str:
-        """Return what went, as lines: the whole, then every layer."""
-        lost = sum(layer.before - layer.after for layer in self.dropped)
-        text = f"{lost} channels of {len(self.dropped)} layers dropped; "
-        lines = [f"{text}{self.cost_before} -> {self.cost_after}"]
-        lines += [f"{layer.where}: {layer.before} -> {layer.after}" for layer in self.dropped]
-        return "\n".join(lines)
+    @property
+    def dropped(self) -> tuple[Slimmed, ...]:
+        """The same as `steps`."""
+        return self.steps
 
 
 def prune(
@@ -85,7 +77,7 @@ def prune(
 
     Args:
         model: any module in eval mode, norms not yet folded; it stays as it is.
-        example_inputs: a tensor or a tuple of tensors that the model accepts.
+        example_inputs: a tensor, a tuple or list of arguments, or a mapping of them by name.
         ratio: the share of the channels that may go; either this or `threshold`.
         threshold: channels of at most this importance go.
         importance: `"bn"`, the scale of the norm that made a channel (for the sum of a removed
@@ -98,7 +90,7 @@ def prune(
 
     Raises:
         RefusedError: when the model is in training mode, or no channel of it can go.
-        InputError: when an argument makes no sense, or the model cannot run on the example.
+        InputError: when an argument is invalid, or the model cannot run on the example.
 
     Exact when:
         always: the result is the silenced network, at the borders too. How good that is, is for
@@ -138,27 +130,31 @@ def pruning(
 
     Raises:
         RefusedError: when the model is in training mode, or no channel of it can go.
-        InputError: when an argument makes no sense, or the model cannot run on the example.
+        InputError: when an argument is invalid, or the model cannot run on the example.
     """
     check_amount(ratio, threshold)
-    plain, stays, before = _plain(model, example_inputs, remove_residuals)
-    layers, kept = find_layers(plain, example_inputs)
+    inputs = required(model, example_inputs)
+    plain, stays, before = _plain(model, inputs, remove_residuals)
+    layers, kept = find_layers(plain, inputs)
     if not layers:
         reasons = "; ".join(f"{item.where}: {item.reason}" for item in kept) or "it has no layer"
         raise RefusedError(f"no channel of this network can be dropped: {reasons}")
-    values = worth(layers, importance, model, plain, example_inputs)
+    values = worth(layers, importance, model, plain, inputs)
     silenced = choose(layers, values, ratio=ratio, threshold=threshold, floor=floor)
-    cost_plain, widths = measure(plain, example_inputs), _widths(plain)
+    cost_plain = measure(plain, inputs)
     silence(plain, silenced)
-    done = dropping(plain, example_inputs)
-    after = _widths(done.model)
-    dropped = tuple(
-        Slimmed(path, width, after[path])
-        for path, width in widths.items()
-        if path in after and after[path] < width
+    done = dropping(plain, inputs)
+    return Pruning(
+        model=done.model,
+        steps=tuple(_slimmed(plain, done.model)),
+        kept=(*stays, *kept, *done.kept),
+        cost_before=before or cost_plain,
+        cost_after=done.cost_after,
+        done="narrowed",
+        masked=plain,
+        silenced=silenced,
+        cost_plain=cost_plain,
     )
-    costs = (before or cost_plain, cost_plain, done.cost_after)
-    return Pruning(done.model, plain, silenced, dropped, (*stays, *kept, *done.kept), *costs)
 
 
 def _plain(
@@ -180,10 +176,17 @@ def silence(plain: nn.Module, channels: dict[str, list[int]]) -> None:
                 layer.bias[rows] = 0
 
 
-def _widths(model: nn.Module) -> dict[str, int]:
-    widths: dict[str, int] = {}
-    for path, module in model.named_modules():
-        width = getattr(module, "out_channels", getattr(module, "out_features", None))
-        if isinstance(width, int):
-            widths[path] = width
-    return widths
+def _slimmed(plain: nn.Module, pruned: nn.Module) -> Iterator[Slimmed]:
+    """Yield the layers of a network that have fewer channels in its pruned form."""
+    left = dict(pruned.named_modules())
+    for path, layer in plain.named_modules():
+        before, after = _width(layer), _width(left.get(path))
+        if before and after and after < before:
+            counts = [sum(p.numel() for p in one.parameters()) for one in (layer, left[path])]
+            detail = f"{before} -> {after} channels"
+            yield Slimmed(path, "prune", detail, counts[0], counts[1], before=before, after=after)
+
+
+def _width(layer: nn.Module | None) -> int:
+    width = getattr(layer, "out_channels", getattr(layer, "out_features", None))
+    return width if isinstance(width, int) else 0

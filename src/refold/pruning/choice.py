@@ -15,7 +15,7 @@ Floor = int | float | Mapping[str, int | float]
 
 
 def check_amount(ratio: float | None, threshold: float | None) -> None:
-    """Refuse anything but one sensible amount.
+    """Refuse anything but one valid amount.
 
     Raises:
         InputError: when both or none are given, or one is out of range.
@@ -25,7 +25,7 @@ def check_amount(ratio: float | None, threshold: float | None) -> None:
     if ratio is not None and not 0 <= ratio < 1:
         raise InputError(f"ratio is a share of the channels, at least 0 and below 1, got {ratio}")
     if threshold is not None and not 0 <= threshold < inf:
-        raise InputError(f"threshold is an importance, a number from 0 on, got {threshold}")
+        raise InputError(f"threshold is an importance, at least 0, got {threshold}")
 
 
 def choose(
@@ -46,7 +46,7 @@ def choose(
         floor: how many, or which share, every layer keeps of those that could go; by path too.
 
     Raises:
-        InputError: when a floor is no number of channels, or names a layer that there is not.
+        InputError: when a floor is not a number of channels, or names an unknown layer.
     """
     least = _floors(layers, floor)
     entries = [
@@ -80,5 +80,5 @@ def _floors(layers: list[Layer], floor: Floor) -> list[int]:
 def _floor(layer: Layer, floor: float) -> int:
     is_share = isinstance(floor, float)
     if not (0 <= floor <= 1 if is_share else floor >= 1):
-        raise InputError(f"floor is a number of channels from 1 on, or a share, got {floor}")
+        raise InputError(f"floor is a number of channels, at least 1, or a share, got {floor}")
     return max(1, ceil(floor * len(layer.rows)) if is_share else int(floor))

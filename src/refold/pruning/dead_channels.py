@@ -5,12 +5,13 @@ A masked network and its pruned form are equal.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from refold.account import Account
 from refold.algebra.cost import parameters
 from refold.algebra.operator import Conv, wide
 from refold.errors import RefusedError
@@ -26,9 +27,10 @@ from refold.graph import (
     rewrite,
     submodule,
 )
+from refold.inputs import required
 from refold.pruning.spans import Span, limits, makers, span_of
 from refold.residuals import sliced_function
-from refold.workload import Rebuilt
+from refold.workload import measure
 
 
 class DeadChannelPass:
@@ -45,7 +47,7 @@ class DeadChannelPass:
         self.kept: list[Kept] = []
 
     def run(self) -> None:
-        """Drop what can go; note the reason for every layer that keeps a dead channel."""
+        """Drop dead channels; note the reason for every layer that keeps one."""
         done = -1
         while done < len(self.folds):  # what is gone may leave channels before it unread
             done = len(self.folds)
@@ -148,22 +150,6 @@ def _columns(op: Conv, rows: Tensor, lost: dict[int, float]) -> Conv:
     return replace(op, weight=op.weight.detach()[:, rows], bias=bias)
 
 
-@dataclass(frozen=True, eq=False)
-class Dropped(Rebuilt):
-    """A network without its dead channels.
-
-    Args:
-        model: the network.
-        folded: the network with them, its norms folded.
-        example_inputs: what the costs are counted for.
-        dropped: the layers that lost channels.
-        kept: the layers that keep a dead channel, each with the reason.
-    """
-
-    dropped: tuple[Fold, ...]
-    kept: tuple[Kept, ...]
-
-
 def drop_dead_channels(model: nn.Module, example_inputs: Any) -> nn.Module:
     """Return the same function, norms folded, without channels that are constant or unread.
 
@@ -173,11 +159,11 @@ def drop_dead_channels(model: nn.Module, example_inputs: Any) -> nn.Module:
 
     Args:
         model: any module in eval mode; it stays as it is.
-        example_inputs: a tensor or a tuple of tensors that the model accepts.
+        example_inputs: a tensor, a tuple or list of arguments, or a mapping of them by name.
 
     Raises:
         RefusedError: when the model is in training mode.
-        InputError: when it is no module, or cannot run on the example.
+        InputError: when it is not a module, or cannot run on the example.
 
     Exact when:
         always, at the borders too; `dropping` says which dead channels stay and why.
@@ -195,21 +181,27 @@ def drop_dead_channels(model: nn.Module, example_inputs: Any) -> nn.Module:
 
     Source: network slimming, arXiv:1708.06519.
     """
-    return dropping(model, example_inputs).model
+    return rewrite(model, required(model, example_inputs), DeadChannelPass).model
 
 
-def dropping(model: nn.Module, example_inputs: Any) -> Dropped:
-    """Return the network without its dead channels, and an account of them.
+def dropping(model: nn.Module, example_inputs: Any) -> Account:
+    """Return the account of `drop_dead_channels`: `steps` are the layers that lost channels.
 
     Args:
         model: any module in eval mode; it stays as it is.
-        example_inputs: a tensor or a tuple of tensors that the model accepts.
+        example_inputs: a tensor, a tuple or list of arguments, or a mapping of them by name.
 
     Raises:
         RefusedError: when the model is in training mode.
-        InputError: when it is no module, or cannot run on the example.
+        InputError: when it is not a module, or cannot run on the example.
     """
-    done = rewrite(model, example_inputs, DeadChannelPass)
-    dropped = tuple(fold for one in done.passes for fold in one.folds)
-    kept = tuple(kept for one in done.passes for kept in one.kept)
-    return Dropped(done.model, done.folded, example_inputs, dropped, kept)
+    inputs = required(model, example_inputs)
+    done = rewrite(model, inputs, DeadChannelPass)
+    return Account(
+        model=done.model,
+        steps=tuple(fold for one in done.passes for fold in one.folds),
+        kept=tuple(kept for one in done.passes for kept in one.kept),
+        cost_before=measure(done.folded, inputs),
+        cost_after=measure(done.model, inputs),
+        done="narrowed",
+    )

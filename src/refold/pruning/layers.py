@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from refold.algebra.operator import Conv
 from refold.errors import InputError, RefusedError
-from refold.graph import Kept, Lifter, as_arguments, capture_all, find_shapes
+from refold.graph import Kept, Lifter, capture_all, find_shapes
+from refold.inputs import Arguments
 from refold.pruning.scales import norm_scales
 from refold.pruning.spans import Span, makers, span_of
 
@@ -39,10 +40,10 @@ Importance = Literal["bn", "l1"] | Callable[[Layer], Tensor]
 function that returns a number for each channel of a layer."""
 
 
-def find_layers(plain: nn.Module, example_inputs: Any) -> tuple[list[Layer], list[Kept]]:
+def find_layers(plain: nn.Module, inputs: Arguments) -> tuple[list[Layer], list[Kept]]:
     """Return the layers of a folded network that can lose channels, and why the others cannot."""
-    found = capture_all(plain, as_arguments(example_inputs, plain))
-    shapes = find_shapes(plain, found.captures, as_arguments(example_inputs, plain))
+    found = capture_all(plain, inputs)
+    shapes = find_shapes(plain, found.captures, inputs)
     layers: list[Layer] = []
     kept: list[Kept] = []
     for capture, known in zip(found.captures, shapes, strict=True):
@@ -82,7 +83,7 @@ def worth(
     importance: Importance,
     model: nn.Module,
     plain: nn.Module,
-    example_inputs: Any,
+    inputs: Arguments,
 ) -> list[Tensor]:
     """Return the importance of each layer's channels, float64; NaN for one that has to stay.
 
@@ -94,14 +95,14 @@ def worth(
         return [_filters(layer) for layer in layers]
     if importance != "bn" and not callable(importance):
         raise InputError(f'importance is "bn", "l1" or a function of a layer, got {importance!r}')
-    scales = norm_scales(model, plain, example_inputs, [layer.path for layer in layers])
+    scales = norm_scales(model, plain, inputs, [layer.path for layer in layers])
     told = [Layer(x.path, x.weight, x.rows, scales.get(x.path, x.scale)) for x in layers]
     if callable(importance):
         return [_asked(importance, layer) for layer in told]
     if all(bool(layer.scale[layer.rows].isnan().all()) for layer in told):
         raise InputError(
-            'importance="bn" reads the scales of norms, and found none: give the network as it was '
-            'trained, before norms are folded, or take importance="l1"'
+            'importance="bn" reads the scales of norms, and there are none: give the network '
+            'before its norms are folded, or use importance="l1"'
         )
     return [layer.scale for layer in told]
 

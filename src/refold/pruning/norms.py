@@ -12,12 +12,9 @@ from refold.algebra.norm import norm_affine
 from refold.branches import calibrate
 from refold.errors import RefusedError
 from refold.graph import duplicate, layer_class
+from refold.ranked import CONVS, NORMS
 
-_NORMS: dict[type, type[nn.Module]] = {
-    nn.Conv1d: nn.BatchNorm1d,
-    nn.Conv2d: nn.BatchNorm2d,
-    nn.Conv3d: nn.BatchNorm3d,
-}
+_NORMS: dict[type, Any] = {conv: NORMS[rank] for rank, conv in CONVS.items()}
 
 
 def restore_norms(model: nn.Module, inputs: Iterable[Any]) -> nn.Module:

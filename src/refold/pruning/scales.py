@@ -27,7 +27,6 @@ from refold.graph import (
     Link,
     Piece,
     Shapes,
-    as_arguments,
     called_with,
     canonical,
     capture_all,
@@ -38,6 +37,7 @@ from refold.graph import (
     submodule,
     unwrap,
 )
+from refold.inputs import Arguments
 from refold.pruning.spans import max_pool
 
 _PRINT = 8  # numbers that a channel is known by
@@ -47,14 +47,14 @@ _AT_ONCE = 128  # channels that are looked up together: large networks have 100,
 
 
 def norm_scales(
-    model: nn.Module, plain: nn.Module, example_inputs: Any, paths: list[str]
+    model: nn.Module, plain: nn.Module, example_inputs: Arguments, paths: list[str]
 ) -> dict[str, Tensor]:
     """Return the norm scale of every channel of some layers; NaN where no norm made it.
 
     Args:
         model: the network with its norms, in eval mode.
         plain: the same function without them.
-        example_inputs: a tensor or a tuple of tensors that both accept; only shapes matter.
+        example_inputs: that both accept; only shapes matter.
         paths: layers of `plain`.
     """
     inputs = _random(example_inputs)
@@ -74,7 +74,7 @@ def norm_scales(
     return found
 
 
-def _random(example_inputs: Any) -> tuple[Any, ...]:
+def _random(example_inputs: Arguments) -> Arguments:
     generator = torch.Generator().manual_seed(0)
 
     def drawn(x: Tensor) -> Tensor:
@@ -82,12 +82,10 @@ def _random(example_inputs: Any) -> tuple[Any, ...]:
             return x
         return torch.randn(x.shape, generator=generator).to(x)
 
-    return pytree.tree_map_only(Tensor, drawn, as_arguments(example_inputs) or ())
+    return pytree.tree_map_only(Tensor, drawn, example_inputs)
 
 
-def _captures(
-    model: nn.Module, inputs: tuple[Any, ...]
-) -> Iterator[tuple[Capture, Shapes, tuple[Any, ...]]]:
+def _captures(model: nn.Module, inputs: Arguments) -> Iterator[tuple[Capture, Shapes, Arguments]]:
     """Yield every capture that the example reaches, with its shapes and what it is called with."""
     model = duplicate(model)  # it runs
     found = capture_all(model, inputs).captures
@@ -137,9 +135,7 @@ class _Book:
         self.close = close
         self.entries: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
 
-    def add(
-        self, capture: Capture, scales: dict[fx.Node, Tensor], arguments: tuple[Any, ...]
-    ) -> None:
+    def add(self, capture: Capture, scales: dict[fx.Node, Tensor], arguments: Arguments) -> None:
         """Run a capture and enter its channels."""
         prints = _Prints(capture, set(scales))
         prints.run(*arguments)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from refold.errors import InputError
+from refold.ranked import CONVS
 
-_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 Target = Literal["norms", "masks"]
 
 
@@ -57,7 +57,7 @@ def channel_mask(channels: int, rank: int = 2) -> nn.Module:
 
     Source: RMNet's masks, arXiv:2111.00687.
     """
-    layer = _CONVS[rank](channels, channels, 1, groups=channels, bias=False)
+    layer = CONVS[rank](channels, channels, 1, groups=channels, bias=False)
     nn.init.ones_(layer.weight)
     return layer
 
@@ -93,13 +93,12 @@ def _scales(model: nn.Module, on: Target) -> list[Tensor]:
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         return [norm.weight for norm in norms if norm.affine]
     if on == "masks":
-        return [
-            m.weight for m in model.modules() if isinstance(m, tuple(_CONVS.values())) and _masks(m)
-        ]
+        convs: list[Any] = [m for m in model.modules() if isinstance(m, tuple(CONVS.values()))]
+        return [conv.weight for conv in convs if _masks(conv)]
     raise InputError(f'on is "norms" or "masks", got {on!r}')
 
 
-def _masks(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
+def _masks(conv: Any) -> bool:
     """Say whether a convolution is a scale per channel and nothing else."""
     plain = set(conv.kernel_size) == set(conv.stride) == {1} and not any(conv.padding)
     return plain and conv.groups == conv.in_channels == conv.out_channels and conv.bias is None

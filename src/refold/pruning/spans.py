@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import cast
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from refold.algebra.operator import AvgPool, Conv, Identity, Resample, wide
 from refold.errors import RefusedError
 from refold.graph import Activation, Lifter, Limit, Link, layer_class, link, point, submodule
+from refold.ranked import MAX_POOLS
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ def span_of(lifter: Lifter, maker: Link) -> Span:
             raise RefusedError("what reads its channels does not keep them apart")
         if found.is_affine and isinstance(found.ops[0], Conv) and _reads_all(found):
             if found.node.op != "call_module":
-                raise RefusedError("what reads its channels is no layer of its own")
+                raise RefusedError("its reader is not a layer")
             return Span(maker, tuple(steps), found)
         _check(lifter, found)
         steps.append(found)
@@ -117,7 +118,7 @@ def _check(lifter: Lifter, step: Link) -> None:
         if not (op.groups == op.in_channels == op.out_channels and not op.transposed):
             raise RefusedError("the grouped convolution behind it does not keep channels apart")
         if step.node.op != "call_module":
-            raise RefusedError("the convolution behind it is no layer of its own")
+            raise RefusedError("the convolution behind it is not a layer")
         return
     if (isinstance(op, Resample) and op.counted) or not isinstance(
         op, (AvgPool, Identity, Resample)
@@ -130,7 +131,7 @@ def max_pool(lifter: Lifter, node: fx.Node) -> Link | None:
     if node.op != "call_module" or str(node.target) in lifter.capture.pinned:
         return None
     pool = submodule(lifter.capture.module, str(node.target))
-    if layer_class(pool) in _MAX_POOLS and not getattr(pool, "return_indices", False):
+    if layer_class(pool) in MAX_POOLS.values() and not getattr(pool, "return_indices", False):
         return Link(node, cast(fx.Node, node.args[0]), (Identity(),))
     return None
 
@@ -165,6 +166,3 @@ def _at(limit: Limit, channel: int) -> float:
         return limit
     flat = limit.detach().flatten()
     return float(flat[channel if flat.numel() > 1 else 0])
-
-
-_MAX_POOLS = frozenset({nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d})

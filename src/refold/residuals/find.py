@@ -102,14 +102,14 @@ def _check_memory(lifter: Lifter, values: list[fx.Node]) -> None:
             raise RefusedError(lifter.tainted[value])
 
 
-_APART = "its two sides do not come from one value along plain chains"
+_APART = "its two sides do not start from one value along plain chains"
 
 
 def _why_bent(paths: list[tuple[Link, ...]]) -> str:
     gated = any(link.gate for path in paths for link in path)
     if gated and min(map(len, paths)) == 1:
         return "its shortcut is gated by the input"
-    return "both its sides are nonlinear, so that neither can ride along the other"
+    return "both its sides are nonlinear, so neither can be carried along the other"
 
 
 def _trails(lifter: Lifter, ends: tuple[fx.Node, ...]) -> list[_Trail]:
@@ -158,10 +158,12 @@ def check_kinds(residual: Residual) -> None:
     """
     for step in residual.branch:
         if len(step.ops) > 1:
-            raise RefusedError("a step of its branch is several layers in one")
+            raise RefusedError("a step of its branch fuses several layers")
         for op in step.ops:
             if isinstance(op, Conv) and not op.transposed:
                 continue
             if not isinstance(op, (Affine, AvgPool, Identity)) or step.windows:
                 what = type(op).__name__.lower()
-                raise RefusedError(f"its branch holds a {what}, through which nothing can ride")
+                raise RefusedError(
+                    f"its branch holds a {what}, through which nothing can be carried"
+                )

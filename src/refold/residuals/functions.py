@@ -32,7 +32,7 @@ def wider_function(act: Activation, slots: Slots, riding: Interval, like: Like) 
         return sliced_function(act, slots, like)
     if act.keeps is not None:
         raise RefusedError(f"{act.name} changes negative values, and its shortcut may be negative")
-    raise RefusedError(f"{act.name} changes whatever it reads, so that nothing can ride through it")
+    raise RefusedError(f"{act.name} changes every value, so nothing can be carried through it")
 
 
 def sliced_function(act: Activation, slots: Slots, like: Like) -> nn.Module:

@@ -56,7 +56,7 @@ def wider_gate(
     items = flat(steps)
     places = [place for place, (_, op) in enumerate(items) if isinstance(op, Conv)]
     if not places or not all(pools(step) for step, _ in items[: places[0]]):
-        raise RefusedError("its gate has no layer in which channels that ride could be left out")
+        raise RefusedError("its gate has no layer that could skip the carried channels")
     tail = [step for step, op in items[places[-1] + 1 :] if not isinstance(op, Identity)]
     opens = [step for step in tail if sigmoids(step)]
     if len(opens) != 1 or not all(pools(step) for step in tail if step not in opens):
@@ -133,7 +133,7 @@ class Change:
         kind: "keep" a node, "replace" it, "insert" a layer before it, or "drop" a node whose work
             an inserted layer does.
         gate: edits of the gate, where the node multiplies by one.
-        readers: the nodes of that gate: they, too, read what the chain has come to.
+        readers: the nodes of that gate: they also read the value at the end of the chain.
     """
 
     node: fx.Node

@@ -36,6 +36,7 @@ from refold.graph import (
     point,
     submodule,
 )
+from refold.ranked import MAX_POOLS, POOLS
 
 ZERO = point(0.0)
 
@@ -84,7 +85,7 @@ class Ranges:
         if call is not None and call.name in _CALLS:
             return _CALLS[call.name](self, call)
         name = node.target if isinstance(node.target, str) else _name(node.target)
-        if name in _MAX_POOLS:
+        if name in _MAX_POOL_NAMES:
             return self.of(node.args[0])
         return self._of_piece(node)
 
@@ -97,7 +98,7 @@ class Ranges:
         kind = layer_class(module)
         if kind in _HULLS:
             return source
-        if kind in _POOLS and getattr(module, "divisor_override", None) is None:
+        if kind in POOLS.values() and getattr(module, "divisor_override", None) is None:
             return source.hull(ZERO)
         return self._of_piece(node)
 
@@ -278,12 +279,13 @@ _CALLS: dict[str, Callable[[Ranges, Call], Interval]] = {
     "div": _div,
     "neg": _neg,
 }
-_MAX_POOLS = frozenset(f"{kind}max_pool{rank}d" for kind in ("", "adaptive_") for rank in (1, 2, 3))
-_POOLS = frozenset({nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d})
+_MAX_POOL_NAMES = frozenset(
+    f"{kind}max_pool{rank}d" for kind in ("", "adaptive_") for rank in (1, 2, 3)
+)
 _HULLS = frozenset(
     {
-        *(getattr(nn, f"{kind}Pool{n}d") for kind in ("Max", "AdaptiveMax", "AdaptiveAvg")
-          for n in (1, 2, 3)),
+        *MAX_POOLS.values(),
+        *(getattr(nn, f"Adaptive{kind}Pool{n}d") for kind in ("Max", "Avg") for n in (1, 2, 3)),
         nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
     }
 )  # fmt: skip

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from refold.errors import RefusedError
-from refold.graph import Fold, Kept, rewrite
+from refold.account import Account, require_none
+from refold.graph import Kept, Rewritten, rewrite
+from refold.inputs import required
 from refold.residuals.passes import ResidualPass
-from refold.workload import Rebuilt
+from refold.workload import measure
 
 
-@dataclass(frozen=True, eq=False)
-class Removal(Rebuilt):
-    """A network without residuals, and what that took.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Removal(Account):
+    """A network without residuals, and what that took: `steps` are the sums that are gone.
 
     Args:
-        model: the network.
         folded: the network with its residuals, its norms folded.
-        example_inputs: what the costs are counted for.
-        removed: the sums that are gone.
-        kept: the sums that stay, each with the reason.
     """
 
-    removed: tuple[Fold, ...]
-    kept: tuple[Kept, ...]
-
-    def summary(self) -> str:
-        """Return how many residuals are gone and what it costs, as one line."""
-        before, after = self.cost_before, self.cost_after
-        text = f"{len(self.removed)} residuals removed, {len(self.kept)} kept; "
-        text += f"parameters {before.parameters:,} -> {after.parameters:,}"
-        if before.macs is None or after.macs is None:
-            return text
-        return f"{text}; multiply-adds {before.macs:,} -> {after.macs:,}"
+    folded: nn.Module = field(repr=False)
 
 
-def remove_residuals(model: nn.Module, example_inputs: Any, *, strict: bool = True) -> nn.Module:
+def remove_residuals(model: nn.Module, example_inputs: Any, *, strict: bool = False) -> nn.Module:
     """Return the same function without residual additions: norms folded, shortcuts carried along.
 
     The convolutions of a branch get extra channels that hand its input on, and the last one adds
@@ -47,13 +34,13 @@ def remove_residuals(model: nn.Module, example_inputs: Any, *, strict: bool = Tr
 
     Args:
         model: any module in eval mode; it stays as it is.
-        example_inputs: a tensor or a tuple of tensors that the model accepts.
-        strict: raise when any sum of two values has to stay; otherwise it stays.
+        example_inputs: a tensor, a tuple or list of arguments, or a mapping of them by name.
+        strict: raise when a sum of two values has to stay.
 
     Raises:
         RefusedError: when the model is in training mode; with `strict`, when a sum has to stay,
             with the reason for each.
-        InputError: when it is no module, or cannot run on the example.
+        InputError: when it is not a module, or cannot run on the example.
 
     Exact when:
         always, at the borders too. A shortcut through an average pool with `ceil_mode` is removed
@@ -73,12 +60,9 @@ def remove_residuals(model: nn.Module, example_inputs: Any, *, strict: bool = Tr
 
     Source: RMNet, arXiv:2111.00687.
     """
-    done = removal(model, example_inputs)
-    if strict and done.kept:
-        reasons = "\n".join(f"  {item.where or 'the root'}: {item.reason}" for item in done.kept)
-        raise RefusedError(
-            f"{len(done.kept)} residuals cannot be removed (strict=False leaves them):\n{reasons}"
-        )
+    done = rewrite(model, required(model, example_inputs), ResidualPass)
+    if strict:
+        require_none(_kept(done))
     return done.model
 
 
@@ -87,22 +71,33 @@ def removal(model: nn.Module, example_inputs: Any) -> Removal:
 
     Args:
         model: any module in eval mode; it stays as it is.
-        example_inputs: a tensor or a tuple of tensors that the model accepts.
+        example_inputs: a tensor, a tuple or list of arguments, or a mapping of them by name.
 
     Raises:
         RefusedError: when the model is in training mode.
-        InputError: when it is no module, or cannot run on the example.
+        InputError: when it is not a module, or cannot run on the example.
 
     Examples:
         >>> import torch
         >>> removal(nn.Sequential(nn.ReLU()).eval(), torch.zeros(1, 1, 2, 2)).summary()
-        '0 residuals removed, 0 kept; parameters 0 -> 0; multiply-adds 0 -> 0'
+        '0 removed, 0 kept; parameters 0 -> 0; multiply-adds 0 -> 0'
     """
-    done = rewrite(model, example_inputs, ResidualPass)
-    removed = [fold for one in done.passes for fold in one.folds]
-    kept = [kept for one in done.passes for kept in one.kept]
-    kept += [
-        Kept(path, f"its code could not be followed, so that its sums stay ({why})")
+    inputs = required(model, example_inputs)
+    done = rewrite(model, inputs, ResidualPass)
+    return Removal(
+        model=done.model,
+        steps=tuple(fold for one in done.passes for fold in one.folds),
+        kept=_kept(done),
+        cost_before=measure(done.folded, inputs),
+        cost_after=measure(done.model, inputs),
+        done="removed",
+        folded=done.folded,
+    )
+
+
+def _kept(done: Rewritten[ResidualPass]) -> tuple[Kept, ...]:
+    unread = (
+        Kept(path, f"its code could not be followed, so its sums stay ({why})")
         for path, why in done.failures.items()
-    ]
-    return Removal(done.model, done.folded, example_inputs, tuple(removed), tuple(kept))
+    )
+    return (*(kept for one in done.passes for kept in one.kept), *unread)

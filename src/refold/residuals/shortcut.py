@@ -87,9 +87,9 @@ def normal_form(ops: Sequence[Operator], channels: int, rank: int) -> Shortcut:
         try:
             conv = as_conv(op, channels, rank)
         except GeometryError as error:
-            raise RefusedError(f"its shortcut cannot ride along: {error}") from error
+            raise RefusedError(f"its shortcut cannot be carried: {error}") from error
         if conv.transposed or (conv.zero_pads and found.window is not None):
-            raise RefusedError("its shortcut holds a convolution that cannot ride along")
+            raise RefusedError("its shortcut holds a convolution that cannot be carried")
         if any(axis.kernel > 1 or axis.lo or axis.hi for axis in conv.axes):
             found = _with_window(found, conv)
         else:
@@ -151,7 +151,7 @@ def carries(shortcut: Shortcut, stages: Sequence[Conv]) -> list[Carry]:
 def _projected(carry: Carry, point: Conv) -> Carry:
     """Return the last convolution's part with the projection in it."""
     if carry.mixes or carry.bias is not None:
-        raise RefusedError("its shortcut's window and projection do not fit into one layer")
+        raise RefusedError("its shortcut's window and projection do not fit in one layer")
     weight = regroup(point.weight.detach(), point.groups, 1).flatten(1)
     taps = tuple((tap, weight if factor == 1 else weight * factor) for tap, factor in carry.taps)
     return Carry(taps, point.out_channels, point.bias)
@@ -163,14 +163,14 @@ def _stage_of_window(shortcut: Shortcut, stages: Sequence[Conv]) -> int | None:
     strides = [tuple(axis.stride for axis in stage.axes) for stage in stages]
     total = tuple(prod(column) for column in zip(*strides, strict=True))
     if total != tuple(axis.stride for axis in axes):
-        raise RefusedError("its two sides step over the map at different strides")
+        raise RefusedError("its two sides have different strides")
     plain = isinstance(shortcut.window, AvgPool) and shortcut.window.factor == 1
     if shortcut.window is None or (plain and all(a.kernel == 1 and not a.lo for a in axes)):
         return None
     for place in reversed(range(len(stages))):
         if strides[place] == total and _fits(shortcut.window, stages[place]):
             return place
-    raise RefusedError("no convolution of the branch has a window that holds the shortcut's")
+    raise RefusedError("no convolution of the branch has a window as large as the shortcut's")
 
 
 def _fits(window: AvgPool | Conv, stage: Conv) -> bool:
@@ -186,7 +186,7 @@ def _reaches(axis: Axis) -> bool:
 
 def _centre(stage: Conv) -> tuple[tuple[tuple[int, ...], float], ...]:
     if not all(0 in axis.offsets and _reaches(axis) for axis in stage.axes):
-        raise RefusedError("a convolution of the branch does not read the position that it is at")
+        raise RefusedError("a convolution of the branch does not read its own position")
     return ((tuple(axis.offsets.index(0) for axis in stage.axes), 1.0),)
 
 

@@ -44,7 +44,7 @@ def pass_affine_forward(op: Operator) -> Outcome:
             return Sequence((select, _pick(affine, select.index)))
         case Sequence((Affine() as affine, Flatten() as flatten)):
             return Sequence((flatten, _repeat(affine, flatten.positions)))
-        case Sequence((Affine() as affine, Unflatten() as row)) if _is_uniform(affine):
+        case Sequence((Affine() as affine, Unflatten() as row)) if affine.channels is None:
             return Sequence((row, affine))
         case _:
             return None
@@ -65,7 +65,7 @@ def pass_affine_backward(op: Operator) -> Outcome:
         case Sequence((Select() as select, Affine() as affine)):
             order = _inverse(select)
             return None if order is None else Sequence((_pick(affine, order), select))
-        case Sequence((Flatten() as flatten, Affine() as affine)) if _is_uniform(affine):
+        case Sequence((Flatten() as flatten, Affine() as affine)) if affine.channels is None:
             return Sequence((affine, flatten))
         case Sequence((Unflatten() as row, Affine() as affine)):
             return Sequence((_repeat(affine, prod(row.size)), row))
@@ -162,23 +162,11 @@ def _is_filled(other: AvgPool | Pad) -> bool:
 
 def _pick(affine: Affine, index: tuple[int, ...]) -> Affine:
     order = torch.tensor(index)
-    vectors = (
-        v if v is None or v.ndim == 0 else v[order.to(v.device)]
-        for v in (affine.scale, affine.shift)
-    )
-    return Affine(*vectors)
+    return affine.each(lambda vector: vector[order.to(vector.device)])
 
 
 def _repeat(affine: Affine, positions: int) -> Affine:
-    vectors = (
-        v if v is None or v.ndim == 0 else v.repeat_interleave(positions)
-        for v in (affine.scale, affine.shift)
-    )
-    return Affine(*vectors)
-
-
-def _is_uniform(affine: Affine) -> bool:
-    return all(v is None or v.ndim == 0 for v in (affine.scale, affine.shift))
+    return affine.each(lambda vector: vector.repeat_interleave(positions))
 
 
 def _inverse(select: Select) -> tuple[int, ...] | None:

@@ -30,7 +30,7 @@ class Decisions:
     def __init__(self, allow_growth: bool = False) -> None:
         self.allow_growth = allow_growth
         self._stand_ins: dict[Hashable, Operator] = {}
-        self._rewrites: dict[tuple[int, _Rules], Rewrite] = {}
+        self._rewrites: dict[tuple[Operator, _Rules], Rewrite] = {}
 
     def stand_in(self, op: Operator) -> tuple[Operator, Replay]:
         """Return the stand-in that all expressions of the structure of `op` share."""
@@ -44,7 +44,7 @@ class Decisions:
 
     def rewrite(self, shadow: Operator, rules: _Rules = RULES) -> Rewrite:
         """Return what the rules make of a stand-in that `stand_in` returned."""
-        key = id(shadow), rules
+        key = shadow, rules
         if key not in self._rewrites:
             self._rewrites[key] = simplify(shadow, rules, allow_growth=self.allow_growth)
         return self._rewrites[key]
@@ -68,7 +68,8 @@ def structure(op: Operator, sources: dict[Hashable, int]) -> Hashable:
         return type(op), *(structure(part, sources) for part in op.parts)
     if isinstance(op, Input):
         return type(op), sources.setdefault(op.key, len(sources)), op.channels
-    return type(op), *(_told(getattr(op, item.name)) for item in fields(op))
+    told = (item.name for item in fields(op) if item.name != "made_of")
+    return type(op), *(_told(getattr(op, name)) for name in told)
 
 
 def _told(value: Hashable | Tensor) -> Hashable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import accumulate, pairwise
+from operator import itemgetter
 
 from refold.algebra.operator import (
     Affine,
@@ -24,7 +25,7 @@ from refold.algebra.operator import (
 )
 from refold.algebra.row import Unflatten
 from refold.rules.rule import Outcome, refuse, rule
-from refold.rules.weights import regroup
+from refold.rules.weights import channels_into, regroup
 
 
 @rule(
@@ -80,10 +81,8 @@ def channels_of(op: Operator) -> int | None:
             return len(part.index)
         if isinstance(part, Input):
             return part.channels
-        if isinstance(part, Affine):
-            sized = [v.shape[0] for v in (part.scale, part.shift) if v is not None and v.ndim]
-            if sized:
-                return sized[0]
+        if isinstance(part, Affine) and part.channels is not None:
+            return part.channels
         if isinstance(part, (Flatten, Unflatten)):
             return None
         if isinstance(part, Sum):
@@ -102,7 +101,7 @@ def _over_sum(branches: tuple[Operator, ...], after: Operator) -> Operator:
 
 def _over_concat(branches: tuple[Operator, ...], after: Affine | Conv | Select) -> Outcome:
     sizes = [channels_of(branch) for branch in branches]
-    total = _in_channels(after)
+    total = channels_into(after)
     if sizes.count(None) == 1 and total is not None:
         known = sum(size for size in sizes if size is not None)
         sizes = [total - known if size is None else size for size in sizes]
@@ -113,26 +112,11 @@ def _over_concat(branches: tuple[Operator, ...], after: Affine | Conv | Select) 
         return None
     spans = list(pairwise(ends))
     if isinstance(after, Affine):
-        parts = [sequence(b, _part(after, *span)) for b, span in zip(branches, spans, strict=True)]
-        return Concat(tuple(parts))
+        cuts = (after.each(itemgetter(slice(*span))) for span in spans)
+        return Concat(tuple(map(sequence, branches, cuts)))
     if isinstance(after, Select):
         return _select_spans(branches, spans, after)
     return _over_concat_conv(branches, spans, after)
-
-
-def _in_channels(op: Affine | Conv | Select) -> int | None:
-    if isinstance(op, Conv):
-        return op.in_channels
-    if isinstance(op, Select):
-        return op.channels
-    return next((v.shape[0] for v in (op.scale, op.shift) if v is not None and v.ndim), None)
-
-
-def _part(affine: Affine, start: int, end: int) -> Affine:
-    scale, shift = (
-        v if v is None or v.ndim == 0 else v[start:end] for v in (affine.scale, affine.shift)
-    )
-    return Affine(scale, shift)
 
 
 def _over_concat_conv(

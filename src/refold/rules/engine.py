@@ -243,7 +243,7 @@ class _Engine(Ledger):
             return branch
         trial = self._trial(True)
         whole = trial.reduce(branch)
-        self.pending[id(whole)] = trial.steps
+        self.pending[whole] = trial.steps
         return whole
 
     def _add(self, lean: list[Operator], full: list[Operator]) -> Operator | None:

@@ -1,4 +1,4 @@
-"""What the engine writes down: rewrites kept, what they are worth, what was tried in vain."""
+"""The engine's accounts: rewrites kept, what they cost, and attempts that gained nothing."""
 
 from __future__ import annotations
 
@@ -30,9 +30,6 @@ class Rewrite:
     refusals: tuple[Refusal, ...] = ()
 
 
-_Key = tuple[object, ...]
-
-
 @dataclass
 class Ledger:
     """The accounts of one run.
@@ -42,16 +39,16 @@ class Ledger:
         allow_growth: whether a rewrite may need more multiply-adds.
         steps: the rewrites kept so far.
         pending: rewrites that made a branch whole, by the branch, kept when the branch is used.
-        memory: what was finished or tried in vain, shared by all trials of a run: nested joins
-            would otherwise be gone through again at every level.
+        memory: what was finished or gained nothing, shared by all trials of a run: nested
+            joins would otherwise be tried again at every level.
         left_out: rules that this trial does without.
     """
 
     rules: tuple[Rule, ...]
     allow_growth: bool
     steps: list[Step] = field(default_factory=list[Step])
-    pending: dict[int, list[Step]] = field(default_factory=dict[int, list[Step]])
-    memory: dict[_Key, Operator] = field(default_factory=dict[_Key, Operator])
+    pending: dict[Operator, list[Step]] = field(default_factory=dict[Operator, list[Step]])
+    memory: set[tuple[object, ...]] = field(default_factory=set[tuple[object, ...]])
     left_out: frozenset[str] = frozenset()
 
     def accepts(self, rule: Rule, before: Operator, after: Operator) -> bool:
@@ -79,27 +76,26 @@ class Ledger:
     def settle(self, full: list[Operator]) -> None:
         """Keep the rewrites that made these branches whole, now that they are used."""
         for part in full:
-            self.steps.extend(self.pending.pop(id(part), []))
+            self.steps.extend(self.pending.pop(part, []))
 
     def is_final(self, op: Operator) -> bool:
         """Whether this very operator came out of a reduction."""
-        return (self.left_out, self.allow_growth, id(op)) in self.memory
+        return (self.left_out, self.allow_growth, op) in self.memory
 
     def finish(self, op: Operator) -> None:
         """Remember the result of a reduction."""
-        self.memory[self.left_out, self.allow_growth, id(op)] = op
+        self.memory.add((self.left_out, self.allow_growth, op))
 
     def is_futile(self, rule: Rule, window: Sequence) -> bool:
         """Whether these very neighbours were exchanged before, and nothing was gained."""
         return self._key(rule, window) in self.memory
 
     def give_up(self, rule: Rule, window: Sequence) -> None:
-        """Remember an exchange in vain, and its operators, so that their identities stay theirs."""
-        self.memory[self._key(rule, window)] = window
+        """Remember an exchange that gained nothing."""
+        self.memory.add(self._key(rule, window))
 
-    def _key(self, rule: Rule, window: Sequence) -> _Key:
-        before, after = window.parts
-        return rule.name, self.left_out, self.allow_growth, id(before), id(after)
+    def _key(self, rule: Rule, window: Sequence) -> tuple[object, ...]:
+        return rule.name, self.left_out, self.allow_growth, *window.parts
 
     def _is_affordable(self, before: Operator, after: Operator) -> bool:
         return self.allow_growth or work(after) <= work(before) * _SLIP

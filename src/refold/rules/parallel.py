@@ -92,7 +92,7 @@ def branches_as_convs(chains: list[tuple[Operator, ...]], source: Input | None) 
     channels = next((n for n in heads if n is not None), None)
     device = device_of(leaves)
     if device is None:
-        raise GeometryError("no branch holds a weight: pools and slices alone stay what they are")
+        raise GeometryError("no branch holds a weight: pools and slices alone make no convolution")
     return [chain_as_conv(rest, channels, rank_of(leaves), device) for rest in chains]
 
 

@@ -1,4 +1,4 @@
-"""Decide on shapes, then compute: a rewrite found on `meta` tensors, done again on the real ones.
+"""Decide on shapes, then compute: a rewrite found on `meta` tensors is repeated on real ones.
 
 Trying rules costs nothing on tensors without storage, so the engine may try many and the
 arithmetic runs once, for the rewrites that were kept. This is sound because rules decide on
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from refold.algebra.operator import Concat, Input, Operator, Sequence, Sum
+from refold.algebra.operator import Concat, Identity, Input, Operator, Sequence, Sum
 from refold.rules.ledger import Rewrite
 
 
@@ -21,37 +21,27 @@ class Replay:
     """Real operators by the stand-ins that took their place while deciding."""
 
     def __init__(self) -> None:
-        self._real: dict[int, Operator] = {}
-        self._shadows: dict[int, Operator] = {}
-        self._kept: list[Operator] = []
+        self._real: dict[Operator, Operator] = {}
         self._sources: dict[Hashable, int] = {}
+        self._count = 0
+        self.shadow: Operator = Identity()
 
     def stand_in(self, op: Operator) -> Operator:
-        """Return `op` with every tensor on `meta`, remembering what it stands for."""
-        if isinstance(op, (Sequence, Sum, Concat)):
-            return type(op)(tuple(self.stand_in(part) for part in op.parts))
-        shadow = self._shadow(op)
-        self._shadows[id(op)] = shadow
-        self._remember(shadow, op)
-        return shadow
+        """Return `op` with every tensor on `meta`, remembering what it stands for.
+
+        Each stand-in is made of its own number.
+        """
+        self.adopt(self._shadow(op), op)
+        return self.shadow
 
     def adopt(self, shadow: Operator, op: Operator) -> None:
         """Let the stand-in of an operator of the same structure stand for `op` too."""
-        if isinstance(op, (Sequence, Sum, Concat)):
-            assert isinstance(shadow, type(op))
-            for one, other in zip(shadow.parts, op.parts, strict=True):
-                self.adopt(one, other)
-        else:
-            self._shadows[id(op)] = shadow
-            self._remember(shadow, op)
-
-    def shadow_of(self, op: Operator) -> Operator:
-        """Return the stand-in of an operator that was given one."""
-        if isinstance(op, (Sequence, Sum, Concat)):
-            return type(op)(tuple(self.shadow_of(part) for part in op.parts))
-        return self._shadows[id(op)]
+        self.shadow = shadow
+        self._match(shadow, op)
 
     def _shadow(self, op: Operator) -> Operator:
+        if isinstance(op, (Sequence, Sum, Concat)):
+            return type(op)(tuple(self._shadow(part) for part in op.parts))
         if isinstance(op, Input):  # its number: which value it is belongs to the real one
             return Input(self._sources.setdefault(op.key, len(self._sources)), op.channels)
         changes: dict[str, Any] = {
@@ -59,13 +49,14 @@ class Replay:
             for item in fields(op)
             if isinstance(value := getattr(op, item.name), Tensor)
         }
-        return replace(op, **changes)
+        self._count += 1
+        return replace(op, made_of=frozenset({self._count}), **changes)
 
     def real(self, op: Operator) -> Operator:
         """Return the real operator of one made of stand-ins."""
         if isinstance(op, (Sequence, Sum, Concat)):
             return type(op)(tuple(self.real(part) for part in op.parts))
-        return self._real.get(id(op), op)
+        return self._real.get(op, op)
 
     def run(self, rewrite: Rewrite) -> Operator:
         """Return the real result of a rewrite that was found on stand-ins."""
@@ -79,9 +70,5 @@ class Replay:
         if isinstance(shadow, (Sequence, Sum, Concat)) and type(shadow) is type(op):
             for one, other in zip(shadow.parts, op.parts, strict=True):  # type: ignore[attr-defined]
                 self._match(one, other)
-        elif id(shadow) not in self._real:
-            self._remember(shadow, op)
-
-    def _remember(self, shadow: Operator, op: Operator) -> None:
-        self._real[id(shadow)] = op
-        self._kept.append(shadow)
+        else:
+            self._real.setdefault(shadow, op)

@@ -1,8 +1,8 @@
-"""Large linear layers on flattened maps a slice at a time, rounded as they come.
+"""Fold large linear layers on flattened maps a few rows at a time, and round each slice.
 
-The matrix of a RepMLP holds hundreds of millions of numbers and the convolutions beside it a few
-thousand: each row is scaled, given the taps that act in it, and rounded, so that next to the old
-and the new matrix only some rows exist in float64.
+The matrix of a RepMLP holds hundreds of millions of numbers, the convolutions beside it a few
+thousand. Each slice is scaled, given the taps that act in it and rounded, so only a few rows exist
+in float64 beside the old and the new matrix.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from refold.algebra.operator import (
     Sequence,
     Sum,
     chain,
+    made_of,
     sequence,
     wide,
 )
@@ -67,7 +68,9 @@ def fold_rows_in_slices(rewrite: Rewrite, op: Operator) -> Operator | None:
         beside = _beside([branch for branch in branches if branch is not own], arm.host)
     except GeometryError:
         return None
-    return sequence(arm.host.around(_merged(arm, beside)), *tail)
+    stays = (part for part in arm.host.parts if part is not arm.host.conv)
+    merged = replace(_merged(arm, beside), made_of=made_of(whole) - made_of(*stays))
+    return sequence(arm.host.around(merged), *tail)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from refold.algebra.operator import Operator, Refusal
+from refold.algebra.operator import Operator, Refusal, leaves, made_of
 from refold.errors import GeometryError
 
 Window = Literal["series", "parallel", "concat", "siblings", "commute", "distribute", "last"]
@@ -47,7 +47,19 @@ class Rule:
             return Refusal(self.name, str(error), (op,))
         if isinstance(outcome, Refusal):
             return Refusal(self.name, outcome.reason, (op,), outcome.costlier)
+        if outcome is not None:
+            _inherit(outcome, op)
         return outcome
+
+
+def _inherit(outcome: Operator, window: Operator) -> None:
+    """Note on new leaves that they are made of those that went, or of all where none did."""
+    before, after = set(leaves(window)), leaves(outcome)
+    kept = made_of(*before.intersection(after))
+    used = made_of(window)
+    for leaf in after:
+        if leaf not in before:  # the rule has just made it: nobody else has seen it
+            object.__setattr__(leaf, "made_of", used - kept or used)
 
 
 def rule(

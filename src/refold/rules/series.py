@@ -22,7 +22,7 @@ from refold.algebra.operator import (
     wide,
 )
 from refold.errors import GeometryError
-from refold.rules.norm import response
+from refold.rules.norm import response, scale_outputs
 from refold.rules.rule import Outcome, refuse, rule
 from refold.rules.weights import as_conv, channels_into, device_of, rank_of, regroup, turned
 
@@ -75,6 +75,9 @@ def chain_as_conv(
     """
     whole = as_conv(parts[0], channels, rank, device)
     for part in parts[1:]:
+        if isinstance(part, Affine):
+            whole = scale_outputs(whole, part)
+            continue
         merged = _merge(whole, as_conv(part, whole.out_channels, rank, device))
         if not isinstance(merged, Conv):
             reason = merged.reason if isinstance(merged, Refusal) else "channels do not fit"

@@ -1,8 +1,8 @@
-"""Large kernels a slice at a time: a few output channels after another, rounded as they come.
+"""Fold large kernels a few output channels at a time, and round each slice once it is computed.
 
-Float64 copies of a whole large kernel cost more time in fresh memory than in arithmetic, and twice
-the model in space. Most large folds only scale and add dense kernels, and there each output
-channel can be computed by itself.
+A float64 copy of a large kernel costs more time in page faults than in arithmetic, and twice the
+memory of the kernel. Most large folds only scale and add dense kernels, so every output channel can
+be computed on its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from refold.algebra.geometry import Axes
-from refold.algebra.operator import Affine, Conv, Input, Operator, Sequence, chain, points, sequence
+from refold.algebra.operator import (
+    Affine,
+    Conv,
+    Input,
+    Operator,
+    Sequence,
+    chain,
+    made_of,
+    points,
+    sequence,
+)
 from refold.rules.fresh import fresh
 from refold.rules.ledger import Rewrite
 from refold.rules.norm import merge_affines, scale_outputs, scale_rows
@@ -48,7 +58,8 @@ def fold_in_slices(rewrite: Rewrite, op: Operator) -> Operator | None:
         return None
     shell = add_convs([arm.shell(result) for arm in arms])
     weight = _fill(arms, result, leads[0].weight)
-    return sequence(chain(branches[0])[0], replace(result, weight=weight, bias=shell.bias))
+    merged = replace(result, weight=weight, bias=shell.bias, made_of=made_of(op))
+    return sequence(chain(branches[0])[0], merged)
 
 
 def _is_large(conv: Conv) -> bool:

@@ -79,12 +79,7 @@ def channels_into(op: Operator) -> int | None:
     """Return how many channels enter a leaf, None when nothing in it tells."""
     if isinstance(op, Conv):
         return op.in_channels
-    if isinstance(op, (Select, Input)):
-        return op.channels
-    if isinstance(op, Affine):
-        sized = (v.shape[0] for v in (op.scale, op.shift) if v is not None and v.ndim)
-        return next(sized, None)
-    return None
+    return op.channels if isinstance(op, (Select, Input, Affine)) else None
 
 
 def rank_of(parts: tuple[Operator, ...]) -> int:
@@ -153,7 +148,8 @@ def as_conv(
     if isinstance(op, Select):
         if op.channels != channels:
             raise GeometryError(f"a choice among {op.channels} channels does not fit {channels}")
-        eye = torch.eye(channels, dtype=torch.float64, device=device)[list(op.index)]
+        eye = torch.zeros(len(op.index), channels, dtype=torch.float64, device=device)
+        eye[range(len(op.index)), op.index] = 1.0
         return Conv(eye.reshape(*eye.shape, *(1,) * rank), None, points(rank))
     if isinstance(op, Affine):
         sized = [v for v in (op.scale, op.shift) if v is not None and v.ndim == 1]

@@ -1,4 +1,4 @@
-"""What was seen and not folded, with the reason: asked once, of the finished operator."""
+"""Why neighbouring operators were left unfolded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from refold.rules.rule import Rule, Window
 
 @dataclass
 class Witness:
-    """Looks at a finished operator once more and says why its neighbours were not folded.
+    """Says of a finished operator why its neighbours were not folded.
 
     Args:
         rules: the rules that ran.
@@ -26,7 +26,7 @@ class Witness:
     whole: Callable[[Operator], Operator]
 
     def look(self, op: Operator) -> list[Refusal]:
-        """Return a refusal for every pair of neighbours that a rule could have been about."""
+        """Return a refusal for every pair of neighbours that a rule knows and did not merge."""
         found: list[Refusal] = []
         if isinstance(op, (Sequence, Sum, Concat)):
             for part in op.parts:
@@ -66,7 +66,7 @@ def _costlier(rule: Rule, before: Operator, after: Operator) -> Refusal:
     growth = "more multiply-adds at the border"
     if more != less:
         growth = f"{more} multiply-adds per input position instead of {less}"
-    reason = f"costlier: {growth}; allow_growth=True merges them all the same"
+    reason = f"costlier: {growth}; pass allow_growth=True to merge anyway"
     return Refusal(rule.name, reason, leaves(before), costlier=True)
 
 
@@ -75,5 +75,5 @@ def source_of(op: Operator) -> object:
     first = chain(op)[0]
     while isinstance(first, (Sum, Concat)):
         sources = {source_of(part) for part in first.parts}
-        return sources.pop() if len(sources) == 1 else id(first)
+        return sources.pop() if len(sources) == 1 else first
     return first.key if isinstance(first, Input) else None

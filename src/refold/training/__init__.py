@@ -1,7 +1,7 @@
 """Train with branches, fold, prove, deploy: one engine for one process or many.
 
 What it needs beyond torch (Accelerate, torchmetrics, pydantic, PyYAML, torchvision, timm) is
-imported when a run begins: `pip install 'refold[train]'`.
+imported when a run starts: `pip install 'refold[train]'`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Randomness that depends on what is done, never on who does it or on what was done before.
+"""Randomness that depends on what is computed, not on which process computes it or in what order.
 
 Every random decision of a training run is drawn from a seed made of the run's seed and of the place
 of the decision: the epoch for the order, epoch and image for its augmentation, the step for the
@@ -33,7 +33,7 @@ def seed_of(*place: int | str) -> int:
 
 
 def generator_of(*place: int | str) -> torch.Generator:
-    """Return a generator of its own for a place.
+    """Return a separate generator for a place.
 
     Examples:
         >>> torch.randperm(3, generator=generator_of(0, "order", 1)).shape
@@ -44,7 +44,7 @@ def generator_of(*place: int | str) -> torch.Generator:
 
 @contextmanager
 def seeded(*place: int | str) -> Generator[None]:
-    """Seed the processor's global generators for a block, and put them back after it.
+    """Seed the CPU's global generators for a block, and restore them after it.
 
     torchvision draws from torch's, other augmentation from Python's and NumPy's.
 

@@ -10,11 +10,11 @@ class Habits:
     """How a run behaves, whatever it trains.
 
     Args:
-        save_minutes: how long it may go on without a checkpoint; there is one after each epoch.
-        save_steps: write one after so many steps, too; 0 for none.
+        save_minutes: the longest time without a checkpoint; there is one after each epoch.
+        save_steps: also write one every so many steps; 0 for none.
         log_steps: measure one step of so many.
         workers: processes that read images.
-        fsdp: whether several processes share the weights, too, and not only each batch.
+        fsdp: whether processes shard the weights as well as each batch.
     """
 
     save_minutes: float = 10.0

@@ -1,4 +1,4 @@
-"""A request to stop is heard between two steps, so that what is saved is whole."""
+"""Handle a request to stop between two steps, so that the saved state is consistent."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _HEARD = tuple(n for n in (signal.SIGINT, signal.SIGTERM, _HANGUP) if n is not N
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop; it has finished its step and saved.
+    """The run was asked to stop; it finished its step and saved.
 
     Args:
-        number: of the signal that asked.
+        number: the signal that asked.
     """
 
     def __init__(self, number: int = signal.SIGTERM) -> None:
@@ -24,9 +24,9 @@ class Stopped(KeyboardInterrupt):
 
 
 class Ears:
-    """Hears Ctrl-C, the signal to terminate and that of a terminal that closes.
+    """Listens for Ctrl-C, SIGTERM and SIGHUP.
 
-    A second one stops at once. `nohup` has a process ignore a terminal that closes: it stays so.
+    A second one stops at once. A process that ignores SIGHUP (`nohup`) still does.
 
     Examples:
         >>> with Ears() as ears:
@@ -41,7 +41,7 @@ class Ears:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal was received."""
         return self.number is not None
 
     def __enter__(self) -> Self:
@@ -68,7 +68,7 @@ class Ears:
 
 
 def deafen(worker: int) -> None:
-    """Let a loader's worker leave signals to the process that it reads for, and ends with.
+    """Make a loader's worker ignore signals: its parent handles them, and it ends with its parent.
 
     A terminal and a cluster's scheduler send them to all processes of a group.
     """

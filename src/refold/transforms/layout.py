@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from refold.algebra.geometry import Axis
+from refold.algebra.geometry import Axis, Size, sizes
 from refold.algebra.row import as_matrix
 from refold.errors import GeometryError
 from refold.rules.weights import regroup
-from refold.transforms.operators import Size, convolution, sizes
+from refold.transforms.operators import convolution
 
 
 def densify_groups(weight: Tensor, groups: int, target: int = 1) -> Tensor:

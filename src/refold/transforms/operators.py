@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -14,22 +12,6 @@ from refold.rules.rule import Outcome
 
 Branch = tuple[Tensor, Tensor | None]
 """A convolution's weight (O, I/groups, *kernel) and bias (O,) or None."""
-Size = int | Sequence[int]
-"""torch's `int or tuple`: one number for every axis, or one an axis."""
-
-
-def sizes(value: Size, ndim: int, name: str) -> tuple[int, ...]:
-    """Return one int an axis.
-
-    Raises:
-        GeometryError: when there are neither one nor `ndim` of them.
-    """
-    numbers = (value,) * ndim if isinstance(value, int) else tuple(value)
-    if len(numbers) != ndim:
-        raise GeometryError(
-            f"{name} {value} does not fit {ndim} spatial axes: give an int or {ndim} of them"
-        )
-    return numbers
 
 
 def convolution(

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from refold.algebra.geometry import Axis
+from refold.algebra.geometry import Axis, Size, sizes
 from refold.algebra.operator import Concat, Conv, Sum
 from refold.errors import GeometryError, InputError
 from refold.rules.channels import concat_branches as concat_rule
 from refold.rules.parallel import add_branches as add_rule
 from refold.rules.parallel import add_convs
-from refold.transforms.operators import Branch, Size, accepted, convolution, sizes, tensors
+from refold.transforms.operators import Branch, accepted, convolution, tensors
 
 
 def add_branches(branches: Sequence[Branch], *, groups: int | Sequence[int] = 1) -> Branch:

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from refold.algebra.apply import apply
-from refold.algebra.geometry import Axis
+from refold.algebra.geometry import Axis, Size, sizes
 from refold.algebra.norm import norm_affine
 from refold.algebra.operator import Affine, AvgPool, Pad, Sequence
 from refold.errors import GeometryError, RefusedError
 from refold.rules.norm import scale_outputs
 from refold.rules.series import merge_convs_in_series
 from refold.rules.weights import as_conv, regroup
-from refold.transforms.operators import Branch, Size, accepted, biased, convolution, sizes, tensors
+from refold.transforms.operators import Branch, accepted, biased, convolution, tensors
 
 
 def conv_bn(

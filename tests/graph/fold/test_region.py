@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from graph.graphs import lifter, nodes, regions
 from helpers.traps import conv, images, live, net
 from refold.algebra.operator import Concat, Conv, Input, Sequence, Sum, chain, leaves
-from refold.graph.fold.region import Regions
+from refold.graph.fold.region import Regions, node_of
 
 Norm = nn.BatchNorm2d
 
@@ -33,7 +33,7 @@ def test_every_leaf_knows_its_node() -> None:
     [region] = regions(model, images())
     assert isinstance(region.op, Sum)
     assert len(leaves(region.op)) == 3
-    found = [region.origins[id(leaf)].name for leaf in leaves(region.op)]
+    found = [node_of(leaf).name for leaf in leaves(region.op)]
     assert found == ["c", "b", "mul"]
 
 

@@ -96,7 +96,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("share", [0.1, 1.0])
 @torch.no_grad()
 def test_random_edits_keep_the_function(name: str, share: float) -> None:
     torch.manual_seed(0)

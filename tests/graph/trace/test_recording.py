@@ -312,7 +312,7 @@ class Counted(nn.Module):
 
 
 def test_arguments_by_name_alone_are_refused_in_one_sentence() -> None:
-    with pytest.raises(InputError, match="by name alone"):
+    with pytest.raises(InputError, match="scale"):
         refold.plan(Counted().eval(), {"x": draw((1, 4, 5, 5), 0), "scale": 2.0})
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match="no positional argument"):
         refold.plan(Counted().eval(), {"y": draw((1, 4, 5, 5), 0)})

@@ -67,7 +67,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"val/ant holds no image"):
         open_data(tmp_path / "a")
     (tmp_path / "b" / "train" / "ant").mkdir(parents=True)
-    with pytest.raises(InputError, match="no val to judge by"):
+    with pytest.raises(InputError, match="has train but no val"):
         open_data(tmp_path / "b")
 
 
@@ -116,7 +116,7 @@ def test_an_image_of_a_shard_without_class_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a/0001.jpg has no class"):
         open_data(tmp_path)
     (tmp_path / "train-0.tar").write_bytes(b"junk" * 400)
-    with pytest.raises(InputError, match=r"train-0.tar is no whole tar"):
+    with pytest.raises(InputError, match=r"train-0.tar is not a complete tar"):
         open_data(tmp_path)
 
 

@@ -122,7 +122,7 @@ STATES: dict[str, State] = {
     "half a checkpoint": (lambda run: half_written(run, 15), 13, 8, ""),
     "half a pointer": (lambda run: half_written(run, 0), 13, 8, ""),
     "a checkpoint that last does not name yet": (
-        lambda run: unnamed(run, 15), 15, 8, "names step-000000013.safetensors, and a newer"),
+        lambda run: unnamed(run, 15), 15, 8, "names step-000000013.safetensors, but a newer"),
     "last names the new best, best the old one": (new_best, 16, 16, ""),
     "outdated checkpoints": (lambda run: [unnamed(run, step) for step in (3, 5)], 13, 8, ""),
     "no last": (lambda run: pointer(run, LAST, None), 13, 8, "last is missing"),
@@ -176,7 +176,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(run: Path, state: str) -
     # It goes on: what it went on from stays until two newer ones are proved, the best in any case.
     best_one = {found.best} if found.best else set[Path]()
     # Where a disk or somebody's hand was at work, what was there stays altogether.
-    spared = whole if said and "and a newer" not in said else set[Path]()
+    spared = whole if said and "but a newer" not in said else set[Path]()
     epoch = best and best // 4
     saves.write(snapshot(20, epoch), 20)
     assert whole_in(run) == best_one | spared | {found.path, file_of(run, 20)}
@@ -209,7 +209,7 @@ def test_any_flipped_bit_is_noticed(run: Path, seed: int) -> None:
 def test_without_a_whole_checkpoint_nothing_is_begun_or_removed(run: Path) -> None:
     for step in (8, 12, 13):
         cut(run, step, 0.7)
-    with pytest.raises(CheckpointError, match=r"none of the 3 checkpoints in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"all 3 checkpoints in .* are damaged"):
         Saves(run).recover()
     assert steps_in(run) == [8, 12, 13]
     for step in (8, 12, 13):
@@ -223,7 +223,9 @@ def test_without_a_whole_checkpoint_nothing_is_begun_or_removed(run: Path) -> No
 def test_a_pointer_is_read_or_refused(run: Path) -> None:
     assert Saves(run).read(BEST).plain["position"]["done"] == 8  # type: ignore[union-attr]
     pointer(run, LAST, None)
-    with pytest.raises(CheckpointError, match=r"last is missing: --resume goes on from the newest"):
+    with pytest.raises(
+        CheckpointError, match=r"last is missing: --resume continues from the newest"
+    ):
         Saves(run).read()
     pointer(run, LAST, b"\xff")
     with pytest.raises(CheckpointError, match="last is damaged"):
@@ -247,7 +249,9 @@ def test_a_checkpoint_that_does_not_read_back_replaces_nothing(
 
     monkeypatch.setattr(safetensors.torch, "save_file", broken)
     for step in (13, 14):  # one that is there, and a new one
-        with pytest.raises(TrainingError, match=r"does not read back.*step-000000013.* stands"):
+        with pytest.raises(
+            TrainingError, match=r"reads back differently.*step-000000013.* is intact"
+        ):
             Saves(run).write(snapshot(step, 2), step)
     assert steps_in(run) == [8, 12, 13]
     assert len(whole_in(run)) == 3

@@ -52,7 +52,7 @@ def test_a_recipe_survives_its_text(tmp_path: Path) -> None:
         ),
         ("model: a\nepochs: 1\nbatch_size: 2\ntask: embed", r"r.yaml: the losses am_softmax"),
         ("- model", r"r.yaml holds no keys"),
-        ("model: [", r"r.yaml is no YAML"),
+        ("model: [", r"r.yaml is not valid YAML"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -101,12 +101,12 @@ def test_the_same_words_go_on(
 
 def test_other_settings_are_refused_and_named(run: Path, data: Path) -> None:
     before = files(run)
-    refusal = r"--epochs 30, but the run was started with 2: to go on .* leave out what differs"
+    refusal = r"--epochs 30, but the run was started with 2: to continue .* drop these options"
     with pytest.raises(InputError, match=refusal):
         again(run, recipe="folder", data=data, changes={**TINY, "epochs": 30})
     with pytest.raises(InputError, match=r"--lr 0.5, but .* 0.02; --set ema=0.5, but .* 0.9:"):
         again(run, changes={"optimizer.lr": 0.5, "ema": 0.5, "epochs": 2})
-    with pytest.raises(InputError, match=r"and \d+ more: to go on"):
+    with pytest.raises(InputError, match=r"and \d+ more: to continue"):
         again(run, recipe="digits")
     assert files(run) == before
 
@@ -152,7 +152,7 @@ def test_images_that_changed_are_named(run: Path, data: Path, tmp_path: Path) ->
     refusal = (
         r"the images are not those that the run .* was started with: 3 files differ: "
         r"train/bee/new.png is new; train/ant/0.png is gone; val/bee/1.png had \d+ bytes, class 1 "
-        r"and has \d+ bytes, class 1; put them back, or say --data-changed"
+        r"and has \d+ bytes, class 1; restore them, or pass --data-changed"
     )
     with pytest.raises(InputError, match=refusal):
         again(run, data=other)
@@ -255,7 +255,9 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(
             patch.setattr(Saves, "_point", before(Saves._point))
         else:
             patch.setattr(RunFolder, "measure", before(RunFolder.measure))
-        with pytest.raises(TrainingError, match=r"(?i)no space.*make room and go on with --resume"):
+        with pytest.raises(
+            TrainingError, match=r"(?i)no space.*make room and pass --resume to continue"
+        ):
             tiny(run, data, model=net(), save_steps=1)
     assert not list(run.rglob(".refold-*"))
     again(run)
@@ -315,7 +317,7 @@ def test_a_run_without_checkpoints_starts_or_is_refused(
     shutil.rmtree(run / "checkpoints")  # killed before it saved anything
     told = Told()
     again(run, reporter=told)
-    assert "starts at step 0" in told.notes[0]
+    assert "starting at step 0" in told.notes[0]
     assert same_bits(last(run), last(whole))
     shutil.rmtree(run / "checkpoints")
     before = files(run)

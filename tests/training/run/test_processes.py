@@ -112,7 +112,7 @@ def test_fsdp_of_one_process_or_of_accelerate_is_refused(
     with pytest.raises(InputError, match=r"--fsdp .* there is one: start several with torchrun"):
         fsdp_run(tmp_path / "run", data, fsdp=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch --use_fsdp` does
-    with pytest.raises(InputError, match=r"Accelerate's FSDP.* for FSDP say refold train --fsdp"):
+    with pytest.raises(InputError, match=r"Accelerate's FSDP.* for FSDP use refold train --fsdp"):
         fsdp_run(tmp_path / "run", data)
     assert not (tmp_path / "run").exists()
 

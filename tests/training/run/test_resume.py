@@ -14,7 +14,7 @@ import pytest
 from refold.errors import InputError
 from refold.training.stopping import Stopped
 from training.pictures import folders
-from training.runs import AtStep, Fragile, last, records, same_bits, start, tiny
+from training.runs import WHOLE, AtStep, Fragile, last, records, same_bits, start, tiny
 
 KILL = Path(__file__).with_name("kill.py")
 
@@ -119,17 +119,17 @@ def test_channels_last_goes_on_to_the_same_bits(tmp_path: Path, data: Path, whol
 
 
 def test_a_run_is_not_overwritten(data: Path, whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds a run already: say --resume"):
+    with pytest.raises(InputError, match="already holds a run: pass --resume"):
         tiny(whole, data)
     with pytest.raises(InputError, match="holds no run"):
         tiny(tmp_path, data, resume=True)
-    with pytest.raises(InputError, match="begun with a network by name"):
+    with pytest.raises(InputError, match="started with a network by name"):
         tiny(whole, data, resume=True, model=net())
 
 
-def test_a_finished_run_is_only_written_again(data: Path, tmp_path: Path, exporting: None) -> None:
+def test_a_finished_run_is_only_written_again(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    tiny(run, data, model=net())
+    tiny(run, data, model=net(), changes=WHOLE)
     before, summary = last(run), (run / "summary.json").read_text()
     (run / "deploy.onnx").unlink()
     tiny(run, data, model=net(), resume=True)

@@ -18,7 +18,7 @@ from refold.training import Habits, network_of
 from refold.training.loop.saves import LAST, Saves
 from refold.training.loop.snapshot import Snapshot
 from training.pictures import folders, masks, shards
-from training.runs import Fragile, last, records, same_bits, tiny
+from training.runs import WHOLE, Fragile, last, records, same_bits, tiny
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,9 @@ def net(**options) -> Fragile:
     return Fragile(**options)
 
 
-def test_a_run_from_images_to_files(tmp_path: Path, data: Path, exporting: None) -> None:
+def test_a_run_from_images_to_files(tmp_path: Path, data: Path) -> None:
     run = tmp_path / "run"
-    done = tiny(run, data, model=net(), changes={"block": "acb"})
+    done = tiny(run, data, model=net(), changes={"block": "acb", **WHOLE})
     names = {path.name for path in run.iterdir()}
     assert names == {
         "config.yaml", "environment.json", "images.txt.gz", "metrics.jsonl", "checkpoints",

@@ -35,9 +35,9 @@ def test_ten_kills_at_random_moments_change_no_bit(tmp_path: Path) -> None:
         status, _, said = nursery.train("run", resume=True)
         assert status == 0, said
         assert nursery.result("run") == nursery.result("whole")
-        assert "goes on after step" in "".join(told)
+        assert "continues after step" in "".join(told)
         again, _, said = nursery.train("run")  # and without --resume nothing is lost
-        assert (again, "holds a run already" in said) == (2, True)
+        assert (again, "already holds a run" in said) == (2, True)
         assert nursery.result("run") == nursery.result("whole")
 
 

@@ -49,7 +49,7 @@ def test_what_a_variant_starts_from_is_run_first() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(InputError, match=r"no study 'branch': there are .*branches"):
+    with pytest.raises(InputError, match=r"no study 'branch'; the studies are .*branches"):
         study("branch", "nowhere")
     with pytest.raises(InputError, match="no variant DBC: it has plain"):
         study("branches", "nowhere", only=["DBC"])

@@ -11,12 +11,12 @@ import torch
 from refold.training import study
 from refold.training.studies.manifold import lost, spiral
 from training.pictures import folders
-from training.runs import last, records, same_bits
+from training.runs import LIGHT, last, records, same_bits
 
 SHORT = {
     "epochs": 1, "batch_size": 8, "model": "cifar_resnet20",
     "options": {"depths": [1, 1, 1], "widths": [2, 4, 8]},
-    "augment.size": 16, "augment.crop": "none",
+    "augment.size": 16, "augment.crop": "none", **LIGHT,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from refold.errors import InputError
+from refold.errors import InputError, one_line
 from refold.graph.copies.modules import is_generated
 
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -210,14 +210,9 @@ def skeleton(module: nn.Module) -> nn.Module:
         return copy_module(module, memo)
     except Exception as error:
         raise InputError(
-            f"{type(module).__name__} cannot be copied ({_one_line(error)}); "
+            f"{type(module).__name__} cannot be copied ({one_line(error)}); "
             "remove the attribute that cannot be copied, or pass inplace=True"
         ) from error
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:200] if text else type(error).__name__
 
 
 def _shared_memo(module: nn.Module) -> dict[int, Any]:

@@ -1,4 +1,4 @@
-"""Who answers for the size of a value that a fold removes: a value of surely the same size.
+"""Which value stands in when code asks for the size of one that a fold removes.
 
 Every value of a region has its size told from what the region starts from: the channels, and per
 spatial axis `(n + slack) // stride` of the `n` positions at the start. Such a size is equal for
@@ -28,8 +28,8 @@ from refold.algebra.operator import (
     chain,
     leaves,
 )
-from refold.graph.fold.region import Region
-from refold.graph.lift.calls import shape_readers
+from refold.graph.calls import shape_readers
+from refold.graph.fold.region import Region, node_of
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
 
@@ -71,7 +71,7 @@ def after(op: Operator, sizes: Sizes) -> Sizes:
         if isinstance(op, AvgPool):
             return found
         return frozenset(replace(size, channels=op.out_channels) for size in found)
-    return starting((id(op), sizes))
+    return starting((op, sizes))
 
 
 def beside(parts: list[Sizes]) -> Sizes:
@@ -95,9 +95,9 @@ def _resized(sizes: Sizes, axes: list[tuple[int, int]]) -> Sizes:
 
 def sizes_before(lifter: Lifter, region: Region) -> dict[fx.Node, Sizes]:
     """Return the size of every value in a region, as it is in the graph."""
-    own: dict[fx.Node, dict[int, Operator]] = {}
-    for leaf in leaves(region.op):
-        own.setdefault(region.origins[id(leaf)], {})[id(leaf)] = leaf
+    own: dict[fx.Node, list[Operator]] = {}
+    for leaf in dict.fromkeys(leaves(region.op)):
+        own.setdefault(node_of(leaf), []).append(leaf)
     found: dict[fx.Node, Sizes] = {}
     for node in region.nodes:
         piece = lifter.lift(node)
@@ -111,17 +111,17 @@ def sizes_before(lifter: Lifter, region: Region) -> dict[fx.Node, Sizes]:
             found[node] = frozenset[Size]().union(*parts)
         else:
             [found[node]] = parts
-            for leaf in own.get(node, {}).values():
+            for leaf in own.get(node, ()):
                 found[node] = after(leaf, found[node])
     return found
 
 
-def size_of(op: Operator, found: dict[int, Sizes], sizes: Sizes = frozenset()) -> Sizes:
+def size_of(op: Operator, found: dict[Operator, Sizes], sizes: Sizes = frozenset()) -> Sizes:
     """Return the size of an expression's value.
 
     Args:
         op: the expression.
-        found: takes the size of each leaf's value, by the leaf's id.
+        found: takes the size of each leaf's value.
         sizes: of what it is applied to, where it has no inputs of its own.
     """
     for part in chain(op):
@@ -133,7 +133,7 @@ def size_of(op: Operator, found: dict[int, Sizes], sizes: Sizes = frozenset()) -
         elif isinstance(part, Concat):
             sizes = beside([size_of(branch, found, sizes) for branch in part.parts])
         else:
-            sizes = found[id(part)] = after(part, sizes)
+            sizes = found[part] = after(part, sizes)
     return sizes
 
 
@@ -143,18 +143,16 @@ class Asked:
     Args:
         lifter: knows the shapes of the example.
         region: the region as it is in the graph.
-        ranks: spatial axes of each leaf's value, by the leaf's id.
+        ranks: spatial axes of each leaf's value.
     """
 
-    def __init__(self, lifter: Lifter, region: Region, ranks: dict[int, int | None]) -> None:
+    def __init__(self, lifter: Lifter, region: Region, ranks: dict[Operator, int | None]) -> None:
         values = (node for node in region.nodes if node is not region.root)
         self.readers = {node: found for node in values if (found := list(shape_readers(node)))}
         if self.readers:
             self._sizes = sizes_before(lifter, region)
             self._shapes = lifter.shapes
-            self._ranks = {
-                node: ranks[leaf] for leaf, node in region.origins.items() if leaf in ranks
-            }
+            self._ranks = {node_of(op): ranks[op] for op in region.leaves.intersection(ranks)}
 
     def is_answered(self, node: fx.Node, given: Sizes) -> bool:
         """Say whether a value of this size tells the same as a node's value does."""

@@ -32,10 +32,11 @@ from refold.algebra.operator import (
 )
 from refold.algebra.row import Unflatten
 from refold.errors import RefusedError
+from refold.graph.calls import place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.answers import Asked, Sizes, size_of, starting
 from refold.graph.fold.lower import like_of, lower
-from refold.graph.fold.region import Region, inputs_of
+from refold.graph.fold.region import Region, inputs_of, node_of, nodes_of
 from refold.graph.fold.sizes import Shape, joined, multiply_adds, shape_after
 from refold.graph.layers import Cropped
 from refold.graph.lift.lifter import Lifter
@@ -43,7 +44,6 @@ from refold.graph.lift.piece import Piece
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import alive
 
-Provenance = dict[int, frozenset[fx.Node]]
 Key = tuple[frozenset[fx.Node], frozenset[fx.Node]]
 """The nodes with leaves, and the inputs, that a value is made from."""
 
@@ -62,27 +62,21 @@ class Result:
     Args:
         region: what is replaced.
         op: the new expression.
-        origin: the nodes that went into each of its leaves, by the leaf's id.
     """
 
-    def __init__(self, region: Region, op: Operator, origin: Provenance) -> None:
+    def __init__(self, region: Region, op: Operator) -> None:
         self.region = region
         self.op = op
-        self.origin = origin
-        self.owners = {region.origins[id(leaf)] for leaf in leaves(region.op)}
+        self.owners = nodes_of(region.op)
         self.below = _made_from(region)
-        seen = [id(leaf) for leaf in leaves(op)]
+        seen = leaves(op)
         self.ranks = ranks_of(op, region.rank)
         self._repeated = {leaf for leaf in seen if seen.count(leaf) > 1}
 
     def is_new(self, leaf: Operator) -> bool:
         """Whether a leaf needs a layer of its own: it is new, or now stands in several branches."""
-        node = self.region.origins.get(id(leaf))
-        return node is None or node in self.region.joins or id(leaf) in self._repeated
-
-    def made_of(self, op: Operator) -> frozenset[fx.Node]:
-        """Return the old nodes that went into an expression."""
-        return frozenset(node for leaf in leaves(op) for node in self._made_of(leaf))
+        node = self.region.origin(leaf)
+        return node is None or node in self.region.joins or leaf in self._repeated
 
     def check_axes(self) -> None:
         """Refuse to lay values side by side along an axis that nobody knows.
@@ -90,12 +84,12 @@ class Result:
         Raises:
             RefusedError: when the channel axis of a concatenation is unknown.
         """
-        if any(self.ranks[id(op)] is None for op in _concats(self.op)):
+        if any(self.ranks[op] is None for op in _concats(self.op)):
             raise RefusedError("the channel axis is unknown; pass example_inputs")
 
     def key_of(self, op: Operator) -> Key:
         """Return the old nodes that went into an expression, and the inputs it starts from."""
-        return self.made_of(op), frozenset(inputs_of(op))
+        return nodes_of(op), frozenset(inputs_of(op))
 
     def places(self, made: dict[Key, list[fx.Node]]) -> Iterator[tuple[fx.Node, fx.Node]]:
         """Yield the old values that new ones are, each with the new one.
@@ -108,15 +102,10 @@ class Result:
             count = len(nodes) if len(nodes) == len(values) else 1
             yield from zip(nodes[-count:], values[-count:], strict=False)
 
-    def _made_of(self, leaf: Operator) -> frozenset[fx.Node]:
-        kept = self.region.origins.get(id(leaf))
-        return self.origin[id(leaf)] if kept is None else frozenset({kept})
 
-
-def is_number(op: Operator) -> bool:
+def _is_number(op: Operator) -> bool:
     """Return whether a leaf scales every channel alike, wherever the channel axis lies."""
-    vectors = (op.scale, op.shift) if isinstance(op, Affine) else ()
-    return isinstance(op, Affine) and all(v is None or v.ndim == 0 for v in vectors)
+    return isinstance(op, Affine) and op.channels is None
 
 
 def _concats(op: Operator) -> Iterator[Concat]:
@@ -127,17 +116,17 @@ def _concats(op: Operator) -> Iterator[Concat]:
             yield from _concats(branch)
 
 
-def ranks_of(op: Operator, rank: int | None) -> dict[int, int | None]:
+def ranks_of(op: Operator, rank: int | None) -> dict[Operator, int | None]:
     """Return the spatial axes of each leaf's and join's value, walking back from the whole."""
-    found: dict[int, int | None] = {}
+    found: dict[Operator, int | None] = {}
     for part in reversed(chain(op)):
         if isinstance(part, (Sum, Concat)):
             rank = _told(part.parts) if rank is None else rank
-            found[id(part)] = rank
+            found[part] = rank
             for branch in part.parts:
                 found.update(ranks_of(branch, rank))
             return found
-        found[id(part)] = rank
+        found[part] = rank
         if isinstance(part, Resample):
             rank = part.source_rank
         elif isinstance(part, (Conv, AvgPool)):
@@ -157,7 +146,7 @@ def _told(branches: tuple[Operator, ...]) -> int | None:
 
 def _made_from(region: Region) -> dict[fx.Node, Key]:
     """Return, for each node of a region, the nodes with leaves and the inputs it is made from."""
-    owners, inputs = set(region.origins.values()), set(region.inputs)
+    owners, inputs = nodes_of(region.op), set(region.inputs)
     found: dict[fx.Node, Key] = {}
     for node in region.nodes:
         parts = [found[source] for source in node.all_input_nodes if source in found]
@@ -193,11 +182,11 @@ def find_hosts(lifter: Lifter, result: Result) -> Hosts | None:
     at, hosts = -1, Hosts()
     for leaf in leaves(result.op):
         if result.is_new(leaf):
-            made_of = result.made_of(leaf) - result.region.shared
+            made_of = nodes_of(leaf) - result.region.shared
             later = sorted((n for n in made_of if order[n] > at), key=order.__getitem__)
             node = next((n for n in later if _can_host(lifter, leaf, n)), None)
         else:
-            node = result.region.origins[id(leaf)]
+            node = node_of(leaf)
         if node is None or order[node] <= at:
             return None
         at = order[node]
@@ -207,7 +196,7 @@ def find_hosts(lifter: Lifter, result: Result) -> Hosts | None:
 
 def _are_places(lifter: Lifter, result: Result) -> bool:
     """Say whether every layer that changes or goes has its place to itself."""
-    kept = {result.region.origins.get(id(leaf)) for leaf in leaves(result.op)}
+    kept = {result.region.origin(leaf) for leaf in leaves(result.op)}
     calls = lifter.capture.calls
     layers = (node for node in result.owners - kept if node.op == "call_module")
     return all(calls.get(str(node.target), 1) == 1 for node in layers)
@@ -234,27 +223,31 @@ def check_chain(result: Result, hosts: Hosts, asked: Asked) -> None:
     """
     if not asked.readers:
         return
-    sizes: dict[int, Sizes] = {}
+    sizes: dict[Operator, Sizes] = {}
     size_of(result.op, sizes)
     [start] = result.region.inputs
     leaf_at = {node: leaf for leaf, node in hosts}
     left = starting(start)
     for node in result.region.nodes:
         if node in leaf_at:
-            left = sizes[id(leaf_at[node])]
+            left = sizes[leaf_at[node]]
         if node in asked.readers and not asked.is_answered(node, left):
             does = "change" if node in leaf_at else "remove"
-            raise RefusedError(f"the shape of {node.name} is read, and the fold would {does} it")
+            raise RefusedError(_asked_reason(node, does))
+
+
+def _asked_reason(node: fx.Node, does: str) -> str:
+    return f"the code asks for the size of {place_of(node)}, and the fold would {does} it"
 
 
 def write_chain(
-    lifter: Lifter, editor: Editor, result: Result, hosts: Hosts, modules: dict[int, nn.Module]
+    lifter: Lifter, editor: Editor, result: Result, hosts: Hosts, modules: dict[Operator, nn.Module]
 ) -> Emitted:
     """Put the new layers into their hosts' places and bypass the other parts."""
-    emitted = Emitted(str(result.region.root.name))
+    emitted = Emitted(place_of(result.region.root))
     for leaf, node in reversed(hosts):
         if result.is_new(leaf):
-            editor.replace_module(node, modules[id(leaf)])
+            editor.replace_module(node, modules[leaf])
             emitted.where = str(node.target)
     gone = result.owners - {node for _, node in hosts}
     for node in result.region.nodes:
@@ -284,20 +277,17 @@ class Emitter:
         editor: edits the graph.
         region: what is replaced.
         op: the new expression.
-        origin: the nodes that went into each leaf of it.
 
     Raises:
         RefusedError: when a value does not fit the model's precision, or a shape that is read
             would change.
     """
 
-    def __init__(
-        self, lifter: Lifter, editor: Editor, region: Region, op: Operator, origin: Provenance
-    ) -> None:
+    def __init__(self, lifter: Lifter, editor: Editor, region: Region, op: Operator) -> None:
         self.lifter = lifter
         self.editor = editor
         self.region = region
-        self.result = Result(region, op, origin)
+        self.result = Result(region, op)
         self.emitted = Emitted()
         self.made: list[fx.Node] = []
         self.settled: dict[Key, list[fx.Node]] = {}
@@ -305,7 +295,7 @@ class Emitter:
         self.answers: dict[fx.Node, fx.Node] = {}
         self.waiting: dict[fx.Node, fx.Node | None] = {}
         new = [leaf for leaf in leaves(op) if self.result.is_new(leaf)]
-        self.modules = {id(leaf): self._lower(leaf) for leaf in new}
+        self.modules = {leaf: self._lower(leaf) for leaf in new}
         self.hosts: Hosts | None = find_hosts(lifter, self.result)
         self._check_time()
         if self.hosts is not None:
@@ -328,10 +318,10 @@ class Emitter:
         return self.emitted
 
     def _lower(self, leaf: Operator) -> nn.Module:
-        held = [t for node in self.result.made_of(leaf) for t in self._tensors(node)]
+        held = [t for node in nodes_of(leaf) for t in self._tensors(node)]
         tensors = [tensor for tensor in held if tensor.is_floating_point()]
-        rank = len(leaf.axes) if isinstance(leaf, (Conv, AvgPool)) else self.result.ranks[id(leaf)]
-        if rank is None and not is_number(leaf):
+        rank = len(leaf.axes) if isinstance(leaf, (Conv, AvgPool)) else self.result.ranks[leaf]
+        if rank is None and not _is_number(leaf):
             raise RefusedError("the number of spatial axes is unknown; pass example_inputs")
         return lower(leaf, like_of(tensors or self._all_tensors(leaf), rank or 0))
 
@@ -342,7 +332,7 @@ class Emitter:
         found = found or [b for b in module.buffers() if b.is_floating_point()]
         if found or not isinstance(leaf, (Affine, Conv)):
             return found
-        if is_number(leaf):  # alone, a number takes on the precision of what it meets
+        if _is_number(leaf):  # alone, a number takes on the precision of what it meets
             return [torch.empty((), dtype=torch.float64)]
         raise RefusedError("the model has no parameter that would tell the precision of new ones")
 
@@ -368,8 +358,8 @@ class Emitter:
         """Find what answers for each value whose size is asked for; refuse where nothing does."""
         if not self.asked.readers:
             return
-        kept = {self.region.origins.get(id(leaf)): leaf for leaf in leaves(self.result.op)}
-        sizes: dict[int, Sizes] = {}
+        kept = {self.region.origin(leaf): leaf for leaf in leaves(self.result.op)}
+        sizes: dict[Operator, Sizes] = {}
         whole = size_of(self.result.op, sizes)
         for node in self.asked.readers:
             leaf = kept.get(node)
@@ -377,28 +367,29 @@ class Emitter:
                 leaf = None
             sized = self._there(node, sizes)
             there = [value for value, size in sized if self.asked.is_answered(node, size)]
-            given = whole if leaf is None else sizes[id(leaf)]
+            given = whole if leaf is None else sizes[leaf]
             if there:
                 self.answers[node] = node if node in there else there[0]
             elif self.asked.is_answered(node, given) and self._may_move():
                 self.waiting[node] = None if leaf is None else node
             else:
                 does = "remove" if leaf is None else "change"
-                text = f"the shape of {node.name} is read, and the fold would {does} it"
-                raise RefusedError(text)
+                raise RefusedError(_asked_reason(node, does))
 
-    def _there(self, asked: fx.Node, sizes: dict[int, Sizes]) -> Iterator[tuple[fx.Node, Sizes]]:
+    def _there(
+        self, asked: fx.Node, sizes: dict[Operator, Sizes]
+    ) -> Iterator[tuple[fx.Node, Sizes]]:
         """Yield what stays as it is, and before whoever asks: inputs, layers after them."""
         for value in self.region.inputs:
             yield value, starting(value)
         start, *parts = chain(self.result.op)
         last = None
         for part in parts if isinstance(start, Input) else ():
-            node = self.region.origins.get(id(part))
+            node = self.region.origin(part)
             if node is None or self.result.is_new(part) or not (last is None or last < node):
                 return
             if all(node < reader for reader in self.asked.readers[asked]):
-                yield node, sizes[id(part)]
+                yield node, sizes[part]
             last = node
 
     def _may_move(self) -> bool:
@@ -481,13 +472,13 @@ class Emitter:
     def _factor(self, op: Operator) -> tuple[float, Operator]:
         """Return the factor with which the old code added a branch, and the branch without it."""
         *rest, last = chain(op)
-        node = self.region.origins.get(id(last))
+        node = self.region.origin(last)
         if node in self.region.joins and isinstance(last, Affine) and last.scale is not None:
             return float(last.scale), sequence(*rest)
         return 1.0, op
 
     def _lay(self, op: Concat, terms: list[fx.Node]) -> fx.Node:
-        rank = self.result.ranks[id(op)]
+        rank = self.result.ranks[op]
         assert rank is not None  # else it was refused before anything was written
         value = self._call(torch.cat, (terms, -1 - rank), self._anchor(op))
         self._tell_shape(value, joined([self.lifter.shapes.get(term) for term in terms], rank))
@@ -507,16 +498,16 @@ class Emitter:
         return node
 
     def _emit_leaf(self, op: Operator, source: fx.Node) -> fx.Node:
-        node = self.region.origins.get(id(op))
+        node = self.region.origin(op)
         if node is not None and not self.result.is_new(op):
             whole = reader_of(self.lifter, node) is node  # not one of several parts of a split
             if whole or source_of(self.lifter, node) is source:
                 self._tell_shape(node, shape_after(op, self.lifter.shapes.get(source)))
                 return self._reuse(node, source)
-            self.modules[id(op)] = self._lower(op)
+            self.modules[op] = self._lower(op)
         name = f"reparam_{_NAMES.get(type(op).__name__, 'layer')}"
         before = _later([source], self._anchor(op))
-        node = self.editor.insert_module(self.modules[id(op)], [source], before=before, name=name)
+        node = self.editor.insert_module(self.modules[op], [source], before=before, name=name)
         self.made.append(node)
         old = self.lifter.shapes.get(source)
         new = shape_after(op, old)
@@ -537,7 +528,7 @@ class Emitter:
 
     def _anchor(self, op: Operator) -> fx.Node:
         """Return the first old node that depends on all that went into `op`."""
-        nodes = self.result.made_of(op)
+        nodes = nodes_of(op)
         fitting = (n for n in self.region.nodes if nodes <= self.result.below[n][0] and alive(n))
         return next(fitting, self.region.root)
 

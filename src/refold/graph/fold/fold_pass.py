@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from typing import TypeVar
 
 from torch import Tensor, fx, nn
 
@@ -22,13 +21,15 @@ from refold.algebra.operator import (
     Sum,
     chain,
     leaves,
+    made_of,
     sequence,
 )
 from refold.algebra.row import Unflatten
 from refold.errors import RefusedError
-from refold.graph.fold.emit import Emitted, Emitter, Provenance, source_of
+from refold.graph.calls import place_of
+from refold.graph.fold.emit import Emitted, Emitter, source_of
 from refold.graph.fold.record import Fold, Kept
-from refold.graph.fold.region import Region, Regions
+from refold.graph.fold.region import Region, Regions, node_of
 from refold.graph.fold.setbacks import LeftAlone, Step
 from refold.graph.fold.sizes import multiply_adds
 from refold.graph.lift.lifter import Lifter
@@ -42,8 +43,6 @@ from refold.rules.ledger import Rewrite
 from refold.rules.replay import Replay
 from refold.rules.row_slices import fold_rows_in_slices
 from refold.rules.slices import fold_in_slices
-
-T = TypeVar("T")
 
 CHAIN_RULES = tuple(rule for rule in RULES if rule.window in ("series", "commute"))
 
@@ -165,7 +164,7 @@ class FoldPass:
     def _refuse(self, nodes: Iterable[fx.Node], reason: str) -> None:
         """Note one reason for several nodes, as one entry of the account."""
         layers = [node for node in nodes if isinstance(self.lifter.lift(node), Piece)]
-        where = " + ".join(dict.fromkeys(node_path(node) for node in layers))
+        where = " + ".join(dict.fromkeys(place_of(node) for node in layers))
         kept = Kept(self.lifter.capture.full(where), reason)
         self.refused.update(dict.fromkeys(layers, kept))
 
@@ -204,7 +203,7 @@ class FoldPass:
             return False
         self.edited()
         for (region, rewrite, _), (emitter, real) in zip(plans, done, strict=True):
-            costs = {id(leaf): self._macs(leaf, region) for leaf in leaves(region.op)}
+            costs = {leaf: self._macs(leaf) for leaf in region.leaves}
             emitted = emitter.write()
             self.touch(region.nodes, emitter.made)
             self._note(region, rewrite, real, costs, emitted)
@@ -213,13 +212,10 @@ class FoldPass:
     def _prepare(
         self, region: Region, rewrite: Rewrite, replay: Replay
     ) -> tuple[Emitter, Operator] | None:
-        made_of = provenance(region, rewrite, replay)
         sliced = fold_in_slices(rewrite, region.op) or fold_rows_in_slices(rewrite, region.op)
         real = sliced or replay.run(rewrite)
-        pairs = zip(leaves(rewrite.op), leaves(real), strict=True)
-        origin = {id(op): made_of[id(shadow)] for shadow, op in pairs}
         try:
-            return Emitter(self.lifter, self.editor, region, real, origin), real
+            return Emitter(self.lifter, self.editor, region, real), real
         except RefusedError as error:
             self._refuse(region.nodes, str(error))
             return None
@@ -229,30 +225,30 @@ class FoldPass:
         region: Region,
         rewrite: Rewrite,
         real: Operator,
-        costs: dict[int, int | None],
+        costs: dict[Operator, int | None],
         emitted: Emitted,
     ) -> None:
-        kept = {id(leaf) for leaf in leaves(real)}
-        before = [leaf for leaf in leaves(region.op) if id(leaf) not in kept]
-        after = [leaf for leaf in leaves(real) if id(leaf) not in region.origins]
+        kept = set(leaves(real))
+        before = [leaf for leaf in leaves(region.op) if leaf not in kept]
+        after = [leaf for leaf in leaves(real) if leaf not in region.leaves]
         self.folds.append(
             Fold(
                 where=self.lifter.capture.full(emitted.where),
                 rule=", ".join(dict.fromkeys(step.rule.name for step in rewrite.steps)),
-                detail=_detail(region, before, emitted.where),
+                detail=_detail(before, emitted.where),
                 parameters_before=sum(parameters(leaf) for leaf in before),
                 parameters_after=sum(parameters(leaf) for leaf in after),
-                macs_before=_total([costs[id(leaf)] for leaf in before]),
+                macs_before=_total([costs[leaf] for leaf in before]),
                 macs_after=_total(emitted.macs),
             )
         )
 
     def path(self, node: fx.Node) -> str:
         """Return where a node stands in the model: its module path, or its call inside one."""
-        return self.lifter.capture.full(node_path(node))
+        return self.lifter.capture.full(place_of(node))
 
-    def _macs(self, leaf: Operator, region: Region) -> int | None:
-        node = region.origins[id(leaf)]
+    def _macs(self, leaf: Operator) -> int | None:
+        node = node_of(leaf)
         before = self.lifter.shapes.get(source_of(self.lifter, node)) if alive(node) else None
         return multiply_adds(leaf, before, self.lifter.shapes.get(node))
 
@@ -267,32 +263,11 @@ def _largest_kernels(regions: list[Region], *, joins: bool) -> Iterator[Tensor]:
             yield max(kernels, key=Tensor.numel)
 
 
-def _detail(region: Region, gone: list[Operator], where: str) -> str:
+def _detail(gone: list[Operator], where: str) -> str:
     """Return the names of the layers that went into a fold, told from the block it stands in."""
     block = where.rpartition(".")[0] + "."
-    names = dict.fromkeys(node_path(region.origins[id(leaf)]) for leaf in gone)
+    names = dict.fromkeys(place_of(node_of(leaf)) for leaf in gone)
     return " + ".join(name.removeprefix(block) for name in names)
-
-
-def provenance(region: Region, rewrite: Rewrite, replay: Replay) -> Provenance:
-    """Return the nodes that went into each leaf of a rewrite, by the id of its stand-in."""
-    start = {
-        id(leaf): frozenset({region.origins[id(replay.real(leaf))]})
-        for leaf in leaves(replay.shadow_of(region.op))
-    }
-    return trace(rewrite, start)
-
-
-def trace(rewrite: Rewrite, start: dict[int, frozenset[T]]) -> dict[int, frozenset[T]]:
-    """Return what went into every leaf of a rewrite, given what its first leaves are made of."""
-    origin = dict(start)
-    for step in rewrite.steps:
-        made = leaves(step.after)
-        kept = _union(origin[id(leaf)] for leaf in made if id(leaf) in origin)
-        used = _union(origin.get(id(leaf), frozenset[T]()) for leaf in leaves(step.window))
-        for leaf in made:
-            origin.setdefault(id(leaf), used - kept or used)
-    return origin
 
 
 def untouched(rewrite: Rewrite, shadow: Operator) -> Rewrite:
@@ -300,10 +275,9 @@ def untouched(rewrite: Rewrite, shadow: Operator) -> Rewrite:
 
     Such runs are plain chains, which a later sweep folds in their places.
     """
-    origin = trace(rewrite, {id(leaf): frozenset({id(leaf)}) for leaf in leaves(shadow)})
-    before = {frozenset(id(leaf) for leaf in run): run for run in _runs(shadow)}
+    before = {made_of(*run): run for run in _runs(shadow)}
     joined = {  # an identity branch leaves no trace: what took it in is no longer that run
-        id(leaf)
+        leaf
         for step in rewrite.steps
         if isinstance(step.window, (Sum, Concat)) or _is_join(step.after)
         for leaf in leaves(step.after)
@@ -318,10 +292,9 @@ def untouched(rewrite: Rewrite, shadow: Operator) -> Rewrite:
             if is_join:
                 parts.extend(restore(part) for part in run)
             else:
-                made_of = _union(origin[id(leaf)] for leaf in leaves(Sequence(run)))
                 start = [part for part in run if isinstance(part, Input)]
-                same = made_of in before and joined.isdisjoint(map(id, run))
-                parts.extend([*start, *before[made_of]] if same else run)
+                same = made_of(*run) in before and joined.isdisjoint(run)
+                parts.extend([*start, *before[made_of(*run)]] if same else run)
         return sequence(*parts)
 
     return replace(rewrite, op=restore(rewrite.op))
@@ -340,22 +313,6 @@ def _runs(op: Operator) -> Iterator[tuple[Operator, ...]]:
 
 def _is_join(op: Operator) -> bool:
     return isinstance(op, (Sum, Concat))
-
-
-def _union(sets: Iterable[frozenset[T]]) -> frozenset[T]:
-    return frozenset[T]().union(*sets)
-
-
-def node_path(node: fx.Node) -> str:
-    """Return a node's module path in its capture; a call inside a module reads `block.add`."""
-    if node.op == "call_module":
-        return str(node.target)
-    frame = node.meta.get("frame")
-    name = (
-        node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.name)
-    )
-    prefix = getattr(frame, "path", "")
-    return f"{prefix}.{name}" if prefix else str(name)
 
 
 def _total(values: list[int | None]) -> int | None:

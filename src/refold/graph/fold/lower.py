@@ -12,10 +12,7 @@ from torch import Tensor, nn
 from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, Pad, Select
 from refold.errors import NotAffineError, RefusedError
 from refold.graph.layers import Crop, Cropped, ScaleShift, SelectChannels
-
-_CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_SCATTERS: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_POOLS: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+from refold.ranked import CONVS, POOLS, SCATTERS
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def _lower_conv(op: Conv, like: Like) -> nn.Module:
     even = all(axis.lo == axis.hi >= 0 for axis in op.axes)
     inner = op if even else replace(op, axes=tuple(replace(a, lo=0, hi=0) for a in op.axes))
     module = _empty(
-        _CONVS[len(op.axes)], op, like,
+        CONVS[len(op.axes)], op, like,
         padding=tuple(axis.lo for axis in inner.axes),
         padding_mode=op.mode if even else "zeros",
     )  # fmt: skip
@@ -93,7 +90,7 @@ def _lower_transposed(op: Conv, like: Like) -> nn.Module:
         crop = Crop(tuple((-a.lo, -a.hi) for a in op.axes))
         return Cropped(_lower_transposed(bare, like), crop)
     padding = tuple(axis.lo for axis in op.axes)
-    return _empty(_SCATTERS[len(op.axes)], op, like, padding=padding, output_padding=extra)
+    return _empty(SCATTERS[len(op.axes)], op, like, padding=padding, output_padding=extra)
 
 
 def _empty(cls: Any, op: Conv, like: Like, **options: Any) -> nn.Module:
@@ -165,28 +162,19 @@ def _lower_pool(op: AvgPool) -> nn.Module:
     if rank == 1 and op.divisor is not None:
         raise NotAffineError("AvgPool1d has no divisor")
     if even:
-        return _POOLS[rank](kernel, stride, padding, **options)
+        return POOLS[rank](kernel, stride, padding, **options)
     crop = Crop(tuple((a.lo, a.hi) for a in op.axes))
-    return Cropped(crop, _POOLS[rank](kernel, stride, **options))
+    return Cropped(crop, POOLS[rank](kernel, stride, **options))
 
 
 def like_of(tensors: list[Tensor], rank: int) -> Like:
     """Return what new tensors take over from those they replace: mostly the largest one's."""
     floats = [t for t in tensors if t.is_floating_point()]
     lead = max(floats, key=lambda t: (t.numel(), t.itemsize)) if floats else torch.empty(0)
-    layout = torch.contiguous_format
-    if (
-        lead.ndim == 4
-        and lead.is_contiguous(memory_format=torch.channels_last)
-        and not lead.is_contiguous()
-    ):
-        layout = torch.channels_last
-    elif (
-        lead.ndim == 5
-        and lead.is_contiguous(memory_format=torch.channels_last_3d)
-        and not lead.is_contiguous()
-    ):
-        layout = torch.channels_last_3d
+    others = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layout = others.get(lead.ndim, torch.contiguous_format)
+    if lead.is_contiguous() or not lead.is_contiguous(memory_format=layout):
+        layout = torch.contiguous_format
     trained = any(t.requires_grad for t in floats)
     storages = frozenset(t.untyped_storage().data_ptr() for t in tensors)
     return Like(lead.dtype, lead.device, layout, trained, rank, storages)

@@ -1,4 +1,4 @@
-"""Parallel paths of the same make, from one value into one join: one path, as wide as all."""
+"""Merge parallel paths of the same kind, from one value into one join, into one wide path."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from refold.algebra.operator import (
     sequence,
 )
 from refold.errors import RefusedError
+from refold.graph.calls import place_of, shape_readers
 from refold.graph.copies.modules import submodule
-from refold.graph.fold.fold_pass import FoldPass, node_path
+from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.lower import like_of, lower
 from refold.graph.fold.record import Fold
 from refold.graph.fold.region import Region, Regions, exchange, inputs_of
 from refold.graph.fold.sizes import multiply_adds, shape_after
 from refold.graph.layers import ChannelClamp, ChannelSlope
 from refold.graph.lift.activations import activation
-from refold.graph.lift.calls import shape_readers
 from refold.graph.lift.context import Context
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.steps import Link, link
@@ -229,7 +229,7 @@ class _Level:
 
 
 def merge_siblings(fold: FoldPass) -> bool:
-    """Make parallel paths of the same make one path wherever a join takes in all its slices.
+    """Merge parallel paths of the same kind wherever the join takes in all slices of the whole.
 
     Returns:
         Whether any was merged.
@@ -371,7 +371,7 @@ def _write_leaf(
 def _names(where: str, nodes: tuple[fx.Node, ...]) -> str:
     """Return the names of layers, told from the block that their whole stands in."""
     block = where.rpartition(".")[0] + "."
-    names = [node_path(node).removeprefix(block) for node in nodes]
+    names = [place_of(node).removeprefix(block) for node in nodes]
     short = names if len(names) < 5 else [*names[:2], f"{len(names) - 3} more", names[-1]]
     return " + ".join(short)
 

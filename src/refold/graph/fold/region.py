@@ -8,15 +8,25 @@ read twice is an input of the regions that read it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
 
 from torch import fx
 
-from refold.algebra.operator import Concat, Input, Operator, Sequence, Sum, chain, leaves, sequence
-from refold.algebra.operator import Sum as OperatorSum
+from refold.algebra.operator import (
+    Concat,
+    Input,
+    Operator,
+    Sequence,
+    Sum,
+    chain,
+    leaves,
+    made_of,
+    sequence,
+)
+from refold.graph.calls import reads_shape_only
 from refold.graph.lift.axes import same_layout
-from refold.graph.lift.calls import reads_shape_only
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Lifted, Piece
 from refold.graph.lift.same_shape import are_even
@@ -32,6 +42,17 @@ def inputs_of(op: Operator) -> Iterator[fx.Node]:
         elif isinstance(part, (Sum, Concat)):
             for branch in part.parts:
                 yield from inputs_of(branch)
+
+
+def nodes_of(*ops: Operator) -> frozenset[fx.Node]:
+    """Return the nodes that leaves were lifted from, or made of."""
+    return cast("frozenset[fx.Node]", made_of(*ops))
+
+
+def node_of(leaf: Operator) -> fx.Node:
+    """Return the node that a leaf of a region was lifted from."""
+    [node] = nodes_of(leaf)
+    return node
 
 
 def exchange(op: Operator, change: Callable[[Input], Operator]) -> Operator:
@@ -50,14 +71,13 @@ def exchange(op: Operator, change: Callable[[Input], Operator]) -> Operator:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """An expression and the nodes it was lifted from.
+    """An expression and the nodes it was lifted from; each leaf is made of its node.
 
     Args:
         root: the node whose value the expression is.
         op: the expression.
         rank: spatial axes of the value, where known.
         nodes: every node inside, the root last.
-        origins: the node of each leaf, by the leaf's id.
         joins: the nodes that add or lay side by side.
         pieces: what the nodes were when they were lifted.
         shared: the nodes that other regions hold as well; nothing may be written in their places.
@@ -67,7 +87,6 @@ class Region:
     op: Operator
     rank: int | None
     nodes: tuple[fx.Node, ...]
-    origins: dict[int, fx.Node]
     joins: frozenset[fx.Node] = frozenset()
     pieces: tuple[Lifted, ...] = ()
     shared: frozenset[fx.Node] = frozenset()
@@ -76,6 +95,15 @@ class Region:
     def inputs(self) -> tuple[fx.Node, ...]:
         """The values the expression starts from."""
         return tuple(dict.fromkeys(inputs_of(self.op)))
+
+    @cached_property
+    def leaves(self) -> frozenset[Operator]:
+        """The leaves of the expression."""
+        return frozenset(leaves(self.op))
+
+    def origin(self, leaf: Operator) -> fx.Node | None:
+        """Return the node that a leaf was lifted from, None for a leaf that is not one of ours."""
+        return node_of(leaf) if leaf in self.leaves else None
 
 
 class Regions:
@@ -160,7 +188,7 @@ class Regions:
         ends: dict[Any, fx.Node] = entries
         op = exchange(found.op, lambda x: Input(ends.get(x.key, x.key), x.channels))
         shared = self.pushed.intersection(nodes)
-        return Region(root, op, found.rank, nodes, found.origins, joins, pieces, shared)
+        return Region(root, op, found.rank, nodes, joins, pieces, shared)
 
     def _entries(self, found: _Expression) -> dict[fx.Node, fx.Node]:
         """Return, for each input, the last value that is still the input itself.
@@ -218,18 +246,11 @@ class Regions:
             ops[0], rank_out = ranked
         elif rank_out is None:
             rank_out = rank
-        origins = {id(leaf): node for op in ops for leaf in leaves(op)}
-        branches = [sequence(part.op, op) for part, op in zip(parts, ops, strict=True)]
-        nodes: tuple[fx.Node, ...] = ()
-        for part in parts:
-            origins.update(part.origins)
-            nodes += part.nodes
-        return _Expression(
-            _join(piece, branches),
-            rank_out,
-            (*nodes, *reversed(piece.through), node),
-            origins,
-        )
+        pairs = zip(parts, ops, strict=True)
+        branches = [sequence(part.op, _signed(op, node)) for part, op in pairs]
+        nodes = (inner for part in parts for inner in part.nodes)
+        whole = (*nodes, *reversed(piece.through), node)
+        return _Expression(_join(piece, branches), rank_out, whole)
 
     def _value(
         self, source: fx.Node, reader: fx.Node, piece: Piece, keeps: bool, wanted: int | None
@@ -263,7 +284,7 @@ class Regions:
         channels = None
         if shape is not None and rank is not None and len(shape) > rank:
             channels = shape[len(shape) - 1 - rank]
-        return _Expression(Input(source, channels), rank, (), {})
+        return _Expression(Input(source, channels), rank, ())
 
     def _before(self, piece: Piece, wanted: int | None) -> int | None:
         """Return the rank of what a piece reads, told from the rank of what it gives."""
@@ -299,12 +320,18 @@ class _Expression:
     op: Operator
     rank: int | None
     nodes: tuple[fx.Node, ...]
-    origins: dict[int, fx.Node]
+
+
+def _signed(op: Operator, node: fx.Node) -> Operator:
+    """Return what a node does, with the node noted on each leaf."""
+    if isinstance(op, Sequence):
+        return Sequence(tuple(_signed(part, node) for part in op.parts))
+    return replace(op, made_of=frozenset({node}))
 
 
 def _join(piece: Piece, branches: list[Operator]) -> Operator:
     if piece.join == "sum":
-        return OperatorSum(tuple(branches))
+        return Sum(tuple(branches))
     return Concat(tuple(branches)) if piece.join == "concat" else branches[0]
 
 

@@ -1,10 +1,10 @@
-"""Values laid out twice, laid out once: reshapes between branches become reshapes around them.
+"""Lay a value out once instead of twice: reshapes between branches become reshapes around them.
 
 RepMLP's authors cut a map into partitions of six axes, read that value as rows for a linear layer
 and again as maps for convolutions, and lay both results out with six axes before they add them. To
 the search for regions these are two sources, and a sum of no maps. Here the rows are read off the
-maps, and the sum is taken before the layout. Both are exact whatever the input: a reshape of a
-reshape is a reshape, and a sum of numbers does not ask how they are laid out.
+maps, and the sum is taken before the layout. Both are exact for every input: a reshape of
+a reshape is a reshape, and a sum does not depend on the layout.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from refold.graph.lift.calls import canonical
+from refold.graph.calls import canonical
 from refold.graph.lift.context import Shape
 from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.editor import Editor
@@ -24,7 +24,7 @@ from refold.graph.surgery.edits import alive
 
 
 def unify_layouts(lifter: Lifter, editor: Editor) -> None:
-    """Let rows be read off maps, and sums be taken before several axes are made of a batch.
+    """Read rows off maps, and add maps before their batch axis is split into several.
 
     Only where shapes are known; nothing that changes in place is touched.
     """

@@ -1,8 +1,8 @@
-"""Steps that could not be finished: a fold begins anew without them and tells why.
+"""Steps that failed: the fold starts over without them and says why.
 
-A step edits a graph, and what was edited cannot be taken back. So where one fails half-way, or the
-edited graph cannot be written as code in the end, the whole edit is thrown away, the step is noted
-here, and the fold begins anew; it does the same as before, except for that step.
+A step edits a graph, and edits cannot be undone. When one fails half-way, or the edited graph
+cannot be written as code in the end, all edits are thrown away, the step is noted here, and the
+fold starts over; it does the same as before, except for that step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MAX_ROUNDS = 24
 
 
 class SetbackError(Exception):
-    """A fold has to begin anew; what stands in its way has been noted."""
+    """The fold must start over; the step that failed has been noted."""
 
 
 @dataclass(eq=False)
@@ -34,7 +34,7 @@ class Step:
 
 
 class LeftAlone:
-    """The steps of one capture that are not tried again, with the reason.
+    """The steps of one capture that are not tried again, with the reasons.
 
     Args:
         whole: why nothing at all is folded in this capture.

@@ -1,4 +1,4 @@
-"""A norm whose value several layers read: folded into all of them, or into none.
+"""Fold a norm that several layers read into all of them, or into none.
 
 Between the norm and the layers may lie changes of layout and pools, themselves read several times:
 the norm is carried through them to every layer at the end (a norm before the q, k and v of an
@@ -26,9 +26,9 @@ from refold.algebra.operator import (
     chain,
     leaves,
 )
+from refold.graph.calls import reads_shape_only
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.region import Region, Regions
-from refold.graph.lift.calls import reads_shape_only
+from refold.graph.fold.region import Region, Regions, node_of
 from refold.graph.lift.piece import Piece
 from refold.rules.ledger import Rewrite
 from refold.rules.replay import Replay
@@ -42,7 +42,7 @@ class _Push:
 
 
 def push_into_readers(fold: FoldPass) -> bool:
-    """Fold norms that several layers read into all of these layers; say whether any was.
+    """Fold norms that several layers read into all of these layers; return whether any was.
 
     It is done only where every reader takes its copy in, so that nothing is computed twice. What
     stays of the path to the readers stays one value for all of them.
@@ -70,7 +70,7 @@ def _path_from_scale(region: Region) -> list[fx.Node] | None:
     last = max((i for i, part in enumerate(parts) if isinstance(part, Affine)), default=None)
     if last is None or not all(_is_transparent(part) for part in parts[last + 1 :]):
         return None
-    start = region.nodes.index(region.origins[id(parts[last])])
+    start = region.nodes.index(node_of(parts[last]))
     return list(region.nodes[start:])
 
 
@@ -131,15 +131,15 @@ def _take_in(fold: FoldPass, region: Region) -> _Push | None:
     shadow, replay = fold.decisions.stand_in(region.op)
     rewrite = fold.decisions.rewrite(shadow)
     old = _own(region)
-    kept = {id(leaf) for leaf in leaves(region.op)} - {id(leaf) for leaf in old}
-    new = [leaf for leaf in leaves(rewrite.op) if id(replay.real(leaf)) not in kept]
+    kept = region.leaves.difference(old)
+    new = [leaf for leaf in leaves(rewrite.op) if replay.real(leaf) not in kept]
     scales = [leaf for leaf in leaves(rewrite.op) if isinstance(leaf, Affine)]
-    fits = len(new) <= len(old) and not any(id(replay.real(leaf)) in kept for leaf in scales)
+    fits = len(new) <= len(old) and not any(replay.real(leaf) in kept for leaf in scales)
     return _Push(region, rewrite, replay) if fits and old else None
 
 
 def _own(region: Region) -> list[Operator]:
-    return [leaf for leaf in leaves(region.op) if region.origins[id(leaf)] not in region.shared]
+    return [leaf for leaf in leaves(region.op) if node_of(leaf) not in region.shared]
 
 
 def _hands_on(region: Region) -> bool:
@@ -171,7 +171,7 @@ def _steps_before(push: _Push, op: Operator) -> Iterator[tuple[fx.Node, _Steps]]
                 yield from _steps_before(push, branch)
             steps = (None,)
         elif not isinstance(part, Input):
-            node = push.region.origins.get(id(push.replay.real(part)))
+            node = push.region.origin(push.replay.real(part))
             if node in push.region.shared:
                 yield node, steps
             steps = (*steps, node)

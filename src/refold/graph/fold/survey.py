@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import fx
 
 from refold.algebra.operator import Affine, Operator, leaves
+from refold.graph.calls import place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.emit import source_of
-from refold.graph.fold.fold_pass import FoldPass, node_path
+from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.record import Kept
-from refold.graph.fold.region import Region, Regions
+from refold.graph.fold.region import Region, Regions, node_of
 from refold.graph.fold.setbacks import cause
 from refold.graph.lift.piece import Piece
 from refold.graph.surgery.edits import alive
@@ -37,26 +38,26 @@ def survey(fold: FoldPass) -> list[Kept]:
 
 
 def _survey_region(fold: FoldPass, regions: Regions, region: Region, kept: dict[str, Kept]) -> None:
-    spoken: set[int] = set()
+    spoken: set[Operator] = set()
     if len(leaves(region.op)) > 1:
         shadow, replay = fold.decisions.stand_in(region.op)
         for refusal in fold.decisions.rewrite(shadow).refusals:
             about = [replay.real(leaf) for leaf in refusal.operators]
             nodes = _nodes(about, region)
             if nodes:
-                spoken.update(id(leaf) for leaf in about)
-                where = " + ".join(dict.fromkeys(node_path(node) for node in nodes))
+                spoken.update(about)
+                where = " + ".join(dict.fromkeys(place_of(node) for node in nodes))
                 _keep(kept, Kept(fold.lifter.capture.full(where), refusal.reason, refusal.costlier))
     for leaf in leaves(region.op):
-        node = region.origins[id(leaf)]
-        if isinstance(leaf, Affine) and id(leaf) not in spoken and _is_norm(fold, node):
+        node = node_of(leaf)
+        if isinstance(leaf, Affine) and leaf not in spoken and _is_norm(fold, node):
             if node in fold.refused:
                 continue
             _keep(kept, Kept(fold.path(node), _lonely(regions, node)))
 
 
 def _nodes(about: list[Operator], region: Region) -> list[fx.Node]:
-    found = [region.origins.get(id(leaf)) for leaf in about]
+    found = [region.origin(leaf) for leaf in about]
     return [node for node in found if node is not None]
 
 
@@ -71,10 +72,10 @@ def _lonely(regions: Regions, node: fx.Node) -> str:
     """Return why a norm has nothing to be folded into."""
     source = source_of(regions.lifter, node)
     if isinstance(regions.piece(source), Piece) and len(source.users) > 1:
-        others = ", ".join(node_path(user) for user in source.users if user is not node)
-        return f"the value of {node_path(source)} is also read by {others}"
-    readers = ", ".join(dict.fromkeys(node_path(user) for user in node.users))
-    return f"no neighbour takes it in: it comes from {node_path(source)} and goes to {readers}"
+        others = ", ".join(place_of(user) for user in source.users if user is not node)
+        return f"the value of {place_of(source)} is also read by {others}"
+    readers = ", ".join(dict.fromkeys(place_of(user) for user in node.users))
+    return f"no neighbour takes it in: it comes from {place_of(source)} and goes to {readers}"
 
 
 def _keep(kept: dict[str, Kept], item: Kept) -> None:

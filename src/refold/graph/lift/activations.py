@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.layers import ChannelClamp, ChannelSlope
 from refold.graph.lift.context import Context
@@ -83,34 +84,12 @@ def _called(context: Context, node: fx.Node) -> Called | None:
         module = submodule(context.capture.module, path)
         entry = None if path in context.capture.pinned else _LAYERS.get(layer_class(module))
         return (entry[0], source, entry[1](module)) if entry else None
-    name = _function_name(node)
-    if name is None:
+    call = canonical(node)
+    if call is None or call.name not in _NAMES:
         return None
-    names = [*_PARAMETERS.get(name, "").split(), "inplace"]
-    given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
-    known = len(node.args) - 1 <= len(names) and set(given) <= set(names)
-    if not known or not isinstance(given.pop("inplace", False), bool):
-        return None
-    return name, source, given
-
-
-def _function_name(node: fx.Node) -> str | None:
-    target: Any = node.target
-    if node.op == "call_method":
-        return _bare(str(target))
-    if node.op != "call_function":
-        return None
-    if isinstance(target, torch._ops.OpOverload):
-        return _bare(target.overloadpacket.__name__) if target.namespace == "aten" else None
-    try:
-        return _FUNCTIONS.get(target)
-    except TypeError:
-        return None
-
-
-def _bare(name: str) -> str | None:
-    name = name.removesuffix("_")
-    return name if name in _NAMES else None
+    given = {key: value for key, value in call.arguments.items() if key != "input"}
+    inplace = given.pop("inplace", False)
+    return (call.name, source, given) if isinstance(inplace, bool) else None
 
 
 def _limit(context: Context, value: Any, default: float) -> Limit | None:
@@ -209,26 +188,6 @@ _GATED: dict[str, tuple[Callable[..., Tensor], float]] = {
     "mish": (F.mish, -0.3089),
 }
 _NAMES = frozenset({*_CLAMPS, *_SLOPES, *_RISING, *_GATED})
-_PARAMETERS = {
-    "hardtanh": "min_val max_val",
-    "clamp": "min max",
-    "clip": "min max",
-    "clamp_min": "min",
-    "clamp_max": "max",
-    "leaky_relu": "negative_slope",
-    "prelu": "weight",
-    "elu": "alpha",
-    "celu": "alpha",
-    "softplus": "beta threshold",
-    "gelu": "approximate",
-}
-_FUNCTIONS: dict[Any, str] = {
-    getattr(space, name + end): name
-    for space in (F, torch)
-    for name in _NAMES
-    for end in ("", "_")
-    if hasattr(space, name + end)
-}
 
 
 def _nothing(module: Any) -> dict[str, Any]:

@@ -1,37 +1,15 @@
-"""What a node that is not affine does to the axes of a value: nothing, where that is known."""
+"""Which nodes that are not affine are known to leave the axes of a value as they are."""
 
 from __future__ import annotations
 
 from torch import fx, nn
 
+from refold.graph.calls import Kind, kind_of, name_of
 from refold.graph.copies.modules import submodule
 from refold.graph.lift.context import Context
 from refold.graph.lift.piece import Piece
 from refold.graph.trace.genuine import layer_class
 
-_ELEMENTWISE = (
-    "relu",
-    "relu_",
-    "relu6",
-    "silu",
-    "silu_",
-    "gelu",
-    "sigmoid",
-    "sigmoid_",
-    "tanh",
-    "hardswish",
-    "hardsigmoid",
-    "leaky_relu",
-    "leaky_relu_",
-    "elu",
-    "mish",
-    "softplus",
-    "clamp",
-    "clamp_",
-    "prelu",
-    "hardtanh",
-    "selu",
-)
 _POOLS = ("max_pool1d", "max_pool2d", "max_pool3d")
 _SHAPE_KEEPING = tuple(
     f"torch.nn.modules.{name}" for name in ("activation", "batchnorm", "dropout", "normalization")
@@ -57,8 +35,7 @@ def same_layout(lifter: Context, node: fx.Node) -> fx.Node | None:
             if home.startswith("torch.nn") and (pools or same or _is_activation(home))
             else None
         )
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return source if name.split(".")[0] in (*_ELEMENTWISE, *_POOLS) else None
+    return source if name_of(node) in _POOLS or Kind.ELEMENTWISE in kind_of(node) else None
 
 
 def keeps_shape(context: Context, node: fx.Node) -> fx.Node | None:
@@ -71,8 +48,7 @@ def keeps_shape(context: Context, node: fx.Node) -> fx.Node | None:
         home = layer_class(module).__module__
         others = isinstance(module, (nn.GLU, nn.MultiheadAttention))
         return source if home in _SHAPE_KEEPING and not others else None
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return source if name.split(".")[0] in _ELEMENTWISE else None
+    return source if Kind.ELEMENTWISE in kind_of(node) else None
 
 
 def _is_activation(home: str) -> bool:

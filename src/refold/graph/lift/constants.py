@@ -8,21 +8,14 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
+from refold.graph.calls import Kind, kind_by_name, name_of, place_of, reads_shape_only
 from refold.graph.copies.modules import attribute, submodule
 from refold.graph.copies.skeleton import byte_span, storage_key
-from refold.graph.lift.calls import reads_shape_only
 from refold.graph.trace.aliases import tainted
 from refold.graph.trace.capture import Capture
 from refold.graph.trace.effects import maybe_mutated, mutated
 from refold.graph.trace.frames import map_tree
 
-_RANDOM_NAMES = (
-    "rand rand_like randn randn_like randint randint_like randperm bernoulli normal poisson "
-    "multinomial dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout "
-    "feature_dropout native_dropout rrelu empty empty_like new_empty drop_path "
-    "gumbel_softmax"
-)
-_RANDOM = frozenset(_RANDOM_NAMES.split())
 _UNKNOWN = object()
 
 
@@ -133,15 +126,7 @@ def _may_evaluate(node: fx.Node) -> bool:
         return False
     changed = mutated(node) or maybe_mutated(node)
     changed = changed or any(node in mutated(user) for user in node.users)
-    return not changed and _name(node) not in _RANDOM
-
-
-def _name(node: fx.Node) -> str:
-    if isinstance(node.target, str):
-        return node.target
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.split("::")[-1]
-    return cast(str, getattr(node.target, "__name__", ""))
+    return not changed and Kind.RANDOM not in kind_by_name(name_of(node))
 
 
 def _sharing(capture: Capture) -> Iterator[tuple[str, str]]:
@@ -164,7 +149,7 @@ def _sharing(capture: Capture) -> Iterator[tuple[str, str]]:
         if others:
             yield below, f"{path} shares its values with {others[0]}"
         elif len(readers.get(below, ())) > 1:
-            names = ", ".join(sorted(readers[below])[:3])
+            names = ", ".join(sorted({place_of(reader) for reader in readers[below]})[:3])
             yield below, f"{path} is read more than once ({names})"
 
 
@@ -176,15 +161,15 @@ def _overlaps(tensor: torch.Tensor, model: nn.Module, path: str) -> bool:
     return low < end and start < high
 
 
-def _readers(capture: Capture) -> dict[str, set[str]]:
+def _readers(capture: Capture) -> dict[str, set[fx.Node]]:
     """Return for each tensor path the nodes that read it: users of the attribute, its module."""
-    readers: dict[str, set[str]] = {}
+    readers: dict[str, set[fx.Node]] = {}
     for node in capture.graph.nodes:
         if node.op == "get_attr":
-            reading = {user.name for user in node.users if not reads_shape_only(user, node)}
+            reading = {user for user in node.users if not reads_shape_only(user, node)}
             readers.setdefault(cast(str, node.target), set()).update(reading)
         elif node.op == "call_module":
             target = submodule(capture.module, cast(str, node.target))
             for name, _ in (*target.named_parameters(), *target.named_buffers()):
-                readers.setdefault(f"{node.target}.{name}", set()).add(node.name)
+                readers.setdefault(f"{node.target}.{name}", set()).add(node)
     return readers

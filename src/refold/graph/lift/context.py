@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from refold.graph.lift.calls import Call
+from refold.graph.calls import Call, is_question
 from refold.graph.lift.constants import Constants
 from refold.graph.lift.piece import Lifted
 from refold.graph.trace.capture import Capture
 
 Shape = tuple[int, ...]
-_SIZE_METHODS = frozenset({"size", "dim", "ndimension", "numel", "nelement", "stride", "__len__"})
 
 
 class Context(ABC):
@@ -61,10 +60,8 @@ class Context(ABC):
         return not self._is_size(value)
 
     def _is_size(self, node: fx.Node) -> bool:
-        if node.op == "call_method" and node.target in _SIZE_METHODS:
+        if is_question(node):
             return True
-        if node.op == "call_function" and node.target is getattr:
-            return node.args[1] in ("shape", "ndim")
         if node in self.shapes or node.op not in ("call_method", "call_function"):
             return False
         inputs = node.all_input_nodes

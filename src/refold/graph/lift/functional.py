@@ -8,8 +8,8 @@ from torch import fx
 
 from refold.algebra.norm import norm_affine
 from refold.algebra.operator import Conv
+from refold.graph.calls import Call, canonical
 from refold.graph.lift.arithmetic import linear, matrix
-from refold.graph.lift.calls import Call, canonical
 from refold.graph.lift.context import Context, Handler
 from refold.graph.lift.indexing import SLICES
 from refold.graph.lift.piece import Lifted, Piece, norm_piece, nothing, unary
@@ -98,7 +98,7 @@ LAYERS: dict[str, Handler] = {
     "linear": _linear,
     "matmul": _matmul,
     "addmm": _matmul,
-    "instance_norm": _instance_norm,
+    "functional_instance_norm": _instance_norm,
     "batch_norm": _norm,
     "functional_batch_norm": _norm,
     "getitem": _getitem,

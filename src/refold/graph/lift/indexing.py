@@ -11,7 +11,7 @@ from torch import fx
 
 from refold.algebra.geometry import Axis
 from refold.algebra.operator import AvgPool, Identity, Operator, Pad, Resample, Select, sequence
-from refold.graph.lift.calls import Call, canonical
+from refold.graph.calls import Call, canonical
 from refold.graph.lift.context import Context, Handler, Shape
 from refold.graph.lift.piece import Lifted, Piece, RankedOp, relayout, unary
 from refold.graph.lift.windows import tuple_of

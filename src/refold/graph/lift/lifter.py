@@ -14,9 +14,9 @@ from torch import fx
 
 from refold.algebra.operator import Affine, Conv
 from refold.errors import GeometryError
+from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.lift.arithmetic import ARITHMETIC
-from refold.graph.lift.calls import canonical
 from refold.graph.lift.constants import Constants
 from refold.graph.lift.context import Context, Handler
 from refold.graph.lift.functional import LAYERS

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from refold.algebra.operator import AvgPool, Pad, Resample
-from refold.graph.lift.calls import Call
+from refold.graph.calls import Call
 from refold.graph.lift.context import Context, Handler
 from refold.graph.lift.indexing import axes_of
 from refold.graph.lift.piece import Lifted, RankedOp, relayout, unary

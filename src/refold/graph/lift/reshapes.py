@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from refold.algebra.operator import Flatten, Resample, Select
 from refold.algebra.row import Reshaped, Unflatten
-from refold.graph.lift.calls import Call, canonical
+from refold.graph.calls import Call, canonical
 from refold.graph.lift.context import Context, Handler, Shape
 from refold.graph.lift.indexing import axes_of
 from refold.graph.lift.piece import Lifted, Piece, RankedOp, relayout, unary

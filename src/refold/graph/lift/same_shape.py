@@ -1,4 +1,4 @@
-"""What the graph alone tells of sizes, where no example inputs do.
+"""What the graph alone says about sizes, without example inputs.
 
 A sum whose parts may be broadcast is no sum of branches: what follows it must not be given to each.
 Two values surely have one shape when both come from one value through windows that leave as many
@@ -23,17 +23,15 @@ from refold.algebra.operator import (
     Zero,
     chain,
 )
+from refold.graph.calls import Kind, kind_of
 from refold.graph.copies.modules import submodule
 from refold.graph.lift.axes import keeps_shape
-from refold.graph.lift.calls import canonical
 from refold.graph.lift.context import Context
 from refold.graph.lift.piece import Piece
 from refold.graph.trace.genuine import layer_class
 
 Windows = tuple[tuple[int, int], ...]
 """(stride, slack) per spatial axis: n positions become (n + slack) // stride + 1."""
-
-_BROADCASTING = frozenset({"add", "sub", "rsub", "mul", "div", "lerp"})
 
 
 def are_even(context: Context, node: fx.Node, values: tuple[fx.Node, ...]) -> bool:
@@ -145,8 +143,7 @@ def _channels_after(op: Operator) -> int | None:
         return op.out_channels
     if isinstance(op, Select):
         return len(op.index)
-    vectors = (op.scale, op.shift) if isinstance(op, Affine) else ()
-    return next((v.shape[0] for v in vectors if v is not None and v.ndim), None)
+    return op.channels if isinstance(op, Affine) else None
 
 
 def channels_of(context: Context, value: fx.Node, rank: int | None) -> int | None:
@@ -157,8 +154,7 @@ def channels_of(context: Context, value: fx.Node, rank: int | None) -> int | Non
         count = _told(context, node, rank)
         if count is not None and (count > 1 or not broadcast):
             return count
-        call = canonical(node)
-        broadcast = broadcast or (call is not None and call.name in _BROADCASTING)
+        broadcast = broadcast or Kind.BROADCASTS in kind_of(node)
         sources = [source for source in _before(context, node) if source not in seen]
         seen.update(sources)
         pending.extend(sources)
@@ -167,8 +163,7 @@ def channels_of(context: Context, value: fx.Node, rank: int | None) -> int | Non
 
 def _before(context: Context, node: fx.Node) -> list[fx.Node]:
     """Return the values whose channels become those of a node's value, unless broadcast."""
-    call = canonical(node)
-    if call is not None and call.name in _BROADCASTING:
+    if Kind.BROADCASTS in kind_of(node):
         return [source for source in node.all_input_nodes if context.depends(source)]
     piece = context.lift(node)
     if isinstance(piece, Piece):
@@ -183,8 +178,7 @@ def _told(context: Context, node: fx.Node, rank: int | None) -> int | None:
     shape = context.shape(node)
     if shape is not None and rank is not None and rank < len(shape):
         return shape[len(shape) - 1 - rank]
-    call = canonical(node)
-    if call is not None and call.name in _BROADCASTING:
+    if Kind.BROADCASTS in kind_of(node):
         tensors = [context.tensor(source) for source in node.all_input_nodes]
         wide = [t for t in tensors if t is not None and rank is not None and t.ndim > rank]
         return next((n for n in (t.shape[-1 - (rank or 0)] for t in wide) if n > 1), None)

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from refold.algebra.operator import AvgPool, Conv, Identity, Operator, Resample, Zero, chain, points
+from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.lift.activations import Activation, activation
-from refold.graph.lift.calls import canonical
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
 from refold.graph.lift.windows import pool_axes
+from refold.ranked import POOLS
 
 _LONGEST_GATE = 16
 
@@ -92,7 +93,7 @@ def _whole_pool(lifter: Lifter, node: fx.Node) -> Link | None:
         return None
     if node.op == "call_module" and str(node.target) not in lifter.capture.pinned:
         pool: Any = submodule(lifter.capture.module, str(node.target))
-        if type(pool) not in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d):
+        if type(pool) not in POOLS.values():
             return None
         given = (pool.kernel_size, pool.stride, pool.padding)
         divisor, ceils = getattr(pool, "divisor_override", None), pool.ceil_mode
@@ -167,7 +168,7 @@ def _gate(lifter: Lifter, node: fx.Node, first: Any, second: Any) -> Link | str 
             return "it is multiplied by a gate that is not one number per channel"
         inner = (node for step in steps for node in (step.node, *_through(lifter, step)))
         return Link(node, value, gate=steps, passed=(*inner, *spread))
-    return "it is multiplied by another value of the input: a gate"
+    return "it is multiplied by a gate that is computed from the input"
 
 
 def _expands(node: fx.Node) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from refold.graph.calls import place_of
 from refold.graph.trace.effects import is_view_of, may_alias, maybe_mutated, mutated, reads_values
 from refold.graph.trace.writes import same_storage
 
@@ -88,17 +89,17 @@ class AliasGroups:
         members = self.members(changed)
         for member in members if certain else ():
             if member.op == "placeholder":
-                return f"{writer.name} changes the input {member.name} in place"
+                return f"{place_of(writer)} changes the input {place_of(member)} in place"
             if member.op == "get_attr":
-                return f"{writer.name} changes the stored tensor {member.target} in place"
+                return f"{place_of(writer)} changes the stored tensor {member.target} in place"
         renamed = self._through(writer)
         for member in members:
             if member in renamed:
                 continue  # the changed value under its new name
             for reader in member.users:
                 if reader is not writer and self._sees(reader, member, changed):
-                    what = f"{writer.name} {verb} {changed.name} in place"
-                    return f"{what} while {reader.name} reads it"
+                    what = f"{place_of(writer)} {verb} {place_of(changed)} in place"
+                    return f"{what} while {place_of(reader)} reads it"
         return None
 
     def _sees(self, reader: fx.Node, member: fx.Node, changed: fx.Node) -> bool:

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
 
+from refold.graph.calls import Kind, is_question, kind_by_name, name_of, writes_by_name
 from refold.graph.copies.modules import submodule
 from refold.graph.trace.frames import frame_of, nodes_in
 from refold.graph.trace.genuine import layer_class
 from refold.graph.trace.leaves import is_layer
 
-_VIEW_NAMES = (
-    "getitem view reshape flatten chunk split tensor_split transpose permute squeeze "
-    "unsqueeze expand expand_as view_as narrow detach contiguous to type float half double "
-    "bfloat16 cpu cuda unbind select diagonal movedim moveaxis swapaxes swapdims t T mT "
-    "unflatten unfold ravel as_strided broadcast_to reshape_as split_with_sizes hsplit "
-    "vsplit dsplit type_as alias real imag atleast_1d atleast_2d atleast_3d "
-    "broadcast_tensors meshgrid identity slice lift_fresh requires_grad_ dropout dropout1d "
-    "dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout drop_path "
-    "stochastic_depth _unsafe_view _reshape_alias positive resolve_conj resolve_neg conj "
-    "adjoint rearrange"
-)
-_VIEWS = frozenset(_VIEW_NAMES.split())
-_VIEW_ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "real", "imag", "data"})
-_QUERIES = frozenset({"size", "dim", "numel", "nelement", "stride", "is_floating_point"})
 _FRESH_LAYERS = (
     nn.modules.conv._ConvNd,
     nn.Linear,
@@ -50,10 +36,6 @@ _PASSING_LAYERS = (
     nn.Unfold,
     nn.modules.padding._ConstantPadNd,
     nn.modules.container.ParameterList,
-)
-_INPLACE_NAMES = "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift"
-_INPLACE_OPERATORS = frozenset(
-    getattr(operator, name) for name in (*_INPLACE_NAMES.split(), "iconcat", "setitem", "delitem")
 )
 _HONEST_HOMES = ("torch", "_operator", "operator", "builtins", "math", "torchvision", "timm")
 
@@ -97,16 +79,15 @@ def may_alias(node: fx.Node) -> list[fx.Node]:
     if node.op == "call_module":
         return shared + (nodes_in((node.args, node.kwargs)) if _may_pass_through(node) else [])
     if node.op == "call_method":
-        return shared + (_first(node) if node.target in _VIEWS else [])
+        return shared + (_first(node) if _is_view(str(node.target)) else [])
     if node.op != "call_function":
         return shared
     if isinstance(node.target, torch._ops.OpOverload):
         return shared + _aliased_arguments(node, node.target, written=False)
     if node.target is getattr:
-        return shared + (_first(node) if node.args[1] in _VIEW_ATTRIBUTES else [])
+        return shared + (_first(node) if _is_view(str(node.args[1])) else [])
     builds = isinstance(node.target, type)  # a tuple, dict or dataclass around values
-    name = cast(str, getattr(node.target, "__name__", ""))
-    if builds or name in _VIEWS or not _is_honest(node.target):
+    if builds or _is_view(name_of(node)) or not _is_honest(node.target):
         return shared + nodes_in((node.args, node.kwargs))
     return shared
 
@@ -120,9 +101,9 @@ def is_view_of(node: fx.Node, value: fx.Node) -> bool:
 
 def reads_values(node: fx.Node) -> bool:
     """Say whether a node reads the numbers of its arguments, not only their shape or dtype."""
-    if node.op == "call_method":
-        return node.target not in _QUERIES
-    return node.target is not getattr or node.args[1] in _VIEW_ATTRIBUTES
+    if node.target is getattr:
+        return _is_view(str(node.args[1]))
+    return not is_question(node)
 
 
 def module_of(node: fx.Node) -> nn.Module | None:
@@ -139,21 +120,19 @@ def module_of(node: fx.Node) -> nn.Module | None:
         return None
 
 
+def _is_view(name: str) -> bool:
+    return Kind.VIEW in kind_by_name(name)
+
+
 def _writes_first(node: fx.Node) -> bool:
     """Say whether a node changes its first argument: `relu_`, `+=`, `inplace=True`, `x[0] = y`."""
     if node.op == "call_module":
         return _layer_is_inplace(node)
     if node.op == "call_method":
-        return node.target == "__setitem__" or _is_inplace_name(cast(str, node.target))
+        return writes_by_name(node.target)
     if node.op != "call_function" or isinstance(node.target, torch._ops.OpOverload):
         return False
-    if node.target in _INPLACE_OPERATORS or node.target is setattr or _asks_inplace(node):
-        return True
-    return _is_inplace_name(cast(str, getattr(node.target, "__name__", "")))
-
-
-def _is_inplace_name(name: str) -> bool:
-    return name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+    return writes_by_name(node.target) or _asks_inplace(node)
 
 
 def _asks_inplace(node: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""Examples: what a caller gave as arguments, and what to record a model on without any."""
+"""What to record a model on: arguments that were given, or some of our own."""
 
 from __future__ import annotations
 
@@ -17,19 +17,15 @@ from refold.graph.trace.genuine import layer_class
 _SIDES = (64, 224, 32, 28, 16, 8, 128, 256, 299, 384)
 
 
-def as_arguments(example_inputs: Any, model: nn.Module | None = None) -> tuple[Any, ...] | None:
+def as_arguments(example_inputs: Any) -> tuple[Any, ...] | None:
     """Return `example_inputs` as the tuple of a model's positional arguments.
 
-    Args:
-        example_inputs: a tensor, a tuple or list of arguments, or a mapping of arguments by name.
-        model: tells the order of arguments by name.
-
     Raises:
-        InputError: when it is none of these, or names what the model does not take.
+        InputError: when it is neither a tensor nor a tuple or list.
 
     Examples:
-        >>> as_arguments({"input": 1}, nn.ReLU())
-        (1,)
+        >>> as_arguments([1, 2])
+        (1, 2)
     """
     if example_inputs is None:
         return None
@@ -37,32 +33,10 @@ def as_arguments(example_inputs: Any, model: nn.Module | None = None) -> tuple[A
         return (example_inputs,)
     if isinstance(example_inputs, (tuple, list)):
         return tuple(cast("tuple[Any, ...]", example_inputs))
-    if isinstance(example_inputs, Mapping) and model is not None:
-        return _in_order(cast("Mapping[str, Any]", example_inputs), model)
     raise InputError(
-        "example_inputs must be a tensor or a tuple of tensors, or a mapping of arguments by name, "
+        "example_inputs must be a tensor or a tuple of tensors, "
         f"got {type(example_inputs).__name__}"
     )
-
-
-def _in_order(named: Mapping[str, Any], model: nn.Module) -> tuple[Any, ...]:
-    try:
-        bound = inspect.signature(model.forward).bind(**named)
-    except TypeError as error:
-        raise InputError(f"example_inputs do not fit the model's forward: {error}") from error
-    given = [name for name in bound.signature.parameters if name in bound.arguments]
-    bound.apply_defaults()
-    if not given:
-        return ()
-    last = list(bound.signature.parameters).index(given[-1])
-    parameters = list(bound.signature.parameters.values())[: last + 1]
-    for parameter in parameters:
-        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD):
-            raise InputError(
-                f"example_inputs names {given[-1]}, which the model takes by name alone; "
-                "give a tensor or a tuple of its positional arguments"
-            )
-    return tuple(bound.arguments[parameter.name] for parameter in parameters)
 
 
 def made_examples(model: nn.Module) -> Iterator[tuple[Any, ...]]:

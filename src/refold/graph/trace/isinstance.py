@@ -15,10 +15,8 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
+from refold.graph.calls import gives_tensor
 from refold.graph.trace.proxy import RefoldProxy
-
-_NO_TENSOR_ATTRIBUTES = frozenset({"shape", "dtype", "device", "ndim", "layout", "requires_grad"})
-_NO_TENSOR_METHODS = frozenset({"size", "dim", "numel", "stride", "item", "tolist", "nelement"})
 
 
 @contextmanager
@@ -60,6 +58,4 @@ def _is_tensor(node: fx.Node) -> bool:
         if not builtins.isinstance(node.args[0], fx.Node):
             return True
         node = node.args[0]
-    if node.op == "call_method":
-        return node.target not in _NO_TENSOR_METHODS
-    return node.target is not getattr or node.args[1] not in _NO_TENSOR_ATTRIBUTES
+    return gives_tensor(node)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
+from refold.graph.calls import is_question, name_of
 from refold.graph.trace.frames import Frame, frame_of, nodes_in, walk
 from refold.graph.trace.genuine import access_disguise, call_disguise, disguise
 
 NO_FORWARD = "it has no forward"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _CHECKS = {"_assert", "_check", "_check_value", "_check_is_size", "_assert_async", "assert_fn"}
-_QUERY_METHODS = {"size", "dim", "numel", "ndimension", "is_floating_point"}
-_QUERY_NAMES = "eq ne lt le gt ge mod floordiv and_ or_ not_ getattr getitem"
-_QUERIES = frozenset(_QUERY_NAMES.split())
+_COMPARISON_NAMES = "eq ne lt le gt ge mod floordiv and_ or_ not_ getattr getitem"
+_COMPARISONS = frozenset(_COMPARISON_NAMES.split())
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -125,12 +125,10 @@ def drop_checks(graph: fx.Graph, root: Frame) -> None:
 def _computes_nothing(node: fx.Node) -> bool:
     if node.op == "get_attr":
         return True
-    if node.op == "call_method":
-        return node.target in _QUERY_METHODS
     if node.op != "call_function":
-        return False
-    name = cast(str, getattr(node.target, "__name__", ""))
-    return name in _CHECKS or "_assert" in name or name in _QUERIES
+        return is_question(node)
+    name = name_of(node)
+    return name in _CHECKS or "_assert" in name or name in _COMPARISONS or is_question(node)
 
 
 def helper_methods(module: nn.Module) -> Iterator[tuple[str, Any]]:

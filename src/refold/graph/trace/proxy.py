@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute
 
+from refold.graph.calls import is_question_name, name_of
 from refold.graph.copies.modules import submodule
 from refold.graph.trace.genuine import layer_class
 
@@ -56,21 +57,6 @@ def _axes_of(value: object, root: nn.Module) -> int | None:
     return None
 
 
-_KNOWN_ATTRIBUTES = frozenset(
-    {"shape", "ndim", "dtype", "device", "requires_grad", "is_cuda", "layout", "is_sparse"}
-)
-_KNOWN_METHODS = frozenset(
-    {
-        "size",
-        "dim",
-        "numel",
-        "nelement",
-        "stride",
-        "is_floating_point",
-        "is_complex",
-        "element_size",
-    }
-)
 _READS = frozenset({"item", "tolist"})
 _ASSIGNED = frozenset({"data", "grad", "requires_grad"})
 
@@ -100,7 +86,7 @@ class RefoldProxy(fx.Proxy):
     def __getattr__(self, k: str) -> Any:
         known = cast("torch.Tensor | None", self.__dict__.get("known"))
         if known is not None:
-            if k in _KNOWN_ATTRIBUTES or k in _KNOWN_METHODS:
+            if is_question_name(k) or k == "requires_grad":
                 return getattr(known, k)
             if k in _READS and self.__dict__["readable"]:
                 self._note_read(known)
@@ -160,7 +146,7 @@ class RefoldAttribute(Attribute, RefoldProxy):
 
 def _known_parts(node: fx.Node) -> int | None:
     """Return the number of parts of `x.chunk(2, 1)` and `x.split([a, b], 1)`, or None."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name_of(node)
     if name not in ("chunk", "split", "tensor_split", "split_with_sizes"):
         return None
     names = ("chunks", "split_size_or_sections", "split_size", "split_sizes", "indices_or_sections")

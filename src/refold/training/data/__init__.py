@@ -1,1 +1,1 @@
-"""Images and batches, wherever they lie."""
+"""Images and batches, wherever they are stored."""

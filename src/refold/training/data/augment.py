@@ -1,4 +1,4 @@
-"""What is done to an image before a network sees it, by torchvision's transforms."""
+"""Prepare images for a network with torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def statistics(augment: Augment, data: Data) -> tuple[Sequence[float], Sequence[
 
 
 def train_transform(augment: Augment, data: Data) -> Transform:
-    """Return what augments an image for training."""
+    """Return the transform that augments an image for training."""
     from torchvision.transforms import v2
 
     side = image_side(augment, data)
@@ -61,7 +61,7 @@ def train_transform(augment: Augment, data: Data) -> Transform:
 
 
 def eval_transform(augment: Augment, data: Data) -> Transform:
-    """Return what prepares an image for judging: nothing random."""
+    """Return the transform that prepares an image for evaluation: nothing random."""
     from torchvision.transforms import v2
 
     side = image_side(augment, data)

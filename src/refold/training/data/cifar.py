@@ -76,7 +76,8 @@ def _records(folder: Path, files: Sequence[str], coarse: int, classes: int) -> P
         content = bytearray(path.read_bytes())
         if not content or len(content) % size:
             raise InputError(
-                f"{path} is damaged: {len(content)} bytes are no number of records of {size} bytes"
+                f"{path} is damaged: {len(content)} bytes are not a whole number of records of "
+                f"{size} bytes"
             )
         records = torch.frombuffer(content, dtype=torch.uint8).view(-1, size)
         numbers: list[int] = records[:, coarse].tolist()

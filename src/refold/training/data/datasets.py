@@ -1,4 +1,4 @@
-"""Find out what data set a folder holds, and open it."""
+"""Recognise the data set in a folder, and open it."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Data:
-    """A data set that is open: images to learn from and images to judge by.
+    """An open data set: training and validation images.
 
     Args:
-        train: to learn from.
-        val: to judge by.
+        train: for training.
+        val: for validation.
         classes: their names, by number.
         channels: of an image.
         side: rows of an image where all have the same number; else None.
@@ -81,7 +81,7 @@ def open_data(place: str | Path, task: Task = "classify") -> Data:
         data = open_as(folder, task)
         if data is not None:
             return data
-    raise InputError(f"{folder} holds no data set that refold knows: give {FORMS}")
+    raise InputError(f"{folder} holds no data set that refold recognises: give {FORMS}")
 
 
 def _unless_masks(task: Task, data: Data, place: str | Path) -> Data:
@@ -95,7 +95,7 @@ def _as_shards(folder: Path, task: Task) -> Data | None:
     if not train:
         return None
     if not val:
-        raise InputError(f"{folder} has train/*.tar but no val/*.tar to judge by")
+        raise InputError(f"{folder} has train/*.tar but no val/*.tar")
     sources = ShardSource(train), ShardSource(val)
     highest = max(max(source.labels, default=0) for source in sources)
     names = tuple(str(number) for number in range(highest + 1))
@@ -129,7 +129,7 @@ def _as_folders(folder: Path, task: Task) -> Data | None:
     if train_folder is None:
         return None
     if val_folder is None:
-        raise InputError(f"{folder} has train but no val to judge by: add {folder / 'val'}")
+        raise InputError(f"{folder} has train but no val: add {folder / 'val'}")
     train, val = class_folders(train_folder), class_folders(val_folder)
     if task != "embed":
         same_classes(train_folder, train.classes, val_folder, val.classes)

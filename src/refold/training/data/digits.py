@@ -46,6 +46,10 @@ def _split(file: Path) -> tuple[PixelSource, PixelSource]:
         mine = labels == digit
         rank[mine] = torch.arange(int(mine.sum()))
     parts: list[PixelSource] = []
-    for name, chosen in (("train", rank < EACH - TEST_EACH), ("test", rank >= EACH - TEST_EACH)):
+    first_test = EACH - TEST_EACH
+    for name, chosen in (
+        ("train", rank < first_test),
+        ("test", (rank >= first_test) & (rank < EACH)),
+    ):
         parts.append(PixelSource(pixels[chosen], labels[chosen].tolist(), f"digits ({name})"))
     return parts[0], parts[1]

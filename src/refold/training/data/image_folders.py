@@ -1,4 +1,4 @@
-"""Data sets whose folders tell the classes: where they lie, and what can be wrong with them."""
+"""Data sets whose folders name the classes, and what can be wrong with them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def class_folders(folder: Path) -> Found:
         if not mine:
             raise InputError(
                 f"the class folder {folder / name} holds no image ({', '.join(sorted(SUFFIXES))}):"
-                " put images into it, or remove it"
+                " add some, or remove the folder"
             )
         files += mine
         labels += [number] * len(mine)
@@ -64,7 +64,7 @@ def class_folders(folder: Path) -> Found:
 def same_classes(
     train: Path, train_classes: Sequence[str], val: Path, val_classes: Sequence[str]
 ) -> None:
-    """Refuse class folders of val that train has not, and the other way round.
+    """Refuse class folders that only one of train and val has.
 
     Raises:
         InputError: if so; the message names the folders.
@@ -79,7 +79,7 @@ def same_classes(
             more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
             raise InputError(
                 f"{shown}{more}: {there} has no such class; train and val must have the same "
-                "class folders (--task embed alone may be judged by other classes)"
+                "class folders (--task embed alone may be evaluated on other classes)"
             )
 
 

@@ -1,4 +1,4 @@
-"""What a run's images are, in a line each: enough to tell that others lie there now.
+"""The inventory of a run's images, a line each: enough to notice that they changed.
 
 Names and sizes of files, and their classes; nothing is read, so a million files take seconds.
 """
@@ -34,7 +34,7 @@ def _lines(part: str, data: Data, root: str) -> Iterator[str]:
 
 
 def difference(before: str, now: str) -> str | None:
-    r"""Say in what two inventories differ; None when they do not.
+    r"""Describe how two inventories differ; None when they do not.
 
     Examples:
         >>> difference("a\t9 bytes\nb\t5 bytes\n", "a\t8 bytes\nc\t5 bytes\n")

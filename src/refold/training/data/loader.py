@@ -1,4 +1,4 @@
-"""From numbered images to batches: the order, the augmentation, what cannot be read."""
+"""From numbered images to batches: order, augmentation, unreadable images."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def loader(samples: Samples, order: Sampler[list[Key]], workers: int) -> DataLoader[Any]:
-    """Return what yields batches; the number of workers changes nothing about them.
+    """Return a loader of batches, which are the same for any number of workers.
 
     Args:
         samples: the images.

@@ -1,4 +1,4 @@
-"""Images by number: what a data set is to the rest of the training, wherever it lies.
+"""Images by number: how the rest of training sees a data set, wherever it is stored.
 
 A source is asked for its images one by one, in any order and from any worker, so that the order of
 a run depends on its seed alone.
@@ -27,7 +27,7 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Return what a message should call an image: its path, or its place."""
+        """Return an image's name for messages: its path, or its place."""
         ...
 
     def load(self, index: int) -> tuple[Any, Target]:
@@ -162,7 +162,7 @@ def readable(
     Args:
         source: the images.
         index: the wanted one.
-        report: is told of each that cannot be read.
+        report: called with each image that cannot be read.
     """
     for step in range(len(source)):
         at = (index + step) % len(source)

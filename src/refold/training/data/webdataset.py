@@ -35,7 +35,7 @@ class ShardSource:
         shards: the tar files.
 
     Raises:
-        InputError: when a file is no tar, or an image has no class.
+        InputError: when a file is not a tar file, or an image has no class.
     """
 
     def __init__(self, shards: Sequence[Path]) -> None:
@@ -86,7 +86,7 @@ class ShardSource:
                     elif member.isfile() and suffix in _LABELS:
                         labels[key] = _number(archive.extractfile(member), path, member.name)
         except (tarfile.TarError, OSError) as error:
-            raise InputError(f"{path} is no whole tar file: {error}") from error
+            raise InputError(f"{path} is not a complete tar file: {error}") from error
         for key, record in images.items():
             if key not in labels:
                 raise InputError(f"{path}: {record.key} has no class: {key}.cls is missing")
@@ -97,7 +97,7 @@ class ShardSource:
 def _number(file: Any, path: Path, name: str) -> int:
     text = file.read().decode("ascii", "replace").strip()
     if not text.isdigit():
-        raise InputError(f"{path}: {name} holds {text[:20]!r}, which is no class number")
+        raise InputError(f"{path}: {name} holds {text[:20]!r}, which is not a class number")
     return int(text)
 
 

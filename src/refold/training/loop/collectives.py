@@ -1,4 +1,4 @@
-"""Collective operations: what the processes of a run know together."""
+"""Collective operations across processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def total(accelerator: Any, value: Tensor) -> Tensor:
 
 
 def align(accelerator: Any, module: nn.Module) -> None:
-    """Give a module the numbers of the first process in all of them, in place."""
+    """Copy a module's parameters and buffers from the first process to all others, in place."""
     if accelerator.num_processes > 1:
         for value in (*module.parameters(), *module.buffers()):
             dist.broadcast(value.detach(), 0)

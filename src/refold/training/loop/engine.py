@@ -45,12 +45,12 @@ class Engine:
         parts: what has a state.
         penalties: what is added to the loss.
         order: of the images.
-        batches: to learn from.
-        judged: batches to judge by.
+        batches: for training.
+        judged: batches for validation.
         classes: how many.
         folder: of the run.
         saves: its checkpoints.
-        reporter: is told.
+        reporter: receives progress.
     """
 
     recipe: Recipe
@@ -90,7 +90,7 @@ class Engine:
         """Train until the last epoch is done.
 
         Raises:
-            DivergedError: when the loss is no number any more.
+            DivergedError: when the loss becomes NaN or infinite.
             TrainingError: when a checkpoint cannot be written.
             Stopped: when asked to stop, after the step is finished and saved.
         """
@@ -106,7 +106,7 @@ class Engine:
                 self._after_epoch()
 
     def _steps(self) -> Iterator[int]:
-        """Train on the rest of an epoch; yield the number of each step of it that is done."""
+        """Train on the rest of an epoch; yield the number of each finished step."""
         position = self.parts.position
         pieces: list[Batch] = []
         for piece in self.batches:
@@ -236,7 +236,7 @@ class Engine:
             "best": position.best,
             "images_per_second": self._clock.speed,
         }
-        # Before the checkpoint: a run that goes on from there measures only what comes after it.
+        # Before the checkpoint: a run resumed from it measures only what follows.
         self._measure(record, {name: x for name, x in record.items() if isinstance(x, float)})
         position.begin_epoch()
         self._save((LAST, BEST) if better else (LAST,))
@@ -260,13 +260,13 @@ class Engine:
             yield
         except OSError as error:
             raise TrainingError(
-                f"what was measured up to step {self.done} could not be written to "
+                f"the measurements up to step {self.done} could not be written to "
                 f"{self.folder.path} ({error.strerror or error}); {self.saves.standing()}; make "
-                "room and go on with --resume"
+                "room and pass --resume to continue"
             ) from error
 
     def judge(self, network: nn.Module) -> Judged:
-        """Return what a network achieves on the images to judge by."""
+        """Evaluate a network on the validation images."""
         network.eval()
         task, device = self.recipe.task, self.accelerator.device
         with self.accelerator.autocast():
@@ -300,7 +300,7 @@ class Engine:
         )
 
     def rehearse(self) -> float:
-        """Take one step that nobody keeps, and return its seconds."""
+        """Take one step, discard it, and return its seconds."""
         self.wrapped.train()
         steps = self._steps()
         start = time.monotonic()

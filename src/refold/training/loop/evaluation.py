@@ -1,4 +1,4 @@
-"""How good a network is on images it has not learnt from."""
+"""Evaluation: how good a network is on images that it was not trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refold.training.loop.learner import at_size, outputs
 from refold.training.seeds import generator_of
 
 MAIN: dict[Task, str] = {"classify": "top1", "embed": "verification", "segment": "miou"}
-"""The number that says which network is the best; the higher, the better."""
+"""The metric that selects the best network; higher is better."""
 _PAIRS = 3000  # of the same class, and as many of two classes
 _FOLDS = 10
 
@@ -74,7 +74,7 @@ def judge(
     # torchmetrics counts in float32: the digits beyond are noise.
     metrics = {name: round(value, 7) for name, value in score.result().items()}
     if any(value != value for value in metrics.values()) and not images:
-        raise InputError("none of the images to judge by can be read")
+        raise InputError("none of the validation images can be read")
     return Judged(metrics, images, score.answers(), tuple(sorted(unreadable)))
 
 

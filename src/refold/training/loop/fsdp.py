@@ -1,4 +1,4 @@
-"""Processes that share the weights, too: torch's fully sharded data parallelism (FSDP2).
+"""Shard the weights across processes: torch's fully sharded data parallelism (FSDP2).
 
 Each process keeps its part of every parameter, and with it of the gradient, the optimizer's state
 and the moving average; the parameters of a block are gathered while it computes. Between the steps
@@ -71,7 +71,7 @@ class ShardedParts(Parts):
         """Put back what a checkpoint holds, of any number of processes.
 
         Raises:
-            CheckpointError: when it is of another network.
+            CheckpointError: when it belongs to another network.
         """
         likes = super().snapshot().tensors
         groups = self.optimizer.param_groups
@@ -98,7 +98,7 @@ class _Seen(nn.Module):
 def prepare_sharded(
     learner: Learner, average: Any, recipe: Recipe, accelerator: Any
 ) -> tuple[Parts, nn.Module, Any]:
-    """Spread a learner over the processes; return its parts, and learner and optimizer as prepared.
+    """Shard a learner across the processes; return parts, prepared learner and optimizer.
 
     Args:
         learner: the same in each process, its numbers included.
@@ -107,7 +107,7 @@ def prepare_sharded(
         accelerator: of several processes.
 
     Raises:
-        RefusedError: when the network has parameters that cannot be spread.
+        RefusedError: when the network has parameters that cannot be sharded.
     """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     plain = copy.deepcopy(learner.network).cpu()
@@ -134,8 +134,7 @@ def _shard(module: nn.Module, mesh: DeviceMesh, name: str) -> None:
                 cast(Any, fully_shard)(part, mesh=mesh, reshard_after_forward=True)
     except (NotImplementedError, RuntimeError, ValueError) as error:
         raise RefusedError(
-            f"{name} cannot be spread over processes: {error}; train it without --fsdp "
-            "(Habits(fsdp=False))"
+            f"{name} cannot be sharded: {error}; train it without --fsdp (Habits(fsdp=False))"
         ) from error
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refold.errors import InputError
+from refold.errors import InputError, one_line
 from refold.models import AMSoftmax, ArcFace
 from refold.training.data.image_folders import IGNORE
 
@@ -84,14 +84,14 @@ def outputs(value: Any) -> list[Tensor]:
     found = [part for part in parts if isinstance(part, Tensor)]
     if not found:
         raise InputError(
-            f"the network returns {type(value).__name__}; to be trained it must return a tensor, a "
+            f"the network returns {type(value).__name__}; training needs a tensor, a "
             "tuple of them or a dict with 'main'"
         )
     return found
 
 
 def at_size(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return a map of logits in the size of the masks; what is no map as it is.
+    """Return a map of logits in the size of the masks; anything else unchanged.
 
     Examples:
         >>> at_size(torch.zeros(2, 3, 4, 4), torch.zeros(2, 8, 8)).shape
@@ -153,9 +153,8 @@ def make_learner(
         raise
     except Exception as error:
         shape = "x".join(map(str, image))
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise InputError(
-            f"{recipe.model} does not run on images of {shape}: {reason[0]}; choose another "
+            f"{recipe.model} does not run on images of {shape}: {one_line(error)}; choose another "
             "augment.size"
         ) from error
     finally:

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on; who shows it is not its business."""
+"""What a run reports while it trains; displaying it is up to others."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Plan:
         model: its name.
         parameters: of the network that trains.
         data: where the images are.
-        images: to learn from.
-        judged: to judge by.
+        images: for training.
+        judged: for validation.
         classes: how many.
         image: shape of one, (C, H, W).
         epochs: in all.
@@ -26,7 +26,7 @@ class Plan:
         batch: images of a step, of all processes together.
         processes: that share it.
         device: where they compute.
-        resumed: the step that it goes on from; None for a new run.
+        resumed: the step that it continues from; None for a new run.
     """
 
     model: str
@@ -92,19 +92,19 @@ class Clock:
 
 
 class Reporter:
-    """Is told what happens; this one keeps it to itself."""
+    """Receives the events of a run; this one ignores them."""
 
     def begin(self, plan: Plan) -> None:
-        """Hear what the run is going to do."""
+        """Receive the plan of the run."""
 
     def step(self, progress: Progress) -> None:
-        """Hear of a step."""
+        """Receive a finished step."""
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Hear what an epoch brought."""
+        """Receive the record of a finished epoch."""
 
     def note(self, text: str) -> None:
-        """Hear something worth a line."""
+        """Receive a remark."""
 
     def end(self) -> None:
-        """Hear that the training is over, one way or the other."""
+        """Learn that training has ended, successfully or not."""

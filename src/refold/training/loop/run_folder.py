@@ -41,14 +41,14 @@ class RunFolder:
         self.path, self.writes = path, writes
 
     def require_new(self) -> None:
-        """Refuse a folder that holds a run already.
+        """Refuse a folder that already holds a run.
 
         Raises:
             InputError: if so, or if it cannot be made.
         """
         if (self.path / CONFIG).exists():
             raise InputError(
-                f"{self.path} holds a run already: say --resume to go on with it, or choose "
+                f"{self.path} already holds a run: pass --resume to continue, or choose "
                 "another folder"
             )
         left = [name for name in (METRICS, SUMMARY) if (self.path / name).exists()]
@@ -80,7 +80,7 @@ class RunFolder:
         """
         write_json(self.path / ENVIRONMENT, environment())
         self.list_images(images)
-        # Last: a folder with settings is a run that can go on.
+        # Last: a folder with settings is a run that can be resumed.
         self.configure(config)
 
     def configure(self, config: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ class RunFolder:
             temporary.write_bytes(packed)
 
     def images(self) -> str | None:
-        """Return what the images were; None when nobody wrote it down.
+        """Return the recorded inventory of the images; None if there is none.
 
         Raises:
             InputError: when the list cannot be read.
@@ -106,12 +106,12 @@ class RunFolder:
             return None
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(
-                f"{path}, the list of the run's images, is damaged ({error}): if they are still "
-                "the same, remove it and go on"
+                f"{path}, the list of the run's images, is damaged ({error}): if they are "
+                "unchanged, delete it and continue"
             ) from error
 
     def rewind(self, step: int) -> None:
-        """Forget what was measured after a step: it will be measured again."""
+        """Drop the measurements after a step: they will be made again."""
         path = self.path / METRICS
         if not self.writes or not path.is_file():
             return
@@ -120,12 +120,12 @@ class RunFolder:
         self._write(METRICS, "".join(f"{line}\n" for line in kept))
 
     def came_far(self) -> bool:
-        """Say whether the run has measured more than its first epoch, and so must have saved."""
+        """Say whether the run got past its first epoch, and so must have saved."""
         epochs = [record["step"] for _, record in self._measured() if record["kind"] == "epoch"]
         return (self.path / SUMMARY).exists() or len(epochs) > 1
 
     def _measured(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield each line of the measurements that is whole, and what it says."""
+        """Yield each complete line of the measurements, raw and parsed."""
         path = self.path / METRICS
         text = path.read_text(errors="replace") if path.is_file() else ""
         for line in text.splitlines():
@@ -141,14 +141,14 @@ class RunFolder:
                 file.write(json.dumps(record) + "\n")
 
     def settle(self) -> None:
-        """Have the measurements on the disk, where a power cut leaves them."""
+        """Flush the measurements to disk, so that they survive a power cut."""
         path = self.path / METRICS
         if self.writes and path.is_file():
             with path.open("a") as file:
                 os.fsync(file.fileno())
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
-        """Write what came out."""
+        """Write the summary."""
         if self.writes:
             write_json(self.path / SUMMARY, summary)
 

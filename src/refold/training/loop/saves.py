@@ -1,9 +1,9 @@
-"""The checkpoints of a run: whole or not there, and never removed before newer ones are proved.
+"""The checkpoints of a run: complete or absent, never removed before newer ones are verified.
 
 A checkpoint is one safetensors file, tensors and plain numbers alike. It is written under a hidden
 name and read back, then it gets its own name, and only then the pointer `last` (or `best`) is
 replaced by one that names it. Whatever moment a process is killed at, whole files are there; which
-is the newest of them the files say themselves, so a run goes on without its pointers, too.
+is the newest of them the files say themselves, so a run can be resumed without its pointers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Whole(NamedTuple):
 
 @dataclass(frozen=True)
 class Recovered:
-    """Where a run goes on.
+    """Where a run continues.
 
     Args:
         snapshot: the newest whole one; None when the run has none yet.
@@ -74,7 +74,7 @@ class Saves:
             pointers: `LAST`, `BEST` or both.
 
         Raises:
-            TrainingError: when the disk is full; the checkpoints that were there still are.
+            TrainingError: when the disk is full; earlier checkpoints are kept.
         """
         path = self.folder / f"step-{step:09}.safetensors"
         try:
@@ -87,7 +87,7 @@ class Saves:
         except (InputError, OSError) as error:
             raise TrainingError(
                 f"the checkpoint of step {step} could not be written ({error}); "
-                f"{self.standing()}; make room and go on with --resume"
+                f"{self.standing()}; make room and pass --resume to continue"
             ) from error
         best = self._whole[-1].best if self._whole else self.named(BEST)
         self._whole.append(_Whole(path, path if BEST in pointers else best))
@@ -110,7 +110,7 @@ class Saves:
             return read_snapshot(path)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{path}, which {place} names, is no whole checkpoint: {error}; {_MENDS}"
+                f"{path}, which {place} names, is damaged: {error}; {_MENDS}"
             ) from error
 
     def named(self, pointer: str) -> Path | None:
@@ -122,9 +122,9 @@ class Saves:
         return self.folder / name if _NAME.fullmatch(name) else None
 
     def standing(self) -> str:
-        """Say which checkpoint there is to go on from."""
+        """Say which checkpoint the run can continue from."""
         last = self.named(LAST)
-        return f"{last} stands" if last else "there is none yet"
+        return f"{last} is intact" if last else "there is none yet"
 
     # -- after a kill -----------------------------------------------------------------------------
 
@@ -134,7 +134,7 @@ class Saves:
         Where something is not, all files that are there now are left alone from now on.
 
         Raises:
-            CheckpointError: when there were checkpoints and none of them is whole.
+            CheckpointError: when there were checkpoints and all are damaged.
         """
         files = self._files()
         damaged: list[tuple[Path, str]] = []
@@ -148,19 +148,19 @@ class Saves:
         if damaged:
             listed = "; ".join(f"{path.name}: {reason}" for path, reason in damaged[:3])
             raise CheckpointError(
-                f"none of the {len(damaged)} checkpoints in {self.folder} is whole ({listed}): put "
-                "one back from a copy, or begin anew in another folder"
+                f"all {len(damaged)} checkpoints in {self.folder} are damaged ({listed}): restore "
+                "one from a copy, or start over in another folder"
             )
         place = self.folder / LAST
         if place.exists():
             raise CheckpointError(
-                f"{place} {_fault(place)}, and there is no other checkpoint: put one back from a "
-                "copy, or begin anew in another folder"
+                f"{place} {_fault(place)}, and there is no other checkpoint: restore one from a "
+                "copy, or start over in another folder"
             )
         return Recovered()
 
     def mend(self, recovered: Recovered) -> None:
-        """Make the pointers name what a run goes on from.
+        """Make the pointers name the checkpoint that a run continues from.
 
         Raises:
             InputError: when something else is in a pointer's place.
@@ -188,15 +188,15 @@ class Saves:
         if last is None or last not in files:
             notes.append(f"{place} {_fault(place)}")
         elif last != path and not damaged:
-            notes.append(f"{place} names {last.name}, and a newer checkpoint is whole")
+            notes.append(f"{place} names {last.name}, but a newer checkpoint is intact")
         best, lost = self._best(files, path, snapshot)
         if lost:
             notes.append(
                 f"the checkpoint of the best epoch, {snapshot.best_epoch}, is lost: the best is "
-                "chosen anew from the epochs to come"
+                "chosen from the epochs to come"
             )
         if notes:
-            notes.append(f"goes on from {path}, the newest checkpoint that is whole")
+            notes.append(f"continues from {path}, the newest intact checkpoint")
         self._whole = [_Whole(path, best)]
         self._spared = frozenset(files if odd or lost else ())
         return Recovered(snapshot, path, best, tuple(notes))
@@ -247,7 +247,7 @@ class Saves:
             )
 
 
-_MENDS = "--resume goes on from the newest checkpoint that is whole"
+_MENDS = "--resume continues from the newest intact checkpoint"
 
 
 def _step(path: Path) -> int:

@@ -1,7 +1,7 @@
 """The state of a run between two steps, and the one file that holds it.
 
 A file carries the SHA-256 of all that is in it, numbers and tensors, so that one whose bytes have
-changed is found out when it is read, and not when a network has learnt from it.
+changed is detected when it is read, not after a network was trained on it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from refold.errors import CheckpointError
+from refold.errors import CheckpointError, one_line
 from refold.graph import storage_key
 
 _PLAIN, _DIGEST = "refold", "sha256"
@@ -30,7 +30,7 @@ class Snapshot:
 
     Args:
         tensors: by name: the network's, its average's, the optimizer's.
-        plain: all that is no tensor, as JSON can hold it.
+        plain: everything else, as JSON can hold it.
     """
 
     tensors: dict[str, Tensor]
@@ -74,7 +74,7 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
         found = file.metadata() or {}
         # A tensor at a time, so that the memory need not hold them all twice.
         if _digest(found.get(_PLAIN, ""), file.keys(), file.get_tensor) != digest:
-            raise CheckpointError(f"{path.name} does not read back as it was written")
+            raise CheckpointError(f"{path.name} reads back differently from what was written")
 
 
 def read_snapshot(path: Path) -> Snapshot:
@@ -89,12 +89,12 @@ def read_snapshot(path: Path) -> Snapshot:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         snapshot = Snapshot(tensors, json.loads(notes[_PLAIN]))
     except Exception as error:  # a damaged header breaks readers in ways of their own
-        raise CheckpointError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise CheckpointError(one_line(error)) from error
     # A file of an earlier version has no digest, and nothing else in its place.
     if set(notes) != {_PLAIN} and notes.get(_DIGEST) != _digest(
         notes[_PLAIN], tensors, tensors.__getitem__
     ):
-        raise CheckpointError("its bytes are not those that were written")
+        raise CheckpointError("its content does not match its checksum")
     return snapshot
 
 

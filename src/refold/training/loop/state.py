@@ -43,7 +43,7 @@ class Position:
     unreadable: list[int] = field(default_factory=list[int])
 
     def begin_epoch(self) -> None:
-        """Start to sum up anew, for the next epoch."""
+        """Reset the sums for the next epoch."""
         self.epoch, self.step = self.epoch + 1, 0
         self.loss, self.images, self.right, self.answers = 0.0, 0, 0, 0
 
@@ -75,7 +75,7 @@ class Parts:
         return penalty(self.learner.network)
 
     def snapshot(self) -> Snapshot:
-        """Return all of it, as it is now; no memory is copied."""
+        """Return all state as it is now, without copying memory."""
         tensors = {f"learner.{name}": value for name, value in self.learner.state_dict().items()}
         if self.average is not None:
             tensors |= {f"ema.{name}": v for name, v in self.average.state_dict().items()}
@@ -103,10 +103,10 @@ class Parts:
         return Snapshot(tensors, plain)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Put back what a checkpoint holds.
+        """Load a checkpoint.
 
         Raises:
-            CheckpointError: when it is of another network.
+            CheckpointError: when it belongs to another network.
         """
         try:
             self.learner.load_state_dict(snapshot.part("learner"))
@@ -114,7 +114,7 @@ class Parts:
                 self.average.load_state_dict(snapshot.part("ema"))
             self.optimizer.load_state_dict(_optimizer_state(snapshot))
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint is of another network: {error}") from error
+            raise CheckpointError(f"the checkpoint belongs to another network: {error}") from error
         if self.scaler is not None and snapshot.plain["scaler"] is not None:
             self.scaler.load_state_dict(snapshot.plain["scaler"])
         for name, value in snapshot.plain["position"].items():

@@ -1,1 +1,1 @@
-"""How to train, as data: recipes that are read, checked and written."""
+"""How to train, as data: read, check and write recipes."""

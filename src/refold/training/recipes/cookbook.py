@@ -18,7 +18,7 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 def list_recipes() -> list[str]:
-    """Return the names of the recipes that come with refold, sorted.
+    """Return the names of the recipes that ship with refold, sorted.
 
     Examples:
         >>> "digits" in list_recipes()
@@ -122,7 +122,9 @@ def parse_change(text: str) -> tuple[str, Any]:
     """
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
-        raise InputError(f"--set {text!r} is no change: write key=value, as optimizer.lr=0.05")
+        raise InputError(
+            f"--set {text!r} is not a change: write key=value, such as optimizer.lr=0.05"
+        )
     return key.strip(), _loaded(value, f"--set {text!r}")
 
 
@@ -156,7 +158,7 @@ def _loaded(text: str, place: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{place} is no YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _missing(error: ImportError) -> MissingDependencyError:

@@ -155,10 +155,12 @@ class Deploy(_Strict):
     Args:
         remove_residuals: write residuals as plain chains, which adds parameters and multiply-adds.
         allow_growth: merge also where the result needs more multiply-adds.
+        files: the formats it is written in, as `deploy.onnx` and so on.
     """
 
     remove_residuals: bool = False
     allow_growth: bool = False
+    files: tuple[Literal["safetensors", "onnx", "xml", "pt2"], ...] = ("safetensors", "onnx")
 
 
 class Recipe(_Strict):

@@ -1,4 +1,4 @@
-"""A run that goes on is asked for what it was begun with, or the difference is named."""
+"""Check that a resumed run is asked for what it was started with; name any difference."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _SHOWN = 3
 
 
 def require_same(begun: Begun, wanted: Recipe, run: Path) -> None:
-    """Refuse to go on with a run by another recipe than its own.
+    """Refuse to resume a run with another recipe than its own.
 
     Args:
-        begun: what the run was begun with.
+        begun: what the run was started with.
         wanted: the recipe that is asked for now.
         run: its folder.
 
@@ -43,8 +43,8 @@ def require_same(begun: Begun, wanted: Recipe, run: Path) -> None:
         return
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     raise InputError(
-        f"{'; '.join(found[:_SHOWN])}{more}: to go on with the run in {run}, leave out what "
-        "differs (its own settings hold); for other settings, begin a run in another folder"
+        f"{'; '.join(found[:_SHOWN])}{more}: to continue the run in {run}, drop these "
+        "options (its own settings apply); for other settings, start a run in another folder"
     )
 
 

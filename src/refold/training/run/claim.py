@@ -1,4 +1,4 @@
-"""One process at a time trains in a folder: two would write over each other's checkpoints."""
+"""One process at a time trains in a folder: two would overwrite each other's checkpoints."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ LOCK = ".lock"
 
 @contextmanager
 def claim(run: Path) -> Generator[None]:
-    """Have a run's folder, which is made where there is none, for this process alone.
+    """Lock a run's folder for this process, creating it if it does not exist.
 
-    The lock is the operating system's: whatever way the process ends, it ends with it. The loader's
+    The lock is the operating system's: it ends with the process, however that ends. The loader's
     workers, which may live a little longer, do not inherit it.
 
     Args:
         run: the folder.
 
     Raises:
-        InputError: when another process has it, or it cannot be made.
+        InputError: when another process holds it, or it cannot be created.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def _locked(path: Path) -> int:
             _lock(path, handle)
             if os.path.samestat(os.fstat(handle), path.stat()):
                 return handle
-        except FileNotFoundError:  # its owner removed it between the two lines: once more
+        except FileNotFoundError:  # its owner removed it between the two lines: try again
             pass
         except BaseException:
             os.close(handle)
@@ -70,7 +70,7 @@ def _lock(path: Path, handle: int) -> None:
             owner = path.read_text(errors="replace").strip() or "another process"
             raise InputError(
                 f"{path.parent} is in use by {owner}, which trains there: wait until it ends, or "
-                "stop it, before you go on with --resume"
+                "stop it, then pass --resume to continue"
             ) from error
         return  # a file system without locks
     os.ftruncate(handle, 0)

@@ -1,4 +1,4 @@
-"""The end of a run: the best network folded, proved, judged in both forms, and written."""
+"""The end of a run: fold the best network, prove it, evaluate both forms, and write them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
     from refold.training.recipes.recipe import Recipe
 
 Fold = Callable[[nn.Module, Any], nn.Module]
-_EXPORTED = ("deploy.safetensors", "deploy.onnx")
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run brought.
+    """The results of a run.
 
     Args:
         summary: what `summary.json` holds.
@@ -44,7 +43,7 @@ class Finished:
 
 
 def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
-    """Fold the best network of a run, prove it equal, judge both forms, and write them.
+    """Fold the best network of a run, prove it equal, evaluate both forms, and write them.
 
     Args:
         engine: its training is over.
@@ -91,7 +90,7 @@ def folding(recipe: Recipe) -> Fold:
 
     def fold(network: nn.Module, example: Any) -> nn.Module:
         if wanted.remove_residuals:
-            network = remove_residuals(network, example)
+            network = remove_residuals(network, example, strict=True)
         return reparameterize(network, example, allow_growth=wanted.allow_growth)
 
     return fold
@@ -108,7 +107,8 @@ def _proved(
 
 def _exported(engine: Engine, deployed: nn.Module, example: Tensor) -> list[str]:
     plain, files = copy.deepcopy(deployed).cpu(), list[str]()
-    for name in _EXPORTED:
+    for suffix in engine.recipe.deploy.files:
+        name = f"deploy.{suffix}"
         try:
             export(plain, engine.folder.path / name, example.cpu())
             files.append(name)

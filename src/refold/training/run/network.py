@@ -22,7 +22,7 @@ from refold.training.seeds import seeded
 
 
 class Builder(Protocol):
-    """What makes a network from the name in a recipe."""
+    """Builds a network from the name in a recipe."""
 
     def __call__(self, name: str, /, *, num_classes: int, in_chans: int, **options: Any) -> Any:
         """Return the network."""
@@ -59,8 +59,8 @@ def build_network(
     if recipe.block is not None:
         block = chosen_block(recipe.block, recipe.block_options)
         planned = expand_plan(network, block)
-        if not planned.replaced:
-            reasons = "; ".join(f"{name}: {why}" for name, why in list(planned.kept.items())[:3])
+        if not planned.steps:
+            reasons = "; ".join(f"{item.where}: {item.reason}" for item in planned.kept[:3])
             raise InputError(
                 f"no convolution of {recipe.model} can become {recipe.block}: {reasons}"
             )
@@ -89,7 +89,7 @@ def chosen_block(name: str, options: dict[str, Any]) -> str | partial[nn.Module]
 
 
 def check_removable(network: nn.Module, image: tuple[int, ...]) -> None:
-    """Find out before a long training whether its end will work: no residual may have to stay.
+    """Check before a long training that every residual can be removed at its end.
 
     Raises:
         InputError: when one has to.

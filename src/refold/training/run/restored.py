@@ -30,8 +30,8 @@ def network_of(
         model: the network that was given to the run, where one was; it is changed.
 
     Raises:
-        InputError: when there is no such run, or its network was given and is not, or the other way
-            round.
+        InputError: when there is no such run, or its network was given then and is not now, or the
+            other way round.
         CheckpointError: when the checkpoint is missing or damaged.
     """
     from refold.training.run.network import build_network
@@ -43,14 +43,16 @@ def network_of(
         return network.eval()
     snapshot = Saves(folder.path).read(pointer)
     if snapshot is None:
-        raise InputError(f"{folder.path} has no checkpoint {pointer!r}: its run has just begun")
+        raise InputError(
+            f"{folder.path} has no checkpoint {pointer!r}: its run has only just started"
+        )
     network.load_state_dict(snapshot.network)
     return network.eval()
 
 
 @dataclass(frozen=True)
 class Begun:
-    """What a run was begun with, as its `config.yaml` holds it.
+    """What a run was started with, as its `config.yaml` holds it.
 
     Args:
         recipe: how it trains.
@@ -76,7 +78,7 @@ class Begun:
 
 
 def begun_with(folder: RunFolder, given: nn.Module | None) -> Begun:
-    """Return what a run was begun with.
+    """Return what a run was started with.
 
     Args:
         folder: of the run.
@@ -91,7 +93,7 @@ def begun_with(folder: RunFolder, given: nn.Module | None) -> Begun:
         raise InputError(f"{place} is not what a run wrote: it must have data and recipe")
     if bool(config["given_model"]) != (given is not None):
         raise InputError(
-            f"{folder.path} was begun with a network "
+            f"{folder.path} was started with a network "
             + ("of yours: give it again" if config["given_model"] else "by name: give none")
         )
     values = cast("dict[str, Any]", config["recipe"])

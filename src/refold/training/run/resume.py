@@ -1,4 +1,4 @@
-"""How a run begins, and how one that was stopped goes on."""
+"""How a run starts, and how a stopped one is resumed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def start(engine: Engine, order: Order, asked: Recipe) -> None:
         asked: the recipe before it was fitted to the images.
 
     Raises:
-        InputError: when another run was begun there meanwhile, or the folder cannot be written to.
+        InputError: when another run was started there meanwhile, or the folder is not writable.
     """
     folder = engine.folder
     if folder.writes:
@@ -38,17 +38,17 @@ def start(engine: Engine, order: Order, asked: Recipe) -> None:
 
 
 def go_on(engine: Engine, order: Order, begun: Begun, *, data_changed: bool) -> None:
-    """Bring an engine to where its run was, from the newest whole checkpoint; change no other.
+    """Restore an engine from the newest intact checkpoint of its run; change no other.
 
     Args:
         engine: at its start.
         order: what is to be done.
-        begun: what the run was begun with.
+        begun: what the run was started with.
         data_changed: whether the images may be others than before.
 
     Raises:
         InputError: when the images are others and may not be.
-        CheckpointError: when there were checkpoints and none of them is whole.
+        CheckpointError: when there were checkpoints and all are damaged.
     """
     folder, saves, position = engine.folder, engine.saves, engine.parts.position
     images = None
@@ -66,8 +66,8 @@ def go_on(engine: Engine, order: Order, begun: Begun, *, data_changed: bool) -> 
         position.unreadable = []  # numbers of other images, perhaps
     if position.epoch >= engine.recipe.epochs:
         order.reporter.note(
-            f"all {engine.recipe.epochs} epochs of the run in {folder.path} are done: nothing is "
-            "trained, what came out is written again"
+            f"all {engine.recipe.epochs} epochs of the run in {folder.path} are done: "
+            "nothing is trained, the results are written again"
         )
     if not folder.writes:
         return
@@ -80,7 +80,7 @@ def go_on(engine: Engine, order: Order, begun: Begun, *, data_changed: bool) -> 
 
 
 def _restore(engine: Engine, order: Order, found: Recovered) -> None:
-    """Put back what a checkpoint holds; without one the engine stays at its start.
+    """Load a checkpoint; without one the engine stays at its start.
 
     Raises:
         CheckpointError: when the run has none and must have had one.
@@ -96,22 +96,21 @@ def _restore(engine: Engine, order: Order, found: Recovered) -> None:
     if folder.came_far():
         raise CheckpointError(
             f"{folder.path} has measured more than an epoch, and {engine.saves.folder} holds no "
-            "checkpoint: put one back from a copy, or begin anew in another folder"
+            "checkpoint: restore one from a copy, or start over in another folder"
         )
-    order.reporter.note(f"there is no checkpoint in {engine.saves.folder} yet: starts at step 0")
+    order.reporter.note(f"there is no checkpoint in {engine.saves.folder} yet: starting at step 0")
 
 
 def _images(engine: Engine, order: Order, *, data_changed: bool) -> str | None:
-    """Return what the images are now, where that must be written down.
+    """Return the inventory of the present images if it must be written.
 
     Raises:
-        InputError: when they are others than those that the run was begun with, and may not be.
+        InputError: when they are not those that the run was started with, and must be.
     """
     before, now = engine.folder.images(), inventory(order.data, order.place)
     if before is None:
         order.reporter.note(
-            f"{engine.folder.path} has no list of its images: whether they are still the same "
-            "cannot be told"
+            f"{engine.folder.path} has no list of its images, so changes cannot be detected"
         )
         return now
     changed = difference(before, now)
@@ -120,8 +119,8 @@ def _images(engine: Engine, order: Order, *, data_changed: bool) -> str | None:
     if not data_changed:
         raise InputError(
             f"{order.place}: the images are not those that the run in {engine.folder.path} was "
-            f"started with: {changed}; put them back, or say --data-changed (data_changed=True) to "
-            "go on with those that are there now"
+            f"started with: {changed}; restore them, or pass --data-changed (data_changed=True) "
+            "to continue with the present ones"
         )
     order.reporter.note(f"the images are not those of before: {changed}")
     return now

@@ -66,7 +66,7 @@ def train(
 ) -> Trained:
     """Train a network by a recipe, fold it, prove the fold exact, and write both results.
 
-    Everything random follows from the recipe's seed, so a run that was killed and goes on ends with
+    Everything random follows from the recipe's seed, so a run that was killed and resumed ends with
     the same weights, bit by bit on a CPU with the same number of threads, as one that was not, for
     any number of loader workers. Under `torchrun` the processes share each batch.
 
@@ -79,20 +79,19 @@ def train(
             where None.
         changes: values that replace the recipe's, by dotted key (`optimizer.lr`).
         penalties: functions of the network whose value is added to the loss.
-        resume: go on with the run in `output`, by the settings that it was begun with; what else is
-            given must be the same.
-        data_changed: go on even where the images are not those that the run was begun with.
-        dry_run: set all up, take one step, say how long the run would take; write nothing.
+        resume: continue the run in `output` with its own settings; any others given must match.
+        data_changed: continue even if the images are not those that the run was started with.
+        dry_run: set up, take one step, estimate how long the run would take; write nothing.
         cpu: leave a GPU alone.
         tracker: of Accelerate's; TensorBoard where it is installed, "none" for none.
         habits: when to save and to measure, and how many processes read images.
-        reporter: is told how it goes.
+        reporter: receives progress.
         build: what builds a network from its name; `create_model` where None.
 
     Raises:
-        InputError: when the recipe, the images or the network are of no use; the message names the
+        InputError: when the recipe, the images or the network cannot be used; the message names the
             file or the key.
-        DivergedError: when the loss is no number any more.
+        DivergedError: when the loss becomes NaN or infinite.
         TrainingError: when the disk is full.
         NotEquivalentError: when the folded network is not equal.
         Stopped: a KeyboardInterrupt: a signal asked to stop, and the step is finished and saved.
@@ -140,7 +139,7 @@ def train(
 
 
 def _place(data: str | Path) -> str:
-    """Return where the images are, from whatever folder the run goes on."""
+    """Return where the images are, whatever folder the run is resumed from."""
     return DIGITS if str(data) == DIGITS else os.path.abspath(data)  # noqa: PTH100 (keeps links)
 
 
@@ -153,7 +152,7 @@ def _chosen(recipe: str | Path | Recipe | None, place: str, changes: dict[str, A
 def _wanted(
     recipe: str | Path | Recipe | None, other: Recipe | None, changes: dict[str, Any]
 ) -> Recipe:
-    """Return a recipe with changes; another one where there is none."""
+    """Return a recipe with changes; the default one where there is none."""
     if isinstance(recipe, (str, Path)):
         return load_recipe(recipe, changes)
     chosen = cast("Recipe", recipe or other)
@@ -205,16 +204,16 @@ def _trained(
         engine.run()
     finally:
         order.reporter.end()
-        # Not `end_training`, which ends the processes' group, too: folding and judging need it.
+        # Not `end_training`, which also ends the process group: folding and evaluation need it.
         for board in accelerator.trackers:
-            with suppress(OSError):  # of a full disk the engine has told
+            with suppress(OSError):  # the engine has reported a full disk
                 board.finish()
     done = finish(engine, order.data, image)
     return Trained(engine.folder.path, done.summary, done.network, done.deployed)
 
 
 def _open_board(accelerator: Any, resumed: int | None) -> None:
-    """Begin to tell a tracker; TensorBoard drops what it was told after the step of a resumed run.
+    """Start a tracker; TensorBoard drops what was logged after the step of a resumed run.
 
     Raises:
         TrainingError: when it cannot write.
@@ -225,7 +224,7 @@ def _open_board(accelerator: Any, resumed: int | None) -> None:
     except OSError as error:
         raise TrainingError(
             f"the tracker cannot write to {accelerator.logging_dir} ({error.strerror or error}): "
-            "make room, or say --tracker none"
+            "make room, or pass --tracker none"
         ) from error
 
 

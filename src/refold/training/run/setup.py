@@ -1,4 +1,4 @@
-"""From a recipe and a data set to an engine that is ready to run."""
+"""From a recipe and a data set to an engine ready to run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _STEPS = 4  # of an epoch, where the images are too few for the recipe's batch
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be done, settled.
+    """A run as it was ordered, its arguments resolved.
 
     Args:
         recipe: how to train.
@@ -49,7 +49,7 @@ class Order:
         habits: how to behave.
         cpu: whether to leave a GPU alone.
         tracker: of Accelerate; "none" for none.
-        reporter: is told.
+        reporter: receives progress.
     """
 
     recipe: Recipe
@@ -69,7 +69,7 @@ def make_accelerator(order: Order) -> Any:
     """Return Accelerate's view of the processes, the device and the precision.
 
     Raises:
-        InputError: when they are of no use together.
+        InputError: when they cannot be combined.
         MissingDependencyError: when Accelerate is not installed.
     """
     try:
@@ -98,12 +98,12 @@ def make_accelerator(order: Order) -> Any:
     if kind not in _SHARED:
         raise InputError(
             f"processes share the work as Accelerate's {kind}, whose checkpoints refold cannot "
-            "write; use torchrun, or accelerate launch with --multi_gpu or --cpu, and for FSDP say "
+            "write; use torchrun, or accelerate launch with --multi_gpu or --cpu, and for FSDP use "
             "refold train --fsdp (Habits(fsdp=True))"
         )
     if order.habits.fsdp and accelerator.num_processes == 1:
         raise InputError(
-            "--fsdp (Habits(fsdp=True)) spreads the weights over processes, and there is one: "
+            "--fsdp (Habits(fsdp=True)) shards the weights, but there is only one process: "
             "start several with torchrun, or leave it out"
         )
     return accelerator
@@ -124,13 +124,13 @@ def fitted(order: Order, processes: int) -> Recipe:
     pieces = processes * recipe.accumulate
     if images < pieces:
         raise InputError(
-            f"{order.place} has {images} images to learn from, too few for {processes} processes "
+            f"{order.place} has {images} training images, too few for {processes} processes "
             f"and accumulate={recipe.accumulate}"
         )
     if recipe.batch_size % pieces and recipe.batch_size <= images:
         raise InputError(
-            f"batch_size {recipe.batch_size} is no multiple of {pieces}: {processes} processes "
-            f"times accumulate={recipe.accumulate} share it"
+            f"batch_size {recipe.batch_size} is not a multiple of {pieces}, which is {processes} "
+            f"processes times accumulate={recipe.accumulate}"
         )
     if recipe.batch_size <= images:
         return recipe

@@ -19,7 +19,7 @@ class Variant:
 
     Args:
         changes: to the recipe.
-        of: the variant whose trained network it starts from; None to start anew.
+        of: the variant whose trained network it starts from; None to start from scratch.
         shape: what that network is made into first.
     """
 
@@ -239,5 +239,5 @@ def study_of(name: str) -> Study:
     """
     if name not in STUDIES:
         known = ", ".join(sorted([*STUDIES, MANIFOLD]))
-        raise InputError(f"there is no study {name!r}: there are {known}")
+        raise InputError(f"there is no study {name!r}; the studies are {known}")
     return STUDIES[name]

@@ -1,6 +1,6 @@
 """Run a comparison of the articles: several seeds a variant, one table, one plot.
 
-A study that was stopped goes on where it was: a run that is done is only read.
+A study that was stopped continues where it left off: finished runs are only read.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def study(
         changes: to the recipe of all variants, by dotted key.
         only: names of variants; all where empty.
         jobs: runs at a time, each with its share of the processor's cores.
-        reporter: is told how the runs go.
+        reporter: receives progress.
 
     Raises:
         InputError: when there is no such study or variant, or a number makes no sense.

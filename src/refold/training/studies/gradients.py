@@ -1,4 +1,4 @@
-"""How much the gradients of a network at neighbouring inputs have to do with each other.
+"""How strongly the gradients of a network at neighbouring inputs correlate.
 
 In a plain network the correlation falls with every layer, until a gradient says nothing about the
 next image; residuals keep it. Balduzzi et al. 2017 call that shattered gradients.

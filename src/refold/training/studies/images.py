@@ -17,7 +17,7 @@ def images_of(run: Path, count: int, *, train: bool) -> Tensor:
     Args:
         run: folder of the run.
         count: how many, at most.
-        train: whether they are those to learn from, or those to judge by.
+        train: whether they are those to learn from, or those for validation.
     """
     from refold.training.data.augment import eval_transform
     from refold.training.data.datasets import open_data

@@ -1,4 +1,4 @@
-"""What a study brought: rows of figures, as a table, as numbers and as a plot."""
+"""The results of a study: rows of figures, as a table, as numbers and as a plot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from refold.training.studies.runs import DIVERGED, GRADIENTS
 
 @dataclass(frozen=True)
 class Row:
-    """What a variant brought.
+    """The results of a variant.
 
     Args:
         name: of the variant.
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """A comparison that is done.
+    """A finished comparison.
 
     Args:
         title: what it asked.
@@ -100,7 +100,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def row_of(variant: str, runs: Sequence[Path]) -> Row:
-    """Return what the runs of a variant brought."""
+    """Return the results of a variant's runs."""
     ended = [run for run in runs if not (run / DIVERGED).is_file()]
     if not ended:
         return Row(variant, (), {}, len(runs))

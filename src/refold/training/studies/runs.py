@@ -1,4 +1,4 @@
-"""The runs of a study: each is done once, in this process or in several beside each other."""
+"""The runs of a study: each is done once, in this process or in several in parallel."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Job:
 
     @property
     def source(self) -> Path | None:
-        """The folder of the run that this one goes on from."""
+        """The folder of the run that this one continues."""
         of = self.chosen.of
         return None if of is None else self._run_of(of)
 
@@ -70,7 +70,7 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the run is finished."""
         by_depth = study_of(self.study).by_depth
         finished = (self.run / SUMMARY).is_file()
         measured = (self.run / GRADIENTS).is_file() or not by_depth
@@ -94,8 +94,8 @@ def settle(jobs: Sequence[Job], beside: int, reporter: Reporter) -> None:
 
     Args:
         jobs: the runs; those that start from others come after them.
-        beside: how many at a time, each in a process with its share of the processor's cores.
-        reporter: is told.
+        beside: how many in parallel, each in a process with its share of the processor's cores.
+        reporter: receives progress.
     """
     left = [job for job in jobs if not job.done]
     if beside == 1:
@@ -115,7 +115,7 @@ def _beside(jobs: Sequence[Job], count: int) -> Iterator[Job]:
     """Do jobs in processes of their own; yield each that is done."""
     if not jobs:
         return
-    # Not forked: a process that has computed with several threads must not be.
+    # Not forked: forking a process that computed with several threads is unsafe.
     context = multiprocessing.get_context("spawn")
     threads = max((os.cpu_count() or 1) // count, 1)
     with ProcessPoolExecutor(
@@ -132,7 +132,7 @@ def _beside(jobs: Sequence[Job], count: int) -> Iterator[Job]:
 
 
 def _do(job: Job, reporter: Reporter) -> None:
-    """Do a run, or the rest of it; one that diverges has a result, too."""
+    """Do a run, or the rest of it; a diverged run is a result as well."""
     job.run.parent.mkdir(parents=True, exist_ok=True)
     if not (job.run / SUMMARY).is_file():
         try:

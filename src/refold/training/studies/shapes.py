@@ -1,4 +1,4 @@
-"""What a study makes of a trained network before it trains on."""
+"""What a study turns a trained network into before training continues."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def to_budget(prune: Callable[[float], nn.Module], budget: float, example: Tenso
         else:
             low = ratio
     if best is None:
-        raise RefusedError(f"no pruned network fits into {budget:,.0f} multiply-adds")
+        raise RefusedError(f"no pruned network fits {budget:,.0f} multiply-adds")
     return best
 
 

@@ -3,52 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from refold.equivalence.comparing import first_line
 from refold.equivalence.copies import cast_inputs
-from refold.errors import InputError
-
-Inputs = tuple[Tensor, ...]
-Arguments = tuple[Any, ...]
-"""What a model is called with: tensors, or lists and dicts of them."""
+from refold.inputs import Arguments, tensors
 
 _LARGE = 30.0  # far outside the range of normalised images: saturates clamps and activations
 _PLACES = ("corner", "border", "centre", "far corner")
-
-
-def as_inputs(example_inputs: object) -> Inputs:
-    """Return example inputs as a tuple of tensors.
-
-    Raises:
-        InputError: When they are neither a tensor nor a tuple or list of tensors.
-    """
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,)
-    kind = type(example_inputs).__name__
-    if isinstance(example_inputs, tuple | list):
-        items = cast(list[object], example_inputs)
-        tensors = tuple(item for item in items if isinstance(item, Tensor))
-        if tensors and len(tensors) == len(items):
-            return tensors
-    raise InputError(f"example_inputs is a {kind}; give one tensor or a tuple of tensors")
-
-
-def unrunnable(model: nn.Module, inputs: Arguments, error: Exception) -> InputError:
-    """Return the error that says on which shapes the model failed, and how, in one line."""
-    items = pytree.tree_leaves(inputs)
-    shapes = ", ".join(
-        str(tuple(item.shape)) if isinstance(item, Tensor) else type(item).__name__
-        for item in items
-    )
-    return InputError(
-        f"{type(model).__name__} cannot run on example_inputs of shape {shapes}: "
-        f"{first_line(error)}; give inputs that the model accepts"
-    )
 
 
 def trial_inputs(example: Arguments) -> Iterator[tuple[str, Arguments]]:
@@ -59,8 +23,7 @@ def trial_inputs(example: Arguments) -> Iterator[tuple[str, Arguments]]:
     """
     wide = cast_inputs(example, torch.float64)
     yield "example", wide
-    leaves = pytree.tree_leaves(wide)
-    if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves):
+    if not any(tensor.is_floating_point() for tensor in tensors(wide)):
         return
     noise = torch.Generator().manual_seed(0)
 

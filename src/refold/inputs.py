@@ -1,0 +1,84 @@
+"""What a model is called with: the one place that reads `example_inputs`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from refold.errors import InputError, cannot_run
+from refold.graph import unwrap
+
+Arguments = tuple[Any, ...]
+"""Positional arguments of a model: tensors, or lists and dicts of them."""
+
+_FORMS = "a tensor, a tuple of positional arguments, or a mapping of arguments by name"
+
+
+def arguments(model: nn.Module, example_inputs: object) -> Arguments | None:
+    """Return example inputs as the positional arguments of `model.forward`.
+
+    Args:
+        model: what they are for; its signature puts named arguments in order.
+        example_inputs: a tensor, a tuple or list of positional arguments, a mapping of arguments by
+            name, or None.
+
+    Raises:
+        InputError: when they are something else, or the names do not fit the signature.
+
+    Examples:
+        >>> arguments(nn.Identity(), {"input": 3})
+        (3,)
+    """
+    if example_inputs is None:
+        return None
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
+    if isinstance(example_inputs, tuple | list):
+        return tuple(cast(list[Any], example_inputs))
+    if isinstance(example_inputs, Mapping):
+        return _in_order(model, dict(cast(Mapping[str, Any], example_inputs)))
+    raise InputError(f"example_inputs is a {type(example_inputs).__name__}; give {_FORMS}")
+
+
+def required(model: nn.Module, example_inputs: object) -> Arguments:
+    """Return example inputs as positional arguments where a verb cannot do without them.
+
+    Raises:
+        InputError: when there are none, or `arguments` cannot read them.
+    """
+    found = arguments(model, example_inputs)
+    if not found:
+        raise InputError(f"this needs example_inputs: give {_FORMS}")
+    return found
+
+
+def tensors(inputs: object) -> list[Tensor]:
+    """Return the tensors in some arguments, in order."""
+    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+
+
+def unrunnable(model: nn.Module, inputs: Arguments, error: Exception) -> InputError:
+    """Return the error that says on which inputs the model failed, and how."""
+    return cannot_run(type(model).__name__, pytree.tree_leaves(inputs), error)
+
+
+def _in_order(model: nn.Module, named: Mapping[str, Any]) -> Arguments:
+    """Return named arguments in the order of the signature, gaps filled with defaults."""
+    rows = inspect.signature(unwrap(model).forward).parameters.values()
+    places = [row for row in rows if row.kind is row.POSITIONAL_OR_KEYWORD]
+    names = [row.name for row in places]
+    count = max((names.index(key) + 1 for key in named if key in names), default=0)
+    values = [named.get(row.name, row.default) for row in places[:count]]
+    strange = [key for key in named if key not in names]
+    missing = [row.name for row, value in zip(places, values, strict=False) if value is row.empty]
+    if strange or missing:
+        what = f"has no positional argument {strange[0]!r}" if strange else f"needs {missing[0]!r}"
+        raise InputError(
+            f"example_inputs: {type(unwrap(model)).__name__}.forward({', '.join(names)}) {what}; "
+            "a mapping names arguments, (mapping,) is one argument"
+        )
+    return tuple(values)
