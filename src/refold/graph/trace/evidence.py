@@ -135,8 +135,8 @@ class Variant:
         other = self.same.get(node)
         if not isinstance(other, fx.Node):
             return False
-        readers = {self.same.get(reader) for reader in self.first.readers[node]}
-        return readers == self.second.readers[other]
+        readers: set[object] = {self.same.get(reader) for reader in self.first.readers[node]}
+        return readers == set[object](self.second.readers[other])
 
     def _equal(self, ours: Any, theirs: Any) -> bool:
         first, second = leaves(ours), leaves(theirs)
@@ -426,7 +426,7 @@ def _shaped(value: Any, change: Callable[[Tensor], list[int]]) -> Any:
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
     made = torch.empty(change(value), dtype=value.dtype, device="meta")
-    made.__dict__["_refold_device"] = value.__dict__.get("_refold_device", value.device)
+    made._refold_device = value.__dict__.get("_refold_device", value.device)
     return made
 
 

@@ -242,7 +242,7 @@ class Notebook:
                     result = result.detach()
             elif MARK in result.__dict__ or self._is_twin(result):
                 result = result.detach()
-            result.__dict__[MARK] = (self, node)
+            setattr(result, MARK, (self, node))
             self.shapes[node] = tuple(result.shape)
             return result
         if isinstance(result, torch.Size):
@@ -257,7 +257,7 @@ class Notebook:
     def _unpack(self, tree: Any, node: fx.Node) -> None:
         """Let the tensors of a nest stand for items of a node."""
         if isinstance(tree, Tensor):
-            tree.__dict__[MARK] = (self, node)
+            setattr(tree, MARK, (self, node))
             self.shapes[node] = tuple(tree.shape)
             return
         for access, key, item in tree_items(tree):

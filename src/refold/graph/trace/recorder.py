@@ -185,7 +185,7 @@ class Recorder(TorchCalls):
     def _called(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         path = self._paths.get(id(module))
         if "_orig_mod" in module._modules:  # what it compiles is the same function
-            plain_one, call = module, lambda _, *a, **k: plain_one._modules["_orig_mod"](*a, **k)
+            call = _call_uncompiled
         if path is None:
             return self._stray(call, module, args, kwargs)
         with _Quiet():
@@ -219,7 +219,7 @@ class Recorder(TorchCalls):
     def _without_storage(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             twin = torch.empty_like(value, device="meta", requires_grad=False)
-            twin.__dict__["_refold_device"] = self.device or value.device
+            twin._refold_device = self.device or value.device
             return twin
         return plain(value)
 
@@ -370,11 +370,15 @@ def _frames(frame: Frame) -> Iterator[Frame]:
         yield from _frames(child)
 
 
+def _call_uncompiled(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return cast(nn.Module, module._modules["_orig_mod"])(*args, **kwargs)
+
+
 def _keeps_shape(module: nn.Module) -> bool:
     """Say whether a layer is a norm by stored statistics: slow without storage, and no news."""
     kind = layer_class(module)
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    return kind in norms and not module.training and module.running_mean is not None
+    return kind in norms and not module.training and module._buffers.get("running_mean") is not None
 
 
 @contextmanager

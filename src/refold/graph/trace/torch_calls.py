@@ -85,7 +85,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
         result = func(*self._converted(args), **self._converted(kwargs))
         for leaf in leaves(result):
             if isinstance(leaf, Tensor) and self.real and MARK not in leaf.__dict__:
-                leaf.__dict__[MARK] = (self, None)
+                setattr(leaf, MARK, (self, None))
         return result
 
     def _is_unknown(self, tree: Any) -> bool:
@@ -223,7 +223,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
         result = func(*self._converted(args), **self._converted(kwargs))
         for leaf in leaves(result):
             if isinstance(leaf, Tensor):
-                leaf.__dict__[MARK] = (self, None)
+                setattr(leaf, MARK, (self, None))
         return result
 
     def _note_read(self, tensor: Tensor) -> None:
