@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from refold.graph.trace.frames import Frame, ancestors, frame_of, is_inside, leaves, map_tree
+from refold.graph.trace.notebook import DEVICE_MARK
 from refold.graph.trace.recorder import Recorder
 from refold.graph.trace.torch_calls import RecordError
 
@@ -426,7 +427,7 @@ def _shaped(value: Any, change: Callable[[Tensor], list[int]]) -> Any:
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
     made = torch.empty(change(value), dtype=value.dtype, device="meta")
-    made._refold_device = value.__dict__.get("_refold_device", value.device)
+    setattr(made, DEVICE_MARK, value.__dict__.get(DEVICE_MARK, value.device))
     return made
 
 

@@ -14,6 +14,7 @@ from refold.graph.trace.sizes import Ratio, Size, plain
 from refold.graph.trace.state import Changes
 
 MARK = "_refold_mark"
+DEVICE_MARK = "_refold_device"  # of a tensor without storage: where the real one is
 _TORCH = ("torch.", "torch", "refold.")
 
 

@@ -29,6 +29,7 @@ from refold.graph.trace.leaves import (
     is_layer,
     pinned_reason,
 )
+from refold.graph.trace.notebook import DEVICE_MARK
 from refold.graph.trace.sizes import Ratio, Size, plain
 from refold.graph.trace.state import Changes, same_value, untouched, watched_attributes
 from refold.graph.trace.torch_calls import RecordError, TorchCalls, UnansweredError
@@ -142,7 +143,7 @@ class Recorder(TorchCalls):
         """Make placeholders for what the root is given; return what to run it on."""
         first = next((t for t in leaves((args, kwargs)) if isinstance(t, Tensor)), None)
         if first is not None:
-            self.device = cast("torch.device", getattr(first, "_refold_device", first.device))
+            self.device = cast("torch.device", getattr(first, DEVICE_MARK, first.device))
             if self.elsewhere:
                 self.device = torch.device("cuda" if self.device.type == "cpu" else "cpu")
         args, kwargs = map_tree(self._fresh, args), map_tree(self._fresh, kwargs)
@@ -219,7 +220,7 @@ class Recorder(TorchCalls):
     def _without_storage(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             twin = torch.empty_like(value, device="meta", requires_grad=False)
-            twin._refold_device = self.device or value.device
+            setattr(twin, DEVICE_MARK, self.device or value.device)
             return twin
         return plain(value)
 
