@@ -16,6 +16,7 @@ def reparameterize(
     *,
     allow_growth: bool = False,
     inplace: bool = False,
+    check: bool = True,
 ) -> nn.Module:
     """Return the same function with every branch, norm and scale folded into plain layers.
 
@@ -29,6 +30,7 @@ def reparameterize(
             arguments by name; folds that depend on shapes need it.
         allow_growth: also make merges that need more multiply-adds than their parts.
         inplace: change `model` itself instead of returning a copy.
+        check: with an example, run both forms on it once; a step that they differ by is undone.
 
     Raises:
         RefusedError: when the model is in training mode.
@@ -48,4 +50,5 @@ def reparameterize(
         )
     """
     inputs = arguments(model, example_inputs)
-    return fold_model(model, inputs, allow_growth=allow_growth, inplace=inplace).model
+    folded = fold_model(model, inputs, allow_growth=allow_growth, inplace=inplace, check=check)
+    return folded.model

@@ -54,7 +54,7 @@ def plan(
         '1 folded, 0 kept; parameters 240 -> 224; multiply-adds 7,776 -> 7,776'
     """
     inputs = arguments(model, example_inputs)
-    done = fold_model(model, inputs, allow_growth=allow_growth)
+    done = fold_model(model, inputs, allow_growth=allow_growth, check=True)
     if strict:
         require_none(done.kept)
     return Plan(

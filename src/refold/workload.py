@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from refold.graph import duplicate
+from refold.graph import duplicate, run_blank, unwrap
 from refold.inputs import Arguments, arguments, tensors, unrunnable
 
 
@@ -65,7 +64,7 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
 def _count_macs(model: nn.Module, inputs: Arguments) -> int:
     if not all(tensor.is_meta for tensor in tensors(inputs)):  # those on meta have no data as it is
         try:
-            return _count_fake(model, inputs)
+            return _count_blank(unwrap(model), inputs)
         except Exception:  # whatever data-free tensors cannot do, the real ones decide
             pass
     try:
@@ -76,13 +75,9 @@ def _count_macs(model: nn.Module, inputs: Arguments) -> int:
     return counter.get_total_flops() // 2
 
 
-def _count_fake(model: nn.Module, inputs: Arguments) -> int:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)  # constants made in forward stay real
-    with FakeCopyMode(mode):
-        fake_model = _frozen_copy(model)
-    fake_inputs = pytree.tree_map_only(Tensor, mode.from_tensor, inputs)
-    with mode, _counting() as counter:
-        fake_model(*fake_inputs)
+def _count_blank(model: nn.Module, inputs: Arguments) -> int:
+    with _counting() as counter:
+        run_blank(model, inputs)
     return counter.get_total_flops() // 2
 
 

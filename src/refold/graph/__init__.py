@@ -37,6 +37,7 @@ from refold.graph.trace.capture import Capture, capture, capture_all, leaf_modul
 from refold.graph.trace.frames import Frame, frame_of, walk
 from refold.graph.trace.genuine import disguise, layer_class
 from refold.graph.trace.leaves import is_layer, pinned_reason
+from refold.graph.trace.recording import run_blank
 from refold.graph.trace.shapes import Shapes, called_with, find_shapes
 from refold.graph.trace.state import Attributes, StateChangeError, untouched
 
@@ -94,6 +95,7 @@ __all__ = [
     "point",
     "pools",
     "rewrite",
+    "run_blank",
     "sigmoids",
     "skeleton",
     "storage_key",

@@ -8,7 +8,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,20 +20,22 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
+from refold.graph.agreement import disagreement
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.parallel_paths import merge_siblings
 from refold.graph.fold.record import Fold, Kept
 from refold.graph.fold.relayout import unify_layouts
-from refold.graph.fold.setbacks import LeftAlone, SetbackError
+from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
 from refold.graph.fold.shared_norms import push_into_readers
 from refold.graph.fold.survey import survey
 from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError
 from refold.graph.trace.capture import Capture, capture_all
+from refold.graph.trace.examples import as_arguments
 from refold.graph.trace.leaves import NO_FORWARD
-from refold.graph.trace.shapes import Shapes, as_arguments, find_shapes
+from refold.graph.trace.shapes import Shapes, find_shapes
 
 
 @contextmanager
@@ -69,6 +72,7 @@ def fold_model(
     *,
     allow_growth: bool = False,
     inplace: bool = False,
+    check: bool = False,
 ) -> Outcome:
     """Return a copy of `model` with every exact fold made.
 
@@ -77,6 +81,7 @@ def fold_model(
         example_inputs: a tensor or a tuple of tensors that the model accepts.
         allow_growth: also merge what then needs more multiply-adds.
         inplace: change `model` itself.
+        check: run the model and the result once on the example, and put back what differs.
 
     Raises:
         RefusedError: when the model is in training mode.
@@ -89,40 +94,103 @@ def fold_model(
         )
     _check_shapes(plain)
     with undisturbed():
-        return _fold(plain, example_inputs, allow_growth, inplace)
+        return _fold(plain, as_arguments(example_inputs), allow_growth, inplace, check)
 
 
-def _fold(plain: nn.Module, example_inputs: Any, allow_growth: bool, inplace: bool) -> Outcome:
+def _fold(
+    plain: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    allow_growth: bool,
+    inplace: bool,
+    check: bool,
+) -> Outcome:
+    fold = partial(_settled, plain, inputs, allow_growth)
     left: dict[str, LeftAlone] = {}
+    made = fold(left)
+    if check and inputs is not None and made.folds:
+        made = _agreed(plain, inputs, fold, made, left)
+    if inplace:
+        plain.__class__, plain.__dict__ = made.model.__class__, made.model.__dict__
+        return Outcome(plain, tuple(made.folds), tuple(made.kept))
+    own_tensors(made.model, plain)
+    return Outcome(made.model, tuple(made.folds), tuple(made.kept))
+
+
+@dataclass(eq=False)
+class _Made:
+    """One fold of a whole model, and the steps that it took in each capture."""
+
+    model: nn.Module
+    folds: list[Fold] = field(default_factory=list[Fold])
+    kept: list[Kept] = field(default_factory=list[Kept])
+    steps: list[tuple[str, Step]] = field(default_factory=list[tuple[str, Step]])
+
+
+_Left = dict[str, LeftAlone]
+
+
+def _settled(
+    plain: nn.Module, inputs: tuple[Any, ...] | None, allow_growth: bool, left: _Left
+) -> _Made:
     while True:  # each setback takes a step away
         try:
-            target, folds, kept = _fold_once(plain, example_inputs, allow_growth, left)
+            return _fold_once(plain, inputs, allow_growth, left)
         except SetbackError:
             continue
-        break
-    if inplace:
-        plain.__class__, plain.__dict__ = target.__class__, target.__dict__
-        return Outcome(plain, tuple(folds), tuple(kept))
-    own_tensors(target, plain)
-    return Outcome(target, tuple(folds), tuple(kept))
 
 
 def _fold_once(
-    plain: nn.Module, example_inputs: Any, allow_growth: bool, left: dict[str, LeftAlone]
-) -> tuple[nn.Module, list[Fold], list[Kept]]:
-    found = capture_all(plain)
-    shapes = find_shapes(plain, found.captures, as_arguments(example_inputs))
-    target = skeleton(plain)
-    folds: list[Fold] = []
-    kept: list[Kept] = []
+    plain: nn.Module, inputs: tuple[Any, ...] | None, allow_growth: bool, left: _Left
+) -> _Made:
+    found = capture_all(plain, inputs)
+    shapes = find_shapes(plain, found.captures, inputs)
+    made = _Made(skeleton(plain))
     for capture, known in zip(found.captures, shapes, strict=True):
         with torch.no_grad():
             alone = left.setdefault(capture.path, LeftAlone())
-            target, done, stayed = _fold_capture(capture, known, target, allow_growth, alone)
-        folds.extend(done)
-        kept.extend(stayed)
-    kept.extend(Kept(path, why) for path, why in found.failures.items() if why != NO_FORWARD)
-    return target, folds, kept
+            _fold_capture(capture, known, made, allow_growth, alone)
+    failures = found.failures.items()
+    made.kept.extend(Kept(path, why) for path, why in failures if why != NO_FORWARD)
+    return made
+
+
+def _agreed(
+    plain: nn.Module,
+    inputs: tuple[Any, ...],
+    fold: Callable[[_Left], _Made],
+    made: _Made,
+    left: _Left,
+) -> _Made:
+    """Return a fold that agrees with the model on the example: steps that do not are put back."""
+    for _ in range(_MAX_WRONG):
+        reason = disagreement(plain, made.model, inputs)
+        if reason is None:
+            return made
+        suspects = made.steps
+        while len(suspects) > 1:  # halve: one of them is wrong
+            half = suspects[: len(suspects) // 2]
+            tried = fold(_leave(left, half, reason))
+            agrees = disagreement(plain, tried.model, inputs) is None
+            suspects = half if agrees else suspects[len(half) :]
+        left = _leave(left, suspects, reason)
+        made = fold(left)
+    reason = disagreement(plain, made.model, inputs)
+    if reason is not None:
+        for alone in left.values():
+            alone.whole = reason
+        made = fold(left)
+    return made
+
+
+_MAX_WRONG = 3
+
+
+def _leave(left: _Left, steps: list[tuple[str, Step]], reason: str) -> _Left:
+    """Return what is left alone when these steps are as well."""
+    fresh = {path: alone.copy() for path, alone in left.items()}
+    for path, step in steps:
+        fresh[path].put_back(step, f"{reason}; the step was undone")
+    return fresh
 
 
 def _checked(model: Any) -> nn.Module:
@@ -152,10 +220,11 @@ _MODAL = (_NormBase, _DropoutNd)
 
 
 def _fold_capture(
-    capture: Capture, shapes: Shapes, target: nn.Module, allow_growth: bool, left: LeftAlone
-) -> tuple[nn.Module, list[Fold], list[Kept]]:
+    capture: Capture, shapes: Shapes, made: _Made, allow_growth: bool, left: LeftAlone
+) -> None:
     if left.whole is not None:
-        return target, [], [Kept(capture.path or type(capture.module).__name__, left.whole)]
+        made.kept.append(Kept(capture.path or type(capture.module).__name__, left.whole))
+        return
     try:
         fold = _folded(capture, shapes, allow_growth, left)
         kept = survey(fold)
@@ -163,7 +232,11 @@ def _fold_capture(
         raise
     except Exception as error:  # whatever it is, it must not cost the other captures
         raise left.leave([], error) from error
-    return (fold.commit(target) if fold.folds else target), fold.folds, kept
+    if fold.folds:
+        made.model = fold.commit(made.model)
+    made.folds.extend(fold.folds)
+    made.kept.extend(kept)
+    made.steps.extend((capture.path, step) for step in fold.steps)
 
 
 def _folded(capture: Capture, shapes: Shapes, allow_growth: bool, left: LeftAlone) -> FoldPass:
@@ -175,7 +248,29 @@ def _folded(capture: Capture, shapes: Shapes, allow_growth: bool, left: LeftAlon
     fold.run()
     while push_into_readers(fold) or merge_siblings(fold):
         fold.run()
+    _must_hold(fold, capture, left)
     return fold
+
+
+def _must_hold(fold: FoldPass, capture: Capture, left: LeftAlone) -> None:
+    """Leave the steps alone that another run of the same code would not bear."""
+    if capture.evidence is None:
+        return
+    wrong: dict[str, list[Step]] = {}
+    edits = fold.editor.edits
+    stands_for: dict[fx.Node, list[fx.Node]] = {}
+    for node in edits.swapped:
+        for later in edits.chain(node):
+            stands_for.setdefault(later, []).append(node)
+    for step in fold.steps:
+        nodes = {first for node in step.nodes for first in (node, *stands_for.get(node, ()))}
+        reason = capture.evidence.objection(nodes, step.parts)
+        if reason is not None:
+            wrong.setdefault(reason, []).append(step)
+    for reason, steps in wrong.items():
+        back = left.leave(steps, RefusedError(reason))
+        if reason == list(wrong)[-1]:
+            raise back
 
 
 class Pass(Protocol):
@@ -226,8 +321,9 @@ def rewrite(
     if example_inputs is None:
         raise InputError("this needs example_inputs, a tensor or a tuple of tensors: sizes matter")
     folded = unwrap(fold_model(model, example_inputs).model)
-    found = capture_all(folded)
-    shapes = find_shapes(folded, found.captures, as_arguments(example_inputs))
+    inputs = as_arguments(example_inputs)
+    found = capture_all(folded, inputs)
+    shapes = find_shapes(folded, found.captures, inputs)
     target = skeleton(folded)
     passes: list[P] = []
     for capture, known in zip(found.captures, shapes, strict=True):

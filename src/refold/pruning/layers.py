@@ -42,7 +42,7 @@ function that returns a number for each channel of a layer."""
 
 def find_layers(plain: nn.Module, inputs: Arguments) -> tuple[list[Layer], list[Kept]]:
     """Return the layers of a folded network that can lose channels, and why the others cannot."""
-    found = capture_all(plain)
+    found = capture_all(plain, inputs)
     shapes = find_shapes(plain, found.captures, inputs)
     layers: list[Layer] = []
     kept: list[Kept] = []

@@ -88,7 +88,7 @@ def _random(example_inputs: Arguments) -> Arguments:
 def _captures(model: nn.Module, inputs: Arguments) -> Iterator[tuple[Capture, Shapes, Arguments]]:
     """Yield every capture that the example reaches, with its shapes and what it is called with."""
     model = duplicate(model)  # it runs
-    found = capture_all(model).captures
+    found = capture_all(model, inputs).captures
     shapes = find_shapes(model, found, inputs)
     arguments = called_with(model, [capture.path for capture in found], inputs)
     for capture, known in zip(found, shapes, strict=True):

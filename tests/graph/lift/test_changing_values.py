@@ -103,7 +103,7 @@ def test_the_answer_stays(net: type[Base], generator: torch.Generator) -> None:
 @pytest.mark.parametrize("net", [n for n in NETS if n is not ScaledBeforeTheChange])
 def test_a_norm_whose_value_changes_later_is_folded_into_what_made_it(net: type[Base]) -> None:
     folded = refold.reparameterize(net().eval(), torch.randn(2, 4, 5, 5))
-    assert not isinstance(folded.b1, nn.BatchNorm2d)
+    assert not isinstance(getattr(folded, "b1", None), nn.BatchNorm2d)
 
 
 def test_reading_at_one_time_gives_another_answer(generator: torch.Generator) -> None:

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from refold.graph.copies.skeleton import skeleton
 from refold.graph.trace.aliases import effects, tainted
-from refold.graph.trace.capture import Capture, capture
+from refold.graph.trace.capture import Capture, capture, trace_root
+from refold.graph.trace.state import Changes
 
 
 class Net(nn.Module):
@@ -39,7 +41,9 @@ X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
 def found(forward: Callable[..., Any], **children: nn.Module) -> Capture:
-    return capture(Net(forward, **children))[-1]
+    """Trace: a trace keeps the old names of values that change, a recording follows them."""
+    model = Net(forward, **children)
+    return trace_root("", skeleton(model), model, Changes())
 
 
 def names(one: Capture) -> set[str]:
@@ -147,7 +151,7 @@ class Secret(nn.Module):
     """Cannot be traced, so nobody knows that it changes its input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.relu_() if x.numel() else x
+        return x.relu_() if x.sum() > -1e9 else x
 
 
 def test_unseen_code_taints_a_value_with_another_reader() -> None:

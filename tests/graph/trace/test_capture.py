@@ -81,7 +81,7 @@ def test_control_flow_on_data_falls_back_to_the_parts() -> None:
 
     found = capture_all(Net(forward, first=Block(), second=Block()))
     assert [c.path for c in found.captures] == ["first", "second"]
-    assert "control flow" in found.failures[""]
+    assert "asks for numbers that depend on the input" in found.failures[""]
 
 
 def test_list_inputs_fall_back_to_the_parts() -> None:
@@ -95,7 +95,7 @@ def test_an_untraceable_submodule_is_one_opaque_node() -> None:
     found = capture_all(model)
     assert [c.path for c in found.captures] == ["1.block", ""]
     assert list(found.captures[1].opaque) == ["1"]
-    assert "control flow" in found.captures[1].opaque["1"]
+    assert "asks for numbers" in found.captures[1].opaque["1"]
     assert targets(found.captures[1])[3:5] == ["1", "2.0"]  # nothing of the failed trace is left
     assert found.captures[0].full("a.0") == "1.block.a.0"
 
@@ -129,9 +129,7 @@ def test_a_module_called_twice_is_a_leaf_with_a_capture_of_its_own() -> None:
 def test_a_layer_called_in_two_captures_counts_both_calls() -> None:
     shared = nn.Conv2d(4, 4, 1)
     a, b = nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared, nn.Tanh())
-    model = Net(
-        lambda self, xs: [m(x) for m, x in zip(self.m, xs, strict=True)], m=nn.ModuleList([a, b])
-    )
+    model = Net(lambda self, x: [m(x) for m in self.m if x.sum() < 1e9], m=nn.ModuleList([a, b]))
     first, second = capture(model)
     assert (first.calls["0"], second.calls["0"]) == (2, 2)
 

@@ -67,7 +67,7 @@ class FoldPass:
         self.decisions = Decisions(self.allow_growth)
         self.folds: list[Fold] = []
         self.refused: dict[fx.Node, Kept] = {}
-        self._steps: list[Step] = []
+        self.steps: list[Step] = []
         self._made_of: dict[fx.Node, frozenset[str]] = {}
         self._settled: set[tuple[tuple[fx.Node, ...], bool]] = set()
         self.regions, self.largest = Regions(self.lifter), list[Region]()
@@ -127,13 +127,13 @@ class FoldPass:
         if reason is not None:
             self._refuse(places, reason)
             return False
-        self._steps.append(step)
+        self.steps.append(step)
         try:
             done = write()
         except Exception as error:  # whatever it is, it must not cost the other folds
             raise self.left.leave([step], error) from error
         if not done:
-            self._steps.remove(step)
+            self.steps.remove(step)
         return done
 
     def commit(self, target: nn.Module) -> nn.Module:
@@ -146,17 +146,17 @@ class FoldPass:
             return self.editor.commit(target)
         except Exception as error:
             nodes = error.nodes if isinstance(error, UnwritableError) else set[fx.Node]()
-            guilty = [step for step in self._steps if not nodes.isdisjoint(step.nodes)]
-            raise self.left.leave(guilty or self._steps, error) from error
+            guilty = [step for step in self.steps if not nodes.isdisjoint(step.nodes)]
+            raise self.left.leave(guilty or self.steps, error) from error
 
     def _parts(self, node: fx.Node) -> frozenset[str]:
         return self._made_of.get(node, frozenset({node.name}))
 
     def touch(self, old: Iterable[fx.Node], made: Iterable[fx.Node]) -> None:
         """Note which nodes the present step replaced and which it made."""
-        if not self._steps:  # a test writes outside any step
+        if not self.steps:  # a test writes outside any step
             return
-        step = self._steps[-1]
+        step = self.steps[-1]
         new = [node for node in made if node in self.editor.edits.inserted]
         step.nodes.update(old, new)
         self._made_of.update((node, step.parts) for node in new)

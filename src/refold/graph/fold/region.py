@@ -265,6 +265,8 @@ class Regions:
     def _absorbs(self, source: fx.Node, reader: fx.Node, piece: Piece, keeps: bool) -> bool:
         if source in self.lifter.tainted or piece.sources.count(source) > 1:
             return False
+        if source in self.lifter.capture.elsewhere:
+            return False
         if source in self.pushed:
             return True
         if reader in self.pushed:

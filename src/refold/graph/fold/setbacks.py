@@ -49,6 +49,16 @@ class LeftAlone:
         """Return why a step is left alone, None where it is not."""
         return self._reasons.get(step.parts)
 
+    def put_back(self, step: Step, reason: str) -> None:
+        """Note that a step turned out to be wrong."""
+        self._reasons[step.parts] = reason
+
+    def copy(self) -> LeftAlone:
+        """Return the same notes, to be added to."""
+        fresh = LeftAlone()
+        fresh.whole, fresh._reasons = self.whole, dict(self._reasons)
+        return fresh
+
     def leave(self, steps: list[Step], error: Exception) -> SetbackError:
         """Note that these steps led to an error; where none did, leave the whole capture alone."""
         self._rounds += 1

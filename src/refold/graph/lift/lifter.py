@@ -59,6 +59,8 @@ class Lifter(Context):
             lifted = self._lift(node)
         except GeometryError as error:
             return str(error)
+        if isinstance(lifted, Piece) and node in self.capture.stays:
+            return self.capture.stays[node]
         if isinstance(lifted, Piece) and node in self.tainted and not _is_fresh(node, lifted):
             return self.tainted[node]
         return lifted

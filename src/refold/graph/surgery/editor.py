@@ -187,6 +187,8 @@ class Editor:
             raise InputError(f"{node.name} cannot replace itself")
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         self.edits.swapped[node] = new
+        if node in self.capture.elsewhere:
+            self.capture.elsewhere[new] = self.capture.elsewhere[node]
 
     def _erase(self, node: fx.Node) -> None:
         self.edits.home[node].nodes.remove(node)

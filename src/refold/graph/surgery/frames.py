@@ -47,6 +47,8 @@ class FrameBody:
         Raises:
             RefusedError: when a signature, a value or a path cannot be expressed.
         """
+        if self.frame.fixed is not None:
+            raise self._refusal(self.frame.fixed)
         self._placeholders()
         for node in self.plan.order:
             if alive(node) and self.edits.inside(node, self.frame) and node.op != "placeholder":

@@ -17,8 +17,12 @@ from refold.errors import InputError
 from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import held_tensors, skeleton, storage_key
 from refold.graph.trace.aliases import effects
+from refold.graph.trace.evidence import Evidence
+from refold.graph.trace.examples import drawn, made_examples
 from refold.graph.trace.frames import Frame, walk
 from refold.graph.trace.leaves import is_layer, one_line, pinned_reason, untraceable_reason
+from refold.graph.trace.recorder import Recorder
+from refold.graph.trace.recording import Arguments, Seen, TraceError, again, record
 from refold.graph.trace.state import Attributes, Changes, StateChangeError
 from refold.graph.trace.tracer import RefoldTracer
 
@@ -204,6 +208,10 @@ class Capture:
         pinned: torch.nn layers whose content must stay (hooks, parametrizations …), and why.
         changes: what the code of the model changes, one record for all its captures.
         foreign: tensors held by leaves of unseen code, by storage, each with the reason.
+        shapes: the shapes of the values, where a recording told them.
+        evidence: other runs of the same code.
+        stays: calls whose code no fold can write anew, with the reason.
+        elsewhere: values that other runs of the code read elsewhere, with the reason.
     """
 
     path: str
@@ -216,6 +224,10 @@ class Capture:
     pinned: dict[str, str] = field(default_factory=dict[str, str])
     changes: Changes = field(default_factory=Changes)
     foreign: dict[int, str] = field(default_factory=dict[int, str])
+    shapes: dict[fx.Node, tuple[int, ...]] | None = None
+    evidence: Evidence | None = None
+    stays: dict[fx.Node, str] = field(default_factory=dict[fx.Node, str])
+    elsewhere: dict[fx.Node, str] = field(default_factory=dict[fx.Node, str])
 
     def changing(self, tensor: torch.Tensor) -> str | None:
         """Return why a stored tensor may be another one at the next call, or None."""
@@ -259,33 +271,56 @@ def capture(model: nn.Module) -> list[Capture]:
     return capture_all(model).captures
 
 
-def capture_all(model: nn.Module) -> Captures:
-    """Trace `model`, or every largest submodule of it that can be traced.
+def capture_all(model: nn.Module, example: tuple[Any, ...] | None = None) -> Captures:
+    """Record `model`, or every largest submodule of it that can be traced.
 
     Leaves that could not be traced through, and submodules that no capture has run, are captured on
     their own. No module is folded twice: a module under two names belongs to one capture. A capture
     comes after those that lie inside its root: edits are committed in this order.
 
     Args:
-        model: any module; it is not changed and none of its code runs with real data.
+        model: any module; it is not changed.
+        example: positional arguments to run it on; without them some are made, and where the model
+            takes none of these, it is traced.
 
     Raises:
         InputError: when the model cannot be copied.
     """
     if not isinstance(cast(object, model), nn.Module):
         raise InputError(f"expected an nn.Module, got {type(model).__name__}")
-    search = _Search(skeleton(model))
+    search = _Search(skeleton(model), None if example is None else (example, {}))
+    if example is None and untraceable_reason(search.root) is None:
+        search = _on_made_example(model, search)
     search.visit("", search.root)
     search.count_across()
     search.note_effects()
     return Captures(search.captures, search.failures)
 
 
+def _on_made_example(model: nn.Module, plain: _Search) -> _Search:
+    """Return a search that runs the model on an example of our own, if it takes one."""
+    for example in made_examples(plain.root):
+        search = _Search(skeleton(model), (example, {}), is_made=True)
+        try:
+            search.whole = record_root("", search.root, search, (example, {}))
+        except TraceError as error:
+            if not error.is_followed:
+                continue
+            search.arguments = (tuple(drawn(value) for value in example), {})
+        return search
+    return plain
+
+
 class _Search:
     """The walk over the model: captures found so far and which modules they cover."""
 
-    def __init__(self, root: nn.Module) -> None:
-        self.root = root
+    def __init__(
+        self, root: nn.Module, arguments: Arguments | None = None, *, is_made: bool = False
+    ) -> None:
+        self.root, self.arguments, self.is_made = root, arguments, is_made
+        self.seen = Seen()
+        self.known: set[int] = set()  # modules that are called in no other way than was seen
+        self.whole: Capture | None = None  # the root's, where it is known before the walk
         self.captures: list[Capture] = []
         self.failures: dict[str, str] = {}
         self.visited: set[int] = set()
@@ -306,7 +341,10 @@ class _Search:
         for leaf, reason in found.opaque.items():
             below, child = found.full(leaf), submodule(module, leaf)
             self.failures[below] = reason
-            self._visit_unless(doubt_of_calls(found.graph, leaf, child), below, child)
+            reason = doubt_of_calls(found.graph, leaf, child)
+            if reason is None and found.evidence is not None and not found.evidence.variants:
+                self.known.add(id(child))
+            self._visit_unless(reason, below, child)
         self._uncovered(path, module)
         self.captures.append(found)  # after what lies inside it
 
@@ -318,10 +356,20 @@ class _Search:
             self.failures[path] = reason
             return None, set()
         try:
-            return trace_root(path, module, self.root, self.changes), set()
+            return self._followed(path, module), set()
         except TraceError as error:
             self.failures[path] = str(error)
             return None, error.called
+
+    def _followed(self, path: str, module: nn.Module) -> Capture:
+        if module is self.root and self.whole is not None:
+            return self.whole
+        if module is self.root and self.arguments is not None:
+            return record_root(path, module, self, self.arguments, real=True)
+        if calls := self.seen.calls.get(id(module)):
+            known = id(module) in self.known
+            return record_root(path, module, self, calls[0], calls_known=known)
+        return trace_root(path, module, self.root, self.changes)
 
     def _children(self, path: str, module: nn.Module, called: set[str]) -> None:
         for name, child in module.named_children():
@@ -330,7 +378,10 @@ class _Search:
     def _child(self, below: str, child: nn.Module, parent: nn.Module, called: set[str]) -> None:
         if id(child) in self.visited or is_layer(child):
             return
-        self._visit_unless(doubt(parent, below.rpartition(".")[2], child, called), below, child)
+        reason = doubt(parent, below.rpartition(".")[2], child, called)
+        if reason is None:
+            self.known.add(id(child))
+        self._visit_unless(reason, below, child)
 
     def _visit_unless(self, reason: str | None, path: str, module: nn.Module) -> None:
         """Capture a module, or its children where a reason speaks against the whole."""
@@ -381,12 +432,48 @@ class _Search:
                         node.meta["effects"] = effects(inner.graph)
 
 
-class TraceError(Exception):
-    """A root could not be traced; `called` names the children that ran before it failed."""
+def record_root(
+    path: str,
+    module: nn.Module,
+    search: _Search,
+    arguments: Arguments,
+    *,
+    real: bool = False,
+    calls_known: bool = False,
+) -> Capture:
+    """Record one module of a skeleton as a root; `real` arguments hold numbers.
 
-    def __init__(self, reason: str, called: set[str]) -> None:
-        super().__init__(reason)
-        self.called = called
+    Raises:
+        TraceError: when its own forward cannot be followed.
+    """
+    leaves = _assigned(module, search.changes)
+    found = record(module, search.changes, leaves, arguments, search.seen, real=real)
+    made = _made(path, module, search.root, search.changes, found)
+    made.shapes = None if search.is_made else found.shapes
+    made.evidence = Evidence(found, again(found), arguments, calls_known=calls_known)
+    made.evidence.vary()
+    made.stays, made.elsewhere = made.evidence.stays(), made.evidence.elsewhere()
+    return made
+
+
+def _made(
+    path: str,
+    module: nn.Module,
+    model: nn.Module,
+    changes: Changes,
+    tracer: Recorder | RefoldTracer,
+) -> Capture:
+    pinned = {
+        leaf: reason
+        for leaf in tracer.calls
+        if is_layer(target := submodule(module, leaf))
+        and (reason := pinned_reason(target) or changes.assigned.get(id(target))) is not None
+    }
+    opaque = {leaf: reason for leaf, reason in tracer.opaque.items() if leaf in tracer.calls}
+    root = cast(Frame, tracer.root_frame)
+    calls, foreign = dict(tracer.calls), _foreign(module, opaque)
+    graph = tracer.graph
+    return Capture(path, module, graph, root, model, calls, opaque, pinned, changes, foreign)
 
 
 def trace_root(path: str, module: nn.Module, model: nn.Module, changes: Changes) -> Capture:
@@ -399,22 +486,13 @@ def trace_root(path: str, module: nn.Module, model: nn.Module, changes: Changes)
     for _ in range(_MAX_RETRACES):
         leaves.update(_assigned(module, changes))
         tracer = RefoldTracer(leaves, changes=changes)
-        graph = _trace(tracer, module)
+        _trace(tracer, module)
         if not tracer.repeated:
             break
         leaves = {**leaves, **tracer.opaque, **tracer.repeated}
     else:
         raise TraceError("modules are called again and again in new ways", set())
-    pinned = {
-        leaf: reason
-        for leaf in tracer.calls
-        if is_layer(target := submodule(module, leaf))
-        and (reason := pinned_reason(target) or changes.assigned.get(id(target))) is not None
-    }
-    opaque = {leaf: reason for leaf, reason in tracer.opaque.items() if leaf in tracer.calls}
-    root = cast(Frame, tracer.root_frame)
-    calls, foreign = dict(tracer.calls), _foreign(module, opaque)
-    return Capture(path, module, graph, root, model, calls, opaque, pinned, changes, foreign)
+    return _made(path, module, model, changes, tracer)
 
 
 def _assigned(root: nn.Module, changes: Changes) -> dict[str, str]:

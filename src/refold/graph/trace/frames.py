@@ -31,6 +31,7 @@ class Frame:
         children: the frames called from here, in order.
         method: the function that ran: `forward`, or a helper such as `forward_features`.
         context: gradient and autocast modes in which the call was made.
+        fixed: why no forward can be generated for it, if so.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Frame:
     children: list[Frame] = field(default_factory=list["Frame"])
     method: str = "forward"
     context: tuple[bool, ...] = ()
+    fixed: str | None = None
 
     def __repr__(self) -> str:
         return f"Frame({self.path!r}, {type(self.module).__name__}.{self.method})"

@@ -78,6 +78,8 @@ def untraceable_reason(module: nn.Module) -> str | None:
         return NO_FORWARD
     if (replaced := access_disguise(module)) is not None:
         return replaced
+    if "_orig_mod" in module._modules:
+        return "it is compiled"
     if type(module).__module__.startswith("torch.nn.parallel"):
         return "it runs its network on several devices"
     return None
@@ -90,7 +92,10 @@ def one_line(error: BaseException) -> str:
         >>> one_line(ValueError("too  long"))
         'ValueError: too long'
     """
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # it may hold a traced value, which can no longer be printed
+        text = ""
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 

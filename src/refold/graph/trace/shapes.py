@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,24 +25,6 @@ Shapes = dict[fx.Node, tuple[int, ...]]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def as_arguments(example_inputs: Any) -> tuple[Any, ...] | None:
-    """Return `example_inputs` as the tuple of a model's positional arguments.
-
-    Raises:
-        InputError: when it is neither a tensor nor a tuple or list.
-    """
-    if example_inputs is None:
-        return None
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(cast("tuple[Any, ...]", example_inputs))
-    raise InputError(
-        "example_inputs must be a tensor or a tuple of tensors, "
-        f"got {type(example_inputs).__name__}"
-    )
-
-
 def find_shapes(
     model: nn.Module, captures: list[Capture], example_inputs: tuple[Any, ...] | None
 ) -> list[Shapes]:
@@ -51,11 +33,17 @@ def find_shapes(
     Raises:
         InputError: when the model cannot run on the example.
     """
+    if all(found.shapes is not None for found in captures):
+        return [dict(found.shapes or {}) for found in captures]
     if example_inputs is None:
         return [{} for _ in captures]
     arguments = called_with(model, [c.path for c in captures], example_inputs)
     return [
-        _propagate(found, arguments[found.path]) if found.path in arguments else {}
+        dict(found.shapes)
+        if found.shapes is not None
+        else _propagate(found, arguments[found.path])
+        if found.path in arguments
+        else {}
         for found in captures
     ]
 

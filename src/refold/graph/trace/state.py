@@ -30,10 +30,12 @@ class Changes:
     Args:
         written: the stored tensors that change in place, by storage, each with the reason.
         assigned: by id, the modules whose attributes code outside them sets, with the reason.
+        read: the stored tensors whose numbers code asks for, by storage, each with its path.
     """
 
     written: dict[int, str] = field(default_factory=dict[int, str])
     assigned: dict[int, str] = field(default_factory=dict[int, str])
+    read: dict[int, str] = field(default_factory=dict[int, str])
 
 
 class StateChangeError(Exception):

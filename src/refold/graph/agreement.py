@@ -1,0 +1,100 @@
+"""Run a model and its folded form once, and find the steps of the fold that they differ by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from refold.graph.copies.skeleton import duplicate, skeleton
+from refold.graph.trace.frames import leaves
+from refold.graph.trace.state import StateChangeError, untouched
+
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+_SURE = 1e-6
+
+
+def disagreement(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str | None:
+    """Return how two models differ on an example; None where they do not, or nobody can tell.
+
+    A difference in lower precision is looked at again in float64.
+
+    Examples:
+        >>> layer = nn.ReLU()
+        >>> disagreement(layer, nn.ReLU6(), (torch.full((1, 2), 9.0),))
+        'the folded model gives another answer on the example (relative error 0.33)'
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        first = _result(model, inputs)
+        if isinstance(first, Exception) or any(tensor.is_meta for tensor in first):
+            return None
+        found = _difference(first, _result(folded, inputs))
+        if found is None or _difference(first, _result(model, inputs)) is not None:
+            return None
+        if any(x.dtype != torch.float64 for x in first if x.is_floating_point()):
+            return _in_double(model, folded, inputs)
+        return found
+
+
+def _in_double(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str | None:
+    try:
+        wide, other = duplicate(model).double(), duplicate(folded).double()
+    except Exception:  # a layer without float64
+        return None
+    given = pytree.tree_map_only(Tensor, _widened, inputs)
+    first = _result(wide, given)
+    if isinstance(first, Exception) or _difference(first, _result(wide, given), _SURE) is not None:
+        return None
+    return _difference(first, _result(other, given), _SURE)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _result(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor] | Exception:
+    """Return the tensors of a result; the model and the inputs stay as they are."""
+    copies: tuple[Callable[[nn.Module], nn.Module], ...] = (skeleton, duplicate)
+    for copy in copies:
+        try:
+            runs = copy(model)
+            with untouched(runs) if copy is skeleton else torch.no_grad():
+                torch.manual_seed(0)
+                result = runs(*pytree.tree_map_only(Tensor, torch.clone, inputs))
+        except StateChangeError:
+            continue
+        except Exception as error:
+            return error
+        return [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
+    return RuntimeError("it changes what it keeps")
+
+
+def _difference(
+    first: list[Tensor], second: list[Tensor] | Exception, tolerance: float | None = None
+) -> str | None:
+    what = "the folded model gives another answer on the example"
+    if isinstance(second, Exception):
+        line = (str(second).splitlines() or [""])[0]
+        return f"the folded model fails on the example ({type(second).__name__}: {line})"
+    if [x.shape for x in first] != [y.shape for y in second]:
+        return f"{what} (other shapes)"
+    for one, two in zip(first, second, strict=True):
+        bound = _TOLERANCE.get(one.dtype, 5e-2) if tolerance is None else tolerance
+        if not one.is_floating_point():
+            if not torch.equal(one, two):
+                return what
+        elif one.numel() and not (error := _error(one, two)) <= bound:
+            return f"{what} (relative error {error:.2g})"
+    return None
+
+
+def _error(one: Tensor, two: Tensor) -> float:
+    if not torch.equal(torch.isfinite(one), torch.isfinite(two)):
+        return float("inf")
+    one, two = (torch.nan_to_num(x.double(), 0.0, 0.0, 0.0) for x in (one, two))
+    scale = float(one.abs().max())
+    gap = float((one - two).abs().max())
+    return gap / scale if scale else gap

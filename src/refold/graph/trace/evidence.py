@@ -1,0 +1,492 @@
+"""What a recorded graph takes for granted, found out by recording other runs of the same code.
+
+A graph is what happened once. Other sizes, another precision or device, an optional argument, a
+comparison that comes out the other way may take other paths: a step of a fold may only join calls
+that belong together in all of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from refold.graph.trace.frames import Frame, ancestors, frame_of, is_inside, leaves, map_tree
+from refold.graph.trace.notebook import DEVICE_MARK
+from refold.graph.trace.recorder import Recorder
+from refold.graph.trace.torch_calls import RecordError
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Item = fx.Node | Frame
+_MAX_FLIPS = 24
+_LADDER = (4, 8, 17, 33, 100, 512, 2048)  # where a size became a number: below and above any bound
+_OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+_FLAGS = ("output_hidden_states", "output_attentions")  # of Hugging Face's models
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """A graph as it was recorded, whatever a fold makes of it later."""
+
+    order: list[fx.Node]
+    home: dict[fx.Node, Frame]
+    args: dict[fx.Node, tuple[Any, dict[str, Any]]]
+    readers: dict[fx.Node, frozenset[fx.Node]]
+
+    @classmethod
+    def of(cls, graph: fx.Graph) -> Snapshot:
+        """Take the snapshot."""
+        order = list(graph.nodes)
+        return cls(
+            order,
+            {node: frame_of(node) for node in order},
+            {node: (node.args, dict(node.kwargs)) for node in order},
+            {node: frozenset(node.users) for node in order},
+        )
+
+    def items(self) -> dict[Frame, list[Item]]:
+        """Return for every frame its own nodes and the frames it calls, in order."""
+        found: dict[Frame, list[Item]] = {}
+        placed = set[Frame]()
+        for node in self.order:
+            below: Item = node
+            for frame in ancestors(self.home[node]):
+                found.setdefault(frame, []).append(below)
+                if frame in placed:
+                    break
+                placed.add(frame)
+                below = frame
+        return found
+
+
+class Variant:
+    """Another run, laid beside the recorded one.
+
+    Args:
+        what: how it differs, for a refusal.
+        first: the recorded graph.
+        root: its root frame.
+        other: the recorder of the other run.
+    """
+
+    def __init__(self, what: str, first: Snapshot, root: Frame, other: Recorder) -> None:
+        self.what, self.first = what, first
+        self.second = Snapshot.of(other.graph)
+        self.same: dict[Item, Item] = {}
+        self.differs: dict[Frame, str] = {}
+        self._items, self._others = first.items(), self.second.items()
+        self._align(root, other.root_frame)
+        for frame in [root, *self._frames()]:
+            self._compare(frame)
+        del self._items, self._others
+
+    def _frames(self) -> list[Frame]:
+        return [item for item in self.same if isinstance(item, Frame) and item.parent is not None]
+
+    def _align(self, root: Frame, other: Frame) -> None:
+        pending = [(root, other)]
+        while pending:
+            frame, match = pending.pop()
+            self.same[frame] = match
+            ours, theirs = self._items.get(frame, []), self._others.get(match, [])
+            keys, others = [_key(i) for i in ours], [_key(i) for i in theirs]
+            if keys == others:
+                pairs = list(zip(ours, theirs, strict=True))
+            else:
+                self.differs.setdefault(frame, self.what)
+                found = SequenceMatcher(None, keys, others, autojunk=False).get_matching_blocks()
+                pairs = [(ours[a + i], theirs[b + i]) for a, b, n in found for i in range(n)]
+            for one, two in pairs:
+                self.same[one] = two
+                if isinstance(one, Frame) and isinstance(two, Frame):
+                    pending.append((one, two))
+
+    def _compare(self, frame: Frame) -> None:
+        match = self.same[frame]
+        assert isinstance(match, Frame)
+        if frame.parent is not None:
+            ours, theirs = (frame.args, frame.kwargs), (match.args, match.kwargs)
+            if not self._equal(ours, theirs):
+                self.differs.setdefault(frame.parent, self.what)
+                if not _nested_nodes_only(ours, theirs):
+                    self.differs.setdefault(frame, self.what)
+        if not self._equal(frame.output, match.output):
+            self.differs.setdefault(frame, self.what)
+        for item in self._items.get(frame, []):
+            if isinstance(item, fx.Node) and not self.reads_same(item):
+                self.differs.setdefault(frame, self.what)
+
+    def reads_same(self, node: fx.Node) -> bool:
+        """Say whether a call has the same arguments in both runs."""
+        other = self.same.get(node)
+        if not isinstance(other, fx.Node):
+            return False
+        return self._equal(self.first.args[node], self.second.args[other])
+
+    def read_by_same(self, node: fx.Node) -> bool:
+        """Say whether a value has the same readers in both runs."""
+        other = self.same.get(node)
+        if not isinstance(other, fx.Node):
+            return False
+        readers: set[object] = {self.same.get(reader) for reader in self.first.readers[node]}
+        return readers == set[object](self.second.readers[other])
+
+    def _equal(self, ours: Any, theirs: Any) -> bool:
+        first, second = leaves(ours), leaves(theirs)
+        if len(first) != len(second):
+            return False
+        return all(map(self._equal_leaf, first, second))
+
+    def _equal_leaf(self, one: Any, two: Any) -> bool:
+        if isinstance(one, fx.Node) or isinstance(two, fx.Node):
+            return self.same.get(one) is two if isinstance(one, fx.Node) else False
+        if type(one) is not type(two):
+            return False
+        try:
+            return one is two or bool(one == two)
+        except (RuntimeError, TypeError, ValueError):
+            return False
+
+    def objection(self, nodes: list[fx.Node]) -> str | None:
+        """Return why these calls cannot be joined, if this run does not join them."""
+        chosen = set(nodes)
+        for node in nodes:
+            inner = [reader for reader in self.first.readers[node] if reader in chosen]
+            if not inner:
+                continue
+            runs = [n for n in (node, *inner) if n in self.same]
+            if not runs:
+                continue  # the whole of it is left out
+            if not self.read_by_same(node) or not all(map(self.reads_same, inner)):
+                return self.what
+        return None
+
+
+def _key(item: Item) -> tuple[Any, ...]:
+    if isinstance(item, Frame):
+        return ("frame", item.path, item.method)
+    if item.op == "get_attr" and "_tensor_constant" in str(item.target):
+        return (item.op,)
+    return (item.op, item.target)
+
+
+def _nested_nodes_only(ours: Any, theirs: Any) -> bool:
+    plain = [leaf for leaf in leaves(ours) if not isinstance(leaf, fx.Node)]
+    others = [leaf for leaf in leaves(theirs) if not isinstance(leaf, fx.Node)]
+    try:
+        return len(plain) == len(others) and all(
+            bool(a == b) for a, b in zip(plain, others, strict=True)
+        )
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
+@dataclass(eq=False)
+class Evidence:
+    """The other runs of one recorded root, made when a fold asks.
+
+    Args:
+        recorder: the recorded run.
+        run: records anew, given arguments and options of the recorder.
+        arguments: what the root was called with.
+        calls_known: whether no call of the root gives other arguments.
+    """
+
+    recorder: Recorder
+    run: Callable[..., Recorder]
+    arguments: Arguments
+    calls_known: bool = False
+    first: Snapshot = field(init=False)
+    variants: list[Variant] = field(default_factory=list[Variant])
+
+    def __post_init__(self) -> None:
+        self.first = Snapshot.of(self.recorder.graph)
+        self.root = self.recorder.root_frame
+        self._names = {node.name: node for node in self.first.order}
+        self._flipped: dict[str, Variant | str | None] = {}
+        self._optional: list[Variant | str] | None = None
+
+    def vary(self) -> None:
+        """Record other sizes, another precision and another device, as far as the code takes them.
+
+        A frame whose own calls differ is fixed: no forward is generated for it.
+        """
+        if self.recorder.real:
+            self._at(None, "of other numbers")
+        else:
+            self._vary_shapes()
+        for frame, reason in self.recorder.bakes.items():
+            frame.fixed = frame.fixed or reason
+
+    def _vary_shapes(self) -> None:
+        for what, sizes, other in (
+            ("of another size or precision", True, True),
+            ("of another size", True, False),
+            ("of another batch size or precision", False, True),
+            ("of another batch size", False, False),
+        ):
+            if self._at(_doubled if sizes else _same, what, elsewhere=other):
+                break
+        if self.recorder.decisions:
+            for change in (_one_more, _halved):
+                self._at(change, "of another size")
+        if self.recorder.loses_size or self.recorder.looked_up:
+            for side in _LADDER:
+                self._at(partial(_of_side, side=side), "of another size")
+        if self.recorder.asks_rank:
+            for change in (_without_batch, _with_batch):
+                self._at(change, "of another rank")
+
+    def stays(self) -> dict[fx.Node, str]:
+        """Return the calls that no fold may take away, since their frame's code stays."""
+        return {
+            node: frame.fixed
+            for node, frame in self.first.home.items()
+            if frame.fixed is not None and node.op in ("call_function", "call_method")
+        }
+
+    def _at(self, change: Callable[[Tensor], list[int]] | None, what: str, **options: Any) -> bool:
+        """Record the root on tensors of another shape; False where its code takes none."""
+        other = partial(_shaped, change=change) if change is not None else _negated
+        arguments = map_tree(other, self.arguments)
+        try:
+            found = self.run(arguments, **options)
+        except Exception:  # then the code takes no such input
+            return False
+        self._add(f"its code takes another path for an input {what}", found)
+        return True
+
+    def _add(self, what: str, found: Recorder) -> Variant:
+        variant = Variant(what, self.first, self.root, found)
+        if variant.differs:
+            self.variants.append(variant)
+            for frame in variant.differs:
+                frame.fixed = frame.fixed or what
+        return variant
+
+    def objection(self, nodes: Iterable[fx.Node], names: Iterable[str]) -> str | None:
+        """Return why a step of a fold would be wrong in another run, or None.
+
+        Args:
+            nodes: what the step has joined, nodes made by earlier steps among them.
+            names: the names of the recorded nodes that it started from.
+        """
+        chosen = {node for node in nodes if node in self.first.home}
+        chosen |= {self._names[name] for name in names if name in self._names}
+        places = [node for node in self.first.order if node in chosen]
+        for variant in self.variants:
+            if reason := variant.objection(places):
+                return f"{reason} ({_named(variant, places)})"
+        for frame, where in self.recorder.decisions:
+            if self._touches(frame, places) and (reason := self._decided(where, places)):
+                return reason
+        for frame, where in self.recorder.looked_up:
+            if self._touches(frame, places):
+                return f"its code looks a size up in a table ({where})"
+        return self._argued(places)
+
+    def _touches(self, frame: Frame, places: list[fx.Node]) -> bool:
+        """Say whether a step joins parts of one frame, not only within one of its calls."""
+        given = set(leaves((frame.args, frame.kwargs)))
+        if frame.parent is not None and any(node in given for node in places):
+            return True
+        parts = {self._part(frame, node) for node in places}
+        parts.discard(None)
+        outside = any(not is_inside(self.first.home[node], frame) for node in places)
+        return bool(parts) and (outside or len(parts) > 1)
+
+    def _part(self, frame: Frame, node: fx.Node) -> Item | None:
+        """Return the node or the call of a frame that a node belongs to, None outside it."""
+        below: Item = node
+        for current in ancestors(self.first.home[node]):
+            if current is frame:
+                return below
+            below = current
+        return None
+
+    # decisions about sizes
+
+    def _decided(self, where: str, places: list[fx.Node]) -> str | None:
+        if where not in self._flipped:
+            self._flipped[where] = self._flip(where)
+        found = self._flipped[where]
+        return found.objection(places) if isinstance(found, Variant) else found
+
+    def _flip(self, where: str) -> Variant | str | None:
+        what = f"its code branches on a size ({where})"
+        if len(self._flipped) >= _MAX_FLIPS:
+            return what
+        at = next(i for i, (_, place) in enumerate(self.recorder.decisions) if place == where)
+        try:
+            found = self.run(self.arguments, flip=at)
+        except Exception as error:
+            return None if _is_refusal(error) else what
+        return Variant(what, self.first, self.root, found)
+
+    # optional arguments
+
+    def _argued(self, places: list[fx.Node]) -> str | None:
+        for found in self.optional():
+            if isinstance(found, Variant):
+                reason = found.objection(places)
+            else:
+                reason = found if self._touches(self.root, places) else None
+            if reason:
+                return reason
+        return None
+
+    def optional(self) -> list[Variant | str]:
+        """Return the runs with optional arguments given or left out, or why one is not known."""
+        if self._optional is None:
+            self._optional = [] if self.calls_known else list(self._other_arguments())
+        return self._optional
+
+    def elsewhere(self) -> dict[fx.Node, str]:
+        """Return the values that another run of the code reads elsewhere than this one."""
+        found: dict[fx.Node, str] = {}
+        runs = [*self.variants, *(v for v in self.optional() if isinstance(v, Variant))]
+        for variant in (variant for variant in runs if variant.differs):
+            for node in self.first.order:
+                if node in variant.same and not variant.read_by_same(node):
+                    found.setdefault(node, variant.what)
+        return found
+
+    def _other_arguments(self) -> Iterable[Variant | str]:
+        args, kwargs = self.arguments
+        signature = inspect.signature(self.recorder.root.forward)
+        bound = signature.bind(*args, **kwargs).arguments
+        parameters = signature.parameters
+        if any(parameters[key].kind in _OPEN for key in bound):
+            return
+        named = dict(bound)
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            yield from self._flagged(named)
+        first = next((leaf for leaf in leaves(self.arguments) if isinstance(leaf, Tensor)), None)
+        for parameter in parameters.values():
+            if parameter.default is not parameter.empty:
+                yield from self._one_argument(parameter, named, first)
+
+    def _flagged(self, named: dict[str, Any]) -> Iterable[Variant | str]:
+        """Ask for more results, by flags that a Hugging Face model takes among its keywords."""
+        for name in _FLAGS:
+            if hasattr(getattr(self.recorder.root, "config", None), name):
+                call = {**named, name: True}
+                yield from self._try([call], f"{name} may be asked for", is_sure=True)
+
+    def _one_argument(
+        self, parameter: inspect.Parameter, named: dict[str, Any], first: Tensor | None
+    ) -> Iterable[Variant | str]:
+        name, default = parameter.name, parameter.default
+        what = f"its optional argument {name} may be given"
+        if name in named and not _is_default(named[name], default):
+            left = {key: value for key, value in named.items() if key != name}
+            what = f"its optional argument {name} may be left out"
+            yield from self._try([left], what, is_sure=True)
+        elif not _mentions(self.recorder.root, name):
+            return
+        elif isinstance(default, bool):
+            yield from self._try([{**named, name: not default}], what)
+        elif default is None:
+            yield from self._try([{**named, name: v} for v in (_like(first), True)], what)
+        else:
+            yield what
+
+    def _try(
+        self, calls: list[dict[str, Any]], what: str, *, is_sure: bool = False
+    ) -> Iterable[Variant | str]:
+        """Record the first of these calls that runs; where `is_sure`, one that fails is wrong."""
+        for call in calls:
+            try:
+                found = self.run(((), call))
+            except Exception as error:
+                if is_sure and not isinstance(error, RecordError):
+                    return
+                continue
+            yield Variant(what, self.first, self.root, found)
+            return
+        yield what
+
+
+def _named(variant: Variant, places: list[fx.Node]) -> str:
+    return next((f.path or "the model" for f in variant.differs), str(places[0]))
+
+
+def _negated(value: Any) -> Any:
+    return -value if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _shaped(value: Any, change: Callable[[Tensor], list[int]]) -> Any:
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    made = torch.empty(change(value), dtype=value.dtype, device="meta")
+    setattr(made, DEVICE_MARK, value.__dict__.get(DEVICE_MARK, value.device))
+    return made
+
+
+def _same(value: Tensor) -> list[int]:
+    return [value.shape[0] + 1, *value.shape[1:]]
+
+
+def _doubled(value: Tensor) -> list[int]:
+    sides = [side * (2 + axis % 2) for axis, side in enumerate(value.shape[2:])]
+    return [value.shape[0] + 1, *value.shape[1:2], *sides]
+
+
+def _one_more(value: Tensor) -> list[int]:
+    return [*value.shape[:2], *(side + 1 for side in value.shape[2:])]
+
+
+def _halved(value: Tensor) -> list[int]:
+    return [1, *value.shape[1:2], *(max(1, side // 2) for side in value.shape[2:])]
+
+
+def _of_side(value: Tensor, *, side: int) -> list[int]:
+    return [1, *value.shape[1:2], *(side for _ in value.shape[2:])]
+
+
+def _without_batch(value: Tensor) -> list[int]:
+    return list(value.shape[1:])
+
+
+def _with_batch(value: Tensor) -> list[int]:
+    return [1, *value.shape]
+
+
+def _like(first: Tensor | None) -> Any:
+    return True if first is None else torch.empty_like(first, device="meta")
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    plain = (bool, int, float, str, type(None))
+    return type(value) is type(default) and isinstance(value, plain) and value == default
+
+
+def _mentions(module: Any, name: str) -> bool:
+    """Say whether a forward uses an argument of its own, as far as its code tells."""
+    forward = inspect.unwrap(getattr(module.forward, "__func__", module.forward))
+    code = getattr(forward, "__code__", None)
+    if code is None:
+        return True
+    try:
+        return inspect.getsource(code).count(name) > 1
+    except (OSError, TypeError):
+        return True
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Say whether the model's own code raised an error on purpose."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
+    return re.search(r"\b(raise|assert)\b", line) is not None

@@ -1,0 +1,120 @@
+"""What to record a model on: arguments that were given, or some of our own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from refold.errors import InputError
+from refold.graph.trace.genuine import layer_class
+
+_SIDES = (64, 224, 32, 28, 16, 8, 128, 256, 299, 384)
+
+
+def as_arguments(example_inputs: Any) -> tuple[Any, ...] | None:
+    """Return `example_inputs` as the tuple of a model's positional arguments.
+
+    Raises:
+        InputError: when it is neither a tensor nor a tuple or list.
+
+    Examples:
+        >>> as_arguments([1, 2])
+        (1, 2)
+    """
+    if example_inputs is None:
+        return None
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(cast("tuple[Any, ...]", example_inputs))
+    raise InputError(
+        "example_inputs must be a tensor or a tuple of tensors, "
+        f"got {type(example_inputs).__name__}"
+    )
+
+
+def made_examples(model: nn.Module) -> Iterator[tuple[Any, ...]]:
+    """Yield arguments that a model may accept, the likeliest first; none where nothing tells.
+
+    Examples:
+        >>> [x.shape for x, in made_examples(nn.Linear(5, 2))]
+        [torch.Size([2, 5])]
+    """
+    if not _takes_one(model):
+        return
+    layer = next((m for m in model.modules() if _channels(m) is not None), None)
+    if layer is None:
+        return
+    dtype = next((p.dtype for p in layer.parameters()), torch.float32)
+    seen = set[tuple[int, ...]]()
+    for shape in (*_told(model), *_guessed(layer)):
+        if shape not in seen:
+            seen.add(shape)
+            yield (torch.empty(shape, dtype=dtype, device="meta"),)
+
+
+def drawn(value: Any) -> Any:
+    """Return a tensor of random numbers, the same every time, in place of one without storage.
+
+    Examples:
+        >>> drawn(torch.empty(2, device="meta")).device
+        device(type='cpu')
+    """
+    if not isinstance(value, Tensor):
+        return value
+    noise = torch.Generator().manual_seed(0)
+    return torch.randn(value.shape, generator=noise).to(value.dtype)
+
+
+def _takes_one(model: nn.Module) -> bool:
+    """Say whether one tensor is enough to call a model with."""
+    if type(model).forward is nn.Module.forward and "forward" not in model.__dict__:
+        return False
+    try:
+        inspect.signature(model.forward).bind(None)
+    except Exception:  # a ScriptModule, say, has no signature
+        return False
+    return True
+
+
+def _told(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Yield the shapes that a model's own account gives: timm's and Hugging Face's."""
+    known = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    size = known.get("input_size") if isinstance(known, Mapping) else None
+    if isinstance(size, (tuple, list)):
+        yield (2, *(int(n) for n in cast("tuple[int, ...]", size)))
+    config = getattr(model, "config", None)
+    channels = getattr(config, "num_channels", None)
+    if isinstance(channels, int) and getattr(model, "main_input_name", "") == "pixel_values":
+        side = getattr(config, "image_size", None) or 224
+        sides = tuple(side) if isinstance(side, (tuple, list)) else (side, side)
+        yield (2, channels, *sides)
+
+
+def _guessed(layer: nn.Module) -> Iterator[tuple[int, ...]]:
+    channels, rank = cast("tuple[int, int]", _channels(layer))
+    if rank == 0:
+        yield (2, channels)
+        return
+    for side in _SIDES:
+        yield (2, channels, *(side,) * rank)
+
+
+def _channels(layer: nn.Module) -> tuple[int, int] | None:
+    """Return the channels that a layer takes, and its spatial axes."""
+    kind = layer_class(layer)
+    if issubclass(kind, _ConvNd):
+        conv = cast(_ConvNd, layer)
+        return conv.in_channels, len(conv.kernel_size)
+    if issubclass(kind, nn.Linear):
+        return cast(nn.Linear, layer).in_features, 0
+    if issubclass(kind, _NormBase):
+        ranks = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.InstanceNorm2d: 2}
+        return (cast(_NormBase, layer).num_features, ranks[kind]) if kind in ranks else None
+    return None

@@ -1,0 +1,320 @@
+"""The notebook of a recording: nodes, the tensors that stand for them, numbers made of sizes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from refold.graph.trace.frames import Frame, leaves, map_tree, tree_items
+from refold.graph.trace.leaves import current_modes, stored_path
+from refold.graph.trace.sizes import Ratio, Size, plain
+from refold.graph.trace.state import Changes
+
+MARK = "_refold_mark"
+DEVICE_MARK = "_refold_device"  # of a tensor without storage: where the real one is
+_TORCH = ("torch.", "torch", "refold.")
+
+
+class Notebook:
+    """The graph of one run as it is written, frame by frame.
+
+    Args:
+        root: the module that runs, part of a throw-away skeleton.
+        changes: what code of the model changes.
+        real: whether tensors hold numbers.
+        flip: the decision about a size to answer the other way round, by its number.
+        elsewhere: as if the model were in half precision and on another device.
+    """
+
+    def __init__(
+        self, root: nn.Module, changes: Changes, *, real: bool, flip: int | None, elsewhere: bool
+    ) -> None:
+        super().__init__()
+        self.root, self.changes = root, changes
+        self.real, self.flip, self.elsewhere = real, flip, elsewhere
+        self.graph = fx.Graph()
+        self.root_frame = Frame("", root, context=(True, *current_modes()[1:]))
+        self.stack = [self.root_frame]
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.late: dict[str, str] = {}
+        self.decisions: list[tuple[Frame, str]] = []
+        self.looked_up: list[tuple[Frame, str]] = []  # sizes that are keys of tables
+        self.bakes: dict[Frame, str] = {}  # frames whose forward cannot be written down, and why
+        self.constants: dict[str, Tensor] = {}
+        self.asks_rank = self.loses_size = False
+        self.device: torch.device | None = None
+        self.result: Any = None
+        self._paused = 0
+        self._stored: dict[tuple[int, int], fx.Node] = {}
+        self._twins: dict[int, tuple[Tensor, Tensor]] = {}
+        self._are_twins: set[int] = set()
+        self._kinds: dict[Frame, list[tuple[str, Any, fx.Node]]] = {}  # dtypes and devices read
+        self._static: set[fx.Node] = set()  # made from stored tensors alone
+        self._numbers: dict[tuple[int, int], tuple[Any, fx.Node]] = {}
+        self._stored_paths: dict[int, str] = {}
+
+    def _leave(self, frame: Frame, reason: str) -> None:
+        """Note that a frame is none: its code must stay as it is."""
+        self.late.setdefault(frame.path, reason)
+
+    # sizes
+
+    def decide(self, answer: bool) -> bool:
+        """Note that code compared a size; the flipped decision is answered the other way."""
+        if self._paused or not self._is_running():
+            return answer
+        self.decisions.append((self.stack[-1], where()))
+        return not answer if self.flip == len(self.decisions) - 1 else answer
+
+    def lose(self) -> None:
+        """Note that a size became a plain number, of which nothing more is known."""
+        self.loses_size |= not self._paused
+
+    def is_cached(self) -> bool:
+        """Say whether the code that hashes a size calls a function with a cache."""
+        frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+        names, scope = frame.f_code.co_names, frame.f_globals
+        near = [*(scope.get(name) for name in names), *frame.f_locals.values()]
+        cached = any(hasattr(value, "cache_info") for value in near if callable(value)) or any(
+            hasattr(getattr(type(value), name, None), "cache_info")
+            for value in frame.f_locals.values()
+            for name in names
+        )
+        if not cached and not self._paused:
+            self.looked_up.append((self.stack[-1], where()))
+        return cached
+
+    def _is_running(self) -> bool:
+        return self.result is None
+
+    # tensors and nodes
+
+    def _mark(self, value: Any) -> fx.Node | None:
+        if not isinstance(value, Tensor):
+            return None
+        mark = value.__dict__.get(MARK)
+        return mark[1] if mark is not None and mark[0] is self else None
+
+    def _is_followed(self, tensor: Tensor) -> bool:
+        """Say whether inputs or stored tensors take part in a value."""
+        mark = tensor.__dict__.get(MARK)
+        if mark is not None and mark[0] is self:
+            return True
+        return id(tensor) in self._stored_paths or tensor.is_meta
+
+    def _as_node(self, value: Any) -> Any:
+        """Return what stands for a value in the graph; what it does not know it stores."""
+        if isinstance(value, Tensor):
+            node = self._mark(value)
+            return self._stored_node(value) if node is None else node
+        if isinstance(value, Size | Ratio):
+            return self._number_node(value)
+        return value
+
+    def _stored_node(self, tensor: Tensor) -> fx.Node:
+        frame = self.stack[-1]
+        key = (id(frame), id(tensor))
+        known = self._stored.get(key)
+        if known is not None:
+            return known
+        path = self._stored_paths.get(id(tensor))
+        mark = tensor.__dict__.get(MARK)
+        if (mark is not None and mark[0] is self) or (path is None and tensor.is_meta):
+            self._leave(frame, "its code reads a value that unseen code keeps")
+        if path is None:
+            path = f"_tensor_constant{len(self.constants)}"
+            while hasattr(self.root, path) or path in self.constants:
+                path += "_"
+            self.constants[path] = tensor
+            target = path
+        else:
+            target = stored_path(frame, path, tensor)
+        node = self._node("get_attr", target, (), {})
+        node.meta["stored"] = tensor
+        node.meta["unpacks"] = True
+        self._stored[key] = node
+        self.shapes[node] = tuple(tensor.shape)
+        return node
+
+    def _number_node(self, value: Size | Ratio) -> Any:
+        if value.listener is not self:
+            return plain(value)
+        frame = self.stack[-1]
+        known = self._numbers.get((id(value), id(frame)))
+        if known is not None:
+            return known[1]
+        function, *rest = value.source
+        args = tuple(self._as_node(item) for item in rest)
+        if function in (Tensor.size, Tensor.numel):
+            node = self._node("call_method", function.__name__, args, {})
+        else:
+            node = self._node("call_function", function, args, {})
+        node.meta["unpacks"] = True
+        self._numbers[id(value), id(frame)] = (value, node)
+        return node
+
+    def _argument(self, tree: Any) -> Any:
+        """Return arguments as a graph holds them."""
+        if isinstance(tree, tuple):
+            items = [self._argument(item) for item in cast("tuple[Any, ...]", tree)]
+            return cast(Any, type(tree))(*items) if hasattr(tree, "_fields") else tuple(items)
+        if isinstance(tree, list):
+            return [self._argument(item) for item in cast("list[Any]", tree)]
+        if isinstance(tree, dict):
+            table = cast("dict[Any, Any]", tree)
+            named = {key: self._argument(item) for key, item in table.items()}
+            if type(tree) is dict:
+                return named
+            return self._node("call_function", type(tree), (list(named.items()),), {})
+        if isinstance(tree, slice):
+            return slice(*(self._argument(p) for p in (tree.start, tree.stop, tree.step)))
+        if isinstance(tree, range):
+            return tree
+        if isinstance(tree, torch.dtype | torch.device):
+            return self._kind(tree)
+        value = self._as_node(tree)
+        if not isinstance(value, _PLAIN):
+            made = list(tree_items(value))
+            if made:
+                named = {key: self._argument(item) for _, key, item in made}
+                return self._node("call_function", type(value), (), named)
+            self.bakes.setdefault(self.stack[-1], f"it hands on a {type(value).__name__}")
+        return value
+
+    def _kind(self, value: torch.dtype | torch.device) -> Any:
+        """Return a dtype or device, read off the tensor that the code has read it off."""
+        for name, known, node in reversed(self._kinds.get(self.stack[-1], [])):
+            if known == value:
+                return self._node("call_function", getattr, (node, name), {}) if name else node
+        return value
+
+    def _handed(self, value: Any) -> Any:
+        """Return what stands for an argument or a result of a frame."""
+        if isinstance(value, torch.dtype | torch.device):
+            return self._kind(value)
+        return self._as_node(value)
+
+    def _converted(self, tree: Any) -> Any:
+        """Return arguments to compute with: tensors without storage, plain numbers."""
+        return map_tree(self._twin, tree)
+
+    def _twin(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if self.real:
+                return self._real_twin(value)
+            if value.is_meta:
+                return value
+            known = self._twins.get(id(value))
+            if known is None:
+                known = self._twins[id(value)] = (value, self._blank(value))
+                self._are_twins.add(id(known[1]))
+            return known[1]
+        if not self.real and (
+            isinstance(value, torch.device)
+            or (isinstance(value, str) and value.split(":")[0] in _DEVICES)
+        ):
+            return torch.device("meta")
+        return plain(value)
+
+    def _real_twin(self, value: Tensor) -> Tensor:
+        if id(value) not in self._stored_paths:
+            return value
+        known = self._twins.get(id(value))
+        if known is None:
+            twin = value.detach() if isinstance(value, nn.Parameter) else value.detach().clone()
+            known = self._twins[id(value)] = (value, twin)
+            self._are_twins.add(id(twin))
+        return known[1]
+
+    def _results(self, result: Any, node: fx.Node, again: Any = None) -> Any:
+        """Let the tensors of a result stand for a node; a known one gets a new name."""
+        if isinstance(result, Tensor):
+            if again is not None and isinstance(again, Tensor):
+                twin = self._twins.get(id(again))
+                if twin is not None and twin[1] is result:
+                    self._stored[id(self.stack[-1]), id(again)] = node
+                    result = result.detach()
+                elif result is again:
+                    pass
+                else:
+                    result = result.detach()
+            elif MARK in result.__dict__ or self._is_twin(result):
+                result = result.detach()
+            setattr(result, MARK, (self, node))
+            self.shapes[node] = tuple(result.shape)
+            return result
+        if isinstance(result, torch.Size):
+            return result
+        if isinstance(result, tuple | list | dict) or tuple(tree_items(result)):
+            self._unpack(result, node)
+        return result
+
+    def _is_twin(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._are_twins or id(tensor) in self._stored_paths
+
+    def _unpack(self, tree: Any, node: fx.Node) -> None:
+        """Let the tensors of a nest stand for items of a node."""
+        if isinstance(tree, Tensor):
+            setattr(tree, MARK, (self, node))
+            self.shapes[node] = tuple(tree.shape)
+            return
+        for access, key, item in tree_items(tree):
+            if any(isinstance(leaf, Tensor) for leaf in leaves(item)):
+                made = self._node("call_function", access, (node, key), {})
+                made.meta["unpacks"] = True
+                self._unpack(item, made)
+
+    def _node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        return self._own(self.graph.create_node(op, target, args, kwargs))
+
+    def _own(self, node: fx.Node) -> fx.Node:
+        frame = self.stack[-1]
+        node.meta["frame"] = frame
+        if current_modes() != frame.context and node.op not in ("placeholder", "output"):
+            node.meta["context"] = True
+        frame.nodes.append(node)
+        inputs = node.all_input_nodes
+        if node.op == "get_attr" or (inputs and self._static.issuperset(inputs)):
+            self._static.add(node)
+        return node
+
+    def _blank(self, value: Tensor) -> Tensor:
+        """Return a tensor without storage in place of a real one."""
+        dtype = value.dtype
+        if self.elsewhere and dtype.is_floating_point:
+            dtype = torch.float32 if dtype == torch.float16 else torch.float16
+        made = torch.empty_like(value, dtype=dtype, device="meta", requires_grad=False)
+        return made.as_subclass(Tensor)
+
+
+_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
+_PLAIN = (
+    fx.Node,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    type(...),
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+    torch.Size,
+    type,
+)
+
+
+def where() -> str:
+    """Return the line of the model's code that runs, as `file.py:12`."""
+    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame.f_back is not None:
+        home = str(frame.f_globals.get("__name__", ""))
+        if not home.startswith(_TORCH) or home.startswith("torchvision"):
+            break
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"

@@ -1,0 +1,406 @@
+"""Record one run of a module: what it calls becomes a flat graph with frames.
+
+The model's own code runs, on tensors without storage: to its code tensors are tensors, so that
+whatever Python it asks (types, containers, exceptions, helpers) is answered as in any run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from refold.graph.copies.skeleton import storage_key
+from refold.graph.trace.chance import Chance
+from refold.graph.trace.effects import mutated
+from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in
+from refold.graph.trace.genuine import disguise, layer_class
+from refold.graph.trace.leaves import (
+    current_modes,
+    drop_checks,
+    helper_methods,
+    is_layer,
+    pinned_reason,
+)
+from refold.graph.trace.notebook import DEVICE_MARK
+from refold.graph.trace.sizes import Ratio, Size, plain
+from refold.graph.trace.state import Changes, same_value, untouched, watched_attributes
+from refold.graph.trace.torch_calls import RecordError, TorchCalls, UnansweredError
+from refold.graph.trace.writes import is_stored_value, stored_value, stored_writes
+
+
+class Recorder(TorchCalls):
+    """Runs one module and notes what its code calls.
+
+    Args:
+        root: the module, part of a throw-away skeleton.
+        leaves: paths to take as atomic, with the reason.
+        changes: what code of the model changes; one record for all recordings of a model.
+        real: compute with numbers, so that code which asks for them can go on; it is left opaque.
+        elsewhere: as if the model were in half precision and on another device.
+        flip: the decision about a size to answer the other way round, by its number.
+
+    `late` holds the frames found out to be no frames (they ask for numbers, keep state, are called
+    again): record anew with them in `leaves`.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        leaves: dict[str, str],
+        changes: Changes,
+        *,
+        real: bool = False,
+        flip: int | None = None,
+        elsewhere: bool = False,
+    ) -> None:
+        super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)
+        self.forced = leaves
+        self.opaque: dict[str, str] = {}
+        self.caught: dict[str, str] = {}
+        self.calls: Counter[str] = Counter()
+        self.seen: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        self.was_set: set[tuple[int, str]] = set()
+        self.set_here: list[tuple[str, Frame]] = []
+        self._framed: set[str] = set()
+        self._sets: list[str] = []
+        self._paths: dict[int, str] = {}
+        self.chance: Chance | None = None  # set where Python's random numbers were seen to be drawn
+
+    # the run
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Graph:
+        """Run the root with these arguments and return its graph.
+
+        Raises:
+            RecordError: when the root itself is found out to be no frame.
+        """
+        root = self.root
+        self._paths = {id(module): path for path, module in root.named_modules()}
+        for table in (root.named_buffers(), root.named_parameters()):
+            self._stored_paths.update((id(tensor), name) for name, tensor in table)
+        own = root.__dict__.get("forward")
+        forward = MethodType(type(root).forward, root) if own is None else own
+        args, kwargs = self._inputs(forward, args, kwargs)
+        self._watch_methods(root, "")
+        watched = watched_attributes(self._note_assignment)
+        guard = untouched(root) if self.real else _nothing()
+        grad = torch.is_grad_enabled()
+        torch.set_grad_enabled(True)  # so that a `with torch.no_grad()` in the model shows
+        try:
+            with guard, watched, _watched_calls(self._called), self:
+                self.result = forward(*args, **kwargs)
+        finally:
+            torch.set_grad_enabled(grad)
+        return self._finish()
+
+    def _finish(self) -> fx.Graph:
+        self._note_chance()
+        self._must_keep_state(self.root_frame, 0)
+        for path, reason in self.caught.items():
+            self.late.setdefault(path, reason)
+        if self.unanswered is not None:
+            raise UnansweredError(self.unanswered)
+        if "" in self.late:
+            raise RecordError(self.late[""])
+        output = map_tree(self._as_node, self.result)
+        self.root_frame.output = output
+        node = self.graph.output(self._argument(self.result))
+        self._own(node)
+        self.note_writes()
+        drop_checks(self.graph, self.root_frame)
+        self._drop_unread()
+        return self.graph
+
+    def _drop_unread(self) -> None:
+        """Remove what only unpacks a value, or reads a stored tensor, for nobody."""
+        kept = set[fx.Node]()
+        for frame in _frames(self.root_frame):
+            kept.update(nodes_in((frame.args, frame.kwargs, frame.output)))
+        for node in reversed(list(self.graph.nodes)):
+            if not node.users and node not in kept and "unpacks" in node.meta:
+                cast(Frame, node.meta["frame"]).nodes.remove(node)
+                self.graph.erase_node(node)
+
+    def note_writes(self) -> None:
+        """Note the stored tensors that the recorded calls change in place."""
+        for writer, stored in stored_writes(self.graph.nodes):
+            tensor = stored_value(stored)
+            if isinstance(tensor, Tensor):
+                reason = f"{writer.name} changes {stored.target} in place"
+                self.changes.written.setdefault(storage_key(tensor), reason)
+
+    def _inputs(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Make placeholders for what the root is given; return what to run it on."""
+        first = next((t for t in leaves((args, kwargs)) if isinstance(t, Tensor)), None)
+        if first is not None:
+            self.device = cast("torch.device", getattr(first, DEVICE_MARK, first.device))
+            if self.elsewhere:
+                self.device = torch.device("cuda" if self.device.type == "cpu" else "cpu")
+        args, kwargs = map_tree(self._fresh, args), map_tree(self._fresh, kwargs)
+        bound = inspect.signature(forward).bind(*args, **kwargs)
+        places: list[tuple[fx.Node, Any]] = []
+        for name, value in bound.arguments.items():
+            kind = bound.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_KEYWORD:
+                for key, item in value.items():
+                    self._place(key, item, places)
+                if value:
+                    self.bakes[self.root_frame] = "it is called through **kwargs"
+            else:
+                self._place(name, value, places)
+                if kind is inspect.Parameter.VAR_POSITIONAL and value:
+                    self.bakes[self.root_frame] = "it is called through *args"
+        for node, value in places:
+            self._unpack(value, node)
+        return args, kwargs
+
+    def _place(self, name: str, value: Any, places: list[tuple[fx.Node, Any]]) -> None:
+        if any(isinstance(leaf, Tensor) for leaf in leaves(value)):
+            node = self._own(self.graph.placeholder(name))
+            places.append((node, value))
+            self.root_frame.kwargs[name] = node
+            if not isinstance(value, Tensor):
+                self.bakes[self.root_frame] = f"its argument {name} holds several tensors"
+        else:
+            self.root_frame.kwargs[name] = value
+
+    def _fresh(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if self.real:
+            return value.detach().clone()
+        return self._blank(value)
+
+    # module calls
+
+    def _called(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        path = self._paths.get(id(module))
+        if "_orig_mod" in module._modules:  # what it compiles is the same function
+            call = _call_uncompiled
+        if path is None:
+            return self._stray(call, module, args, kwargs)
+        with _Quiet():
+            self._note_call(module, args, kwargs)
+        if self._paused:
+            return call(module, *args, **kwargs)
+        if is_layer(module):
+            return self._leaf(call, module, path, args, kwargs)
+        reason = self.forced.get(path) or pinned_reason(module)
+        if reason is None and path in self._framed:
+            reason = self.late[path] = "it is called more than once"
+        if reason is not None:
+            self.opaque.setdefault(path, reason)
+            return self._leaf(call, module, path, args, kwargs)
+        return self._enter(module, path, "forward", call, (module, *args), args, kwargs)
+
+    def _stray(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Call a module made inside a forward: a part of its caller, if it holds no state."""
+        held = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+        if held and not self._paused:
+            kind = type(module).__name__
+            self._leave(self.stack[-1], f"a {kind} that is no registered submodule is called")
+        return call(module, *args, **kwargs)
+
+    def _note_call(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        calls = self.seen.setdefault(id(module), [])
+        if len(calls) < 8 and not is_layer(module):
+            pair = map_tree(self._without_storage, (args, kwargs))
+            calls.append(cast("tuple[tuple[Any, ...], dict[str, Any]]", pair))
+
+    def _without_storage(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            twin = torch.empty_like(value, device="meta", requires_grad=False)
+            setattr(twin, DEVICE_MARK, self.device or value.device)
+            return twin
+        return plain(value)
+
+    def _leaf(
+        self, call: Callable[..., Any], module: nn.Module, path: str, args: Any, kwargs: Any
+    ) -> Any:
+        self._note_chance()
+        with _Quiet():
+            recorded = self._argument(args), self._argument(kwargs)
+            if any(isinstance(leaf, Size | Ratio) for leaf in leaves((args, kwargs))):
+                args, kwargs = map_tree(plain, (args, kwargs))
+        self._paused += 1
+        self._sets.append(path)
+        try:
+            keeps = not self.real and not kwargs and len(args) == 1 and _keeps_shape(module)
+            result = args[0].detach() if keeps else call(module, *args, **kwargs)
+        finally:
+            self._paused -= 1
+            self._sets.pop()
+            if self.chance is not None:
+                self.chance.moved()  # that is the leaf's own affair
+        with _Quiet():
+            node = self._node("call_module", path, *recorded)
+            self.calls[path] += 1
+            changed = args[0] if args and mutated(node) else None
+            return self._results(result, node, again=changed)
+
+    def _enter(
+        self,
+        module: nn.Module,
+        path: str,
+        method: str,
+        run: Callable[..., Any],
+        given: tuple[Any, ...],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        parent = self.stack[-1]
+        self._note_chance()
+        with _Quiet():
+            recorded = map_tree(self._handed, args), map_tree(self._handed, kwargs)
+        frame = Frame(
+            path, module, *recorded, parent=parent, method=method, context=current_modes()
+        )
+        self._hand_down((args, kwargs), parent, frame)
+        for value, node in zip(leaves((args, kwargs)), leaves(recorded), strict=True):
+            if isinstance(value, torch.dtype | torch.device) and isinstance(node, fx.Node):
+                self._kinds.setdefault(frame, []).append(("", value, node))
+        self._framed.add(path)
+        if method == "forward":
+            self._watch_methods(module, path)
+        parent.children.append(frame)
+        self.stack.append(frame)
+        mark = len(self.set_here)
+        try:
+            result = run(*given, **kwargs)
+            self._note_chance()
+            with _Quiet():
+                frame.output = map_tree(self._as_node, result)
+        except Exception:
+            self._raised(frame, parent)
+            raise
+        finally:
+            self.stack.pop()
+        self._hand_down(result, frame, parent)
+        self._must_keep_state(frame, mark)
+        return result
+
+    def _note_chance(self) -> None:
+        if self.chance is not None and self.chance.moved():
+            self._leave(self.stack[-1], "its code draws random numbers of Python or NumPy")
+
+    def _raised(self, frame: Frame, parent: Frame) -> None:
+        """Note a frame left by an exception: if the run goes on, its caller has caught it."""
+        self.caught.setdefault(parent.path, "its code catches an error of a part of it")
+
+    def _hand_down(self, tree: Any, above: Frame, below: Frame) -> None:
+        for leaf in leaves(tree):
+            if isinstance(leaf, Size | Ratio):
+                known = self._numbers.get((id(leaf), id(above)))
+                if known is not None:
+                    self._numbers[id(leaf), id(below)] = known
+
+    def _must_keep_state(self, frame: Frame, mark: int) -> None:
+        if len(self.set_here) > mark:
+            reason = self.set_here[mark][0]
+            self._leave(frame, reason)
+
+    # methods
+
+    def _watch_methods(self, module: nn.Module, path: str) -> None:
+        """Record calls of the module's own methods as frames too (`self.forward_features(x)`)."""
+        if isinstance(module, _NormBase) and disguise(module) is not None:
+            module.__dict__.setdefault("_check_input_dim", _accept_any_rank)
+            self.was_set.add((id(module), "_check_input_dim"))
+        for name, function in helper_methods(module):
+            if name not in module.__dict__:
+                module.__dict__[name] = self._watched(module, path, name, function)
+                self.was_set.add((id(module), name))
+
+    def _watched(
+        self, module: nn.Module, path: str, name: str, function: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        bound = MethodType(function, module)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            traced = any(self._mark(leaf) is not None for leaf in leaves((args, kwargs)))
+            if self._paused or not traced or self.stack[-1].module is not module:
+                return bound(*args, **kwargs)
+            return self._enter(module, path, name, bound, args, args, kwargs)
+
+        return call
+
+    def _note_assignment(self, module: nn.Module, name: str, value: Any) -> bool:
+        """Note an assignment to an attribute; True where it assigns what is there already."""
+        if id(module) not in self._paths:
+            return False
+        frame = self.stack[-1]
+        old = {**module.__dict__, **module._parameters, **module._buffers}.get(name)
+        is_stored = isinstance(old, Tensor)
+        marked = self._mark(value)
+        if is_stored and marked is not None and is_stored_value(marked, old):
+            return True  # `self.n += 1` has changed the tensor itself
+        if same_value(old, value) and (name in module.__dict__ or is_stored):
+            return False
+        path = self._paths[id(module)]
+        whole = f"{path}.{name}" if path else name
+        self.was_set.add((id(module), name))
+        reason = f"its code sets {whole}, which stays for the next call"
+        if self._paused:
+            below = self._sets[-1] if self._sets else frame.path
+            if path and not f"{path}.".startswith(f"{below}."):
+                self.changes.assigned.setdefault(id(module), f"the code of {below} sets its {name}")
+            return False
+        self.set_here.append((reason, frame))
+        if module is not frame.module:
+            where = f"the code of {frame.path}" if frame.path else "code outside it"
+            self.changes.assigned.setdefault(id(module), f"{where} sets its {name}")
+        return False
+
+
+_Quiet = torch._C.DisableTorchFunction  # our own questions are none of the model's
+
+
+def _frames(frame: Frame) -> Iterator[Frame]:
+    yield frame
+    for child in frame.children:
+        yield from _frames(child)
+
+
+def _call_uncompiled(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return cast(nn.Module, module._modules["_orig_mod"])(*args, **kwargs)
+
+
+def _keeps_shape(module: nn.Module) -> bool:
+    """Say whether a layer is a norm by stored statistics: slow without storage, and no news."""
+    kind = layer_class(module)
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return kind in norms and not module.training and module._buffers.get("running_mean") is not None
+
+
+@contextmanager
+def _nothing() -> Generator[None]:
+    yield
+
+
+@contextmanager
+def _watched_calls(watch: Callable[..., Any]) -> Generator[None]:
+    """Tell `watch` of every call of a module."""
+    call = nn.Module.__call__
+
+    def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return watch(call, self, args, kwargs)
+
+    nn.Module.__call__ = watched
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = call
+
+
+def _accept_any_rank(value: Any) -> None:
+    """Stand for a norm's check of its input's rank."""

@@ -1,0 +1,173 @@
+"""Record one root again and again until what its frames are is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from refold.errors import InputError
+from refold.graph.copies.modules import submodule
+from refold.graph.copies.skeleton import skeleton
+from refold.graph.trace.chance import Chance
+from refold.graph.trace.leaves import one_line
+from refold.graph.trace.recorder import Recorder
+from refold.graph.trace.state import Attributes, Changes, StateChangeError
+from refold.graph.trace.torch_calls import RecordError
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+_MAX_RECORDINGS = 32
+
+
+class TraceError(Exception):
+    """A root could not be followed; `called` names the children that ran before it failed.
+
+    `is_followed` says that its code ran to the end all the same: it is no frame for what it does.
+    """
+
+    def __init__(self, reason: str, called: set[str], *, is_followed: bool = False) -> None:
+        super().__init__(reason)
+        self.called, self.is_followed = called, is_followed
+
+
+@dataclass(eq=False)
+class Seen:
+    """What the modules of a model were called with, in all recordings so far.
+
+    Args:
+        calls: arguments without storage, by the id of the module, in order.
+    """
+
+    calls: dict[int, list[Arguments]] = field(default_factory=dict[int, list[Arguments]])
+
+    def note(self, recorder: Recorder) -> None:
+        """Add what a recording saw."""
+        for key, calls in recorder.seen.items():
+            self.calls.setdefault(key, calls)
+
+
+def record(
+    module: nn.Module,
+    changes: Changes,
+    leaves: dict[str, str],
+    arguments: Arguments,
+    seen: Seen,
+    *,
+    real: bool = False,
+) -> Recorder:
+    """Record one module of a skeleton as a root.
+
+    Args:
+        module: the root.
+        changes: notes what its code changes.
+        leaves: paths to take as atomic, with the reason; more are added as they show.
+        arguments: what to call the root with.
+        seen: notes what its modules are called with.
+        real: whether the arguments hold numbers, to compute with where code asks for them.
+
+    Raises:
+        TraceError: when its own forward cannot be followed.
+        InputError: when it cannot run on real arguments.
+    """
+    computes, last, draws = False, "", False
+    for _ in range(_MAX_RECORDINGS):
+        recorder = Recorder(module, leaves, changes, real=computes)
+        chance = Chance()
+        recorder.chance = chance if draws else None
+        try:
+            _run(recorder, arguments)
+        except (RecordError, StateChangeError) as error:
+            last = str(error)
+        except Exception as error:  # any model code may raise anything
+            last = one_line(error)
+            if computes:
+                raise InputError(_cannot_run(arguments, error)) from error
+        else:
+            last = ""
+        seen.note(recorder)
+        moved = chance.restore()
+        if moved and not draws:
+            draws = True
+            continue
+        late = {path: why for path, why in recorder.late.items() if path not in leaves}
+        if not last and not late:
+            module.__dict__.update(recorder.constants)
+            return recorder
+        if "" in late or (not late and (computes or not real)):
+            followed = "" in late or not last or recorder.unanswered is not None
+            raise TraceError(late.get("", last), _called(recorder), is_followed=followed)
+        leaves.update(late)
+        leaves.update(recorder.opaque)
+        computes = computes or (bool(last) and real)
+    raise TraceError("modules are called again and again in new ways", set())
+
+
+def run_blank(model: nn.Module, args: tuple[Any, ...]) -> None:
+    """Run a model without storage and without a trace; it raises where its code does.
+
+    Examples:
+        >>> run_blank(nn.Linear(2, 3), (torch.zeros(1, 2),))
+    """
+    _run(Recorder(skeleton(model), {}, Changes()), (args, {}))
+
+
+def again(first: Recorder) -> Callable[..., Recorder]:
+    """Return what records a root another time, with other arguments or options.
+
+    It raises where the code does. It has a copy of the root, as the first one will be edited.
+    """
+    root = skeleton(first.root)
+
+    def run(arguments: Arguments, **options: Any) -> Recorder:
+        other = Recorder(root, dict(first.forced), Changes(), real=first.real, **options)
+        _run(other, arguments)
+        return other
+
+    return run
+
+
+def _run(recorder: Recorder, arguments: Arguments) -> None:
+    before = Attributes(recorder.root)
+    try:
+        with torch.random.fork_rng(devices=[], enabled=recorder.real):
+            recorder.run(*arguments)
+        _must_be_unchanged(recorder, before)
+    finally:
+        before.restore()
+
+
+def _must_be_unchanged(recorder: Recorder, attributes: Attributes) -> None:
+    """Note where code changed an attribute in a way that the recording did not see."""
+    opaque = {id(m) for p in recorder.opaque for m in submodule(recorder.root, p).modules()}
+    owners = {id(frame.module): frame for frame in _frames(recorder)}
+    for module, name in attributes.changed():
+        if (id(module), name) in recorder.was_set or id(module) in opaque:
+            continue
+        reason = f"its code changes {name} of a {type(module).__name__} for the next call"
+        recorder.changes.assigned.setdefault(id(module), reason)
+        frame = owners.get(id(module))
+        recorder.late.setdefault("" if frame is None else frame.path, reason)
+
+
+def _frames(recorder: Recorder) -> list[Any]:
+    found, pending = [], [recorder.root_frame]
+    while pending:
+        found.append(pending.pop())
+        pending.extend(found[-1].children)
+    return found
+
+
+def _called(recorder: Recorder) -> set[str]:
+    paths = {id(module): path for path, module in recorder.root.named_modules()}
+    return {paths[key] for key in recorder.seen if key in paths}
+
+
+def _cannot_run(arguments: Arguments, error: Exception) -> str:
+    given = pytree.tree_leaves(arguments)
+    shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in given]
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"the model cannot run on example_inputs of shape {shapes}: {first}"

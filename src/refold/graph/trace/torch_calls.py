@@ -1,0 +1,277 @@
+"""Calls of torch in a recording: which become nodes, and how questions of code are answered."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from refold.graph.copies.skeleton import storage_key
+from refold.graph.trace.effects import mutated
+from refold.graph.trace.frames import leaves, map_tree
+from refold.graph.trace.notebook import MARK, Notebook, where
+from refold.graph.trace.sizes import Ratio, Size, plain
+from refold.graph.trace.spelling import CHECKS, QUESTIONS, RANDOM, SIZES, VALUES, spell
+from refold.graph.trace.state import Changes
+from refold.graph.trace.writes import stored_value
+
+
+class RecordError(Exception):
+    """A recording cannot go on; the text says why, for a refusal."""
+
+
+class UnansweredError(RecordError):
+    """Code asks for numbers that the inputs decide."""
+
+
+class TorchCalls(Notebook, TorchFunctionMode):
+    """Writes down every call of torch that code makes, and answers what it asks.
+
+    Args:
+        root: the module that runs, part of a throw-away skeleton.
+        changes: what code of the model changes.
+        real: whether tensors hold numbers.
+        flip: the decision about a size to answer the other way round, by its number.
+        elsewhere: as if the model were in half precision and on another device.
+    """
+
+    def __init__(
+        self, root: nn.Module, changes: Changes, *, real: bool, flip: int | None, elsewhere: bool
+    ) -> None:
+        super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)
+        self.unanswered: str | None = None
+        self._made: set[int] = set()  # storages that this run has made without inputs
+        self._alive: list[Tensor] = []
+
+    # calls of torch
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = cast(str, getattr(func, "__name__", ""))
+        if self._paused:
+            return self._run_paused(func, name, args, kwargs)
+        if name == "__get__" and args and isinstance(args[0], Tensor):
+            return self._read(func, func.__self__.__name__, args[0])
+        if name == "__set__":
+            return self._assign(func, func.__self__.__name__, args)
+        if name in CHECKS:
+            return None
+        if name in SIZES:
+            return self._size(func, name, args, kwargs)
+        if name in QUESTIONS:
+            return func(*self._converted(args), **self._converted(kwargs))
+        if name in VALUES or (name == "where" and len(args) == 1):
+            return self._value(func, name, args, kwargs)
+        return self._call(func, name, args, kwargs)
+
+    def _run_paused(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        if name == "__get__" and args and isinstance(args[0], Tensor):
+            read = func.__self__.__name__
+            if read in _DEVICE:
+                return self._device_answer(func, read, args[0])
+            return func(*args)
+        if name == "__set__":
+            return self._assign(func, func.__self__.__name__, args)
+        if name in VALUES and not self.real and self._is_unknown((args, kwargs)):
+            self.unanswered = self.unanswered or f"its code asks for numbers ({name})"
+            raise UnansweredError(self.unanswered)
+        given = any(isinstance(leaf, Tensor) for leaf in leaves((args, kwargs)))
+        if not self.real and (name in VALUES or not given):
+            return func(*args, **kwargs)  # a cache may keep what is made here
+        result = func(*self._converted(args), **self._converted(kwargs))
+        for leaf in leaves(result):
+            if isinstance(leaf, Tensor) and self.real and MARK not in leaf.__dict__:
+                setattr(leaf, MARK, (self, None))
+        return result
+
+    def _is_unknown(self, tree: Any) -> bool:
+        return any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves(tree))
+
+    def _call(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        flat = leaves((args, kwargs))
+        tensors = [leaf for leaf in flat if isinstance(leaf, Tensor)]
+        sized = any(isinstance(leaf, Size | Ratio) for leaf in flat)
+        followed = any(self._is_followed(tensor) for tensor in tensors)
+        if not followed and not sized and name not in RANDOM:
+            return self._constant(func, name, args, kwargs)
+        recorded = self._argument(args), self._argument(kwargs)
+        if name in ("cpu", "cuda") and not self.real:
+            result = args[0]
+        else:
+            result = func(*self._converted(args), **self._converted(kwargs))
+        if not any(isinstance(leaf, Tensor) for leaf in leaves(result)) and result is not None:
+            return result
+        if result is None and not tensors:
+            return None
+        op, target, spelled = spell(func, name, recorded[0], recorded[1])
+        node = self._node(op, target, spelled, recorded[1])
+        if result is None:
+            return None
+        changes = mutated(node)
+        return self._results(result, node, again=args[0] if changes and args else None)
+
+    def _constant(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Compute what no input and no stored tensor takes part in."""
+        given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        keys = {storage_key(tensor) for tensor in given}
+        if given and _writes(name, kwargs) and not keys <= self._made:
+            changed = cast(Tensor, kwargs.get("out", given[0]))
+            reason = "its code changes a tensor in place that stays for the next call"
+            self._leave(self.stack[-1], reason)
+            self.changes.written.setdefault(storage_key(changed), reason)
+            args, kwargs = map_tree(_cloned, (args, kwargs))
+        result = func(*map_tree(plain, args), **map_tree(plain, kwargs))
+        for leaf in leaves(result):
+            if isinstance(leaf, Tensor) and storage_key(leaf) not in keys:
+                self._made.add(storage_key(leaf))
+                self._alive.append(leaf)
+        return result
+
+    def _read(self, func: Any, name: str, tensor: Tensor) -> Any:
+        node = self._mark(tensor)
+        if name == "shape" and node is not None:
+            return self._shape(tensor, node)
+        if name in _DEVICE:
+            answer = self._device_answer(func, name, tensor)
+            if name == "device" and node is not None:
+                self._kinds.setdefault(self.stack[-1], []).append(("device", answer, node))
+            return answer
+        value = func(tensor)
+        self.asks_rank |= name == "ndim" and node is not None
+        if name == "dtype" and node is not None:
+            self._kinds.setdefault(self.stack[-1], []).append(("dtype", value, node))
+        if isinstance(value, Tensor) and self._is_followed(tensor):
+            return self._results(
+                value, self._node("call_function", getattr, (self._as_node(tensor), name), {})
+            )
+        return value
+
+    def _device_answer(self, func: Any, name: str, tensor: Tensor) -> Any:
+        """Tell the device of the model, not that of tensors without storage."""
+        if not tensor.is_meta or self.device is None:
+            return func(tensor)
+        if name == "device":
+            return self.device
+        return self.device.type == name.removeprefix("is_")
+
+    def _shape(self, tensor: Tensor, node: fx.Node) -> torch.Size:
+        if node in self._static:
+            return tensor.shape
+        found = enumerate(tensor.shape)
+        return torch.Size([Size(n, (Tensor.size, node, i), self) for i, n in found])
+
+    def _size(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        value = func(*map_tree(plain, args), **kwargs)
+        node = self._mark(args[0])
+        if node is None or node in self._static:
+            return value
+        if name in ("dim", "ndimension"):
+            self.asks_rank = True
+            return value
+        if isinstance(value, torch.Size):
+            return self._shape(args[0], node)
+        if name == "size":
+            return Size(value, (Tensor.size, node, *args[1:], *kwargs.values()), self)
+        if name == "__len__":
+            self.loses_size = True
+            return value
+        return Size(value, (Tensor.numel, node), self)
+
+    def _assign(self, func: Any, name: str, args: Any) -> Any:
+        tensor = args[0]
+        if not isinstance(tensor, Tensor) or name in ("requires_grad", "grad"):
+            return None
+        key = id(tensor)
+        where = self._stored_paths.get(key, "a tensor")
+        frame = self.stack[-1]
+        self._leave(frame, f"its code assigns to the {name} of {where}")
+        if key in self._stored_paths or self._mark(tensor) is None:
+            self.changes.written.setdefault(
+                storage_key(tensor), f"its code changes {where} by assignment"
+            )
+            twin = self._converted(args[1])
+            self._twins[key] = (tensor, twin)
+            return None
+        return func(tensor, self._converted(args[1]))
+
+    # numbers
+
+    def _value(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Answer code that asks for numbers: from stored tensors, in a real run, or not at all."""
+        tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        marks = [self._mark(tensor) for tensor in tensors]
+        if all(mark is None for mark in marks):
+            if all(not tensor.is_meta for tensor in tensors):
+                for tensor in tensors:
+                    if id(tensor) in self._stored_paths:
+                        self._note_read(tensor)
+                return func(*map_tree(plain, args), **kwargs)
+        else:
+            known = map_tree(self._known_value, (args, kwargs))
+            if not any(leaf is _UNKNOWN for leaf in leaves(known)):
+                return func(*known[0], **known[1])
+        frame = self.stack[-1]
+        reason = f"its code asks for numbers that depend on the input ({where()})"
+        if not self.real:
+            self.unanswered = self.unanswered or reason
+            raise UnansweredError(reason)
+        self._leave(frame, reason)
+        result = func(*self._converted(args), **self._converted(kwargs))
+        for leaf in leaves(result):
+            if isinstance(leaf, Tensor):
+                setattr(leaf, MARK, (self, None))
+        return result
+
+    def _note_read(self, tensor: Tensor) -> None:
+        key = storage_key(tensor)
+        if key in self.changes.written:
+            path = self._stored_paths[id(tensor)]
+            self._leave(self.stack[-1], f"its code reads {path}, which changes")
+        self.changes.read.setdefault(key, self._stored_paths.get(id(tensor), "a buffer"))
+
+    def _known_value(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return plain(value)
+        node = self._mark(value)
+        if node is None:
+            return value if not value.is_meta else _UNKNOWN
+        return self._evaluate(node)
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        """Return the value of a node that only stored tensors make."""
+        if node.op == "get_attr":
+            tensor = stored_value(node)
+            if isinstance(tensor, Tensor):
+                self._note_read(tensor)
+            return tensor
+        if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+            return _UNKNOWN
+        if mutated(node) or str(node.target) in RANDOM:
+            return _UNKNOWN
+        args, kwargs = map_tree(self._evaluated, (node.args, dict(node.kwargs)))
+        if any(leaf is _UNKNOWN for leaf in leaves((args, kwargs))):
+            return _UNKNOWN
+        with torch.no_grad():
+            if node.op == "call_method":
+                return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
+            return cast(Any, node.target)(*args, **kwargs)
+
+    def _evaluated(self, leaf: Any) -> Any:
+        return self._evaluate(leaf) if isinstance(leaf, fx.Node) else leaf
+
+
+_UNKNOWN = object()
+_DEVICE = frozenset({"device", "is_cuda", "is_cpu", "is_mps", "is_xpu", "is_meta"})
+
+
+def _writes(name: str, kwargs: dict[str, Any]) -> bool:
+    inplace = name.endswith("_") and not name.endswith("__")
+    return inplace or name == "__setitem__" or name.startswith("__i") or "out" in kwargs
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
