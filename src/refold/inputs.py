@@ -41,7 +41,7 @@ def arguments(model: nn.Module, example_inputs: object) -> Arguments | None:
         return tuple(cast(list[Any], example_inputs))
     if isinstance(example_inputs, Mapping):
         return _in_order(model, dict(cast(Mapping[str, Any], example_inputs)))
-    raise InputError(f"example_inputs is a {type(example_inputs).__name__}; give {_FORMS}")
+    raise InputError(f"example_inputs must be {_FORMS}, got {type(example_inputs).__name__}")
 
 
 def required(model: nn.Module, example_inputs: object) -> Arguments:

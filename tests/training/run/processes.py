@@ -59,7 +59,7 @@ def shared_weights(run: Path, stopped: Path, data: Path) -> None:
     scalar = nn.Module()
     scalar.register_parameter("scale", nn.Parameter(torch.ones(())))
     mesh = sharded.init_device_mesh("cpu", (2,))
-    with pytest.raises(RefusedError, match=r"net cannot be sharded .* scale .* without --fsdp"):
+    with pytest.raises(RefusedError, match=r"net cannot be sharded: .* scale .* without --fsdp"):
         sharded._shard(scalar, mesh, "net")
 
 

@@ -109,7 +109,9 @@ def test_fsdp_of_one_process_or_of_accelerate_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = folders(tmp_path / "data")
-    with pytest.raises(InputError, match=r"--fsdp .* there is one: start several with torchrun"):
+    with pytest.raises(
+        InputError, match=r"--fsdp .* there is only one process: start several with torchrun"
+    ):
         fsdp_run(tmp_path / "run", data, fsdp=True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch --use_fsdp` does
     with pytest.raises(InputError, match=r"Accelerate's FSDP.* for FSDP use refold train --fsdp"):

@@ -223,7 +223,7 @@ def test_few_images_make_the_batch_smaller(tmp_path: Path, data: Path) -> None:
     done = tiny(tmp_path / "run", data, model=net(), changes={"batch_size": 40}, dry_run=True)
     assert (done.summary["batch"], done.summary["steps"]) == (5, 4)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(InputError, match="no multiple of 3"):
+    with pytest.raises(InputError, match="is not a multiple of 3"):
         tiny(tmp_path / "run", data, model=net(), changes={"accumulate": 3}, dry_run=True)
 
 
