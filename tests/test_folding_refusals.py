@@ -60,8 +60,8 @@ def test_negative_variance_is_refused() -> None:
     ("example", "text"),
     [
         (images(2, 5, 8, 8), "cannot run on example_inputs"),
-        ("image", "must be a tensor or a tuple of tensors, got str"),
-        (3, "must be a tensor or a tuple of tensors, got int"),
+        ("image", "example_inputs is a str; give a tensor"),
+        (3, "example_inputs is a int; give a tensor"),
     ],
 )
 def test_wrong_example(example, text: str) -> None:
