@@ -98,7 +98,7 @@ class LoopOverList(Parts):
 def test_control_flow_on_data_folds_below_the_root(sign: int) -> None:
     model = live(BranchOnData())
     assert control(model, images(), folder=naive) == float("inf")
-    done = sound(model, sign * images(), reason="control flow")
+    done = sound(model, sign * images(), reason="asks for numbers")
     assert norms(done.apply()) == 0
 
 
