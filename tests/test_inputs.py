@@ -81,7 +81,7 @@ def test_files_have_an_input_for_each_tensor(suffix: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_is_no_input_is_refused_alike(verb: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="example_inputs must be a tensor, .* by name, got str"):
+    with pytest.raises(InputError, match=r"example_inputs must be a tensor, .* by name, got str"):
         VERBS[verb](Net().eval(), "x", tmp_path)
 
 

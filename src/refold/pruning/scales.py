@@ -12,6 +12,7 @@ Source: norm scales as importance, arXiv:1708.06519; the scale of a sum, arXiv:2
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,9 +95,10 @@ def _captures(model: nn.Module, inputs: Arguments) -> Iterator[tuple[Capture, Sh
     for capture, known in zip(found, shapes, strict=True):
         if capture.path in arguments:
             args, kwargs = arguments[capture.path]
+            bound = inspect.signature(capture.module.forward).bind(*args, **kwargs).arguments
+            named = {**kwargs, **bound}  # an argument that is no tensor has no placeholder
             names = [str(n.target) for n in capture.graph.nodes if n.op == "placeholder"]
-            rest = (kwargs[name] for name in names[len(args) :] if name in kwargs)
-            yield capture, known, (*args, *rest)[: len(names)]
+            yield capture, known, tuple(named[name] for name in names)
 
 
 def _path(capture: Capture, node: fx.Node) -> str:
