@@ -21,10 +21,10 @@ from refold.graph.trace.evidence import Evidence
 from refold.graph.trace.examples import drawn, made_examples
 from refold.graph.trace.frames import Frame, walk
 from refold.graph.trace.leaves import is_layer, one_line, pinned_reason, untraceable_reason
+from refold.graph.trace.proxies.tracer import RefoldTracer
 from refold.graph.trace.recorder import Recorder
 from refold.graph.trace.recording import Arguments, Seen, TraceError, again, record
 from refold.graph.trace.state import Attributes, Changes, StateChangeError
-from refold.graph.trace.tracer import RefoldTracer
 
 _ONE_BY_ONE = "its parent may run its children one by one"
 

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from refold.graph.calls import gives_tensor
-from refold.graph.trace.proxy import RefoldProxy
+from refold.graph.trace.proxies.proxy import RefoldProxy
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from refold.errors import InputError
 from refold.graph.copies.skeleton import storage_key
 from refold.graph.trace.frames import Frame, leaves, map_tree
 from refold.graph.trace.genuine import disguise
-from refold.graph.trace.isinstance import tensors_are_tensors
 from refold.graph.trace.leaves import (
     current_modes,
     drop_checks,
@@ -27,7 +26,8 @@ from refold.graph.trace.leaves import (
     pinned_reason,
     stored_path,
 )
-from refold.graph.trace.proxy import RefoldProxy
+from refold.graph.trace.proxies.isinstance import tensors_are_tensors
+from refold.graph.trace.proxies.proxy import RefoldProxy
 from refold.graph.trace.state import (
     Changes,
     StateChangeError,
