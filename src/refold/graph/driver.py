@@ -166,12 +166,14 @@ def _agreed(
         reason = disagreement(plain, made.model, inputs)
         if reason is None:
             return made
-        suspects = made.steps
-        while len(suspects) > 1:  # halve: one of them is wrong
+        suspects, aside = made.steps, list[tuple[str, Step]]()
+        while len(suspects) > 1:  # halve: with those aside left out, one of the others is wrong
             half = suspects[: len(suspects) // 2]
-            tried = fold(_leave(left, half, reason))
-            agrees = disagreement(plain, tried.model, inputs) is None
-            suspects = half if agrees else suspects[len(half) :]
+            tried = fold(_leave(left, [*aside, *half], reason))
+            if disagreement(plain, tried.model, inputs) is None:
+                suspects = half
+            else:
+                aside, suspects = [*aside, *half], suspects[len(half) :]
         left = _leave(left, suspects, reason)
         made = fold(left)
     reason = disagreement(plain, made.model, inputs)

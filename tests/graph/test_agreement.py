@@ -1,0 +1,96 @@
+"""A step that makes the model answer otherwise is undone, whatever fault of ours made it.
+
+The faults are planted: a kernel that is off by a hundredth, and a node that the editor drops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import refold
+from refold.graph import fold_model
+from refold.graph.fold import emit
+from zoo.live import enliven
+
+LIMIT = 1e-9
+
+
+def chain(*widths: int) -> tuple[nn.Module, Tensor]:
+    """Return convolutions of these widths, each with a live norm and a GELU, and an example."""
+    layers: list[nn.Module] = []
+    for before, after in zip((3, *widths), widths, strict=False):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.GELU()]
+    torch.manual_seed(0)
+    net, x = nn.Sequential(*layers).double().eval(), torch.randn(2, 3, 7, 6).double()
+    enliven(net, (x,))
+    return net, x
+
+
+def norms(net: nn.Module) -> int:
+    return sum(isinstance(part, nn.BatchNorm2d) for part in net.modules())
+
+
+def off(net: nn.Module, other: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        wanted, got = net(x), other(x)
+    return float((wanted - got).abs().max() / wanted.abs().max())
+
+
+def wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer with 5 channels comes out a hundredth too strong."""
+    lower = emit.lower
+
+    def planted(*args: object, **options: object) -> nn.Module:
+        made = lower(*args, **options)
+        if getattr(made, "out_channels", 0) == 5:
+            made.weight.data *= 1.01
+        return made
+
+    monkeypatch.setattr(emit, "lower", planted)
+
+
+def dropped_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reads a layer with 5 channels reads the layer's input instead."""
+    lower = emit.lower
+
+    def planted(*args: object, **options: object) -> nn.Module:
+        made = lower(*args, **options)
+        if getattr(made, "out_channels", 0) == 5 and made.in_channels == 5:
+            made = nn.Identity()
+        return made
+
+    monkeypatch.setattr(emit, "lower", planted)
+
+
+FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[int, ...], int]] = {
+    "a wrong kernel": (wrong_kernel, (4, 5, 6, 7), 1),
+    "two wrong kernels": (wrong_kernel, (5, 4, 5, 6), 2),
+    "a dropped layer": (dropped_node, (4, 5, 5, 6), 1),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_undone_and_the_rest_folds(
+    monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    plant, widths, wrong = FAULTS[fault]
+    net, x = chain(*widths)
+    plant(monkeypatch)
+    assert off(net, refold.reparameterize(net, x, check=False), x) > 1e-4  # the fault is one
+    done = fold_model(net, x, check=True)
+    assert off(net, done.model, x) <= LIMIT
+    assert norms(done.model) == wrong
+    reasons = [kept.reason for kept in done.kept if "undone" in kept.reason]
+    assert len(reasons) >= 1
+    assert all("another answer on the example" in reason for reason in reasons)
+
+
+def test_without_a_fault_nothing_is_undone() -> None:
+    net, x = chain(4, 5, 6)
+    folded = refold.reparameterize(net, x)
+    assert norms(folded) == 0
+    assert off(net, folded, x) <= LIMIT
