@@ -40,8 +40,8 @@ app = typer.Typer(
     name="refold",
     help="Fold the plain, fast, equal network out of a trained CNN. "
     "Every fold is exact for every input, or it is refused with a reason.",
-    epilog="MODEL is one of our names, timm:NAME, torchvision:NAME, path/to/file.py:factory or an "
-    "exported .pt2. "
+    epilog="MODEL is one of our names, timm:NAME, torchvision:NAME, hf:FOLDER, "
+    "path/to/file.py:factory or an exported .pt2. "
     "--debug anywhere, or REFOLD_DEBUG=1, shows the traceback of an error. "
     "Example: refold convert timm:repvgg_a0 -o repvgg_a0.onnx",
     pretty_exceptions_enable=False,

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 MODEL_HELP = (
-    "One of our names, timm:NAME, torchvision:NAME, path/to/file.py:factory, or an exported .pt2 "
-    "file; `refold models` lists names."
+    "One of our names, timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, or an "
+    "exported .pt2 file; `refold models` lists names."
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-FORMS = "timm:NAME, torchvision:NAME, path/to/file.py:factory, a .pt2 file, or one of our names"
+FORMS = (
+    "timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, a .pt2 file, "
+    "or one of our names"
+)
 
 
 class Built(NamedTuple):
@@ -44,7 +47,7 @@ def build(name: str) -> Built:
     """Return the network that MODEL names, in evaluation mode.
 
     Args:
-        name: one of `refold.list_models()`, `timm:NAME`, `torchvision:NAME`,
+        name: one of `refold.list_models()`, `timm:NAME`, `torchvision:NAME`, `hf:FOLDER`,
             `path/to/file.py:factory` or a `.pt2` path.
 
     Raises:
@@ -54,6 +57,8 @@ def build(name: str) -> Built:
     zoo, _, rest = name.partition(":")
     if zoo in _ZOOS:
         model = _ZOOS[zoo](rest)
+    elif zoo == "hf":
+        model = _from_hugging_face(Path(rest))
     elif name.lower().endswith(".pt2"):
         return _from_exported(Path(name))
     elif ".py:" in name:
@@ -144,6 +149,27 @@ _ZOOS: dict[str, Callable[..., nn.Module]] = {
     "timm": _from_timm,
     "torchvision": _from_torchvision,
 }
+
+
+def _from_hugging_face(folder: Path) -> nn.Module:
+    """Return the network, with its weights, that `save_pretrained` wrote into a folder."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"hf:{folder} needs transformers: run pip install 'refold[hf]'"
+        ) from error
+    if not is_file(folder / "config.json"):
+        raise InputError(
+            f"hf:{folder} holds no config.json: give a folder that save_pretrained wrote"
+        )
+    try:  # nothing is downloaded, no pickle is read and no code of the folder is run
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        known = [getattr(transformers, kind, None) for kind in config.architectures or ()]
+        kind: Any = next((found for found in known if found), transformers.AutoModel)
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"hf:{folder} cannot be loaded: {_brief(error)}") from error
 
 
 def _from_file(name: str, **options: Any) -> nn.Module:

@@ -91,11 +91,18 @@ def examples(model: nn.Module, source: Source) -> tuple[torch.Tensor, ...]:
 
 
 def stated_size(model: nn.Module) -> tuple[int, ...]:
-    """Return the input size that timm's configuration states, else 3x224x224."""
+    """Return the size that timm's or Hugging Face's configuration states, else 3x224x224."""
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if isinstance(config, dict) and config.get("input_size"):
         return tuple(int(size) for size in config["input_size"])
-    return DEFAULT_SIZE
+    config = getattr(model, "config", None)
+    channels, side = getattr(config, "num_channels", None), getattr(config, "image_size", None)
+    sides = side if isinstance(side, list | tuple) else (side, side)
+    known = [
+        size if isinstance(size, int) else default
+        for size, default in zip((channels, *sides), DEFAULT_SIZE, strict=True)
+    ]
+    return tuple(known)
 
 
 def check_finite(model: nn.Module, name: str) -> None:
