@@ -48,7 +48,9 @@ def without_aux(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in state.items() if "_aux." not in key}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [n if n in FAMILIES else pytest.param(n, marks=pytest.mark.zoo) for n in NAMES]
+)
 def test_the_train_form_folds_exactly_into_the_deploy_form(name: str) -> None:
     """By the engine, and by timm's walker, which calls `fuse` and gives the very same names."""
     model, x = alive(name)
