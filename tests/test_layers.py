@@ -40,7 +40,7 @@ INNER = {
         ["copies"],
         ["trace"],
         ["lift", "surgery"],
-        ["fold"],
+        ["fold", "agreement"],
         ["driver"],
         ["__init__"],
     ],

@@ -41,6 +41,7 @@ class Size(int):
         >>> class Deaf:
         ...     def decide(self, answer): return answer
         ...     def is_cached(self): return False
+        ...     def lose(self): pass
         >>> half = Size(8, (len, "x"), Deaf()) // 2
         >>> int(half), half.source[0].__name__, half.source[2]
         (4, 'floordiv', 2)

@@ -250,10 +250,11 @@ class TorchCalls(Notebook, TorchFunctionMode):
             return tensor
         if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
             return _UNKNOWN
-        if mutated(node) or str(node.target) in RANDOM:
+        if _INPUT_DEPENDENT in node.meta or mutated(node) or str(node.target) in RANDOM:
             return _UNKNOWN
         args, kwargs = map_tree(self._evaluated, (node.args, dict(node.kwargs)))
         if any(leaf is _UNKNOWN for leaf in leaves((args, kwargs))):
+            node.meta[_INPUT_DEPENDENT] = True  # asked once: paths through a graph are many
             return _UNKNOWN
         with torch.no_grad():
             if node.op == "call_method":
@@ -265,6 +266,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
 
 
 _UNKNOWN = object()
+_INPUT_DEPENDENT = "input dependent"
 _DEVICE = frozenset({"device", "is_cuda", "is_cpu", "is_mps", "is_xpu", "is_meta"})
 
 
