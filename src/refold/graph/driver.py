@@ -36,6 +36,7 @@ from refold.graph.trace.capture import Capture, capture_all
 from refold.graph.trace.examples import as_arguments
 from refold.graph.trace.leaves import NO_FORWARD
 from refold.graph.trace.shapes import Shapes, find_shapes
+from refold.graph.trace.watching import watchable
 
 
 @contextmanager
@@ -93,7 +94,7 @@ def fold_model(
             "the model is in training mode, where norms use the batch; call model.eval() first"
         )
     _check_shapes(plain)
-    with undisturbed():
+    with undisturbed(), watchable():
         return _fold(plain, as_arguments(example_inputs), allow_growth, inplace, check)
 
 

@@ -25,6 +25,7 @@ from refold.graph.trace.proxies.tracer import RefoldTracer
 from refold.graph.trace.recorder import Recorder
 from refold.graph.trace.recording import Arguments, Seen, TraceError, again, record
 from refold.graph.trace.state import Attributes, Changes, StateChangeError
+from refold.graph.trace.watching import watchable
 
 _ONE_BY_ONE = "its parent may run its children one by one"
 
@@ -271,6 +272,7 @@ def capture(model: nn.Module) -> list[Capture]:
     return capture_all(model).captures
 
 
+@watchable()
 def capture_all(model: nn.Module, example: tuple[Any, ...] | None = None) -> Captures:
     """Record `model`, or every largest submodule of it that can be traced.
 

@@ -31,8 +31,9 @@ from refold.graph.trace.leaves import (
 )
 from refold.graph.trace.notebook import DEVICE_MARK
 from refold.graph.trace.sizes import Ratio, Size, plain
-from refold.graph.trace.state import Changes, same_value, untouched, watched_attributes
+from refold.graph.trace.state import Changes, same_value, untouched
 from refold.graph.trace.torch_calls import RecordError, TorchCalls, UnansweredError
+from refold.graph.trace.watching import watched_attributes, watched_calls
 from refold.graph.trace.writes import is_stored_value, stored_value, stored_writes
 
 
@@ -95,7 +96,7 @@ class Recorder(TorchCalls):
         grad = torch.is_grad_enabled()
         torch.set_grad_enabled(True)  # so that a `with torch.no_grad()` in the model shows
         try:
-            with guard, watched, _watched_calls(self._called), self:
+            with guard, watched, watched_calls(self._called), self:
                 self.result = forward(*args, **kwargs)
         finally:
             torch.set_grad_enabled(grad)
@@ -385,21 +386,6 @@ def _keeps_shape(module: nn.Module) -> bool:
 @contextmanager
 def _nothing() -> Generator[None]:
     yield
-
-
-@contextmanager
-def _watched_calls(watch: Callable[..., Any]) -> Generator[None]:
-    """Tell `watch` of every call of a module."""
-    call = nn.Module.__call__
-
-    def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return watch(call, self, args, kwargs)
-
-    nn.Module.__call__ = watched
-    try:
-        yield
-    finally:
-        nn.Module.__call__ = call
 
 
 def _accept_any_rank(value: Any) -> None:

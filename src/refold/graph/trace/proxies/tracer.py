@@ -33,8 +33,8 @@ from refold.graph.trace.state import (
     StateChangeError,
     same_value,
     untouched,
-    watched_attributes,
 )
+from refold.graph.trace.watching import watched_attributes
 from refold.graph.trace.writes import is_stored_value, stored_value, stored_writes
 
 
