@@ -35,7 +35,6 @@ from refold.graph.surgery.edits import UnwritableError
 from refold.graph.trace.capture import Capture, capture_all
 from refold.graph.trace.examples import as_arguments
 from refold.graph.trace.leaves import NO_FORWARD
-from refold.graph.trace.shapes import Shapes, find_shapes
 
 
 @contextmanager
@@ -143,12 +142,11 @@ def _fold_once(
     plain: nn.Module, inputs: tuple[Any, ...] | None, allow_growth: bool, left: _Left
 ) -> _Made:
     found = capture_all(plain, inputs)
-    shapes = find_shapes(plain, found.captures, inputs)
     made = _Made(skeleton(plain))
-    for capture, known in zip(found.captures, shapes, strict=True):
+    for capture in found.captures:
         with torch.no_grad():
             alone = left.setdefault(capture.path, LeftAlone())
-            _fold_capture(capture, known, made, allow_growth, alone)
+            _fold_capture(capture, made, allow_growth, alone)
     failures = found.failures.items()
     made.kept.extend(Kept(path, why) for path, why in failures if why != NO_FORWARD)
     return made
@@ -222,13 +220,13 @@ _MODAL = (_NormBase, _DropoutNd)
 
 
 def _fold_capture(
-    capture: Capture, shapes: Shapes, made: _Made, allow_growth: bool, left: LeftAlone
+    capture: Capture, made: _Made, allow_growth: bool, left: LeftAlone
 ) -> None:
     if left.whole is not None:
         made.kept.append(Kept(capture.path or type(capture.module).__name__, left.whole))
         return
     try:
-        fold = _folded(capture, shapes, allow_growth, left)
+        fold = _folded(capture, allow_growth, left)
         kept = survey(fold)
     except SetbackError:
         raise
@@ -241,8 +239,8 @@ def _fold_capture(
     made.steps.extend((capture.path, step) for step in fold.steps)
 
 
-def _folded(capture: Capture, shapes: Shapes, allow_growth: bool, left: LeftAlone) -> FoldPass:
-    lifter = Lifter.of(capture, shapes)
+def _folded(capture: Capture, allow_growth: bool, left: LeftAlone) -> FoldPass:
+    lifter = Lifter.of(capture)
     editor = Editor(capture)
     unify_layouts(lifter, editor)
     fold = FoldPass(lifter, editor, allow_growth, left)
@@ -325,12 +323,11 @@ def rewrite(
     folded = unwrap(fold_model(model, example_inputs).model)
     inputs = as_arguments(example_inputs)
     found = capture_all(folded, inputs)
-    shapes = find_shapes(folded, found.captures, inputs)
     target = skeleton(folded)
     passes: list[P] = []
-    for capture, known in zip(found.captures, shapes, strict=True):
+    for capture in found.captures:
         editor = Editor(capture)
-        passes.append(make(Lifter.of(capture, known), editor))
+        passes.append(make(Lifter.of(capture), editor))
         with torch.no_grad():
             passes[-1].run()
             target = _commit(passes[-1], editor, target)

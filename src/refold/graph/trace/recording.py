@@ -40,9 +40,11 @@ class Seen:
 
     Args:
         calls: arguments without storage, by the id of the module, in order.
+        made_up: ids of those that ran on an input of our own.
     """
 
     calls: dict[int, list[Arguments]] = field(default_factory=dict[int, list[Arguments]])
+    made_up: set[int] = field(default_factory=set[int])
 
     def note(self, recorder: Recorder) -> None:
         """Add what a recording saw."""
