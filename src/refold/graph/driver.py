@@ -219,9 +219,7 @@ def _trains(model: nn.Module) -> bool:
 _MODAL = (_NormBase, _DropoutNd)
 
 
-def _fold_capture(
-    capture: Capture, made: _Made, allow_growth: bool, left: LeftAlone
-) -> None:
+def _fold_capture(capture: Capture, made: _Made, allow_growth: bool, left: LeftAlone) -> None:
     if left.whole is not None:
         made.kept.append(Kept(capture.path or type(capture.module).__name__, left.whole))
         return

@@ -119,9 +119,7 @@ def _shapes(layer: nn.Module) -> list[tuple[int, ...]]:
     if found is None:
         return []
     channels, ranks = found
-    return [
-        (2, channels, *(side,) * rank) for rank in ranks for side in (_SIDES if rank else (0,))
-    ]
+    return [(2, channels, *(side,) * rank) for rank in ranks for side in (_SIDES if rank else (0,))]
 
 
 def _channels(layer: nn.Module) -> tuple[int, tuple[int, ...]] | None:
