@@ -33,8 +33,9 @@ from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError
 from refold.graph.trace.capture import Capture, capture_all
-from refold.graph.trace.examples import as_arguments
+from refold.graph.trace.examples import as_arguments, drawn
 from refold.graph.trace.leaves import NO_FORWARD
+from refold.graph.trace.unrun import drop
 
 
 @contextmanager
@@ -58,11 +59,21 @@ def undisturbed() -> Generator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A folded model, what was folded and what was not."""
+    """A folded model, what was folded and what was not.
+
+    Args:
+        model: the result.
+        folds: the steps of the fold.
+        kept: what stays, with the reason.
+        unrun: the largest parts that no recorded call runs; gone where `drop_unused` was asked for.
+        made_up: the shapes that the model was recorded on where no example was given.
+    """
 
     model: nn.Module
     folds: tuple[Fold, ...]
     kept: tuple[Kept, ...]
+    unrun: tuple[str, ...] = ()
+    made_up: tuple[tuple[int, ...], ...] = ()
 
 
 def fold_model(
@@ -72,6 +83,7 @@ def fold_model(
     allow_growth: bool = False,
     inplace: bool = False,
     check: bool = False,
+    drop_unused: bool = False,
 ) -> Outcome:
     """Return a copy of `model` with every exact fold made.
 
@@ -81,6 +93,7 @@ def fold_model(
         allow_growth: also merge what then needs more multiply-adds.
         inplace: change `model` itself.
         check: run the model and the result once on the example, and put back what differs.
+        drop_unused: leave out what no recorded call runs.
 
     Raises:
         RefusedError: when the model is in training mode.
@@ -93,26 +106,29 @@ def fold_model(
         )
     _check_shapes(plain)
     with undisturbed():
-        return _fold(plain, as_arguments(example_inputs), allow_growth, inplace, check)
+        made = _fold(plain, as_arguments(example_inputs), allow_growth, check)
+        if drop_unused:
+            drop(made.model, made.unrun)
+        if inplace:
+            plain.__class__, plain.__dict__ = made.model.__class__, made.model.__dict__
+        else:
+            own_tensors(made.model, plain)
+            plain = made.model
+    shapes = tuple(tuple(value.shape) for value in made.made_up or ())
+    return Outcome(plain, tuple(made.folds), tuple(made.kept), tuple(made.unrun), shapes)
 
 
 def _fold(
-    plain: nn.Module,
-    inputs: tuple[Any, ...] | None,
-    allow_growth: bool,
-    inplace: bool,
-    check: bool,
-) -> Outcome:
+    plain: nn.Module, inputs: tuple[Any, ...] | None, allow_growth: bool, check: bool
+) -> _Made:
     fold = partial(_settled, plain, inputs, allow_growth)
     left: dict[str, LeftAlone] = {}
     made = fold(left)
+    if inputs is None and made.made_up is not None:
+        inputs = tuple(drawn(value) for value in made.made_up)
     if check and inputs is not None and made.folds:
-        made = _agreed(plain, inputs, fold, made, left)
-    if inplace:
-        plain.__class__, plain.__dict__ = made.model.__class__, made.model.__dict__
-        return Outcome(plain, tuple(made.folds), tuple(made.kept))
-    own_tensors(made.model, plain)
-    return Outcome(made.model, tuple(made.folds), tuple(made.kept))
+        return _agreed(plain, inputs, fold, made, left)
+    return made
 
 
 @dataclass(eq=False)
@@ -120,6 +136,8 @@ class _Made:
     """One fold of a whole model, and the steps that it took in each capture."""
 
     model: nn.Module
+    unrun: list[str]
+    made_up: tuple[Any, ...] | None
     folds: list[Fold] = field(default_factory=list[Fold])
     kept: list[Kept] = field(default_factory=list[Kept])
     steps: list[tuple[str, Step]] = field(default_factory=list[tuple[str, Step]])
@@ -142,7 +160,7 @@ def _fold_once(
     plain: nn.Module, inputs: tuple[Any, ...] | None, allow_growth: bool, left: _Left
 ) -> _Made:
     found = capture_all(plain, inputs)
-    made = _Made(skeleton(plain))
+    made = _Made(skeleton(plain), found.unrun, found.made_up)
     for capture in found.captures:
         with torch.no_grad():
             alone = left.setdefault(capture.path, LeftAlone())

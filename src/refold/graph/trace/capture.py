@@ -21,6 +21,7 @@ from refold.graph.trace.leaves import is_layer, pinned_reason, untraceable_reaso
 from refold.graph.trace.recorder import Recorder
 from refold.graph.trace.recording import Arguments, Seen, TraceError, again, record
 from refold.graph.trace.state import Changes
+from refold.graph.trace.unrun import unrun
 
 Shapes = dict[fx.Node, tuple[int, ...]]
 _UNKNOWN = "no input that it takes could be made up; give example_inputs"
@@ -87,10 +88,19 @@ class Capture:
 
 @dataclass(eq=False)
 class Captures:
-    """All captures of a model, and the parts that could not be followed, with the reason."""
+    """All captures of a model.
+
+    Args:
+        captures: inner ones first.
+        failures: the parts that could not be followed, with the reason.
+        unrun: the largest parts that a run of the whole model never touched.
+        made_up: what the whole model was run on where nobody gave an example.
+    """
 
     captures: list[Capture]
     failures: dict[str, str]
+    unrun: list[str] = field(default_factory=list[str])
+    made_up: tuple[Any, ...] | None = None
 
 
 def capture(model: nn.Module, example: tuple[Any, ...] | None = None) -> list[Capture]:
@@ -125,7 +135,7 @@ def capture_all(model: nn.Module, example: tuple[Any, ...] | None = None) -> Cap
     search.visit("", search.root)
     search.count_across()
     search.note_effects()
-    return Captures(search.captures, search.failures)
+    return Captures(search.captures, search.failures, search.unrun, search.made_up)
 
 
 class _Search:
@@ -141,6 +151,8 @@ class _Search:
         self.covered: set[int] = set()
         self.framed: set[int] = set()
         self.changes = Changes()
+        self.unrun: list[str] = []
+        self.made_up: tuple[Any, ...] | None = None
 
     def visit(self, path: str, module: nn.Module) -> None:
         """Capture `module`, or its children when it cannot be followed."""
@@ -152,6 +164,8 @@ class _Search:
             self._children(path, module, called)
             return
         self._cover(found)
+        if module is self.root:
+            self.unrun = unrun(module, self.seen.ran, self.seen.reads)
         for leaf, reason in found.opaque.items():
             below, child = found.full(leaf), submodule(module, leaf)
             self.failures[below] = reason
@@ -172,6 +186,8 @@ class _Search:
         try:
             return self._followed(path, module), set()
         except TraceError as error:
+            if module is self.root and error.is_whole:
+                self.unrun = unrun(module, self.seen.ran, self.seen.reads)
             self.failures[path] = str(error)
             return None, error.called
 
@@ -189,12 +205,15 @@ class _Search:
         for example in made_examples(module):
             known = dict(self.seen.calls)
             try:
-                return self._on(path, module, example)
+                found = self._on(path, module, example)
             except TraceError as error:
                 if error.is_followed:
                     raise
                 reason, called = f"{_UNKNOWN} ({error})", error.called
                 self.seen.calls = known
+            else:
+                self.made_up = example if module is self.root else self.made_up
+                return found
             finally:
                 self.seen.made_up.update(self.seen.calls.keys() - known.keys())
         raise TraceError(reason, called)
