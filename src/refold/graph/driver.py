@@ -33,7 +33,7 @@ from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError
 from refold.graph.trace.capture import Capture, capture_all
-from refold.graph.trace.examples import as_arguments, drawn
+from refold.graph.trace.examples import as_arguments
 from refold.graph.trace.leaves import NO_FORWARD
 from refold.graph.trace.unrun import drop
 
@@ -124,10 +124,9 @@ def _fold(
     fold = partial(_settled, plain, inputs, allow_growth)
     left: dict[str, LeftAlone] = {}
     made = fold(left)
-    if inputs is None and made.made_up is not None:
-        inputs = tuple(drawn(value) for value in made.made_up)
-    if check and inputs is not None and made.folds:
-        return _agreed(plain, inputs, fold, made, left)
+    example = made.made_up if inputs is None else inputs
+    if check and example is not None and made.folds:
+        return _agreed(plain, example, fold, made, left)
     return made
 
 

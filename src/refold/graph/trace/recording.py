@@ -123,13 +123,16 @@ def record(
     raise TraceError("modules are called again and again in new ways", set())
 
 
-def run_blank(model: nn.Module, args: tuple[Any, ...]) -> None:
-    """Run a model without storage and without a trace; it raises where its code does.
+def run_blank(model: nn.Module, args: tuple[Any, ...]) -> Any:
+    """Return what a model gives, without storage; it raises where its code does.
 
     Examples:
-        >>> run_blank(nn.Linear(2, 3), (torch.zeros(1, 2),))
+        >>> run_blank(nn.Linear(2, 3), (torch.zeros(1, 2),)).shape
+        torch.Size([1, 3])
     """
-    _run(Recorder(skeleton(model), {}, Changes()), (args, {}))
+    recorder = Recorder(skeleton(model), {}, Changes())
+    _run(recorder, (args, {}))
+    return recorder.result
 
 
 def again(first: Recorder) -> Callable[..., Recorder]:
