@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import nn
 
-
 _Called = Callable[..., Any]
 
 
