@@ -177,11 +177,10 @@ class _Search:
         self.captures.append(found)  # after what lies inside it
 
     def _attempt(self, path: str, module: nn.Module) -> tuple[Capture | None, set[str]]:
-        if isinstance(module, nn.ModuleList | nn.ModuleDict):
-            return None, set()
         reason = untraceable_reason(module) or self.changes.assigned.get(id(module))
         if reason is not None:
-            self.failures[path] = reason
+            if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+                self.failures[path] = reason
             return None, set()
         try:
             return self._followed(path, module), set()
