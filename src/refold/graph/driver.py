@@ -22,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from refold.errors import InputError, RefusedError
 from refold.graph.agreement import disagreement
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
+from refold.graph.copies.watching import watchable
 from refold.graph.fold.computed_weights import RULE, store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.parallel_paths import merge_siblings
@@ -107,7 +108,7 @@ def fold_model(
             "the model is in training mode, where norms use the batch; call model.eval() first"
         )
     _check_shapes(plain)
-    with undisturbed():
+    with undisturbed(), watchable():
         made = _fold(plain, as_arguments(example_inputs), allow_growth, check)
         if drop_unused:
             drop(made.model, made.unrun)

@@ -12,6 +12,7 @@ from torch import fx, nn
 from refold.errors import InputError
 from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import held_tensors, skeleton, storage_key
+from refold.graph.copies.watching import watchable
 from refold.graph.trace.aliases import effects
 from refold.graph.trace.doubts import doubt, doubt_of_calls
 from refold.graph.trace.evidence import Evidence
@@ -114,6 +115,7 @@ def capture(model: nn.Module, example: tuple[Any, ...] | None = None) -> list[Ca
     return capture_all(model, example).captures
 
 
+@watchable()
 def capture_all(model: nn.Module, example: tuple[Any, ...] | None = None) -> Captures:
     """Record `model`, or every largest submodule of it that can be recorded.
 
