@@ -33,6 +33,7 @@ def convert(
     model: options.Model,
     output: Out,
     checkpoint: options.Checkpoint = None,
+    weights_key: options.WeightsKey = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -50,14 +51,20 @@ def convert(
 
     if is_weights(model):
         given = bool(checkpoint or input_size)
-        convert_weights(Path(model), output, given=given, eps=norm_eps, as_json=as_json)
+        convert_weights(
+            Path(model), output, given=given, key=weights_key, eps=norm_eps, as_json=as_json
+        )
         return
     if norm_eps is not None:
         raise InputError(
             "--norm-eps is only for weights alone: a network already states the eps of its norms"
         )
     place = check_destination(output)
-    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
+    subject = prepare(
+        options.Source(
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key=weights_key
+        )
+    )
     with step("fold"):
         plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
         folded = plan.apply()

@@ -14,6 +14,7 @@ from refold.cli.subject import prepare
 def inspect(
     model: options.Model,
     checkpoint: options.Checkpoint = None,
+    weights_key: options.WeightsKey = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -30,7 +31,9 @@ def inspect(
     """Show what would be folded, what is refused, and why."""
     import refold
 
-    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed))
+    subject = prepare(
+        options.Source(model, checkpoint, input_size, batch, seed, weights_key=weights_key)
+    )
     with step("plan"):
         plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
     if as_json:

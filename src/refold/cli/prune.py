@@ -71,6 +71,7 @@ def prune(
     remove_residuals: Remove = False,
     output: options.Output = None,
     checkpoint: options.Checkpoint = None,
+    weights_key: options.WeightsKey = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -85,7 +86,11 @@ def prune(
     if ratio is None and threshold is None:
         raise InputError("pass --ratio or --threshold, such as --ratio 0.5")
     place = None if output is None else check_destination(output)
-    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
+    subject = prepare(
+        options.Source(
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key=weights_key
+        )
+    )
     with step("choose and drop channels"):
         done = pruning(
             subject.model,

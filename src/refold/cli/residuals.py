@@ -41,6 +41,7 @@ def remove_residuals(
     model: options.Model,
     output: options.Output = None,
     checkpoint: options.Checkpoint = None,
+    weights_key: options.WeightsKey = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -56,7 +57,11 @@ def remove_residuals(
     from refold.residuals import removal
 
     place = None if output is None else check_destination(output)
-    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
+    subject = prepare(
+        options.Source(
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key=weights_key
+        )
+    )
     with step("fold and remove residuals"):
         done = removal(subject.model, subject.example_inputs)
     if strict:

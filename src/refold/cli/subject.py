@@ -44,7 +44,8 @@ def prepare(source: Source) -> Subject:
     with step(f"build {source.model}"):
         model, exported_inputs = build(source.model)
         if source.checkpoint is not None:
-            notes = refold.load_checkpoint(model, source.checkpoint).notes
+            report = refold.load_checkpoint(model, source.checkpoint, key=source.weights_key)
+            notes = report.notes
         check_finite(model, source.model)
         example_inputs = examples(model, source)
         if exported_inputs is not None and not source.input_size:
