@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from refold.cli import options
+from refold.cli import options, shipping
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import check_destination
 from refold.cli.proof import prove, say_proof
+from refold.cli.shipping import Wishes, ship
 from refold.cli.subject import prepare
 from refold.cli.summary import kept_lines, record, size_of, size_rows
 from refold.cli.weights import convert_weights, is_weights
@@ -39,6 +40,11 @@ def convert(
     seed: options.Seed = 0,
     live_statistics: options.LiveStatistics = None,
     allow_growth: options.AllowGrowth = False,
+    dynamic: shipping.Dynamic = None,
+    opset: shipping.Opset = None,
+    input_names: shipping.InputNames = None,
+    output_names: shipping.OutputNames = None,
+    half: shipping.Half = False,
     norm_eps: NormEps = None,
     as_json: options.Json = False,
 ) -> None:
@@ -71,11 +77,19 @@ def convert(
     with step("verify in float64"):
         again = partial(refold.reparameterize, allow_growth=allow_growth)
         proof = prove(subject, folded, again)
-    with step(f"export {output}"):
-        refold.export(folded, place, subject.example_inputs)
+    done = ship(
+        folded, output, place, subject,
+        wishes=Wishes(dynamic, opset, input_names, output_names, half),
+        provenance={
+            "folds": str(len(plan.steps)),
+            "kept": str(len(plan.kept)),
+            "error": f"{proof.exact.max_rel_error:.1e} in float64",
+        },
+    )  # fmt: skip
     before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)
     if as_json:
         outcome = {"output": str(output), "proof": proof.to_dict()}
+        outcome |= {"inputs": dict(done.shapes), "notes": list(done.notes)}
         print_json(outcome | record(plan, before, after))
         return
     table(f"{model} -> {output}", ["", "before", "after"], size_rows(before, after))

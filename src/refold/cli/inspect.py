@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from refold.cli import options
 from refold.cli.console import print_json, say_block, step
+from refold.cli.shipping import say_provenance
 from refold.cli.subject import prepare
+
+FILES = (".onnx", ".xml", ".safetensors")
+"""What says where it comes from, and is no network that can be folded."""
 
 
 def inspect(
@@ -28,9 +33,12 @@ def inspect(
         ),
     ] = False,
 ) -> int:
-    """Show what would be folded, what is refused, and why."""
+    """Show what would be folded, what is refused, and why; of a file, where it comes from."""
     import refold
 
+    if model.lower().endswith(FILES):
+        say_provenance(Path(model), as_json)
+        return 0
     subject = prepare(
         options.Source(model, checkpoint, input_size, batch, seed, weights_key=weights_key)
     )
@@ -39,6 +47,8 @@ def inspect(
     if as_json:
         print_json(plan.to_dict())
     else:
+        if model.lower().endswith(".pt2"):
+            say_provenance(Path(model), as_json)
         say_block(str(plan))
     # What is kept only for its cost is a choice, not a failure that CI should report.
     is_refused = any(not item.costlier for item in plan.kept)

@@ -13,6 +13,7 @@ from refold.cli import options
 from refold.cli.console import count, note, print_json, say, step, table
 from refold.cli.destination import check_destination
 from refold.cli.proof import prove
+from refold.cli.shipping import ship
 from refold.cli.subject import Subject, prepare
 from refold.cli.summary import kept_lines
 from refold.errors import InputError
@@ -79,7 +80,6 @@ def prune(
     as_json: options.Json = False,
 ) -> None:
     """Drop the least important channels; print what is saved, and verify against masks."""
-    import refold
     from refold.pruning import pruning
 
     least = parse_floor(floor)
@@ -106,8 +106,7 @@ def prune(
     with step("verify in float64"):
         proof = _prove(done, subject)
     if place is not None:
-        with step(f"export {output}"):
-            refold.export(done.model, place, subject.example_inputs)
+        ship(done.model, output or place, place, subject)
     if as_json:
         _print_record(done, proof, output)
         return
