@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from refold.cli.source import build
+from refold.sources.networks import build
 from refold.errors import InputError
 
 GUEST = """

@@ -18,7 +18,7 @@ from refold.cli.console import complain, remark_block, say
 from refold.cli.convert import convert
 from refold.cli.demo import demo
 from refold.cli.expand import collapse, expand
-from refold.cli.guest import describe, place_of
+from refold.sources.guest import describe, place_of
 from refold.cli.inspect import inspect
 from refold.cli.interrupts import INTERRUPTED, Interrupts
 from refold.cli.models import models

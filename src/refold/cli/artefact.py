@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refold.cli.names import suggest
-from refold.cli.source import build
+from refold.sources.names import suggest
+from refold.sources.networks import build
 from refold.cli.subject import Subject
 from refold.errors import InputError, RefoldError
 from refold.files import is_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refold.cli.names import suggest
+from refold.sources.names import suggest
 from refold.errors import InputError
 
 WEIGHTS = (".safetensors", ".pth", ".pt")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from refold.cli.guest import restored
+from refold.sources.guest import restored
 from refold.errors import InputError, one_line
 
 if TYPE_CHECKING:

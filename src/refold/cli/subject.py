@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from refold.cli.console import note, step
-from refold.cli.guest import describe, place_of, restored
+from refold.sources.guest import describe, place_of, restored
 from refold.cli.live import enliven
 from refold.cli.options import Source
-from refold.cli.source import build, is_zoo
+from refold.sources.networks import build, is_zoo
 from refold.errors import InputError, one_line
 
 if TYPE_CHECKING:

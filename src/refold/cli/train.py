@@ -10,7 +10,7 @@ import typer
 
 from refold.cli import options
 from refold.cli.console import count, note, print_json, say, table
-from refold.cli.source import build_to_train
+from refold.sources.networks import build_to_train
 from refold.errors import InputError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from refold.cli.source import build, is_zoo
+from refold.sources.networks import build, is_zoo
 from refold.errors import InputError
 
 Net = Callable[[str], str]
