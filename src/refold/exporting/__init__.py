@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from refold.exporting.dispatch import SUFFIXES, export
+from refold.exporting.metadata import describe, described
 from refold.exporting.onnx import onnx_session, run_onnx
 from refold.exporting.openvino import openvino_model, run_openvino
 from refold.exporting.silence import quiet
 
 __all__ = [
     "SUFFIXES",
+    "describe",
+    "described",
     "export",
     "onnx_session",
     "openvino_model",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from refold.sources.guest import PREFIX, hosted
-from refold.sources.names import suggest
 from refold.errors import InputError, MissingDependencyError, one_line
 from refold.files import is_file
 from refold.models import create_model, list_models
+from refold.sources.guest import PREFIX, hosted
+from refold.sources.names import suggest
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,11 @@ def _built(name: str, options: dict[str, Any], *, demands: bool = True) -> nn.Mo
     zoo, _, rest = name.partition(":")
     if zoo in _ZOOS:
         return _ZOOS[zoo](rest, **options)
+    if options.pop("pretrained", False):
+        raise InputError(
+            f"--pretrained: no weights of {name} are published under this name; give a timm: or "
+            "torchvision: network, or a file with --checkpoint"
+        )
     if zoo == "hf":
         if demands:
             _refuse_classes(name, options.get("num_classes"))
@@ -116,7 +122,7 @@ def _unknown_form(name: str) -> str:
     return f"{name!r} is not a MODEL: give {FORMS} (`refold models '*{name}*'` lists names){near}"
 
 
-def _from_timm(name: str, **options: Any) -> nn.Module:
+def _from_timm(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
     try:
         import timm
     except ImportError as error:
@@ -128,12 +134,15 @@ def _from_timm(name: str, **options: Any) -> nn.Module:
     if name.split(".")[0] not in known:
         raise InputError(f"timm has no network {name!r}{suggest(name, known)}")
     try:
-        return timm.create_model(name, pretrained=False, **options)
+        with _downloading(f"timm:{name}", wanted=pretrained):
+            return timm.create_model(name, pretrained=pretrained, **options)
     except (TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"timm:{name} with {options}: {_brief(error)}") from error
 
 
-def _from_torchvision(name: str, in_chans: int = 3, **options: Any) -> nn.Module:
+def _from_torchvision(
+    name: str, *, in_chans: int = 3, pretrained: bool = False, **options: Any
+) -> nn.Module:
     try:
         from torchvision import models
     except ImportError as error:
@@ -146,16 +155,35 @@ def _from_torchvision(name: str, in_chans: int = 3, **options: Any) -> nn.Module
     accepted = inspect.signature(models.get_model_builder(name)).parameters
     if in_chans != 3:
         raise InputError(f"torchvision:{name} takes images of 3 channels, not {in_chans}")
-    config: dict[str, Any] = {"weights": None, **options}
+    config: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None, **options}
     if "weights_backbone" in accepted:  # detectors would download their backbone by default
         config["weights_backbone"] = None
-    return models.get_model(name, **config)
+    with _downloading(f"torchvision:{name}", wanted=pretrained):
+        return models.get_model(name, **config)
 
 
 _ZOOS: dict[str, Callable[..., nn.Module]] = {
     "timm": _from_timm,
     "torchvision": _from_torchvision,
 }
+
+
+@contextmanager
+def _downloading(name: str, *, wanted: bool) -> Generator[None]:
+    """Say what to do where published weights cannot be had.
+
+    Raises:
+        InputError: instead of the library's own error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not wanted:
+            raise
+        raise InputError(
+            f"the published weights of {name} cannot be loaded ({_brief(error)}): if the hub "
+            "cannot be reached from here, fetch them elsewhere and give the file with --checkpoint"
+        ) from error
 
 
 def _from_hugging_face(folder: Path) -> nn.Module:

@@ -254,7 +254,7 @@ class Capture:
 
 @dataclass(eq=False)
 class Captures:
-    """All captures of a model, and the parts that could not be traced with the reason."""
+    """All captures of a model, and the parts that could not be followed at all, with the reason."""
 
     captures: list[Capture]
     failures: dict[str, str]
@@ -294,7 +294,10 @@ def capture_all(model: nn.Module, example: tuple[Any, ...] | None = None) -> Cap
     search.visit("", search.root)
     search.count_across()
     search.note_effects()
-    return Captures(search.captures, search.failures)
+    # What was followed on its own says itself what stays in it.
+    followed = {found.path for found in search.captures}
+    failures = {path: why for path, why in search.failures.items() if path not in followed}
+    return Captures(search.captures, failures)
 
 
 def _on_made_example(model: nn.Module, plain: _Search) -> _Search:
