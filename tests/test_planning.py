@@ -99,7 +99,7 @@ def test_nothing_to_do() -> None:
     done = plan(nn.Sequential(conv(), nn.ReLU()).eval(), images().float())
     assert not done.steps
     assert not done.kept
-    assert str(done).startswith("0 folded, 0 kept")
+    assert str(done).startswith("0 folded; parameters")
 
 
 def test_without_an_example_nothing_is_counted() -> None:

@@ -164,20 +164,25 @@ def untouched(root: nn.Module, storages: frozenset[int] | None = None) -> Genera
 
 
 class _Kept:
-    """The stored tensors of a model by storage, looked up only when something is written."""
+    """The stored tensors of a model by storage, looked up once, when something is written."""
 
     def __init__(self, root: nn.Module, storages: frozenset[int] | None) -> None:
         self.root, self.storages = root, storages
+        self._names: dict[int, str] | None = None
 
     def refuse(self, tensor: Tensor, what: str) -> None:
         key = storage_key(tensor)
         if self.storages is not None and key not in self.storages:
             return
+        if self._names is None:
+            self._names = dict(self._found())
+        if key in self._names:
+            raise StateChangeError(f"its code changes {self._names[key]} {what}")
+
+    def _found(self) -> Iterator[tuple[int, str]]:
         for path, module in self.root.named_modules():
             for name, held in held_tensors(module):
-                if storage_key(held) == key:
-                    where = f"{path}.{name}" if path else name
-                    raise StateChangeError(f"its code changes {where} {what}")
+                yield storage_key(held), f"{path}.{name}" if path else name
 
 
 class _NoWrite(TorchDispatchMode):
