@@ -231,7 +231,8 @@ class Constant(nn.Module):
         return x.mean((1, 2, 3))[:, None] * 0 + self.bias
 
 
-def test_of_equal_epochs_the_one_with_the_lower_loss_is_best(tmp_path: Path, data: Path) -> None:
+def test_of_equal_epochs_the_one_with_the_lower_loss_is_best(tmp_path: Path) -> None:
+    data = folders(tmp_path / "data", train=6, val=5)
     said: list[str] = []
 
     class Notes(refold.training.Reporter):

@@ -25,6 +25,8 @@ from refold.workload import measure
 if TYPE_CHECKING:
     from refold.training.recipes.recipe import Recipe
 
+_ENOUGH = 8  # answers, for all of them to be the same by more than chance
+
 Fold = Callable[[nn.Module, Any], nn.Module]
 
 
@@ -91,12 +93,11 @@ def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
 
 def _warn_of_chance(engine: Engine, judged: Judged) -> None:
     """Say so where a network has learnt nothing."""
-    share = judged.metrics.get("top1")
-    if share is None:
+    share, answers = judged.metrics.get("top1"), judged.answers
+    if share is None or answers is None or len(answers) < _ENOUGH:
         return
     text = f"the deployed network is right in {share:.2%} of the validation images"
-    answers = judged.answers
-    if answers is not None and len(answers) > 1 and bool((answers == answers[0]).all()):
+    if bool((answers == answers[0]).all()):
         engine.reporter.note(f"{text} and gives the same answer for every image: it learnt nothing")
     elif share <= 1 / engine.classes:
         engine.reporter.note(f"{text}, no more than chance among {engine.classes} classes")

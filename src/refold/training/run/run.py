@@ -114,8 +114,6 @@ def train(
     folder = RunFolder(Path(output))
     given = model if isinstance(model, nn.Module) else None
     named = {"model": model} if isinstance(model, str) else {}
-    if given is not None:
-        named = {"model": type(given).__name__}
     if checkpoint is not None:
         named["checkpoint"] = str(checkpoint)
     every = _placed({**named, **(changes or {})})
@@ -128,6 +126,8 @@ def train(
             folder.require_new()
         begun, place = None, place_of(data or DIGITS)
         chosen = _chosen(recipe, place, every)
+        if given is not None and "model" not in every:  # a name for people, no change of the recipe
+            chosen = chosen.model_copy(update={"model": type(given).__name__})
     from refold.training.run import setup
 
     images = open_data(place, chosen.task)

@@ -177,8 +177,7 @@ def require_same_settings(jobs: Sequence[Job]) -> None:
         if not (job.run / CONFIG).is_file():
             continue
         begun, place = read_begun(RunFolder(job.run)), place_of(job.data or DIGITS)
-        given = {"model": begun.recipe.model} if begun.given else {}
-        found = differences(begun, load_recipe("digits", {**job.settings, **given}))
+        found = differences(begun, load_recipe("digits", job.settings))
         if begun.place != place:
             found = [f"--data {place}, but the run was started with {begun.place}", *found]
         if found:
