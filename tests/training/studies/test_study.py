@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from refold.errors import InputError
 from refold.training import study
 from refold.training.studies import shapes
 from refold.training.studies.manifold import lost, spiral
@@ -62,6 +63,25 @@ def test_a_study_is_done_once_and_read_again(
     numbers = json.loads((tmp_path / "out" / "branches.json").read_text())
     assert numbers["ACB"]["values"] == list(acb.values)
     assert "<svg" in (tmp_path / "out" / "branches.svg").read_text()
+
+
+def test_a_study_goes_on_by_its_own_settings_alone(tmp_path: Path, data: Path) -> None:
+    options = {"data": data, "changes": SHORT, "only": ["plain"]}
+    alone = study("branches", tmp_path, seeds=(0,), **options)
+    table = (tmp_path / "branches.md").read_text()
+    assert str(alone.rows[0]).endswith("%")  # one seed has no spread
+    assert "±" not in table
+    assert "- same answers: validation images" in table
+    for others in (
+        {"changes": {**SHORT, "optimizer.lr": 0.07}},
+        {"changes": {**SHORT, "augment": {"size": 16, "crop": "none", "flip": False}}},
+        {"data": folders(tmp_path / "other", train=8, val=4, side=16)},
+    ):
+        with pytest.raises(InputError, match=r"was begun with other settings .*plain, seed 0"):
+            study("branches", tmp_path, seeds=(0, 1), **{**options, **others})
+    assert (tmp_path / "branches.md").read_text() == table
+    more = study("branches", tmp_path, seeds=(0,), **{**options, "only": ["ACB"]})
+    assert [row.name for row in more.rows] == ["plain", "ACB"]
 
 
 # A process takes longer to import torch and its friends than to train.
