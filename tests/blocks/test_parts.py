@@ -250,7 +250,7 @@ def test_what_is_no_convolution_is_refused() -> None:
     x = torch.zeros(1, 4, 5, 5)
     with pytest.raises(NotAffineError, match="not affine from its input to its output"):
         equivalent_conv(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1)), x)
-    with pytest.raises(NotAffineError, match="cannot be traced"):
+    with pytest.raises(NotAffineError, match="cannot be followed: it has no forward"):
         equivalent_conv(nn.ModuleList([nn.Conv2d(4, 4, 1)]), x)
     two = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
     with pytest.raises(RefusedError, match="is not one convolution: the second convolution pads"):
