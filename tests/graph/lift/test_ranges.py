@@ -22,7 +22,7 @@ from refold.graph.lift.lifter import Lifter
 from refold.graph.trace.aliases import tainted
 from refold.graph.trace.capture import Capture, capture
 from refold.graph.trace.shapes import find_shapes
-from refold.residuals.ranges import Ranges
+from refold.graph.lift.ranges import Ranges
 
 SLACK = 1e-9  # limits hold in exact arithmetic
 
