@@ -45,20 +45,25 @@ class Account:
 
     def __str__(self) -> str:
         """Return a table of all steps and all that was kept, then one line of totals."""
+        rows = self.rows()
+        table = render(["where", "", "what", "parameters"], rows) + "\n" if rows else ""
+        return table + self.summary()
+
+    def rows(self) -> list[list[str]]:
+        """Return the rows of the table: the steps, then what was kept."""
         rows = [
             [step.where or "the root", self.done, step.detail, f"{step.parameters_before:,} -> "
              f"{step.parameters_after:,}"]
             for step in self.steps
         ]  # fmt: skip
-        rows += [[item.where or "the root", "kept", item.reason, ""] for item in self.kept]
-        table = render(["where", "", "what", "parameters"], rows) + "\n" if rows else ""
-        return table + self.summary()
+        return rows + [[item.where or "the root", "kept", item.reason, ""] for item in self.kept]
 
     def summary(self) -> str:
         """Return how much was done and what it changed, as one line."""
         before, after = self.cost_before, self.cost_after
+        kept = f", {len(self.kept)} kept" if self.kept else ""
         text = (
-            f"{len(self.steps)} {self.done}, {len(self.kept)} kept; "
+            f"{len(self.steps)} {self.done}{kept}; "
             f"parameters {before.parameters:,} -> {after.parameters:,}"
         )
         if before.macs is None or after.macs is None:

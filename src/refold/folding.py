@@ -17,6 +17,7 @@ def reparameterize(
     allow_growth: bool = False,
     inplace: bool = False,
     check: bool = True,
+    drop_unused: bool = False,
 ) -> nn.Module:
     """Return the same function with every branch, norm and scale folded into plain layers.
 
@@ -31,6 +32,9 @@ def reparameterize(
         allow_growth: also make merges that need more multiply-adds than their parts.
         inplace: change `model` itself instead of returning a copy.
         check: with an example, run both forms on it once; a step that they differ by is undone.
+            Without one, only errors and shapes are compared.
+        drop_unused: leave out the parts that no recorded call runs, such as heads for training;
+            `refold.plan` lists them.
 
     Raises:
         RefusedError: when the model is in training mode.
@@ -50,5 +54,11 @@ def reparameterize(
         )
     """
     inputs = arguments(model, example_inputs)
-    folded = fold_model(model, inputs, allow_growth=allow_growth, inplace=inplace, check=check)
-    return folded.model
+    return fold_model(
+        model,
+        inputs,
+        allow_growth=allow_growth,
+        inplace=inplace,
+        check=check,
+        drop_unused=drop_unused,
+    ).model

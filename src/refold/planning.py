@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -12,13 +13,40 @@ from refold.inputs import arguments
 from refold.workload import measure
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Plan(Account):
-    """What `reparameterize` does to a model."""
+    """What `reparameterize` does to a model.
+
+    Args:
+        unrun: the largest parts that no recorded call runs; `drop_unused=True` leaves them out.
+        made_up: the shapes of the input that the model was recorded on, where none was given.
+    """
+
+    unrun: tuple[str, ...] = ()
+    made_up: tuple[tuple[int, ...], ...] = ()
 
     @property
     def refusals(self) -> tuple[Kept, ...]:
         """The same as `kept`."""
         return self.kept
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the account as plain data, ready for JSON."""
+        shapes = [list(shape) for shape in self.made_up]
+        return {**super().to_dict(), "unrun": list(self.unrun), "made_up": shapes}
+
+    def rows(self) -> list[list[str]]:
+        """Return the rows of the table: the steps, what was kept, what does not run."""
+        what = "no recorded call runs it; drop_unused=True leaves it out"
+        return [*super().rows(), *([path, "not run", what, ""] for path in self.unrun)]
+
+    def summary(self) -> str:
+        """Return how much was done and what it changed, as one line."""
+        text = super().summary()
+        if not self.made_up:
+            return text
+        shapes = " and ".join("x".join(map(str, shape)) for shape in self.made_up)
+        return f"{text}; recorded on an input made up for it, {shapes}"
 
     def apply(self) -> nn.Module:
         """Return the folded model; each call gives a copy of its own."""
@@ -51,7 +79,7 @@ def plan(
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
         >>> plan(net, torch.zeros(1, 3, 8, 8)).summary()
-        '1 folded, 0 kept; parameters 240 -> 224; multiply-adds 7,776 -> 7,776'
+        '1 folded; parameters 240 -> 224; multiply-adds 7,776 -> 7,776'
     """
     inputs = arguments(model, example_inputs)
     done = fold_model(model, inputs, allow_growth=allow_growth, check=True)
@@ -61,6 +89,8 @@ def plan(
         model=done.model,
         steps=done.folds,
         kept=done.kept,
+        unrun=done.unrun,
+        made_up=done.made_up,
         cost_before=measure(unwrap(model), inputs),
         cost_after=measure(done.model, inputs),
     )

@@ -8,19 +8,15 @@ from torch import fx, nn
 
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.region import Region, Regions
-from refold.graph.lift.constants import Constants
 from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.editor import Editor
-from refold.graph.trace.aliases import tainted
 from refold.graph.trace.capture import capture_all
-from refold.graph.trace.shapes import find_shapes
 
 
 def lifter(model: nn.Module, *inputs: Any) -> Lifter:
-    """Return the lifter of a traceable model; without inputs, one that knows no shapes."""
-    [found] = capture_all(model.eval()).captures
-    [shapes] = find_shapes(model, [found], inputs or None)
-    return Lifter(found, Constants(found), shapes, tainted(found.graph))
+    """Return the lifter of a model that one recording follows; without inputs, no shapes known."""
+    [found] = capture_all(model.eval(), inputs or None).captures
+    return Lifter.of(found)
 
 
 def nodes(lifter: Lifter) -> dict[str, fx.Node]:

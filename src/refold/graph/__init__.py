@@ -33,12 +33,11 @@ from refold.graph.lift.steps import Link, flat, link, pools, sigmoids
 from refold.graph.lift.windows import conv_axes, transposed_axes
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import alive
-from refold.graph.trace.capture import Capture, capture, capture_all, leaf_modules
+from refold.graph.trace.capture import Capture, Shapes, capture, capture_all, leaf_modules
 from refold.graph.trace.frames import Frame, frame_of, walk
 from refold.graph.trace.genuine import disguise, layer_class
 from refold.graph.trace.leaves import is_layer, pinned_reason
 from refold.graph.trace.recording import run_blank
-from refold.graph.trace.shapes import Shapes, called_with, find_shapes
 from refold.graph.trace.state import Attributes, StateChangeError, untouched
 
 __all__ = [
@@ -70,7 +69,6 @@ __all__ = [
     "WholeWindows",
     "activation",
     "alive",
-    "called_with",
     "canonical",
     "capture",
     "capture_all",
@@ -78,7 +76,6 @@ __all__ = [
     "copy_module",
     "disguise",
     "duplicate",
-    "find_shapes",
     "flat",
     "fold_model",
     "frame_of",

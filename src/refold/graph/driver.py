@@ -22,6 +22,8 @@ from torch.nn.parameter import is_lazy
 from refold.errors import InputError, RefusedError
 from refold.graph.agreement import disagreement
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
+from refold.graph.copies.watching import watchable
+from refold.graph.fold.computed_weights import RULE, store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.parallel_paths import merge_siblings
 from refold.graph.fold.record import Fold, Kept
@@ -35,7 +37,8 @@ from refold.graph.surgery.edits import UnwritableError
 from refold.graph.trace.capture import Capture, capture_all
 from refold.graph.trace.examples import as_arguments
 from refold.graph.trace.leaves import NO_FORWARD
-from refold.graph.trace.shapes import Shapes, find_shapes
+from refold.graph.trace.parametrized import Computed, with_computed_weights
+from refold.graph.trace.unrun import drop
 
 
 @contextmanager
@@ -59,11 +62,21 @@ def undisturbed() -> Generator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A folded model, what was folded and what was not."""
+    """A folded model, what was folded and what was not.
+
+    Args:
+        model: the result.
+        folds: the steps of the fold.
+        kept: what stays, with the reason.
+        unrun: the largest parts that no recorded call runs; gone where `drop_unused` was asked for.
+        made_up: the shapes that the model was recorded on where no example was given.
+    """
 
     model: nn.Module
     folds: tuple[Fold, ...]
     kept: tuple[Kept, ...]
+    unrun: tuple[str, ...] = ()
+    made_up: tuple[tuple[int, ...], ...] = ()
 
 
 def fold_model(
@@ -73,6 +86,7 @@ def fold_model(
     allow_growth: bool = False,
     inplace: bool = False,
     check: bool = False,
+    drop_unused: bool = False,
 ) -> Outcome:
     """Return a copy of `model` with every exact fold made.
 
@@ -82,6 +96,7 @@ def fold_model(
         allow_growth: also merge what then needs more multiply-adds.
         inplace: change `model` itself.
         check: run the model and the result once on the example, and put back what differs.
+        drop_unused: leave out what no recorded call runs.
 
     Raises:
         RefusedError: when the model is in training mode.
@@ -93,27 +108,61 @@ def fold_model(
             "the model is in training mode, where norms use the batch; call model.eval() first"
         )
     _check_shapes(plain)
-    with undisturbed():
-        return _fold(plain, as_arguments(example_inputs), allow_growth, inplace, check)
+    with undisturbed(), watchable():
+        made = _fold(plain, as_arguments(example_inputs), allow_growth, check)
+        if drop_unused:
+            drop(made.model, made.unrun)
+        if inplace:
+            plain.__class__, plain.__dict__ = made.model.__class__, made.model.__dict__
+        else:
+            own_tensors(made.model, plain)
+            plain = made.model
+    shapes = tuple(tuple(value.shape) for value in made.made_up or ())
+    return Outcome(plain, tuple(made.folds), tuple(made.kept), tuple(made.unrun), shapes)
 
 
 def _fold(
+    plain: nn.Module, inputs: tuple[Any, ...] | None, allow_growth: bool, check: bool
+) -> _Made:
+    ready, computed = with_computed_weights(plain)
+    try:
+        made = _fold_ready(plain, ready, inputs, allow_growth, check)
+    except InputError:
+        if not computed:
+            raise
+        made = None
+    if made is None:  # the model's code looks at how its weights are computed
+        return _fold_ready(plain, plain, inputs, allow_growth, check) or _Made(skeleton(plain))
+    made.folds[:0] = map(_stored, computed)
+    return made
+
+
+def _fold_ready(
     plain: nn.Module,
+    ready: nn.Module,
     inputs: tuple[Any, ...] | None,
     allow_growth: bool,
-    inplace: bool,
     check: bool,
-) -> Outcome:
-    fold = partial(_settled, plain, inputs, allow_growth)
+) -> _Made | None:
+    """Fold a model whose weights are stored; None where it is then another function."""
+    fold = partial(_settled, ready, inputs, allow_growth)
     left: dict[str, LeftAlone] = {}
     made = fold(left)
-    if check and inputs is not None and made.folds:
-        made = _agreed(plain, inputs, fold, made, left)
-    if inplace:
-        plain.__class__, plain.__dict__ = made.model.__class__, made.model.__dict__
-        return Outcome(plain, tuple(made.folds), tuple(made.kept))
-    own_tensors(made.model, plain)
-    return Outcome(made.model, tuple(made.folds), tuple(made.kept))
+    example = made.made_up if inputs is None else inputs
+    if example is None and ready is not plain:
+        return None  # nothing has run with the stored weights
+    if not check or example is None or not (made.folds or ready is not plain):
+        return made
+    made = _agreed(plain, example, fold, made, left)
+    is_other = ready is not plain and not made.folds and disagreement(plain, made.model, example)
+    return None if is_other else made
+
+
+def _stored(weight: Computed) -> Fold:
+    """Return the entry of the account for a weight that is computed once."""
+    detail = f"{weight.name}, computed once by {weight.how}"
+    counts = weight.parameters_before, weight.parameters_after
+    return Fold(weight.path, RULE, detail, *counts)
 
 
 @dataclass(eq=False)
@@ -121,6 +170,8 @@ class _Made:
     """One fold of a whole model, and the steps that it took in each capture."""
 
     model: nn.Module
+    unrun: list[str] = field(default_factory=list[str])
+    made_up: tuple[Any, ...] | None = None
     folds: list[Fold] = field(default_factory=list[Fold])
     kept: list[Kept] = field(default_factory=list[Kept])
     steps: list[tuple[str, Step]] = field(default_factory=list[tuple[str, Step]])
@@ -143,12 +194,11 @@ def _fold_once(
     plain: nn.Module, inputs: tuple[Any, ...] | None, allow_growth: bool, left: _Left
 ) -> _Made:
     found = capture_all(plain, inputs)
-    shapes = find_shapes(plain, found.captures, inputs)
-    made = _Made(skeleton(plain))
-    for capture, known in zip(found.captures, shapes, strict=True):
+    made = _Made(skeleton(plain), found.unrun, found.made_up)
+    for capture in found.captures:
         with torch.no_grad():
             alone = left.setdefault(capture.path, LeftAlone())
-            _fold_capture(capture, known, made, allow_growth, alone)
+            _fold_capture(capture, made, allow_growth, alone)
     failures = found.failures.items()
     made.kept.extend(Kept(path, why) for path, why in failures if why != NO_FORWARD)
     return made
@@ -221,14 +271,12 @@ def _trains(model: nn.Module) -> bool:
 _MODAL = (_NormBase, _DropoutNd)
 
 
-def _fold_capture(
-    capture: Capture, shapes: Shapes, made: _Made, allow_growth: bool, left: LeftAlone
-) -> None:
+def _fold_capture(capture: Capture, made: _Made, allow_growth: bool, left: LeftAlone) -> None:
     if left.whole is not None:
         made.kept.append(Kept(capture.path or type(capture.module).__name__, left.whole))
         return
     try:
-        fold = _folded(capture, shapes, allow_growth, left)
+        fold = _folded(capture, allow_growth, left)
         kept = survey(fold)
     except SetbackError:
         raise
@@ -241,8 +289,8 @@ def _fold_capture(
     made.steps.extend((capture.path, step) for step in fold.steps)
 
 
-def _folded(capture: Capture, shapes: Shapes, allow_growth: bool, left: LeftAlone) -> FoldPass:
-    lifter = Lifter.of(capture, shapes)
+def _folded(capture: Capture, allow_growth: bool, left: LeftAlone) -> FoldPass:
+    lifter = Lifter.of(capture)
     editor = Editor(capture)
     unify_layouts(lifter, editor)
     fold = FoldPass(lifter, editor, allow_growth, left)
@@ -250,6 +298,7 @@ def _folded(capture: Capture, shapes: Shapes, allow_growth: bool, left: LeftAlon
     fold.run()
     while push_into_readers(fold) or merge_siblings(fold):
         fold.run()
+    store_weights(fold)
     _must_hold(fold, capture, left)
     return fold
 
@@ -325,12 +374,11 @@ def rewrite(
     folded = unwrap(fold_model(model, example_inputs).model)
     inputs = as_arguments(example_inputs)
     found = capture_all(folded, inputs)
-    shapes = find_shapes(folded, found.captures, inputs)
     target = skeleton(folded)
     passes: list[P] = []
-    for capture, known in zip(found.captures, shapes, strict=True):
+    for capture in found.captures:
         editor = Editor(capture)
-        passes.append(make(Lifter.of(capture, known), editor))
+        passes.append(make(Lifter.of(capture), editor))
         with torch.no_grad():
             passes[-1].run()
             target = _commit(passes[-1], editor, target)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from refold.algebra.operator import Conv
 from refold.errors import InputError, RefusedError
-from refold.graph import Kept, Lifter, capture_all, find_shapes
+from refold.graph import Kept, Lifter, capture_all
 from refold.inputs import Arguments
 from refold.pruning.scales import norm_scales
 from refold.pruning.spans import Span, makers, span_of
@@ -43,11 +43,10 @@ function that returns a number for each channel of a layer."""
 def find_layers(plain: nn.Module, inputs: Arguments) -> tuple[list[Layer], list[Kept]]:
     """Return the layers of a folded network that can lose channels, and why the others cannot."""
     found = capture_all(plain, inputs)
-    shapes = find_shapes(plain, found.captures, inputs)
     layers: list[Layer] = []
     kept: list[Kept] = []
-    for capture, known in zip(found.captures, shapes, strict=True):
-        lifter = Lifter.of(capture, known)
+    for capture in found.captures:
+        lifter = Lifter.of(capture)
         for maker in makers(lifter):
             path = capture.full(str(maker.node.target))
             try:

@@ -13,7 +13,7 @@ Source: norm scales as importance, arXiv:1708.06519; the scale of a sum, arXiv:2
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,12 +27,9 @@ from refold.graph import (
     Lifter,
     Link,
     Piece,
-    Shapes,
-    called_with,
     canonical,
     capture_all,
     duplicate,
-    find_shapes,
     layer_class,
     link,
     submodule,
@@ -62,10 +59,10 @@ def norm_scales(
     rounding = [torch.finfo(p.dtype).eps for p in plain.parameters() if p.is_floating_point()]
     book = _Book(max(_CLOSE, _STEPS * max(rounding, default=0.0)))
     with torch.no_grad():
-        for capture, shapes, arguments in _captures(unwrap(model), inputs):
-            book.add(capture, _scales(capture, shapes), arguments)
+        for capture, arguments in _captures(unwrap(model), inputs):
+            book.add(capture, _scales(capture), arguments)
         found: dict[str, Tensor] = {}
-        for capture, _, arguments in _captures(plain, inputs):
+        for capture, arguments in _captures(plain, inputs):
             prints = _Prints(
                 capture, {n for n in capture.graph.nodes if _path(capture, n) in paths}
             )
@@ -86,19 +83,42 @@ def _random(example_inputs: Arguments) -> Arguments:
     return pytree.tree_map_only(Tensor, drawn, example_inputs)
 
 
-def _captures(model: nn.Module, inputs: Arguments) -> Iterator[tuple[Capture, Shapes, Arguments]]:
-    """Yield every capture that the example reaches, with its shapes and what it is called with."""
+def _captures(model: nn.Module, inputs: Arguments) -> Iterator[tuple[Capture, Arguments]]:
+    """Yield every capture that the example reaches, with what it is called with."""
     model = duplicate(model)  # it runs
     found = capture_all(model, inputs).captures
-    shapes = find_shapes(model, found, inputs)
-    arguments = called_with(model, [capture.path for capture in found], inputs)
-    for capture, known in zip(found, shapes, strict=True):
+    arguments = _called_with(model, [capture.path for capture in found], inputs)
+    for capture in found:
         if capture.path in arguments:
             args, kwargs = arguments[capture.path]
             bound = inspect.signature(capture.module.forward).bind(*args, **kwargs).arguments
             named = {**kwargs, **bound}  # an argument that is no tensor has no placeholder
             names = [str(n.target) for n in capture.graph.nodes if n.op == "placeholder"]
-            yield capture, known, tuple(named[name] for name in names)
+            yield capture, tuple(named[name] for name in names)
+
+
+def _called_with(
+    model: nn.Module, paths: list[str], inputs: Arguments
+) -> dict[str, tuple[Arguments, dict[str, Any]]]:
+    """Return what the modules at these paths are called with first when the model runs."""
+    seen: dict[str, tuple[Arguments, dict[str, Any]]] = {}
+
+    def watch(path: str) -> Callable[..., None]:
+        def note(module: nn.Module, args: Arguments, kwargs: dict[str, Any]) -> None:
+            seen.setdefault(path, (args, kwargs))
+
+        return note
+
+    hooks = [
+        submodule(model, path).register_forward_pre_hook(watch(path), with_kwargs=True)
+        for path in paths
+    ]
+    try:
+        model(*pytree.tree_map_only(Tensor, torch.clone, inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
 
 
 def _path(capture: Capture, node: fx.Node) -> str:
@@ -159,9 +179,9 @@ class _Book:
 # scales of a graph's values
 
 
-def _scales(capture: Capture, shapes: Shapes) -> dict[fx.Node, Tensor]:
+def _scales(capture: Capture) -> dict[fx.Node, Tensor]:
     """Return the scale of the channels of every value for which norms tell it."""
-    lifter = Lifter.of(capture, shapes)
+    lifter = Lifter.of(capture)
     found: dict[fx.Node, Tensor] = {}
     for node in capture.graph.nodes:
         scale = _scale(lifter, node, found)

@@ -15,7 +15,6 @@ from refold.graph import (
     Regions,
     Shapes,
     capture_all,
-    find_shapes,
     skeleton,
     undisturbed,
 )
@@ -52,11 +51,11 @@ def equivalent_conv(module: nn.Module, example: Tensor) -> Conv:
 
     Source: RepVGG, arXiv:2101.03697, section 3.3, whose weight decay needs the gradient.
     """
-    found = _captured(skeleton(module).eval() if _trains(module) else module)
+    found = _captured(skeleton(module).eval() if _trains(module) else module, example)
     entry = {node: tuple(example.shape) for node in found.graph.nodes if node.op == "placeholder"}
     rewrite = _simplified(found, entry)
     if rewrite is None or _as_conv(rewrite[0].op) is None:  # now with the shapes of all values
-        rewrite = _simplified(found, find_shapes(module, [found], (example,))[0])
+        rewrite = _simplified(found)
     name = type(module).__name__
     if rewrite is None:
         raise NotAffineError(f"{name} is not affine from its input to its output")
@@ -92,8 +91,7 @@ def equivalent_operator(module: nn.Module, example: Tensor) -> Operator:
     Source: RepMLP, arXiv:2105.01883, section 3.3, is the first to need it.
     """
     with undisturbed(), torch.no_grad():
-        found = _captured(module)
-        simple = _simplified(found, find_shapes(module, [found], (example,))[0], False)
+        simple = _simplified(_captured(module, example), allow_growth=False)
         if simple is None:
             raise NotAffineError(f"{type(module).__name__} is not affine from its input on")
         rewrite, replay, op = simple
@@ -135,17 +133,17 @@ def _trains(module: nn.Module) -> bool:
     return any(part.training for part in module.modules())
 
 
-def _captured(module: nn.Module) -> Capture:
-    found = capture_all(module)
+def _captured(module: nn.Module, example: Tensor) -> Capture:
+    found = capture_all(module, (example,))
     whole = [capture for capture in found.captures if capture.path == ""]
     if whole:
         return whole[0]
     reasons = "; ".join(f"{path or 'itself'}: {reason}" for path, reason in found.failures.items())
-    raise NotAffineError(f"{type(module).__name__} cannot be traced: {reasons}")
+    raise NotAffineError(f"{type(module).__name__} cannot be followed: {reasons}")
 
 
 def _simplified(
-    found: Capture, shapes: Shapes, allow_growth: bool = True
+    found: Capture, shapes: Shapes | None = None, *, allow_growth: bool = True
 ) -> tuple[Rewrite, Replay, Operator] | None:
     """Return what the module's output is, as few operators on its input, if it is affine."""
     lifter = Lifter.of(found, shapes)

@@ -76,7 +76,7 @@ def lively(model: nn.Module) -> nn.Module:
 
 
 def editor(model: nn.Module) -> tuple[Editor, dict[str, fx.Node], Capture]:
-    [found] = capture(model)
+    [found] = capture(model, (X,))
     return Editor(found), {node.name: node for node in found.graph.nodes}, found
 
 

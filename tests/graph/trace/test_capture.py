@@ -230,9 +230,9 @@ class Awkward(nn.Module):
         return OrderedDict(out=first, rest=tuple(rest), size=4)
 
 
-def test_awkward_but_common_code_is_traced() -> None:
+def test_awkward_but_common_code_is_followed() -> None:
     model = Awkward()
-    [found] = capture(model)
+    [found] = capture(model, (X,))
     result = found.graph_module()(X)
     expected = model(X)
     assert type(result) is OrderedDict

@@ -10,12 +10,11 @@ from helpers.traps import conv, images, live, net
 from refold.errors import InputError
 from refold.graph.trace.capture import capture_all
 from refold.graph.trace.examples import as_arguments
-from refold.graph.trace.shapes import find_shapes
 
 
 def shapes(model: nn.Module, *inputs) -> list[dict[str, tuple[int, ...]]]:
-    found = find_shapes(model, capture_all(model, inputs or None).captures, inputs or None)
-    return [{node.name: shape for node, shape in known.items()} for known in found]
+    found = capture_all(model, inputs or None).captures
+    return [{node.name: shape for node, shape in each.shapes.items()} for each in found]
 
 
 def test_every_tensor_has_its_shape() -> None:

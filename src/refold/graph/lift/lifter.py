@@ -26,9 +26,8 @@ from refold.graph.lift.piece import Lifted, Piece, nothing
 from refold.graph.lift.pools import WINDOWS
 from refold.graph.lift.reshapes import LAYOUT, layout_call
 from refold.graph.trace.aliases import tainted
-from refold.graph.trace.capture import Capture
+from refold.graph.trace.capture import Capture, Shapes
 from refold.graph.trace.effects import mutated
-from refold.graph.trace.shapes import Shapes
 
 _HANDLERS: dict[str, Handler] = {**ARITHMETIC, **SLICES, **LAYERS, **LAYOUT, **WINDOWS}
 
@@ -37,10 +36,11 @@ class Lifter(Context):
     """Lifts the nodes of one capture, each once for as long as it and its module stay the same."""
 
     @classmethod
-    def of(cls, capture: Capture, shapes: Shapes) -> Lifter:
-        """Return a lifter of a capture, given the shapes of its values."""
+    def of(cls, capture: Capture, shapes: Shapes | None = None) -> Lifter:
+        """Return a lifter of a capture; `shapes`, where given, are all that is to be known."""
         reasons = tainted(capture.graph)
-        return cls(capture, Constants(capture, reasons), shapes, reasons)
+        known = dict(capture.shapes if shapes is None else shapes)
+        return cls(capture, Constants(capture, reasons), known, reasons)
 
     def lift(self, node: fx.Node) -> Lifted:
         """Return the node's piece, the reason why it has none, or None for anything not affine."""

@@ -48,7 +48,7 @@ def mutated(node: fx.Node) -> list[fx.Node]:
         >>> [[arg.name for arg in mutated(node)] for node in graph.nodes]
         [[], [], ['clone'], []]
     """
-    changed = nodes_in(node.kwargs.get("out"))
+    changed = nodes_in(node.kwargs["out"]) if "out" in node.kwargs else []
     if _writes_first(node):
         return changed + _first(node)
     if isinstance(node.target, torch._ops.OpOverload):

@@ -14,16 +14,26 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from refold.graph.calls import canonical
+from refold.graph.copies.modules import submodule
 from refold.graph.trace.frames import Frame, ancestors, frame_of, is_inside, leaves, map_tree
+from refold.graph.trace.genuine import layer_class
 from refold.graph.trace.notebook import DEVICE_MARK
 from refold.graph.trace.recorder import Recorder
 from refold.graph.trace.torch_calls import RecordError
 
+_ROW_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)
+_NORM_CALLS = ("batch_norm", "functional_batch_norm", "native_norm")
+_OTHER_AXIS = (
+    "the network takes (N, C) and (N, L, C), where the norm scales another axis than the layer "
+    "beside it; a flatten(1) in front of them would fix which"
+)
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Item = fx.Node | Frame
 _MAX_FLIPS = 24
@@ -211,6 +221,7 @@ class Evidence:
         self.first = Snapshot.of(self.recorder.graph)
         self.root = self.recorder.root_frame
         self._names = {node.name: node for node in self.first.order}
+        self._deeper: dict[int, tuple[Recorder, Variant] | None] = {}
         self._flipped: dict[str, Variant | str | None] = {}
         self._optional: list[Variant | str] | None = None
 
@@ -291,7 +302,7 @@ class Evidence:
         for frame, where in self.recorder.looked_up:
             if self._touches(frame, places):
                 return f"its code looks a size up in a table ({where})"
-        return self._argued(places)
+        return self._other_rank(places) or self._argued(places)
 
     def _touches(self, frame: Frame, places: list[fx.Node]) -> bool:
         """Say whether a step joins parts of one frame, not only within one of its calls."""
@@ -330,6 +341,49 @@ class Evidence:
         except Exception as error:
             return None if _is_refusal(error) else what
         return Variant(what, self.first, self.root, found)
+
+    # ranks
+
+    def _other_rank(self, places: list[fx.Node]) -> str | None:
+        """Say why a norm of rows, (N, C), is no part of a linear layer, where it may see (N, L, C).
+
+        A linear layer works along the last axis, the norm along the second.
+        """
+        for node in places:
+            shape = self.recorder.shapes.get(node, ())
+            if len(shape) == 2 and self._is_norm(node) and not self.calls_known:
+                if shape[1] not in self._deeper:
+                    self._deeper[shape[1]] = self._with_axis(shape[1])
+                found = self._deeper[shape[1]]
+                if found is not None and self._rank(found, node) != 2:
+                    return _OTHER_AXIS
+        return None
+
+    def _is_norm(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return layer_class(submodule(self.recorder.root, str(node.target))) in _ROW_NORMS
+        call = canonical(node)
+        return call is not None and call.name in _NORM_CALLS
+
+    def _with_axis(self, size: int) -> tuple[Recorder, Variant] | None:
+        """Record the root on inputs with one axis more, of this many entries, if it takes them."""
+        other = partial(_shaped, change=partial(_with_axis, size=size))
+        try:
+            found = self.run(map_tree(other, self.arguments))
+        except Exception:  # then the code takes no such input
+            return None
+        for node in found.graph.nodes:  # a recording does not run norms
+            if node.op == "call_module" and self._is_norm(node):
+                norm = submodule(self.recorder.root, str(node.target))
+                if found.shapes[node][1] != cast(_BatchNorm, norm).num_features:
+                    return None
+        return found, Variant("", self.first, self.root, found)
+
+    def _rank(self, found: tuple[Recorder, Variant], node: fx.Node) -> int | None:
+        recorder, variant = found
+        other = variant.same.get(node)
+        shape = recorder.shapes.get(other) if isinstance(other, fx.Node) else None
+        return None if shape is None else len(shape)
 
     # optional arguments
 
@@ -454,6 +508,10 @@ def _of_side(value: Tensor, *, side: int) -> list[int]:
 
 def _without_batch(value: Tensor) -> list[int]:
     return list(value.shape[1:])
+
+
+def _with_axis(value: Tensor, *, size: int) -> list[int]:
+    return [*value.shape[:1], size, *value.shape[1:]]
 
 
 def _with_batch(value: Tensor) -> list[int]:

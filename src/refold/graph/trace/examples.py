@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
@@ -15,6 +15,7 @@ from refold.errors import InputError
 from refold.graph.trace.genuine import layer_class
 
 _SIDES = (64, 224, 32, 28, 16, 8, 128, 256, 299, 384)
+_OF_ANYTHING = ((2, 3, 64, 64), (2, 4, 8, 8), (2, 3, 64), (2, 8))
 
 
 def as_arguments(example_inputs: Any) -> tuple[Any, ...] | None:
@@ -43,20 +44,33 @@ def made_examples(model: nn.Module) -> Iterator[tuple[Any, ...]]:
     """Yield arguments that a model may accept, the likeliest first; none where nothing tells.
 
     Examples:
-        >>> [x.shape for x, in made_examples(nn.Linear(5, 2))]
+        >>> [x.shape for x in next(made_examples(nn.Linear(5, 2)))]
         [torch.Size([2, 5])]
     """
+    exported = _exported(model)
+    if exported is not None:
+        yield exported
     if not _takes_one(model):
         return
-    layer = next((m for m in model.modules() if _channels(m) is not None), None)
-    if layer is None:
-        return
+    layer = next((m for m in model.modules() if _shapes(m)), model)
     dtype = next((p.dtype for p in layer.parameters()), torch.float32)
     seen = set[tuple[int, ...]]()
-    for shape in (*_told(model), *_guessed(layer)):
+    for shape in (*_told(model), *_shapes(layer), *_OF_ANYTHING):
         if shape not in seen:
             seen.add(shape)
             yield (torch.empty(shape, dtype=dtype, device="meta"),)
+
+
+def _exported(model: nn.Module) -> tuple[Any, ...] | None:
+    """Return what an exported graph was exported with, where it says so."""
+    if not isinstance(model, fx.GraphModule):
+        return None
+    given = [node.meta.get("val") for node in model.graph.nodes if node.op == "placeholder"]
+    if not given or not all(isinstance(value, Tensor) for value in given):
+        return None
+    shapes = [tuple(int(size) for size in value.shape) for value in given]
+    pairs = zip(shapes, given, strict=True)
+    return tuple(torch.empty(shape, dtype=value.dtype, device="meta") for shape, value in pairs)
 
 
 def drawn(value: Any) -> Any:
@@ -97,24 +111,35 @@ def _told(model: nn.Module) -> Iterator[tuple[int, ...]]:
         yield (2, channels, *sides)
 
 
-def _guessed(layer: nn.Module) -> Iterator[tuple[int, ...]]:
-    channels, rank = cast("tuple[int, int]", _channels(layer))
-    if rank == 0:
-        yield (2, channels)
-        return
-    for side in _SIDES:
-        yield (2, channels, *(side,) * rank)
+def _shapes(layer: nn.Module) -> list[tuple[int, ...]]:
+    """Return the shapes of what a layer may be given, the likeliest first."""
+    if isinstance(layer, nn.LayerNorm):
+        return [(2, *layer.normalized_shape), (2, 8, *layer.normalized_shape)]
+    found = _channels(layer)
+    if found is None:
+        return []
+    channels, ranks = found
+    return [(2, channels, *(side,) * rank) for rank in ranks for side in (_SIDES if rank else (0,))]
 
 
-def _channels(layer: nn.Module) -> tuple[int, int] | None:
-    """Return the channels that a layer takes, and its spatial axes."""
+def _channels(layer: nn.Module) -> tuple[int, tuple[int, ...]] | None:
+    """Return the channels that a layer takes, and how many spatial axes."""
     kind = layer_class(layer)
     if issubclass(kind, _ConvNd):
         conv = cast(_ConvNd, layer)
-        return conv.in_channels, len(conv.kernel_size)
+        return conv.in_channels, (len(conv.kernel_size),)
     if issubclass(kind, nn.Linear):
-        return cast(nn.Linear, layer).in_features, 0
+        return cast(nn.Linear, layer).in_features, (0,)
     if issubclass(kind, _NormBase):
-        ranks = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.InstanceNorm2d: 2}
-        return (cast(_NormBase, layer).num_features, ranks[kind]) if kind in ranks else None
+        return cast(_NormBase, layer).num_features, _RANKS.get(kind, (2,))
+    if issubclass(kind, nn.GroupNorm):
+        return cast(nn.GroupNorm, layer).num_channels, (2, 1, 3)
     return None
+
+
+_RANKS: dict[type, tuple[int, ...]] = {
+    nn.BatchNorm1d: (0, 1),
+    nn.BatchNorm3d: (3,),
+    nn.InstanceNorm1d: (1,),
+    nn.InstanceNorm3d: (3,),
+}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, cast
 
+import torch
 from torch import fx, nn
 
 Tree = Any  # a nest of tuples, lists, dicts, dataclasses over nodes and plain values
@@ -93,6 +94,8 @@ def map_tree(fn: Callable[[Any], Any], tree: Tree) -> Tree:
         >>> map_tree(lambda v: v + 1, (1, [2, {"a": 3}]))
         (2, [3, {'a': 4}])
     """
+    if type(tree) in _ATOMS:
+        return fn(tree)
     if isinstance(tree, tuple):
         items = [map_tree(fn, item) for item in cast("tuple[Any, ...]", tree)]
         if hasattr(cast(Any, tree), "_fields"):
@@ -128,25 +131,39 @@ def leaves(tree: Tree) -> list[Any]:
         >>> leaves((1, [2, {"a": 3}]))
         [1, 2, 3]
     """
-    return list(_leaves(tree))
+    found: list[Any] = []
+    _collect(tree, found)
+    return found
 
 
-def _leaves(tree: Tree) -> Iterator[Any]:
+def _collect(tree: Tree, found: list[Any]) -> None:
+    if type(tree) in _ATOMS:
+        found.append(tree)
+        return
+    inside = _inside(tree)
+    if inside is None:
+        found.append(tree)
+        return
+    for item in inside:
+        _collect(item, found)
+
+
+def _inside(tree: Tree) -> Iterable[Any] | None:
+    """Return what one level of a nest holds, None for a leaf."""
     if isinstance(tree, tuple | list):
-        for item in cast("list[Any]", tree):
-            yield from _leaves(item)
-    elif isinstance(tree, dict):
-        for item in cast("dict[Any, Any]", tree).values():
-            yield from _leaves(item)
-    elif isinstance(tree, slice):
-        for part in (tree.start, tree.stop, tree.step):
-            yield from _leaves(part)
-    elif is_dataclass(tree) and not isinstance(tree, type):
-        for item in fields(tree):
-            if item.init:
-                yield from _leaves(getattr(tree, item.name))
-    else:
-        yield tree
+        return cast("list[Any]", tree)
+    if isinstance(tree, dict):
+        return cast("dict[Any, Any]", tree).values()
+    if isinstance(tree, slice):
+        return (tree.start, tree.stop, tree.step)
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return [getattr(tree, item.name) for item in fields(tree) if item.init]
+    return None
+
+
+_ATOMS = frozenset(
+    {fx.Node, torch.Tensor, nn.Parameter, int, float, bool, str, type(None), torch.dtype}
+)
 
 
 def nodes_in(tree: Tree) -> list[fx.Node]:

@@ -54,6 +54,7 @@ class Notebook:
         self._kinds: dict[Frame, list[tuple[str, Any, fx.Node]]] = {}  # dtypes and devices read
         self._static: set[fx.Node] = set()  # made from stored tensors alone
         self._numbers: dict[tuple[int, int], tuple[Any, fx.Node]] = {}
+        self.reads = set[int]()  # ids of the tensors that calls are given
         self._stored_paths: dict[int, str] = {}
 
     def _leave(self, frame: Frame, reason: str) -> None:
@@ -208,6 +209,7 @@ class Notebook:
             if value.is_meta:
                 return value
             known = self._twins.get(id(value))
+            self.reads.add(id(value))
             if known is None:
                 known = self._twins[id(value)] = (value, self._blank(value))
                 self._are_twins.add(id(known[1]))
@@ -222,6 +224,7 @@ class Notebook:
     def _real_twin(self, value: Tensor) -> Tensor:
         if id(value) not in self._stored_paths:
             return value
+        self.reads.add(id(value))
         known = self._twins.get(id(value))
         if known is None:
             twin = value.detach() if isinstance(value, nn.Parameter) else value.detach().clone()

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from refold.graph.copies.skeleton import storage_key
+from refold.graph.copies.watching import watched_attributes, watched_calls
 from refold.graph.trace.chance import Chance
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in
@@ -31,7 +32,7 @@ from refold.graph.trace.leaves import (
 )
 from refold.graph.trace.notebook import DEVICE_MARK
 from refold.graph.trace.sizes import Ratio, Size, plain
-from refold.graph.trace.state import Changes, same_value, untouched, watched_attributes
+from refold.graph.trace.state import Changes, same_value, untouched
 from refold.graph.trace.torch_calls import RecordError, TorchCalls, UnansweredError
 from refold.graph.trace.writes import is_stored_value, stored_value, stored_writes
 
@@ -47,6 +48,8 @@ class Recorder(TorchCalls):
         elsewhere: as if the model were in half precision and on another device.
         flip: the decision about a size to answer the other way round, by its number.
 
+    `ran` holds the ids of the modules that were called, `reads` those of the tensors that calls
+    were given.
     `late` holds the frames found out to be no frames (they ask for numbers, keep state, are called
     again): record anew with them in `leaves`.
     """
@@ -67,6 +70,8 @@ class Recorder(TorchCalls):
         self.caught: dict[str, str] = {}
         self.calls: Counter[str] = Counter()
         self.seen: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        self.is_whole = False  # the root's forward has come to its end
+        self.ran: set[int] = set()
         self.was_set: set[tuple[int, str]] = set()
         self.set_here: list[tuple[str, Frame]] = []
         self._framed: set[str] = set()
@@ -95,8 +100,9 @@ class Recorder(TorchCalls):
         grad = torch.is_grad_enabled()
         torch.set_grad_enabled(True)  # so that a `with torch.no_grad()` in the model shows
         try:
-            with guard, watched, _watched_calls(self._called), self:
+            with guard, watched, watched_calls(self._called), self:
                 self.result = forward(*args, **kwargs)
+            self.is_whole = True
         finally:
             torch.set_grad_enabled(grad)
         return self._finish()
@@ -185,6 +191,7 @@ class Recorder(TorchCalls):
 
     def _called(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         path = self._paths.get(id(module))
+        self.ran.add(id(module))
         if "_orig_mod" in module._modules:  # what it compiles is the same function
             call = _call_uncompiled
         if path is None:
@@ -235,7 +242,7 @@ class Recorder(TorchCalls):
         self._paused += 1
         self._sets.append(path)
         try:
-            keeps = not self.real and not kwargs and len(args) == 1 and _keeps_shape(module)
+            keeps = not self.real and not kwargs and _is_one(args) and _keeps_shape(module)
             result = args[0].detach() if keeps else call(module, *args, **kwargs)
         finally:
             self._paused -= 1
@@ -376,30 +383,31 @@ def _call_uncompiled(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _keeps_shape(module: nn.Module) -> bool:
-    """Say whether a layer is a norm by stored statistics: slow without storage, and no news."""
+    """Say whether a layer gives back the form of its input: slow without storage, and no news."""
     kind = layer_class(module)
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    return kind in norms and not module.training and module._buffers.get("running_mean") is not None
+    if kind in _ELEMENTWISE:
+        return not getattr(module, "inplace", False)
+    if kind not in _NORMS or module.training:
+        return False
+    return module._buffers.get("running_mean") is not None
+
+
+_NORMS = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm})
+_ELEMENTWISE = frozenset(
+    {nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish}
+    | {nn.Hardsigmoid, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.SELU, nn.Softplus, nn.Identity}
+    | {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d}
+)
+
+
+def _is_one(args: tuple[Any, ...]) -> bool:
+    """Say whether a layer is given one tensor of real numbers and nothing else."""
+    return len(args) == 1 and isinstance(args[0], Tensor) and args[0].is_floating_point()
 
 
 @contextmanager
 def _nothing() -> Generator[None]:
     yield
-
-
-@contextmanager
-def _watched_calls(watch: Callable[..., Any]) -> Generator[None]:
-    """Tell `watch` of every call of a module."""
-    call = nn.Module.__call__
-
-    def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return watch(call, self, args, kwargs)
-
-    nn.Module.__call__ = watched
-    try:
-        yield
-    finally:
-        nn.Module.__call__ = call
 
 
 def _accept_any_rank(value: Any) -> None:

@@ -26,12 +26,20 @@ _MAX_RECORDINGS = 32
 class TraceError(Exception):
     """A root could not be followed; `called` names the children that ran before it failed.
 
-    `is_followed` says that its code ran to the end all the same: it is no frame for what it does.
+    `is_followed` says that its code runs to the end all the same: it is no frame for what it does;
+    `is_whole` that this run did.
     """
 
-    def __init__(self, reason: str, called: set[str], *, is_followed: bool = False) -> None:
+    def __init__(
+        self,
+        reason: str,
+        called: set[str],
+        *,
+        is_followed: bool = False,
+        is_whole: bool = False,
+    ) -> None:
         super().__init__(reason)
-        self.called, self.is_followed = called, is_followed
+        self.called, self.is_followed, self.is_whole = called, is_followed, is_whole
 
 
 @dataclass(eq=False)
@@ -40,12 +48,20 @@ class Seen:
 
     Args:
         calls: arguments without storage, by the id of the module, in order.
+        made_up: ids of those that ran on an input of our own.
+        ran: ids of all modules that were called, layers too.
+        reads: ids of the tensors that calls were given.
     """
 
     calls: dict[int, list[Arguments]] = field(default_factory=dict[int, list[Arguments]])
+    made_up: set[int] = field(default_factory=set[int])
+    ran: set[int] = field(default_factory=set[int])
+    reads: set[int] = field(default_factory=set[int])
 
     def note(self, recorder: Recorder) -> None:
         """Add what a recording saw."""
+        self.ran |= recorder.ran
+        self.reads |= recorder.reads
         for key, calls in recorder.seen.items():
             self.calls.setdefault(key, calls)
 
@@ -99,20 +115,24 @@ def record(
             return recorder
         if "" in late or (not late and (computes or not real)):
             followed = "" in late or not last or recorder.unanswered is not None
-            raise TraceError(late.get("", last), _called(recorder), is_followed=followed)
+            reason, called = late.get("", last), _called(recorder)
+            raise TraceError(reason, called, is_followed=followed, is_whole=recorder.is_whole)
         leaves.update(late)
         leaves.update(recorder.opaque)
         computes = computes or (bool(last) and real)
     raise TraceError("modules are called again and again in new ways", set())
 
 
-def run_blank(model: nn.Module, args: tuple[Any, ...]) -> None:
-    """Run a model without storage and without a trace; it raises where its code does.
+def run_blank(model: nn.Module, args: tuple[Any, ...]) -> Any:
+    """Return what a model gives, without storage; it raises where its code does.
 
     Examples:
-        >>> run_blank(nn.Linear(2, 3), (torch.zeros(1, 2),))
+        >>> run_blank(nn.Linear(2, 3), (torch.zeros(1, 2),)).shape
+        torch.Size([1, 3])
     """
-    _run(Recorder(skeleton(model), {}, Changes()), (args, {}))
+    recorder = Recorder(skeleton(model), {}, Changes())
+    _run(recorder, (args, {}))
+    return recorder.result
 
 
 def again(first: Recorder) -> Callable[..., Recorder]:

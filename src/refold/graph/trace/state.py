@@ -6,7 +6,7 @@ Structural copies share their tensors with the caller's model, whose numbers sta
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -121,26 +121,6 @@ def _same_item(old: Any, new: Any) -> bool:
 
 
 @contextmanager
-def watched_attributes(note: Callable[[nn.Module, str, Any], bool]) -> Generator[None]:
-    """Tell `note` of every assignment to an attribute of any module; True keeps it from happening.
-
-    Args:
-        note: is given the module, the name, and the new value.
-    """
-    plain = nn.Module.__setattr__
-
-    def assign(self: nn.Module, name: str, value: Any) -> None:
-        if not note(self, name, value):
-            plain(self, name, value)
-
-    nn.Module.__setattr__ = assign
-    try:
-        yield
-    finally:
-        nn.Module.__setattr__ = plain
-
-
-@contextmanager
 def untouched(root: nn.Module, storages: frozenset[int] | None = None) -> Generator[None]:
     """Raise where code changes a tensor that `root` keeps, before the change happens.
 
@@ -164,20 +144,25 @@ def untouched(root: nn.Module, storages: frozenset[int] | None = None) -> Genera
 
 
 class _Kept:
-    """The stored tensors of a model by storage, looked up only when something is written."""
+    """The stored tensors of a model by storage, looked up once, when something is written."""
 
     def __init__(self, root: nn.Module, storages: frozenset[int] | None) -> None:
         self.root, self.storages = root, storages
+        self._names: dict[int, str] | None = None
 
     def refuse(self, tensor: Tensor, what: str) -> None:
         key = storage_key(tensor)
         if self.storages is not None and key not in self.storages:
             return
+        if self._names is None:
+            self._names = dict(self._found())
+        if key in self._names:
+            raise StateChangeError(f"its code changes {self._names[key]} {what}")
+
+    def _found(self) -> Iterator[tuple[int, str]]:
         for path, module in self.root.named_modules():
             for name, held in held_tensors(module):
-                if storage_key(held) == key:
-                    where = f"{path}.{name}" if path else name
-                    raise StateChangeError(f"its code changes {where} {what}")
+                yield storage_key(held), f"{path}.{name}" if path else name
 
 
 class _NoWrite(TorchDispatchMode):

@@ -101,6 +101,8 @@ class TorchCalls(Notebook, TorchFunctionMode):
         recorded = self._argument(args), self._argument(kwargs)
         if name in ("cpu", "cuda") and not self.real:
             result = args[0]
+        elif not self.real and _is_elementwise(name, flat, tensors):
+            result = tensors[0].detach()
         else:
             result = func(*self._converted(args), **self._converted(kwargs))
         if not any(isinstance(leaf, Tensor) for leaf in leaves(result)) and result is not None:
@@ -277,3 +279,23 @@ def _writes(name: str, kwargs: dict[str, Any]) -> bool:
 
 def _cloned(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
+
+
+_OF_ONE = frozenset(
+    {"relu", "relu6", "gelu", "silu", "mish", "sigmoid", "tanh", "hardswish", "hardsigmoid"}
+    | {"hardtanh", "leaky_relu", "elu", "selu", "celu", "softplus", "softsign", "dropout"}
+)
+_OF_TWO = frozenset({"add", "sub", "mul", "__add__", "__sub__", "__mul__", "__radd__", "__rmul__"})
+
+
+def _is_elementwise(name: str, flat: list[Any], tensors: list[Tensor]) -> bool:
+    """Say whether a result surely has the form of its first tensor: slow to run without storage."""
+    first = tensors[0] if tensors else None
+    changes = any(leaf is True for leaf in flat)  # `inplace=True`
+    if first is None or changes or not first.is_floating_point():
+        return False
+    if name in _OF_ONE:
+        return len(tensors) == 1
+    if name not in _OF_TWO or len(tensors) != 2 or flat[0] is not first:
+        return False
+    return tensors[1].shape == first.shape and tensors[1].dtype == first.dtype

@@ -1,0 +1,178 @@
+"""Read code that no run has followed: does it call a child as a capture of its own assumes?"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from refold.graph.trace.leaves import untraceable_reason
+
+_ONE_BY_ONE = "its parent may run its children one by one"
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One read of `self.<name>` in a class.
+
+    Args:
+        name: the attribute.
+        method: the method that reads it.
+        call: the call of the attribute, if it is one.
+        member: what is read off the attribute, if anything is.
+    """
+
+    name: str
+    method: str
+    call: ast.Call | None
+    member: str | None
+
+
+def doubt(parent: nn.Module, name: str, child: nn.Module, called: set[str]) -> str | None:
+    """Return why unseen code may call `parent.name` otherwise than a capture assumes, or None.
+
+    Args:
+        parent: a module that could not be traced.
+        name: the name of its child.
+        child: the child.
+        called: the children that the failed trace saw being called.
+
+    Examples:
+        >>> doubt(nn.ModuleList([nn.Sequential()]), "0", nn.Sequential(), set()) is None
+        True
+    """
+    known = _uses_in_forward(type(parent))
+    if known is None:  # a trace that failed has not seen what comes after it
+        return _ONE_BY_ONE if isinstance(child, nn.Sequential) else _given(_optional(child))
+    uses = [use for use in known if use.name == name]
+    if any(_reaches_in(use, child) for use in uses):
+        return _ONE_BY_ONE
+    is_item = isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential)
+    is_called = is_item or name in called or any(use.call for use in uses)
+    if isinstance(child, nn.Sequential) and not is_called:
+        return _ONE_BY_ONE
+    calls = [use.call for use in uses if use.call is not None]
+    is_plain = bool(calls) and not any(_gives_more(call, child) for call in calls)
+    if is_plain or isinstance(parent, nn.Sequential):
+        return None
+    return _given(_optional(child))
+
+
+def doubt_of_calls(graph: fx.Graph, path: str, module: nn.Module) -> str | None:
+    """Return why the calls of a leaf in a graph are none that its own capture stands for, or None.
+
+    Examples:
+        >>> class Scale(nn.Module):
+        ...     def forward(self, x, by=1.0):
+        ...         return x * by
+        >>> graph = fx.Graph()
+        >>> call = graph.call_module("scale", (graph.placeholder("x"),), {"by": 2.0})
+        >>> doubt_of_calls(graph, "scale", Scale())
+        'its optional argument by may be given'
+    """
+    optional = _optional(module)
+    if not optional:
+        return None
+    signature = inspect.signature(module.forward)
+    for node in graph.nodes:
+        if node.op != "call_module" or node.target != path:
+            continue
+        try:
+            bound = signature.bind(*node.args, **node.kwargs).arguments
+        except TypeError:  # a call that fails, as it should
+            continue
+        for name in optional:
+            default = signature.parameters[name].default
+            if name in bound and not _is_same(bound[name], default):
+                return _given([name])
+    return None
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    plain = (bool, int, float, str, type(None))
+    return type(value) is type(default) and isinstance(value, plain) and value == default
+
+
+def _given(names: list[str]) -> str | None:
+    if not names:
+        return None
+    several = len(names) > 1
+    return f"its optional argument{'s' if several else ''} {' and '.join(names)} may be given"
+
+
+def _optional(module: nn.Module) -> list[str]:
+    """Return the arguments of a module's forward that have a default."""
+    if untraceable_reason(module) is not None:
+        return []
+    parameters = inspect.signature(module.forward).parameters.values()
+    return [p.name for p in parameters if p.default is not p.empty]
+
+
+def _reaches_in(use: _Use, child: nn.Module) -> bool:
+    """Say whether code may run a part of a child by itself."""
+    if use.call is not None:
+        return False
+    if use.member is None:
+        return isinstance(child, nn.Sequential)  # indexed, looped over or handed on
+    if use.member in child._modules:
+        return True
+    return "children" in use.member or "modules" in use.member
+
+
+def _gives_more(call: ast.Call, child: nn.Module) -> bool:
+    """Say whether a call may give an argument that has a default."""
+    parameters = inspect.signature(child.forward).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty]
+    if any(isinstance(value, ast.Starred) for value in call.args):
+        return True
+    named = [keyword.arg for keyword in call.keywords]
+    return len(call.args) + len(named) > len(required) or any(n not in required for n in named)
+
+
+@functools.lru_cache(maxsize=256)
+def _uses_in_forward(kind: type) -> tuple[_Use, ...] | None:
+    """Return the reads of attributes in a class's forward and the methods it uses, if known."""
+    found = [_uses(base) for base in kind.__mro__]
+    if any(part is None for part in found):
+        return None
+    uses = [use for part in found for use in part or ()]
+    reached, pending = set[str](), ["forward"]
+    while pending:
+        method = pending.pop()
+        if method not in reached:
+            reached.add(method)
+            pending.extend(use.name for use in uses if use.method == method)
+    return tuple(use for use in uses if use.method in reached)
+
+
+@functools.lru_cache(maxsize=256)
+def _uses(kind: type) -> tuple[_Use, ...] | None:
+    """Return every read of `self.<name>` in the methods of a class, None without its source."""
+    if kind is object or kind.__module__.startswith("torch."):
+        return ()
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    return tuple(_uses_in(tree))
+
+
+def _uses_in(tree: ast.Module) -> Iterator[_Use]:
+    methods = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    for method in methods:
+        if method.name == "__init__" or not method.args.args:
+            continue
+        this = method.args.args[0].arg
+        parents = {id(low): high for high in ast.walk(method) for low in ast.iter_child_nodes(high)}
+        for node in ast.walk(method):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == this:
+                above = parents[id(node)]
+                call = above if isinstance(above, ast.Call) and above.func is node else None
+                member = above.attr if isinstance(above, ast.Attribute) else None
+                yield _Use(node.attr, method.name, call, member)

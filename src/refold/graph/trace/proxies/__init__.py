@@ -1,1 +1,0 @@
-"""Tracing with stand-ins for tensors: for modules that no recorded call runs."""
