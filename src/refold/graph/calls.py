@@ -121,6 +121,8 @@ _ONE_BY_ONE = {  # what they take besides their input: their names
     "alpha=1.0 inplace=False": "elu celu",
     "beta=1 threshold=20": "softplus",
     "approximate='none'": "gelu",
+    "threshold value inplace=False": "threshold",
+    "lambd=0.5": "hardshrink softshrink",
 }
 _OTHER_VIEWS = (
     "type to float half double bfloat16 cpu cuda unbind select diagonal movedim moveaxis swapdims "
