@@ -26,6 +26,7 @@ from refold.graph.copies.watching import watchable
 from refold.graph.fold.computed_weights import RULE, store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.leftovers import drop_idle, drop_layouts
+from refold.graph.fold.norm_gains import push_gains
 from refold.graph.fold.parallel_paths import merge_siblings
 from refold.graph.fold.record import Fold, Kept
 from refold.graph.fold.relayout import unify_layouts
@@ -302,6 +303,7 @@ def _folded(capture: Capture, allow_growth: bool, left: LeftAlone) -> FoldPass:
         fold.run()
     store_weights(fold)
     drop_layouts(fold)
+    push_gains(fold)
     _must_hold(fold, capture, left)
     return fold
 

@@ -99,7 +99,7 @@ def test_what_is_kept_is_no_copy_of_an_input() -> None:
 
 
 def test_a_product_that_changes_the_precision_stays() -> None:
-    model = net(lambda self, x: (self.b(self.a((x * 1.0)))), a=conv(), b=nn.BatchNorm2d(4))
+    model = net(lambda self, x: self.b(self.a(x * 1.0)), a=conv(), b=nn.BatchNorm2d(4))
     pixels = torch.randint(0, 255, (2, 3, 11, 9), dtype=torch.uint8)
     model = live(model).float()
     folded = reparameterize(model, pixels)

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import fx, nn
 
-from refold.graph.calls import Kind, canonical, kind_of, name_of, place_of
+from refold.graph.calls import Kind, canonical, kind_of, name_of
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.ranges import Ranges
