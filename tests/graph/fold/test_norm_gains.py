@@ -104,3 +104,17 @@ def test_the_precision_stays() -> None:
     folded = plan(model, torch.randn(2, 8)).apply()
     assert {(p.dtype, p.requires_grad) for p in folded.parameters()} == {(torch.float32, False)}
     assert gains(folded) == 0
+
+
+def test_a_norm_called_as_a_function_is_one() -> None:
+    class Own(nn.LayerNorm):
+        def forward(self, input: Tensor) -> Tensor:
+            return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    model = net(
+        lambda self, x: self.g(self.n(x)) * self.u(F.rms_norm(x, (8,), self.scale)),
+        n=drawn(Own(8)), g=nn.Linear(8, 6), u=nn.Linear(8, 6), scale=nn.Parameter(torch.randn(8)),
+    )  # fmt: skip
+    done = sound(model, images(2, 5, 8))
+    assert [step.detail for step in done.steps] == ["g", "u"]
+    assert set(done.apply().state_dict()) == {"g.weight", "g.bias", "u.weight", "u.bias"}

@@ -7,15 +7,16 @@ without parameters. It is all readers or none: else one would still need the sca
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from refold.algebra.operator import Affine, Conv, Sequence
 from refold.errors import RefusedError
-from refold.graph.calls import place_of, reads_shape_only
+from refold.graph.calls import canonical, place_of, reads_shape_only
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.lower import like_of, lower
@@ -32,29 +33,69 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm)
 def push_gains(fold: FoldPass) -> None:
     """Give the gain of every layer norm to its readers, where all of them are linear layers."""
     for node in list(fold.lifter.capture.graph.nodes):
-        norm = _gained(fold.lifter, node)
-        if norm is None:
+        gain = _gained(fold.lifter, node)
+        if gain is None:
             continue
         readers = [user for user in node.users if not reads_shape_only(user, node)]
         layers = [user for user in readers if _is_linear(fold.lifter, node, user)]
         if not layers:
             continue
-        reason = _objection(fold.lifter, node, norm, readers, layers)
+        reason = _objection(fold.lifter, node, gain, readers, layers)
         if reason is not None:
             fold.refused[node] = Kept(fold.path(node), reason)
         else:
-            fold.attempt([node, *layers], partial(_push, fold, node, norm, layers))
+            fold.attempt([node, *layers], partial(_push, fold, node, gain, layers))
 
 
-def _gained(lifter: Lifter, node: fx.Node) -> Any:
-    """Return the layer norm that a node calls, if it has a gain or a bias."""
-    if node.op != "call_module":
+@dataclass(frozen=True, eq=False)
+class _Gain:
+    """What a layer norm does after it has normalised.
+
+    Args:
+        path: where its parameters are, for a reason; "" for a call of a function.
+        weight: the gain.
+        bias: the bias.
+        stored: the paths of both, below the root.
+    """
+
+    path: str
+    weight: Tensor | None
+    bias: Tensor | None
+    stored: tuple[str, ...]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What there is of the two."""
+        return [tensor for tensor in (self.weight, self.bias) if tensor is not None]
+
+
+def _gained(lifter: Lifter, node: fx.Node) -> _Gain | None:
+    """Return the gain of a layer norm of one axis, None for any other node."""
+    if node.op == "call_function":
+        return _function(lifter, node)
+    if node.op != "call_module" or str(node.target) in lifter.capture.pinned:
         return None
     norm: Any = submodule(lifter.capture.module, str(node.target))
     if layer_class(norm) not in _NORMS or len(norm.normalized_shape) != 1:
         return None
-    has = norm.weight is not None or getattr(norm, "bias", None) is not None
-    return norm if has and str(node.target) not in lifter.capture.pinned else None
+    stored = tuple(f"{node.target}.{name}" for name, _ in norm.named_parameters())
+    found = _Gain(str(node.target), norm.weight, getattr(norm, "bias", None), stored)
+    return found if found.tensors else None
+
+
+def _function(lifter: Lifter, node: fx.Node) -> _Gain | None:
+    call = canonical(node)
+    if call is None or call.name not in ("layer_norm", "rms_norm") or node in lifter.capture.stays:
+        return None
+    shape = call["normalized_shape"]
+    given = [call.arguments.get(name) for name in ("weight", "bias")]
+    tensors = [lifter.tensor(value) for value in given]
+    told = isinstance(shape, (tuple, list)) and len(cast("list[Any]", shape)) == 1
+    if not told or [v is None for v in given] != [t is None for t in tensors]:
+        return None
+    nodes = [value for value in given if isinstance(value, fx.Node)]
+    stored = tuple(path for value in nodes for path in lifter.constants.sources(value))
+    return _Gain("", *tensors, stored) if nodes else None
 
 
 def _is_linear(lifter: Lifter, node: fx.Node, reader: fx.Node) -> bool:
@@ -67,17 +108,16 @@ def _is_linear(lifter: Lifter, node: fx.Node, reader: fx.Node) -> bool:
 
 
 def _objection(
-    lifter: Lifter, node: fx.Node, norm: Any, readers: list[fx.Node], layers: list[fx.Node]
+    lifter: Lifter, node: fx.Node, gain: _Gain, readers: list[fx.Node], layers: list[fx.Node]
 ) -> str | None:
-    path = str(node.target)
     if node in lifter.tainted:
         return lifter.tainted[node]
     if node in lifter.capture.elsewhere:
         return lifter.capture.elsewhere[node]
-    if lifter.capture.calls.get(path, 1) > 1:
-        return f"its gain stays: the module is called {lifter.capture.calls[path]} times"
-    for name, tensor in norm.named_parameters():
-        if reason := lifter.constants.shared(f"{path}.{name}") or lifter.capture.changing(tensor):
+    if lifter.capture.calls.get(gain.path, 1) > 1:
+        return f"its gain stays: the module is called {lifter.capture.calls[gain.path]} times"
+    for path in gain.stored:
+        if reason := lifter.constants.shared(path):
             return f"its gain stays: {reason}"
     others = [user for user in readers if user not in layers]
     if others:
@@ -86,34 +126,47 @@ def _objection(
     return None
 
 
-def _push(fold: FoldPass, node: fx.Node, norm: Any, layers: list[fx.Node]) -> bool:
-    gain = Affine(norm.weight, getattr(norm, "bias", None))
+def _push(fold: FoldPass, node: fx.Node, gain: _Gain, layers: list[fx.Node]) -> bool:
+    affine = Affine(gain.weight, gain.bias)
     made: list[tuple[fx.Node, nn.Module]] = []
-    before = sum(p.numel() for p in norm.parameters())
-    after = 0
+    before = sum(tensor.numel() for tensor in gain.tensors)
     for reader in layers:
         layer: Any = submodule(fold.lifter.capture.module, str(reader.target))
         before += sum(p.numel() for p in layer.parameters())
-        op = fold_affine_ahead_of_conv(Sequence((gain, Conv(layer.weight, layer.bias))))
+        op = fold_affine_ahead_of_conv(Sequence((affine, Conv(layer.weight, layer.bias))))
         assert isinstance(op, Conv)
+        like = like_of([layer.weight, *gain.tensors], 0)
         try:
-            tensors = [layer.weight, *norm.parameters()]
-            taken = lower(op, replace(like_of(tensors, 0), dtype=layer.weight.dtype))
+            made.append((reader, lower(op, replace(like, dtype=layer.weight.dtype))))
         except RefusedError as error:
             fold.refused[node] = Kept(fold.path(node), str(error))
             return False
-        after += sum(p.numel() for p in taken.parameters())
-        made.append((reader, taken))
+    where = fold.path(node)
     for reader, taken in made:
         fold.editor.replace_module(reader, taken)
-    fold.editor.replace_module(node, _bare(norm))
+    _bare(fold, node)
     fold.edited()
     names = " + ".join(place_of(reader) for reader in layers)
-    fold.folds.append(Fold(fold.path(node), RULE, names, before, after))
+    after = sum(p.numel() for _, taken in made for p in taken.parameters())
+    fold.folds.append(Fold(where, RULE, names, before, after))
     return True
 
 
-def _bare(norm: Any) -> nn.Module:
-    """Return the norm without gain and bias."""
-    kind = nn.LayerNorm if layer_class(norm) is nn.LayerNorm else nn.RMSNorm
-    return kind(norm.normalized_shape, norm.eps, elementwise_affine=False)
+def _bare(fold: FoldPass, node: fx.Node) -> None:
+    """Leave a norm without gain and bias."""
+    if node.op == "call_module":
+        norm: Any = submodule(fold.lifter.capture.module, str(node.target))
+        kind = nn.LayerNorm if layer_class(norm) is nn.LayerNorm else nn.RMSNorm
+        bare = kind(norm.normalized_shape, norm.eps, elementwise_affine=False)
+        fold.editor.replace_module(node, bare)
+        return
+    call = canonical(node)
+    assert call is not None
+    function: Any = F.layer_norm if call.name == "layer_norm" else F.rms_norm
+    arguments = call["input"], call["normalized_shape"]
+    made = fold.editor.insert_function(function, arguments, {"eps": call["eps"]}, before=node)
+    if (shape := fold.lifter.shape(node)) is not None:
+        fold.lifter.shapes[made] = shape
+    fold.touch([node], [made])
+    fold.editor.replace(node, made)
+    fold.editor.sweep()

@@ -96,9 +96,10 @@ class Lifter(Context):
         if call is not None:
             return self.capture.pinned.get(path) or _HANDLERS[call.name](self, node, call)
         lifted = lift_module(module, node.args[0], self.shape(node.args[0]))
-        if lifted is None and not any(map(self.capture.changing, module.parameters())):
-            if unchanged := self._unchanged(node):
-                return unchanged
+        if lifted is None:
+            changes = any(map(self.capture.changing, module.parameters()))
+            lifted = None if changes else self._unchanged(node)
+            return lifted or self.capture.pinned.get(path)
         if not isinstance(lifted, Piece):
             return self.capture.pinned.get(path, lifted)
         for _, buffer in module.named_buffers():
