@@ -20,6 +20,7 @@ from refold.graph.copies.skeleton import (
 )
 from refold.graph.driver import Outcome, Rewritten, fold_model, rewrite, undisturbed
 from refold.graph.fold.lower import Like, like_of, lower
+from refold.graph.fold.ranges import Ranges, through
 from refold.graph.fold.record import Fold, Kept
 from refold.graph.fold.region import Regions
 from refold.graph.layers import ChannelClamp, ChannelSlope, ScaleShift, WholeWindows
@@ -61,6 +62,7 @@ __all__ = [
     "Link",
     "Outcome",
     "Piece",
+    "Ranges",
     "Regions",
     "Rewritten",
     "ScaleShift",
@@ -97,6 +99,7 @@ __all__ = [
     "skeleton",
     "storage_key",
     "submodule",
+    "through",
     "transposed_axes",
     "undisturbed",
     "untouched",
