@@ -353,3 +353,17 @@ def test_inputs_in_containers_have_names(tmp_path: Path) -> None:
     one = torch.ones(2, 3)
     path = export(Nested().eval(), tmp_path / "n.onnx", ((one, one), {"x": one}, one, one))
     assert named(path)[0] == ["pair_0", "pair_1", "table_x", "rest0", "rest1"]
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_by_default_maps_of_the_inputs_size_take_any_size(tmp_path: Path, suffix: str) -> None:
+    net, x = Segment().eval(), torch.randn(2, 3, 20, 16)
+    torch.testing.assert_close(
+        run_file(export(net, tmp_path / f"a{suffix}", IMAGE), x), net(x), rtol=1e-4, atol=1e-5
+    )
+    fixed = nn.Sequential(nn.LayerNorm((3, 8, 12))).eval()  # such a map, of one size only
+    done = write(fixed, tmp_path / f"b{suffix}", IMAGE, Options())
+    assert done.shapes == {"input": ("batch", 3, 8, 12)}
+    assert not done.notes
+    chosen = write(net, tmp_path / f"c{suffix}", IMAGE, Options(dynamic="batch"))
+    assert chosen.shapes == {"image": ("batch", 3, 8, 12)}

@@ -16,7 +16,7 @@ from refold.errors import ExportError, InputError, one_line
 from refold.inputs import Arguments, tensors
 
 Dynamic = str | Mapping[Any, Any]
-"""`none`, `batch`, `size`, several joined by commas, or axes with their names by input."""
+"""`auto`, `none`, `batch`, `size`, `batch,size`, or axes with their names by input."""
 
 _WORDS = ("none", "batch", "size")
 _SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
