@@ -28,6 +28,7 @@ ROOMS = [
     ["bench"],
     ["blocks"],
     ["models"],
+    ["sources"],
     ["training", "onnx_files"],
     ["report"],
     ["cli"],
@@ -61,7 +62,7 @@ FRONT_DOORS = {
 }
 NO_MODULES = {"errors", "algebra", "rules"}  # know neither nn.Module nor fx
 ZOOS = {"timm", "torchvision"}
-REGISTERS_ZOOS = "models/zoo.py"  # whose job is to name the zoos' networks
+NAME_ZOOS = ("models/zoo.py", "sources/networks.py")  # whose job is to name the zoos' networks
 # What training takes of them, which are no networks.
 TOOLS = (
     *(["torchvision", part] for part in ("transforms", "datasets", "tv_tensors")),
@@ -119,7 +120,7 @@ def may_know_zoos(me: Name, name: list[str]) -> bool:
     """Say whether a file may import a name of timm's or torchvision's."""
     if me[0] == "training" and name[:2] in TOOLS:
         return True
-    return RANKS[me[0]] >= RANKS["cli"] or "/".join(me) + ".py" == REGISTERS_ZOOS
+    return RANKS[me[0]] >= RANKS["cli"] or "/".join(me) + ".py" in NAME_ZOOS
 
 
 def fault(me: Name, name: list[str]) -> str | None:
@@ -127,7 +128,7 @@ def fault(me: Name, name: list[str]) -> str | None:
     if name[0] in NEVER:
         return "only tests may"
     if name[0] in ZOOS and not may_know_zoos(me, name):
-        return f"only the cli and {REGISTERS_ZOOS} may"
+        return f"only the cli and {' and '.join(NAME_ZOOS)} may"
     if me[0] in NO_MODULES and name[:2] == ["torch", "fx"]:
         return f"{me[0]} knows no fx"
     return None

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from helpers.traps import conv, gap, images, live, net, norms
 from refold import plan, reparameterize
@@ -99,7 +99,7 @@ def test_nothing_to_do() -> None:
     done = plan(nn.Sequential(conv(), nn.ReLU()).eval(), images().float())
     assert not done.steps
     assert not done.kept
-    assert str(done).startswith("0 folded, 0 kept")
+    assert str(done).startswith("0 folded; parameters")
 
 
 def test_without_an_example_nothing_is_counted() -> None:
@@ -158,3 +158,24 @@ def test_a_model_that_takes_a_list_has_a_plan_with_costs() -> None:
 def test_a_list_that_the_model_cannot_take_is_named() -> None:
     with pytest.raises(InputError, match=r"\(1, 5, 8, 8\)"):
         plan(live(Detector()), ([images(1, 5, 8, 8)],))
+
+
+class SharedHead(nn.Module):
+    """A head that is called on two maps."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.head = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(x), self.head(x[..., ::2, ::2])
+
+
+def test_a_head_that_is_folded_whole_is_not_said_to_be_kept() -> None:
+    head = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    planned = plan(SharedHead(*head).eval(), torch.randn(1, 3, 16, 16))
+    assert [step.where for step in planned.steps] == ["head.0"]
+    assert not planned.kept
+    lonely = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
+    stays = plan(SharedHead(*lonely).eval(), torch.randn(1, 3, 16, 16))
+    assert [item.where for item in stays.kept] == ["head.2"]

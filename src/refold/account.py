@@ -61,8 +61,9 @@ class Account:
     def summary(self) -> str:
         """Return how much was done and what it changed, as one line."""
         before, after = self.cost_before, self.cost_after
+        kept = f", {len(self.kept)} kept" if self.kept else ""
         text = (
-            f"{len(self.steps)} {self.done}, {len(self.kept)} kept; "
+            f"{len(self.steps)} {self.done}{kept}; "
             f"parameters {before.parameters:,} -> {after.parameters:,}"
         )
         if before.macs is None or after.macs is None:

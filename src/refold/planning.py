@@ -79,7 +79,7 @@ def plan(
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
         >>> plan(net, torch.zeros(1, 3, 8, 8)).summary()
-        '1 folded, 0 kept; parameters 240 -> 224; multiply-adds 7,776 -> 7,776'
+        '1 folded; parameters 240 -> 224; multiply-adds 7,776 -> 7,776'
     """
     inputs = arguments(model, example_inputs)
     done = fold_model(model, inputs, allow_growth=allow_growth, check=True)

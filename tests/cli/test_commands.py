@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from refold.cli.source import build
+from refold.sources.networks import build
 
 Net = Callable[[str], str]
 SMALL = ("--input-size", "3x9x9")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import refold
-from refold.cli.source import build
+from refold.sources.networks import build
 
 Net = Callable[[str], str]
 SMALL = ("--input-size", "3x9x9")

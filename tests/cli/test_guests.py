@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from refold.cli.source import build
 from refold.errors import InputError
+from refold.sources.networks import build
 
 GUEST = """
 import os, sys

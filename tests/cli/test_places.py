@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from helpers.layout_nets import NETS, live
-from refold.cli.source import build
+from refold.sources.networks import build
 
 SMALL = ("--input-size", "3x9x9")
 

@@ -99,3 +99,11 @@ def test_an_untrained_zoo_network_is_enlivened(capsys: pytest.CaptureFixture[str
     subject = prepare(Source("timm:resnet10t", input_size=("3x32x32",)))
     assert not initial_norms(subject.model)
     assert "random statistics" in capsys.readouterr().err
+
+
+def test_an_assumed_size_is_said(net: Net, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(Source(net("branchy")))
+    assert "the input is assumed to be 3x224x224" in capsys.readouterr().err
+    prepare(Source(net("branchy"), input_size=("3x8x8",)))
+    prepare(Source("timm:test_resnet"))  # which states its own
+    assert "assumed" not in capsys.readouterr().err

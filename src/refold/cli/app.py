@@ -18,7 +18,6 @@ from refold.cli.console import complain, remark_block, say
 from refold.cli.convert import convert
 from refold.cli.demo import demo
 from refold.cli.expand import collapse, expand
-from refold.cli.guest import describe, place_of
 from refold.cli.inspect import inspect
 from refold.cli.interrupts import INTERRUPTED, Interrupts
 from refold.cli.models import models
@@ -29,6 +28,7 @@ from refold.cli.study import study
 from refold.cli.train import train
 from refold.cli.verify import verify
 from refold.errors import InputError, NotEquivalentError, RefoldError, RuleLoopError
+from refold.sources.guest import describe, place_of
 
 BAD_INPUT = 2
 NOT_EQUAL = 1

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refold.cli.names import suggest
-from refold.cli.source import build
 from refold.cli.subject import Subject
 from refold.errors import InputError, RefoldError
 from refold.files import is_file
+from refold.sources.names import suggest
+from refold.sources.networks import build
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

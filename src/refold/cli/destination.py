@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refold.cli.names import suggest
 from refold.errors import InputError
+from refold.sources.names import suggest
 
 WEIGHTS = (".safetensors", ".pth", ".pt")
 """Files that hold weights alone."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from refold.cli.guest import restored
 from refold.errors import InputError, one_line
+from refold.sources.guest import restored
 
 if TYPE_CHECKING:
     import torch

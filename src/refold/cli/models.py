@@ -10,9 +10,9 @@ import typer
 
 from refold.cli import options
 from refold.cli.console import count, print_json, say, spinner
-from refold.cli.names import suggest
-from refold.cli.source import own_names
 from refold.errors import InputError, MissingDependencyError
+from refold.sources.names import suggest
+from refold.sources.networks import own_names
 
 _COLUMNS = ("network", "image", "parameters", "multiply-adds")
 

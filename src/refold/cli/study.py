@@ -36,6 +36,9 @@ Only = Annotated[
     list[str] | None,
     typer.Option("--only", metavar="VARIANT", help="Only this variant; repeatable."),
 ]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Passes over the images, of every run.")
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change any key of the recipe; repeatable."),
@@ -49,6 +52,7 @@ def study(
     jobs: Jobs = 1,
     data: Data = None,
     only: Only = None,
+    epochs: Epochs = None,
     changes: Changes = None,
 ) -> None:
     """Train the variants of an article's comparison with several seeds; print and plot them.
@@ -59,11 +63,15 @@ def study(
     from refold.training import study as run
     from refold.training.recipes.cookbook import parse_change
 
+    every = dict(map(parse_change, changes or []))
+    if epochs is not None:
+        every["epochs"] = epochs
     report = run(
         name, output or Path(f"study-{name}"), seeds=range(seeds), data=data,
-        changes=dict(map(parse_change, changes or [])), only=only or (), jobs=jobs,
+        changes=every, only=only or (), jobs=jobs,
         reporter=make_reporter(),
     )  # fmt: skip
     say(report.title)
     say_block(str(report))
+    say(*report.legend())
     note(f"the table is in {report.path}, the plot and the numbers beside it")

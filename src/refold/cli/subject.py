@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from refold.cli.console import note, step
-from refold.cli.guest import describe, place_of, restored
 from refold.cli.live import enliven
 from refold.cli.options import Source
-from refold.cli.source import build, is_zoo
 from refold.errors import InputError, one_line
+from refold.sources.guest import describe, place_of, restored
+from refold.sources.networks import build, is_zoo
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +58,9 @@ def prepare(source: Source) -> Subject:
         enlivened = enliven(model, example_inputs, source.seed) if wanted else 0
     for remark in notes:
         note(f"{source.checkpoint}: {remark}")
+    if exported_inputs is None and not source.input_size and stated(model) is None:
+        assumed = "x".join(map(str, example_inputs[0].shape[1:]))
+        note(f"the input is assumed to be {assumed}, as nothing says its size (--input-size)")
     if enlivened:
         note(
             f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps theirs)"
@@ -100,18 +103,26 @@ def states_size(model: nn.Module) -> bool:
 
 
 def stated_size(model: nn.Module) -> tuple[int, ...]:
-    """Return the size that timm's or Hugging Face's configuration states, else 3x224x224."""
+    """Return the size that the network states, else 3x224x224 with whatever it does state."""
+    known = stated(model)
+    if known is not None:
+        return known
+    config = getattr(model, "config", None)
+    channels = getattr(config, "num_channels", None)
+    return (channels if isinstance(channels, int) else DEFAULT_SIZE[0], *DEFAULT_SIZE[1:])
+
+
+def stated(model: nn.Module) -> tuple[int, ...] | None:
+    """Return the size that timm's or Hugging Face's configuration states, or None."""
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if isinstance(config, dict) and config.get("input_size"):
         return tuple(int(size) for size in config["input_size"])
     config = getattr(model, "config", None)
     channels, side = getattr(config, "num_channels", None), getattr(config, "image_size", None)
     sides = side if isinstance(side, list | tuple) else (side, side)
-    known = [
-        size if isinstance(size, int) else default
-        for size, default in zip((channels, *sides), DEFAULT_SIZE, strict=True)
-    ]
-    return tuple(known)
+    if not all(isinstance(size, int) for size in sides):
+        return None
+    return (channels if isinstance(channels, int) else DEFAULT_SIZE[0], *sides)
 
 
 def check_finite(model: nn.Module, name: str) -> None:

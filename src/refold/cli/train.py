@@ -10,7 +10,6 @@ import typer
 
 from refold.cli import options
 from refold.cli.console import count, note, print_json, say, table
-from refold.cli.source import build_to_train
 from refold.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,6 +32,31 @@ Recipe = Annotated[
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder of the run.")]
 Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help=options.MODEL_HELP)]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint", metavar="FILE", help="Weights to start from: .pt, .pth, .safetensors, the "
+        "folder of a run (its best epoch), or RUN/checkpoints/last.",
+    ),
+]  # fmt: skip
+Pretrained = Annotated[
+    bool,
+    typer.Option("--pretrained", help="Start from a zoo's published weights; downloads them."),
+]
+NumClasses = Annotated[
+    int | None,
+    typer.Option("--num-classes", min=1, help="Check that the images have so many classes."),
+]
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--freeze", metavar="PATTERN", help="Do not train what this names, such as 'layer1*'; "
+        "repeatable.",
+    ),
+]  # fmt: skip
+FreezeNorms = Annotated[
+    bool, typer.Option("--freeze-norms", help="Leave every norm's statistics and scales alone.")
+]
 Block = Annotated[
     str | None,
     typer.Option(
@@ -95,6 +119,11 @@ def train(
     recipe: Recipe = None,
     output: Output = Path("refold-run"),
     model: Model = None,
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = False,
+    num_classes: NumClasses = None,
+    freeze: Freeze = None,
+    freeze_norms: FreezeNorms = False,
     block: Block = None,
     task: Task = None,
     epochs: Epochs = None,
@@ -125,8 +154,10 @@ def train(
     if data_changed and not resume:
         raise InputError("--data-changed is for a resumed run: pass --resume as well")
     given = {
-        "model": _placed(model), "block": block, "task": task, "epochs": epochs,
-        "batch_size": batch_size, "optimizer.lr": lr, "augment.size": image_size, "seed": seed,
+        "model": model, "checkpoint": checkpoint, "pretrained": pretrained or None,
+        "freeze": freeze or None, "freeze_norms": freeze_norms or None,
+        "block": block, "task": task, "epochs": epochs, "batch_size": batch_size,
+        "optimizer.lr": lr, "augment.size": image_size, "seed": seed,
     }  # fmt: skip
     chosen = {key: value for key, value in given.items() if value is not None}
     from refold.cli.progress import make_reporter
@@ -139,7 +170,7 @@ def train(
             changes=_all_changes(chosen, changes or []), resume=resume,
             data_changed=data_changed, dry_run=dry_run, cpu=cpu, tracker=tracker,
             habits=Habits(save_minutes=save_minutes, workers=workers, fsdp=fsdp),
-            reporter=make_reporter(), build=build_to_train,
+            reporter=make_reporter(), num_classes=num_classes,
         )  # fmt: skip
     except Stopped as stopped:
         note(f"stopped and saved; continue with: refold train -o {output} --resume")
@@ -156,11 +187,6 @@ def train(
         _say_summary(trained)
 
 
-def _placed(model: str | None) -> str | None:
-    """Return MODEL with an absolute path: a run may be resumed from another folder."""
-    return os.path.abspath(model) if model and ".py:" in model else model  # noqa: PTH100
-
-
 def _recipe_of(recipe: str | None, chosen: dict[str, Any]) -> str | None:
     """Return the recipe's name; embed and segment have their own."""
     if recipe is None and chosen.get("task") in ("embed", "segment"):
@@ -171,8 +197,6 @@ def _recipe_of(recipe: str | None, chosen: dict[str, Any]) -> str | None:
 def _all_changes(chosen: dict[str, Any], changes: list[str]) -> dict[str, Any]:
     from refold.training.recipes.cookbook import parse_change
 
-    if chosen.get("block") == "none":
-        chosen = {**chosen, "block": None}
     return {**chosen, **dict(map(parse_change, changes))}
 
 

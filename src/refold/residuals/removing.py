@@ -80,7 +80,7 @@ def removal(model: nn.Module, example_inputs: Any) -> Removal:
     Examples:
         >>> import torch
         >>> removal(nn.Sequential(nn.ReLU()).eval(), torch.zeros(1, 1, 2, 2)).summary()
-        '0 removed, 0 kept; parameters 0 -> 0; multiply-adds 0 -> 0'
+        '0 removed; parameters 0 -> 0; multiply-adds 0 -> 0'
     """
     inputs = required(model, example_inputs)
     done = rewrite(model, inputs, ResidualPass)

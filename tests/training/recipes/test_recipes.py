@@ -73,3 +73,43 @@ def test_unknown_recipes_and_changes() -> None:
     changed = load_recipe("digits", {"optimizer.lr": 0.01, "ema": 0.9, "mix.mixup": 0.1})
     assert (changed.optimizer.lr, changed.ema, changed.mix.mixup) == (0.01, 0.9, 0.1)
     assert changed.optimizer.nesterov  # the rest of what was changed stays
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("image_size", "augment.size"), ("image-size", "augment.size"), ("lr", "optimizer.lr"),
+     ("weight_decay", "decay.value")],
+)  # fmt: skip
+def test_what_a_key_is_called_is_said(key: str, meant: str) -> None:
+    with pytest.raises(InputError, match=rf"unknown key '{key}'; the recipe calls it '{meant}'"):
+        load_recipe("digits", {key: 1})
+
+
+def test_options_belong_to_their_own_model() -> None:
+    own = load_recipe("digits")
+    assert own.options
+    assert load_recipe("digits", {"model": own.model}).options == own.options
+    assert load_recipe("digits", {"model": "cifar_resnet20"}).options == {}
+    chosen = {"model": "cifar_resnet20", "options": {"depths": [1, 1, 1]}}
+    assert load_recipe("digits", chosen).options == chosen["options"]
+    wide = {"block": "mobileone", "block_options": {"num_conv_branches": 4}}
+    assert load_recipe("digits", wide).block_options == wide["block_options"]
+
+
+@pytest.mark.parametrize("word", ["no", "off", "none", "null", "~"])
+def test_no_value_in_any_words_of_yaml(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"model: resnet18\nepochs: 1\nbatch_size: 4\nblock: {word}\nema: {word}\n")
+    recipe = load_recipe(path, dict([parse_change(f"clip={word}")]))
+    assert (recipe.block, recipe.ema, recipe.clip) == (None, None, None)
+
+
+@pytest.mark.parametrize("word", ["no", "'no'", "fp32"])
+def test_full_precision_has_a_name_that_yaml_leaves_alone(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"model: resnet18\nepochs: 1\nbatch_size: 4\nprecision: {word}\n")
+    recipe = load_recipe(path)
+    assert recipe.precision == "fp32"
+    path.write_text(recipe_text(recipe))
+    assert "precision: fp32" in path.read_text()
+    assert load_recipe(path) == recipe

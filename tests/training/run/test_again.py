@@ -22,8 +22,8 @@ from refold.training.data.inventory import difference, inventory
 from refold.training.loop.run_folder import RunFolder
 from refold.training.recipes.cookbook import load_recipe
 from refold.training.run.agreement import require_same
+from refold.training.run.begun import Begun
 from refold.training.run.claim import LOCK, claim
-from refold.training.run.restored import Begun
 from refold.training.stopping import Stopped
 from training.pictures import cifar10, folders, masks, picture, shards
 from training.runs import TINY, AtStep, Fragile, last, records, same_bits, tiny
@@ -118,7 +118,7 @@ def test_a_batch_that_was_fitted_is_the_one_that_was_asked_for(tmp_path: Path) -
     begun = Begun(used, recipe, "data", given=False)
     folder = RunFolder(tmp_path)
     folder.configure(begun.config())
-    from refold.training.run.restored import begun_with
+    from refold.training.run.begun import begun_with
 
     found = begun_with(folder, None)
     assert found == begun

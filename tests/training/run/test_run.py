@@ -232,7 +232,10 @@ def test_a_network_that_does_not_fit_is_refused_before_anything_is_written(
 ) -> None:
     cases = (
         ({"model": net(classes=5)}, r"returns \(2, 5\).*needs 2 classes"),
-        ({"changes": {"model": "repvgg_a9"}}, "there is no model 'repvgg_a9'"),
+        (
+            {"changes": {"model": "repvgg_a9"}},
+            "'repvgg_a9' is not a MODEL: .*did you mean repvgg_a",
+        ),
         ({"changes": {"block": "dbc"}}, "there is no block 'dbc'"),
         ({"model": torch.nn.Linear(3, 2)}, "does not run on images of 3x12x12"),
         ({"changes": {"optimizer.name": "nope"}}, "nope"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,15 +62,43 @@ def train_transform(augment: Augment, data: Data) -> Transform:
 
 def eval_transform(augment: Augment, data: Data) -> Transform:
     """Return the transform that prepares an image for evaluation: nothing random."""
+    return transform_by(preprocessing(augment, data))
+
+
+def preprocessing(augment: Augment, data: Data) -> dict[str, Any]:
+    """Return how an image is prepared for evaluation, and so for use, as plain values.
+
+    `resize` is the length of the shorter side, or both sides as [rows, columns]; `crop` is what is
+    cut out of the middle, None for nothing. Pixels are divided by 255, then normalised.
+    """
+    side = image_side(augment, data)
+    resized = augment.crop == "resized"
+    mean, std = statistics(augment, data)
+    return {
+        "input": [data.channels, side, side],
+        "colour": "L" if data.channels == 1 else "RGB",
+        "resize": round(side / augment.centre) if resized else [side, side],
+        "crop": [side, side] if resized else None,
+        "interpolation": "bilinear",
+        "antialias": True,
+        "scale": 1 / 255,
+        "mean": list(mean),
+        "std": list(std),
+    }
+
+
+def transform_by(steps: Mapping[str, Any]) -> Transform:
+    """Return the transform that does what `preprocessing` says."""
     from torchvision.transforms import v2
 
-    side = image_side(augment, data)
-    steps: list[Any] = [v2.ToImage()]
-    if augment.crop == "resized":
-        steps += [v2.Resize(round(side / augment.centre), antialias=True), v2.CenterCrop(side)]
-    else:
-        steps.append(_fitted(side, data))
-    return _Joint(v2.Compose([*steps, *_to_numbers(augment, data)]))
+    made: list[Any] = [v2.ToImage(), v2.Resize(steps["resize"], antialias=steps["antialias"])]
+    if steps["crop"] is not None:
+        made.append(v2.CenterCrop(steps["crop"]))
+    made += [
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(list(steps["mean"]), list(steps["std"])),
+    ]
+    return _Joint(v2.Compose(made))
 
 
 def _fill() -> Any:

@@ -13,8 +13,8 @@ from refold.training.data.digits import digits
 from refold.training.data.image_folders import (
     Found,
     class_folders,
-    class_numbers,
     flat_validation,
+    mask_classes,
     mask_folders,
     same_classes,
     sub_folder,
@@ -107,8 +107,7 @@ def _as_masks(folder: Path, task: Task) -> Data | None:
     if task != "segment":
         return None
     parts = [MaskSource(mask_folders(folder / name)) for name in ("train", "val")]
-    count = class_numbers(folder, parts[0])
-    names = tuple(str(number) for number in range(count))
+    names = tuple(mask_classes(folder, parts[0]))
     return Data(parts[0], parts[1], names, 3, None, "masks")
 
 

@@ -136,15 +136,15 @@ def mask_folders(folder: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def class_numbers(folder: Path, source: MaskSource) -> int:
-    """Return how many classes the masks have: `classes.txt` has a line each, or the masks tell.
+def mask_classes(folder: Path, source: MaskSource) -> list[str]:
+    """Return the classes that masks have: `classes.txt` names one a line, or the masks tell.
 
     Raises:
         InputError: when the first masks hold no class at all.
     """
     listed = folder / "classes.txt"
     if listed.is_file():
-        return len([line for line in listed.read_text().splitlines() if line.strip()])
+        return [line.strip() for line in listed.read_text().splitlines() if line.strip()]
     highest = -1
     for _, mask in source.files[:_LOOKED_AT]:
         try:
@@ -158,4 +158,4 @@ def class_numbers(folder: Path, source: MaskSource) -> int:
             f"{folder / 'train' / 'masks'}: no mask has class numbers in its pixels "
             f"(8-bit grey or palette; {IGNORE} is ignored)"
         )
-    return highest + 1
+    return [str(number) for number in range(highest + 1)]

@@ -219,13 +219,33 @@ class Engine:
         if self._asked and step < steps:
             raise Stopped(self._asked)
 
+    def judge_start(self) -> None:
+        """Judge the network before its first step: what the weights that it brings are worth."""
+        if self.done or self.folder.start() is not None:
+            return
+        metrics = self.judge(self.parts.network()).metrics
+        with self._writing():
+            self.folder.measure({"kind": "start", "epoch": 0, "step": 0, "judged": metrics})
+        losses = [f"loss {x:.4f}" for name, x in metrics.items() if name == "loss"]
+        shares = [f"{name} {x:.2%}" for name, x in metrics.items() if name != "loss"]
+        said = ", ".join(shares + losses)
+        self.reporter.note(f"before the first step: {said}")
+
+    def _is_better(self, main: float, loss: float) -> bool:
+        """Say whether an epoch is the best so far, and note it; of equal ones the lower loss is."""
+        position = self.parts.position
+        rank = (main, -loss)
+        before = (position.best, -(math.inf if position.best_loss is None else position.best_loss))
+        if position.best is not None and rank <= before:
+            return False
+        position.best, position.best_loss = main, None if math.isinf(loss) else loss
+        position.best_epoch = position.epoch + 1
+        return True
+
     def _after_epoch(self) -> None:
         position, task = self.parts.position, self.recipe.task
         found = self.judge(self.parts.network())
-        main = found.metrics[MAIN[task]]
-        better = position.best is None or main > position.best
-        if better:
-            position.best, position.best_epoch = main, position.epoch + 1
+        better = self._is_better(found.metrics[MAIN[task]], found.metrics.get("loss", math.inf))
         record = {
             "kind": "epoch",
             "epoch": position.epoch + 1,

@@ -111,20 +111,28 @@ class _Pixels:
     """Mean intersection over union, and the share of pixels that are right."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
+        from torchmetrics import MeanMetric
         from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
         self._miou = MulticlassJaccardIndex(classes, ignore_index=IGNORE).to(device)
         self._pixels = MulticlassAccuracy(classes, average="micro", ignore_index=IGNORE).to(device)
+        self._loss = MeanMetric().to(device)
         self._said: list[Tensor] = []
 
     def add(self, said: Tensor, targets: Tensor) -> None:
-        answers = at_size(said, targets).argmax(1)
+        maps = at_size(said, targets)
+        answers = maps.argmax(1)
+        counted = int((targets != IGNORE).sum())
+        if counted:
+            loss = F.cross_entropy(maps, targets, ignore_index=IGNORE)
+            self._loss.update(loss, weight=counted)
         self._miou.update(answers, targets)
         self._pixels.update(answers, targets)
         self._said.append(answers.to(torch.uint8).cpu().flatten())
 
     def result(self) -> dict[str, float]:
-        return {"miou": float(self._miou.compute()), "pixels": float(self._pixels.compute())}
+        found = {"miou": self._miou, "pixels": self._pixels, "loss": self._loss}
+        return {name: float(metric.compute()) for name, metric in found.items()}
 
     def answers(self) -> Tensor | None:
         return torch.cat(self._said) if self._said else None

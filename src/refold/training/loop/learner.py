@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from refold.errors import InputError, one_line
 from refold.models import AMSoftmax, ArcFace
 from refold.training.data.image_folders import IGNORE
+from refold.training.loop.freezing import still
 
 if TYPE_CHECKING:
     from refold.training.recipes.recipe import Loss, Recipe
@@ -32,11 +33,23 @@ class Learner(nn.Module):
         network: what is trained and deployed.
         loss: of main outputs and targets; it may have parameters of its own.
         auxiliary: the weight of each further output.
+        norms_still: whether no norm's statistics move.
     """
 
-    def __init__(self, network: nn.Module, loss: nn.Module, auxiliary: float) -> None:
+    def __init__(
+        self, network: nn.Module, loss: nn.Module, auxiliary: float, norms_still: bool = False
+    ) -> None:
         super().__init__()
         self.network, self.loss, self.auxiliary = network, loss, auxiliary
+        self.norms_still = norms_still
+
+    def train(self, mode: bool = True) -> Learner:
+        """Set the mode; norms that are frozen stay in evaluation mode."""
+        super().train(mode)
+        if mode:
+            for norm in still(self.network, every=self.norms_still):
+                norm.eval()
+        return self
 
     def forward(self, images: Tensor, targets: Tensor) -> Outcome:
         """Return the loss of a batch and what was right in it.
@@ -166,7 +179,8 @@ def make_learner(
             f"{recipe.model} returns {tuple(main.shape)} for two images, but --task {recipe.task} "
             f"needs {wanted}" + (" of every pixel" if ndim == 4 else "")
         )
-    return Learner(network, _loss(recipe.loss, main.shape[1], classes), recipe.loss.auxiliary)
+    loss = _loss(recipe.loss, main.shape[1], classes)
+    return Learner(network, loss, recipe.loss.auxiliary, recipe.freeze_norms)
 
 
 def _loss(wanted: Loss, width: int, classes: int) -> nn.Module:

@@ -119,6 +119,11 @@ class RunFolder:
         kept = [line for line, record in rows if record["step"] <= step]
         self._write(METRICS, "".join(f"{line}\n" for line in kept))
 
+    def start(self) -> dict[str, float] | None:
+        """Return how the network was judged before its first step; None where it was not."""
+        found = (record for _, record in self._measured() if record["kind"] == "start")
+        return next((record["judged"] for record in found), None)
+
     def came_far(self) -> bool:
         """Say whether the run got past its first epoch, and so must have saved."""
         epochs = [record["step"] for _, record in self._measured() if record["kind"] == "epoch"]

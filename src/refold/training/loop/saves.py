@@ -121,6 +121,10 @@ class Saves:
             return None
         return self.folder / name if _NAME.fullmatch(name) else None
 
+    def began(self) -> bool:
+        """Say whether there is a checkpoint, whole or not."""
+        return bool(self._files())
+
     def standing(self) -> str:
         """Say which checkpoint the run can continue from."""
         last = self.named(LAST)

@@ -27,6 +27,7 @@ class Position:
         right: answers of these steps that were right.
         answers: of these steps.
         best: the best judgement so far.
+        best_loss: the loss there, which decides between equal judgements.
         best_epoch: where it was.
         unreadable: numbers of the images of train that could not be read so far.
     """
@@ -39,6 +40,7 @@ class Position:
     right: int = 0
     answers: int = 0
     best: float | None = None
+    best_loss: float | None = None
     best_epoch: int | None = None
     unreadable: list[int] = field(default_factory=list[int])
 

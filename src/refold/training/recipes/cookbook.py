@@ -51,13 +51,18 @@ def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> R
 
 
 def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested values with some replaced, by dotted key.
+    """Return the values of a recipe with some replaced, by dotted key.
+
+    Options of the model, or of the block, go where another one is wanted: they belong to it.
 
     Examples:
         >>> changed({"optimizer": {"lr": 0.1, "name": "sgd"}}, {"optimizer.lr": 0.05})
         {'optimizer': {'lr': 0.05, 'name': 'sgd'}}
     """
     result = dict(values)
+    for key, own in (("model", "options"), ("block", "block_options")):
+        if key in changes and changes[key] != values.get(key):
+            result.pop(own, None)
     for key, value in changes.items():
         _put(result, key, value)
     return result
@@ -185,6 +190,8 @@ def _one(error: Mapping[str, Any], place: str) -> str:
     where = [str(part) for part in error["loc"]]
     key = ".".join(where)
     if error["type"] == "extra_forbidden":
+        if (meant := _MEANT.get(where[-1].replace("-", "_"))) and meant != key:
+            return f"{place}: unknown key {key!r}; the recipe calls it {meant!r}"
         known = _keys(where[:-1])
         near = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
@@ -193,6 +200,17 @@ def _one(error: Mapping[str, Any], place: str) -> str:
         return f"{place}: the key {key!r} is missing"
     what = str(error["msg"]).removeprefix("Value error, ")
     return f"{place}: {key}: {what}, got {error['input']!r}" if key else f"{place}: {what}"
+
+
+_MEANT = {
+    "lr": "optimizer.lr", "learning_rate": "optimizer.lr", "momentum": "optimizer.momentum",
+    "image_size": "augment.size", "input_size": "augment.size", "size": "augment.size",
+    "weight_decay": "decay.value", "warmup": "schedule.warmup", "label_smoothing": "loss.smoothing",
+    "mean": "augment.mean", "std": "augment.std", "mixup": "mix.mixup", "cutmix": "mix.cutmix",
+    "remove_residuals": "deploy.remove_residuals", "allow_growth": "deploy.allow_growth",
+    "files": "deploy.files", "weights": "checkpoint", "batch": "batch_size", "arch": "model",
+}  # fmt: skip
+"""What other tools, and our own options, call a key."""
 
 
 def _keys(path: Sequence[str]) -> list[str]:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_in_words(cls, values: Any) -> Any:
+        """Take `none` for no value, and YAML's `no` and `off`, which are false, as well."""
+        if not isinstance(values, dict):
+            return values
+        rows = cast("dict[str, Any]", values)
+        return {name: None if _means_none(cls, name, x) else x for name, x in rows.items()}
+
+
+def _means_none(kind: type[BaseModel], name: str, value: Any) -> bool:
+    field = kind.model_fields.get(name)
+    if field is None or type(None) not in get_args(field.annotation):
+        return False
+    return value is False or (isinstance(value, str) and value.lower() in ("none", "null"))
 
 
 class Optimizer(_Strict):
@@ -174,6 +190,10 @@ class Recipe(_Strict):
         data: the data set that it is for, in words.
         model: a MODEL.
         options: of the model.
+        checkpoint: weights to start from: a file, or the folder of a run; None for none.
+        pretrained: start from the weights that a zoo has published.
+        freeze: patterns of what does not train, by name: "layer1*".
+        freeze_norms: whether norms keep their statistics, scales and shifts.
         block: what its convolutions become: a registered block; None to leave them.
         block_options: of that block.
         gamma: what the last scale of each branch starts at; None for the block's own.
@@ -197,6 +217,10 @@ class Recipe(_Strict):
     data: str = ""
     model: str
     options: dict[str, Any] = {}
+    checkpoint: str | None = None
+    pretrained: bool = False
+    freeze: tuple[str, ...] = ()
+    freeze_norms: bool = False
     block: str | None = None
     block_options: dict[str, Any] = {}
     gamma: float | None = None
@@ -212,14 +236,26 @@ class Recipe(_Strict):
     mix: Mix = Mix()
     deploy: Deploy = Deploy()
     ema: float | None = Field(default=None, gt=0, lt=1)
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     clip: float | None = Field(default=None, gt=0)
     sync_norms: bool = True
     seed: int = 0
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _precision_in_full(cls, value: Any) -> Any:
+        """Take `no`, which YAML reads as false, for fp32: so was it called once."""
+        return "fp32" if value is False or value == "no" else value
+
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
+        if self.checkpoint is not None and self.pretrained:
+            raise ValueError("give either checkpoint or pretrained")
+        if self.freeze_norms and self.block is not None:
+            raise ValueError(
+                "freeze_norms does not go with block: the new branches start at a norm's zero"
+            )
         if (self.loss.name in ("am_softmax", "arcface")) != (self.task == "embed"):
             raise ValueError(
                 "the losses am_softmax and arcface, and only they, are for task: embed"

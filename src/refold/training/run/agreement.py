@@ -11,7 +11,7 @@ from refold.errors import InputError
 
 if TYPE_CHECKING:
     from refold.training.recipes.recipe import Recipe
-    from refold.training.run.restored import Begun
+    from refold.training.run.begun import Begun
 
 _WORDS = frozenset({"name", "source", "aims", "data"})  # which say what a recipe is, and do nothing
 _FLAGS = {
@@ -32,20 +32,30 @@ def require_same(begun: Begun, wanted: Recipe, run: Path) -> None:
     Raises:
         InputError: when they differ; the message names the settings that do.
     """
+    found = differences(begun, wanted)
+    if not found:
+        return
+    raise InputError(
+        f"{shown(found)}: to continue the run in {run}, drop these options (its own settings "
+        "apply); for other settings, start a run in another folder"
+    )
+
+
+def differences(begun: Begun, wanted: Recipe) -> list[str]:
+    """Return what is asked for now and was not when a run was started, one phrase each."""
     used, asked, now = map(_flat, (begun.recipe, begun.asked, wanted))
-    found = [
+    return [
         f"{_said(key, now.get(key))}, but the run was started with {_shown(asked.get(key))}"
         for key in {**now, **asked}
         if not (key == "model" and begun.given)  # whose name says nothing
         and not any(_same(key, now.get(key), then.get(key)) for then in (asked, used))
     ]
-    if not found:
-        return
+
+
+def shown(found: list[str]) -> str:
+    """Return the first of some phrases, and how many more there are."""
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    raise InputError(
-        f"{'; '.join(found[:_SHOWN])}{more}: to continue the run in {run}, drop these "
-        "options (its own settings apply); for other settings, start a run in another folder"
-    )
+    return f"{'; '.join(found[:_SHOWN])}{more}"
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

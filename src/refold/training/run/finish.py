@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from refold.equivalence import prove
 from refold.errors import MissingDependencyError
-from refold.exporting import export
+from refold.exporting import describe, export
 from refold.folding import reparameterize
 from refold.residuals import remove_residuals
+from refold.training.data.augment import preprocessing
 from refold.training.data.datasets import Data
 from refold.training.loop.collectives import total, union
 from refold.training.loop.engine import Engine
@@ -23,6 +24,8 @@ from refold.workload import measure
 
 if TYPE_CHECKING:
     from refold.training.recipes.recipe import Recipe
+
+_ENOUGH = 8  # answers, for all of them to be the same by more than chance
 
 Fold = Callable[[nn.Module, Any], nn.Module]
 
@@ -62,7 +65,9 @@ def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
     deployed = fold(network, example)
     judged = engine.judge(network), engine.judge(deployed)
     same, compared = _agreement(engine, *judged)
+    _warn_of_chance(engine, judged[1])
     broken = _unreadable(engine, data, judged[0])
+    about = about_of(engine.recipe, data)
     summary: dict[str, Any] = {
         "recipe": engine.recipe.name,
         "model": engine.recipe.model,
@@ -70,18 +75,32 @@ def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
         "task": engine.recipe.task,
         "epochs": engine.parts.position.epoch,
         "best_epoch": engine.parts.position.best_epoch,
+        **({"start": started} if (started := folder.start()) else {}),
         "train_form": _form(engine, network, example, judged[0]),
         "deployed_form": _form(engine, deployed, example, judged[1]),
+        **about,
         "same_answers": same,
         "answers": compared,
         "unreadable": broken,
     }
     if accelerator.is_main_process:
         summary["error"] = _proved(network, deployed, example, fold)
-        summary["files"] = _exported(engine, deployed, example)
+        summary["files"] = _exported(engine, deployed, example, about)
         folder.summarise(summary)
     accelerator.wait_for_everyone()
     return Finished(summary, network, deployed)
+
+
+def _warn_of_chance(engine: Engine, judged: Judged) -> None:
+    """Say so where a network has learnt nothing."""
+    share, answers = judged.metrics.get("top1"), judged.answers
+    if share is None or answers is None or len(answers) < _ENOUGH:
+        return
+    text = f"the deployed network is right in {share:.2%} of the validation images"
+    if bool((answers == answers[0]).all()):
+        engine.reporter.note(f"{text} and gives the same answer for every image: it learnt nothing")
+    elif share <= 1 / engine.classes:
+        engine.reporter.note(f"{text}, no more than chance among {engine.classes} classes")
 
 
 def folding(recipe: Recipe) -> Fold:
@@ -105,12 +124,21 @@ def _proved(
     return {"float64": proof.exact.max_rel_error, "as_written": proof.shipped.max_rel_error}
 
 
-def _exported(engine: Engine, deployed: nn.Module, example: Tensor) -> list[str]:
+def about_of(recipe: Recipe, data: Data) -> dict[str, Any]:
+    """Return what whoever uses a network must know: its classes, and how images are prepared."""
+    named = {} if recipe.task == "embed" else {"classes": list(data.classes)}
+    return {**named, "preprocessing": preprocessing(recipe.augment, data)}
+
+
+def _exported(
+    engine: Engine, deployed: nn.Module, example: Tensor, about: dict[str, Any]
+) -> list[str]:
     plain, files = copy.deepcopy(deployed).cpu(), list[str]()
     for suffix in engine.recipe.deploy.files:
         name = f"deploy.{suffix}"
         try:
-            export(plain, engine.folder.path / name, example.cpu())
+            file = export(plain, engine.folder.path / name, example.cpu())
+            describe(file, {"model": engine.recipe.model, "task": engine.recipe.task, **about})
             files.append(name)
         except MissingDependencyError as error:
             engine.reporter.note(f"{name} is left out: {error}")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -13,11 +16,18 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from refold.blocks import BranchedBlock
 from refold.branches import block_factory, expand, expand_plan
-from refold.errors import InputError
-from refold.models import create_model
+from refold.errors import CheckpointError, InputError
 from refold.residuals import removal
-from refold.training.data.datasets import Data
+from refold.sources.networks import brings_weights, build_to_train
+from refold.training.data.augment import image_side
+from refold.training.data.datasets import Data, open_data
+from refold.training.loop.freezing import freeze
+from refold.training.loop.run_folder import RunFolder
+from refold.training.loop.snapshot import read_snapshot
 from refold.training.recipes.recipe import Recipe
+from refold.training.run.begun import Begun, begun_with
+from refold.training.run.heads import class_counts, fit_head, hand_over
+from refold.training.run.weights import Weights, weights_at
 from refold.training.seeds import seeded
 
 
@@ -29,35 +39,140 @@ class Builder(Protocol):
         ...
 
 
-def ours(name: str, /, *, num_classes: int, in_chans: int, **options: Any) -> nn.Module:
-    """Return a network of `refold.list_models()`."""
-    return create_model(name, num_classes=num_classes, in_chans=in_chans, **options)
+@dataclass(frozen=True)
+class Start:
+    """A network as it starts to train.
+
+    Args:
+        network: with its branches, in training mode.
+        brings: whether it comes with weights, so that what it computes was kept.
+        replaced: the names of layers that are new, as the classes are others.
+        notes: a sentence for each thing that is not as was asked.
+    """
+
+    network: nn.Module
+    brings: bool
+    replaced: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def build_network(
-    recipe: Recipe, data: Data, given: nn.Module | None = None, build: Builder = ours
-) -> nn.Module:
+def start_network(
+    recipe: Recipe,
+    data: Data,
+    given: nn.Module | None = None,
+    build: Builder | None = None,
+    *,
+    loads: bool = True,
+) -> Start:
     """Return the network of a recipe, with its branches, as it starts to train.
+
+    One that comes with weights (from a checkpoint, a factory, the caller) computes with branches
+    what it did without; a new one has branches as the block starts them.
 
     Args:
         recipe: which network.
         data: the images, which say how many classes and channels.
         given: a network to take as it is; None to build the recipe's.
-        build: what builds it.
+        build: what builds it; whatever MODEL may be where None.
+        loads: whether to read the weights of the recipe's checkpoint; not where those of a run
+            replace them.
 
     Raises:
         InputError: when it cannot be built, or has no convolution that can become a block.
+        CheckpointError: when the checkpoint does not fit.
     """
-    if given is not None:
-        network = given
+    started = bool(recipe.checkpoint) or recipe.pretrained
+    brings = started or given is not None or build is not None or brings_weights(recipe.model)
+    plan = _Plan(recipe, data, given, build, brings)
+    if loads and started:
+        network, is_wide, replaced = _pretrained(plan) if recipe.pretrained else _loaded(plan)
     else:
-        classes = 0 if recipe.task == "embed" else len(data.classes)
+        network, is_wide, replaced = plan.plain(plan.classes), False, ()
+    if given is None and plan.classes:
+        side = image_side(recipe.augment, data)
+        with seeded(recipe.seed, "head"):
+            replaced += fit_head(network, plan.classes, (data.channels, side, side))
+    if recipe.block is not None and not is_wide:
+        network = plan.widened(network)
+    notes = _set_scales(network, recipe, brings)
+    freeze(network, recipe.freeze, norms=recipe.freeze_norms)
+    return Start(network.train(), brings, replaced, notes)
+
+
+def built_anew(begun: Begun, model: nn.Module | None, *, loads: bool) -> nn.Module:
+    """Return the network of a run as it started, in evaluation mode.
+
+    Args:
+        begun: what the run was started with.
+        model: the network that was given to it, where one was.
+        loads: whether the weights that it started from are wanted, too.
+    """
+    data = open_data(begun.place, begun.recipe.task)
+    return start_network(begun.recipe, data, model, loads=loads).network.eval()
+
+
+def network_at(run: Path, saved: Path) -> nn.Module:
+    """Return the network of a run, built from its name, with the weights of one of its checkpoints.
+
+    Args:
+        run: its folder.
+        saved: the checkpoint.
+
+    Raises:
+        InputError: when there is no such run, or its network was given to it.
+        CheckpointError: when the checkpoint is damaged.
+    """
+    network = built_anew(begun_with(RunFolder(run), None), None, loads=False)
+    network.load_state_dict(read_snapshot(saved).network)
+    return network
+
+
+def remarks(start: Start, recipe: Recipe) -> Iterator[str]:
+    """Yield what a user should know of how a network starts."""
+    if recipe.checkpoint is not None:
+        yield f"starts from the weights of {recipe.checkpoint}"
+    if start.replaced:
+        yield (
+            f"new layers, as the number of classes is another one: {', '.join(start.replaced)}; "
+            "until they are trained, the answers are chance"
+        )
+    if start.brings and recipe.block is not None:
+        yield f"{recipe.block} branches were added so that the network computes what it did"
+    yield from start.notes
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the network of a recipe is made."""
+
+    recipe: Recipe
+    data: Data
+    given: nn.Module | None
+    build: Builder | None
+    brings: bool
+
+    @property
+    def classes(self) -> int:
+        """How many outputs it has; 0 for an embedding."""
+        return 0 if self.recipe.task == "embed" else len(self.data.classes)
+
+    def plain(self, classes: int, **options: Any) -> nn.Module:
+        """Return it without branches."""
+        if self.given is not None:
+            return self.given
+        recipe, build = self.recipe, self.build or build_to_train
+        options = {"in_chans": self.data.channels, **recipe.options, **options}
         with seeded(recipe.seed, "weights"):
-            network = build(
-                recipe.model, num_classes=classes, in_chans=data.channels, **recipe.options
-            )
-    if recipe.block is not None:
-        block = chosen_block(recipe.block, recipe.block_options)
+            return build(recipe.model, num_classes=classes, **options)
+
+    def widened(self, network: nn.Module) -> nn.Module:
+        """Return a network with its branches.
+
+        Raises:
+            InputError: when no convolution can become a block.
+        """
+        recipe = self.recipe
+        block = chosen_block(recipe.block or "", recipe.block_options)
         planned = expand_plan(network, block)
         if not planned.steps:
             reasons = "; ".join(f"{item.where}: {item.reason}" for item in planned.kept[:3])
@@ -65,9 +180,62 @@ def build_network(
                 f"no convolution of {recipe.model} can become {recipe.block}: {reasons}"
             )
         with seeded(recipe.seed, "branches"):
-            network = expand(network, block, preserve=False)
-    _start(network, recipe)
-    return network.train()
+            return expand(network, block, preserve=self.brings)
+
+
+def _pretrained(plan: _Plan) -> tuple[nn.Module, bool, tuple[str, ...]]:
+    """Return a zoo's network with its published weights, and the layers that are new."""
+    if plan.given is not None:
+        raise InputError("pretrained is for a network by name: yours has its weights already")
+    target = plan.plain(plan.classes)
+    recipe, build = plan.recipe, plan.build or build_to_train
+    source = build(recipe.model, in_chans=plan.data.channels, pretrained=True, **recipe.options)
+    return target, False, hand_over(source, target)
+
+
+def _loaded(plan: _Plan) -> tuple[nn.Module, bool, tuple[str, ...]]:
+    """Return the network with the weights of the checkpoint, in whichever form they fit.
+
+    Raises:
+        CheckpointError: when they fit none.
+    """
+    with weights_at(str(plan.recipe.checkpoint), network_at) as weights:
+        found = _fitting(plan, weights, [plan.classes])
+        if isinstance(found, tuple):
+            return found
+        for file in weights.files():
+            counts = class_counts(weights.state(file), plan.plain, plan.classes)
+            other = _fitting(plan, weights, counts)
+            if isinstance(other, tuple):
+                return other
+        raise found
+
+
+def _fitting(
+    plan: _Plan, weights: Weights, counts: list[int]
+) -> tuple[nn.Module, bool, tuple[str, ...]] | CheckpointError:
+    """Load the weights into the network of one of some numbers of classes, or say why not."""
+    first: CheckpointError | None = None
+    forms = (False, True) if plan.recipe.block is not None else (False,)
+    for count in counts:
+        for is_wide in forms:
+            network = _form(plan, count, is_wide)
+            for file in weights.files():
+                try:
+                    weights.load(network, file)
+                except CheckpointError as error:
+                    first = first or error
+                    continue
+                if count == plan.classes:
+                    return network, is_wide, ()
+                target = _form(plan, plan.classes, is_wide)
+                return target, is_wide, hand_over(network, target)
+    return first or CheckpointError(f"{weights.place} fits no form of {plan.recipe.model}")
+
+
+def _form(plan: _Plan, classes: int, is_wide: bool) -> nn.Module:
+    network = plan.plain(classes)
+    return plan.widened(network) if is_wide else network
 
 
 def chosen_block(name: str, options: dict[str, Any]) -> str | partial[nn.Module]:
@@ -103,12 +271,20 @@ def check_removable(network: nn.Module, image: tuple[int, ...]) -> None:
         )
 
 
-def _start(network: nn.Module, recipe: Recipe) -> None:
+def _set_scales(network: nn.Module, recipe: Recipe, brings: bool) -> tuple[str, ...]:
+    """Start scales where the recipe wants them, unless that would undo what the weights compute."""
+    slim = recipe.slimming.gamma if recipe.slimming is not None else None
+    if brings:
+        wanted = {"gamma": recipe.gamma, "slimming.gamma": slim}
+        return tuple(
+            f"{key} is left out: it is for a network that starts from random weights, and this one "
+            "keeps what it computes"
+            for key, value in wanted.items()
+            if value is not None
+        )
     for module in network.modules():
         if recipe.gamma is not None and isinstance(module, BranchedBlock):
             module.init_gamma(recipe.gamma)
-        slim = recipe.slimming
-        if slim is None or slim.gamma is None or not isinstance(module, BatchNorm):
-            continue
-        if module.affine:
-            nn.init.constant_(module.weight, slim.gamma)
+        if slim is not None and isinstance(module, BatchNorm) and module.affine:
+            nn.init.constant_(module.weight, slim)
+    return ()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from refold.errors import CheckpointError, InputError
 from refold.files import sweep_staging
 from refold.training.data.inventory import difference, inventory
-from refold.training.run.restored import Begun
+from refold.training.run.begun import Begun
 
 if TYPE_CHECKING:
     from refold.training.loop.engine import Engine
@@ -89,7 +89,7 @@ def _restore(engine: Engine, order: Order, found: Recovered) -> None:
     if found.snapshot is not None:
         engine.parts.restore(found.snapshot)
         if found.best is None:
-            position.best = position.best_epoch = None
+            position.best = position.best_loss = position.best_epoch = None
         # A checkpoint of an earlier version has not counted them.
         position.done = position.done or position.epoch * engine.order.steps + position.step
         return

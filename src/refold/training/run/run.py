@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from refold.errors import TrainingError
+from refold.errors import InputError, TrainingError
 from refold.training.data.datasets import DIGITS, open_data
 from refold.training.loop.penalties import Penalty
 from refold.training.loop.progress import Plan, Reporter
 from refold.training.loop.run_folder import RunFolder
+from refold.training.loop.saves import Saves
 from refold.training.recipes.cookbook import changed, check_recipe, load_recipe
 from refold.training.run.agreement import require_same
+from refold.training.run.begun import Begun, begun_with
 from refold.training.run.claim import claim
-from refold.training.run.restored import Begun, begun_with
 from refold.training.run.resume import go_on, start
 from refold.training.settings import Habits
 
@@ -53,6 +54,8 @@ def train(
     output: str | Path,
     data: str | Path | None = None,
     model: nn.Module | str | None = None,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
     changes: Mapping[str, Any] | None = None,
     penalties: Iterable[Penalty] = (),
     resume: bool = False,
@@ -75,8 +78,11 @@ def train(
             without `data`, "folder" with it.
         output: the run's folder: settings, measurements, checkpoints, deployed files, summary.
         data: a folder of images, or "digits", which come with the package.
-        model: a network to train as it is, or the name of one of `list_models()`; the recipe's
-            where None.
+        model: a network to train as it is, or the name of one: of `list_models()`, `timm:NAME`,
+            `torchvision:NAME`, `hf:FOLDER`, `path/to/file.py:factory`; the recipe's where None.
+        checkpoint: weights to start from: a file that `load_checkpoint` reads, the folder of a run
+            (its best epoch), or one of its checkpoints. A layer that has other classes is new.
+        num_classes: how many classes the images must have; any number where None.
         changes: values that replace the recipe's, by dotted key (`optimizer.lr`).
         penalties: functions of the network whose value is added to the loss.
         resume: continue the run in `output` with its own settings; any others given must match.
@@ -86,7 +92,8 @@ def train(
         tracker: of Accelerate's; TensorBoard where it is installed, "none" for none.
         habits: when to save and to measure, and how many processes read images.
         reporter: receives progress.
-        build: what builds a network from its name; `create_model` where None.
+        build: what builds a network from its name, perhaps with weights; where None, MODEL is what
+            it is on the command line.
 
     Raises:
         InputError: when the recipe, the images or the network cannot be used; the message names the
@@ -107,28 +114,32 @@ def train(
     folder = RunFolder(Path(output))
     given = model if isinstance(model, nn.Module) else None
     named = {"model": model} if isinstance(model, str) else {}
-    if given is not None:
-        named = {"model": type(given).__name__}
-    every = {**named, **(changes or {})}
+    if checkpoint is not None:
+        named["checkpoint"] = str(checkpoint)
+    every = _placed({**named, **(changes or {})})
     if resume:
         begun = begun_with(folder, given)
         require_same(begun, _wanted(recipe, begun.asked, every), folder.path)
-        chosen, place = begun.recipe, _place(data or begun.place)
+        chosen, place = begun.recipe, place_of(data or begun.place)
     else:
         if not dry_run:
             folder.require_new()
-        begun, place = None, _place(data or DIGITS)
+        begun, place = None, place_of(data or DIGITS)
         chosen = _chosen(recipe, place, every)
+        if given is not None and "model" not in every:  # a name for people, no change of the recipe
+            chosen = chosen.model_copy(update={"model": type(given).__name__})
     from refold.training.run import setup
-    from refold.training.run.network import ours
 
+    images = open_data(place, chosen.task)
+    if num_classes not in (None, len(images.classes)):
+        raise InputError(f"{place} has {len(images.classes)} classes, not {num_classes}")
     order = setup.Order(
         recipe=chosen,
-        data=open_data(place, chosen.task),
+        data=images,
         place=place,
         output=folder.path,
         model=given,
-        build=build or ours,
+        build=build,
         penalties=tuple(penalties),
         habits=habits or Habits(),
         cpu=cpu,
@@ -138,7 +149,17 @@ def train(
     return _run(order, begun, dry_run=dry_run, data_changed=data_changed)
 
 
-def _place(data: str | Path) -> str:
+def _placed(changes: dict[str, Any]) -> dict[str, Any]:
+    """Return changes with absolute paths: a run may be resumed from another folder."""
+    found = dict(changes)
+    for key in ("model", "checkpoint"):
+        value = found.get(key)
+        if isinstance(value, str) and (key == "checkpoint" or ".py:" in value):
+            found[key] = os.path.abspath(value)  # noqa: PTH100 (keeps links)
+    return found
+
+
+def place_of(data: str | Path) -> str:
     """Return where the images are, whatever folder the run is resumed from."""
     return DIGITS if str(data) == DIGITS else os.path.abspath(data)  # noqa: PTH100 (keeps links)
 
@@ -161,6 +182,7 @@ def _wanted(
 
 def _run(order: Order, begun: Begun | None, *, dry_run: bool, data_changed: bool) -> Trained:
     from refold.training.run import setup
+    from refold.training.run.network import remarks, start_network
 
     accelerator = setup.make_accelerator(order)
     main = bool(accelerator.is_main_process)
@@ -172,7 +194,12 @@ def _run(order: Order, begun: Begun | None, *, dry_run: bool, data_changed: bool
         reporter=order.reporter if main else Reporter(),
     )
     image = setup.image_shape(order)
-    engine = setup.make_engine(order, accelerator, folder, image)
+    made = start_network(
+        order.recipe, order.data, order.model, order.build, loads=not Saves(folder.path).began()
+    )
+    engine = setup.make_engine(order, accelerator, folder, image, made.network)
+    for text in remarks(made, order.recipe):
+        order.reporter.note(text)
     if order.recipe.batch_size != asked.batch_size:
         order.reporter.note(
             f"batch_size is {order.recipe.batch_size} instead of {asked.batch_size}, as there are "
@@ -188,11 +215,12 @@ def _run(order: Order, begun: Begun | None, *, dry_run: bool, data_changed: bool
             start(engine, order, asked)
         else:
             go_on(engine, order, begun, data_changed=data_changed)
-        return _trained(order, engine, image, resumed=None if begun is None else engine.done)
+        resumed = None if begun is None else engine.done
+        return _trained(order, engine, image, resumed=resumed, judged=made.brings)
 
 
 def _trained(
-    order: Order, engine: Engine, image: tuple[int, ...], *, resumed: int | None
+    order: Order, engine: Engine, image: tuple[int, ...], *, resumed: int | None, judged: bool
 ) -> Trained:
     from refold.training.run.finish import finish
 
@@ -201,6 +229,8 @@ def _trained(
         _open_board(accelerator, resumed)
     order.reporter.begin(_plan(order, engine, image, resumed))
     try:
+        if judged:
+            engine.judge_start()
         engine.run()
     finally:
         order.reporter.end()

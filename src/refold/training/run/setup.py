@@ -25,7 +25,7 @@ from refold.training.loop.run_folder import RunFolder
 from refold.training.loop.saves import Saves
 from refold.training.loop.state import Parts, Position
 from refold.training.recipes.recipe import Recipe
-from refold.training.run.network import Builder, build_network, check_removable
+from refold.training.run.network import Builder, check_removable
 from refold.training.seeds import seeded
 from refold.training.settings import Habits
 
@@ -44,7 +44,7 @@ class Order:
         place: where that is, in words.
         output: the run's folder.
         model: a network to train as it is; None to build the recipe's.
-        build: what builds it.
+        build: what builds it; whatever MODEL may be where None.
         penalties: further ones than the recipe's.
         habits: how to behave.
         cpu: whether to leave a GPU alone.
@@ -57,7 +57,7 @@ class Order:
     place: str
     output: Path
     model: nn.Module | None
-    build: Builder
+    build: Builder | None
     penalties: tuple[Penalty, ...]
     habits: Habits
     cpu: bool
@@ -85,7 +85,7 @@ def make_accelerator(order: Order) -> Any:
     try:
         accelerator = Accelerator(
             cpu=order.cpu or not torch.accelerator.is_available(),
-            mixed_precision=recipe.precision,
+            mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
             gradient_accumulation_steps=recipe.accumulate,
             log_with=None if order.tracker == "none" else order.tracker,
             project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/tracker"),
@@ -142,7 +142,11 @@ def fitted(order: Order, processes: int) -> Recipe:
 
 
 def make_engine(
-    order: Order, accelerator: Any, folder: RunFolder, image: tuple[int, ...]
+    order: Order,
+    accelerator: Any,
+    folder: RunFolder,
+    image: tuple[int, ...],
+    network: nn.Module,
 ) -> Engine:
     """Return the engine of a run: built, wrapped, at its start.
 
@@ -151,13 +155,14 @@ def make_engine(
         accelerator: of `make_accelerator`.
         folder: of the run.
         image: shape of one, as the network sees it.
+        network: as it starts to train.
 
     Raises:
         InputError: when the network does not suit the images.
     """
     recipe, data, habits = order.recipe, order.data, order.habits
     processes, rank = accelerator.num_processes, accelerator.process_index
-    network = build_network(recipe, data, order.model, order.build).to(accelerator.device)
+    network = network.to(accelerator.device)
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)
     if recipe.deploy.remove_residuals:

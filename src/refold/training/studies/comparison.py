@@ -6,6 +6,7 @@ A study that was stopped continues where it left off: finished runs are only rea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,7 +18,7 @@ from refold.training.studies.catalogue import MANIFOLD, study_of
 from refold.training.studies.manifold import losses
 from refold.training.studies.plots import plot
 from refold.training.studies.report import Report, Row, row_of
-from refold.training.studies.runs import Job, settle, wanted
+from refold.training.studies.runs import Job, require_same_settings, settle, wanted
 
 
 def study(
@@ -67,14 +68,25 @@ def study(
         for variant in wanted(chosen, only)
         for seed in seeds
     ]
+    require_same_settings(every)
     settle(every, jobs, reporter or Reporter())
     rows = [
-        row_of(variant, [job.run for job in every if job.variant == variant])
-        for variant in only or chosen.variants
+        row_of(variant, [replace(every[0], variant=variant, seed=seed).run for seed in seeds])
+        for variant in chosen.variants
+        if not only or variant in only or _is_done(every[0], variant, seeds)
     ]
     title = f"{chosen.title} ({chosen.source})"
     report = Report(title, "top-1", tuple(rows), folder / f"{name}.md", len(seeds), chosen.by_depth)
     return _write(report, name)
+
+
+def _is_done(like: Job, variant: str, seeds: Sequence[int]) -> bool:
+    """Say whether a variant that is not wanted now was run before, by the same settings."""
+    jobs = [replace(like, variant=variant, seed=seed) for seed in seeds]
+    if not all(job.done for job in jobs):
+        return False
+    require_same_settings(jobs)
+    return True
 
 
 def _manifold(folder: Path, seeds: Sequence[int]) -> Report:
@@ -96,9 +108,12 @@ def _write(report: Report, name: str) -> Report:
     folder.mkdir(parents=True, exist_ok=True)
     head, *body = report.table()
     lines = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body)]
-    foot = f"Mean ± standard deviation of {report.seeds} seeds."
+    spoken = f"Mean ± standard deviation of {report.seeds} seeds."
+    foot = spoken if report.seeds > 1 else "One seed: a single run says nothing about the spread."
     with atomic_path(report.path) as temporary:
-        temporary.write_text("\n".join([report.title, "", *lines, "", foot]) + "\n")
+        temporary.write_text(
+            "\n".join([report.title, "", *lines, "", foot, "", *report.legend()]) + "\n"
+        )
     write_json(folder / f"{name}.json", report.to_dict())
     plot(report, folder / f"{name}.svg")
     return report

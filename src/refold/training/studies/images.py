@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from refold.training.loop.run_folder import RunFolder
-from refold.training.run.restored import begun_with
+from refold.training.run.begun import begun_with
 
 
 def images_of(run: Path, count: int, *, train: bool) -> Tensor:

@@ -33,7 +33,9 @@ class Row:
     gradients: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
 
     def __str__(self) -> str:
-        parts = [f"{mean(self.values):.2%} ± {self.spread:.2%}"] if self.values else []
+        parts = [f"{mean(self.values):.2%}"] if self.values else []
+        if len(self.values) > 1:
+            parts = [f"{parts[0]} ± {self.spread:.2%}"]
         if self.diverged:
             parts.append(f"{self.diverged} diverged")
         return ", ".join(parts)
@@ -77,6 +79,11 @@ class Report:
         ]
         return [["", self.unit, *columns], *body]
 
+    def legend(self) -> list[str]:
+        """Return a line for each column that says what it is."""
+        titles = [self.unit, *dict.fromkeys(title for row in self.rows for title in row.cells)]
+        return [f"- {title}: {LEGEND[title]}" for title in titles if title in LEGEND]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers for JSON."""
         return {
@@ -87,6 +94,23 @@ class Report:
             }
             for row in self.rows
         }
+
+
+LEGEND = {
+    "top-1": "right answers on the validation images after the last epoch, in the train form",
+    "parameters": "train form -> deployed form",
+    "multiply-adds": "of one image, train form -> deployed form",
+    "same answers": "validation images, over all seeds, of which both forms say the same class",
+    "float64 error": "largest error of the fold in float64, relative to the largest output",
+    "gradients' correlation, start": "of gradients at neighbours on a line between two images, "
+    "before training",
+    "gradients' correlation, trained": "the same after training",
+    "lost by the best linear map": "squared error of the spiral brought back by the best linear "
+    "map, over the spiral's own square",
+    "by the pseudo-inverse": "the same for the pseudo-inverse of the map that the spiral went by",
+    "points that collapse": "points of which fewer than two numbers survive",
+}
+"""What each column of a table is."""
 
 
 def spread(values: Sequence[float]) -> float:

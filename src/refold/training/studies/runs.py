@@ -14,12 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from refold.errors import DivergedError
+from refold.errors import DivergedError, InputError
 from refold.files import write_json
+from refold.training.data.datasets import DIGITS
 from refold.training.loop.progress import Reporter
-from refold.training.loop.run_folder import CONFIG, SUMMARY
+from refold.training.loop.run_folder import CONFIG, SUMMARY, RunFolder
+from refold.training.recipes.cookbook import load_recipe
+from refold.training.run.agreement import differences, shown
+from refold.training.run.begun import read_begun
 from refold.training.run.restored import network_of
-from refold.training.run.run import train
+from refold.training.run.run import place_of, train
 from refold.training.settings import Habits
 from refold.training.studies.catalogue import Study, Variant, study_of
 from refold.training.studies.gradients import correlations
@@ -67,6 +71,12 @@ class Job:
     def chosen(self) -> Variant:
         """What the variant is."""
         return study_of(self.study).variants[self.variant]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its recipe changes of the digits'."""
+        shared = study_of(self.study).shared
+        return {**shared, **self.chosen.changes, **self.changes, "seed": self.seed}
 
     @property
     def done(self) -> bool:
@@ -147,13 +157,34 @@ def _do(job: Job, reporter: Reporter) -> None:
 
 def _train(job: Job, reporter: Reporter) -> None:
     begun = (job.run / CONFIG).is_file()
-    shared = study_of(job.study).shared
-    settings = {**shared, **job.chosen.changes, **job.changes, "seed": job.seed}
     train(
-        "digits", output=job.run, data=job.data, model=_start(job), changes=settings,
+        "digits", output=job.run, data=job.data, model=_start(job), changes=job.settings,
         resume=begun, tracker="none",
         habits=Habits(workers=1), reporter=reporter,
     )  # fmt: skip
+
+
+def require_same_settings(jobs: Sequence[Job]) -> None:
+    """Refuse to go on with a study whose runs so far had other settings.
+
+    Args:
+        jobs: all runs that are wanted.
+
+    Raises:
+        InputError: when one was begun differently; the message names it and the settings.
+    """
+    for job in jobs:
+        if not (job.run / CONFIG).is_file():
+            continue
+        begun, place = read_begun(RunFolder(job.run)), place_of(job.data or DIGITS)
+        found = differences(begun, load_recipe("digits", job.settings))
+        if begun.place != place:
+            found = [f"--data {place}, but the run was started with {begun.place}", *found]
+        if found:
+            raise InputError(
+                f"the study in {job.folder} was begun with other settings ({job}: {shown(found)}): "
+                "repeat them to continue it, or give another folder (-o) for a new one"
+            )
 
 
 def _start(job: Job) -> nn.Module | None:

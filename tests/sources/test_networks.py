@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from refold.cli.source import build, is_zoo
 from refold.errors import InputError
+from refold.sources.networks import build, is_zoo
 
 Net = Callable[[str], str]
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from refold.cli.guest import PREFIX, hosted
-from refold.cli.names import suggest
 from refold.errors import InputError, MissingDependencyError, one_line
 from refold.files import is_file
+from refold.models import create_model, list_models
+from refold.sources.guest import PREFIX, hosted
+from refold.sources.names import suggest
 
 if TYPE_CHECKING:
     import torch
@@ -36,38 +38,62 @@ def is_zoo(name: str) -> bool:
     return name.startswith(("timm:", "torchvision:")) or name in own_names()
 
 
+def brings_weights(name: str) -> bool:
+    """Say whether MODEL may come with trained weights, as a factory and a saved folder may."""
+    return not is_zoo(name)
+
+
 def own_names() -> list[str]:
     """Return the names of our own networks."""
-    import refold
-
-    return refold.list_models()
+    return list_models()
 
 
-def build(name: str) -> Built:
+def build(name: str, num_classes: int | None = None) -> Built:
     """Return the network that MODEL names, in evaluation mode.
 
     Args:
         name: one of `refold.list_models()`, `timm:NAME`, `torchvision:NAME`, `hf:FOLDER`,
             `path/to/file.py:factory` or a `.pt2` path.
+        num_classes: outputs of the classifier; None for as many as it has by itself.
 
     Raises:
         InputError: if there is no such network, or it cannot be built.
         MissingDependencyError: if the zoo is not installed.
     """
+    if name.lower().endswith(".pt2"):
+        _refuse_classes(name, num_classes)
+        return _from_exported(Path(name))
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    return Built(_built(name, options).eval())
+
+
+def _built(name: str, options: dict[str, Any], *, demands: bool = True) -> nn.Module:
+    """Return a network; one of which the options are demanded must be able to have them."""
     zoo, _, rest = name.partition(":")
     if zoo in _ZOOS:
-        model = _ZOOS[zoo](rest)
-    elif zoo == "hf":
-        model = _from_hugging_face(Path(rest))
-    elif name.lower().endswith(".pt2"):
-        return _from_exported(Path(name))
-    elif ".py:" in name:
-        model = _from_file(name)
-    elif name in own_names():
-        model = _from_ours(name)
-    else:
-        raise InputError(_unknown_form(name))
-    return Built(model.eval())
+        return _ZOOS[zoo](rest, **options)
+    if options.pop("pretrained", False):
+        raise InputError(
+            f"--pretrained: no weights of {name} are published under this name; give a timm: or "
+            "torchvision: network, or a file with --checkpoint"
+        )
+    if zoo == "hf":
+        if demands:
+            _refuse_classes(name, options.get("num_classes"))
+        return _from_hugging_face(Path(rest))
+    if ".py:" in name:
+        return _from_file(name, demands=demands, **options)
+    if name in own_names():
+        return create_model(name, **options)
+    raise InputError(_unknown_form(name))
+
+
+def _refuse_classes(name: str, wanted: int | None) -> None:
+    if wanted is not None:
+        raise InputError(
+            f"--num-classes {wanted}: {name} is a trained network, whose classes are what they "
+            "are; leave the option out"
+        )
 
 
 def build_to_train(name: str, /, *, num_classes: int, in_chans: int, **options: Any) -> nn.Module:
@@ -83,17 +109,10 @@ def build_to_train(name: str, /, *, num_classes: int, in_chans: int, **options: 
         InputError: if there is no such network, or it cannot be built like that.
         MissingDependencyError: if the zoo is not installed.
     """
-    zoo, _, rest = name.partition(":")
-    wanted = {"num_classes": num_classes, "in_chans": in_chans, **options}
-    if zoo in _ZOOS:
-        return _ZOOS[zoo](rest, **wanted)
     if name.lower().endswith(".pt2"):
         raise InputError(f"{name} is an exported program, which cannot be trained: give its source")
-    if ".py:" in name:
-        return _from_file(name, **wanted)
-    if name not in own_names():
-        raise InputError(_unknown_form(name))
-    return _from_ours(name, **wanted)
+    wanted = {"num_classes": num_classes, "in_chans": in_chans, **options}
+    return _built(name, wanted, demands=False)
 
 
 def _unknown_form(name: str) -> str:
@@ -103,13 +122,7 @@ def _unknown_form(name: str) -> str:
     return f"{name!r} is not a MODEL: give {FORMS} (`refold models '*{name}*'` lists names){near}"
 
 
-def _from_ours(name: str, **options: Any) -> nn.Module:
-    import refold
-
-    return refold.create_model(name, **options)
-
-
-def _from_timm(name: str, **options: Any) -> nn.Module:
+def _from_timm(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
     try:
         import timm
     except ImportError as error:
@@ -121,12 +134,15 @@ def _from_timm(name: str, **options: Any) -> nn.Module:
     if name.split(".")[0] not in known:
         raise InputError(f"timm has no network {name!r}{suggest(name, known)}")
     try:
-        return timm.create_model(name, pretrained=False, **options)
+        with _downloading(f"timm:{name}", wanted=pretrained):
+            return timm.create_model(name, pretrained=pretrained, **options)
     except (TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"timm:{name} with {options}: {_brief(error)}") from error
 
 
-def _from_torchvision(name: str, in_chans: int = 3, **options: Any) -> nn.Module:
+def _from_torchvision(
+    name: str, *, in_chans: int = 3, pretrained: bool = False, **options: Any
+) -> nn.Module:
     try:
         from torchvision import models
     except ImportError as error:
@@ -139,16 +155,35 @@ def _from_torchvision(name: str, in_chans: int = 3, **options: Any) -> nn.Module
     accepted = inspect.signature(models.get_model_builder(name)).parameters
     if in_chans != 3:
         raise InputError(f"torchvision:{name} takes images of 3 channels, not {in_chans}")
-    config: dict[str, Any] = {"weights": None, **options}
+    config: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None, **options}
     if "weights_backbone" in accepted:  # detectors would download their backbone by default
         config["weights_backbone"] = None
-    return models.get_model(name, **config)
+    with _downloading(f"torchvision:{name}", wanted=pretrained):
+        return models.get_model(name, **config)
 
 
 _ZOOS: dict[str, Callable[..., nn.Module]] = {
     "timm": _from_timm,
     "torchvision": _from_torchvision,
 }
+
+
+@contextmanager
+def _downloading(name: str, *, wanted: bool) -> Generator[None]:
+    """Say what to do where published weights cannot be had.
+
+    Raises:
+        InputError: instead of the library's own error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not wanted:
+            raise
+        raise InputError(
+            f"the published weights of {name} cannot be loaded ({_brief(error)}): if the hub "
+            "cannot be reached from here, fetch them elsewhere and give the file with --checkpoint"
+        ) from error
 
 
 def _from_hugging_face(folder: Path) -> nn.Module:
@@ -172,8 +207,8 @@ def _from_hugging_face(folder: Path) -> nn.Module:
         raise InputError(f"hf:{folder} cannot be loaded: {_brief(error)}") from error
 
 
-def _from_file(name: str, **options: Any) -> nn.Module:
-    """Call a factory with those of the options that it takes."""
+def _from_file(name: str, *, demands: bool = False, **options: Any) -> nn.Module:
+    """Call a factory with those of the options that it takes; with `demands` it must take all."""
     from torch import nn
 
     path_text, _, attribute = name.rpartition(":")
@@ -186,10 +221,15 @@ def _from_file(name: str, **options: Any) -> nn.Module:
     if factory is None:
         public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         raise InputError(f"{path} defines no {attribute!r}{suggest(attribute, public)}")
-    if isinstance(factory, nn.Module):
+    ready = isinstance(factory, nn.Module)
+    taken = {} if ready else _taken(factory, options)
+    if demands and taken != options:
+        flag = ", ".join(f"--{key.replace('_', '-')}" for key in options if key not in taken)
+        raise InputError(f"{name} takes no such argument: leave {flag} out, or add it there")
+    if ready:
         return factory
     with hosted(f"{name} could not be called", path):
-        model = factory(**_taken(factory, options))
+        model = factory(**taken)
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} {_returned(model)}, but must return an nn.Module")
     return model

@@ -1,0 +1,54 @@
+"""What a file says of itself is read back, and what it computes stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from torch import nn
+
+import refold
+from refold.errors import InputError
+from refold.exporting import describe, described, onnx_session, openvino_model, run_onnx
+from refold.exporting import run_openvino as run_xml
+
+ABOUT = {"classes": ["ant", "bée", 'quo"te'], "preprocessing": {"mean": [0.485], "crop": None}}
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "safetensors", "pt2", "xml"])
+def test_a_file_tells_what_was_written_into_it(tmp_path: Path, suffix: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    x = torch.randn(2, 3, 8, 8)
+    file = refold.export(net, tmp_path / f"net.{suffix}", x)
+    assert described(file) == {}
+    describe(file, {"old": 1})
+    describe(file, ABOUT)
+    assert described(file) == ABOUT
+    wanted = net(x).detach()
+    if suffix == "onnx":
+        found = run_onnx(onnx_session(file), ((x,), {}))[0]
+    elif suffix == "xml":
+        found = run_xml(openvino_model(file), ((x,), {}))[0]
+    elif suffix == "pt2":
+        found = torch.export.load(file).module()(x)
+    else:
+        refold.load_checkpoint(net, file)
+        with safetensors.safe_open(file, framework="pt") as opened:
+            assert opened.metadata()["format"] == "pt"
+            assert opened.metadata()["classes"] == '["ant", "b\\u00e9e", "quo\\"te"]'
+        found = net(x)
+    assert torch.allclose(found, wanted, atol=1e-6)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == sorted(
+        [".bin", ".xml"] if suffix == "xml" else [f".{suffix}"]
+    )
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"none")
+    with pytest.raises(InputError, match="cannot be read"):
+        described(tmp_path / "net.onnx")
+    with pytest.raises(InputError, match=r"is none of \.onnx"):
+        describe(tmp_path / "net.tflite", {})

@@ -1,0 +1,248 @@
+"""A run that starts from weights computes, before its first step, what the weights compute."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import refold
+from refold.errors import CheckpointError, InputError
+from refold.training import network_of, open_data
+from refold.training.loop.freezing import freeze, still
+from refold.training.recipes.cookbook import load_recipe
+from refold.training.run.network import remarks, start_network
+from training.pictures import folders
+from training.runs import LIGHT, records, tiny
+
+NET = """
+import torch
+from torch import nn
+
+def build(num_classes=2):
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 6, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, num_classes))
+    return net
+
+def fixed():
+    return build(5)
+
+def trained():
+    net = build()
+    net.load_state_dict(torch.load(FILE))
+    return net
+"""
+
+
+def shaken(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Return a network with norms and biases as if it had been trained."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            noise = torch.randn(value.shape, generator=generator)
+            value.copy_(noise.abs() + 0.5 if name.endswith("var") else noise)
+    return net
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folders(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("net")
+    (folder / "net.py").write_text(f"FILE = {str(folder / 'net.pth')!r}\n{NET}")
+    return f"{folder / 'net.py'}:build"
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory, data: Path, model: str) -> Path:
+    """Return a run that trained with branches."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    changes = {"model": model, "options": {}, "block": "acb", "ema": None}
+    tiny(run, data, changes=changes)
+    return run
+
+
+def made(model: str, classes: int = 2) -> nn.Module:
+    from refold.sources.networks import build
+
+    return shaken(build(model, classes).model)
+
+
+def started(data: Path, **changes: Any) -> Any:
+    recipe = load_recipe("folder", {"augment.size": 12, **changes})
+    return start_network(recipe, open_data(data))
+
+
+def image() -> Tensor:
+    return torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+def equal(one: nn.Module, other: nn.Module) -> bool:
+    """Compare two networks in evaluation mode."""
+    with torch.no_grad():
+        a, b = (copy.deepcopy(net).eval()(image()) for net in (one, other))
+    return torch.allclose(a, b, atol=1e-5 * float(a.abs().max()))
+
+
+@pytest.mark.parametrize("block", [None, "dbb", "acb", "repvgg", "mobileone"])
+@pytest.mark.parametrize("way", ["factory", "checkpoint", "given"])
+def test_branches_change_nothing_of_what_weights_compute(
+    tmp_path: Path, data: Path, model: str, block: str | None, way: str
+) -> None:
+    net = made(model)
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "wrapped.pth")
+    torch.save(net.state_dict(), Path(model).with_name("net.pth"))
+    recipe: dict[str, Any] = {"block": block, "model": model, "gamma": 0.5}
+    if way == "factory":
+        recipe["model"] = model.replace("build", "trained")
+    if way == "checkpoint":
+        recipe["checkpoint"] = str(tmp_path / "wrapped.pth")
+    given = copy.deepcopy(net) if way == "given" else None
+    chosen = load_recipe("folder", {"augment.size": 12, **recipe})
+    start = start_network(chosen, open_data(data), given)
+    assert start.brings
+    assert equal(start.network, net)
+    assert start.network.training
+    assert any("gamma is left out" in note for note in start.notes)
+    assert (type(start.network[0]) is nn.Conv2d) == (block is None)
+
+
+def test_a_new_network_starts_with_branches_as_the_block_does(data: Path) -> None:
+    start = started(data, model="cifar_resnet20", options={"depths": [1, 1, 1]}, block="acb")
+    plain = started(data, model="cifar_resnet20", options={"depths": [1, 1, 1]})
+    assert not start.brings
+    assert not equal(start.network, plain.network)
+
+
+@pytest.mark.parametrize("block", [None, "dbb"])
+def test_a_head_of_other_classes_is_replaced_and_named(
+    tmp_path: Path, data: Path, model: str, block: str | None
+) -> None:
+    net = made(model, 7)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    start = started(data, model=model, checkpoint=str(tmp_path / "net.pth"), block=block)
+    assert start.replaced == ("6",)
+    assert start.network[6].out_features == 2
+    assert equal(start.network[:6], net[:6])
+    recipe = load_recipe("folder", {"model": model, "checkpoint": "net.pth"})
+    assert any("6" in text and "classes" in text for text in remarks(start, recipe))
+
+
+def test_a_factory_that_takes_no_number_of_classes_gets_another_head(
+    data: Path, model: str
+) -> None:
+    start = started(data, model=model.replace("build", "fixed"))
+    assert start.replaced == ("6",)
+    assert start.network(image()).shape == (3, 2)
+
+
+def test_weights_of_an_expanded_network_are_taken_as_they_are(
+    tmp_path: Path, data: Path, model: str
+) -> None:
+    net = made(model)
+    wide = shaken(refold.expand(net, "dbb"), 3)
+    torch.save(wide.state_dict(), tmp_path / "wide.pth")
+    start = started(data, model=model, checkpoint=str(tmp_path / "wide.pth"), block="dbb")
+    assert equal(start.network, wide)
+    with pytest.raises(CheckpointError, match=r"wide\.pth does not fit"):
+        started(data, model=model, checkpoint=str(tmp_path / "wide.pth"))
+
+
+@pytest.mark.parametrize("block", ["acb", "dbb", None])
+@pytest.mark.parametrize("place", ["", "checkpoints/last", "best"])
+def test_a_run_goes_on_from_another_in_either_form(
+    earlier: Path, data: Path, model: str, block: str | None, place: str
+) -> None:
+    before = network_of(earlier, "last" if place.endswith("last") else "best")
+    start = started(data, model=model, checkpoint=str(earlier / place), block=block)
+    assert equal(start.network, before)
+
+
+def test_what_the_weights_are_worth_is_said_and_stored(
+    tmp_path: Path, data: Path, model: str
+) -> None:
+    said: list[str] = []
+
+    class Notes(refold.training.Reporter):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    net = made(model)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    judged = []
+    for block in (None, "dbb"):
+        changes = {"model": model, "options": {}, "block": block, "epochs": 1}
+        run = tiny(
+            tmp_path / str(block), data, changes=changes, checkpoint=tmp_path / "net.pth",
+            reporter=Notes(),
+        )  # fmt: skip
+        judged.append(run.summary["start"])
+        assert json.loads((tmp_path / str(block) / "summary.json").read_text())["start"]
+    assert judged[0]["top1"] == judged[1]["top1"]
+    assert judged[0]["loss"] == pytest.approx(judged[1]["loss"], rel=1e-4)
+    assert sum(text.startswith("before the first step: top1") for text in said) == 2
+    done = tiny(tmp_path / "dbb", data, resume=True)  # which judges no second time
+    assert done.summary["start"] == judged[1]
+    assert len(records(tmp_path / "dbb", "start")) == 1
+
+
+def test_what_is_frozen_keeps_its_bits(tmp_path: Path, data: Path, model: str) -> None:
+    net = made(model)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    changes = {"model": model, "options": {}, "ema": None, "freeze": ["0", "1"]}
+    tiny(tmp_path / "run", data, changes=changes, checkpoint=tmp_path / "net.pth")
+    state, before = network_of(tmp_path / "run").state_dict(), net.state_dict()
+    moved = {key for key in state if not torch.equal(state[key], before[key])}
+    assert moved == {"3.weight", "3.bias", "6.weight", "6.bias"}
+
+
+def test_frozen_norms_are_found_wherever_they_are() -> None:
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, affine=False)), nn.BatchNorm2d(2)
+    )
+    assert still(net) == []
+    freeze(net, ["0*"])
+    assert still(net) == [net[0][1]]
+    assert set(still(net, every=True)) == {net[0][1], net[1]}
+    with pytest.raises(InputError, match="'stem' matches no part of the network"):
+        freeze(net, ["stem"])
+    with pytest.raises(InputError, match="nothing is left to train"):
+        freeze(net, ["*"])
+
+
+class Constant(nn.Module):
+    """Answers the same for every image, whatever it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor([4.0, 0.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((1, 2, 3))[:, None] * 0 + self.bias
+
+
+def test_of_equal_epochs_the_one_with_the_lower_loss_is_best(tmp_path: Path) -> None:
+    data = folders(tmp_path / "data", train=6, val=5)
+    said: list[str] = []
+
+    class Notes(refold.training.Reporter):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    changes = {"epochs": 3, "ema": None, "schedule.kind": "constant", "options": {}, **LIGHT}
+    run = tiny(tmp_path / "run", data, model=Constant(), changes=changes, reporter=Notes())
+    epochs = records(tmp_path / "run", "epoch")
+    assert len({row["val_top1"] for row in epochs}) == 1
+    lowest = min(epochs, key=lambda row: row["val_loss"])
+    assert run.summary["best_epoch"] == lowest["epoch"] == 3
+    assert any("same answer for every image" in text for text in said)
