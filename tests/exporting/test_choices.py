@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from refold.errors import ExportError, InputError
 from refold.exporting import (
     Options,
+    describe,
+    described,
     export,
     onnx_session,
     openvino_model,
@@ -367,3 +369,12 @@ def test_by_default_maps_of_the_inputs_size_take_any_size(tmp_path: Path, suffix
     assert not done.notes
     chosen = write(net, tmp_path / f"c{suffix}", IMAGE, Options(dynamic="batch"))
     assert chosen.shapes == {"image": ("batch", 3, 8, 12)}
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".safetensors"])
+def test_what_is_added_later_leaves_the_origin(tmp_path: Path, suffix: str) -> None:
+    told = {"source": "net.py:build"}
+    done = write(nn.Conv2d(3, 4, 3).eval(), tmp_path / f"net{suffix}", IMAGE, Options(), told)
+    describe(done.path, {"classes": ["ant", "bee"]})
+    assert read_provenance(done.path).items() >= told.items()
+    assert described(done.path) == {"classes": ["ant", "bee"]}

@@ -99,9 +99,8 @@ def ship(
     for remark in done.notes:
         note(f"note: {remark}")
     if output.suffix.lower() != ".safetensors":
-        assumed = " (assumed: --input-size says otherwise)" if subject.is_assumed else ""
         for name, shape in done.shapes.items():
-            note(f"input {name}: {' x '.join(map(str, shape))}{assumed}")
+            note(f"input {name}: {' x '.join(map(str, shape))}")
     return done
 
 

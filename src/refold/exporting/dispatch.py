@@ -87,8 +87,8 @@ def export(
             has as many as the first one; `"size"`, length, height and width; `"batch,size"`; or
             the axes by input, such as `{"image": {0: "batch", 2: "height"}}`. `"auto"` is
             `"batch"`, with height and width where an output has those of an input (segmentation)
-            and the network takes others. Where it takes no other batch, both fix it and warn; every other
-            choice is an error then.
+            and the network takes others. Where it takes no other batch, both fix it and warn; every
+            other choice is an error then.
         opset: Of ONNX, such as 17; the exporter's own if None.
         input_names: For ONNX and OpenVINO, one for each tensor; the arguments of the forward if
             None.

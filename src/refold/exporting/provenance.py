@@ -93,7 +93,8 @@ def _from_safetensors(path: Path) -> dict[str, str]:
 def _from_pt2(path: Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith(f"/{PT2_ENTRY}")]
-        found: Any = json.loads(archive.read(names[0])) if names else {}
+        text = archive.read(names[0]) if names else b""
+    found: Any = json.loads(text) if text else {}
     pairs = cast(dict[object, object], found) if isinstance(found, dict) else {}
     return {str(key): str(text) for key, text in pairs.items()}
 
