@@ -22,6 +22,7 @@ from refold.exporting.names import input_names as name_inputs
 from refold.exporting.names import output_names as name_outputs
 from refold.exporting.onnx import write_onnx
 from refold.exporting.openvino import write_openvino
+from refold.exporting.outputs import with_plain_outputs
 from refold.exporting.pt2 import write_pt2
 from refold.exporting.request import Request
 from refold.exporting.safetensors import write_safetensors
@@ -148,9 +149,9 @@ def write(
         )
     _require_options(options, suffix)
     copied, inputs = prepared(model, example_inputs, device="cpu")
-    _require_type(copied, inputs, options, suffix)
+    _require_type(copied, inputs, suffix)
     names = name_inputs(model, inputs, options.input_names)
-    answer = run(copied, inputs)
+    answer = with_plain_outputs(copied, run(copied, inputs))
     choices = _choices(options.dynamic, tensors(inputs), tensor_leaves(answer))
     axes = choose(choices[0], inputs, names)
     outputs = name_outputs(answer, options.output_names)
@@ -215,11 +216,11 @@ def _require_options(options: Options, suffix: str) -> None:
         )
 
 
-def _require_type(model: nn.Module, inputs: Arguments, options: Options, suffix: str) -> None:
+def _require_type(model: nn.Module, inputs: Arguments, suffix: str) -> None:
     held = chain(model.parameters(), model.buffers(), tensors(inputs))
-    if suffix in _NAMED and not options.half and any(t.dtype == torch.bfloat16 for t in held):
+    if suffix in _NAMED and any(t.dtype == torch.bfloat16 for t in held):
         runtime = "ONNX Runtime" if suffix == ".onnx" else "OpenVINO"
         raise InputError(
             f"bfloat16 cannot be exported to {suffix}: {runtime} is checked on the CPU, where it "
-            "takes none; export model.float() in float32, or the model with half=True in float16"
+            "takes none; export model.float() in float32, or with half=True in float16"
         )

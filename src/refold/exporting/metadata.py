@@ -27,7 +27,7 @@ KEY = "refold.about"
 def describe(path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
     """Write into an exported file what it is: its classes, say, and how images are prepared.
 
-    The entry `refold.about` is JSON; each of its keys is an entry of its own, too, for whoever
+    One entry, under `KEY`, is JSON; each of its keys is an entry of its own, too, for whoever
     looks at the file with other tools.
 
     Args:
