@@ -27,8 +27,6 @@ class Subject:
     name: str
     model: nn.Module
     example_inputs: tuple[torch.Tensor, ...]
-    is_assumed: bool = False
-    """Whether nobody gave the size of the inputs, neither the user nor the network."""
 
 
 def prepare(source: Source) -> Subject:
@@ -65,8 +63,7 @@ def prepare(source: Source) -> Subject:
         note(
             f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps theirs)"
         )
-    is_given = bool(source.input_size) or exported_inputs is not None or states_size(model)
-    return Subject(source.model, model, example_inputs, not is_given)
+    return Subject(source.model, model, example_inputs)
 
 
 def parse_size(text: str) -> tuple[int, ...]:
@@ -97,11 +94,6 @@ def examples(model: nn.Module, source: Source) -> tuple[torch.Tensor, ...]:
     )
 
 
-def states_size(model: nn.Module) -> bool:
-    """Say whether a network's configuration says something of its input."""
-    return any(hasattr(model, name) for name in ("pretrained_cfg", "default_cfg", "config"))
-
-
 def stated_size(model: nn.Module) -> tuple[int, ...]:
     """Return the size that the network states, else 3x224x224 with whatever it does state."""
     known = stated(model)
@@ -120,9 +112,10 @@ def stated(model: nn.Module) -> tuple[int, ...] | None:
     config = getattr(model, "config", None)
     channels, side = getattr(config, "num_channels", None), getattr(config, "image_size", None)
     sides = side if isinstance(side, list | tuple) else (side, side)
-    if not all(isinstance(size, int) for size in sides):
+    known = [size for size in sides if isinstance(size, int)]
+    if len(known) < len(sides):
         return None
-    return (channels if isinstance(channels, int) else DEFAULT_SIZE[0], *sides)
+    return (channels if isinstance(channels, int) else DEFAULT_SIZE[0], *known)
 
 
 def check_finite(model: nn.Module, name: str) -> None:
