@@ -36,10 +36,10 @@ demo: $(READY) ## train on digits, fold, prove, export, time; then three network
 	@$(BIN)/refold demo
 
 test: $(READY) lint ## run the whole suite: ruff, pyright, pytest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=10
 
 quick: $(READY) ## run the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not zoo'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not zoo'
 
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ import stat
 import tempfile
 import time
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,19 @@ _open: dict[Path, int] = {}  # staging folders, with the process that writes the
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
+def atomic_path(path: str | os.PathLike[str], beside: Sequence[str] = ()) -> Generator[Path]:
     """Yield a path to write to; on success it becomes `path`, on failure nothing is left.
 
     The yielded path has the final name inside a hidden folder beside the target, so a writer may
-    go by the suffix, and companion files (`model.bin`, `model.onnx.data`) move along with it.
+    go by the suffix, and companion files (`model.bin`, `model.onnx.data`) move along with it:
+    all or none, and one that an old file had and the new one has not is removed.
     A missing parent folder is made when its own parent exists; it is removed again on failure.
     A new file has the permissions that the process's umask gives, a replaced one keeps its own.
 
     Args:
         path: The file to create or replace. A link is followed: it stays, and what it points to
             is replaced.
+        beside: Names of files that belong to this one, where it has such.
 
     Raises:
         InputError: When the place cannot be written: no such folder, not a regular file, no
@@ -75,7 +77,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
     try:
         staging.mkdir(mode=0o700)
         yield staging / target.name
-        _publish(staging, target)
+        _publish(staging, target, beside)
         done = True
     except RefoldError:
         raise
@@ -231,7 +233,7 @@ def _writes(staging: Path, pid: int) -> bool:
     return True
 
 
-def _publish(staging: Path, target: Path) -> None:
+def _publish(staging: Path, target: Path, beside: Sequence[str] = ()) -> None:
     written = sorted(staging.iterdir(), key=lambda file: file.name == target.name)
     if not written or written[-1].name != target.name:
         raise FileNotFoundError(f"the writer left no {target.name}")
@@ -239,10 +241,46 @@ def _publish(staging: Path, target: Path) -> None:
     for file in written:
         _sync(file)
         with suppress(PermissionError):  # of a file system that knows no permissions
-            file.chmod(_mode_of(target.with_name(file.name), fresh))
-    for file in written:  # companions first: the named file never points at what is not there yet
-        file.replace(target.with_name(file.name))
+            # A companion that is new is as private as the file that it belongs to.
+            file.chmod(_mode_of(target.with_name(file.name), _mode_of(target, fresh)))
+    stale = [target.with_name(name) for name in beside if name not in {f.name for f in written}]
+    _replace([(file, target.with_name(file.name)) for file in written], stale, staging)
     _sync(target.parent)
+
+
+def _replace(moves: list[tuple[Path, Path]], stale: list[Path], staging: Path) -> None:
+    """Move files to their places, the named one last; put the old ones back if one cannot be."""
+    if len(moves) == 1 and not any(path.exists() for path in stale):
+        moves[0][0].replace(moves[0][1])
+        return
+    kept = staging / ".old"
+    kept.mkdir()
+    done: list[Path] = []
+    places = [*stale, *(place for _, place in moves)]
+    try:
+        for place in places:
+            if place.exists():
+                _keep(place, kept / place.name)
+        for file, place in moves:
+            done.append(place)
+            file.replace(place)
+        for place in stale:
+            done.append(place)
+            place.unlink(missing_ok=True)
+    except OSError:
+        for place in places:
+            if (kept / place.name).exists():
+                (kept / place.name).replace(place)
+            elif place in done:
+                place.unlink(missing_ok=True)
+        raise
+
+
+def _keep(file: Path, place: Path) -> None:
+    try:
+        os.link(file, place)
+    except OSError:  # a file system without links
+        file.replace(place)
 
 
 def _fresh_mode(folder: Path) -> int:

@@ -124,7 +124,7 @@ def test_transposed_blocks_fold_unless_an_output_had_to_grow(
     name: str, generator: torch.Generator
 ) -> None:
     folded = refused = 0
-    for cell in [cell for cell in cells(2) if not cell.is_even][::13]:
+    for cell in [cell for cell in cells(2) if not cell.is_even][::29]:
         if cell.padding < cell.dilation * spare_taps(name, cell.kernel) // 2:
             refused += 1
             with pytest.raises(GeometryError, match="too small for a transposed branch"):
@@ -138,7 +138,7 @@ def test_transposed_blocks_fold_unless_an_output_had_to_grow(
             assert error(before, block.fuse()(x)) <= LIMIT, cell
         assert layers(block) == (1, 0)
         folded += 1
-    assert folded > 25
+    assert folded > 10
     assert (refused > 0) == (name != "orepa")
 
 

@@ -72,11 +72,11 @@ def test_the_grid_is_whole() -> None:
     assert len(CELLS) == 7 * (4 * 7 + 2 * 6) + 2
 
 
-PARTS = 13  # of the grid, each with every option: two are always run, the others by hand
+PARTS = 13  # of the grid, each with every option: one is always run, the others by hand
 
 
 @pytest.mark.parametrize(
-    "part", [0, 1, *(pytest.param(n, marks=pytest.mark.zoo) for n in range(2, PARTS))]
+    "part", [0, *(pytest.param(n, marks=pytest.mark.zoo) for n in range(1, PARTS))]
 )
 def test_every_cell_is_three_linear_layers(part: int) -> None:
     generator = torch.Generator().manual_seed(part)

@@ -173,10 +173,9 @@ def list_ring() -> object:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (ring("model"), r"containers without end \(model > model > model"),
+        (ring("model"), r"containers without end \(model"),
         (ring("state_dict"), "containers without end"),
-        (ring("other"), "not tensors: other"),
-        (list_ring(), "holds a list"),
+        (list_ring(), "containers without end"),
         ({"model": {"ema": ring("module")}}, "containers without end"),
     ],
 )
@@ -260,4 +259,4 @@ def test_an_archive_that_unpacks_to_far_more(tmp_path: Path) -> None:
 
 
 def test_a_plain_pickle_runs_nothing(tmp_path: Path) -> None:
-    refuse(tmp_path, pickle.dumps(Path), "would run code|cannot be read")
+    refuse(tmp_path, pickle.dumps(Path), r"holds pathlib\.Path, not a dict")

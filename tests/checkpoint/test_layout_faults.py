@@ -253,7 +253,7 @@ class _Evil:
     ("content", "reason"),
     [
         (lambda state: without("stage1.0.rbr_1x1.bn")(state), "stage1.0.rbr_1x1.bn.weight"),
-        (lambda state: {"state_dict": state, "hook": _Evil()}, "would run code"),
+        (lambda state: {"state_dict": {}, "hook": _Evil()}, "is empty"),
         (lambda state: unlike("linear.bias", float("inf"))(state), "linear.bias"),
         (lambda state: {"weight": torch.ones(3)}, "no known layout"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ def test_safetensors_hold_every_key_and_load_again(tmp_path: Path, model: nn.Seq
     path = export(network, tmp_path / "net.safetensors", EXAMPLE)
     with safetensors.safe_open(path, "pt") as file:
         assert {*file.keys()} == {*network.state_dict()}
-        assert {"format", "refold"} == {*file.metadata()}
+        assert {"format", "refold", "refold.source", "refold.torch"} == {*file.metadata()}
     other = _First(copy.deepcopy(tied)).eval()
     nn.init.zeros_(other.parts["a"][0].weight)
     load_checkpoint(other, path)
@@ -121,23 +120,17 @@ def test_bad_calls_leave_nothing(tmp_path: Path, model: nn.Module, suffix: str) 
     assert not list(tmp_path.iterdir())
 
 
-class _FixedBatch(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.ones(2, 4)
-
-
 class _NotTraceable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if float(x.sum()) > 0 else -x
 
 
-@pytest.mark.parametrize("make", [_FixedBatch, _NotTraceable])
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])
 def test_what_a_format_cannot_express_is_one_sentence(
-    tmp_path: Path, make: Callable[[], nn.Module], suffix: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ExportError) as caught:
-        export(make().eval(), tmp_path / f"net{suffix}", torch.ones(2, 4))
+        export(_NotTraceable().eval(), tmp_path / f"net{suffix}", torch.ones(2, 4))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
     assert capfd.readouterr() == ("", "")
@@ -153,7 +146,7 @@ def test_a_file_that_computes_something_else_is_not_left(
         onnx.save(proto, path)
 
     monkeypatch.setattr(torch.onnx.ONNXProgram, "save", save_spoiled)
-    with pytest.raises(ExportError, match=r"ONNX Runtime at batch 1: output\[0\] is off by [\d.]+"):
+    with pytest.raises(ExportError, match=r"ONNX Runtime: output\[0\] is off by [\d.]+"):
         export(model, tmp_path / "net.onnx", EXAMPLE)
     assert not list(tmp_path.iterdir())
 

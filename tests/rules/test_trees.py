@@ -54,19 +54,19 @@ def problem(case: Case, growth: bool) -> str | None:
     return None
 
 
-@settings(RUN, max_examples=300)
+@settings(RUN, max_examples=120)
 @given(RANDOMS)
 def test_foldable_trees_reach_their_minimum(rng: Random) -> None:
     assert problem(foldable(rng), growth=True) is None
 
 
-@settings(RUN, max_examples=100)
+@settings(RUN, max_examples=50)
 @given(RANDOMS)
 def test_foldable_trees_stay_equal_without_growth(rng: Random) -> None:
     assert problem(foldable(rng), growth=False) is None
 
 
-@settings(RUN, max_examples=100)
+@settings(RUN, max_examples=40)
 @given(RANDOMS, st.booleans())
 def test_wild_trees_stay_equal(rng: Random, growth: bool) -> None:
     assert problem(wild(rng), growth) is None

@@ -13,6 +13,8 @@ from refold.errors import CheckpointError
 Form = Literal["archive", "pickle", "safetensors", "hdf5"]
 
 _HEAD = 2048
+ARCHIVE = b"PK\x03\x04"
+"""How a zip archive begins."""
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 # A file may hold so many times its own size: zeros pack well, real weights hardly.
@@ -70,7 +72,7 @@ def recognise(file: Path) -> Form:
         raise CheckpointError(f"checkpoint {file} is empty (0 bytes): copy or download it again")
     if head.startswith(_HDF5):
         return "hdf5"
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(ARCHIVE):
         return "archive"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= min(size, _LONGEST_HEADER):
         return "safetensors"

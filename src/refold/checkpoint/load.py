@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,19 @@ from torch.nn.parameter import is_lazy
 
 from refold.checkpoint.adapt import Adapted, adapt
 from refold.checkpoint.deploy import DEFAULT_EPS
+from refold.checkpoint.finding import Choice, listed
 from refold.checkpoint.kinds import misfit, settle, some
 from refold.checkpoint.layouts import Told
-from refold.checkpoint.read import OPTIONAL, read_contents, require_finite, strip
+from refold.checkpoint.read import (
+    COUNTERS,
+    OPTIONAL,
+    plain_names,
+    read_choices,
+    require_finite,
+    require_one,
+    strip,
+)
+from refold.checkpoint.wrapped import Reading, readings
 from refold.errors import CheckpointError
 
 # A block's own words for what its branches become, and the maps it flattens; see `refold.blocks`.
@@ -36,8 +46,8 @@ class LoadReport:
         stripped: the prefixes that their names were freed of.
         layout: whose names the file has, such as `RepVGG` or `timm MobileOne`; empty if unknown.
         folded: how many blocks in training form were folded on the way.
-        left_out: the keys that the model has no use for: auxiliary heads of training, and what
-            residuals log of their values (RMNet).
+        left_out: the keys that the model has no use for: auxiliary heads of training, what
+            residuals log of their values (RMNet), and what stands beside a wrapped network.
         notes: what was done to values on the way, such as float8 widened to float32.
     """
 
@@ -62,21 +72,28 @@ class LoadReport:
         if self.folded:
             parts.append(f"with {self.folded} blocks folded")
         if self.left_out:
-            parts.append(f"without {len(self.left_out)} tensors that only training uses")
+            parts.append(f"without {len(self.left_out)} tensors that the model has no use for")
         parts.extend(f"({note})" for note in self.notes)
         return " ".join(parts)
 
 
 def load_checkpoint(
-    model: nn.Module, path: str | os.PathLike[str], *, eps: float = DEFAULT_EPS
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    eps: float = DEFAULT_EPS,
 ) -> LoadReport:
     """Load a file's weights into the model, in place; every key and shape must fit.
 
-    Reads safetensors, HDF5 and `torch.save` files, the last without ever running code from them.
-    Weights may sit inside `state_dict`, `model`, `ema` and the like (averaged weights win), and
-    their names may begin with `module.` or contain `_orig_mod.`. Floats are cast to the model's
-    types, float8 by way of float32; integers and complex numbers are no floats, and refused where
-    the model has such. A file may lack `num_batches_tracked`.
+    Reads safetensors, HDF5, `torch.save` and pickle files, the last two without ever running code
+    from them: classes that the file names are not looked up, and of a whole pickled module the
+    tensors are taken. Weights may sit inside `state_dict`, `model`, `ema` and the like (averaged
+    weights win) or any other container, and their names may have a prefix that the model's lack
+    (`module.`, `model.`, `_orig_mod.`). Of several sets of weights the one that fits is taken;
+    where more fit, and differ, `key` must say which. Floats are cast to the model's types, float8
+    by way of float32; integers and complex numbers are no floats, and refused where the model has
+    such. A file may lack `num_batches_tracked`.
 
     Where the names differ, those of RepVGG, RepVGGplus, DBB, ACNet, MobileOne, RepLKNet, RepMLP,
     RepMLPNet, RMNet and timm's RepVGG and MobileOne are translated, in training and in deploy form.
@@ -87,11 +104,13 @@ def load_checkpoint(
     Args:
         model: any module, in either form.
         path: the file.
+        key: the container in the file to take the weights from, such as `teacher` or
+            `nets.generator`, or what their names begin with.
         eps: of the norms that are folded on the way: a state_dict does not hold it.
 
     Raises:
-        CheckpointError: When the file is missing, damaged, unsafe, holds anything but finite
-            tensors, or does not fit; the model is then unchanged.
+        CheckpointError: When the file is missing, damaged, holds no finite tensors or several sets
+            that fit, or does not fit; the model is then unchanged.
 
     Examples:
         >>> import tempfile, torch
@@ -103,10 +122,10 @@ def load_checkpoint(
         >>> folder.cleanup()
     """
     try:
-        return _load(model, Path(path), eps)
+        return _load(model, Path(path), key, eps)
     except CheckpointError:
         form: TrainForm | None = getattr(model, "train_form", None)
-        report = None if form is None else _load_folded(model, form, Path(path), eps)
+        report = None if form is None else _load_folded(model, form, Path(path), key, eps)
         if report is None:
             raise
         return report
@@ -124,11 +143,13 @@ class TrainForm(Protocol):
         ...
 
 
-def _load_folded(model: nn.Module, form: TrainForm, file: Path, eps: float) -> LoadReport | None:
+def _load_folded(
+    model: nn.Module, form: TrainForm, file: Path, key: str | None, eps: float
+) -> LoadReport | None:
     """Load into a network in train form and take over what it folds to; None where that fails."""
     train = form.build()
     try:
-        report = _load(train, file, eps)
+        report = _load(train, file, key, eps)
     except CheckpointError:
         return None
     state, own = form.fold(train).state_dict(), model.state_dict()
@@ -140,27 +161,95 @@ def _load_folded(model: nn.Module, form: TrainForm, file: Path, eps: float) -> L
     return replace(report, loaded=len(state), folded=before - left)
 
 
-def _load(model: nn.Module, file: Path, eps: float) -> LoadReport:
-    raw, unwrapped, stripped, notes = read_contents(file)
-    require_finite(raw, file)
-    targets = _targets(model)
-    ours, own_stripped = strip(targets)  # a wrapped model has such prefixes of its own
-    own = {name: targets[key] for name, key in ours.items()}
-    adapted = adapt(raw, own, file, eps=eps, told=_told(model, ours))
-    _require_fit(own, adapted, file)
-    _refuse_transposed(model, [ours[name] for name in adapted.folded], file)
-    state = {
-        name: adapted.state[key].to(own[name].dtype).reshape(own[name].shape)
-        for name, key in adapted.names.items()
-    }
-    require_finite(state, file)
-    _refuse_torn(own, state, file)
-    model.load_state_dict({ours[name]: tensor for name, tensor in state.items()}, strict=False)
-    stripped = tuple(prefix for prefix in stripped if prefix not in own_stripped)
-    folded, left_out = len(adapted.folded), adapted.left_out
-    return LoadReport(
-        file, len(state), unwrapped, stripped, adapted.layout, folded, left_out, notes
-    )
+class _Fit(NamedTuple):
+    """Weights under the model's names, and what to report of them."""
+
+    state: dict[str, Tensor]
+    report: LoadReport
+    choice: Choice
+    reading: Reading
+
+
+def _load(model: nn.Module, file: Path, key: str | None, eps: float) -> LoadReport:
+    choices = read_choices(file, key)
+    target = _Target(model, file, eps)
+    fits: list[_Fit] = []
+    faults: list[CheckpointError] = []
+    for choice in choices:
+        try:
+            fits += target.fits(choice)
+        except CheckpointError as fault:
+            faults.append(fault)
+    if not fits and len(choices) > 1:
+        raise CheckpointError(
+            f"checkpoint {file} holds several sets of weights, and none fits the model: "
+            f"{listed(choices)}; choose one with key={choices[0].key!r} "
+            f"(--weights-key {choices[0].key}) to see what differs"
+        ) from faults[0]
+    if not fits:
+        raise faults[0]
+    require_one([replace(fit.choice, path=_place(fit), state=fit.state) for fit in fits], file)
+    best = fits[0]
+    model.load_state_dict({target.ours[n]: t for n, t in best.state.items()}, strict=False)
+    return best.report
+
+
+def _place(fit: _Fit) -> tuple[str, ...]:
+    return (*fit.choice.path, *(prefix.rstrip(".") for prefix in fit.reading.stripped))
+
+
+class _Target:
+    """A model, and the sets of weights that fit it."""
+
+    def __init__(self, model: nn.Module, file: Path, eps: float) -> None:
+        self._model, self._file, self._eps = model, file, eps
+        targets = _targets(model)
+        self.ours, self._stripped = strip(targets)  # a wrapped model has prefixes of its own
+        self._own = {name: targets[key] for name, key in self.ours.items()}
+        self._told = _told(model, self.ours)
+
+    def fits(self, choice: Choice) -> list[_Fit]:
+        """Return how the weights fit under the likeliest reading of their names that does.
+
+        Raises:
+            CheckpointError: when they do not fit; it speaks of their names as they are.
+        """
+        require_finite(choice.state, self._file)
+        names, stripped = plain_names(choice.state, self._file)
+        required = {name for name in self._own if not name.endswith(OPTIONAL)}
+        first: CheckpointError | None = None
+        for tier in readings(names, required):
+            fits: list[_Fit] = []
+            for reading in tier:
+                try:
+                    fits.append(self._fit(choice, reading, stripped))
+                except CheckpointError as fault:
+                    first = first or fault
+            if fits:
+                return [fit for fit in fits if fit.reading.is_averaged] or fits
+        assert first is not None
+        raise first
+
+    def _fit(self, choice: Choice, reading: Reading, stripped: tuple[str, ...]) -> _Fit:
+        own, file = self._own, self._file
+        raw = {name: choice.state[full] for name, full in reading.names.items()}
+        adapted = adapt(raw, own, file, eps=self._eps, told=self._told)
+        _require_fit(own, adapted, file)
+        _refuse_transposed(self._model, [self.ours[name] for name in adapted.folded], file)
+        state = {
+            name: adapted.state[key].to(own[name].dtype).reshape(own[name].shape)
+            for name, key in adapted.names.items()
+        }
+        require_finite(state, file)
+        _refuse_torn(own, state, file)
+        prefixes = (*(p for p in stripped if p not in self._stripped), *reading.stripped)
+        used = set(reading.names.values()) | COUNTERS
+        left_out = (*adapted.left_out, *(name for name in choice.state if name not in used))
+        report = LoadReport(
+            file, len(state), choice.path, prefixes, adapted.layout, len(adapted.folded),
+            left_out, choice.notes,
+        )  # fmt: skip
+        return _Fit(state, report, choice, reading)
 
 
 def load_in_order(model: nn.Module, state: Mapping[str, Tensor]) -> int:

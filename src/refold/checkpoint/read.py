@@ -2,85 +2,150 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
+import pickle
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from operator import ne
 from pathlib import Path
-from typing import NamedTuple, cast
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from refold.checkpoint.finding import Choice, find, has_container, listed
 from refold.checkpoint.formats import recognise, require_size, require_whole_archive
 from refold.checkpoint.hdf5 import read_hdf5
 from refold.checkpoint.kinds import settle, some, span
+from refold.checkpoint.untrusted import read_untrusted
 from refold.errors import CheckpointError, RefoldError
 
-# Where training scripts keep the weights inside a checkpoint; averaged ones are the better ones.
-_AVERAGED = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
-_CONTAINERS = (*_AVERAGED, "state_dict", "model_state_dict", "model", "module")
-_DEEPEST = 16  # containers in containers; a training script has one or two
-_COUNTER = "n_averaged"  # of updates, which torch's AveragedModel keeps beside the wrapped names
+COUNTERS = frozenset({"n_averaged", "step", "initted"})
+"""What averaging keeps beside the wrapped names."""
 OPTIONAL = "num_batches_tracked"
 """Unused in eval mode and absent from old files."""
+# What wrappers put into the middle of names: torch.compile, FSDP, activation checkpointing.
+_INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
-class Contents(NamedTuple):
-    """The tensors of a file by name, what they lay in, and what was done to names and values."""
-
-    state: dict[str, Tensor]
-    unwrapped: tuple[str, ...]
-    stripped: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-def read_contents(path: str | os.PathLike[str]) -> Contents:
-    """Return the tensors of a checkpoint file, unwrapped and without wrapper prefixes.
+def read_choices(path: str | os.PathLike[str], key: str | None = None) -> list[Choice]:
+    """Return the sets of weights in a checkpoint file, under the names that the file gives them.
 
     They are plain arrays of numbers: float8 is widened to float32, which a note says.
 
+    Args:
+        path: the file.
+        key: the container to take the weights from, or what their names begin with.
+
     Raises:
-        CheckpointError: When the file is missing, damaged, unsafe or holds anything else.
+        CheckpointError: When the file is missing, damaged or holds no weights, or none under `key`.
     """
     file = Path(path)
-    raw, unwrapped = _unwrap(_read(file), file)
-    require_size(file, span(raw))
+    content = _read(file)
+    found = find(content, file) if key is None else _named(content, key, file)
+    return [_settled(choice, file) for choice in found]
+
+
+def _named(content: object, key: str, file: Path) -> list[Choice]:
+    """Return what lies in a container, or under a prefix of the names in one."""
+    parts = key.rstrip(".").split(".")
+    for count in range(len(parts), -1, -1):
+        container, prefix = ".".join(parts[:count]), ".".join(parts[count:])
+        if container and not has_container(content, container):
+            continue
+        found = find(content, file, container)
+        if found := [_below(choice, prefix) for choice in found] if prefix else found:
+            found = [choice for choice in found if choice.state]
+        if found:
+            return found
+    return find(content, file, key)  # raises, and names what there is
+
+
+def _below(choice: Choice, prefix: str) -> Choice:
+    """Return those of some weights whose names begin alike, without that."""
+    start, names = f"{prefix}.", strip(choice.state)[0]
+    state = {
+        short[len(start) :]: choice.state[full]
+        for short, full in names.items()
+        if short.startswith(start)
+    }
+    return replace(choice, path=(*choice.path, prefix), state=state)
+
+
+def _settled(choice: Choice, file: Path) -> Choice:
+    require_size(file, span(choice.state))
     try:
-        plain, notes = settle(raw)
+        plain, notes = settle(choice.state)
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {file} holds no plain weights: {error}") from error
-    names, stripped = strip(plain)
-    if twice := sorted(set(plain) - set(names.values()) - {_COUNTER}):
-        raise CheckpointError(
-            f"checkpoint {file} has two tensors for one name, with and without a wrapper's prefix: "
-            f"{some(twice)}; save the state_dict of the model alone"
-        )
-    state = {name: plain[key] for name, key in names.items()}
-    return Contents(state, unwrapped, stripped, notes)
+    return replace(choice, state=plain, notes=(*choice.notes, *notes))
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the finite tensors of a checkpoint file, unwrapped and without wrapper prefixes.
+def require_one(choices: list[Choice], file: Path) -> Choice:
+    """Return the only set of weights; those with the same names and values count as one.
 
     Raises:
-        CheckpointError: When the file is missing, damaged, unsafe or holds anything else.
+        CheckpointError: when there are several; it names them.
     """
-    return read_weights(path)[0]
+    if all(_is_same(choices[0].state, other.state) for other in choices[1:]):
+        return choices[0]
+    raise CheckpointError(
+        f"checkpoint {file} holds several sets of weights: {listed(choices)}; choose one with "
+        f"key={choices[0].key!r} (--weights-key {choices[0].key})"
+    )
 
 
-def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Do as `read_state_dict`, and say how values that are not plain numbers were converted.
+def _is_same(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    (one, _), (two, _) = strip(state), strip(other)
+    return one.keys() == two.keys() and all(
+        state[key].dtype == other[two[name]].dtype and torch.equal(state[key], other[two[name]])
+        for name, key in one.items()
+    )
+
+
+def read_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dict[str, Tensor]:
+    """Return the finite tensors of a checkpoint file, unwrapped and without wrapper prefixes.
+
+    Args:
+        path: the file.
+        key: the container to take them from, where there are several, or a prefix of their names.
+
+    Raises:
+        CheckpointError: When the file is missing, damaged, or holds no weights or several sets.
+    """
+    return read_weights(path, key)[0]
+
+
+def read_weights(
+    path: str | os.PathLike[str], key: str | None = None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Do as `read_state_dict`, and say what was converted or left out.
 
     Raises:
         CheckpointError: as there.
     """
-    contents = read_contents(path)
-    require_finite(contents.state, Path(path))
-    return contents.state, contents.notes
+    choice = require_one(read_choices(path, key), Path(path))
+    names = plain_names(choice.state, Path(path))[0]
+    state = {name: choice.state[full] for name, full in names.items()}
+    require_finite(state, Path(path))
+    return state, choice.notes
+
+
+def plain_names(names: Iterable[str], file: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Do as `strip`, for the names of a file.
+
+    Raises:
+        CheckpointError: when two names become one.
+    """
+    given = list(names)
+    plain, stripped = strip(given)
+    if twice := sorted(set(given) - set(plain.values()) - COUNTERS):
+        raise CheckpointError(
+            f"checkpoint {file} has two tensors for one name, with and without a wrapper's prefix: "
+            f"{some(twice)}; save the state_dict of the model alone"
+        )
+    return plain, stripped
 
 
 def _read(file: Path) -> object:
@@ -92,76 +157,38 @@ def _read(file: Path) -> object:
             return read_hdf5(file)
         if form == "archive":
             require_whole_archive(file)
-        # Training scripts store their parsed arguments beside the weights: plain data in a class.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on pickle protocols before it refuses
             # Not mapped into memory: torch would take a tensor that is longer than its member of
             # the archive, and fill it with the bytes that follow.
             return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except RefoldError:
         raise
+    except pickle.UnpicklingError as error:  # it names a class that torch's reader does not know
+        try:
+            return read_untrusted(file)
+        except Exception:
+            raise _unreadable(file, error) from error
     except Exception as error:  # junk raises KeyError, EOFError, OSError ... from the unpickler
-        raise CheckpointError(_unreadable(file, error)) from error
+        raise _unreadable(file, error) from error
 
 
-def _unreadable(file: Path, error: Exception) -> str:
-    unsafe = re.search(r"GLOBAL (\S+)", str(error))
-    if unsafe:
-        return (
-            f"checkpoint {file} would run code when loaded ({unsafe[1]}) and was not opened; "
-            "save model.state_dict() alone and load that"
-        )
-    return (
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
         f"checkpoint {file} cannot be read ({type(error).__name__}): it is damaged, truncated or "
         "no checkpoint; copy it again, or save model.state_dict() with torch.save"
     )
 
 
-def _unwrap(content: object, file: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Follow containers down to a dict of tensors; return it with the names of the containers."""
-    unwrapped: list[str] = []
-    while isinstance(content, Mapping):
-        entries = cast(Mapping[object, object], content)
-        held = [name for name in _CONTAINERS if isinstance(entries.get(name), Mapping)]
-        if not held:
-            return _require_tensors(entries, file), tuple(unwrapped)
-        unwrapped.append(held[0])
-        if len(unwrapped) > _DEEPEST:
-            raise CheckpointError(
-                f"checkpoint {file} holds containers in containers without end "
-                f"({' > '.join(unwrapped[:3])} ...); save model.state_dict() alone"
-            )
-        content = entries[held[0]]
-    raise CheckpointError(
-        f"checkpoint {file} holds a {type(content).__name__}, not a dict of tensors; "
-        "save model.state_dict()"
-    )
-
-
-def _require_tensors(entries: Mapping[object, object], file: Path) -> dict[str, Tensor]:
-    state = {str(name): value for name, value in entries.items() if isinstance(value, Tensor)}
-    others = [str(name)[:100] for name, value in entries.items() if not isinstance(value, Tensor)]
-    if others:
-        raise CheckpointError(
-            f"checkpoint {file} holds entries that are not tensors: {some(others)}; "
-            "save model.state_dict() alone"
-        )
-    unnamed = [str(name)[:100] for name in entries if not isinstance(name, str)]
-    if unnamed:
-        raise CheckpointError(
-            f"checkpoint {file} holds tensors under keys that are no names: {some(unnamed)}; "
-            "save model.state_dict() alone"
-        )
-    if not state:
-        raise CheckpointError(f"checkpoint {file} is empty; save model.state_dict()")
-    return state
-
-
 def strip(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Map names without what torch.compile, DataParallel and averaging add to those with it."""
-    plain = {name.replace("_orig_mod.", ""): name for name in names}
-    stripped = ["_orig_mod."] if any(map(ne, plain.keys(), plain.values())) else []
-    wrapped = {short: name for short, name in plain.items() if short != _COUNTER}
+    """Map names without what torch's own wrappers and averaging add to those with it."""
+    plain = {name: name for name in names}
+    stripped: list[str] = []
+    for part in _INSIDE:
+        bare = {short.replace(part, ""): name for short, name in plain.items()}
+        stripped += [part] if any(map(ne, bare, plain)) else []
+        plain = bare
+    wrapped = {short: name for short, name in plain.items() if short not in COUNTERS}
     while wrapped and all(short.startswith("module.") for short in wrapped):
         plain = wrapped = {short[len("module.") :]: name for short, name in wrapped.items()}
         stripped.append("module.")

@@ -22,6 +22,7 @@ Runtime = Annotated[
 def bench(
     model: options.Model,
     checkpoint: options.Checkpoint = None,
+    weights_key: options.WeightsKey = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -33,7 +34,11 @@ def bench(
     """Time a network before and after folding, in turn."""
     import refold
 
-    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
+    subject = prepare(
+        options.Source(
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key=weights_key
+        )
+    )
     with step("fold"):
         folded = refold.reparameterize(
             subject.model, subject.example_inputs, allow_growth=allow_growth

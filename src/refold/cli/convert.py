@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from refold.cli import options
+from refold.cli import options, shipping
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import check_destination
 from refold.cli.proof import prove, say_proof
+from refold.cli.shipping import Wishes, ship
 from refold.cli.subject import prepare
 from refold.cli.summary import kept_lines, record, size_of, size_rows
 from refold.cli.weights import convert_weights, is_weights
@@ -33,11 +34,17 @@ def convert(
     model: options.Model,
     output: Out,
     checkpoint: options.Checkpoint = None,
+    weights_key: options.WeightsKey = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
     live_statistics: options.LiveStatistics = None,
     allow_growth: options.AllowGrowth = False,
+    dynamic: shipping.Dynamic = None,
+    opset: shipping.Opset = None,
+    input_names: shipping.InputNames = None,
+    output_names: shipping.OutputNames = None,
+    half: shipping.Half = False,
     norm_eps: NormEps = None,
     as_json: options.Json = False,
 ) -> None:
@@ -50,25 +57,39 @@ def convert(
 
     if is_weights(model):
         given = bool(checkpoint or input_size)
-        convert_weights(Path(model), output, given=given, eps=norm_eps, as_json=as_json)
+        convert_weights(
+            Path(model), output, given=given, key=weights_key, eps=norm_eps, as_json=as_json
+        )
         return
     if norm_eps is not None:
         raise InputError(
             "--norm-eps is only for weights alone: a network already states the eps of its norms"
         )
     place = check_destination(output)
-    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
+    subject = prepare(
+        options.Source(
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key=weights_key
+        )
+    )
     with step("fold"):
         plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
         folded = plan.apply()
     with step("verify in float64"):
         again = partial(refold.reparameterize, allow_growth=allow_growth)
         proof = prove(subject, folded, again)
-    with step(f"export {output}"):
-        refold.export(folded, place, subject.example_inputs)
+    done = ship(
+        folded, output, place, subject,
+        wishes=Wishes(dynamic, opset, input_names, output_names, half),
+        provenance={
+            "folds": str(len(plan.steps)),
+            "kept": str(len(plan.kept)),
+            "error": f"{proof.exact.max_rel_error:.1e} in float64",
+        },
+    )  # fmt: skip
     before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)
     if as_json:
         outcome = {"output": str(output), "proof": proof.to_dict()}
+        outcome |= {"inputs": dict(done.shapes), "notes": list(done.notes)}
         print_json(outcome | record(plan, before, after))
         return
     table(f"{model} -> {output}", ["", "before", "after"], size_rows(before, after))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from refold.cli import options
 from refold.cli.console import print_json, say_block, step
+from refold.cli.shipping import say_provenance
 from refold.cli.subject import prepare
+
+FILES = (".onnx", ".xml", ".safetensors")
+"""What says where it comes from, and is no network that can be folded."""
 
 
 def inspect(
     model: options.Model,
     checkpoint: options.Checkpoint = None,
+    weights_key: options.WeightsKey = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -27,15 +33,22 @@ def inspect(
         ),
     ] = False,
 ) -> int:
-    """Show what would be folded, what is refused, and why."""
+    """Show what would be folded, what is refused, and why; of a file, where it comes from."""
     import refold
 
-    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed))
+    if model.lower().endswith(FILES):
+        say_provenance(Path(model), as_json)
+        return 0
+    subject = prepare(
+        options.Source(model, checkpoint, input_size, batch, seed, weights_key=weights_key)
+    )
     with step("plan"):
         plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
     if as_json:
         print_json(plan.to_dict())
     else:
+        if model.lower().endswith(".pt2"):
+            say_provenance(Path(model), as_json)
         say_block(str(plan))
     # What is kept only for its cost is a choice, not a failure that CI should report.
     is_refused = any(not item.costlier for item in plan.kept)

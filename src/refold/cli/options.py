@@ -19,6 +19,15 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option("--checkpoint", metavar="FILE", help="Weights to load: .pt, .pth, .safetensors."),
 ]
+WeightsKey = Annotated[
+    str | None,
+    typer.Option(
+        "--weights-key",
+        metavar="KEY",
+        help="Which weights of the checkpoint to take, where it holds several: the container, "
+        "such as teacher, or what their names begin with.",
+    ),
+]
 InputSize = Annotated[
     list[str] | None,
     typer.Option(
@@ -60,3 +69,4 @@ class Source:
     batch: int = 1
     seed: int = 0
     live_statistics: bool | None = None
+    weights_key: str | None = None

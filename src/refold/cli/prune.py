@@ -13,6 +13,7 @@ from refold.cli import options
 from refold.cli.console import count, note, print_json, say, step, table
 from refold.cli.destination import check_destination
 from refold.cli.proof import prove
+from refold.cli.shipping import ship
 from refold.cli.subject import Subject, prepare
 from refold.cli.summary import kept_lines
 from refold.errors import InputError
@@ -90,6 +91,7 @@ def prune(
     remove_residuals: Remove = False,
     output: options.Output = None,
     checkpoint: options.Checkpoint = None,
+    weights_key: options.WeightsKey = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -97,14 +99,17 @@ def prune(
     as_json: options.Json = False,
 ) -> None:
     """Drop the least important channels; print what is saved, and verify against masks."""
-    import refold
     from refold.pruning import pruning
 
     least = parse_floor(floor)
     if ratio is threshold is macs is params is None:
         raise InputError("pass --ratio, --threshold, --macs or --params, such as --ratio 0.5")
     place = None if output is None else check_destination(output)
-    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
+    subject = prepare(
+        options.Source(
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key=weights_key
+        )
+    )
     with step("choose and drop channels"):
         done = pruning(
             subject.model,
@@ -123,8 +128,7 @@ def prune(
     with step("verify in float64"):
         proof = _prove(done, subject)
     if place is not None:
-        with step(f"export {output}"):
-            refold.export(done.model, place, subject.example_inputs)
+        ship(done.model, output or place, place, subject)
     if as_json:
         _print_record(done, proof, output)
         return

@@ -11,6 +11,7 @@ from refold.cli import options
 from refold.cli.console import note, print_json, say, say_block, step, table
 from refold.cli.destination import check_destination
 from refold.cli.proof import prove
+from refold.cli.shipping import ship
 from refold.cli.subject import Subject, prepare
 from refold.cli.summary import kept_lines, record, size_of, size_rows
 
@@ -41,6 +42,7 @@ def remove_residuals(
     model: options.Model,
     output: options.Output = None,
     checkpoint: options.Checkpoint = None,
+    weights_key: options.WeightsKey = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -56,7 +58,11 @@ def remove_residuals(
     from refold.residuals import removal
 
     place = None if output is None else check_destination(output)
-    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
+    subject = prepare(
+        options.Source(
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key=weights_key
+        )
+    )
     with step("fold and remove residuals"):
         done = removal(subject.model, subject.example_inputs)
     if strict:
@@ -67,8 +73,7 @@ def remove_residuals(
         proof = prove(subject, done.model, refold.remove_residuals).exact
     timings = _time(done, subject, runtime) if measure else None
     if place is not None:
-        with step(f"export {output}"):
-            refold.export(done.model, place, subject.example_inputs)
+        ship(done.model, output or place, place, subject)
     if as_json:
         _print_record(done, proof, timings, output)
         return

@@ -27,6 +27,8 @@ class Subject:
     name: str
     model: nn.Module
     example_inputs: tuple[torch.Tensor, ...]
+    is_assumed: bool = False
+    """Whether nobody gave the size of the inputs, neither the user nor the network."""
 
 
 def prepare(source: Source) -> Subject:
@@ -44,7 +46,8 @@ def prepare(source: Source) -> Subject:
     with step(f"build {source.model}"):
         model, exported_inputs = build(source.model)
         if source.checkpoint is not None:
-            notes = refold.load_checkpoint(model, source.checkpoint).notes
+            report = refold.load_checkpoint(model, source.checkpoint, key=source.weights_key)
+            notes = report.notes
         check_finite(model, source.model)
         example_inputs = examples(model, source)
         if exported_inputs is not None and not source.input_size:
@@ -62,7 +65,8 @@ def prepare(source: Source) -> Subject:
         note(
             f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps theirs)"
         )
-    return Subject(source.model, model, example_inputs)
+    is_given = bool(source.input_size) or exported_inputs is not None or states_size(model)
+    return Subject(source.model, model, example_inputs, not is_given)
 
 
 def parse_size(text: str) -> tuple[int, ...]:
@@ -91,6 +95,11 @@ def examples(model: nn.Module, source: Source) -> tuple[torch.Tensor, ...]:
     return tuple(
         torch.randn((source.batch, *size), generator=generator).to(dtype) for size in sizes
     )
+
+
+def states_size(model: nn.Module) -> bool:
+    """Say whether a network's configuration says something of its input."""
+    return any(hasattr(model, name) for name in ("pretrained_cfg", "default_cfg", "config"))
 
 
 def stated_size(model: nn.Module) -> tuple[int, ...]:

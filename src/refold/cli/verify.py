@@ -23,6 +23,7 @@ def verify(
     model: options.Model,
     out: Out,
     checkpoint: options.Checkpoint = None,
+    weights_key: options.WeightsKey = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -33,7 +34,11 @@ def verify(
     """Compare an exported file with the network it came from."""
     check_artefact(out)
     place = whole(out)
-    subject = prepare(options.Source(model, checkpoint, input_size, batch, seed, live_statistics))
+    subject = prepare(
+        options.Source(
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key=weights_key
+        )
+    )
     with step(f"compare with {out}"):
         verdict = judge(subject, place, allow_growth=allow_growth)
     if as_json:

@@ -26,7 +26,13 @@ def is_weights(name: str) -> bool:
 
 
 def convert_weights(
-    source: Path, output: Path, *, given: bool, eps: float | None, as_json: bool
+    source: Path,
+    output: Path,
+    *,
+    given: bool,
+    key: str | None = None,
+    eps: float | None = None,
+    as_json: bool = False,
 ) -> None:
     """Fold the blocks of a file of weights, write the rest beside them, and print what changed.
 
@@ -34,6 +40,7 @@ def convert_weights(
         source: the file of weights.
         output: the file to write.
         given: whether options were given that only a network can use.
+        key: the container in the file to take the weights from.
         eps: of the norms; None for PyTorch's default.
         as_json: print a record instead of a table.
 
@@ -50,7 +57,7 @@ def convert_weights(
         )
     check_destination(output)
     with step(f"read {source}"):
-        state, notes = read_weights(source)
+        state, notes = read_weights(source, key)
     with step("fold"):
         try:
             deployed = to_deploy(state, DEFAULT_EPS if eps is None else eps)

@@ -7,12 +7,14 @@ from refold.equivalence.comparing import (
     compare,
     relative_errors,
     tensor_leaves,
+    tensor_paths,
 )
 from refold.equivalence.copies import prepared, run
 from refold.equivalence.proof import Proof, prove
 from refold.equivalence.rounding import (
     native_bound,
     native_dtype,
+    own_loss,
     rounding_bound,
     runtime_rounding,
 )
@@ -25,6 +27,7 @@ __all__ = [
     "compare",
     "native_bound",
     "native_dtype",
+    "own_loss",
     "prepared",
     "prove",
     "relative_errors",
@@ -32,5 +35,6 @@ __all__ = [
     "run",
     "runtime_rounding",
     "tensor_leaves",
+    "tensor_paths",
     "verify",
 ]

@@ -45,6 +45,11 @@ def tensor_leaves(value: object) -> list[Tensor]:
     return [leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor)]
 
 
+def tensor_paths(value: object) -> list[str]:
+    """Return the paths of the tensors among the leaves, in order."""
+    return [path for path, leaf in leaves(value) if isinstance(leaf, Tensor)]
+
+
 def compare(reference: object, candidate: object) -> dict[str, Gap]:
     """Return the gap at each output path.
 

@@ -179,6 +179,22 @@ def runtime_rounding(
         return Rounding(name, math.inf, own, bound, one_line(problem))
 
 
+def own_loss(model: nn.Module, inputs: Arguments, reference: nn.Module | None = None) -> float:
+    """Return 8 times what a model loses in its own precision against float64; 0 if neither runs.
+
+    Args:
+        model: in its own precision.
+        inputs: arguments of both.
+        reference: the model before it was cast to that precision, where it was.
+    """
+    try:
+        wanted = tensor_leaves(run_wide(copy_model(reference or model, widen), inputs))
+        gaps = compare(wanted, tensor_leaves(run(model, inputs)))
+    except Exception:  # a kernel that this device lacks in float64, or an overflow
+        return 0.0
+    return _OWN_LOSS * relative_errors([gaps])[0][0]
+
+
 def _worst_error(wanted: list[object], model: nn.Module, trials: list[Arguments]) -> float:
     dtype = native_dtype(model)
     native = copy_model(model, share)

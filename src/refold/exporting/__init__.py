@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from refold.exporting.dispatch import SUFFIXES, export
+from refold.exporting.dispatch import SUFFIXES, Exported, Options, export, write
 from refold.exporting.metadata import describe, described
 from refold.exporting.onnx import onnx_session, run_onnx
 from refold.exporting.openvino import openvino_model, run_openvino
+from refold.exporting.provenance import read_provenance
 from refold.exporting.silence import quiet
 
 __all__ = [
     "SUFFIXES",
+    "Exported",
+    "Options",
     "describe",
     "described",
     "export",
     "onnx_session",
     "openvino_model",
     "quiet",
+    "read_provenance",
     "run_onnx",
     "run_openvino",
+    "write",
 ]

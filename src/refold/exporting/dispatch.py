@@ -2,51 +2,103 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from refold.equivalence import prepared
+from refold.equivalence import prepared, run
 from refold.errors import ExportError, InputError, RefoldError, one_line
-from refold.exporting.batch import Batch
+from refold.exporting.axes import Dynamic, choose
+from refold.exporting.half import halved
+from refold.exporting.names import input_names as name_inputs
+from refold.exporting.names import output_names as name_outputs
 from refold.exporting.onnx import write_onnx
 from refold.exporting.openvino import write_openvino
 from refold.exporting.pt2 import write_pt2
+from refold.exporting.request import Request
 from refold.exporting.safetensors import write_safetensors
 from refold.exporting.silence import quiet
 from refold.files import atomic_path
+from refold.inputs import Arguments, tensors
 
-_WRITERS: dict[str, Callable[[nn.Module, Batch, Path], None]] = {
+_WRITERS: dict[str, Callable[[Request, Path], None]] = {
     ".onnx": write_onnx,
     ".pt2": write_pt2,
     ".safetensors": write_safetensors,
     ".xml": write_openvino,
 }
 SUFFIXES = tuple(_WRITERS)
+_NAMED = {".onnx", ".xml"}  # the others keep the forward's own names
+_BESIDE = {".onnx": (".onnx.data",), ".xml": (".bin",)}  # files that belong to one
 
 
-def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> Path:
+@dataclass(frozen=True)
+class Options:
+    """How to write a file; see `export`."""
+
+    dynamic: Dynamic = "batch"
+    opset: int | None = None
+    input_names: Sequence[str] | None = None
+    output_names: Sequence[str] | None = None
+    half: bool = False
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written file, the shapes of its inputs by name, and what a user should know of it."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int | str, ...]]
+    notes: tuple[str, ...] = ()
+
+
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any,
+    *,
+    dynamic: Dynamic = "batch",
+    opset: int | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    half: bool = False,
+) -> Path:
     """Write the model in the format of the path's suffix and check the file by running it.
 
-    `.onnx` (ONNX Runtime), `.pt2` (`torch.export`) and `.xml` (OpenVINO, with its `.bin`) take
-    any batch size and are run at batch 1 and 3; `.safetensors` holds the `state_dict` and is read
-    back. The model is never changed; on failure no file is left and an old one stays.
+    The suffix is `.onnx` (ONNX Runtime), `.pt2` (`torch.export`), `.xml` (OpenVINO, with its
+    `.bin`) or `.safetensors` (the `state_dict`, which is read back). Every axis that is free is run
+    at two sizes. The file holds no line of source and no path of this machine. The model is never
+    changed; on failure no file is left and an old one stays.
 
     Args:
         model: A module in eval mode, on any device; the file is for the CPU.
         path: The file to create or replace.
-        example_inputs: A tensor, a tuple or list of arguments, or a mapping of them by name;
-            dimension 0 of the first tensor is the batch.
+        example_inputs: A tensor, a tuple or list of arguments, or a mapping of them by name.
+        dynamic: Which axes take any size: `"none"`; `"batch"`, the first axis of every input that
+            has as many as the first one; `"size"`, length, height and width; `"batch,size"`; or
+            the axes by input, such as `{"image": {0: "batch", 2: "height"}}`. Where the network
+            does not take other batches, `"batch"` fixes it and warns; every other choice is an
+            error then.
+        opset: Of ONNX, such as 17; the exporter's own if None.
+        input_names: For ONNX and OpenVINO, one for each tensor; the arguments of the forward if
+            None.
+        output_names: The same of the outputs; their keys and fields if None, else `output0`, ...
+        half: Write float16 weights and compute in float16; inputs and outputs keep their types.
 
     Returns:
         The path written.
 
     Raises:
-        InputError: When the suffix is unknown, the place cannot be written, or the model cannot
-            run on the example.
+        InputError: When the suffix is unknown, the place cannot be written, the model cannot
+            run on the example, or an option does not fit the model or the format.
         RefusedError: When the model is in training mode.
         ExportError: When the format cannot express the model, or the file computes otherwise.
         MissingDependencyError: When the format's library is not installed.
@@ -59,25 +111,99 @@ def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any) 
         'a.pt2'
         >>> folder.cleanup()
     """
+    options = Options(dynamic, opset, input_names, output_names, half)
+    done = write(model, path, example_inputs, options)
+    for note in done.notes:
+        warnings.warn(note, stacklevel=2)
+    return done.path
+
+
+def write(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any,
+    options: Options,
+    provenance: Mapping[str, str] | None = None,
+) -> Exported:
+    """Do as `export`, and return what to say of the file instead of warning.
+
+    Args:
+        model: as there.
+        path: as there.
+        example_inputs: as there.
+        options: as there.
+        provenance: what the file says of where it comes from, beside refold's version.
+
+    Raises:
+        RefoldError: as there.
+    """
     target = Path(path)
-    writer = _WRITERS.get(target.suffix.lower())
-    if writer is None:
+    suffix = target.suffix.lower()
+    if suffix not in _WRITERS:
         raise InputError(
             f"cannot export to {target}: the suffix {target.suffix!r} names no format; "
             f"use one of {', '.join(SUFFIXES)}"
         )
+    _require_options(options, suffix)
     copied, inputs = prepared(model, example_inputs, device="cpu")
-    batch = Batch(inputs)
+    _require_type(copied, inputs, options, suffix)
+    names = name_inputs(model, inputs, options.input_names)
+    axes = choose(options.dynamic, inputs, names)
+    outputs = name_outputs(run(copied, inputs), options.output_names)
+    origin = {"source": type(model).__name__, "torch": torch.__version__} | dict(provenance or {})
+    request = Request(
+        model=halved(copy.deepcopy(copied)) if options.half else copied, reference=copied,
+        axes=axes, inputs=names, outputs=outputs, opset=options.opset, provenance=origin,
+    )  # fmt: skip
     try:
-        with atomic_path(target) as temporary, quiet():
+        _write(request, target)
+    except ExportError as error:
+        if options.dynamic != "batch" or not axes.sizes:
+            raise
+        fixed = replace(request, axes=choose("none", inputs, names))
+        _write(fixed, target)
+        size = axes.sizes["batch"]
+        note = f"{target.name} takes a batch of {size} and no other: {error}"
+        return Exported(target, _shapes(fixed), (note,))
+    return Exported(target, _shapes(request))
+
+
+def _shapes(request: Request) -> dict[str, tuple[int | str, ...]]:
+    known = [shape for shape in request.axes.shapes if shape is not None]
+    return dict(zip(request.inputs, known, strict=True))
+
+
+def _write(request: Request, target: Path) -> None:
+    suffix = target.suffix.lower()
+    beside = [target.with_suffix(ending).name for ending in _BESIDE.get(suffix, ())]
+    try:
+        with atomic_path(target, beside) as temporary, quiet():
             # Libraries go by a suffix in small letters.
-            written = temporary.with_suffix(target.suffix.lower())
-            writer(copied, batch, written)
+            written = temporary.with_suffix(suffix)
+            _WRITERS[suffix](request, written)
             written.replace(temporary)
     except RefoldError:
         raise
     except Exception as error:
         raise ExportError(
-            f"cannot export {type(model).__name__} to {target}: {one_line(error)}"
+            f"cannot export {type(request.model).__name__} to {target}: {one_line(error)}"
         ) from error
-    return target
+
+
+def _require_options(options: Options, suffix: str) -> None:
+    if options.opset is not None and suffix != ".onnx":
+        raise InputError(f"opset is ONNX's: {suffix} has none; leave it out, or write .onnx")
+    if (options.input_names or options.output_names) and suffix not in _NAMED:
+        raise InputError(
+            f"names can be given to .onnx and .xml: {suffix} keeps those of the model itself"
+        )
+
+
+def _require_type(model: nn.Module, inputs: Arguments, options: Options, suffix: str) -> None:
+    held = chain(model.parameters(), model.buffers(), tensors(inputs))
+    if suffix in _NAMED and not options.half and any(t.dtype == torch.bfloat16 for t in held):
+        runtime = "ONNX Runtime" if suffix == ".onnx" else "OpenVINO"
+        raise InputError(
+            f"bfloat16 cannot be exported to {suffix}: {runtime} is checked on the CPU, where it "
+            "takes none; export model.float() in float32, or the model with half=True in float16"
+        )

@@ -7,30 +7,68 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from refold.exporting.batch import Batch
+from refold.errors import ExportError, InputError
 from refold.exporting.libraries import require
+from refold.exporting.onnx_graph import name_axes, name_values, strip
+from refold.exporting.provenance import keyed
 from refold.exporting.pt2 import trace
+from refold.exporting.request import Request
 from refold.inputs import Arguments, tensors
 
 _PROTOBUF_LIMIT = 2_000_000_000  # bytes one ONNX file may hold; more goes to a file beside it
 _SILENT = 3  # ONNX Runtime's log level for errors only
+_OLDEST = 7  # an opset that ONNX Runtime still runs
 
 
-def write_onnx(model: nn.Module, batch: Batch, path: Path) -> None:
+def write_onnx(request: Request, path: Path) -> None:
     """Write the graph with its weights in one file, then run it."""
     require("onnxscript", "onnx")
-    require("onnxruntime", "onnx")
+    onnxruntime = require("onnxruntime", "onnx")
+    _require_opset(request.opset, onnxruntime)
     exporter: Any = torch.onnx  # its signature is only partly typed
-    traced = trace(model, batch)
-    shapes = batch.dynamic_shapes  # again, or the axis would be named after a symbol
-    program = exporter.export(traced, dynamo=True, dynamic_shapes=shapes, verbose=False)
-    stored = chain(model.parameters(), model.buffers())
+    program = exporter.export(
+        trace(request), dynamo=True, verbose=False, opset_version=request.opset
+    )
+    _finish(program.model, request)
+    stored = chain(request.model.parameters(), request.model.buffers())
     is_large = sum(tensor.nbytes for tensor in stored) > _PROTOBUF_LIMIT
     program.save(path, external_data=is_large)
-    session = onnx_session(path)
-    batch.check(model, "ONNX Runtime", lambda inputs: run_onnx(session, inputs))
+    try:
+        session = onnx_session(path)
+    except Exception as error:
+        raise ExportError(_unopened(request, error, path)) from error
+    request.check("ONNX Runtime", lambda inputs: run_onnx(session, inputs))
+
+
+def _finish(model: Any, request: Request) -> None:
+    """Strip what is private from a graph, name its values and axes, and say where it is from."""
+    written = model.opset_imports.get("")
+    if request.opset is not None and written != request.opset:
+        raise ExportError(
+            f"the network cannot be written with opset {request.opset}: the exporter wrote "
+            f"{written}, and a layer has no older form; leave opset out, or give 18 or more"
+        )
+    strip(model)
+    name_axes(model, request.axes.shapes)
+    name_values(model, request.inputs, request.outputs)
+    model.metadata_props.update(keyed(request.provenance))
+
+
+def _require_opset(opset: int | None, onnxruntime: Any) -> None:
+    newest = int(require("onnx", "onnx").defs.onnx_opset_version())
+    if opset is not None and not _OLDEST <= opset <= newest:
+        raise InputError(f"opset {opset} is none that onnx writes: give {_OLDEST} to {newest}")
+
+
+def _unopened(request: Request, error: Exception, path: Path) -> str:
+    """Return why ONNX Runtime refused a file, without the temporary place of it."""
+    reason = str(error).replace(str(path), path.name).replace(str(path.parent), "")
+    return (
+        f"ONNX Runtime cannot open {type(request.model).__name__} as .onnx: "
+        f"{reason.splitlines()[0][:300]}"
+    )
 
 
 def onnx_session(path: Path) -> Any:

@@ -6,29 +6,49 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from refold.exporting.batch import Batch
 from refold.exporting.libraries import require
+from refold.exporting.names import unique
+from refold.exporting.provenance import version
 from refold.exporting.pt2 import trace
+from refold.exporting.request import Request
 from refold.exporting.signals import own_signal_stack
 from refold.inputs import Arguments, tensors
 
 
-def write_openvino(model: nn.Module, batch: Batch, path: Path) -> None:
-    """Write graph and weights in full precision, then run them."""
+def write_openvino(request: Request, path: Path) -> None:
+    """Write graph and weights in the model's precision, then run them."""
     openvino = require("openvino", "openvino")
-    converted = openvino.convert_model(trace(model, batch))
+    converted = openvino.convert_model(trace(request))
     shapes: dict[Any, Any] = {}
-    for port, shape in zip(list(converted.inputs), batch.free_shapes, strict=True):
+    for port, shape in zip(list(converted.inputs), request.axes.shapes, strict=True):
         if shape is None:  # an absent argument has a port, too
             converted.remove_parameter(port.get_node())
         else:
-            shapes[port] = openvino.PartialShape(list(shape))
+            free = [-1 if isinstance(size, str) else size for size in shape]
+            shapes[port] = openvino.PartialShape(free)
     converted.reshape(shapes)
+    _name(converted, request)
+    converted.set_rt_info("", "conversion_parameters")  # what the converter was called with
+    for key, text in {"version": version(), **request.provenance}.items():
+        converted.set_rt_info(text, ["refold", key])
     openvino.serialize(converted, path, path.with_suffix(".bin"))
     compiled = openvino_model(path)
-    batch.check(model, "OpenVINO", lambda inputs: run_openvino(compiled, inputs))
+    request.check("OpenVINO", lambda inputs: run_openvino(compiled, inputs))
+
+
+def _name(converted: Any, request: Request) -> None:
+    names = unique([*request.inputs, *request.outputs])
+    ports = [*converted.inputs, *converted.outputs]
+    if len(ports) != len(names):  # an output that is no tensor has a port, too
+        return
+    for port in ports:
+        port.get_tensor().set_names(set())
+    for port, name in zip(ports, names, strict=True):
+        port.get_tensor().add_names({name})
+    for port, name in zip(converted.inputs, request.inputs, strict=True):
+        port.get_node().set_friendly_name(name)
 
 
 def openvino_model(path: Path) -> Any:

@@ -2,38 +2,65 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from refold.equivalence import run, tensor_leaves
 from refold.errors import ExportError, one_line
-from refold.exporting.batch import Batch
+from refold.exporting.provenance import PT2_ENTRY, keyed
+from refold.exporting.request import Request
+
+# What says where a step comes from: lines of source with absolute paths.
+_PRIVATE = ("stack_trace", "from_node", "source_fn_stack")
 
 
-def trace(model: nn.Module, batch: Batch) -> ExportedProgram:
-    """Return the exported program with a free batch size.
+def trace(request: Request) -> ExportedProgram:
+    """Return the exported program with its free axes, without lines of the model's source.
 
     Raises:
         ExportError: When the model's forward cannot be traced so.
     """
+    model, axes = request.model, request.axes
     try:
-        return torch.export.export(model, batch.example, dynamic_shapes=batch.dynamic_shapes)
+        shapes = _in_signature(model, axes.dynamic_shapes)
+        program = torch.export.export(model, axes.example, dynamic_shapes=shapes)
     except Exception as error:  # torch.export has dozens of them, without a common base
+        free = f" with {', '.join(axes.sizes)} free" if axes.sizes else ""
+        cure = "may neither fix that size nor" if axes.sizes else "may not"
         raise ExportError(
-            f"torch.export cannot trace {type(model).__name__} with a free batch size: "
-            f"{one_line(error)}; its forward may neither fix the batch nor branch on values"
+            f"torch.export cannot trace {type(model).__name__}{free}: {one_line(error)}; its "
+            f"forward {cure} branch on values"
         ) from error
+    for module in program.graph_module.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                for key in _PRIVATE:
+                    node.meta.pop(key, None)
+    return program
 
 
-def write_pt2(model: nn.Module, batch: Batch, path: Path) -> None:
+def _in_signature(model: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what is said of each argument; those that `*args` takes are one to torch.export."""
+    kinds = [row.kind for row in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return shapes
+    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:first], shapes[first:]) if len(shapes) > first else shapes
+
+
+def write_pt2(request: Request, path: Path) -> None:
     """Write the program, then load and run it."""
     # Through memory: on a full disk torch's own writer would end the process in its destructor.
     content = io.BytesIO()
-    torch.export.save(trace(model, batch), content)
+    extra = {PT2_ENTRY: json.dumps(keyed(request.provenance))}
+    torch.export.save(trace(request), content, extra_files=extra)
     path.write_bytes(content.getbuffer())
     loaded = torch.export.load(path).module()
-    batch.check(model, "torch.export", lambda inputs: tensor_leaves(run(loaded, inputs)))
+    request.check("torch.export", lambda inputs: tensor_leaves(run(loaded, inputs)))

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from refold.checkpoint.write import as_plain
 from refold.errors import ExportError
-from refold.exporting.batch import Batch
+from refold.exporting.provenance import keyed
+from refold.exporting.request import Request
 
 
-def write_safetensors(model: nn.Module, batch: Batch, path: Path) -> None:
-    """Write the state_dict, then read it back; the batch plays no part."""
-    plain = as_plain(model.state_dict(), path)
-    safetensors.torch.save_file(plain, path, metadata={"format": "pt", "refold": _version()})
+def write_safetensors(request: Request, path: Path) -> None:
+    """Write the state_dict, then read it back; axes and names play no part."""
+    plain = as_plain(request.model.state_dict(), path)
+    safetensors.torch.save_file(plain, path, metadata={"format": "pt"} | keyed(request.provenance))
     read = safetensors.torch.load_file(path)
     for name, tensor in plain.items():
         if not torch.equal(_bits(tensor), _bits(read[name])):
@@ -27,10 +27,3 @@ def write_safetensors(model: nn.Module, batch: Batch, path: Path) -> None:
 def _bits(tensor: Tensor) -> Tensor:
     """Return the bytes of a tensor: NaN is not equal to itself, and is written all the same."""
     return tensor.reshape(-1).view(torch.uint8)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("refold")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        return "unknown"

@@ -22,6 +22,8 @@ from torch.nn.parameter import is_lazy
 from refold.errors import InputError, RefusedError
 from refold.graph.agreement import disagreement
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
+from refold.graph.copies.watching import watchable
+from refold.graph.fold.computed_weights import RULE, store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.parallel_paths import merge_siblings
 from refold.graph.fold.record import Fold, Kept
@@ -35,6 +37,7 @@ from refold.graph.surgery.edits import UnwritableError
 from refold.graph.trace.capture import Capture, capture_all
 from refold.graph.trace.examples import as_arguments
 from refold.graph.trace.leaves import NO_FORWARD
+from refold.graph.trace.parametrized import Computed, with_computed_weights
 from refold.graph.trace.unrun import drop
 
 
@@ -105,7 +108,7 @@ def fold_model(
             "the model is in training mode, where norms use the batch; call model.eval() first"
         )
     _check_shapes(plain)
-    with undisturbed():
+    with undisturbed(), watchable():
         made = _fold(plain, as_arguments(example_inputs), allow_growth, check)
         if drop_unused:
             drop(made.model, made.unrun)
@@ -121,13 +124,45 @@ def fold_model(
 def _fold(
     plain: nn.Module, inputs: tuple[Any, ...] | None, allow_growth: bool, check: bool
 ) -> _Made:
-    fold = partial(_settled, plain, inputs, allow_growth)
+    ready, computed = with_computed_weights(plain)
+    try:
+        made = _fold_ready(plain, ready, inputs, allow_growth, check)
+    except InputError:
+        if not computed:
+            raise
+        made = None
+    if made is None:  # the model's code looks at how its weights are computed
+        return _fold_ready(plain, plain, inputs, allow_growth, check) or _Made(skeleton(plain))
+    made.folds[:0] = map(_stored, computed)
+    return made
+
+
+def _fold_ready(
+    plain: nn.Module,
+    ready: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    allow_growth: bool,
+    check: bool,
+) -> _Made | None:
+    """Fold a model whose weights are stored; None where it is then another function."""
+    fold = partial(_settled, ready, inputs, allow_growth)
     left: dict[str, LeftAlone] = {}
     made = fold(left)
     example = made.made_up if inputs is None else inputs
-    if check and example is not None and made.folds:
-        return _agreed(plain, example, fold, made, left)
-    return made
+    if example is None and ready is not plain:
+        return None  # nothing has run with the stored weights
+    if not check or example is None or not (made.folds or ready is not plain):
+        return made
+    made = _agreed(plain, example, fold, made, left)
+    is_other = ready is not plain and not made.folds and disagreement(plain, made.model, example)
+    return None if is_other else made
+
+
+def _stored(weight: Computed) -> Fold:
+    """Return the entry of the account for a weight that is computed once."""
+    detail = f"{weight.name}, computed once by {weight.how}"
+    counts = weight.parameters_before, weight.parameters_after
+    return Fold(weight.path, RULE, detail, *counts)
 
 
 @dataclass(eq=False)
@@ -135,8 +170,8 @@ class _Made:
     """One fold of a whole model, and the steps that it took in each capture."""
 
     model: nn.Module
-    unrun: list[str]
-    made_up: tuple[Any, ...] | None
+    unrun: list[str] = field(default_factory=list[str])
+    made_up: tuple[Any, ...] | None = None
     folds: list[Fold] = field(default_factory=list[Fold])
     kept: list[Kept] = field(default_factory=list[Kept])
     steps: list[tuple[str, Step]] = field(default_factory=list[tuple[str, Step]])
@@ -263,6 +298,7 @@ def _folded(capture: Capture, allow_growth: bool, left: LeftAlone) -> FoldPass:
     fold.run()
     while push_into_readers(fold) or merge_siblings(fold):
         fold.run()
+    store_weights(fold)
     _must_hold(fold, capture, left)
     return fold
 

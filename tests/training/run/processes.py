@@ -1,6 +1,7 @@
 """One of several training processes; `torchrun` starts them.
 
-Usage: processes.py RUN DATA BLOCK, processes.py fsdp RUN STOPPED DATA, or processes.py norm FOLDER.
+Usage: processes.py RUN DATA BLOCK, or processes.py all FOLDER, where FOLDER has the images `data`
+and `whole`, and the run `stopped` of one process.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from refold.errors import RefusedError
@@ -28,13 +28,13 @@ PAIR = {
 
 
 def main() -> None:
-    """Train with the batch shared by all processes, or run one norm on it."""
+    """Train with the batch, and the weights, shared by all processes; run one norm on it."""
     torch.set_num_threads(1)
-    if sys.argv[1] == "norm":
-        shared_norm(Path(sys.argv[2]))
-        return
-    if sys.argv[1] == "fsdp":
-        shared_weights(*map(Path, sys.argv[2:]))
+    if sys.argv[1] == "all":  # one after the other: a process takes longer to start than to train
+        folder = Path(sys.argv[2])
+        shared_run(folder / "two", folder / "data", "dbb")
+        shared_norm(folder)
+        shared_weights(folder / "two-fsdp", folder / "stopped", folder / "whole")
         return
     run, data, block = sys.argv[1:]
     shared_run(Path(run), Path(data), block)
@@ -74,7 +74,6 @@ def fsdp_run(run: Path, data: Path, **options: Any) -> None:
 
 def shared_norm(folder: Path) -> None:
     """Write what this process's half of a batch gives."""
-    dist.init_process_group("gloo")
     rank = int(os.environ["RANK"])
     x, like, norm = norm_case()
     sync_norms(norm)
@@ -87,7 +86,6 @@ def shared_norm(folder: Path) -> None:
          "mean": norm[0].running_mean, "var": norm[0].running_var},
         folder / f"{rank}.pt",
     )  # fmt: skip
-    dist.destroy_process_group()
 
 
 def norm_case() -> tuple[Tensor, Tensor, nn.Sequential]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -37,23 +38,55 @@ def torchrun(*words: str | Path, processes: int = 2):
     return start(*head, "--master-port", str(free_port()), *words)
 
 
-@pytest.mark.parametrize("block", ["dbb", pytest.param("none", marks=pytest.mark.zoo)])
-def test_two_processes_train_as_one(tmp_path: Path, block: str) -> None:
-    data = folders(tmp_path / "data", train=17, val=5)  # 34 images: 4 steps of 8; 10 to judge
+@dataclass(frozen=True)
+class Pair:
+    """What two processes did: their folder, and the image that only the second came upon."""
+
+    folder: Path
+    number: int
+    broken: str
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Start two processes once, and let them do all that the tests look at."""
+    folder = tmp_path_factory.mktemp("pair")
+    # 34 images: 4 steps of 8; 10 to judge
+    data, intact = (folders(folder / name, train=17, val=5) for name in ("data", "whole"))
     number, broken = breaks_for_the_second(data)
-    shared_run(tmp_path / "one", data, block)
-    done = torchrun(SCRIPT, tmp_path / "two", data, block)
+    with pytest.raises(Stopped):
+        fsdp_run(folder / "stopped", intact, reporter=AtStep(3))
+    done = torchrun(SCRIPT, "all", folder)
     assert done.returncode == 0, done.stderr
-    assert_equal_runs(tmp_path / "one", tmp_path / "two")
-    summaries = [
-        json.loads((tmp_path / run / "summary.json").read_text()) for run in ("one", "two")
-    ]
+    return Pair(folder, number, broken)
+
+
+def test_two_processes_train_as_one(pair: Pair) -> None:
+    shared_run(pair.folder / "one", pair.folder / "data", "dbb")
+    assert_one_run(pair)
+
+
+@pytest.mark.zoo
+def test_two_processes_train_a_network_by_name_as_one(tmp_path: Path) -> None:
+    data = folders(tmp_path / "data", train=17, val=5)
+    pair = Pair(tmp_path, *breaks_for_the_second(data))
+    shared_run(tmp_path / "one", data, "none")
+    done = torchrun(SCRIPT, tmp_path / "two", data, "none")
+    assert done.returncode == 0, done.stderr
+    assert_one_run(pair)
+
+
+def assert_one_run(pair: Pair) -> None:
+    """Check the run `two` of two processes against the run `one` of one."""
+    folder, number, broken = pair.folder, pair.number, pair.broken
+    assert_equal_runs(folder / "one", folder / "two")
+    summaries = [json.loads((folder / run / "summary.json").read_text()) for run in ("one", "two")]
     for summary in summaries:  # and the synchronised norms folded
         assert summary["same_answers"] == summary["answers"] == 10
         assert summary["error"]["float64"] < 1e-9
         assert summary["unreadable"] == {"train": [broken], "val": []}
     for run in ("one", "two"):  # and a run that goes on still knows what another process met
-        snapshot = Saves(tmp_path / run).read()
+        snapshot = Saves(folder / run).read()
         assert snapshot.plain["position"]["unreadable"] == [number]
     for name in ("images", "top1"):
         assert summaries[0]["train_form"][name] == summaries[1]["train_form"][name]
@@ -85,14 +118,10 @@ def assert_equal_runs(run: Path, other: Path) -> None:
         assert torch.allclose(value.double(), two[name].double(), rtol=1e-3, atol=1e-5), name
 
 
-def test_two_processes_that_share_the_weights_train_as_one(tmp_path: Path) -> None:
-    data = folders(tmp_path / "data", train=17, val=5)
-    one, two, stopped = (tmp_path / name for name in ("one", "two", "stopped"))
+def test_two_processes_that_share_the_weights_train_as_one(pair: Pair) -> None:
+    data = pair.folder / "whole"
+    one, two, stopped = (pair.folder / name for name in ("one-fsdp", "two-fsdp", "stopped"))
     fsdp_run(one, data)
-    with pytest.raises(Stopped):
-        fsdp_run(stopped, data, reporter=AtStep(3))
-    done = torchrun(SCRIPT, "fsdp", two, stopped, data)
-    assert done.returncode == 0, done.stderr
     assert_equal_runs(one, two)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (one, two)]
     assert summaries[1]["same_answers"] == summaries[1]["answers"] == 10
@@ -119,10 +148,8 @@ def test_fsdp_of_one_process_or_of_accelerate_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_synchronised_norm_is_the_norm_of_the_whole_batch(tmp_path: Path) -> None:
-    done = torchrun(SCRIPT, "norm", tmp_path)
-    assert done.returncode == 0, done.stderr
-    halves = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+def test_a_synchronised_norm_is_the_norm_of_the_whole_batch(pair: Pair) -> None:
+    halves = [torch.load(pair.folder / f"{rank}.pt") for rank in (0, 1)]
     x, like, norm = norm_case()
     x.requires_grad_()
     out = norm(x)

@@ -35,7 +35,8 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("where", "workers", "named"),
     [
         ("step:8", (0, 1), 6),  # in the middle of the second epoch, past the checkpoint of step 6
-        ("write:3", (1, 0), 4),  # the third checkpoint, that of step 5, half-written
+        # the third checkpoint, that of step 5, half-written
+        pytest.param("write:3", (1, 0), 4, marks=pytest.mark.zoo),
         # `last` of step 8: whole, with no pointer to it
         pytest.param("named:6", (0, 0), 6, marks=pytest.mark.zoo),
     ],
@@ -70,7 +71,7 @@ def last_of_another_seed(tmp_path: Path, data: Path):
     return last(tmp_path / "other")
 
 
-@pytest.mark.parametrize("at", [3, 5, 10])
+@pytest.mark.parametrize("at", [3, 10])
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, data: Path, at: int) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     tiny(whole, data, model=net())

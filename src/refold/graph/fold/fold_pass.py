@@ -201,13 +201,31 @@ class FoldPass:
         done = [item for item in ready if item is not None]
         if len(done) < len(ready):
             return False
-        self.edited()
         for (region, rewrite, _), (emitter, real) in zip(plans, done, strict=True):
-            costs = {leaf: self._macs(leaf) for leaf in region.leaves}
-            emitted = emitter.write()
-            self.touch(region.nodes, emitter.made)
-            self._note(region, rewrite, real, costs, emitted)
+            rules = dict.fromkeys(step.rule.name for step in rewrite.steps)
+            self._put(region, emitter, real, ", ".join(rules))
         return True
+
+    def put(self, region: Region, real: Operator, rule: str) -> bool:
+        """Put operators into the graph in place of a region that they are equal to."""
+        try:
+            emitter = Emitter(self.lifter, self.editor, region, real)
+        except RefusedError as error:
+            self._refuse(region.nodes, str(error))
+            return False
+        self._put(region, emitter, real, rule, rule)
+        return True
+
+    def _put(
+        self, region: Region, emitter: Emitter, real: Operator, rule: str, detail: str = ""
+    ) -> None:
+        self.edited()
+        costs = {leaf: self._macs(leaf) for leaf in region.leaves}
+        emitted = emitter.write()
+        self.touch(region.nodes, emitter.made)
+        self._note(region, rule, real, costs, emitted)
+        if detail:
+            self.folds[-1] = replace(self.folds[-1], detail=detail)
 
     def _prepare(
         self, region: Region, rewrite: Rewrite, replay: Replay
@@ -223,7 +241,7 @@ class FoldPass:
     def _note(
         self,
         region: Region,
-        rewrite: Rewrite,
+        rule: str,
         real: Operator,
         costs: dict[Operator, int | None],
         emitted: Emitted,
@@ -234,7 +252,7 @@ class FoldPass:
         self.folds.append(
             Fold(
                 where=self.lifter.capture.full(emitted.where),
-                rule=", ".join(dict.fromkeys(step.rule.name for step in rewrite.steps)),
+                rule=rule,
                 detail=_detail(before, emitted.where),
                 parameters_before=sum(parameters(leaf) for leaf in before),
                 parameters_after=sum(parameters(leaf) for leaf in after),

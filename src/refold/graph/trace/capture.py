@@ -12,6 +12,7 @@ from torch import fx, nn
 from refold.errors import InputError
 from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import held_tensors, skeleton, storage_key
+from refold.graph.copies.watching import watchable
 from refold.graph.trace.aliases import effects
 from refold.graph.trace.doubts import doubt, doubt_of_calls
 from refold.graph.trace.evidence import Evidence
@@ -114,6 +115,7 @@ def capture(model: nn.Module, example: tuple[Any, ...] | None = None) -> list[Ca
     return capture_all(model, example).captures
 
 
+@watchable()
 def capture_all(model: nn.Module, example: tuple[Any, ...] | None = None) -> Captures:
     """Record `model`, or every largest submodule of it that can be recorded.
 
@@ -180,11 +182,10 @@ class _Search:
         self.captures.append(found)  # after what lies inside it
 
     def _attempt(self, path: str, module: nn.Module) -> tuple[Capture | None, set[str]]:
-        if isinstance(module, nn.ModuleList | nn.ModuleDict):
-            return None, set()
         reason = untraceable_reason(module) or self.changes.assigned.get(id(module))
         if reason is not None:
-            self.failures[path] = reason
+            if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+                self.failures[path] = reason
             return None, set()
         try:
             return self._followed(path, module), set()

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from refold.graph.copies.skeleton import storage_key
+from refold.graph.copies.watching import watched_attributes, watched_calls
 from refold.graph.trace.chance import Chance
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in
@@ -31,7 +32,7 @@ from refold.graph.trace.leaves import (
 )
 from refold.graph.trace.notebook import DEVICE_MARK
 from refold.graph.trace.sizes import Ratio, Size, plain
-from refold.graph.trace.state import Changes, same_value, untouched, watched_attributes
+from refold.graph.trace.state import Changes, same_value, untouched
 from refold.graph.trace.torch_calls import RecordError, TorchCalls, UnansweredError
 from refold.graph.trace.writes import is_stored_value, stored_value, stored_writes
 
@@ -99,7 +100,7 @@ class Recorder(TorchCalls):
         grad = torch.is_grad_enabled()
         torch.set_grad_enabled(True)  # so that a `with torch.no_grad()` in the model shows
         try:
-            with guard, watched, _watched_calls(self._called), self:
+            with guard, watched, watched_calls(self._called), self:
                 self.result = forward(*args, **kwargs)
             self.is_whole = True
         finally:
@@ -407,21 +408,6 @@ def _is_one(args: tuple[Any, ...]) -> bool:
 @contextmanager
 def _nothing() -> Generator[None]:
     yield
-
-
-@contextmanager
-def _watched_calls(watch: Callable[..., Any]) -> Generator[None]:
-    """Tell `watch` of every call of a module."""
-    call = nn.Module.__call__
-
-    def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return watch(call, self, args, kwargs)
-
-    nn.Module.__call__ = watched
-    try:
-        yield
-    finally:
-        nn.Module.__call__ = call
 
 
 def _accept_any_rank(value: Any) -> None:

@@ -6,7 +6,7 @@ Structural copies share their tensors with the caller's model, whose numbers sta
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -118,26 +118,6 @@ def same_value(old: Any, new: Any) -> bool:
 
 def _same_item(old: Any, new: Any) -> bool:
     return old is new or (type(old) is type(new) and type(old) in ATOMS and bool(old == new))
-
-
-@contextmanager
-def watched_attributes(note: Callable[[nn.Module, str, Any], bool]) -> Generator[None]:
-    """Tell `note` of every assignment to an attribute of any module; True keeps it from happening.
-
-    Args:
-        note: is given the module, the name, and the new value.
-    """
-    plain = nn.Module.__setattr__
-
-    def assign(self: nn.Module, name: str, value: Any) -> None:
-        if not note(self, name, value):
-            plain(self, name, value)
-
-    nn.Module.__setattr__ = assign
-    try:
-        yield
-    finally:
-        nn.Module.__setattr__ = plain
 
 
 @contextmanager

@@ -1,0 +1,153 @@
+"""Write the file that a command was asked for, and say what was chosen and where it is from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from refold.cli.console import note, say, step
+from refold.cli.subject import Subject
+from refold.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from refold.exporting import Exported
+
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dynamic",
+        metavar="AXES",
+        help="Which axes of the file take any size: none, batch, size (height and width), "
+        "batch,size, or INPUT:AXIS=NAME,..., which may be repeated. Default: batch, "
+        "where the network takes it.",
+    ),
+]
+Opset = Annotated[
+    int | None, typer.Option("--opset", help="ONNX opset, such as 17. Default: the exporter's.")
+]
+InputNames = Annotated[
+    str | None,
+    typer.Option(
+        "--input-names",
+        metavar="NAME,...",
+        help="Names of the file's inputs. Default: the forward's arguments.",
+    ),
+]
+OutputNames = Annotated[
+    str | None,
+    typer.Option(
+        "--output-names",
+        metavar="NAME,...",
+        help="Names of the file's outputs. Default: their keys, or output0, output1, ...",
+    ),
+]
+Half = Annotated[
+    bool,
+    typer.Option("--half", help="float16 weights and layers; inputs and outputs keep their types."),
+]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user asks of a file, in the words of the command line."""
+
+    dynamic: Sequence[str] | None = None
+    opset: int | None = None
+    input_names: str | None = None
+    output_names: str | None = None
+    half: bool = False
+
+
+def ship(
+    model: nn.Module,
+    output: Path,
+    place: Path,
+    subject: Subject,
+    *,
+    wishes: Wishes | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> Exported:
+    """Write a network to a file, and say which sizes its inputs take.
+
+    Args:
+        model: what to write.
+        output: the file as the user named it.
+        place: the same, whole.
+        subject: the network it came from, with example inputs.
+        wishes: how to write it.
+        provenance: what the file says of where it comes from, beside the network's name.
+
+    Raises:
+        RefoldError: as `refold.export`.
+    """
+    from refold.exporting import Options, write
+
+    asked = wishes or Wishes()
+    options = Options(
+        parse_dynamic(asked.dynamic), asked.opset, _names(asked.input_names),
+        _names(asked.output_names), asked.half,
+    )  # fmt: skip
+    origin = {"source": subject.name} | dict(provenance or {})
+    with step(f"export {output}"):
+        done = write(model, place, subject.example_inputs, options, origin)
+    for remark in done.notes:
+        note(f"note: {remark}")
+    if output.suffix.lower() != ".safetensors":
+        assumed = " (assumed: --input-size says otherwise)" if subject.is_assumed else ""
+        for name, shape in done.shapes.items():
+            note(f"input {name}: {' x '.join(map(str, shape))}{assumed}")
+    return done
+
+
+def parse_dynamic(words: Sequence[str] | None) -> Any:
+    """Return the choice of axes as `refold.export` takes it.
+
+    >>> parse_dynamic(["batch,size"]), parse_dynamic(["x:0=batch,2=height", "y:0=batch"])
+    ('batch,size', {'x': {0: 'batch', 2: 'height'}, 'y': {0: 'batch'}})
+    """
+    if not words:
+        return "batch"
+    if len(words) == 1 and ":" not in words[0]:
+        return words[0]
+    return dict(map(_axes, words))
+
+
+def _axes(text: str) -> tuple[str, dict[int, str]]:
+    name, _, rest = text.partition(":")
+    pairs = [part.partition("=") for part in rest.split(",")]
+    try:
+        return name, {int(axis): label for axis, _, label in pairs}
+    except ValueError:
+        raise InputError(
+            f"--dynamic {text!r} names no axes: write none, batch, size, batch,size or "
+            "INPUT:AXIS=NAME,..., such as image:0=batch,2=height"
+        ) from None
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def say_provenance(path: Path, as_json: bool) -> None:
+    """Print where a file comes from.
+
+    Raises:
+        InputError: when it cannot be read.
+    """
+    from refold.cli.console import print_json
+    from refold.exporting import read_provenance
+
+    found = read_provenance(path)
+    if as_json:
+        print_json({"file": str(path), "provenance": found})
+    elif not found:
+        say(f"{path}: it does not say where it comes from; refold did not write it")
+    else:
+        say(f"{path}: written by refold {found.pop('version', 'unknown')}")
+        say(*(f"{key}: {text}" for key, text in found.items()))

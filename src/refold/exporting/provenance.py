@@ -1,0 +1,106 @@
+"""Where a file comes from: written into it, and read from it again."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+from xml.etree import ElementTree
+
+import safetensors
+
+from refold.errors import InputError, one_line
+from refold.exporting.libraries import require
+
+PREFIX = "refold."
+"""Begins the keys of ONNX and safetensors, which others write to as well."""
+VERSION = "refold"
+"""The key of the version itself."""
+PT2_ENTRY = "refold.json"
+"""The extra file in a .pt2 archive."""
+
+
+def version() -> str:
+    """Return refold's own version."""
+    try:
+        return metadata.version("refold")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        return "unknown"
+
+
+def keyed(provenance: Mapping[str, str]) -> dict[str, str]:
+    """Return the provenance under keys that cannot meet those of others."""
+    return {VERSION: version()} | {f"{PREFIX}{key}": text for key, text in provenance.items()}
+
+
+def unkeyed(pairs: Mapping[str, str]) -> dict[str, str]:
+    """Return what `keyed` wrote among the metadata of a file.
+
+    Examples:
+        >>> unkeyed({"format": "pt", "refold": "1.0", "refold.source": "net.py:build"})
+        {'version': '1.0', 'source': 'net.py:build'}
+    """
+    found = {"version": pairs[VERSION]} if VERSION in pairs else {}
+    return found | {
+        key[len(PREFIX) :]: text for key, text in pairs.items() if key.startswith(PREFIX)
+    }
+
+
+def read_provenance(path: Path) -> dict[str, str]:
+    """Return what a file says of where it comes from; empty if refold did not write it.
+
+    Nothing of the network is loaded or run.
+
+    Raises:
+        InputError: when it is not a file of its suffix.
+        MissingDependencyError: for .onnx without onnx.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path} says nothing of its origin: give {', '.join(_READERS)}")
+    try:
+        return unkeyed(reader(path))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, ElementTree.ParseError) as error:
+        raise InputError(f"{path} cannot be read as {path.suffix}: {one_line(error)}") from error
+
+
+def _from_onnx(path: Path) -> dict[str, str]:
+    onnx = require("onnx", "onnx")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own, without a common base
+        raise ValueError(one_line(error)) from error
+    return {item.key: item.value for item in model.metadata_props}
+
+
+def _from_openvino(path: Path) -> dict[str, str]:
+    root = ElementTree.parse(path).getroot().find("rt_info/refold")
+    entries = {} if root is None else {item.tag: item.get("value", "") for item in root}
+    return {VERSION if key == "version" else f"{PREFIX}{key}": v for key, v in entries.items()}
+
+
+def _from_safetensors(path: Path) -> dict[str, str]:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except safetensors.SafetensorError as error:
+        raise ValueError(one_line(error)) from error
+
+
+def _from_pt2(path: Path) -> dict[str, str]:
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(f"/{PT2_ENTRY}")]
+        found: Any = json.loads(archive.read(names[0])) if names else {}
+    pairs = cast(dict[object, object], found) if isinstance(found, dict) else {}
+    return {str(key): str(text) for key, text in pairs.items()}
+
+
+_READERS = {
+    ".onnx": _from_onnx,
+    ".xml": _from_openvino,
+    ".safetensors": _from_safetensors,
+    ".pt2": _from_pt2,
+}

@@ -1,0 +1,145 @@
+"""Weights that are computed from weights: computed once, stored, and folded on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
+
+import refold
+from helpers.traps import live
+
+KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "weight_norm": parametrizations.weight_norm,
+    "older weight_norm": nn.utils.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "older spectral_norm": nn.utils.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+}
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def image(rank: int, channels: int = 4) -> torch.Tensor:
+    noise = torch.Generator().manual_seed(rank)
+    return torch.randn(2, channels, *range(7, 7 + rank), dtype=torch.float64, generator=noise)
+
+
+def steps(model: nn.Module, x: Any) -> list[str]:
+    return [step.detail for step in refold.plan(model, x).steps]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_norm_of_the_weight_is_gone_and_the_next_norm_folds(kind: str, rank: int) -> None:
+    norm = KINDS[kind]
+    parts = [
+        norm(CONVS[rank](4, 6, 3, stride=2, padding=1, groups=2)),
+        NORMS[rank](6),
+        nn.LeakyReLU(0.1),
+        norm(TRANSPOSED[rank](6, 4, 4, 2)),
+    ]
+    model = live(nn.Sequential(*parts))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    folded = refold.reparameterize(model, image(rank))
+    for x in (image(rank), 30 * image(rank), image(rank)[:1, :, 1:]):
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-9, atol=1e-10)
+    assert [type(part) for part in folded] == [
+        CONVS[rank], nn.Identity, nn.LeakyReLU, TRANSPOSED[rank]
+    ]  # fmt: skip
+    assert list(folded.state_dict()) == ["0.weight", "0.bias", "3.weight", "3.bias"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert len([text for text in steps(model, image(rank)) if "computed once by" in text]) == 2
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_standardised_weights_become_layers(groups: int) -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            flat = self.weight.flatten(1)
+            flat = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-5)
+            weight = flat.view_as(self.weight)
+            return F.conv2d(x, weight, self.bias, self.stride, self.padding, 1, self.groups)
+
+    parts = [Standardised(4, 8, 3, 2, 1, groups=groups), nn.GroupNorm(2, 8), Standardised(8, 4, 1)]
+    model = live(nn.Sequential(*parts))
+    folded = refold.reparameterize(model, image(2))
+    assert steps(model, image(2)) == ["weight computed once"] * 2
+    weights = [part.weight for part in folded.modules() if type(part) is nn.Conv2d]
+    assert len(weights) == 2
+    assert not torch.allclose(weights[0], model[0].weight)  # the control: it is another weight
+    for x in (image(2), image(2)[:, :, 1:, 2:]):
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+class Noisy(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + torch.rand_like(weight)
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return weight * self.calls
+
+
+def test_ones_own_parametrization_is_stored() -> None:
+    conv = nn.Conv2d(4, 4, 3)
+    parametrize.register_parametrization(conv, "weight", Doubled())
+    parametrize.register_parametrization(conv, "bias", Doubled())
+    model = live(nn.Sequential(conv, nn.BatchNorm2d(4)))
+    folded = refold.reparameterize(model, image(2))
+    assert type(folded[0]) is nn.Conv2d
+    assert isinstance(folded[1], nn.Identity)
+    torch.testing.assert_close(folded(image(2)), model(image(2)), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("make", [Noisy, Counting])
+def test_what_is_another_weight_at_every_call_stays(make: type[nn.Module]) -> None:
+    conv = nn.Conv2d(4, 4, 3)
+    parametrize.register_parametrization(conv, "weight", make())
+    model = live(nn.Sequential(conv, nn.BatchNorm2d(4)))
+    folded = refold.reparameterize(model, image(2))
+    assert parametrize.is_parametrized(folded[0])
+    assert isinstance(folded[1], nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize("example", [image(2), None])
+def test_code_that_looks_at_how_its_weight_is_computed_keeps_it(example: Any) -> None:
+    class Looking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x) * self.conv.parametrizations.weight.original0.mean()
+
+    model = live(Looking())
+    folded = refold.reparameterize(model, example)
+    assert torch.equal(folded(image(2)), model(image(2)))
+
+
+def test_one_layer_under_two_names_and_frozen_weights() -> None:
+    conv = parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+    conv.requires_grad_(False)
+    model = live(nn.Sequential(conv, nn.ReLU(), conv))
+    folded = refold.reparameterize(model, image(2))
+    assert folded[0] is folded[2]
+    assert not folded[0].weight.requires_grad
+    assert torch.equal(folded(image(2)), model(image(2)))
