@@ -120,9 +120,10 @@ def stated(model: nn.Module) -> tuple[int, ...] | None:
     config = getattr(model, "config", None)
     channels, side = getattr(config, "num_channels", None), getattr(config, "image_size", None)
     sides = side if isinstance(side, list | tuple) else (side, side)
-    if not all(isinstance(size, int) for size in sides):
+    known = [size for size in sides if isinstance(size, int)]
+    if len(known) < len(sides):
         return None
-    return (channels if isinstance(channels, int) else DEFAULT_SIZE[0], *sides)
+    return (channels if isinstance(channels, int) else DEFAULT_SIZE[0], *known)
 
 
 def check_finite(model: nn.Module, name: str) -> None:
