@@ -40,7 +40,8 @@ def x(generator: torch.Generator) -> Tensor:
 def test_in_eval_it_is_the_norm_of_the_padded_map(norm: nn.BatchNorm2d, x: Tensor) -> None:
     layer = blocks.BNAndPad(norm, (1, 2)).eval()
     with torch.no_grad():
-        assert torch.equal(layer(x), norm(F.pad(x, (2, 2, 1, 1))))
+        # a vector and its rest may round differently, and the two maps are cut otherwise
+        assert error(norm(F.pad(x, (2, 2, 1, 1))), layer(x)) < 1e-12
 
 
 def test_in_training_the_ring_has_running_and_the_map_its_own_statistics(
@@ -48,8 +49,8 @@ def test_in_training_the_ring_has_running_and_the_map_its_own_statistics(
 ) -> None:
     layer, alone = blocks.BNAndPad(copy.deepcopy(norm), (1, 2)).train(), copy.deepcopy(norm).train()
     y, inside = layer(x), alone(x)
-    assert torch.equal(y[:, :, 1:-1, 2:-2], inside)
-    assert torch.equal(layer.bn.running_mean, alone.running_mean)  # of the map without its ring
+    assert error(inside, y[:, :, 1:-1, 2:-2]) < 1e-12
+    assert error(alone.running_mean, layer.bn.running_mean) < 1e-12  # of the map without its ring
     scale = alone.weight / (alone.running_var + alone.eps).sqrt()
     ring = alone.bias - alone.running_mean * scale
     for side in (y[:, :, 0], y[:, :, -1], y[:, :, :, 0], y[:, :, :, 1], y[:, :, :, -1]):
@@ -86,7 +87,7 @@ def test_a_pointwise_branch_starts_as_the_identity(x: Tensor) -> None:
     branch = block.get_submodule("dbb_1x1_kxk")
     later = [branch.get_submodule(name) for name in ("bn1", "conv2", "bn2")]
     with torch.no_grad():
-        assert torch.equal(branch(x), nn.Sequential(*later)(x))
+        assert error(nn.Sequential(*later)(x), branch(x)) < 1e-12
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
@@ -249,7 +250,7 @@ def test_what_is_no_convolution_is_refused() -> None:
     x = torch.zeros(1, 4, 5, 5)
     with pytest.raises(NotAffineError, match="not affine from its input to its output"):
         equivalent_conv(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1)), x)
-    with pytest.raises(NotAffineError, match="cannot be traced"):
+    with pytest.raises(NotAffineError, match="cannot be followed: it has no forward"):
         equivalent_conv(nn.ModuleList([nn.Conv2d(4, 4, 1)]), x)
     two = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
     with pytest.raises(RefusedError, match="is not one convolution: the second convolution pads"):

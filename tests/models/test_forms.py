@@ -66,7 +66,7 @@ def test_the_train_form_folds_exactly_into_the_deploy_form(name: str) -> None:
         assert wanted.abs().max() > 0
         assert error(wanted, folded(x)) <= TOLERANCE
         assert error(wanted, plain(x)) <= TOLERANCE
-        assert torch.equal(fused(x), plain(x))
+        assert error(fused(x), plain(x)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", WRITTEN)

@@ -105,7 +105,7 @@ def test_the_plain_form_is_equal_and_adds_nothing(name: str) -> None:
         for scale in (1.0, 20.0):  # drives values above ReLU6's cap
             wanted = model(x * scale)
             assert error(wanted, plain(x * scale)) < TOLERANCE
-            assert torch.equal(made.eval()(x * scale), plain(x * scale))
+            assert error(plain(x * scale), made.eval()(x * scale)) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", REMOVED)
@@ -180,7 +180,7 @@ def test_reserving_blocks_fold_into_a_plain_chain(ratio: float, se: bool) -> Non
     assert not [node for node in graph.nodes if "cat" in str(node.target)]
     with torch.no_grad():
         assert error(model(x), folded(x)) < TOLERANCE
-        assert torch.equal(folded(x), plain(x))
+        assert error(folded(x), plain(x)) < TOLERANCE
 
 
 def test_reserving_needs_more_multiply_adds_and_is_asked_for() -> None:

@@ -15,7 +15,6 @@ from refold.errors import RefusedError
 from refold.graph import Editor, Fold, Kept, Lifter, WholeWindows, alive, frame_of
 from refold.residuals.find import Residual, check_kinds, check_readers, find_residual, is_sum
 from refold.residuals.plan import Change, Planner
-from refold.residuals.ranges import Ranges
 
 
 class ResidualPass:

@@ -29,7 +29,6 @@ from refold.graph import (
 )
 from refold.residuals.find import Residual
 from refold.residuals.functions import wider_function
-from refold.residuals.ranges import Ranges, through
 from refold.residuals.reserve import Carry, Slots, both, merging_parts, parts_of, wanted, widened
 from refold.residuals.shortcut import Shortcut, carries, normal_form
 from refold.rules.engine import simplify

@@ -139,7 +139,9 @@ def _captured(module: nn.Module, example: Tensor) -> Capture:
     if whole:
         return whole[0]
     reasons = "; ".join(f"{path or 'itself'}: {reason}" for path, reason in found.failures.items())
-    raise NotAffineError(f"{type(module).__name__} cannot be followed: {reasons}")
+    raise NotAffineError(
+        f"{type(module).__name__} cannot be followed: {reasons or 'it has no forward'}"
+    )
 
 
 def _simplified(

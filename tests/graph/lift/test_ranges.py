@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from refold.graph.lift.interval import UNKNOWN, Interval
 from refold.graph.lift.lifter import Lifter
+from refold.graph.lift.ranges import Ranges
 from refold.graph.trace.capture import Capture, capture
-from refold.residuals.ranges import Ranges
 
 SLACK = 1e-9  # limits hold in exact arithmetic
 

@@ -24,18 +24,13 @@ from refold.algebra.operator import (
     chain,
     wide,
 )
-from refold.graph import (
-    UNKNOWN,
-    Call,
-    Interval,
-    Lifter,
-    Piece,
-    activation,
-    canonical,
-    layer_class,
-    point,
-    submodule,
-)
+from refold.graph.calls import Call, canonical
+from refold.graph.copies.modules import submodule
+from refold.graph.lift.activations import activation
+from refold.graph.lift.interval import UNKNOWN, Interval, point
+from refold.graph.lift.lifter import Lifter
+from refold.graph.lift.piece import Piece
+from refold.graph.trace.genuine import layer_class
 from refold.ranked import MAX_POOLS, POOLS
 
 ZERO = point(0.0)
