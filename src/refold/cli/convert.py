@@ -35,6 +35,7 @@ def convert(
     output: Out,
     checkpoint: options.Checkpoint = None,
     weights_key: options.WeightsKey = None,
+    num_classes: options.NumClasses = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -68,7 +69,14 @@ def convert(
     place = check_destination(output)
     subject = prepare(
         options.Source(
-            model, checkpoint, input_size, batch, seed, live_statistics, weights_key=weights_key
+            model,
+            checkpoint,
+            input_size,
+            batch,
+            seed,
+            live_statistics,
+            weights_key=weights_key,
+            num_classes=num_classes,
         )
     )
     with step("fold"):

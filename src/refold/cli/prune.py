@@ -92,6 +92,7 @@ def prune(
     output: options.Output = None,
     checkpoint: options.Checkpoint = None,
     weights_key: options.WeightsKey = None,
+    num_classes: options.NumClasses = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -107,7 +108,14 @@ def prune(
     place = None if output is None else check_destination(output)
     subject = prepare(
         options.Source(
-            model, checkpoint, input_size, batch, seed, live_statistics, weights_key=weights_key
+            model,
+            checkpoint,
+            input_size,
+            batch,
+            seed,
+            live_statistics,
+            weights_key=weights_key,
+            num_classes=num_classes,
         )
     )
     with step("choose and drop channels"):

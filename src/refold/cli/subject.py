@@ -44,7 +44,7 @@ def prepare(source: Source) -> Subject:
     torch.manual_seed(source.seed)
     notes: tuple[str, ...] = ()
     with step(f"build {source.model}"):
-        model, exported_inputs = build(source.model)
+        model, exported_inputs = build(source.model, source.num_classes)
         if source.checkpoint is not None:
             report = refold.load_checkpoint(model, source.checkpoint, key=source.weights_key)
             notes = report.notes
@@ -58,15 +58,16 @@ def prepare(source: Source) -> Subject:
         enlivened = enliven(model, example_inputs, source.seed) if wanted else 0
     for remark in notes:
         note(f"{source.checkpoint}: {remark}")
-    if exported_inputs is None and not source.input_size and stated(model) is None:
+    is_given = bool(source.input_size) or exported_inputs is not None
+    is_assumed = not is_given and stated(model) is None
+    if is_assumed:
         assumed = "x".join(map(str, example_inputs[0].shape[1:]))
         note(f"the input is assumed to be {assumed}, as nothing says its size (--input-size)")
     if enlivened:
         note(
             f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps theirs)"
         )
-    is_given = bool(source.input_size) or exported_inputs is not None or states_size(model)
-    return Subject(source.model, model, example_inputs, not is_given)
+    return Subject(source.model, model, example_inputs, is_assumed)
 
 
 def parse_size(text: str) -> tuple[int, ...]:
@@ -95,11 +96,6 @@ def examples(model: nn.Module, source: Source) -> tuple[torch.Tensor, ...]:
     return tuple(
         torch.randn((source.batch, *size), generator=generator).to(dtype) for size in sizes
     )
-
-
-def states_size(model: nn.Module) -> bool:
-    """Say whether a network's configuration says something of its input."""
-    return any(hasattr(model, name) for name in ("pretrained_cfg", "default_cfg", "config"))
 
 
 def stated_size(model: nn.Module) -> tuple[int, ...]:

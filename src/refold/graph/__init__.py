@@ -29,6 +29,7 @@ from refold.graph.lift.interval import UNKNOWN, Interval, point
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Piece
+from refold.graph.lift.ranges import Ranges, through
 from refold.graph.lift.steps import Link, flat, link, pools, sigmoids
 from refold.graph.lift.windows import conv_axes, transposed_axes
 from refold.graph.surgery.editor import Editor
@@ -61,6 +62,7 @@ __all__ = [
     "Link",
     "Outcome",
     "Piece",
+    "Ranges",
     "Regions",
     "Rewritten",
     "ScaleShift",
@@ -97,6 +99,7 @@ __all__ = [
     "skeleton",
     "storage_key",
     "submodule",
+    "through",
     "transposed_axes",
     "undisturbed",
     "untouched",

@@ -12,7 +12,7 @@ from torch import fx, nn
 from refold.algebra.cost import parameters
 from refold.algebra.operator import Operator
 from refold.errors import RefusedError
-from refold.graph import Editor, Fold, Kept, Lifter, WholeWindows, alive, frame_of
+from refold.graph import Editor, Fold, Kept, Lifter, Ranges, WholeWindows, alive, frame_of
 from refold.residuals.find import Residual, check_kinds, check_readers, find_residual, is_sum
 from refold.residuals.plan import Change, Planner
 

@@ -19,6 +19,7 @@ from refold.graph import (
     Lifter,
     Like,
     Link,
+    Ranges,
     canonical,
     flat,
     like_of,
@@ -26,6 +27,7 @@ from refold.graph import (
     point,
     pools,
     sigmoids,
+    through,
 )
 from refold.residuals.find import Residual
 from refold.residuals.functions import wider_function
