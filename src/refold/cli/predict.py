@@ -83,8 +83,9 @@ def _record(answer: Answer, first: Answer, top: int) -> dict[str, Any]:
         return known | {"likeness": float(alike), "vector": output.flatten().tolist()}
     if answer.task == "segment":
         counts = torch.bincount(answer.mask().flatten().long(), minlength=len(answer.classes))
-        shares = (counts / counts.sum()).tolist()
-        rows = sorted(zip(answer.classes, shares, strict=False), key=lambda row: -row[1])[:top]
+        shares = [int(number) / max(int(counts.sum()), 1) for number in counts]
+        order = sorted(range(len(answer.classes)), key=lambda number: -shares[number])[:top]
+        rows = [(answer.classes[number], shares[number]) for number in order]
     else:
         rows = answer.best(top)
     return known | {"classes": [{"class": name, "share": share} for name, share in rows]}

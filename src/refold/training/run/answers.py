@@ -55,9 +55,9 @@ class Answer:
             return []
         shares = self.output.flatten().softmax(0)
         found = shares.topk(min(count, len(shares)))
-        names = self.classes or [str(number) for number in range(len(shares))]
-        rows = zip(found.values.tolist(), found.indices.tolist(), strict=True)
-        return [(names[index], share) for share, index in rows]
+        names = list(self.classes) or [str(number) for number in range(len(shares))]
+        order = [int(index) for index in found.indices]
+        return [(names[index], float(shares[index])) for index in order]
 
     def mask(self) -> Tensor:
         """Return the number of the class of every pixel, for segmentation."""
