@@ -2,11 +2,11 @@
 
     python benchmarks/prune_latency.py [--size 224] [--rounds 15] [--runtime onnxruntime]
 
-torchvision's MobileNetV2 and ResNet-18 and our RepVGG-A0, with random norm statistics, are pruned by
-the norms' scales to half of the multiply-adds of the folded network, every layer keeping a tenth,
-with layers rounded to 1, 4, 8 and 16 channels, with residuals kept and removed. All forms of a
-network are timed in one paired run, each in turn, on one thread and one image; "times as fast" is
-against the folded network that was not pruned. Accuracy plays no part here.
+torchvision's MobileNetV2 and ResNet-18 and our RepVGG-A0, with random norm statistics, are pruned
+by the norms' scales to half of the multiply-adds of the folded network. Every layer keeps a tenth,
+and a multiple of 1, 4, 8 or 16 channels; residuals are kept or removed. All forms of a network are
+timed in one paired run, each in turn, on one thread and one image; "times as fast" is against the
+folded network that was not pruned. Accuracy plays no part here.
 """
 
 from __future__ import annotations

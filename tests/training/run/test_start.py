@@ -168,6 +168,18 @@ def test_a_run_goes_on_from_another_in_either_form(
     assert equal(start.network, before)
 
 
+def test_the_weights_without_branches_fit_the_network_they_came_from(
+    earlier: Path, model: str
+) -> None:
+    summary = json.loads((earlier / "summary.json").read_text())
+    stock = summary["stock_form"]
+    assert stock["top1"] == summary["train_form"]["top1"]
+    net = made(model)
+    report = refold.load_checkpoint(net, earlier / stock["file"])
+    assert (report.folded, report.layout) == (0, "")
+    assert equal(net, network_of(earlier, "best"))
+
+
 def test_what_the_weights_are_worth_is_said_and_stored(
     tmp_path: Path, data: Path, model: str
 ) -> None:
