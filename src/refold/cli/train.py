@@ -57,6 +57,14 @@ Freeze = Annotated[
 FreezeNorms = Annotated[
     bool, typer.Option("--freeze-norms", help="Leave every norm's statistics and scales alone.")
 ]
+Teacher = Annotated[
+    str | None,
+    typer.Option("--teacher", metavar="MODEL", help="A trained network to learn from as well."),
+]
+TeacherCheckpoint = Annotated[
+    str | None,
+    typer.Option("--teacher-checkpoint", metavar="FILE", help="The teacher's weights, or its run."),
+]
 Block = Annotated[
     str | None,
     typer.Option(
@@ -124,6 +132,8 @@ def train(
     num_classes: NumClasses = None,
     freeze: Freeze = None,
     freeze_norms: FreezeNorms = False,
+    teacher: Teacher = None,
+    teacher_checkpoint: TeacherCheckpoint = None,
     block: Block = None,
     task: Task = None,
     epochs: Epochs = None,
@@ -156,6 +166,7 @@ def train(
     given = {
         "model": model, "checkpoint": checkpoint, "pretrained": pretrained or None,
         "freeze": freeze or None, "freeze_norms": freeze_norms or None,
+        "distill.teacher": teacher, "distill.checkpoint": teacher_checkpoint,
         "block": block, "task": task, "epochs": epochs, "batch_size": batch_size,
         "optimizer.lr": lr, "augment.size": image_size, "seed": seed,
     }  # fmt: skip
