@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -310,3 +312,59 @@ def test_a_long_name_is_written(tmp_path: Path) -> None:
     with atomic_path(target) as temporary:
         temporary.write_text("whole")
     assert target.read_text() == "whole"
+
+
+def pair(folder: Path, name: str = "net.onnx", companion: str | None = "net.onnx.data") -> Path:
+    """Write a file with a companion, or without one."""
+    with atomic_path(folder / name, ["net.onnx.data"]) as path:
+        path.write_text(f"names {companion}")
+        if companion:
+            path.with_name(companion).write_text("numbers")
+    return folder / name
+
+
+def test_a_companion_that_the_new_file_lacks_goes(tmp_path: Path) -> None:
+    (tmp_path / "other.data").write_text("somebody's")
+    pair(tmp_path)
+    pair(tmp_path, companion=None)
+    assert {file.name for file in tmp_path.iterdir()} == {"net.onnx", "other.data"}
+
+
+@pytest.mark.parametrize("failing", ["net.onnx", "net.onnx.data"])
+@pytest.mark.parametrize("has_links", [True, False])
+@pytest.mark.parametrize("is_smaller", [True, False])
+def test_files_that_belong_together_are_replaced_together_or_not_at_all(
+    tmp_path: Path, failing: str, has_links: bool, is_smaller: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("net.onnx", "net.onnx.data"):
+        (tmp_path / name).write_text(f"old {name}")
+    real = Path.replace
+
+    def replace(self: Path, place: Path) -> Path:
+        if place == tmp_path / failing and self.parent.name != ".old":
+            raise OSError(errno.EIO, "no such luck")
+        return real(self, place)
+
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links")
+
+    def unlink(self: Path, **_: object) -> None:
+        if self.name == failing:
+            raise OSError(errno.EIO, "no such luck")
+
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    if not has_links:
+        monkeypatch.setattr(os, "link", link)
+    with pytest.raises(InputError, match="no such luck"):
+        pair(tmp_path, companion=None if is_smaller else "net.onnx.data")
+    for name in ("net.onnx", "net.onnx.data"):
+        assert (tmp_path / name).read_text() == f"old {name}"
+
+
+def test_a_new_companion_is_as_private_as_its_file(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_text("old")
+    (tmp_path / "net.onnx").chmod(0o600)
+    pair(tmp_path)
+    for name in ("net.onnx", "net.onnx.data"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600

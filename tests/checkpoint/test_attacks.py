@@ -47,13 +47,24 @@ class Evaluated(Reduce):
 
 
 class Stateful(Reduce):
-    """Runs in `__setstate__`, and in the setter of a state given to `__reduce__`."""
+    """Runs in `__setstate__`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Stateful, (self.command,), {"command": self.command}, None, None, Reduce.__init__
+        return Stateful, (self.command,), {"command": self.command}
 
     def __setstate__(self, state: dict[str, str]) -> None:
         os.system(state["command"])
+
+
+def run_state(target: object, state: str) -> None:
+    os.system(state)
+
+
+class Setter(Reduce):
+    """Has its state set by a function of the file's choice."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Setter, ("true",), self.command, None, None, run_state
 
 
 class Setting(Reduce):
@@ -65,7 +76,8 @@ class Setting(Reduce):
     def append(self, item: str) -> None:
         os.system(item)
 
-    extend = __setitem__ = append
+    def __setitem__(self, key: str, item: str) -> None:
+        os.system(item)
 
 
 class Keyword(Reduce):
@@ -95,7 +107,7 @@ class Tensorish(Reduce):
         return torch._tensor._rebuild_from_type_v2, (os.system, str, (self.command,), {})
 
 
-ATTACKS = [Reduce, Nested, Evaluated, Stateful, Setting, Keyword, Storage, Tensorish]
+ATTACKS = [Reduce, Nested, Evaluated, Stateful, Setter, Setting, Keyword, Storage, Tensorish]
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])

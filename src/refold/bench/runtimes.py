@@ -29,13 +29,13 @@ def _inductor(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
 
 def _onnxruntime(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
     _require_cpu(inputs)
-    session = onnx_session(export(model, folder / "model.onnx", inputs))
+    session = onnx_session(export(model, folder / "model.onnx", inputs, dynamic="batch"))
     return lambda: run_onnx(session, inputs)
 
 
 def _openvino(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
     _require_cpu(inputs)
-    compiled = openvino_model(export(model, folder / "model.xml", inputs))
+    compiled = openvino_model(export(model, folder / "model.xml", inputs, dynamic="batch"))
     return lambda: run_openvino(compiled, inputs)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,10 @@ from refold.cli.subject import prepare
 from refold.cli.summary import kept_lines, record, size_of, size_rows
 from refold.cli.weights import convert_weights, is_weights
 from refold.errors import InputError
+
+if TYPE_CHECKING:
+    from refold.equivalence import Proof
+    from refold.planning import Plan
 
 Out = Annotated[Path, options.OUTPUT]
 NormEps = Annotated[
@@ -88,11 +92,7 @@ def convert(
     done = ship(
         folded, output, place, subject,
         wishes=Wishes(dynamic, opset, input_names, output_names, half),
-        provenance={
-            "folds": str(len(plan.steps)),
-            "kept": str(len(plan.kept)),
-            "error": f"{proof.exact.max_rel_error:.1e} in float64",
-        },
+        provenance=_origin(plan, proof),
     )  # fmt: skip
     before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)
     if as_json:
@@ -104,3 +104,9 @@ def convert(
     say(f"folds: {len(plan.steps)}", *kept_lines(plan.kept))
     say_proof(proof)
     note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
+
+
+def _origin(plan: Plan, proof: Proof) -> dict[str, str]:
+    """Return what the file says of how it was made."""
+    error = f"{proof.exact.max_rel_error:.1e} in float64"
+    return {"folds": str(len(plan.steps)), "kept": str(len(plan.kept)), "error": error}

@@ -24,8 +24,8 @@ Dynamic = Annotated[
         "--dynamic",
         metavar="AXES",
         help="Which axes of the file take any size: none, batch, size (height and width), "
-        "batch,size, or INPUT:AXIS=NAME,..., which may be repeated. Default: batch, "
-        "where the network takes it.",
+        "batch,size, or INPUT:AXIS=NAME,..., which may be repeated. Default: batch where "
+        "the network takes it, and size where an output has the size of an input.",
     ),
 ]
 Opset = Annotated[
@@ -99,9 +99,8 @@ def ship(
     for remark in done.notes:
         note(f"note: {remark}")
     if output.suffix.lower() != ".safetensors":
-        assumed = " (assumed: --input-size says otherwise)" if subject.is_assumed else ""
         for name, shape in done.shapes.items():
-            note(f"input {name}: {' x '.join(map(str, shape))}{assumed}")
+            note(f"input {name}: {' x '.join(map(str, shape))}")
     return done
 
 
@@ -112,7 +111,7 @@ def parse_dynamic(words: Sequence[str] | None) -> Any:
     ('batch,size', {'x': {0: 'batch', 2: 'height'}, 'y': {0: 'batch'}})
     """
     if not words:
-        return "batch"
+        return "auto"
     if len(words) == 1 and ":" not in words[0]:
         return words[0]
     return dict(map(_axes, words))

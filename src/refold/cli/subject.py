@@ -27,8 +27,6 @@ class Subject:
     name: str
     model: nn.Module
     example_inputs: tuple[torch.Tensor, ...]
-    is_assumed: bool = False
-    """Whether nobody gave the size of the inputs, neither the user nor the network."""
 
 
 def prepare(source: Source) -> Subject:
@@ -59,15 +57,14 @@ def prepare(source: Source) -> Subject:
     for remark in notes:
         note(f"{source.checkpoint}: {remark}")
     is_given = bool(source.input_size) or exported_inputs is not None
-    is_assumed = not is_given and stated(model) is None
-    if is_assumed:
+    if not is_given and stated(model) is None:
         assumed = "x".join(map(str, example_inputs[0].shape[1:]))
         note(f"the input is assumed to be {assumed}, as nothing says its size (--input-size)")
     if enlivened:
         note(
             f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps theirs)"
         )
-    return Subject(source.model, model, example_inputs, is_assumed)
+    return Subject(source.model, model, example_inputs)
 
 
 def parse_size(text: str) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from refold.errors import ExportError, InputError, one_line
 from refold.inputs import Arguments, tensors
 
 Dynamic = str | Mapping[Any, Any]
-"""`none`, `batch`, `size`, several joined by commas, or axes with their names by input."""
+"""`auto`, `none`, `batch`, `size`, `batch,size`, or axes with their names by input."""
 
 _WORDS = ("none", "batch", "size")
 _SPATIAL = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -127,14 +127,23 @@ class Axes:
 
 
 _ANY = torch.export.Dim.DYNAMIC
-# Other sizes to try, most telling first: height and width grow unlike each other.
+_LARGE = 256  # a size from which a larger one could fill the memory
+# Other sizes to try, most telling first: height and width change unlike each other.
 _GROWTHS: tuple[Callable[[int, int], int], ...] = (
-    lambda size, at: 2 * size if at % 2 else size + size // 2,
+    lambda size, at: _shrunk(size, at) if size >= _LARGE else _grown(size, at),
     lambda size, at: size + 32 * (at + 1),
     lambda size, at: 2 * size,
     lambda size, at: max(size // 2, 1),
     lambda size, at: size + 1,
 )
+
+
+def _shrunk(size: int, at: int) -> int:
+    return size // 2 if at % 2 else size - size // 4
+
+
+def _grown(size: int, at: int) -> int:
+    return 2 * size if at % 2 else size + size // 2
 
 
 def choose(dynamic: Dynamic, inputs: Arguments, names: Sequence[str]) -> Axes:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from refold.equivalence import prepared, run
+from refold.equivalence import prepared, run, tensor_leaves
 from refold.errors import ExportError, InputError, RefoldError, one_line
 from refold.exporting.axes import Dynamic, choose
 from refold.exporting.half import halved
@@ -22,6 +22,7 @@ from refold.exporting.names import input_names as name_inputs
 from refold.exporting.names import output_names as name_outputs
 from refold.exporting.onnx import write_onnx
 from refold.exporting.openvino import write_openvino
+from refold.exporting.outputs import with_plain_outputs
 from refold.exporting.pt2 import write_pt2
 from refold.exporting.request import Request
 from refold.exporting.safetensors import write_safetensors
@@ -37,6 +38,7 @@ _WRITERS: dict[str, Callable[[Request, Path], None]] = {
 }
 SUFFIXES = tuple(_WRITERS)
 _NAMED = {".onnx", ".xml"}  # the others keep the forward's own names
+_MAP = 4  # dimensions of a batch of images
 _BESIDE = {".onnx": (".onnx.data",), ".xml": (".bin",)}  # files that belong to one
 
 
@@ -44,7 +46,7 @@ _BESIDE = {".onnx": (".onnx.data",), ".xml": (".bin",)}  # files that belong to 
 class Options:
     """How to write a file; see `export`."""
 
-    dynamic: Dynamic = "batch"
+    dynamic: Dynamic = "auto"
     opset: int | None = None
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
@@ -65,7 +67,7 @@ def export(
     path: str | os.PathLike[str],
     example_inputs: Any,
     *,
-    dynamic: Dynamic = "batch",
+    dynamic: Dynamic = "auto",
     opset: int | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -84,9 +86,10 @@ def export(
         example_inputs: A tensor, a tuple or list of arguments, or a mapping of them by name.
         dynamic: Which axes take any size: `"none"`; `"batch"`, the first axis of every input that
             has as many as the first one; `"size"`, length, height and width; `"batch,size"`; or
-            the axes by input, such as `{"image": {0: "batch", 2: "height"}}`. Where the network
-            does not take other batches, `"batch"` fixes it and warns; every other choice is an
-            error then.
+            the axes by input, such as `{"image": {0: "batch", 2: "height"}}`. `"auto"` is
+            `"batch"`, with height and width where an output has those of an input (segmentation)
+            and the network takes others. Where it takes no other batch, both fix it and warn; every
+            other choice is an error then.
         opset: Of ONNX, such as 17; the exporter's own if None.
         input_names: For ONNX and OpenVINO, one for each tensor; the arguments of the forward if
             None.
@@ -146,26 +149,40 @@ def write(
         )
     _require_options(options, suffix)
     copied, inputs = prepared(model, example_inputs, device="cpu")
-    _require_type(copied, inputs, options, suffix)
+    _require_type(copied, inputs, suffix)
     names = name_inputs(model, inputs, options.input_names)
-    axes = choose(options.dynamic, inputs, names)
-    outputs = name_outputs(run(copied, inputs), options.output_names)
+    answer = with_plain_outputs(copied, run(copied, inputs))
+    choices = _choices(options.dynamic, tensors(inputs), tensor_leaves(answer))
+    axes = choose(choices[0], inputs, names)
+    outputs = name_outputs(answer, options.output_names)
     origin = {"source": type(model).__name__, "torch": torch.__version__} | dict(provenance or {})
     request = Request(
         model=halved(copy.deepcopy(copied)) if options.half else copied, reference=copied,
         axes=axes, inputs=names, outputs=outputs, opset=options.opset, provenance=origin,
     )  # fmt: skip
-    try:
-        _write(request, target)
-    except ExportError as error:
-        if options.dynamic != "batch" or not axes.sizes:
-            raise
-        fixed = replace(request, axes=choose("none", inputs, names))
-        _write(fixed, target)
-        size = axes.sizes["batch"]
-        note = f"{target.name} takes a batch of {size} and no other: {error}"
-        return Exported(target, _shapes(fixed), (note,))
-    return Exported(target, _shapes(request))
+    notes: tuple[str, ...] = ()
+    for at, choice in enumerate(choices, 1):
+        request = replace(request, axes=choose(choice, inputs, names))
+        try:
+            _write(request, target)
+            break
+        except ExportError as error:
+            if at == len(choices) or not request.axes.sizes:
+                raise
+            if choice == "batch":
+                size = request.axes.sizes["batch"]
+                notes = (f"{target.name} takes a batch of {size} and no other: {error}",)
+    return Exported(target, _shapes(request), notes)
+
+
+def _choices(dynamic: Dynamic, given: list[Tensor], made: list[Tensor]) -> list[Dynamic]:
+    """Return the choices of axes to try in turn: only the defaults leave room for a second."""
+    if dynamic not in ("auto", "batch"):
+        return [dynamic]
+    maps = {x.shape[2:] for x in made if x.ndim >= _MAP}
+    is_map = any(x.ndim >= _MAP and x.shape[2:] in maps for x in given)
+    wide: list[Dynamic] = ["batch,size"] if dynamic == "auto" and is_map else []
+    return [*wide, "batch", "none"]
 
 
 def _shapes(request: Request) -> dict[str, tuple[int | str, ...]]:
@@ -199,11 +216,11 @@ def _require_options(options: Options, suffix: str) -> None:
         )
 
 
-def _require_type(model: nn.Module, inputs: Arguments, options: Options, suffix: str) -> None:
+def _require_type(model: nn.Module, inputs: Arguments, suffix: str) -> None:
     held = chain(model.parameters(), model.buffers(), tensors(inputs))
-    if suffix in _NAMED and not options.half and any(t.dtype == torch.bfloat16 for t in held):
+    if suffix in _NAMED and any(t.dtype == torch.bfloat16 for t in held):
         runtime = "ONNX Runtime" if suffix == ".onnx" else "OpenVINO"
         raise InputError(
             f"bfloat16 cannot be exported to {suffix}: {runtime} is checked on the CPU, where it "
-            "takes none; export model.float() in float32, or the model with half=True in float16"
+            "takes none; export model.float() in float32, or with half=True in float16"
         )

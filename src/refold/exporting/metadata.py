@@ -15,6 +15,7 @@ import torch
 
 from refold.errors import ExportError, InputError, one_line
 from refold.exporting.libraries import require
+from refold.exporting.provenance import PT2_ENTRY
 from refold.exporting.signals import own_signal_stack
 from refold.exporting.silence import quiet
 from refold.files import atomic_path
@@ -26,7 +27,7 @@ KEY = "refold.about"
 def describe(path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
     """Write into an exported file what it is: its classes, say, and how images are prepared.
 
-    The entry `refold.about` is JSON; each of its keys is an entry of its own, too, for whoever
+    One entry, under `KEY`, is JSON; each of its keys is an entry of its own, too, for whoever
     looks at the file with other tools.
 
     Args:
@@ -109,9 +110,10 @@ def _read_safetensors(path: Path) -> str:
 
 
 def _write_pt2(path: Path, entries: Mapping[str, str]) -> None:
-    program = torch.export.load(path)
+    known = {PT2_ENTRY: ""}  # where the file comes from, which its writer said
+    program = torch.export.load(path, extra_files=known)
     content = io.BytesIO()  # as for the writer: a full disk must not end the process
-    torch.export.save(program, content, extra_files=dict(entries))
+    torch.export.save(program, content, extra_files={**known, **entries})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 

@@ -19,7 +19,7 @@ PREFIX = "refold."
 """Begins the keys of ONNX and safetensors, which others write to as well."""
 VERSION = "refold"
 """The key of the version itself."""
-PT2_ENTRY = "refold.json"
+PT2_ENTRY = "provenance.json"
 """The extra file in a .pt2 archive."""
 
 
@@ -40,8 +40,8 @@ def unkeyed(pairs: Mapping[str, str]) -> dict[str, str]:
     """Return what `keyed` wrote among the metadata of a file.
 
     Examples:
-        >>> unkeyed({"format": "pt", "refold": "1.0", "refold.source": "net.py:build"})
-        {'version': '1.0', 'source': 'net.py:build'}
+        >>> unkeyed({"format": "pt"} | keyed({"source": "net.py:build"}))["source"]
+        'net.py:build'
     """
     found = {"version": pairs[VERSION]} if VERSION in pairs else {}
     return found | {
@@ -93,7 +93,8 @@ def _from_safetensors(path: Path) -> dict[str, str]:
 def _from_pt2(path: Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith(f"/{PT2_ENTRY}")]
-        found: Any = json.loads(archive.read(names[0])) if names else {}
+        text = archive.read(names[0]) if names else b""
+    found: Any = json.loads(text) if text else {}
     pairs = cast(dict[object, object], found) if isinstance(found, dict) else {}
     return {str(key): str(text) for key, text in pairs.items()}
 

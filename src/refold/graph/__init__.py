@@ -20,6 +20,7 @@ from refold.graph.copies.skeleton import (
 )
 from refold.graph.driver import Outcome, Rewritten, fold_model, rewrite, undisturbed
 from refold.graph.fold.lower import Like, like_of, lower
+from refold.graph.fold.ranges import Ranges, through
 from refold.graph.fold.record import Fold, Kept
 from refold.graph.fold.region import Regions
 from refold.graph.layers import ChannelClamp, ChannelSlope, ScaleShift, WholeWindows
@@ -29,7 +30,6 @@ from refold.graph.lift.interval import UNKNOWN, Interval, point
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Piece
-from refold.graph.lift.ranges import Ranges, through
 from refold.graph.lift.steps import Link, flat, link, pools, sigmoids
 from refold.graph.lift.windows import conv_axes, transposed_axes
 from refold.graph.surgery.editor import Editor

@@ -121,6 +121,8 @@ _ONE_BY_ONE = {  # what they take besides their input: their names
     "alpha=1.0 inplace=False": "elu celu",
     "beta=1 threshold=20": "softplus",
     "approximate='none'": "gelu",
+    "threshold value inplace=False": "threshold",
+    "lambd=0.5": "hardshrink softshrink",
 }
 _OTHER_VIEWS = (
     "type to float half double bfloat16 cpu cuda unbind select diagonal movedim moveaxis swapdims "
@@ -143,6 +145,8 @@ _TABLE = (
     Fact("functional_batch_norm", _NORM, "functional.batch_norm"),
     Fact("native_norm", _NATIVE_NORM, "_native_batch_norm_legit_no_training"),
     Fact("functional_instance_norm", _INSTANCE_NORM, "functional.instance_norm"),
+    Fact("layer_norm", "input normalized_shape weight=None bias=None eps=1e-05 cudnn=True"),
+    Fact("rms_norm", "input normalized_shape weight=None eps=None"),
     Fact("add", "input other alpha=1", "add_ iadd __add__ __iadd__", BROADCASTS),
     Fact("sub", "input other alpha=1", "sub_ isub subtract", BROADCASTS),
     Fact("rsub", "input other alpha=1", "__rsub__", BROADCASTS),

@@ -25,6 +25,8 @@ from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.copies.watching import watchable
 from refold.graph.fold.computed_weights import RULE, store_weights
 from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.leftovers import drop_idle, drop_layouts
+from refold.graph.fold.norm_gains import push_gains
 from refold.graph.fold.parallel_paths import merge_siblings
 from refold.graph.fold.record import Fold, Kept
 from refold.graph.fold.relayout import unify_layouts
@@ -294,11 +296,14 @@ def _folded(capture: Capture, allow_growth: bool, left: LeftAlone) -> FoldPass:
     editor = Editor(capture)
     unify_layouts(lifter, editor)
     fold = FoldPass(lifter, editor, allow_growth, left)
+    drop_idle(fold)
     merge_siblings(fold)
     fold.run()
     while push_into_readers(fold) or merge_siblings(fold):
         fold.run()
     store_weights(fold)
+    drop_layouts(fold)
+    push_gains(fold)
     _must_hold(fold, capture, left)
     return fold
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import inf
+from math import inf, nextafter
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.layers import ChannelClamp, ChannelSlope
 from refold.graph.lift.context import Context
-from refold.graph.lift.interval import Interval
+from refold.graph.lift.interval import Interval, point
 from refold.graph.trace.genuine import layer_class
 
 Limit = Tensor | float
@@ -55,14 +55,18 @@ def activation(context: Context, node: fx.Node) -> Activation | None:
         >>> activation(Lifter(found, Constants(found), {}, {}), relu).keeps
         Interval(low=0.0, high=6.0)
     """
-    called = _called(context, node)
-    if called is None or node in context.tainted:
+    called = None if node in context.tainted else _called(context, node)
+    if called is None:
         return None
     name, source, given = called
     if name in _CLAMPS:
         return _clamp(context, source, *_CLAMPS[name](given))
     if name in _SLOPES:
         return _leaky(context, source, given)
+    if name == "threshold":
+        return _threshold(context, source, given)
+    if name in _SHRINKS:
+        return _shrink(context, source, name, given)
     if name in _RISING:
         keeps = Interval(0.0, inf) if name in ("elu", "celu") else None
         return Activation(source, name, partial(_rising, name, given), keeps)
@@ -83,6 +87,8 @@ def _called(context: Context, node: fx.Node) -> Called | None:
         path = str(node.target)
         module = submodule(context.capture.module, path)
         entry = None if path in context.capture.pinned else _LAYERS.get(layer_class(module))
+        if isinstance(module, nn.RReLU) and module.training:  # it draws its slopes
+            return None
         return (entry[0], source, entry[1](module)) if entry else None
     call = canonical(node)
     if call is None or call.name not in _NAMES:
@@ -130,6 +136,7 @@ def _leaky(context: Context, source: fx.Node, given: dict[str, Any]) -> Activati
     if slope is None:
         return None
     slopes = Interval(_extreme(slope, "min"), _extreme(slope, "max"))
+    keeps = Interval() if slopes == point(1.0) else Interval(0.0, inf)
 
     def image(x: Interval) -> Interval:
         negative = Interval(min(x.low, 0.0), min(x.high, 0.0)) * slopes
@@ -138,7 +145,30 @@ def _leaky(context: Context, source: fx.Node, given: dict[str, Any]) -> Activati
             return positive
         return negative if x.high <= 0 else negative.hull(positive)
 
-    return Activation(source, "leaky_relu", image, Interval(0.0, inf), slope=slope)
+    return Activation(source, "leaky_relu", image, keeps, slope=slope)
+
+
+def _threshold(context: Context, source: fx.Node, given: dict[str, Any]) -> Activation | None:
+    limit, value = context.number(given.get("threshold")), context.number(given.get("value"))
+    if limit is None or value is None:
+        return None
+    least = float(limit) if limit in (value, -inf) else nextafter(limit, inf)
+
+    def image(x: Interval) -> Interval:
+        above = Interval(max(x.low, limit), max(x.high, limit))
+        return above if x.low > limit else above.hull(point(value))
+
+    return Activation(source, "threshold", image, Interval(least, inf))
+
+
+def _shrink(
+    context: Context, source: fx.Node, name: str, given: dict[str, Any]
+) -> Activation | None:
+    limit = context.number(given.get("lambd", 0.5))
+    if limit is None:
+        return None
+    keeps = Interval() if limit == 0 else None
+    return Activation(source, name, lambda x: x.hull(point(0.0)), keeps)
 
 
 def _rising(name: str, given: dict[str, Any], x: Interval) -> Interval:
@@ -169,6 +199,7 @@ _CLAMPS: dict[str, Callable[[dict[str, Any]], tuple[Any, Any]]] = {
     "clamp_max": lambda given: (None, given.get("max")),
 }
 _SLOPES = frozenset({"leaky_relu", "prelu"})
+_SHRINKS = frozenset({"hardshrink", "softshrink"})
 _RISING: dict[str, Callable[..., Tensor]] = {
     "sigmoid": torch.sigmoid,
     "hardsigmoid": F.hardsigmoid,
@@ -187,7 +218,7 @@ _GATED: dict[str, tuple[Callable[..., Tensor], float]] = {
     "gelu": (F.gelu, -0.1701),
     "mish": (F.mish, -0.3089),
 }
-_NAMES = frozenset({*_CLAMPS, *_SLOPES, *_RISING, *_GATED})
+_NAMES = frozenset({*_CLAMPS, *_SLOPES, *_SHRINKS, *_RISING, *_GATED, "threshold"})
 
 
 def _nothing(module: Any) -> dict[str, Any]:
@@ -199,6 +230,10 @@ _LAYERS: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     nn.ReLU6: ("relu6", _nothing),
     nn.Hardtanh: ("hardtanh", lambda m: {"min_val": m.min_val, "max_val": m.max_val}),
     nn.LeakyReLU: ("leaky_relu", lambda m: {"negative_slope": m.negative_slope}),
+    nn.RReLU: ("leaky_relu", lambda m: {"negative_slope": (m.lower + m.upper) / 2}),
+    nn.Threshold: ("threshold", lambda m: {"threshold": m.threshold, "value": m.value}),
+    nn.Hardshrink: ("hardshrink", lambda m: {"lambd": m.lambd}),
+    nn.Softshrink: ("softshrink", lambda m: {"lambd": m.lambd}),
     nn.PReLU: ("prelu", lambda m: {"weight": m.weight}),
     nn.ELU: ("elu", lambda m: {"alpha": m.alpha}),
     nn.CELU: ("celu", lambda m: {"alpha": m.alpha}),

@@ -79,8 +79,14 @@ def scaled(context: Context, value: fx.Node, factor: Any, *, divide: bool = Fals
     if vector is None or isinstance(vector, str):
         return vector
     scale, rank = vector
+    if _is_all(scale, 1.0):
+        return unary(value, Identity(), keeps_shape=True)
     op = Affine(1.0 / scale if divide else scale)
     return unary(value, op, rank=rank, keeps_shape=True)
+
+
+def _is_all(tensor: Tensor, number: float) -> bool:
+    return not tensor.is_meta and bool((tensor == number).all())
 
 
 def shifted(
@@ -91,6 +97,8 @@ def shifted(
     if vector is None or isinstance(vector, str):
         return vector
     shift, rank = vector
+    if scale is None and _is_all(shift, 0.0):
+        return unary(value, Identity(), keeps_shape=True)
     return unary(value, Affine(scale, shift * factor), rank=rank, keeps_shape=True)
 
 
@@ -180,8 +188,8 @@ def _addcmul(context: Context, node: fx.Node, call: Call) -> Lifted:
     if not isinstance(factor, Piece):
         return factor
     [op] = factor.ops
-    assert isinstance(op, Affine)
-    scale = None if op.scale is None else op.scale * value
+    one = torch.ones((), dtype=torch.float64)
+    scale = value * (op.scale if isinstance(op, Affine) and op.scale is not None else one)
     whole = shifted(context, x, scale, call["input"], 1.0)
     if not isinstance(whole, Piece) or factor.rank_in in (None, whole.rank_in):
         return whole

@@ -16,11 +16,13 @@ from refold.algebra.operator import Affine, Conv
 from refold.errors import GeometryError
 from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
+from refold.graph.lift.activations import activation
 from refold.graph.lift.arithmetic import ARITHMETIC
 from refold.graph.lift.constants import Constants
 from refold.graph.lift.context import Context, Handler
 from refold.graph.lift.functional import LAYERS
 from refold.graph.lift.indexing import SLICES
+from refold.graph.lift.interval import UNKNOWN
 from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Lifted, Piece, nothing
 from refold.graph.lift.pools import WINDOWS
@@ -78,7 +80,12 @@ class Lifter(Context):
         if call is None:
             return None
         handler = _HANDLERS.get(call.name)
-        return handler(self, node, call) if handler else None
+        return handler(self, node, call) if handler else self._unchanged(node)
+
+    def _unchanged(self, node: fx.Node) -> Piece | None:
+        """Return the piece of a function that gives every number back as it is."""
+        found = activation(self, node)
+        return nothing(found.source) if found is not None and found.keeps == UNKNOWN else None
 
     def _lift_module(self, node: fx.Node) -> Lifted:
         path = str(node.target)
@@ -89,6 +96,10 @@ class Lifter(Context):
         if call is not None:
             return self.capture.pinned.get(path) or _HANDLERS[call.name](self, node, call)
         lifted = lift_module(module, node.args[0], self.shape(node.args[0]))
+        if lifted is None:
+            changes = any(map(self.capture.changing, module.parameters()))
+            lifted = None if changes else self._unchanged(node)
+            return lifted or self.capture.pinned.get(path)
         if not isinstance(lifted, Piece):
             return self.capture.pinned.get(path, lifted)
         for _, buffer in module.named_buffers():

@@ -41,6 +41,7 @@ class Ranges:
 
     Args:
         lifter: lifts the capture's nodes; it also knows constants and what is changed in place.
+        weigh: read weights, so that values of convolutions have intervals, too. It takes time.
 
     Examples:
         >>> from refold.graph import capture
@@ -51,8 +52,9 @@ class Ranges:
         Interval(low=0.0, high=6.0)
     """
 
-    def __init__(self, lifter: Lifter) -> None:
+    def __init__(self, lifter: Lifter, *, weigh: bool = True) -> None:
         self.lifter = lifter
+        self._weighs = weigh
         self._known: dict[fx.Node, Interval] = {}
         for node in lifter.capture.graph.nodes:
             self._known[node] = UNKNOWN if node in lifter.tainted else self._find(node)
@@ -110,7 +112,8 @@ class Ranges:
             op = ranked[0]
         value = self.of(piece.sources[0])
         for part in chain(op):
-            value = through(part, value)
+            weighs = self._weighs or not isinstance(part, Conv)
+            value = through(part, value) if weighs else UNKNOWN
         return value
 
 

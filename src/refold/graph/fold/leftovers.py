@@ -1,0 +1,247 @@
+"""Take away the calls that change nothing.
+
+Three kinds: functions that give every number back (a leaky ReLU of slope 1, a product with one,
+dropout in eval mode), functions that give back every number they can be given here (the ReLU of a
+sum of ReLUs), and changes of layout that undo each other once the norm between them is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import torch
+from torch import fx, nn
+
+from refold.graph.calls import Kind, canonical, kind_of, name_of
+from refold.graph.copies.modules import submodule
+from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.ranges import Ranges
+from refold.graph.fold.record import Fold
+from refold.graph.lift.activations import Activation, activation
+from refold.graph.lift.context import Shape
+from refold.graph.lift.interval import UNKNOWN
+from refold.graph.lift.lifter import Lifter
+from refold.graph.lift.piece import Piece
+from refold.graph.surgery.edits import alive
+
+_RESHAPES = frozenset({"flatten", "reshape", "reshape_as", "squeeze", "unsqueeze"})
+_TURNS = frozenset({"transpose", "permute"})
+_COPIES = frozenset({"same"})
+"""They change no number, yet where the numbers lie."""
+
+
+def drop_idle(fold: FoldPass) -> None:
+    """Take away every function that changes nothing, here or anywhere."""
+    ranges: Ranges | None = None
+    for node in list(fold.lifter.capture.graph.nodes):
+        piece = fold.lifter.lift(node)
+        if isinstance(piece, Piece):
+            if piece.is_nothing and _may_go(fold.lifter, node, piece.sources[0]):
+                fold.attempt([node], partial(_drop, fold, node, piece.sources[0]))
+            continue
+        found = activation(fold.lifter, node)
+        if found is None or found.keeps is None or node in fold.lifter.capture.stays:
+            continue
+        ranges = ranges or Ranges(fold.lifter, weigh=False)
+        if ranges.of(found.source).lies_in(found.keeps) and _is_single(fold.lifter, node):
+            proof = _proof(fold.lifter, ranges, found)
+            fold.attempt([*proof, node], partial(_drop, fold, node, found.source))
+
+
+def _drop(fold: FoldPass, node: fx.Node, value: fx.Node) -> bool:
+    """Let readers read `value` instead of `node`, and note it unless nothing was computed."""
+    if node in fold.lifter.tainted or value in fold.lifter.tainted:
+        return False
+    where, name, count = fold.path(node), name_of(node), 0
+    if node.op == "call_module":
+        layer = submodule(fold.lifter.capture.module, str(node.target))
+        name = type(layer).__name__
+        count = sum(p.numel() for p in layer.parameters())
+    computes = "dropout" not in name.lower()
+    fold.editor.bypass(node, value)
+    fold.edited()
+    if computes:
+        fold.folds.append(Fold(where, "drop what changes nothing", name, count, 0))
+    return True
+
+
+def _is_single(lifter: Lifter, node: fx.Node) -> bool:
+    return node.op != "call_module" or lifter.capture.calls.get(str(node.target), 1) == 1
+
+
+def _may_go(lifter: Lifter, node: fx.Node, value: fx.Node) -> bool:
+    """Say whether the calls after `node` see no difference when it is gone."""
+    call = canonical(node)
+    if call is not None and call.name in _COPIES:
+        return False
+    if node.op == "call_module":
+        layer = submodule(lifter.capture.module, str(node.target))
+        return not isinstance(layer, nn.Identity) and _is_single(lifter, node)
+    if Kind.BROADCASTS not in kind_of(node):
+        return True
+    if value.op == "placeholder" and any(user.op == "output" for user in node.users):
+        return False  # it gives the caller a copy of the input
+    return _keeps_precision(lifter, node, value)
+
+
+def _keeps_precision(lifter: Lifter, node: fx.Node, value: fx.Node) -> bool:
+    """Say whether a sum or product with a constant has the precision of the value."""
+    precision = _precision(lifter, value)
+    if precision is None:
+        return False
+    constants = (lifter.tensor(source) for source in node.all_input_nodes if source is not value)
+    return all(t is None or t.ndim == 0 or t.dtype == precision for t in constants)
+
+
+def _precision(lifter: Lifter, value: fx.Node) -> torch.dtype | None:
+    """Return the floating type of a value that the layer it comes from tells."""
+    seen: set[fx.Node] = set()
+    while value not in seen:
+        seen.add(value)
+        if value.op == "call_module":
+            layer = submodule(lifter.capture.module, str(value.target))
+            weight = getattr(layer, "weight", None)
+            if isinstance(weight, torch.Tensor) and weight.is_floating_point():
+                return weight.dtype
+        piece = lifter.lift(value)
+        call = canonical(value)
+        weight = lifter.tensor(call.arguments.get("weight")) if call is not None else None
+        if weight is not None and weight.is_floating_point():
+            return weight.dtype
+        first = value.args[0] if value.args else None
+        source = piece.sources[0] if isinstance(piece, Piece) else first
+        if not isinstance(source, fx.Node) or not (
+            isinstance(piece, Piece) or Kind.ELEMENTWISE in kind_of(value) or _is_layer(value)
+        ):
+            return None
+        value = source
+    return None
+
+
+def _is_layer(node: fx.Node) -> bool:
+    return node.op == "call_module"
+
+
+def _proof(lifter: Lifter, ranges: Ranges, found: Activation) -> list[fx.Node]:
+    """Return the values that an interval was told from, back to functions that bound anything."""
+    pending, seen = [found.source], set[fx.Node]()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        bound = activation(lifter, node)
+        if bound is not None and bound.image(UNKNOWN) == ranges.of(node):
+            continue
+        pending.extend(node.all_input_nodes)
+    return list(seen)
+
+
+# layouts that undo each other
+
+
+def drop_layouts(fold: FoldPass) -> None:
+    """Take away changes of layout that end where they began, whatever the size."""
+    for node in list(fold.lifter.capture.graph.nodes):
+        if not alive(node) or not _is_layout(fold.lifter, node):
+            continue
+        for steps, value in _before(fold.lifter, node):
+            if _undone(fold.lifter, steps, value):
+                fold.attempt([*steps, node], partial(_undo, fold, node, value))
+                break
+
+
+def _undo(fold: FoldPass, node: fx.Node, value: fx.Node) -> bool:
+    where = fold.path(node)
+    fold.editor.bypass(node, value)
+    fold.editor.sweep()
+    fold.edited()
+    fold.folds.append(Fold(where, "drop what is undone", name_of(node), 0, 0))
+    return True
+
+
+def _is_layout(lifter: Lifter, node: fx.Node) -> bool:
+    call = canonical(node)
+    known = node not in lifter.tainted and node not in lifter.capture.stays
+    return known and call is not None and call.name in _RESHAPES | _TURNS
+
+
+def _before(lifter: Lifter, node: fx.Node) -> Iterator[tuple[list[fx.Node], fx.Node]]:
+    """Yield the changes of layout that end in `node`, the last first, and what they begin with."""
+    steps, current = list[fx.Node](), node
+    kind = _kind(node)
+    while _is_layout(lifter, current) and _kind(current) == kind:
+        call = canonical(current)
+        assert call is not None
+        steps.append(current)
+        current = call["input"]
+        if not isinstance(current, fx.Node) or current in lifter.tainted:
+            return
+        if len(steps) > 1 and lifter.shape(current) == lifter.shape(node):
+            yield list(steps), current
+
+
+def _kind(node: fx.Node) -> bool:
+    call = canonical(node)
+    return call is not None and call.name in _TURNS
+
+
+def _undone(lifter: Lifter, steps: list[fx.Node], value: fx.Node) -> bool:
+    shape = lifter.shape(value)
+    if shape is None:
+        return False
+    if _kind(steps[0]):
+        order = list(range(len(shape)))
+        for step in reversed(steps):
+            order = _turned(step, order)
+        return order == list(range(len(shape)))
+    return _is_size_of(lifter, steps, value, shape)
+
+
+def _turned(step: fx.Node, order: list[int]) -> list[int]:
+    call = canonical(step)
+    assert call is not None
+    if call.name == "permute":
+        dims = call["dims"]
+        given: Iterable[int] = dims if isinstance(dims, (tuple, list)) else (dims,)
+        return [order[dim] for dim in given]
+    one, two = call["dim0"], call["dim1"]
+    turned = list(order)
+    turned[one], turned[two] = order[two], order[one]
+    return turned
+
+
+def _is_size_of(lifter: Lifter, steps: list[fx.Node], value: fx.Node, shape: Shape) -> bool:
+    """Say whether the last reshape gives the shape of `value` for every input."""
+    call = canonical(steps[0])
+    assert call is not None
+    if call.name == "reshape_as":
+        return call["other"] is value
+    if call.name != "reshape" or "dim" in call.arguments:
+        return False
+    sizes = call["shape"]
+    if not isinstance(sizes, (tuple, list)):
+        return _asks(sizes, value) is not None and sizes.args[1:] in ((), ("shape",))
+    unknown = [i for i, size in enumerate(sizes) if not _is_axis(size, i, value, shape)]
+    return len(sizes) == len(shape) and (not unknown or [sizes[i] for i in unknown] == [-1])
+
+
+def _asks(size: object, value: fx.Node) -> fx.Node | None:
+    """Return the node that asks for the size of `value`, if this is one."""
+    asks = isinstance(size, fx.Node) and (
+        size.target == "size" or (size.target is getattr and size.args[1:] == ("shape",))
+    )
+    return size if asks and isinstance(size, fx.Node) and size.args[0] is value else None
+
+
+def _is_axis(size: object, axis: int, value: fx.Node, shape: Shape) -> bool:
+    if not isinstance(size, fx.Node):
+        return False
+    if size.target == "size" and len(size.args) == 2:
+        index, asked = size.args[1], _asks(size, value)
+    elif name_of(size) == "getitem":
+        index, asked = size.args[1], _asks(size.args[0], value)
+    else:
+        return False
+    return asked is not None and isinstance(index, int) and index % len(shape) == axis

@@ -1,0 +1,91 @@
+"""`refold convert` writes what was asked for and says so; `refold inspect FILE` reads it back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+from refold.cli.app import main
+
+NET = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+    def forward(self, image):
+        return {"score": self.head(self.norm(self.conv(image)).mean((2, 3)))}
+def build():
+    return Net()
+def build_one():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Unflatten(0, (1, 1)), nn.Flatten(0, 1))
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> str:
+    (tmp_path / "net.py").write_text(NET)
+    return f"{tmp_path / 'net.py'}:build"
+
+
+def test_choices_reach_the_file_and_are_said(
+    tmp_path: Path, net: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.onnx"
+    words = ["convert", net, "-o", str(file), "--input-size", "3x8x8", "--live-statistics"]
+    words += ["--dynamic", "data:0=n,2=h", "--opset", "18"]
+    assert main([*words, "--input-names", "data", "--output-names", "answer"]) == 0
+    said = capfd.readouterr().err
+    assert "input data: n x 3 x h x 8" in said
+    assert "assumed" not in said
+    model = onnx.load(file)
+    assert [value.name for value in [*model.graph.input, *model.graph.output]] == ["data", "answer"]
+    assert model.opset_import[0].version == 18
+    assert main(["inspect", str(file)]) == 0
+    told = capfd.readouterr().out
+    assert "written by refold" in told
+    assert f"source: {net}" in told
+    assert "folds: 1" in told
+    assert "in float64" in told
+    assert main(["inspect", str(file), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["provenance"]["source"] == net
+
+
+def test_what_was_assumed_and_fixed_is_said(
+    tmp_path: Path, net: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", f"{net}_one", "-o", str(tmp_path / "a.onnx")]) == 0
+    said = capfd.readouterr().err
+    assert "note: a.onnx takes a batch of 1 and no other" in said
+    assert "the input is assumed to be 3x224x224" in said
+    assert "input input: 1 x 3 x 224 x 224" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--dynamic", "image:first=batch"], "names no axes: write none, batch"),
+        (["--dynamic", "sometimes"], "is no choice"),
+        (["--opset", "3"], "opset 3 is none"),
+        (["--input-names", "a,b"], "input_names must be 1 different names"),
+    ],
+)
+def test_wishes_that_cannot_be(
+    tmp_path: Path, net: str, words: list[str], reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.onnx"
+    assert main(["convert", net, "-o", str(file), "--input-size", "3x8x8", *words]) == 2
+    assert reason in capfd.readouterr().err
+    assert not file.exists()
+
+
+def test_a_stranger_s_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.xml").write_text("<net/>")
+    assert main(["inspect", str(tmp_path / "a.xml")]) == 0
+    assert "does not say where it comes from" in capfd.readouterr().out
+    assert main(["inspect", str(tmp_path / "b.onnx")]) == 2
+    assert "cannot be read as .onnx" in capfd.readouterr().err
