@@ -61,14 +61,7 @@ def remove_residuals(
     place = None if output is None else check_destination(output)
     subject = prepare(
         options.Source(
-            model,
-            checkpoint,
-            input_size,
-            batch,
-            seed,
-            live_statistics,
-            weights_key=weights_key,
-            num_classes=num_classes,
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
         )
     )
     with step("fold and remove residuals"):

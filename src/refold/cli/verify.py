@@ -37,14 +37,7 @@ def verify(
     place = whole(out)
     subject = prepare(
         options.Source(
-            model,
-            checkpoint,
-            input_size,
-            batch,
-            seed,
-            live_statistics,
-            weights_key=weights_key,
-            num_classes=num_classes,
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
         )
     )
     with step(f"compare with {out}"):

@@ -20,7 +20,7 @@ from refold.exporting.signals import own_signal_stack
 from refold.exporting.silence import quiet
 from refold.files import atomic_path
 
-KEY = "refold.about"
+KEY = "refold_about"
 """The key that our own entry has in every format; its value is JSON."""
 
 
