@@ -164,11 +164,10 @@ def train(
     if data_changed and not resume:
         raise InputError("--data-changed is for a resumed run: pass --resume as well")
     given = {
-        "model": model, "checkpoint": checkpoint, "pretrained": pretrained or None,
+        "model": model, "checkpoint": checkpoint, "pretrained": pretrained or None, "seed": seed,
         "freeze": freeze or None, "freeze_norms": freeze_norms or None, "block": block,
         "distill.teacher": teacher, "distill.checkpoint": teacher_checkpoint, "task": task,
-        "epochs": epochs, "batch_size": batch_size, "optimizer.lr": lr,
-        "augment.size": image_size, "seed": seed,
+        "epochs": epochs, "batch_size": batch_size, "optimizer.lr": lr, "augment.size": image_size,
     }  # fmt: skip
     from refold import training
     from refold.cli.progress import make_reporter
