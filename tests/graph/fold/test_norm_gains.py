@@ -118,3 +118,36 @@ def test_a_norm_called_as_a_function_is_one() -> None:
     done = sound(model, images(2, 5, 8))
     assert [step.detail for step in done.steps] == ["g", "u"]
     assert set(done.apply().state_dict()) == {"g.weight", "g.bias", "u.weight", "u.bias"}
+
+
+CHANNELS = {
+    "group": lambda: nn.GroupNorm(2, 4),
+    "instance": lambda: nn.InstanceNorm2d(4, affine=True),
+}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", CHANNELS)
+def test_norms_of_maps_give_theirs_to_convolutions(kind: str, groups: int) -> None:
+    model = nn.Sequential(CHANNELS[kind](), nn.Conv2d(4, 6, 3, stride=2, groups=groups)).double()
+    with torch.no_grad():
+        for p in model[0].parameters():
+            p.normal_()
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    folded = reparameterize(model.eval(), x)
+    assert not list(folded[0].parameters())
+    for size in (x, 9 * x[:1, :, 2:]):
+        torch.testing.assert_close(folded(size), model(size), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_border_of_zeros_takes_in_a_gain_and_no_bias(has_bias: bool) -> None:
+    model = nn.Sequential(nn.GroupNorm(2, 4), nn.Conv2d(4, 6, 3, padding=1)).double().eval()
+    with torch.no_grad():
+        model[0].weight.normal_()
+        model[0].bias.fill_(1.0 if has_bias else 0.0)
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    folded = reparameterize(model, x)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+    if has_bias:
+        assert "zero padding" in str(plan(model, x))

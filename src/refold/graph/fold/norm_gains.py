@@ -1,22 +1,24 @@
-"""Give the gain and bias of a layer norm to the linear layers that read it.
+"""Gains of norms that compute their statistics: into every layer that reads the norm, or into none.
 
-A layer norm normalises, which is no affine map, then scales and shifts every channel, which is one.
-Where every reader is a linear layer, the scale and shift go into all of them; what stays is a norm
-without parameters. It is all readers or none: else one would still need the scaled value.
+LayerNorm, RMSNorm, GroupNorm and InstanceNorm normalise, which nothing folds, and then scale and
+shift every channel, which the layers behind them can do. What stays is a norm without parameters.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from refold.algebra.operator import Affine, Conv, Sequence
+from refold.algebra.cost import parameters
+from refold.algebra.operator import Affine, Conv, sequence
 from refold.errors import RefusedError
-from refold.graph.calls import canonical, place_of, reads_shape_only
+from refold.graph.calls import place_of, reads_shape_only
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.lower import like_of, lower
@@ -24,149 +26,191 @@ from refold.graph.fold.record import Fold, Kept
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
 from refold.graph.trace.genuine import layer_class
-from refold.rules.norm import fold_affine_ahead_of_conv
 
 RULE = "norm gain into readers"
-_NORMS = (nn.LayerNorm, nn.RMSNorm)
-
-
-def push_gains(fold: FoldPass) -> None:
-    """Give the gain of every layer norm to its readers, where all of them are linear layers."""
-    for node in list(fold.lifter.capture.graph.nodes):
-        gain = _gained(fold.lifter, node)
-        if gain is None:
-            continue
-        readers = [user for user in node.users if not reads_shape_only(user, node)]
-        layers = [user for user in readers if _is_linear(fold.lifter, node, user)]
-        if not layers:
-            continue
-        reason = _objection(fold.lifter, node, gain, readers, layers)
-        if reason is not None:
-            fold.refused[node] = Kept(fold.path(node), reason)
-        else:
-            fold.attempt([node, *layers], partial(_push, fold, node, gain, layers))
 
 
 @dataclass(frozen=True, eq=False)
 class _Gain:
-    """What a layer norm does after it has normalised.
+    """What a norm does behind its statistics.
 
     Args:
-        path: where its parameters are, for a reason; "" for a call of a function.
-        weight: the gain.
-        bias: the bias.
-        stored: the paths of both, below the root.
+        op: the scale and the shift of every channel.
+        is_last: the channels lie along the last axis, not the second.
+        remove: puts the same norm without them into the graph.
     """
 
-    path: str
-    weight: Tensor | None
-    bias: Tensor | None
-    stored: tuple[str, ...]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """What there is of the two."""
-        return [tensor for tensor in (self.weight, self.bias) if tensor is not None]
+    op: Affine
+    is_last: bool
+    remove: Callable[[FoldPass], None]
 
 
-def _gained(lifter: Lifter, node: fx.Node) -> _Gain | None:
-    """Return the gain of a layer norm of one axis, None for any other node."""
-    if node.op == "call_function":
-        return _function(lifter, node)
-    if node.op != "call_module" or str(node.target) in lifter.capture.pinned:
-        return None
-    norm: Any = submodule(lifter.capture.module, str(node.target))
-    if layer_class(norm) not in _NORMS or len(norm.normalized_shape) != 1:
-        return None
-    stored = tuple(f"{node.target}.{name}" for name, _ in norm.named_parameters())
-    found = _Gain(str(node.target), norm.weight, getattr(norm, "bias", None), stored)
-    return found if found.tensors else None
-
-
-def _function(lifter: Lifter, node: fx.Node) -> _Gain | None:
-    call = canonical(node)
-    if call is None or call.name not in ("layer_norm", "rms_norm") or node in lifter.capture.stays:
-        return None
-    shape = call["normalized_shape"]
-    given = [call.arguments.get(name) for name in ("weight", "bias")]
-    tensors = [lifter.tensor(value) for value in given]
-    told = isinstance(shape, (tuple, list)) and len(cast("list[Any]", shape)) == 1
-    if not told or [v is None for v in given] != [t is None for t in tensors]:
-        return None
-    nodes = [value for value in given if isinstance(value, fx.Node)]
-    stored = tuple(path for value in nodes for path in lifter.constants.sources(value))
-    return _Gain("", *tensors, stored) if nodes else None
-
-
-def _is_linear(lifter: Lifter, node: fx.Node, reader: fx.Node) -> bool:
-    """Say whether a reader is a linear layer of its own, which may change."""
-    if reader.op != "call_module" or reader.args != (node,) or reader.kwargs:
-        return False
-    layer = submodule(lifter.capture.module, str(reader.target))
-    piece = lifter.lift(reader)
-    return layer_class(layer) is nn.Linear and isinstance(piece, Piece)
-
-
-def _objection(
-    lifter: Lifter, node: fx.Node, gain: _Gain, readers: list[fx.Node], layers: list[fx.Node]
-) -> str | None:
-    if node in lifter.tainted:
-        return lifter.tainted[node]
-    if node in lifter.capture.elsewhere:
-        return lifter.capture.elsewhere[node]
-    if lifter.capture.calls.get(gain.path, 1) > 1:
-        return f"its gain stays: the module is called {lifter.capture.calls[gain.path]} times"
-    for path in gain.stored:
-        if reason := lifter.constants.shared(path):
-            return f"its gain stays: {reason}"
-    others = [user for user in readers if user not in layers]
-    if others:
-        names = ", ".join(dict.fromkeys(place_of(user) for user in others))
-        return f"its gain stays: {names} reads it as well, and takes in no gain"
-    return None
-
-
-def _push(fold: FoldPass, node: fx.Node, gain: _Gain, layers: list[fx.Node]) -> bool:
-    affine = Affine(gain.weight, gain.bias)
-    made: list[tuple[fx.Node, nn.Module]] = []
-    before = sum(tensor.numel() for tensor in gain.tensors)
-    for reader in layers:
-        layer: Any = submodule(fold.lifter.capture.module, str(reader.target))
-        before += sum(p.numel() for p in layer.parameters())
-        op = fold_affine_ahead_of_conv(Sequence((affine, Conv(layer.weight, layer.bias))))
-        assert isinstance(op, Conv)
-        like = like_of([layer.weight, *gain.tensors], 0)
+def push_gains(fold: FoldPass) -> None:
+    """Give the gains of norms to the layers that read them; note why where that cannot be."""
+    for node in list(fold.lifter.capture.graph.nodes):
         try:
-            made.append((reader, lower(op, replace(like, dtype=layer.weight.dtype))))
+            gain = _gain(fold.lifter, node)
+            if gain is not None and (readers := _readers(fold.lifter, node, gain)):
+                fold.attempt([node, *readers], partial(_push, fold, node, gain, readers))
         except RefusedError as error:
-            fold.refused[node] = Kept(fold.path(node), str(error))
-            return False
-    where = fold.path(node)
-    for reader, taken in made:
-        fold.editor.replace_module(reader, taken)
-    _bare(fold, node)
+            fold.refused[node] = Kept(fold.path(node), f"its gain stays: {error}")
+
+
+def _gain(lifter: Lifter, node: fx.Node) -> _Gain | None:
+    """Return the gain of a norm, None for any other call or where it has none.
+
+    Raises:
+        RefusedError: when it cannot be taken away.
+    """
+    if node.op == "call_function":
+        return _gain_of_call(lifter, node)
+    if node.op != "call_module":
+        return None
+    path = str(node.target)
+    module: Any = submodule(lifter.capture.module, path)
+    make = _BARE.get(layer_class(module))
+    if make is None or getattr(module, "running_mean", None) is not None:
+        return None
+    scale, shift = module._parameters.get("weight"), module._parameters.get("bias")
+    if scale is None and shift is None:
+        return None
+    if reason := _holds(lifter, path, module):
+        raise RefusedError(reason)
+    is_last = isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    if is_last and len(module.normalized_shape) > 1:
+        raise RefusedError("it differs from place to place, not only from channel to channel")
+    bare = make(module)
+    return _Gain(Affine(scale, shift), is_last, lambda fold: fold.editor.replace_module(node, bare))
+
+
+def _gain_of_call(lifter: Lifter, node: fx.Node) -> _Gain | None:
+    """Return the gain of a norm that is called as a function."""
+    function = node.target
+    if function not in _CALLS or not callable(function):
+        return None
+    given = inspect.signature(function).bind(*node.args, **node.kwargs).arguments
+    weight, bias = given.pop("weight", None), given.pop("bias", None)
+    if weight is None and bias is None:
+        return None
+    if given.get("running_mean") is not None:
+        return None
+    found = lifter.weights(weight, bias)
+    if not isinstance(found, list):
+        raise RefusedError(found or "it is computed from the input")
+    is_last = function in (F.layer_norm, F.rms_norm)
+    if is_last and len(given["normalized_shape"]) > 1:
+        raise RefusedError("it differs from place to place, not only from channel to channel")
+
+    def remove(fold: FoldPass) -> None:
+        source = given.pop("input")
+        bare = fold.editor.insert_function(function, (source,), given, before=node)
+        lifter.shapes.update({bare: lifter.shapes[node]} if node in lifter.shapes else {})
+        fold.editor.replace(node, bare)
+        fold.touch([node], [bare])
+
+    return _Gain(Affine(*found), is_last, remove)
+
+
+def _holds(lifter: Lifter, path: str, module: nn.Module) -> str | None:
+    if path in lifter.capture.pinned:
+        return lifter.capture.pinned[path]
+    if lifter.capture.calls.get(path, 1) > 1:
+        return f"the module is called {lifter.capture.calls[path]} times"
+    names = (f"{path}.{name}" for name, _ in module.named_parameters(recurse=False))
+    return next((why for name in names if (why := lifter.constants.shared(name))), None)
+
+
+def _readers(lifter: Lifter, node: fx.Node, gain: _Gain) -> list[fx.Node]:
+    """Return the layers that read a norm, nothing where none does.
+
+    Raises:
+        RefusedError: when something else does, or one of them cannot take the gain in.
+    """
+    users = [user for user in node.users if not reads_shape_only(user, node)]
+    if not any(_is_layer(lifter, user) for user in users):
+        return []
+    for table in (lifter.tainted, lifter.capture.elsewhere, lifter.capture.stays):
+        if node in table:
+            raise RefusedError(table[node])
+    for user in users:
+        piece, name = lifter.lift(user), place_of(user)
+        if isinstance(piece, str):
+            raise RefusedError(f"{name} reads it: {piece}")
+        if not _is_layer(lifter, user) or list(user.all_input_nodes) != [node]:
+            raise RefusedError(f"{name} reads it as well, and takes in no gain")
+        if not _same_axis(lifter, node, gain, _conv(lifter, user)):
+            raise RefusedError(f"{name} works along another axis than the norm")
+    return users
+
+
+def _is_layer(lifter: Lifter, node: fx.Node) -> bool:
+    piece = lifter.lift(node)
+    if not isinstance(piece, Piece) or node.op != "call_module" or piece.through:
+        return False
+    return piece.join == "none" and isinstance(piece.ops[0], Conv)
+
+
+def _same_axis(lifter: Lifter, node: fx.Node, gain: _Gain, op: Conv) -> bool:
+    if gain.is_last and not op.axes:
+        return True
+    shape = lifter.shape(node)
+    if shape is None:
+        return not gain.is_last and bool(op.axes)
+    channel = len(shape) - 1 - len(op.axes)
+    return channel == (len(shape) - 1 if gain.is_last else 1)
+
+
+def _push(fold: FoldPass, node: fx.Node, gain: _Gain, readers: list[fx.Node]) -> bool:
+    made = [_taken_in(fold, reader, gain) for reader in readers]
+    before = [_conv(fold.lifter, reader) for reader in readers]
+    after = [op for op, _ in made]
+    gain.remove(fold)
+    for reader, (_, module) in zip(readers, made, strict=True):
+        fold.editor.replace_module(reader, module)
+    fold.editor.sweep()
     fold.edited()
-    names = " + ".join(place_of(reader) for reader in layers)
-    after = sum(p.numel() for _, taken in made for p in taken.parameters())
-    fold.folds.append(Fold(where, RULE, names, before, after))
+    fold.folds.append(
+        Fold(
+            where=fold.path(node),
+            rule=RULE,
+            detail=" + ".join(place_of(reader) for reader in readers),
+            parameters_before=parameters(gain.op) + sum(map(parameters, before)),
+            parameters_after=sum(map(parameters, after)),
+        )
+    )
     return True
 
 
-def _bare(fold: FoldPass, node: fx.Node) -> None:
-    """Leave a norm without gain and bias."""
-    if node.op == "call_module":
-        norm: Any = submodule(fold.lifter.capture.module, str(node.target))
-        kind = nn.LayerNorm if layer_class(norm) is nn.LayerNorm else nn.RMSNorm
-        bare = kind(norm.normalized_shape, norm.eps, elementwise_affine=False)
-        fold.editor.replace_module(node, bare)
-        return
-    call = canonical(node)
-    assert call is not None
-    function: Any = F.layer_norm if call.name == "layer_norm" else F.rms_norm
-    arguments = call["input"], call["normalized_shape"]
-    made = fold.editor.insert_function(function, arguments, {"eps": call["eps"]}, before=node)
-    if (shape := fold.lifter.shape(node)) is not None:
-        fold.lifter.shapes[made] = shape
-    fold.touch([node], [made])
-    fold.editor.replace(node, made)
-    fold.editor.sweep()
+def _taken_in(fold: FoldPass, reader: fx.Node, gain: _Gain) -> tuple[Conv, nn.Module]:
+    """Return a reader that does what the gain and it did.
+
+    Raises:
+        RefusedError: when that is not one layer.
+    """
+    conv = _conv(fold.lifter, reader)
+    shadow, replay = fold.decisions.stand_in(sequence(gain.op, conv))
+    rewrite = fold.decisions.rewrite(shadow)
+    op = replay.run(rewrite)
+    if not isinstance(op, Conv):
+        reasons = "; ".join(refusal.reason for refusal in rewrite.refusals) or "it is no one layer"
+        raise RefusedError(f"{place_of(reader)} cannot take it in: {reasons}")
+    held: list[Tensor] = [tensor for tensor in (conv.weight, conv.bias) if tensor is not None]
+    return op, lower(op, like_of(held, len(conv.axes)))
+
+
+def _conv(lifter: Lifter, reader: fx.Node) -> Conv:
+    piece = lifter.lift(reader)
+    assert isinstance(piece, Piece)
+    assert isinstance(piece.ops[0], Conv)
+    return piece.ops[0]
+
+
+_CALLS = frozenset({F.layer_norm, F.rms_norm, F.group_norm, F.instance_norm})
+_BARE: dict[type, Callable[[Any], nn.Module]] = {
+    nn.LayerNorm: lambda m: nn.LayerNorm(m.normalized_shape, m.eps, elementwise_affine=False),
+    nn.RMSNorm: lambda m: nn.RMSNorm(m.normalized_shape, m.eps, elementwise_affine=False),
+    nn.GroupNorm: lambda m: nn.GroupNorm(m.num_groups, m.num_channels, m.eps, affine=False),
+    nn.InstanceNorm1d: lambda m: nn.InstanceNorm1d(m.num_features, m.eps),
+    nn.InstanceNorm2d: lambda m: nn.InstanceNorm2d(m.num_features, m.eps),
+    nn.InstanceNorm3d: lambda m: nn.InstanceNorm3d(m.num_features, m.eps),
+}

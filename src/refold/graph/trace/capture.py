@@ -19,7 +19,7 @@ from refold.graph.trace.evidence import Evidence
 from refold.graph.trace.examples import drawn, made_examples
 from refold.graph.trace.frames import Frame, walk
 from refold.graph.trace.leaves import is_layer, pinned_reason, untraceable_reason
-from refold.graph.trace.recorder import Recorder
+from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recording import Arguments, Seen, TraceError, again, record
 from refold.graph.trace.state import Changes
 from refold.graph.trace.unrun import unrun

@@ -24,9 +24,9 @@ from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.trace.frames import Frame, ancestors, frame_of, is_inside, leaves, map_tree
 from refold.graph.trace.genuine import layer_class
-from refold.graph.trace.notebook import DEVICE_MARK
-from refold.graph.trace.recorder import Recorder
-from refold.graph.trace.torch_calls import RecordError
+from refold.graph.trace.recorder.notebook import DEVICE_MARK
+from refold.graph.trace.recorder.recorder import Recorder
+from refold.graph.trace.recorder.torch_calls import RecordError
 
 _ROW_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)
 _NORM_CALLS = ("batch_norm", "functional_batch_norm", "native_norm")

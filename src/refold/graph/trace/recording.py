@@ -13,11 +13,11 @@ from torch.utils import _pytree as pytree
 from refold.errors import InputError
 from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import skeleton
-from refold.graph.trace.chance import Chance
 from refold.graph.trace.leaves import one_line
-from refold.graph.trace.recorder import Recorder
+from refold.graph.trace.recorder.chance import Chance
+from refold.graph.trace.recorder.recorder import Recorder
+from refold.graph.trace.recorder.torch_calls import RecordError
 from refold.graph.trace.state import Attributes, Changes, StateChangeError
-from refold.graph.trace.torch_calls import RecordError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _MAX_RECORDINGS = 32

@@ -11,9 +11,9 @@ from torch.overrides import TorchFunctionMode
 from refold.graph.copies.skeleton import storage_key
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import leaves, map_tree
-from refold.graph.trace.notebook import MARK, Notebook, where
-from refold.graph.trace.sizes import Ratio, Size, plain
-from refold.graph.trace.spelling import CHECKS, QUESTIONS, RANDOM, SIZES, VALUES, spell
+from refold.graph.trace.recorder.notebook import MARK, Notebook, where
+from refold.graph.trace.recorder.sizes import Ratio, Size, plain
+from refold.graph.trace.recorder.spelling import CHECKS, QUESTIONS, RANDOM, SIZES, VALUES, spell
 from refold.graph.trace.state import Changes
 from refold.graph.trace.writes import stored_value
 

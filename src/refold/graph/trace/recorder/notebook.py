@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from refold.graph.trace.frames import Frame, leaves, map_tree, tree_items
 from refold.graph.trace.leaves import current_modes, stored_path
-from refold.graph.trace.sizes import Ratio, Size, plain
+from refold.graph.trace.recorder.sizes import Ratio, Size, plain
 from refold.graph.trace.state import Changes
 
 MARK = "_refold_mark"

@@ -19,7 +19,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from refold.graph.copies.skeleton import storage_key
 from refold.graph.copies.watching import watched_attributes, watched_calls
-from refold.graph.trace.chance import Chance
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in
 from refold.graph.trace.genuine import disguise, layer_class
@@ -30,10 +29,11 @@ from refold.graph.trace.leaves import (
     is_layer,
     pinned_reason,
 )
-from refold.graph.trace.notebook import DEVICE_MARK
-from refold.graph.trace.sizes import Ratio, Size, plain
+from refold.graph.trace.recorder.chance import Chance
+from refold.graph.trace.recorder.notebook import DEVICE_MARK
+from refold.graph.trace.recorder.sizes import Ratio, Size, plain
+from refold.graph.trace.recorder.torch_calls import RecordError, TorchCalls, UnansweredError
 from refold.graph.trace.state import Changes, same_value, untouched
-from refold.graph.trace.torch_calls import RecordError, TorchCalls, UnansweredError
 from refold.graph.trace.writes import is_stored_value, stored_value, stored_writes
 
 

@@ -1,0 +1,1 @@
+"""One run of a module written down: calls of torch, sizes that know where they come from, draws."""
