@@ -59,7 +59,7 @@ def by_refold(importance: Importance, *, removed: bool) -> Callable[[nn.Module, 
 
     def prune(model: nn.Module, ratio: float) -> nn.Module:
         how: dict[str, Any] = {"importance": importance, "remove_residuals": removed}
-        return pruning(model, EXAMPLE, ratio=ratio, floor=0.1, **how).model
+        return pruning(model, EXAMPLE, ratio=ratio, floor=0.1, round_to=1, **how).model
 
     return prune
 

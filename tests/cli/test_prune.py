@@ -23,7 +23,7 @@ def test_cost_and_layers_come_before_the_proof(run: Callable, net: Net, tmp_path
 
 
 def test_without_residuals_more_goes(run: Callable, net: Net) -> None:
-    words = ("prune", net("residual"), *SMALL, "--ratio", "0.5", "--json")
+    words = ("prune", net("residual"), *SMALL, "--ratio", "0.5", "--round-to", "1", "--json")
     tied = json.loads(run(*words).out)
     free = json.loads(run(*words, "--remove-residuals", "--importance", "l1").out)
     assert len(free["steps"]) > len(tied["steps"]) > 0
@@ -49,3 +49,10 @@ def test_bad_input_writes_nothing(
     assert result.code == 2
     assert said in result.err
     assert not out.exists()
+
+
+def test_a_target_of_multiply_adds(run: Callable, net: Net) -> None:
+    words = ("prune", net("residual"), *SMALL, "--macs", "0.8", "--round-to", "1", "--json")
+    done = json.loads(run(*words).out)
+    assert done["after"]["macs"] <= 0.8 * done["before"]["macs"]
+    assert run(*words, "--ratio", "0.5").code == 2

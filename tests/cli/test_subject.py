@@ -107,3 +107,12 @@ def test_an_assumed_size_is_said(net: Net, capsys: pytest.CaptureFixture[str]) -
     prepare(Source(net("branchy"), input_size=("3x8x8",)))
     prepare(Source("timm:test_resnet"))  # which states its own
     assert "assumed" not in capsys.readouterr().err
+
+
+def test_a_network_is_built_for_a_number_of_classes(net: Net) -> None:
+    ours = prepare(Source("cifar_resnet20", input_size=("3x16x16",), num_classes=7))
+    zoo = prepare(Source("timm:test_resnet", num_classes=7))
+    for subject in (ours, zoo):
+        assert subject.model(*subject.example_inputs).shape == (1, 7)
+    with pytest.raises(InputError, match="takes no such argument: leave --num-classes out"):
+        prepare(Source(net("branchy"), num_classes=7))

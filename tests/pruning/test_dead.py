@@ -23,7 +23,7 @@ def test_masked_and_pruned_are_equal(act: nn.Module, padded: bool, bias: bool) -
     rng = Random(3)
     torch.manual_seed(3)
     model = masked(chain(rng, act, padded=padded), rng, bias=bias)
-    done = dropping(model, image())
+    done = dropping(model, image(), round_to=1)
     assert difference(model, done.model, image() * 4) < 1e-9
     assert done.steps
     assert done.cost_after.parameters < done.cost_before.parameters
@@ -35,7 +35,7 @@ def test_a_constant_that_meets_a_padded_border_stays_and_is_named() -> None:
     model = model.double().eval()
     model[0].weight.data[1] = 0
     model[0].bias.data[1] = 0.7
-    done = dropping(model, image())
+    done = dropping(model, image(), round_to=1)
     assert not done.steps
     assert [kept.where for kept in done.kept] == ["0"]
     assert "pads with 0" in done.kept[0].reason
@@ -54,7 +54,7 @@ def test_a_constant_that_meets_a_padded_border_stays_and_is_named() -> None:
 def test_a_layer_is_never_emptied() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).double().eval()
     model[0].weight.data.zero_()
-    pruned = drop_dead_channels(model, image())
+    pruned = drop_dead_channels(model, image(), round_to=1)
     assert pruned[0].out_channels == 1
     assert difference(model, pruned, image()) < 1e-9
 
@@ -64,7 +64,7 @@ def test_channels_that_nobody_reads_go_and_take_others_with_them() -> None:
     model = nn.Sequential(*layers).double().eval()
     model[4].weight.data[:, 1:] = 0  # four of five are unread
     model[2].weight.data[0, 2:] = 0  # and what is read reads two of four
-    pruned = drop_dead_channels(model, image())
+    pruned = drop_dead_channels(model, image(), round_to=1)
     assert [pruned[i].out_channels for i in (0, 2, 4)] == [2, 1, 2]
     assert difference(model, pruned, image()) < 1e-9
 
@@ -74,7 +74,7 @@ def test_what_others_read_too_stays() -> None:
     body = nn.Sequential(*conv(4, 6, 3, r), nn.ReLU(), *conv(6, 4, 3, r))
     model = Net(lambda net, x: net.a(x) + net.f(net.a(x)), f=body, a=nn.Sequential(norm(4, r)))
     masked(model.double().eval(), r)
-    pruned = drop_dead_channels(model, image(4))
+    pruned = drop_dead_channels(model, image(4), round_to=1)
     assert difference(model, pruned, image(4)) < 1e-9
 
 
@@ -84,7 +84,7 @@ def test_without_residuals_masked_networks_lose_channels_everywhere(seed: int) -
     x = image(size=16)
     model = masked(build(seed), Random(seed))
     plain = refold.remove_residuals(model, x)
-    tied, free = dropping(model, x), dropping(plain, x)
+    tied, free = dropping(model, x, round_to=1), dropping(plain, x, round_to=1)
     assert difference(model, tied.model, x) < 1e-9
     assert difference(model, free.model, x) < 1e-9
     assert len(free.steps) >= len(tied.steps)

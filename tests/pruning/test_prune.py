@@ -92,7 +92,7 @@ def own_scores(net: Net) -> dict[str, Tensor]:
 def test_without_residuals_every_channel_goes_by_its_own_norms(ratio: float) -> None:
     net, x = Net(), image()
     scores = own_scores(net)
-    done = pruning(net, x, ratio=ratio, remove_residuals=True)
+    done = pruning(net, x, ratio=ratio, remove_residuals=True, round_to=1)
     count = int(ratio * sum(map(len, scores.values())))
     off = lowest(scores, count)
     assert all(len(rows) < len(scores[path]) for path, rows in off.items()), "floors would bite"
@@ -108,9 +108,9 @@ def test_without_residuals_every_channel_goes_by_its_own_norms(ratio: float) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_scales_are_found_in_other_precisions(dtype: torch.dtype) -> None:
     net, x = Net(), image()
-    wanted = pruning(net, x, ratio=0.3, remove_residuals=True).silenced
+    wanted = pruning(net, x, ratio=0.3, remove_residuals=True, round_to=1).silenced
     narrow = Net().to(dtype)
-    found = pruning(narrow, x.to(dtype), ratio=0.3, remove_residuals=True)
+    found = pruning(narrow, x.to(dtype), ratio=0.3, remove_residuals=True, round_to=1)
     assert found.silenced == wanted
     assert next(found.model.parameters()).dtype == dtype
 
@@ -118,7 +118,7 @@ def test_scales_are_found_in_other_precisions(dtype: torch.dtype) -> None:
 def test_with_residuals_only_what_they_do_not_tie_goes() -> None:
     net, x = Net(1), image()
     inner = {path: s for path, s in own_scores(net).items() if path.endswith("bn1")}
-    done = pruning(net, x, ratio=0.5)
+    done = pruning(net, x, ratio=0.5, round_to=1)
     with masked(net, lowest(inner, 11)):
         assert difference(net, done.model, x) < 1e-9
     assert {layer.where for layer in done.steps} == {"b1.conv1", "b2.conv1", "b3.conv1"}
@@ -131,8 +131,8 @@ def test_pruned_equals_the_plain_network_silenced() -> None:
     net, x = Net(2), image()
     plain = refold.remove_residuals(net, x)
     with pytest.raises(InputError, match="before its norms are folded"):
-        refold.prune(plain, x, ratio=0.5)
-    done = pruning(plain, x, ratio=0.5, importance="l1")
+        refold.prune(plain, x, ratio=0.5, round_to=1)
+    done = pruning(plain, x, ratio=0.5, importance="l1", round_to=1)
     assert difference(plain, done.model, x) > 1e-3
     for path, rows in done.silenced.items():
         layer: Any = plain.get_submodule(path)
@@ -140,7 +140,7 @@ def test_pruned_equals_the_plain_network_silenced() -> None:
         layer.bias.data[rows] = 0
     assert difference(plain, done.model, x) < 1e-9
     assert difference(plain, done.masked, x) < 1e-12
-    direct = refold.prune(net, x, ratio=0.5, importance="l1", remove_residuals=True)
+    direct = refold.prune(net, x, ratio=0.5, importance="l1", remove_residuals=True, round_to=1)
     assert difference(direct, done.model, x) < 1e-9
 
 
@@ -151,7 +151,7 @@ def test_the_smallest_norms_go_through_depthwise_layers_and_pools(act: nn.Module
     net, x = chain(rng, act, padded=False), image()
     makers = {"1": net[1], "7": net[7], "11": net[11]}  # norm 4 is that of a depthwise layer
     off = lowest({path: m.weight.detach().abs() for path, m in makers.items()}, 8)
-    pruned = refold.prune(net, x, threshold=_between(makers, 8))
+    pruned = refold.prune(net, x, threshold=_between(makers, 8), round_to=1)
     with masked(net, off):
         assert difference(net, pruned, x) < 1e-9
 
@@ -168,7 +168,7 @@ def test_filters_are_compared_with_their_layer() -> None:
     net[2].weight.data *= 100  # a layer of large weights loses channels as well
     scores = {p: net.get_submodule(p).weight.detach().abs().flatten(1).sum(1) for p in ("0", "2")}
     scores = {p: s / s.mean() for p, s in scores.items()}
-    done = pruning(net, image(), ratio=0.4, importance="l1")
+    done = pruning(net, image(), ratio=0.4, importance="l1", round_to=1)
     assert done.silenced == {p: sorted(c) for p, c in lowest(scores, 4).items()}
 
 
@@ -180,7 +180,9 @@ def test_an_importance_of_ones_own_and_floors() -> None:
         seen.append(layer)
         return -torch.arange(len(layer.weight), dtype=torch.float64)
 
-    done = pruning(net, x, ratio=0.99, importance=last, floor={"b1.conv1": 4, "b2.conv1": 0.5})
+    done = pruning(
+        net, x, ratio=0.99, importance=last, floor={"b1.conv1": 4, "b2.conv1": 0.5}, round_to=1
+    )
     assert {d.where: d.after for d in done.steps} == {"b1.conv1": 4, "b2.conv1": 4, "b3.conv1": 1}
     assert [layer.path for layer in seen] == ["b1.conv1", "b2.conv1", "b3.conv1"]
     assert torch.equal(seen[0].scale, net.b1.bn1.weight.detach().abs())
@@ -191,7 +193,7 @@ def test_a_channel_that_would_leave_a_constant_at_a_border_is_no_candidate() -> 
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sigmoid())
     net.append(nn.Conv2d(4, 2, 3, padding=1)).double().eval()
     with pytest.raises(RefusedError, match="0: its channels would leave a constant"):
-        refold.prune(net, image(), ratio=0.5)
+        refold.prune(net, image(), ratio=0.5, round_to=1)
 
 
 def test_masks_anywhere_go_with_their_channels() -> None:
@@ -217,11 +219,11 @@ def test_masks_anywhere_go_with_their_channels() -> None:
         mask.weight.data.normal_()
         mask.weight.data[:3] = 0
     plain = refold.remove_residuals(net, x)
-    done = drop_dead_channels(plain, x)
+    done = drop_dead_channels(plain, x, round_to=1)
     assert difference(net, done, x) < 1e-9
     widths = [m.out_channels for m in done.modules() if isinstance(m, nn.Conv2d)]
     assert sorted(widths) == [3, 4, 6, 6]  # the body's has 3 of its own and 3 that ride along
-    done = pruning(net, x, ratio=0.6, remove_residuals=True)
+    done = pruning(net, x, ratio=0.6, remove_residuals=True, round_to=1)
     assert difference(net, done.model, x) > 1e-3
     total = next(rows for path, rows in done.silenced.items() if path not in ("a", "body.0"))
     assert set(total) >= {0, 1, 2}  # masks count in the scales
@@ -235,12 +237,12 @@ def test_norms_that_are_called_as_functions_are_read() -> None:
 
     net = nn.Sequential(nn.Conv2d(3, 4, 1), Called(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
     net[1].weight.data = torch.tensor([-3.0, 1.0, 2.0, -0.5], dtype=torch.float64)
-    assert pruning(net.eval(), image(), threshold=1.5).silenced == {"0": [1, 3]}
+    assert pruning(net.eval(), image(), threshold=1.5, round_to=1).silenced == {"0": [1, 3]}
 
 
 def test_norms_come_back_change_nothing_and_are_folded_again() -> None:
     net, x = Net(5), image()
-    pruned = refold.prune(net, x, ratio=0.4, remove_residuals=True)
+    pruned = refold.prune(net, x, ratio=0.4, remove_residuals=True, round_to=1)
     normed = restore_norms(pruned, [x, 2 * x])
     assert difference(pruned, normed, x) < 1e-9
     assert difference(pruned, refold.reparameterize(normed, x), x) < 1e-9
@@ -273,9 +275,97 @@ def test_bad_arguments_are_told(given: dict[str, Any], said: str) -> None:
 def test_a_training_network_is_refused_and_the_callers_stays_as_it_is() -> None:
     net, x = Net(4), image()
     before = {name: t.clone() for name, t in net.state_dict().items()}
-    done = refold.prune(net, x, ratio=0.5, remove_residuals=True)
+    done = refold.prune(net, x, ratio=0.5, remove_residuals=True, round_to=1)
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
-    again = refold.prune(net, x, ratio=0.5, remove_residuals=True)  # masks do not count twice
+    again = refold.prune(
+        net, x, ratio=0.5, remove_residuals=True, round_to=1
+    )  # masks do not count twice
     assert torch.equal(done(x), again(x))
     with pytest.raises(RefusedError, match="training mode"):
-        refold.prune(net.train(), x, ratio=0.5)
+        refold.prune(net.train(), x, ratio=0.5, round_to=1)
+
+
+def wide(seed: int = 0) -> nn.Module:
+    """Return a chain of layers of 32, 20 and 6 channels, one of them behind a depthwise one."""
+    rng = Random(seed)
+    torch.manual_seed(seed)
+    layers = [*conv(3, 32, 3, rng), nn.ReLU(), *conv(32, 32, 3, rng, groups=32), nn.ReLU6()]
+    layers += [*conv(32, 20, 1, rng), nn.ReLU(), *conv(20, 6, 3, rng), nn.ReLU()]
+    return nn.Sequential(*layers, *conv(6, 5, 1, rng)).double().eval()
+
+
+def widths(model: nn.Module) -> list[int]:
+    return [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("step", [4, 8, 16])
+def test_layers_keep_multiples_and_their_best_channels(seed: int, step: int) -> None:
+    net, x = wide(seed), image()
+    exact = pruning(net, x, ratio=0.6, round_to=1)
+    done = pruning(net, x, ratio=0.6, round_to=step)
+    for width, before, free in zip(
+        widths(done.model), widths(net), widths(exact.model), strict=True
+    ):
+        assert width >= free
+        assert width == before or before < step or (width % step == 0 and width - free < step)
+    assert widths(done.model) != widths(net)
+    assert difference(done.masked, done.model, x) < 1e-9
+    for path, rows in done.silenced.items():  # of those that may go, the least important went
+        assert set(rows) <= set(exact.silenced[path])
+        norm_of = net.get_submodule(str(int(path) + 1)).weight.detach().abs()
+        back = set(exact.silenced[path]) - set(rows)
+        assert all(norm_of[a] >= norm_of[b] for a in back for b in rows)
+
+
+def test_eight_is_the_default() -> None:
+    net, x = wide(), image()
+    assert widths(refold.prune(net, x, ratio=0.6)) == widths(
+        refold.prune(net, x, ratio=0.6, round_to=8)
+    )
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            off = torch.arange(module.num_features) < module.num_features * 0.6
+            module.weight.data[off] = module.bias.data[off] = 0
+    dead = drop_dead_channels(net, x)
+    assert widths(dead) == [16, 16, 8, 2, 5]
+    assert widths(drop_dead_channels(net, x, round_to=1)) == [12, 12, 8, 2, 5]
+    assert difference(net, dead, x) < 1e-9
+
+
+def test_removed_residuals_leave_multiples_too() -> None:
+    class Wide(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            rng = Random(0)
+            self.stem, self.bn = conv(3, 16, 3, rng)
+            self.b1, self.b2 = Basic(16, 16, 1, rng), Basic(16, 24, 2, rng)
+            self.b3, self.fc = Basic(24, 24, 1, rng), nn.Linear(24, 5)
+            self.double().eval()
+
+    net, x = Wide(), image()
+    done = pruning(net, x, ratio=0.5, remove_residuals=True)
+    assert done.steps
+    assert all(step.after % 8 == 0 for step in done.steps)
+    assert difference(done.masked, done.model, x) < 1e-9
+
+
+@pytest.mark.parametrize("target", [{"macs": 0.5}, {"params": 0.4}, {"macs": 250_000}])
+@pytest.mark.parametrize("step", [1, 8])
+def test_a_target_is_met_by_the_least_pruning(target: dict[str, float], step: int) -> None:
+    net, x = wide(), image()[:1]
+    done = pruning(net, x, **target, round_to=step)
+    ((name, value),) = target.items()
+    before, after = (
+        cost.macs if name == "macs" else cost.parameters
+        for cost in (done.cost_before, done.cost_after)
+    )
+    most = value * before if value < 1 else value
+    assert after <= most
+    assert after > (0.85 if step == 1 else 0.5) * most
+    assert difference(done.masked, done.model, x) < 1e-9
+
+
+def test_a_target_out_of_reach_says_what_can_be_had() -> None:
+    with pytest.raises(RefusedError, match=r"channels alone bring this network to [\d,]+ multiply"):
+        refold.prune(wide(), image(), macs=0.01)

@@ -21,6 +21,7 @@ from refold.cli.expand import collapse, expand
 from refold.cli.inspect import inspect
 from refold.cli.interrupts import INTERRUPTED, Interrupts
 from refold.cli.models import models
+from refold.cli.predict import predict
 from refold.cli.prune import prune
 from refold.cli.residuals import remove_residuals
 from refold.cli.streams import OutputLost, results_apart, safe_streams
@@ -57,6 +58,7 @@ EXAMPLES = {
     remove_residuals: "refold remove-residuals timm:resnet18 --checkpoint net.pth -o plain.onnx",
     prune: "refold prune torchvision:resnet18 --checkpoint net.pth --ratio 0.5 -o small.onnx",
     train: "refold train --data DIR --model resnet18 --block dbb --epochs 2 -o RUN",
+    predict: "refold predict RUN photos/*.jpg",
     study: "refold study branches --seeds 3 -o study",
     bench: "refold bench timm:repvgg_a0 --runtime eager --runtime onnxruntime",
     models: "refold models '*repvgg*'",

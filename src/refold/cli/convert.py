@@ -39,6 +39,7 @@ def convert(
     output: Out,
     checkpoint: options.Checkpoint = None,
     weights_key: options.WeightsKey = None,
+    num_classes: options.NumClasses = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -72,7 +73,7 @@ def convert(
     place = check_destination(output)
     subject = prepare(
         options.Source(
-            model, checkpoint, input_size, batch, seed, live_statistics, weights_key=weights_key
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
         )
     )
     with step("fold"):

@@ -55,6 +55,7 @@ def expand(
     block: Block = "dbb",
     where: Where = None,
     checkpoint: options.Checkpoint = None,
+    num_classes: options.NumClasses = None,
     input_size: options.InputSize = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
@@ -67,7 +68,7 @@ def expand(
     import refold
 
     place = check_destination(output, WEIGHTS)
-    subject = _prepare(model, checkpoint, input_size, seed)
+    subject = _prepare(model, checkpoint, input_size, seed, num_classes)
     wide, done = _expanded(subject, block, where)
     with step("verify"):
         proof = refold.verify(subject.model, wide, subject.example_inputs).check()
@@ -90,6 +91,7 @@ def collapse(
     checkpoint: Expanded,
     block: Block = "dbb",
     where: Where = None,
+    num_classes: options.NumClasses = None,
     input_size: options.InputSize = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
@@ -103,7 +105,7 @@ def collapse(
 
     place = check_destination(output, WEIGHTS)
     weights = whole(checkpoint)
-    subject = _prepare(model, None, input_size, seed)
+    subject = _prepare(model, None, input_size, seed, num_classes)
     wide, _ = _expanded(subject, block, where)
     with step(f"load {checkpoint}"):
         notes = _load(wide, weights, f"{model} with --block {block}")
@@ -125,10 +127,19 @@ def collapse(
 
 
 def _prepare(
-    model: str, checkpoint: Path | None, input_size: list[str] | None, seed: int
+    model: str,
+    checkpoint: Path | None,
+    input_size: list[str] | None,
+    seed: int,
+    num_classes: int | None,
 ) -> Subject:
     """Return the network with its own weights, which are going to be written."""
-    return prepare(options.Source(model, checkpoint, input_size, seed=seed, live_statistics=False))
+    return prepare(
+        options.Source(
+            model, checkpoint, input_size, seed=seed, live_statistics=False,
+            num_classes=num_classes,
+        )
+    )  # fmt: skip
 
 
 def _expanded(subject: Subject, block: str, where: list[str] | None) -> tuple[nn.Module, Account]:

@@ -20,6 +20,7 @@ def inspect(
     model: options.Model,
     checkpoint: options.Checkpoint = None,
     weights_key: options.WeightsKey = None,
+    num_classes: options.NumClasses = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -40,7 +41,15 @@ def inspect(
         say_provenance(Path(model), as_json)
         return 0
     subject = prepare(
-        options.Source(model, checkpoint, input_size, batch, seed, weights_key=weights_key)
+        options.Source(
+            model,
+            checkpoint,
+            input_size,
+            batch,
+            seed,
+            weights_key=weights_key,
+            num_classes=num_classes,
+        )
     )
     with step("plan"):
         plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)

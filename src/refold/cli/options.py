@@ -28,6 +28,14 @@ WeightsKey = Annotated[
         "such as teacher, or what their names begin with.",
     ),
 ]
+NumClasses = Annotated[
+    int | None,
+    typer.Option(
+        "--num-classes",
+        min=1,
+        help="Outputs of the classifier that MODEL is built with. Default: its own, mostly 1000.",
+    ),
+]
 InputSize = Annotated[
     list[str] | None,
     typer.Option(
@@ -70,3 +78,4 @@ class Source:
     seed: int = 0
     live_statistics: bool | None = None
     weights_key: str | None = None
+    num_classes: int | None = None

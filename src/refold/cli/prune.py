@@ -40,6 +40,22 @@ Threshold = Annotated[
     float | None,
     typer.Option("--threshold", help="Instead: drop channels of at most this importance."),
 ]
+Macs = Annotated[
+    float | None,
+    typer.Option("--macs", help="Instead: the multiply-adds left, a share (0.5) or their number."),
+]
+Params = Annotated[
+    float | None,
+    typer.Option("--params", help="Instead: the parameters left, a share (0.5) or their number."),
+]
+RoundTo = Annotated[
+    int,
+    typer.Option(
+        "--round-to",
+        min=1,
+        help="Layers keep a multiple of so many channels, which runtimes compute faster; 1: any.",
+    ),
+]
 By = Annotated[
     Importance,
     typer.Option(
@@ -67,12 +83,16 @@ def prune(
     model: options.Model,
     ratio: Ratio = None,
     threshold: Threshold = None,
+    macs: Macs = None,
+    params: Params = None,
     importance: By = Importance.bn,
     floor: Floor = "1",
+    round_to: RoundTo = 8,
     remove_residuals: Remove = False,
     output: options.Output = None,
     checkpoint: options.Checkpoint = None,
     weights_key: options.WeightsKey = None,
+    num_classes: options.NumClasses = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -83,12 +103,12 @@ def prune(
     from refold.pruning import pruning
 
     least = parse_floor(floor)
-    if ratio is None and threshold is None:
-        raise InputError("pass --ratio or --threshold, such as --ratio 0.5")
+    if ratio is threshold is macs is params is None:
+        raise InputError("pass --ratio, --threshold, --macs or --params, such as --ratio 0.5")
     place = None if output is None else check_destination(output)
     subject = prepare(
         options.Source(
-            model, checkpoint, input_size, batch, seed, live_statistics, weights_key=weights_key
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
         )
     )
     with step("choose and drop channels"):
@@ -97,8 +117,11 @@ def prune(
             subject.example_inputs,
             ratio=ratio,
             threshold=threshold,
+            macs=macs,
+            params=params,
             importance=importance.value,
             floor=least,
+            round_to=round_to,
             remove_residuals=remove_residuals,
         )
     if not as_json:

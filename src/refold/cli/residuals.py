@@ -43,6 +43,7 @@ def remove_residuals(
     output: options.Output = None,
     checkpoint: options.Checkpoint = None,
     weights_key: options.WeightsKey = None,
+    num_classes: options.NumClasses = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -60,7 +61,7 @@ def remove_residuals(
     place = None if output is None else check_destination(output)
     subject = prepare(
         options.Source(
-            model, checkpoint, input_size, batch, seed, live_statistics, weights_key=weights_key
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
         )
     )
     with step("fold and remove residuals"):

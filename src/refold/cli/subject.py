@@ -42,7 +42,7 @@ def prepare(source: Source) -> Subject:
     torch.manual_seed(source.seed)
     notes: tuple[str, ...] = ()
     with step(f"build {source.model}"):
-        model, exported_inputs = build(source.model)
+        model, exported_inputs = build(source.model, source.num_classes)
         if source.checkpoint is not None:
             report = refold.load_checkpoint(model, source.checkpoint, key=source.weights_key)
             notes = report.notes
@@ -56,7 +56,8 @@ def prepare(source: Source) -> Subject:
         enlivened = enliven(model, example_inputs, source.seed) if wanted else 0
     for remark in notes:
         note(f"{source.checkpoint}: {remark}")
-    if exported_inputs is None and not source.input_size and stated(model) is None:
+    is_given = bool(source.input_size) or exported_inputs is not None
+    if not is_given and stated(model) is None:
         assumed = "x".join(map(str, example_inputs[0].shape[1:]))
         note(f"the input is assumed to be {assumed}, as nothing says its size (--input-size)")
     if enlivened:

@@ -57,6 +57,14 @@ Freeze = Annotated[
 FreezeNorms = Annotated[
     bool, typer.Option("--freeze-norms", help="Leave every norm's statistics and scales alone.")
 ]
+Teacher = Annotated[
+    str | None,
+    typer.Option("--teacher", metavar="MODEL", help="A trained network to learn from as well."),
+]
+TeacherCheckpoint = Annotated[
+    str | None,
+    typer.Option("--teacher-checkpoint", metavar="FILE", help="The teacher's weights, or its run."),
+]
 Block = Annotated[
     str | None,
     typer.Option(
@@ -124,6 +132,8 @@ def train(
     num_classes: NumClasses = None,
     freeze: Freeze = None,
     freeze_norms: FreezeNorms = False,
+    teacher: Teacher = None,
+    teacher_checkpoint: TeacherCheckpoint = None,
     block: Block = None,
     task: Task = None,
     epochs: Epochs = None,
@@ -154,31 +164,32 @@ def train(
     if data_changed and not resume:
         raise InputError("--data-changed is for a resumed run: pass --resume as well")
     given = {
-        "model": model, "checkpoint": checkpoint, "pretrained": pretrained or None,
-        "freeze": freeze or None, "freeze_norms": freeze_norms or None,
-        "block": block, "task": task, "epochs": epochs, "batch_size": batch_size,
-        "optimizer.lr": lr, "augment.size": image_size, "seed": seed,
+        "model": model, "checkpoint": checkpoint, "pretrained": pretrained or None, "seed": seed,
+        "freeze": freeze or None, "freeze_norms": freeze_norms or None, "block": block,
+        "distill.teacher": teacher, "distill.checkpoint": teacher_checkpoint, "task": task,
+        "epochs": epochs, "batch_size": batch_size, "optimizer.lr": lr, "augment.size": image_size,
     }  # fmt: skip
-    chosen = {key: value for key, value in given.items() if value is not None}
+    from refold import training
     from refold.cli.progress import make_reporter
-    from refold.training import Habits, Stopped
-    from refold.training import train as run
 
     try:
-        trained = run(
-            recipe if resume else _recipe_of(recipe, chosen), output=output, data=data,
-            changes=_all_changes(chosen, changes or []), resume=resume,
+        trained = training.train(
+            recipe if resume else _recipe_of(recipe, given), output=output, data=data,
+            changes=_all_changes(given, changes or []), resume=resume,
             data_changed=data_changed, dry_run=dry_run, cpu=cpu, tracker=tracker,
-            habits=Habits(save_minutes=save_minutes, workers=workers, fsdp=fsdp),
+            habits=training.Habits(save_minutes=save_minutes, workers=workers, fsdp=fsdp),
             reporter=make_reporter(), num_classes=num_classes,
         )  # fmt: skip
-    except Stopped as stopped:
+    except training.Stopped as stopped:
         note(f"stopped and saved; continue with: refold train -o {output} --resume")
         raise typer.Exit(SIGNALLED + stopped.number) from None
     finally:
         _leave_group()
-    if not _is_main():
-        return
+    if _is_main():
+        _report(trained, as_json=as_json, dry_run=dry_run)
+
+
+def _report(trained: Trained, *, as_json: bool, dry_run: bool) -> None:
     if as_json:
         print_json(trained.summary)
     elif dry_run:
@@ -187,16 +198,17 @@ def train(
         _say_summary(trained)
 
 
-def _recipe_of(recipe: str | None, chosen: dict[str, Any]) -> str | None:
+def _recipe_of(recipe: str | None, given: dict[str, Any]) -> str | None:
     """Return the recipe's name; embed and segment have their own."""
-    if recipe is None and chosen.get("task") in ("embed", "segment"):
-        return f"folder_{chosen['task']}"
+    if recipe is None and given.get("task") in ("embed", "segment"):
+        return f"folder_{given['task']}"
     return recipe
 
 
-def _all_changes(chosen: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+def _all_changes(given: dict[str, Any], changes: list[str]) -> dict[str, Any]:
     from refold.training.recipes.cookbook import parse_change
 
+    chosen = {key: value for key, value in given.items() if value is not None}
     return {**chosen, **dict(map(parse_change, changes))}
 
 

@@ -24,6 +24,7 @@ def verify(
     out: Out,
     checkpoint: options.Checkpoint = None,
     weights_key: options.WeightsKey = None,
+    num_classes: options.NumClasses = None,
     input_size: options.InputSize = None,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
@@ -36,7 +37,7 @@ def verify(
     place = whole(out)
     subject = prepare(
         options.Source(
-            model, checkpoint, input_size, batch, seed, live_statistics, weights_key=weights_key
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
         )
     )
     with step(f"compare with {out}"):

@@ -15,12 +15,12 @@ import torch
 
 from refold.errors import ExportError, InputError, one_line
 from refold.exporting.libraries import require
-from refold.exporting.provenance import PREFIX, PT2_ENTRY
+from refold.exporting.provenance import PT2_ENTRY
 from refold.exporting.signals import own_signal_stack
 from refold.exporting.silence import quiet
 from refold.files import atomic_path
 
-KEY = f"{PREFIX}about"
+KEY = "refold_about"
 """The key that our own entry has in every format; its value is JSON."""
 
 

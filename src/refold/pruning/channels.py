@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from refold.account import Account
 from refold.errors import RefusedError
 from refold.graph import Fold, Kept, fold_model, submodule
 from refold.inputs import required
-from refold.pruning.choice import Floor, check_amount, choose
+from refold.pruning.choice import Amount, Floor, check_step, choose
 from refold.pruning.dead_channels import dropping
-from refold.pruning.layers import Importance, find_layers, worth
+from refold.pruning.layers import Importance, Layer, find_layers, worth
 from refold.residuals import removal
 from refold.workload import Workload, measure
 
@@ -65,8 +66,11 @@ def prune(
     *,
     ratio: float | None = None,
     threshold: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
     importance: Importance = "bn",
     floor: Floor = 1,
+    round_to: int = 8,
     remove_residuals: bool = False,
 ) -> nn.Module:
     """Return the network, norms folded, without its least important channels.
@@ -78,14 +82,20 @@ def prune(
     Args:
         model: any module in eval mode, norms not yet folded; it stays as it is.
         example_inputs: a tensor, a tuple or list of arguments, or a mapping of them by name.
-        ratio: the share of the channels that may go; either this or `threshold`.
+        ratio: the share of the channels that may go; either this or one of the next three.
         threshold: channels of at most this importance go.
+        macs: what may be left of the folded network's multiply-adds: a share such as 0.5, or their
+            number.
+        params: the same of its parameters.
         importance: `"bn"`, the scale of the norm that made a channel (for the sum of a removed
             residual, the root of the summed squares); `"l1"`, the L1 norm of its folded filter
             over the mean of its layer; or a function of a `refold.pruning.Layer` that returns a
             number per channel.
         floor: how many (int) or which share (float) of the channels every layer keeps at least; a
             dict gives it by layer. A layer always keeps one.
+        round_to: every layer that loses channels keeps a multiple of so many: runtimes compute
+            those faster. It then loses fewer than asked for; one with fewer channels is not
+            rounded. 1 for no such limit.
         remove_residuals: write residuals as plain chains first; those that cannot be stay.
 
     Raises:
@@ -110,8 +120,11 @@ def prune(
         example_inputs,
         ratio=ratio,
         threshold=threshold,
+        macs=macs,
+        params=params,
         importance=importance,
         floor=floor,
+        round_to=round_to,
         remove_residuals=remove_residuals,
     ).model
 
@@ -122,8 +135,11 @@ def pruning(
     *,
     ratio: float | None = None,
     threshold: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
     importance: Importance = "bn",
     floor: Floor = 1,
+    round_to: int = 8,
     remove_residuals: bool = False,
 ) -> Pruning:
     """Return the pruned network with an account of what went; the arguments are those of `prune`.
@@ -132,7 +148,7 @@ def pruning(
         RefusedError: when the model is in training mode, or no channel of it can go.
         InputError: when an argument is invalid, or the model cannot run on the example.
     """
-    check_amount(ratio, threshold)
+    amount = Amount(ratio, threshold, macs, params)
     inputs = required(model, example_inputs)
     plain, stays, before = _plain(model, inputs, remove_residuals)
     layers, kept = find_layers(plain, inputs)
@@ -140,21 +156,84 @@ def pruning(
         reasons = "; ".join(f"{item.where}: {item.reason}" for item in kept) or "it has no layer"
         raise RefusedError(f"no channel of this network can be dropped: {reasons}")
     values = worth(layers, importance, model, plain, inputs)
-    silenced = choose(layers, values, ratio=ratio, threshold=threshold, floor=floor)
+    case = _Case(plain, inputs, layers, values, floor, check_step(round_to))
     cost_plain = measure(plain, inputs)
-    silence(plain, silenced)
-    done = dropping(plain, inputs)
+    found = case.within(amount, before or cost_plain)
     return Pruning(
-        model=done.model,
-        steps=tuple(_slimmed(plain, done.model)),
-        kept=(*stays, *kept, *done.kept),
+        model=found.done.model,
+        steps=tuple(_slimmed(found.masked, found.done.model)),
+        kept=(*stays, *kept, *found.done.kept),
         cost_before=before or cost_plain,
-        cost_after=done.cost_after,
+        cost_after=found.done.cost_after,
         done="narrowed",
-        masked=plain,
-        silenced=silenced,
+        masked=found.masked,
+        silenced=found.silenced,
         cost_plain=cost_plain,
     )
+
+
+class _Try(NamedTuple):
+    """A network with some channels silenced, and what is left without them."""
+
+    silenced: dict[str, list[int]]
+    masked: nn.Module
+    done: Account
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """A plain network, and what its channels are worth."""
+
+    plain: nn.Module
+    inputs: Any
+    layers: list[Layer]
+    values: list[Tensor]
+    floor: Floor
+    round_to: int
+
+    def within(self, amount: Amount, before: Workload) -> _Try:
+        """Return the network without as much as was asked for.
+
+        Raises:
+            RefusedError: when no ratio leads to so little.
+        """
+        budget = amount.budget(before)
+        if budget is None:
+            return self._without(self._chosen(amount.ratio, amount.threshold))
+        low, high, best = 0.0, 1.0, None
+        tried: dict[str, _Try] = {}
+        for _ in range(_ROUNDS):
+            ratio = (low + high) / 2
+            silenced = self._chosen(ratio, None)
+            key = str(silenced)
+            if key not in tried:
+                tried[key] = self._without(silenced)
+            if budget.of(tried[key].done.cost_after) <= budget.most:
+                high, best = ratio, tried[key]
+            else:
+                low = ratio
+        if best is None:
+            least = budget.of(self._without(self._chosen(1 - 1e-9, None)).done.cost_after)
+            raise RefusedError(
+                f"channels alone bring this network to {least:,} {budget.what}, not to "
+                f"{budget.most:,}: ask for more, lower floor or round_to, or pass "
+                "remove_residuals=True"
+            )
+        return best
+
+    def _chosen(self, ratio: float | None, threshold: float | None) -> dict[str, list[int]]:
+        return choose(
+            self.layers, self.values, ratio=ratio, threshold=threshold, floor=self.floor,
+            round_to=self.round_to,
+        )  # fmt: skip
+
+    def _without(self, silenced: dict[str, list[int]]) -> _Try:
+        masked = copy.deepcopy(self.plain)
+        silence(masked, silenced)
+        return _Try(silenced, masked, dropping(masked, self.inputs, round_to=self.round_to))
+
+
+_ROUNDS = 9  # of halving: the ratio is then found to a few thousandths
 
 
 def _plain(

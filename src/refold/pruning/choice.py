@@ -3,29 +3,100 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import ceil, inf
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from refold.errors import InputError
 from refold.pruning.layers import Layer
+from refold.workload import Workload
 
 Floor = int | float | Mapping[str, int | float]
 
 
-def check_amount(ratio: float | None, threshold: float | None) -> None:
-    """Refuse anything but one valid amount.
+@dataclass(frozen=True)
+class Amount:
+    """How much goes; one of these is given.
+
+    Args:
+        ratio: the share of the channels that may go.
+        threshold: channels of at most this importance go.
+        macs: the multiply-adds that are left: a share below 1, or their number.
+        params: the same of the parameters.
 
     Raises:
-        InputError: when both or none are given, or one is out of range.
+        InputError: when none or several are given, or one is out of range.
     """
-    if (ratio is None) == (threshold is None):
-        raise InputError("give either ratio, the share of channels to drop, or threshold")
-    if ratio is not None and not 0 <= ratio < 1:
-        raise InputError(f"ratio is a share of the channels, at least 0 and below 1, got {ratio}")
-    if threshold is not None and not 0 <= threshold < inf:
-        raise InputError(f"threshold is an importance, at least 0, got {threshold}")
+
+    ratio: float | None = None
+    threshold: float | None = None
+    macs: float | None = None
+    params: float | None = None
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in vars(self).values()) != 1:
+            raise InputError(
+                "give either ratio, the share of channels to drop, or threshold, macs or params"
+            )
+        if self.ratio is not None and not 0 <= self.ratio < 1:
+            raise InputError(
+                f"ratio is a share of the channels, at least 0 and below 1, got {self.ratio}"
+            )
+        if self.threshold is not None and not 0 <= self.threshold < inf:
+            raise InputError(f"threshold is an importance, at least 0, got {self.threshold}")
+        for name in ("macs", "params"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < inf:
+                raise InputError(f"{name} is a share below 1, or a number, got {value}")
+
+    def budget(self, before: Workload) -> Budget | None:
+        """Return what the result may cost at most; None where that is not what was given."""
+        if self.macs is not None:
+            return Budget("multiply-adds", _part(self.macs, before.macs or 0))
+        if self.params is not None:
+            return Budget("parameters", _part(self.params, before.parameters))
+        return None
+
+
+class Budget(NamedTuple):
+    """How much there may be of something."""
+
+    what: str
+    most: int
+
+    def of(self, cost: Workload) -> int:
+        """Return how much there is of it."""
+        return cost.parameters if self.what == "parameters" else cost.macs or 0
+
+
+def check_step(round_to: int) -> int:
+    """Return `round_to` if it is one.
+
+    Raises:
+        InputError: when it is no positive whole number.
+    """
+    if not isinstance(cast(object, round_to), int) or round_to < 1:
+        raise InputError(f"round_to is a number of channels, at least 1, got {round_to!r}")
+    return round_to
+
+
+def _part(wanted: float, whole: int) -> int:
+    return int(wanted * whole) if wanted < 1 else int(wanted)
+
+
+def rounded(width: int, left: int, step: int) -> int:
+    """Return how many channels a layer keeps, in multiples of `step`, of which `left` must stay.
+
+    A layer of fewer channels than one step has no multiple, and keeps what must stay.
+
+    Examples:
+        >>> rounded(64, 17, 8), rounded(20, 17, 8), rounded(6, 2, 8), rounded(64, 17, 1)
+        (24, 20, 2, 17)
+    """
+    return left if width < step else min(width, -(-left // step) * step)
 
 
 def choose(
@@ -35,6 +106,7 @@ def choose(
     ratio: float | None,
     threshold: float | None,
     floor: Floor,
+    round_to: int,
 ) -> dict[str, list[int]]:
     """Return the channels that go, for every layer that loses some.
 
@@ -44,6 +116,7 @@ def choose(
         ratio: the share of all channels that may go.
         threshold: the importance up to which they go.
         floor: how many, or which share, every layer keeps of those that could go; by path too.
+        round_to: every layer that loses channels keeps a multiple of so many.
 
     Raises:
         InputError: when a floor is not a number of channels, or names an unknown layer.
@@ -65,7 +138,11 @@ def choose(
             spare[place] -= 1
             quota -= 1
             chosen.setdefault(layers[place].path, []).append(row)
-    return {path: sorted(rows) for path, rows in chosen.items()}
+    widths = {layer.path: len(layer.weight) for layer in layers}
+    for path, rows in chosen.items():  # the last ones of each are worth the most
+        width = widths[path]
+        del rows[width - rounded(width, width - len(rows), round_to) :]
+    return {path: sorted(rows) for path, rows in chosen.items() if rows}
 
 
 def _floors(layers: list[Layer], floor: Floor) -> list[int]:

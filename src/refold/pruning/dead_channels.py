@@ -6,6 +6,7 @@ A masked network and its pruned form are equal.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -28,6 +29,7 @@ from refold.graph import (
     submodule,
 )
 from refold.inputs import required
+from refold.pruning.choice import check_step, rounded
 from refold.pruning.spans import Span, limits, makers, span_of
 from refold.residuals import sliced_function
 from refold.workload import measure
@@ -39,10 +41,11 @@ class DeadChannelPass:
     Args:
         lifter: lifts the capture's nodes.
         editor: edits its graph.
+        round_to: every layer that loses channels keeps a multiple of so many.
     """
 
-    def __init__(self, lifter: Lifter, editor: Editor) -> None:
-        self.lifter, self.editor = lifter, editor
+    def __init__(self, lifter: Lifter, editor: Editor, round_to: int = 1) -> None:
+        self.lifter, self.editor, self.round_to = lifter, editor, round_to
         self.folds: list[Fold] = []
         self.kept: list[Kept] = []
 
@@ -80,6 +83,7 @@ class DeadChannelPass:
         if stays:
             reason = f"{len(stays)} channels are constant but not 0, and the next layer pads with 0"
             self.kept.append(Kept(self._path(span.maker.node), reason))
+        self._round(span, lost)
         if not lost:
             return
         keep = [c for c in range(made.out_channels) if c not in lost]
@@ -91,6 +95,17 @@ class DeadChannelPass:
         changes.append((span.reader, _columns(read, rows, lost)))
         self._write(span, changes)
         self._slice_functions(span, keep)
+
+    def _round(self, span: Span, lost: dict[int, float]) -> None:
+        """Take channels out of those that go, so that what stays is a multiple."""
+        width = span.made.out_channels
+        left = width - len(lost)
+        stay = rounded(width, left, self.round_to) - left
+        for channel in sorted(lost)[:stay]:
+            del lost[channel]
+        if stay:
+            reason = f"{stay} dead channels fill up a multiple of {self.round_to} (round_to)"
+            self.kept.append(Kept(self._path(span.maker.node), reason))
 
     def _write(self, span: Span, changes: list[tuple[Link, Conv]]) -> None:
         ready = [(step.node, self._lowered(step, op)) for step, op in changes]
@@ -150,7 +165,7 @@ def _columns(op: Conv, rows: Tensor, lost: dict[int, float]) -> Conv:
     return replace(op, weight=op.weight.detach()[:, rows], bias=bias)
 
 
-def drop_dead_channels(model: nn.Module, example_inputs: Any) -> nn.Module:
+def drop_dead_channels(model: nn.Module, example_inputs: Any, *, round_to: int = 8) -> nn.Module:
     """Return the same function, norms folded, without channels that are constant or unread.
 
     A channel is dead when its weights are all zero (a norm with weight and bias 0 makes them so):
@@ -160,6 +175,8 @@ def drop_dead_channels(model: nn.Module, example_inputs: Any) -> nn.Module:
     Args:
         model: any module in eval mode; it stays as it is.
         example_inputs: a tensor, a tuple or list of arguments, or a mapping of them by name.
+        round_to: every layer that loses channels keeps a multiple of so many, which runtimes
+            compute faster, if it has as many; 1 for no such limit.
 
     Raises:
         RefusedError: when the model is in training mode.
@@ -181,22 +198,24 @@ def drop_dead_channels(model: nn.Module, example_inputs: Any) -> nn.Module:
 
     Source: network slimming, arXiv:1708.06519.
     """
-    return rewrite(model, required(model, example_inputs), DeadChannelPass).model
+    make = partial(DeadChannelPass, round_to=check_step(round_to))
+    return rewrite(model, required(model, example_inputs), make).model
 
 
-def dropping(model: nn.Module, example_inputs: Any) -> Account:
+def dropping(model: nn.Module, example_inputs: Any, *, round_to: int = 8) -> Account:
     """Return the account of `drop_dead_channels`: `steps` are the layers that lost channels.
 
     Args:
         model: any module in eval mode; it stays as it is.
         example_inputs: a tensor, a tuple or list of arguments, or a mapping of them by name.
+        round_to: as there.
 
     Raises:
         RefusedError: when the model is in training mode.
         InputError: when it is not a module, or cannot run on the example.
     """
     inputs = required(model, example_inputs)
-    done = rewrite(model, inputs, DeadChannelPass)
+    done = rewrite(model, inputs, partial(DeadChannelPass, round_to=check_step(round_to)))
     return Account(
         model=done.model,
         steps=tuple(fold for one in done.passes for fold in one.folds),

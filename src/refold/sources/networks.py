@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from refold.errors import InputError, MissingDependencyError, one_line
 from refold.files import is_file
-from refold.models import create_model, list_models
 from refold.sources.guest import PREFIX, hosted
 from refold.sources.names import suggest
 
@@ -45,6 +44,8 @@ def brings_weights(name: str) -> bool:
 
 def own_names() -> list[str]:
     """Return the names of our own networks."""
+    from refold.models import list_models
+
     return list_models()
 
 
@@ -84,6 +85,8 @@ def _built(name: str, options: dict[str, Any], *, demands: bool = True) -> nn.Mo
     if ".py:" in name:
         return _from_file(name, demands=demands, **options)
     if name in own_names():
+        from refold.models import create_model  # late, as it takes torch along
+
         return create_model(name, **options)
     raise InputError(_unknown_form(name))
 

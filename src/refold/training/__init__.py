@@ -13,6 +13,8 @@ from refold.training.loop.progress import Progress as Progress
 from refold.training.loop.progress import Reporter as Reporter
 from refold.training.recipes.cookbook import list_recipes as list_recipes
 from refold.training.recipes.cookbook import load_recipe as load_recipe
+from refold.training.run.answers import Answer as Answer
+from refold.training.run.answers import predict as predict
 from refold.training.run.restored import network_of as network_of
 from refold.training.run.run import Trained as Trained
 from refold.training.run.run import train as train

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 import refold
 from refold.errors import CheckpointError, InputError
 from refold.training import network_of, open_data
+from refold.training.data.augment import eval_transform
 from refold.training.loop.freezing import freeze, still
+from refold.training.loop.learner import make_learner
 from refold.training.recipes.cookbook import load_recipe
-from refold.training.run.network import remarks, start_network
+from refold.training.run.network import make_teacher, remarks, start_network
 from training.pictures import folders
 from training.runs import LIGHT, records, tiny
 
@@ -168,6 +170,18 @@ def test_a_run_goes_on_from_another_in_either_form(
     assert equal(start.network, before)
 
 
+def test_the_weights_without_branches_fit_the_network_they_came_from(
+    earlier: Path, model: str
+) -> None:
+    summary = json.loads((earlier / "summary.json").read_text())
+    stock = summary["stock_form"]
+    assert stock["top1"] == summary["train_form"]["top1"]
+    net = made(model)
+    report = refold.load_checkpoint(net, earlier / stock["file"])
+    assert (report.folded, report.layout) == (0, "")
+    assert equal(net, network_of(earlier, "best"))
+
+
 def test_what_the_weights_are_worth_is_said_and_stored(
     tmp_path: Path, data: Path, model: str
 ) -> None:
@@ -246,3 +260,49 @@ def test_of_equal_epochs_the_one_with_the_lower_loss_is_best(tmp_path: Path) -> 
     lowest = min(epochs, key=lambda row: row["val_loss"])
     assert run.summary["best_epoch"] == lowest["epoch"] == 3
     assert any("same answer for every image" in text for text in said)
+
+
+def test_a_teacher_is_folded_and_learnt_from(tmp_path: Path, data: Path, model: str) -> None:
+    teacher = made(model)
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
+    distill = {"teacher": model, "checkpoint": str(tmp_path / "teacher.pth"), "temperature": 2.0}
+    recipe = load_recipe("folder", {"model": model, "distill": {**distill, "weight": 0.25}})
+    folded = make_teacher(recipe, open_data(data), (3, 12, 12))
+    assert equal(folded, teacher)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    assert not any(weight.requires_grad for weight in folded.parameters())
+    student = made(model).eval()
+    learner = make_learner(student, recipe, 2, (3, 12, 12), folded).eval()
+    x, y = image() * 2, torch.tensor([0, 1, 0])
+    with torch.no_grad():
+        p, q = ((net(x) / 2).softmax(1) for net in (teacher.eval(), student))
+        apart = (p * (p / q).log()).sum(1).mean()
+        wanted = 0.75 * learner.loss(student(x), y) + 0.25 * 4 * apart
+        found = learner(x, y).loss
+    assert float(found) == pytest.approx(float(wanted), rel=1e-4)
+    assert learner.state_dict().keys() == {f"network.{key}" for key in student.state_dict()}
+
+
+def test_a_teacher_decides_where_labels_do_not(tmp_path: Path, data: Path, model: str) -> None:
+    teacher = made(model)
+    teacher[6].bias.data = torch.tensor([0.0, 9.0])  # whatever it sees, it says 1
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
+    distill = {"teacher": model, "checkpoint": str(tmp_path / "teacher.pth"), "weight": 1.0}
+    changes = {"model": model, "options": {}, "distill": distill, "epochs": 4, "ema": None}
+    run = tiny(tmp_path / "run", data, changes={**changes, "optimizer.lr": 0.1})
+    opened = open_data(data)
+    recipe = load_recipe("folder", {"augment.size": 12, "augment.crop": "pad"})
+    prepare = eval_transform(recipe.augment, opened)
+    pixels = torch.stack([prepare(*opened.val.load(n))[0] for n in range(len(opened.val))])
+    assert run.model is not None
+    assert (run.model(pixels).argmax(1) == teacher.eval()(pixels).argmax(1)).all()
+
+
+def test_a_teacher_must_know_something(data: Path, model: str) -> None:
+    for distill, said in (
+        ({"teacher": "resnet18"}, "is untrained: give its weights with --teacher-checkpoint"),
+        ({"teacher": model.replace("build", "fixed")}, "was trained for other classes"),
+    ):
+        recipe = load_recipe("folder", {"model": model, "distill": distill, "augment.size": 12})
+        with pytest.raises(InputError, match=said):
+            make_teacher(recipe, open_data(data), (3, 12, 12))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -26,6 +27,33 @@ class Outcome(NamedTuple):
     answers: Tensor
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """Distillation: the loss of the labels, and how far the answers are from a teacher's.
+
+    The teacher is no part of the learner: it neither trains nor is saved.
+
+    Args:
+        teacher: maps images to logits.
+        temperature: that softens the answers of both.
+        weight: of the teacher; the labels have the rest.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531.
+    """
+
+    teacher: Callable[[Tensor], Any]
+    temperature: float
+    weight: float
+
+    def __call__(self, loss: Tensor, said: Tensor, images: Tensor) -> Tensor:
+        """Return the loss of labels and teacher."""
+        with torch.no_grad():
+            told = outputs(self.teacher(images))[0].float() / self.temperature
+        own = said.float() / self.temperature
+        apart = F.kl_div(own.log_softmax(1), told.log_softmax(1), None, None, "batchmean", True)
+        return (1 - self.weight) * loss + self.weight * self.temperature**2 * apart
+
+
 class Learner(nn.Module):
     """A network, and the loss of what it says.
 
@@ -34,14 +62,20 @@ class Learner(nn.Module):
         loss: of main outputs and targets; it may have parameters of its own.
         auxiliary: the weight of each further output.
         norms_still: whether no norm's statistics move.
+        lesson: what is added by a teacher; None for none.
     """
 
     def __init__(
-        self, network: nn.Module, loss: nn.Module, auxiliary: float, norms_still: bool = False
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        auxiliary: float,
+        norms_still: bool = False,
+        lesson: Lesson | None = None,
     ) -> None:
         super().__init__()
         self.network, self.loss, self.auxiliary = network, loss, auxiliary
-        self.norms_still = norms_still
+        self.norms_still, self.lesson = norms_still, lesson
 
     def train(self, mode: bool = True) -> Learner:
         """Set the mode; norms that are frozen stay in evaluation mode."""
@@ -61,6 +95,8 @@ class Learner(nn.Module):
         loss = self.loss(main, targets)
         for other in others:
             loss = loss + self.auxiliary * self.loss(other, targets)
+        if self.lesson is not None:
+            loss = self.lesson(loss, main, images)
         with torch.no_grad():
             right, answers = self._right(main, targets)
         return Outcome(loss, right, answers)
@@ -144,7 +180,11 @@ class CrossEntropy(nn.Module):
 
 
 def make_learner(
-    network: nn.Module, recipe: Recipe, classes: int, image: tuple[int, ...]
+    network: nn.Module,
+    recipe: Recipe,
+    classes: int,
+    image: tuple[int, ...],
+    teacher: nn.Module | None = None,
 ) -> Learner:
     """Return a network with the loss of a recipe.
 
@@ -153,6 +193,7 @@ def make_learner(
         recipe: which loss.
         classes: how many.
         image: shape of one, (C, H, W).
+        teacher: to learn from, where the recipe has one.
 
     Raises:
         InputError: when the network does not run on such images, or its output does not fit.
@@ -180,7 +221,11 @@ def make_learner(
             f"needs {wanted}" + (" of every pixel" if ndim == 4 else "")
         )
     loss = _loss(recipe.loss, main.shape[1], classes)
-    return Learner(network, loss, recipe.loss.auxiliary, recipe.freeze_norms)
+    lesson = None
+    if teacher is not None and recipe.distill is not None:
+        # Not as a module, which the learner would train and save.
+        lesson = Lesson(teacher.__call__, recipe.distill.temperature, recipe.distill.weight)
+    return Learner(network, loss, recipe.loss.auxiliary, recipe.freeze_norms, lesson)
 
 
 def _loss(wanted: Loss, width: int, classes: int) -> nn.Module:

@@ -100,6 +100,24 @@ class Slimming(_Strict):
     gamma: float | None = None
 
 
+class Distill(_Strict):
+    """A trained network to learn from, beside the labels.
+
+    Args:
+        teacher: a MODEL.
+        checkpoint: its weights; None where it brings them.
+        options: of the model.
+        temperature: that softens the answers of both.
+        weight: of the teacher in the loss; the labels have the rest.
+    """
+
+    teacher: str
+    checkpoint: str | None = None
+    options: dict[str, Any] = {}
+    temperature: float = Field(default=4.0, gt=0)
+    weight: float = Field(default=0.5, gt=0, le=1)
+
+
 class Loss(_Strict):
     """What is made small.
 
@@ -203,6 +221,7 @@ class Recipe(_Strict):
         ema: decay of the moving average of the weights, which is judged and deployed; None for
             none.
         precision: of the arithmetic.
+        distill: a teacher; None for none.
         channels_last: whether tensors lie in memory with the channels of a pixel side by side,
             which many plain networks train faster with.
         clip: the largest norm of the gradients; None for any.
@@ -232,6 +251,7 @@ class Recipe(_Strict):
     decay: Decay = Decay()
     slimming: Slimming | None = None
     loss: Loss = Loss()
+    distill: Distill | None = None
     augment: Augment = Augment()
     mix: Mix = Mix()
     deploy: Deploy = Deploy()
@@ -260,6 +280,8 @@ class Recipe(_Strict):
             raise ValueError(
                 "the losses am_softmax and arcface, and only they, are for task: embed"
             )
+        if self.task != "classify" and self.distill is not None:
+            raise ValueError("distill is for task: classify")
         if self.task != "classify" and (self.mix.mixup or self.mix.cutmix):
             raise ValueError("mix is for task: classify")
         return self

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from refold.branches import collapse
+from refold.checkpoint import write_state_dict
 from refold.equivalence import prove
-from refold.errors import MissingDependencyError
+from refold.errors import MissingDependencyError, RefusedError
 from refold.exporting import describe, export
 from refold.folding import reparameterize
 from refold.residuals import remove_residuals
@@ -25,6 +27,7 @@ from refold.workload import measure
 if TYPE_CHECKING:
     from refold.training.recipes.recipe import Recipe
 
+STOCK = "stock.safetensors"
 _ENOUGH = 8  # answers, for all of them to be the same by more than chance
 
 Fold = Callable[[nn.Module, Any], nn.Module]
@@ -78,6 +81,7 @@ def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
         **({"start": started} if (started := folder.start()) else {}),
         "train_form": _form(engine, network, example, judged[0]),
         "deployed_form": _form(engine, deployed, example, judged[1]),
+        **_stock(engine, network, example),
         **about,
         "same_answers": same,
         "answers": compared,
@@ -89,6 +93,24 @@ def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
         folder.summarise(summary)
     accelerator.wait_for_everyone()
     return Finished(summary, network, deployed)
+
+
+def _stock(engine: Engine, network: nn.Module, example: Tensor) -> dict[str, Any]:
+    """Write the weights of the network without its branches, and judge them.
+
+    They load strictly into the network that the branches were added to.
+    """
+    if engine.recipe.block is None:
+        return {}
+    try:
+        plain = collapse(network)
+    except RefusedError as error:
+        engine.reporter.note(f"{STOCK} is left out: {error}")
+        return {}
+    judged = engine.judge(plain)
+    if engine.folder.writes:
+        write_state_dict(plain.state_dict(), engine.folder.path / STOCK)
+    return {"stock_form": {**_form(engine, plain, example, judged), "file": STOCK}}
 
 
 def _warn_of_chance(engine: Engine, judged: Judged) -> None:

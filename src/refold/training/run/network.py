@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from refold.blocks import BranchedBlock
 from refold.branches import block_factory, expand, expand_plan
 from refold.errors import CheckpointError, InputError
+from refold.folding import reparameterize
 from refold.residuals import removal
 from refold.sources.networks import brings_weights, build_to_train
 from refold.training.data.augment import image_side
@@ -97,6 +98,40 @@ def start_network(
     notes = _set_scales(network, recipe, brings)
     freeze(network, recipe.freeze, norms=recipe.freeze_norms)
     return Start(network.train(), brings, replaced, notes)
+
+
+def make_teacher(recipe: Recipe, data: Data, image: tuple[int, ...]) -> nn.Module:
+    """Return the folded teacher of a recipe, which does not train.
+
+    Args:
+        recipe: which teacher.
+        data: the images, whose classes it must know.
+        image: shape of one, (C, H, W).
+
+    Raises:
+        InputError: when it has no weights, or other classes.
+    """
+    wanted = recipe.distill
+    if wanted is None:
+        raise InputError("the recipe has no teacher: give distill")
+    if wanted.checkpoint is None and not brings_weights(wanted.teacher):
+        raise InputError(
+            f"the teacher {wanted.teacher} is untrained: give its weights with "
+            "--teacher-checkpoint (distill.checkpoint)"
+        )
+    own = {
+        "model": wanted.teacher, "options": wanted.options, "checkpoint": wanted.checkpoint,
+        "pretrained": False, "block": None, "block_options": {}, "freeze": (),
+        "freeze_norms": False, "gamma": None, "slimming": None, "distill": None,
+    }  # fmt: skip
+    start = start_network(recipe.model_copy(update=own), data)
+    if start.replaced:
+        raise InputError(
+            f"the teacher {wanted.teacher} was trained for other classes than the images have "
+            f"({', '.join(start.replaced)} does not fit): give one that knows them"
+        )
+    teacher = reparameterize(start.network.eval(), torch.zeros(1, *image))
+    return teacher.requires_grad_(False)
 
 
 def built_anew(begun: Begun, model: nn.Module | None, *, loads: bool) -> nn.Module:

@@ -152,9 +152,9 @@ def train(
 def _placed(changes: dict[str, Any]) -> dict[str, Any]:
     """Return changes with absolute paths: a run may be resumed from another folder."""
     found = dict(changes)
-    for key in ("model", "checkpoint"):
+    for key in ("model", "checkpoint", "distill.teacher", "distill.checkpoint"):
         value = found.get(key)
-        if isinstance(value, str) and (key == "checkpoint" or ".py:" in value):
+        if isinstance(value, str) and (key.endswith("checkpoint") or ".py:" in value):
             found[key] = os.path.abspath(value)  # noqa: PTH100 (keeps links)
     return found
 

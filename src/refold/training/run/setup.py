@@ -25,7 +25,7 @@ from refold.training.loop.run_folder import RunFolder
 from refold.training.loop.saves import Saves
 from refold.training.loop.state import Parts, Position
 from refold.training.recipes.recipe import Recipe
-from refold.training.run.network import Builder, check_removable
+from refold.training.run.network import Builder, check_removable, make_teacher
 from refold.training.seeds import seeded
 from refold.training.settings import Habits
 
@@ -168,7 +168,10 @@ def make_engine(
     if recipe.deploy.remove_residuals:
         check_removable(network, image)
     with seeded(recipe.seed, "loss"):
-        learner = make_learner(network, recipe, len(data.classes), image)
+        teacher = None if recipe.distill is None else make_teacher(recipe, data, image)
+        if teacher is not None:
+            teacher = teacher.to(accelerator.device)
+        learner = make_learner(network, recipe, len(data.classes), image, teacher)
     align(accelerator, learner.to(accelerator.device))  # before the average copies it
     if processes > 1 and recipe.sync_norms:
         sync_norms(learner)

@@ -31,7 +31,7 @@ def pruned(share: float, importance: Importance, *, remove_residuals: bool) -> S
     def shape(network: nn.Module, images: Tensor) -> nn.Module:
         example = images[:1]
         prune = partial(
-            pruning, network, example, importance=importance, floor=_FLOOR,
+            pruning, network, example, importance=importance, floor=_FLOOR, round_to=1,
             remove_residuals=remove_residuals,
         )  # fmt: skip
         budget = share * (folded_size(network, example).macs or 0)

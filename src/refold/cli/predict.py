@@ -1,0 +1,147 @@
+"""`refold predict`: what a trained network says of images."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from refold.cli import options
+from refold.cli.console import complain, note, print_json, say, step, table
+from refold.errors import InputError
+
+if TYPE_CHECKING:
+    from refold.training.run.answers import Answer
+
+Place = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN|FILE", help="Folder of a run, or its deploy.onnx, .pt2 or .xml file."
+    ),
+]
+Images = Annotated[
+    list[str],
+    typer.Argument(metavar="IMAGE...", help="Image files, folders of them, or 'photos/*.jpg'."),
+]
+Top = Annotated[int, typer.Option("--top", min=1, help="How many classes to name.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="FOLDER", help="Segmentation: where masks are written."),
+]
+
+
+def predict(
+    place: Place,
+    images: Images,
+    top: Top = 5,
+    output: Output = None,
+    as_csv: Csv = False,
+    as_json: options.Json = False,
+) -> None:
+    """Say what a trained network sees in images, prepared exactly as its evaluation did.
+
+    Classification names the likeliest classes; segmentation writes a coloured mask for each image;
+    embeddings are printed by --json and --csv, else how alike each image is to the first.
+    """
+    from refold.training.run.answers import predict as run
+
+    if as_csv and as_json:
+        raise InputError("give either --csv or --json")
+    with step(f"look at the images with {place}"):
+        answers = list(run(place, images))
+    for answer in answers:
+        if answer.error:
+            complain(f"{answer.image} cannot be read: {answer.error}")
+    good = [answer for answer in answers if answer.output is not None]
+    if not good:
+        raise InputError("none of the images can be read")
+    if good[0].task == "segment":
+        _write_masks(good, output or Path("masks"))
+    records = [_record(answer, good[0], top) for answer in good]
+    if as_json:
+        print_json(records)
+    elif as_csv:
+        say(*_csv_lines(records))
+    else:
+        _say(records, good[0].task, top)
+
+
+def _record(answer: Answer, first: Answer, top: int) -> dict[str, Any]:
+    import torch
+
+    known: dict[str, Any] = {"image": answer.image}
+    output, other = answer.output, first.output
+    if output is None or other is None:
+        return known
+    if answer.task == "embed":
+        alike = torch.nn.functional.cosine_similarity(output.flatten(), other.flatten(), 0)
+        return known | {"likeness": float(alike), "vector": output.flatten().tolist()}
+    if answer.task == "segment":
+        counts = torch.bincount(answer.mask().flatten().long(), minlength=len(answer.classes))
+        shares = [int(number) / max(int(counts.sum()), 1) for number in counts]
+        order = sorted(range(len(answer.classes)), key=lambda number: -shares[number])[:top]
+        rows = [(answer.classes[number], shares[number]) for number in order]
+    else:
+        rows = answer.best(top)
+    return known | {"classes": [{"class": name, "share": share} for name, share in rows]}
+
+
+def _csv_lines(records: Sequence[dict[str, Any]]) -> list[str]:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for record in records:
+        if "vector" in record:
+            writer.writerow([record["image"], *record["vector"]])
+        else:
+            for row in record["classes"]:
+                writer.writerow([record["image"], row["class"], f"{row['share']:.6f}"])
+    return text.getvalue().splitlines()
+
+
+def _say(records: Sequence[dict[str, Any]], task: str, top: int) -> None:
+    if task == "embed":
+        rows = [[record["image"], f"{record['likeness']:.4f}"] for record in records]
+        table("", ["image", "likeness to the first"], rows)
+        return
+    rows = [
+        [record["image"], *(f"{row['class']} {row['share']:.1%}" for row in record["classes"])]
+        for record in records
+    ]
+    width = max(map(len, rows))
+    rows = [[*row, *[""] * (width - len(row))] for row in rows]
+    table("", ["image", *(str(number + 1) for number in range(width - 1))], rows)
+
+
+def _write_masks(answers: Sequence[Answer], folder: Path) -> None:
+    """Write the mask of each image as a PNG whose palette gives every class a colour."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+    for answer in answers:
+        name = Path(answer.image).stem
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        mask = Image.fromarray(answer.mask().numpy(), "P")
+        mask.putpalette(_palette())
+        mask.save(folder / f"{name}.png")
+    note(f"wrote {len(answers)} masks to {folder}; a pixel's value is the number of its class")
+
+
+def _palette() -> list[int]:
+    """Return 256 colours, far from each other for the first ones; as PASCAL VOC has them."""
+    colours: list[int] = []
+    for number in range(256):
+        rgb, rest = [0, 0, 0], number
+        for bit in range(7, -1, -1):
+            for channel in range(3):
+                rgb[channel] |= (rest >> channel & 1) << bit
+            rest >>= 3
+        colours += rgb
+    return colours

@@ -1,0 +1,200 @@
+"""From an image to an answer: what a run deployed, on images prepared as its evaluation did."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from refold.errors import InputError, MissingDependencyError, one_line
+from refold.exporting import (
+    described,
+    onnx_session,
+    openvino_model,
+    run_onnx,
+    run_openvino,
+)
+from refold.training.data.augment import transform_by
+from refold.training.data.image_folders import images_in
+from refold.training.data.sources import open_image
+from refold.training.loop.learner import outputs
+from refold.training.loop.run_folder import CONFIG, SUMMARY
+from refold.training.run.restored import network_of
+
+_BATCH = 32
+_FILES = (".onnx", ".pt2", ".xml")
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a network says of one image.
+
+    Args:
+        image: its path.
+        output: the network's, without the batch; None where the image cannot be read.
+        classes: the names of the classes; empty where there are none.
+        task: classify, embed or segment.
+        error: why the image cannot be read.
+    """
+
+    image: str
+    output: Tensor | None
+    classes: Sequence[str]
+    task: str
+    error: str = ""
+
+    def best(self, count: int = 5) -> list[tuple[str, float]]:
+        """Return the likeliest classes with their probabilities."""
+        if self.output is None:
+            return []
+        shares = self.output.flatten().softmax(0)
+        found = shares.topk(min(count, len(shares)))
+        names = list(self.classes) or [str(number) for number in range(len(shares))]
+        order = [int(index) for index in found.indices]
+        return [(names[index], float(shares[index])) for index in order]
+
+    def mask(self) -> Tensor:
+        """Return the number of the class of every pixel, for segmentation."""
+        return cast(Tensor, self.output).argmax(0).to(torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network ready for use.
+
+    Args:
+        call: maps prepared images to outputs.
+        about: its task, classes and preprocessing.
+    """
+
+    call: Callable[[Tensor], Tensor]
+    about: Mapping[str, Any]
+
+
+def open_network(place: str | Path) -> Network:
+    """Open what a run deployed, or one of the files.
+
+    Args:
+        place: the folder of a run; or its `deploy.onnx`, `.pt2` or `.xml`.
+
+    Raises:
+        InputError: when there is none, or the file does not say how images are prepared.
+        MissingDependencyError: when the format's library is not installed.
+    """
+    path = Path(place)
+    if path.suffix == ".safetensors" and (path.parent / CONFIG).is_file():
+        path = path.parent  # weights alone, of a network that the run knows
+    if path.is_dir():
+        return _of_run(path)
+    if not path.is_file():
+        raise InputError(f"there is no run or file {str(place)!r}: give what refold train wrote")
+    if path.suffix.lower() not in _FILES:
+        raise InputError(f"{path} cannot be run: give a run, or its {', '.join(_FILES)} file")
+    about = described(path)
+    if "preprocessing" not in about:
+        raise InputError(
+            f"{path} does not say how images are prepared: give the folder of the run that made it"
+        )
+    return Network(_caller(path), about)
+
+
+def _of_run(run: Path) -> Network:
+    if not (run / SUMMARY).is_file():
+        raise InputError(f"{run} holds no finished run: {SUMMARY} is missing")
+    summary = json.loads((run / SUMMARY).read_text())
+    if "preprocessing" not in summary:
+        raise InputError(
+            f"{run} was made by an earlier version, which did not note how images are prepared: "
+            "write its results again with refold train --resume"
+        )
+    for suffix in _FILES:
+        file = run / f"deploy{suffix}"
+        if file.is_file():
+            try:
+                return Network(_caller(file), summary)
+            except MissingDependencyError:
+                continue
+    network = network_of(run, "best")
+    return Network(lambda images: outputs(network(images))[0], summary)
+
+
+def _caller(path: Path) -> Callable[[Tensor], Tensor]:
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        session = onnx_session(path)
+        return lambda images: run_onnx(session, ((images,), {}))[0]
+    if suffix == ".xml":
+        compiled = openvino_model(path)
+        return lambda images: run_openvino(compiled, ((images,), {}))[0]
+    program = torch.export.load(path).module()
+    return lambda images: outputs(program(images))[0]
+
+
+def predict(place: str | Path, images: Iterable[str | Path]) -> Iterator[Answer]:
+    """Yield what a deployed network says of images, prepared exactly as its evaluation did.
+
+    Args:
+        place: the folder of a run, or a file that it deployed.
+        images: files, folders of them, or patterns such as `"photos/*.jpg"`.
+
+    Raises:
+        InputError: when the network cannot be opened, or a place holds no image. An image that
+            cannot be read is an answer with an error.
+    """
+    network = open_network(place)
+    files = find_images(images)
+    for start in range(0, len(files), _BATCH):
+        yield from _answers(network, files[start : start + _BATCH])
+
+
+def _answers(network: Network, files: Sequence[Path]) -> Iterator[Answer]:
+    steps = network.about["preprocessing"]
+    prepare = transform_by(steps)
+    ready: dict[Path, Tensor] = {}
+    broken: dict[Path, str] = {}
+    for file in files:
+        try:
+            ready[file] = prepare(open_image(file, steps["colour"]), 0)[0]
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise whatever they like on a broken file
+            broken[file] = one_line(error)
+    said: dict[Path, Tensor] = {}
+    if ready:
+        with torch.no_grad():
+            found = network.call(torch.stack(list(ready.values()))).float()
+        if found.ndim == 4:
+            size = tuple(steps["input"][1:])
+            found = torch.nn.functional.interpolate(found, size, mode="bilinear")
+        said = dict(zip(ready, found, strict=True))
+    classes, task = network.about.get("classes", ()), str(network.about["task"])
+    for file in files:
+        yield Answer(str(file), said.get(file), classes, task, broken.get(file, ""))
+
+
+def find_images(places: Iterable[str | Path]) -> list[Path]:
+    """Return the image files that places mean, each once, in order.
+
+    Raises:
+        InputError: when there is no image at one of them.
+    """
+    found: dict[Path, None] = {}
+    for place in places:
+        path = Path(place)
+        if path.is_dir():
+            files = images_in(path)
+        elif path.is_file():
+            files = [path]
+        else:
+            files = sorted(Path(name) for name in glob.glob(str(place), recursive=True))  # noqa: PTH207
+            files = [file for file in files if file.is_file()]
+        if not files:
+            raise InputError(f"there is no image at {str(place)!r}: give files or folders")
+        found |= dict.fromkeys(files)
+    return list(found)

@@ -1,0 +1,158 @@
+"""What a run deployed answers, image for image, what its evaluation answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from refold.cli.app import main
+from refold.errors import InputError
+from refold.exporting import described
+from refold.training import network_of, open_data, predict
+from refold.training.data.augment import eval_transform
+from refold.training.loop.learner import at_size
+from refold.training.recipes.cookbook import load_recipe
+from training.pictures import folders, masks
+from training.runs import tiny
+
+Say = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folders(tmp_path_factory.mktemp("data"), val=4, side=19, classes=("yak", "zebra"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    files = {"deploy.files": ["safetensors", "onnx", "pt2", "xml"], "augment.crop": "resized"}
+    tiny(folder, data, changes={**files, "epochs": 1, "augment.mean": [0.4, 0.5, 0.6]})
+    return folder
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    def call(*words: str | Path) -> str:
+        assert main(["predict", *map(str, words)]) == 0
+        return capsys.readouterr().out
+
+    return call
+
+
+def wanted(run: Path, data: Path) -> dict[str, torch.Tensor]:
+    """Return what the network in train form says of the validation images."""
+    recipe: Any = load_recipe("folder", json_of(run))
+    opened = open_data(data)
+    prepare = eval_transform(recipe.augment, opened)
+    network = network_of(run, "best")
+    with torch.no_grad():
+        return {
+            opened.val.name(n): network(prepare(*opened.val.load(n))[0][None])[0]
+            for n in range(len(opened.val))
+        }
+
+
+def json_of(run: Path) -> dict[str, Any]:
+    from refold.training.recipes.cookbook import from_yaml
+
+    return from_yaml(run / "config.yaml")["recipe"]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "deploy.onnx", "deploy.pt2", "deploy.xml", "deploy.safetensors"]
+)
+def test_every_file_answers_as_the_evaluation_did(run: Path, data: Path, name: str) -> None:
+    found = {answer.image: answer for answer in predict(run / name, [data / "val"])}
+    truth = wanted(run, data)
+    assert found.keys() == truth.keys()
+    for image, output in truth.items():
+        assert torch.allclose(found[image].output, output, atol=1e-4)
+        names = [name for name, _ in found[image].best()]
+        assert names[0] == ("yak", "zebra")[int(output.argmax())]
+        assert sum(share for _, share in found[image].best()) == pytest.approx(1)
+
+
+def test_files_and_summary_say_what_is_needed(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["classes"] == ["yak", "zebra"]
+    steps = summary["preprocessing"]
+    assert steps["mean"] == [0.4, 0.5, 0.6]
+    assert (steps["resize"], steps["crop"], steps["input"]) == (14, [12, 12], [3, 12, 12])
+    for suffix in ("onnx", "safetensors", "pt2", "xml"):
+        about = described(run / f"deploy.{suffix}")
+        assert about["classes"] == ["yak", "zebra"]
+        assert about["preprocessing"] == steps
+
+
+def test_ten_lines_without_refold_give_the_same_answers(run: Path, data: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "deploying.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    found = {answer.image: answer.best(1)[0][0] for answer in predict(run, [data / "val"])}
+    for image, name in found.items():
+        names: dict[str, Any] = {}
+        words = code.replace("RUN/deploy.onnx", str(run / "deploy.onnx")).replace(
+            "photo.jpg", image
+        )
+        exec(words, names)
+        assert names["classes"][int(names["scores"].argmax())] == name
+
+
+def test_a_table_json_and_csv(run: Path, data: Path, tmp_path: Path, say: Say) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    pattern = f"{data}/val/yak/*.png"
+    rows = json.loads(say(run, pattern, broken, "--json"))
+    assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "2.png", "3.png"]
+    assert {row["class"] for row in rows[0]["classes"]} == {"yak", "zebra"}
+    lines = say(run, pattern, "--csv", "--top", "1").splitlines()
+    assert len(lines) == 4
+    assert lines[0].split(",")[1] == rows[0]["classes"][0]["class"]
+    assert rows[0]["classes"][0]["class"] in say(run, pattern)
+
+
+def test_what_is_missing_is_said(run: Path, tmp_path: Path, data: Path) -> None:
+    with pytest.raises(InputError, match="there is no image at 'nowhere'"):
+        list(predict(run, ["nowhere"]))
+    with pytest.raises(InputError, match="holds no finished run"):
+        list(predict(tmp_path, [data]))
+    with pytest.raises(InputError, match="there is no run or file"):
+        list(predict(tmp_path / "x.onnx", [data]))
+
+
+def test_masks_are_those_of_the_evaluation(tmp_path: Path, say: Say) -> None:
+    data = masks(tmp_path / "data", side=16)
+    changes = {
+        "task": "segment", "epochs": 1, "augment.size": 16, "ema": None,
+        "deploy.files": ["pt2"],
+    }  # fmt: skip
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    run = tiny(tmp_path / "run", data, model=net, changes=changes)
+    say(tmp_path / "run", data / "val" / "images", "-o", tmp_path / "masks")
+    opened = open_data(data, "segment")
+    recipe = load_recipe("folder", json_of(tmp_path / "run"))
+    prepare = eval_transform(recipe.augment, opened)
+    for number in range(len(opened.val)):
+        pixels, mask = prepare(*opened.val.load(number))
+        with torch.no_grad():
+            wanted = at_size(run.model(pixels[None]), mask[None]).argmax(1)[0]
+        name = Path(opened.val.name(number)).stem
+        found = np.asarray(Image.open(tmp_path / "masks" / f"{name}.png"))
+        assert np.array_equal(found, wanted.numpy())
+
+
+def test_embeddings_are_vectors(tmp_path: Path, data: Path, say: Say) -> None:
+    changes = {"task": "embed", "loss": {"name": "am_softmax"}, "epochs": 1}
+    tiny(tmp_path / "run", data, changes=changes)
+    rows = json.loads(say(tmp_path / "run", data / "val", "--json"))
+    assert rows[0]["likeness"] == pytest.approx(1)
+    assert np.isfinite(rows[1]["vector"]).all()
+    assert "likeness to the first" in say(tmp_path / "run", data / "val")
