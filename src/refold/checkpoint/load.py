@@ -87,13 +87,13 @@ def load_checkpoint(
     """Load a file's weights into the model, in place; every key and shape must fit.
 
     Reads safetensors, HDF5, `torch.save` and pickle files, the last two without ever running code
-    from them: classes that the file names are not looked up, and of a whole pickled module the
-    tensors are taken. Weights may sit inside `state_dict`, `model`, `ema` and the like (averaged
-    weights win) or any other container, and their names may have a prefix that the model's lack
-    (`module.`, `model.`, `_orig_mod.`). Of several sets of weights the one that fits is taken;
-    where more fit, and differ, `key` must say which. Floats are cast to the model's types, float8
-    by way of float32; integers and complex numbers are no floats, and refused where the model has
-    such. A file may lack `num_batches_tracked`.
+    from them: no class is looked up but the few that torch's reader of weights knows, and of a
+    whole pickled module the tensors are taken. Weights may sit inside `state_dict`, `model`, `ema`
+    and the like (averaged weights win) or any other container, and their names may have a prefix
+    that the model's lack (`module.`, `model.`, `_orig_mod.`). Of several sets of weights the one
+    that fits is taken; where more fit, and differ, `key` must say which. Floats are cast to the
+    model's types, float8 by way of float32; integers and complex numbers are no floats, and refused
+    where the model has such. A file may lack `num_batches_tracked`.
 
     Where the names differ, those of RepVGG, RepVGGplus, DBB, ACNet, MobileOne, RepLKNet, RepMLP,
     RepMLPNet, RMNet and timm's RepVGG and MobileOne are translated, in training and in deploy form.
