@@ -130,8 +130,8 @@ def test_the_judge_sees_careless_folds() -> None:
 
 
 def test_the_judge_sees_folds_across_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def trusting(make, capture, shapes):
-        lifter = make(capture, shapes)
+    def trusting(make, capture):
+        lifter = make(capture)
         lifter.tainted.clear()
         return lifter
 

@@ -203,21 +203,6 @@ def test_forward_pre_hook() -> None:
     assert done.apply()[1]._forward_pre_hooks
 
 
-@pytest.mark.parametrize(
-    ("wrap", "reason"),
-    [
-        (torch.nn.utils.weight_norm, "it has hooks"),
-        (torch.nn.utils.spectral_norm, "it has hooks"),
-        (torch.nn.utils.parametrizations.weight_norm, "parametrized"),
-        (torch.nn.utils.parametrizations.spectral_norm, "parametrized"),
-        (torch.nn.utils.parametrizations.orthogonal, "parametrized"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_parametrized_weight(wrap, reason: str) -> None:
-    trap(nn.Sequential(wrap(conv()), Norm(4)), reason=reason)
-
-
 class Doubled(nn.Conv2d):
     def forward(self, x):
         return super().forward(x) * 2 + 1

@@ -199,7 +199,7 @@ def test_norm_of_tokens_before_a_linear_layer() -> None:
 
 
 def test_norm_of_vectors_folds() -> None:
-    done = sound(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), images(7, 4))
+    done = sound(nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.BatchNorm1d(6)), images(7, 4))
     assert layers(done.apply()) == 1
 
 

@@ -16,6 +16,7 @@ from refold.graph.trace.state import StateChangeError, untouched
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 _SURE = 1e-6
+_ROUNDED = 5e-2  # of weights in half precision
 _SLOW = (torch.float16, torch.bfloat16)  # on a CPU
 
 
@@ -34,7 +35,7 @@ def disagreement(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -
         return _in_form(model, folded, inputs)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         if any(p.dtype in _SLOW and p.device.type == "cpu" for p in model.parameters()):
-            return _in_double(model, folded, inputs)
+            return _in_double(model, folded, inputs, _ROUNDED)
         first = _result(model, inputs)
         if isinstance(first, Exception) or any(tensor.is_meta for tensor in first):
             return None
@@ -59,7 +60,9 @@ def _in_form(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> st
     return None if same else "the folded model gives another answer (other shapes)"
 
 
-def _in_double(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str | None:
+def _in_double(
+    model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...], bound: float = _SURE
+) -> str | None:
     try:
         wide, other = duplicate(model).double(), duplicate(folded).double()
     except Exception:  # a layer without float64
@@ -68,7 +71,7 @@ def _in_double(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> 
     first = _result(wide, given)
     if isinstance(first, Exception) or _difference(first, _result(wide, given), _SURE) is not None:
         return None
-    return _difference(first, _result(other, given), _SURE)
+    return _difference(first, _result(other, given), bound)
 
 
 def _widened(tensor: Tensor) -> Tensor:
@@ -102,7 +105,7 @@ def _difference(
     if [x.shape for x in first] != [y.shape for y in second]:
         return f"{what} (other shapes)"
     for one, two in zip(first, second, strict=True):
-        bound = _TOLERANCE.get(one.dtype, 5e-2) if tolerance is None else tolerance
+        bound = _TOLERANCE.get(one.dtype, _ROUNDED) if tolerance is None else tolerance
         if not one.is_floating_point():
             if not torch.equal(one, two):
                 return what
