@@ -23,6 +23,7 @@ from refold.errors import InputError, RefusedError
 from refold.graph.agreement import disagreement
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.copies.watching import watchable
+from refold.graph.fold.borders import pad_before_layers
 from refold.graph.fold.computed_weights import RULE, store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.leftovers import drop_idle, drop_layouts
@@ -294,6 +295,8 @@ def _fold_capture(capture: Capture, made: _Made, allow_growth: bool, left: LeftA
 def _folded(capture: Capture, allow_growth: bool, left: LeftAlone) -> FoldPass:
     lifter = Lifter.of(capture)
     editor = Editor(capture)
+    if pad_before_layers(lifter, editor):
+        lifter = Lifter.of(capture)
     unify_layouts(lifter, editor)
     fold = FoldPass(lifter, editor, allow_growth, left)
     drop_idle(fold)

@@ -1,0 +1,174 @@
+"""Padded maps whose border is overwritten with the norm's image of zero: a padding in front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import refold
+from helpers.traps import live
+
+Write = Callable[[Tensor, Tensor, int, int], None]
+NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def ring(y: Tensor, v: Tensor, p: int, rank: int) -> None:
+    """Overwrite the whole border, side by side."""
+    for axis in range(2, 2 + rank):
+        full = [slice(None)] * (2 + rank)
+        full[axis] = slice(0, p)
+        y[tuple(full)] = v
+        full[axis] = slice(-p, None)
+        y[tuple(full)] = v
+
+
+def ellipsis(y: Tensor, v: Tensor, p: int, rank: int) -> None:
+    y[..., :p], y[..., -p:] = v, v
+    y[..., :p, :], y[..., -p:, :] = v, v
+
+
+class Padded(nn.Module):
+    """A norm, a padding, and a border of what a function writes."""
+
+    def __init__(self, rank: int, width: int, write: Write, shift: float = 0.0) -> None:
+        super().__init__()
+        self.bn, self.width, self.shift = NORMS[rank](4), width, shift
+        self.write, self.rank = write, rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        bn = self.bn
+        y = F.pad(bn(x), [self.width] * (2 * self.rank))
+        v = (
+            bn.bias.detach()
+            - bn.running_mean * bn.weight.detach() / (bn.running_var + bn.eps).sqrt()
+        )
+        value = v.view(1, -1, *(1,) * self.rank) + self.shift
+        self.write(y, value, self.width, self.rank)
+        return y
+
+
+def image(rank: int) -> Tensor:
+    noise = torch.Generator().manual_seed(rank)
+    return torch.randn(2, 3, *range(7, 7 + rank), dtype=torch.float64, generator=noise)
+
+
+def net(rank: int, width: int, write: Write, **options: float) -> nn.Module:
+    first = CONVS[rank](3, 4, 1, bias=False)
+    last = CONVS[rank](4, 5, 2 * width + 1, bias=False)
+    return live(nn.Sequential(first, Padded(rank, width, write, **options), last, NORMS[rank](5)))
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(part, tuple(NORMS.values())) for part in model.modules())
+
+
+def equal(model: nn.Module, folded: nn.Module, rank: int) -> None:
+    for x in (image(rank), 30 * image(rank), image(rank)[:1, :, 2:], torch.zeros_like(image(rank))):
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_border_of_the_norms_image_of_zero_folds(rank: int, width: int) -> None:
+    model = net(rank, width, ring)
+    folded = refold.reparameterize(model, image(rank), allow_growth=True)
+    assert norms(folded) == 0
+    assert len([part for part in folded.modules() if isinstance(part, CONVS[rank])]) == 1
+    equal(model, folded, rank)
+
+
+def test_the_ellipsis_is_another_spelling() -> None:
+    model = net(2, 1, ellipsis)
+    folded = refold.reparameterize(model, image(2))
+    assert norms(folded) == 0
+    equal(model, folded, 2)
+
+
+def test_padding_with_zeros_behind_the_norm_is_another_function() -> None:
+    """The control: what a fold that forgot the border would give."""
+    model = net(2, 1, ring)
+    naive = nn.Sequential(model[0], model[1].bn, nn.ZeroPad2d(1), model[2], model[3])
+    assert not torch.allclose(naive(image(2)), model(image(2)), atol=1e-3)
+
+
+def missing(y: Tensor, v: Tensor, p: int, rank: int) -> None:
+    y[:, :, :p], y[:, :, -p:], y[:, :, :, :p] = v, v, v
+
+
+def wider(y: Tensor, v: Tensor, p: int, rank: int) -> None:
+    ring(y, v, p + 1, rank)
+
+
+def inside(y: Tensor, v: Tensor, p: int, rank: int) -> None:
+    ring(y, v, p, rank)
+    y[:, :, 2:3] = v
+
+
+def half(y: Tensor, v: Tensor, p: int, rank: int) -> None:
+    ring(y, v, p, rank)
+    y[:1, :, :p] = 0
+
+
+def doubled(y: Tensor, v: Tensor, p: int, rank: int) -> None:
+    ring(y, 2 * v, p, rank)
+
+
+@pytest.mark.parametrize("write", [missing, wider, inside, half, doubled])
+def test_any_other_border_stays_as_it_is(write: Write) -> None:
+    model = net(2, 1, write)
+    folded = refold.reparameterize(model, image(2))
+    equal(model, folded, 2)
+    assert norms(folded) >= 1
+
+
+def test_a_value_a_little_off_is_no_rounding() -> None:
+    model = net(2, 1, ring, shift=1e-6)
+    folded = refold.reparameterize(model, image(2))
+    equal(model, folded, 2)
+    assert norms(folded) >= 1
+
+
+class Edge(nn.Module):
+    """A pointwise convolution, its bias around it, and a fixed kernel behind, as functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 3, 1, 1)), nn.Parameter(torch.randn(4))
+        self.scale = nn.Parameter(torch.randn(4, 1, 1, 1))
+        sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]).repeat(4, 1, 1, 1)
+        self.register_buffer("mask", sobel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pad(F.conv2d(x, self.weight, self.bias), (1, 1, 1, 1), "constant", 0)
+        ring(y, self.bias.view(1, -1, 1, 1), 1, 2)
+        return F.conv2d(y, self.scale * self.mask, groups=4)
+
+
+def test_a_bias_around_a_pointwise_convolution_folds() -> None:
+    model = live(nn.Sequential(Edge(), nn.BatchNorm2d(4)))
+    folded = refold.reparameterize(model, image(2), allow_growth=True)
+    assert norms(folded) == 0
+    assert [part for part in folded.modules() if isinstance(part, nn.Conv2d)]
+    equal(model, folded, 2)
+
+
+def test_a_reader_of_the_map_in_between_keeps_it() -> None:
+    class Between(Padded):
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.pad(self.bn(x), [1, 1, 1, 1])
+            total = y.sum((2, 3), keepdim=True)
+            v = (
+                self.bn.bias
+                - self.bn.running_mean * self.bn.weight / (self.bn.running_var + self.bn.eps).sqrt()
+            )
+            ring(y, v.view(1, -1, 1, 1), 1, 2)
+            return y + total
+
+    model = live(nn.Sequential(nn.Conv2d(3, 4, 1), Between(2, 1, ring), nn.Conv2d(4, 5, 3)))
+    folded = refold.reparameterize(model, image(2))
+    equal(model, folded, 2)
