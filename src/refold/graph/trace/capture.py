@@ -268,6 +268,8 @@ class _Search:
         """Visit the largest submodules that the run of their ancestor never called."""
         for name, child in module.named_children():
             below = f"{path}.{name}" if path else name
+            if name == "parametrizations":  # they make the weights of a layer that ran
+                continue
             if id(child) in self.covered or any(id(m) in self.covered for m in child.modules()):
                 if id(child) not in self.visited or id(child) in self.framed:
                     self._uncovered(below, child)
