@@ -47,7 +47,10 @@ ACCOUNTS: dict[str, tuple[str, Callable[[nn.Module], Account]]] = {
     "plan": ("folded", lambda net: refold.plan(net, X)),
     "expand": ("expanded", lambda net: expand_plan(net, "acb")),
     "removal": ("removed", lambda net: removal(net, X)),
-    "pruning": ("narrowed", lambda net: pruning(net, X, ratio=0.3, remove_residuals=True)),
+    "pruning": (
+        "narrowed",
+        lambda net: pruning(net, X, ratio=0.3, remove_residuals=True, round_to=1),
+    ),
     "dropping": ("narrowed", lambda net: dropping(net, X)),
 }
 

@@ -206,6 +206,7 @@ def names():
     opened = os.open(os.devnull, os.O_RDONLY)
     return ["x:one" if opened > 2 else "x:stream taken"]
 refold.cli.models.zoo_names = names
+refold.cli.models.own_names = list
 from refold.cli.app import main
 sys.exit(main())
 """

@@ -8,7 +8,6 @@ run. The oracles are the network itself in float64 and, for the file, ONNX Runti
 from __future__ import annotations
 
 import copy
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +70,7 @@ def room_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     The export compares the file with torch in float32 and knows its rounding from its depth alone;
     the test compares both with float64.
     """
-    batch = importlib.import_module("refold.exporting.batch")  # refold.export is also a function
-    monkeypatch.setattr(batch, "native_bound", lambda *models: 1.0)
+    monkeypatch.setattr("refold.exporting.request.native_bound", lambda *models: 1.0)
 
 
 def moved(model: nn.Module) -> nn.Module:

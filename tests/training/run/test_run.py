@@ -37,7 +37,7 @@ def test_a_run_from_images_to_files(tmp_path: Path, data: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names == {
         "config.yaml", "environment.json", "images.txt.gz", "metrics.jsonl", "checkpoints",
-        "deploy.safetensors", "deploy.onnx", "summary.json",
+        "deploy.safetensors", "deploy.onnx", "stock.safetensors", "summary.json",
     }  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
     assert summary == done.summary

@@ -41,7 +41,8 @@ class Ranges:
 
     Args:
         lifter: lifts the capture's nodes; it also knows constants and what is changed in place.
-        weigh: read weights, so that values of convolutions have intervals, too. It takes time.
+        weigh: read weights, so that values of convolutions have intervals, too. It takes time, and
+            what is proven holds for these weights alone.
 
     Examples:
         >>> from refold.graph import capture
@@ -72,7 +73,8 @@ class Ranges:
     def _find(self, node: fx.Node) -> Interval:
         constant = self.lifter.constants.value(node)
         if constant is not None:
-            return _of_constant(constant)
+            plain = self._weighs or not isinstance(constant, Tensor) or constant.ndim == 0
+            return _of_constant(constant) if plain else UNKNOWN
         found = activation(self.lifter, node)
         if found is not None:
             return found.image(self.of(found.source))
@@ -112,9 +114,15 @@ class Ranges:
             op = ranked[0]
         value = self.of(piece.sources[0])
         for part in chain(op):
-            weighs = self._weighs or not isinstance(part, Conv)
-            value = through(part, value) if weighs else UNKNOWN
+            value = through(part, value) if self._weighs or not _has_weights(part) else UNKNOWN
         return value
+
+
+def _has_weights(op: Operator) -> bool:
+    """Say whether an operator holds more than numbers that stand in the code."""
+    if isinstance(op, Affine):
+        return any(t is not None and t.ndim > 0 for t in (op.scale, op.shift))
+    return isinstance(op, Conv)
 
 
 def through(op: Operator, value: Interval) -> Interval:
