@@ -147,6 +147,7 @@ _TABLE = (
     Fact("functional_instance_norm", _INSTANCE_NORM, "functional.instance_norm"),
     Fact("layer_norm", "input normalized_shape weight=None bias=None eps=1e-05 cudnn=True"),
     Fact("rms_norm", "input normalized_shape weight=None eps=None"),
+    Fact("group_norm", "input num_groups weight=None bias=None eps=1e-05 cudnn=True"),
     Fact("add", "input other alpha=1", "add_ iadd __add__ __iadd__", BROADCASTS),
     Fact("sub", "input other alpha=1", "sub_ isub subtract", BROADCASTS),
     Fact("rsub", "input other alpha=1", "__rsub__", BROADCASTS),

@@ -151,3 +151,17 @@ def test_a_border_of_zeros_takes_in_a_gain_and_no_bias(has_bias: bool) -> None:
     torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
     if has_bias:
         assert "zero padding" in str(plan(model, x))
+
+
+def test_gains_that_stay_cost_the_others_nothing() -> None:
+    """Each refusal is told before anything is edited, so that no fold starts over for it."""
+    pairs = [
+        part for _ in range(30) for part in (nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3, padding=1))
+    ]
+    model = nn.Sequential(*pairs, nn.BatchNorm2d(4)).double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_()
+    done = plan(model, torch.randn(1, 4, 5, 5, dtype=torch.float64))
+    assert [step.detail for step in done.steps] == ["59 + 60"]
+    assert len([item for item in done.kept if "its gain stays" in item.reason]) == 30

@@ -6,7 +6,6 @@ shift every channel, which the layers behind them can do. What stays is a norm w
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 from refold.algebra.cost import parameters
 from refold.algebra.operator import Affine, Conv, sequence
 from refold.errors import RefusedError
-from refold.graph.calls import place_of, reads_shape_only
+from refold.graph.calls import canonical, place_of, reads_shape_only
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.lower import like_of, lower
@@ -51,7 +50,8 @@ def push_gains(fold: FoldPass) -> None:
         try:
             gain = _gain(fold.lifter, node)
             if gain is not None and (readers := _readers(fold.lifter, node, gain)):
-                fold.attempt([node, *readers], partial(_push, fold, node, gain, readers))
+                made = [_taken_in(fold, reader, gain) for reader in readers]
+                fold.attempt([node, *readers], partial(_push, fold, node, gain, readers, made))
         except RefusedError as error:
             fold.refused[node] = Kept(fold.path(node), f"its gain stays: {error}")
 
@@ -85,26 +85,26 @@ def _gain(lifter: Lifter, node: fx.Node) -> _Gain | None:
 
 def _gain_of_call(lifter: Lifter, node: fx.Node) -> _Gain | None:
     """Return the gain of a norm that is called as a function."""
-    function = node.target
-    if function not in _CALLS or not callable(function):
+    call = canonical(node)
+    if call is None or call.name not in _CALLS:
         return None
-    given = inspect.signature(function).bind(*node.args, **node.kwargs).arguments
-    weight, bias = given.pop("weight", None), given.pop("bias", None)
-    if weight is None and bias is None:
-        return None
-    if given.get("running_mean") is not None:
+    function, kept = _CALLS[call.name]
+    weight, bias = call.arguments.get("weight"), call.arguments.get("bias")
+    running = call.arguments.get("mean")
+    if (weight is None and bias is None) or running is not None:
         return None
     found = lifter.weights(weight, bias)
     if not isinstance(found, list):
         raise RefusedError(found or "it is computed from the input")
-    is_last = function in (F.layer_norm, F.rms_norm)
-    if is_last and len(given["normalized_shape"]) > 1:
+    is_last = "normalized_shape" in kept
+    if is_last and len(call["normalized_shape"]) > 1:
         raise RefusedError("it differs from place to place, not only from channel to channel")
 
     def remove(fold: FoldPass) -> None:
-        source = given.pop("input")
-        bare = fold.editor.insert_function(function, (source,), given, before=node)
-        lifter.shapes.update({bare: lifter.shapes[node]} if node in lifter.shapes else {})
+        options = {key: call[key] for key in kept}
+        bare = fold.editor.insert_function(function, (call["input"],), options, before=node)
+        if (shape := lifter.shape(node)) is not None:
+            lifter.shapes[bare] = shape
         fold.editor.replace(node, bare)
         fold.touch([node], [bare])
 
@@ -160,8 +160,13 @@ def _same_axis(lifter: Lifter, node: fx.Node, gain: _Gain, op: Conv) -> bool:
     return channel == (len(shape) - 1 if gain.is_last else 1)
 
 
-def _push(fold: FoldPass, node: fx.Node, gain: _Gain, readers: list[fx.Node]) -> bool:
-    made = [_taken_in(fold, reader, gain) for reader in readers]
+def _push(
+    fold: FoldPass,
+    node: fx.Node,
+    gain: _Gain,
+    readers: list[fx.Node],
+    made: list[tuple[Conv, nn.Module]],
+) -> bool:
     before = [_conv(fold.lifter, reader) for reader in readers]
     after = [op for op, _ in made]
     gain.remove(fold)
@@ -205,7 +210,12 @@ def _conv(lifter: Lifter, reader: fx.Node) -> Conv:
     return piece.ops[0]
 
 
-_CALLS = frozenset({F.layer_norm, F.rms_norm, F.group_norm, F.instance_norm})
+_CALLS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    "layer_norm": (F.layer_norm, ("normalized_shape", "eps")),
+    "rms_norm": (F.rms_norm, ("normalized_shape", "eps")),
+    "group_norm": (F.group_norm, ("num_groups", "eps")),
+    "functional_instance_norm": (F.instance_norm, ("eps",)),
+}
 _BARE: dict[type, Callable[[Any], nn.Module]] = {
     nn.LayerNorm: lambda m: nn.LayerNorm(m.normalized_shape, m.eps, elementwise_affine=False),
     nn.RMSNorm: lambda m: nn.RMSNorm(m.normalized_shape, m.eps, elementwise_affine=False),
