@@ -71,7 +71,8 @@ def test_standardised_weights_become_layers(groups: int) -> None:
     parts = [Standardised(4, 8, 3, 2, 1, groups=groups), nn.GroupNorm(2, 8), Standardised(8, 4, 1)]
     model = live(nn.Sequential(*parts))
     folded = refold.reparameterize(model, image(2))
-    assert steps(model, image(2))[:2] == ["weight computed once"] * 2
+    gain = "2.reparam_conv"  # which takes in that of the group norm
+    assert steps(model, image(2)) == ["weight computed once"] * 2 + [gain]
     weights = [part.weight for part in folded.modules() if type(part) is nn.Conv2d]
     assert len(weights) == 2
     assert not torch.allclose(weights[0], model[0].weight)  # the control: it is another weight

@@ -9,7 +9,7 @@ from refold.equivalence.comparing import (
     tensor_leaves,
     tensor_paths,
 )
-from refold.equivalence.copies import prepared, run
+from refold.equivalence.copies import cast_floats, prepared, run
 from refold.equivalence.proof import Proof, prove
 from refold.equivalence.rounding import (
     native_bound,
@@ -24,6 +24,7 @@ __all__ = [
     "Equivalence",
     "IncomparableError",
     "Proof",
+    "cast_floats",
     "compare",
     "native_bound",
     "native_dtype",

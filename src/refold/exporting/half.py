@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from refold.equivalence import cast_floats
 from refold.errors import ExportError
 
 _LARGEST = torch.finfo(torch.float16).max
@@ -41,11 +42,7 @@ class _Outer:
         self._dtype = dtype or torch.float32
 
     def enter(self, module: nn.Module, args: Any) -> Any:
-        return pytree.tree_map_only(Tensor, lambda x: _cast(x, torch.float16), args)
+        return pytree.tree_map_only(Tensor, lambda x: cast_floats(x, torch.float16), args)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return pytree.tree_map_only(Tensor, lambda x: _cast(x, self._dtype), output)
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        return pytree.tree_map_only(Tensor, lambda x: cast_floats(x, self._dtype), output)

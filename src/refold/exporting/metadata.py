@@ -15,7 +15,7 @@ import torch
 
 from refold.errors import ExportError, InputError, one_line
 from refold.exporting.libraries import require
-from refold.exporting.provenance import PT2_ENTRY
+from refold.exporting.provenance import PREFIX, PT2_ENTRY, read_entries
 from refold.exporting.signals import own_signal_stack
 from refold.exporting.silence import quiet
 from refold.files import atomic_path
@@ -49,7 +49,7 @@ def describe(path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
         >>> folder.cleanup()
     """
     target = Path(path)
-    write, _ = _format(target)
+    write = _format(target)
     entries = {KEY: json.dumps(dict(about))}
     entries |= {key: x if isinstance(x, str) else json.dumps(x) for key, x in about.items()}
     try:
@@ -65,17 +65,15 @@ def described(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         InputError: when the format is another one, or the file cannot be read.
     """
-    target = Path(path)
-    _, read = _format(target)
+    entries = read_entries(Path(path))
+    text = entries.get(KEY) or entries.get(f"{PREFIX}{KEY}")
     try:
-        with quiet():
-            text = read(target)
         return json.loads(text) if text else {}
-    except Exception as error:
-        raise InputError(f"{target} cannot be read: {one_line(error)}") from error
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
 
 
-def _format(path: Path) -> tuple[_Write, _Read]:
+def _format(path: Path) -> _Write:
     found = _FORMATS.get(path.suffix.lower())
     if found is None:
         raise InputError(f"{path} is none of {', '.join(_FORMATS)}")
@@ -91,22 +89,12 @@ def _write_onnx(path: Path, entries: Mapping[str, str]) -> None:
         temporary.write_bytes(model.SerializeToString())
 
 
-def _read_onnx(path: Path) -> str:
-    model = require("onnx", "onnx").load(path, load_external_data=False)
-    return next((entry.value for entry in model.metadata_props if entry.key == KEY), "")
-
-
 def _write_safetensors(path: Path, entries: Mapping[str, str]) -> None:
     with safetensors.safe_open(path, framework="pt") as file:
         known = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     with atomic_path(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, {**known, **entries})
-
-
-def _read_safetensors(path: Path) -> str:
-    with safetensors.safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get(KEY, "")
 
 
 def _write_pt2(path: Path, entries: Mapping[str, str]) -> None:
@@ -118,12 +106,6 @@ def _write_pt2(path: Path, entries: Mapping[str, str]) -> None:
         temporary.write_bytes(content.getbuffer())
 
 
-def _read_pt2(path: Path) -> str:
-    extra = {KEY: ""}
-    torch.export.load(path, extra_files=extra)
-    return extra[KEY]
-
-
 def _write_openvino(path: Path, entries: Mapping[str, str]) -> None:
     openvino: Any = require("openvino", "openvino")
     with own_signal_stack(), atomic_path(path) as temporary:
@@ -133,19 +115,10 @@ def _write_openvino(path: Path, entries: Mapping[str, str]) -> None:
         openvino.serialize(model, temporary, temporary.with_suffix(".bin"))
 
 
-def _read_openvino(path: Path) -> str:
-    openvino: Any = require("openvino", "openvino")
-    with own_signal_stack():
-        model = openvino.Core().read_model(path)
-        place = ["refold", KEY]
-        return model.get_rt_info(place).astype(str) if model.has_rt_info(place) else ""
-
-
 _Write = Callable[[Path, Mapping[str, str]], None]
-_Read = Callable[[Path], str]
-_FORMATS: dict[str, tuple[_Write, _Read]] = {
-    ".onnx": (_write_onnx, _read_onnx),
-    ".safetensors": (_write_safetensors, _read_safetensors),
-    ".pt2": (_write_pt2, _read_pt2),
-    ".xml": (_write_openvino, _read_openvino),
+_FORMATS: dict[str, _Write] = {
+    ".onnx": _write_onnx,
+    ".safetensors": _write_safetensors,
+    ".pt2": _write_pt2,
+    ".xml": _write_openvino,
 }

@@ -58,11 +58,21 @@ def read_provenance(path: Path) -> dict[str, str]:
         InputError: when it is not a file of its suffix.
         MissingDependencyError: for .onnx without onnx.
     """
+    return unkeyed(read_entries(path))
+
+
+def read_entries(path: Path) -> dict[str, str]:
+    """Return what a file says of itself, by key, whoever wrote it; in `.xml` our own place alone.
+
+    Raises:
+        InputError: when it is not a file of its suffix.
+        MissingDependencyError: for .onnx without onnx.
+    """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path} says nothing of its origin: give {', '.join(_READERS)}")
     try:
-        return unkeyed(reader(path))
+        return reader(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, ElementTree.ParseError) as error:
         raise InputError(f"{path} cannot be read as {path.suffix}: {one_line(error)}") from error
 
@@ -92,11 +102,11 @@ def _from_safetensors(path: Path) -> dict[str, str]:
 
 def _from_pt2(path: Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith(f"/{PT2_ENTRY}")]
-        text = archive.read(names[0]) if names else b""
-    found: Any = json.loads(text) if text else {}
+        names = [name for name in archive.namelist() if "/extra/" in name]
+        entries = {name.rpartition("/")[2]: archive.read(name).decode() for name in names}
+    found: Any = json.loads(entries.pop(PT2_ENTRY, "{}"))
     pairs = cast(dict[object, object], found) if isinstance(found, dict) else {}
-    return {str(key): str(text) for key, text in pairs.items()}
+    return entries | {str(key): str(text) for key, text in pairs.items()}
 
 
 _READERS = {

@@ -85,16 +85,13 @@ def _border(lifter: Lifter, node: fx.Node) -> _Border | None:
     writes = [user for user in users if user.target is operator.setitem and user.args[0] is node]
     if not writes or users[: len(writes)] != writes or any(write.users for write in writes):
         return None
-    if any(each in table for each in (node, layer, *writes) for table in _unsure(lifter)):
+    unsure = lifter.capture.stays.keys() | lifter.capture.elsewhere.keys()
+    if not unsure.isdisjoint((node, layer, *writes)):
         return None
     image = _image_of_zero(lifter, layer)
     if image is None or not _covers(lifter, writes, list(amounts), shape, image[1]):
         return None
     return _Border(node, writes, layer, image[0], list(amounts))
-
-
-def _unsure(lifter: Lifter) -> tuple[dict[fx.Node, str], ...]:
-    return lifter.capture.stays, lifter.capture.elsewhere
 
 
 def _image_of_zero(lifter: Lifter, layer: fx.Node) -> tuple[fx.Node, Tensor] | None:

@@ -213,7 +213,7 @@ class FoldPass:
         except RefusedError as error:
             self._refuse(region.nodes, str(error))
             return False
-        self._put(region, emitter, real, rule, rule)
+        self._put(region, emitter, real, rule, detail=rule)
         return True
 
     def _put(
@@ -223,9 +223,7 @@ class FoldPass:
         costs = {leaf: self._macs(leaf) for leaf in region.leaves}
         emitted = emitter.write()
         self.touch(region.nodes, emitter.made)
-        self._note(region, rule, real, costs, emitted)
-        if detail:
-            self.folds[-1] = replace(self.folds[-1], detail=detail)
+        self._note(region, rule, detail, real, costs, emitted)
 
     def _prepare(
         self, region: Region, rewrite: Rewrite, replay: Replay
@@ -242,6 +240,7 @@ class FoldPass:
         self,
         region: Region,
         rule: str,
+        detail: str,
         real: Operator,
         costs: dict[Operator, int | None],
         emitted: Emitted,
@@ -253,7 +252,7 @@ class FoldPass:
             Fold(
                 where=self.lifter.capture.full(emitted.where),
                 rule=rule,
-                detail=_detail(before, emitted.where),
+                detail=detail or _detail(before, emitted.where),
                 parameters_before=sum(parameters(leaf) for leaf in before),
                 parameters_after=sum(parameters(leaf) for leaf in after),
                 macs_before=_total([costs[leaf] for leaf in before]),

@@ -112,15 +112,13 @@ def _precision(lifter: Lifter, value: fx.Node) -> torch.dtype | None:
         first = value.args[0] if value.args else None
         source = piece.sources[0] if isinstance(piece, Piece) else first
         if not isinstance(source, fx.Node) or not (
-            isinstance(piece, Piece) or Kind.ELEMENTWISE in kind_of(value) or _is_layer(value)
+            isinstance(piece, Piece)
+            or Kind.ELEMENTWISE in kind_of(value)
+            or value.op == "call_module"
         ):
             return None
         value = source
     return None
-
-
-def _is_layer(node: fx.Node) -> bool:
-    return node.op == "call_module"
 
 
 def _proof(lifter: Lifter, ranges: Ranges, found: Activation) -> list[fx.Node]:

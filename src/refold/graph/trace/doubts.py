@@ -89,12 +89,18 @@ def doubt_of_calls(graph: fx.Graph, path: str, module: nn.Module) -> str | None:
             continue
         for name in optional:
             default = signature.parameters[name].default
-            if name in bound and not _is_same(bound[name], default):
+            if name in bound and not is_default(bound[name], default):
                 return _given([name])
     return None
 
 
-def _is_same(value: Any, default: Any) -> bool:
+def is_default(value: Any, default: Any) -> bool:
+    """Say whether an argument surely is its default.
+
+    Examples:
+        >>> is_default(1, 1), is_default(1, True), is_default([], [])
+        (True, False, False)
+    """
     plain = (bool, int, float, str, type(None))
     return type(value) is type(default) and isinstance(value, plain) and value == default
 

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
+from refold.graph.trace.doubts import is_default
 from refold.graph.trace.frames import Frame, ancestors, frame_of, is_inside, leaves, map_tree
 from refold.graph.trace.genuine import layer_class
 from refold.graph.trace.recorder.notebook import DEVICE_MARK
@@ -353,7 +354,7 @@ class Evidence:
             shape = self.recorder.shapes.get(node, ())
             if len(shape) == 2 and self._is_norm(node) and not self.calls_known:
                 if shape[1] not in self._deeper:
-                    self._deeper[shape[1]] = self._with_axis(shape[1])
+                    self._deeper[shape[1]] = self._one_axis_more(shape[1])
                 found = self._deeper[shape[1]]
                 if found is not None and self._rank(found, node) != 2:
                     return _OTHER_AXIS
@@ -365,7 +366,7 @@ class Evidence:
         call = canonical(node)
         return call is not None and call.name in _NORM_CALLS
 
-    def _with_axis(self, size: int) -> tuple[Recorder, Variant] | None:
+    def _one_axis_more(self, size: int) -> tuple[Recorder, Variant] | None:
         """Record the root on inputs with one axis more, of this many entries, if it takes them."""
         other = partial(_shaped, change=partial(_with_axis, size=size))
         try:
@@ -440,7 +441,7 @@ class Evidence:
     ) -> Iterable[Variant | str]:
         name, default = parameter.name, parameter.default
         what = f"its optional argument {name} may be given"
-        if name in named and not _is_default(named[name], default):
+        if name in named and not is_default(named[name], default):
             left = {key: value for key, value in named.items() if key != name}
             what = f"its optional argument {name} may be left out"
             yield from self._try([left], what, is_sure=True)
@@ -520,11 +521,6 @@ def _with_batch(value: Tensor) -> list[int]:
 
 def _like(first: Tensor | None) -> Any:
     return True if first is None else torch.empty_like(first, device="meta")
-
-
-def _is_default(value: Any, default: Any) -> bool:
-    plain = (bool, int, float, str, type(None))
-    return type(value) is type(default) and isinstance(value, plain) and value == default
 
 
 def _mentions(module: Any, name: str) -> bool:
