@@ -22,6 +22,7 @@ from refold.reporting.origins import Origins, places, trace_back
 from refold.reporting.ranges import Range, range_of
 from refold.reporting.stages import stage_of, stages
 from refold.table import printable
+from refold.workload import measure
 
 Data = dict[str, Any]
 
@@ -46,15 +47,12 @@ def gather(subject: Comparison) -> Data:
         "torch": str(torch.__version__),
         "input": _input_text(subject.inputs),
         "dtype": str(native_dtype(before.model) or "").removeprefix("torch."),
-        "before": {"boxes": _boxes(before), **_size(before)},
-        "after": {"boxes": _boxes(after), **_size(after)},
+        "before": {"boxes": _boxes(before), **_size(before, subject.inputs)},
+        "after": {"boxes": _boxes(after), **_size(after, subject.inputs)},
         "proof": _proof(subject),
         "kept": _kept(subject, before, after),
         "steps": len(subject.account.steps),
     }
-    costs = subject.account.cost_before, subject.account.cost_after
-    for side, cost in zip(("before", "after"), costs, strict=True):
-        facts[side] |= asdict(cost)
     _add_origins(facts, before, after, origins)
     _add_kernels(facts, before, after, origins)
     _add_stages(facts, before, after)
@@ -66,11 +64,17 @@ def _input_text(inputs: Arguments | None) -> str:
     return ", ".join(shape_text(tuple(tensor.shape)) for tensor in tensors(inputs))
 
 
-def _size(side: Side) -> Data:
+def _size(side: Side, inputs: Arguments | None) -> Data:
     kinds = Counter(box.kind for box in side.flow.boxes)
-    steps = len(side.flow.boxes) - kinds["input"] - kinds["output"]
-    layers = kinds["conv"] + kinds["linear"]
-    return {"steps": steps, "layers": layers, "norms": kinds["norm"], "bytes": bytes_of(side.model)}
+    costs = [value.macs for value in side.values.values()]
+    return {
+        "steps": len(side.flow.boxes) - kinds["input"] - kinds["output"],
+        "layers": kinds["conv"] + kinds["linear"],
+        "norms": kinds["norm"],
+        "bytes": bytes_of(side.model),
+        "parameters": sum(parameter.numel() for parameter in side.model.parameters()),
+        "macs": sum(costs) if costs else measure(side.model, inputs).macs,
+    }
 
 
 def _boxes(side: Side) -> list[Data]:
@@ -229,7 +233,7 @@ def _recipes(facts: Data, origins: Origins) -> list[Data]:
         box = afters[number]
         branches = [branch["boxes"] for branch in box.get("branches", [])] or [box["layers"]]
         words = [_chain(befores[n]["title"] for n in boxes) for boxes in branches]
-        key = (box["title"], *sorted(words, key=lambda word: (-len(word), word)))
+        key = (box["title"], *sorted(words, key=lambda word: (len(word), word), reverse=True))
         found.setdefault(key, []).append(number)
     ranked = sorted(found.items(), key=lambda item: -len(item[1]))
     return [{"to": key[0], "branches": list(key[1:]), "boxes": boxes} for key, boxes in ranked]

@@ -180,7 +180,7 @@ def _placed(convs: list[Conv]) -> Iterator[Tensor]:
         yield whole
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Window:
     """Which part of a kernel a picture shows: the first channels, where an identity shows, too.
 

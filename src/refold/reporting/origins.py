@@ -16,7 +16,7 @@ class Origins:
 
     Args:
         of: for each box of the result, the boxes before that became it.
-        layers: among them, the layers that the account names.
+        layers: among them, the layers that the account names, or that have other channels now.
         steps: the steps of the account that end in a box, by the box.
         gone: what the account says of boxes before that became nothing.
     """
@@ -28,7 +28,7 @@ class Origins:
 
     @property
     def changed(self) -> list[int]:
-        """The boxes that the account names, first to last."""
+        """The boxes of the result that a verb made or changed, first to last."""
         return sorted(self.layers)
 
 
@@ -55,6 +55,8 @@ def trace_back(before: Flow, after: Flow, account: Account) -> Origins:
     for one, other in _same(before.boxes, after.boxes, taken):
         found.of.setdefault(other, []).append(one)
         taken.add(one)
+        if _differs(before.boxes[one], after.boxes[other]):
+            found.layers.setdefault(other, [one])
     _note_gone(before.boxes, after.boxes, account, found, taken)
     _adopt(before.boxes, found, taken)
     for sources in found.of.values():
@@ -98,6 +100,11 @@ def _same(before: list[Box], after: list[Box], taken: set[int]) -> Iterator[tupl
         same = at.get((box.place, box.kind))
         if same:
             yield same.pop(), number
+
+
+def _differs(one: Box, other: Box) -> bool:
+    """Say whether a layer that kept its name has other channels or parameters now."""
+    return (one.detail, one.parameters) != (other.detail, other.parameters)
 
 
 def _note_gone(

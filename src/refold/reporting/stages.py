@@ -25,13 +25,15 @@ def stages(boxes: Sequence[Box], costs: Sequence[float]) -> list[str]:
     done: set[str] = set()
     weight = _weights(boxes, costs)
     total = sum(costs) or 1.0
+    layers = {box.place for box in boxes}
     while len(found) < _MANY:
         heavy = max((s for s in found if s not in done), key=weight.__getitem__, default=None)
         if heavy is None:
             break
         below = _children(boxes, heavy)
         wanted = len(found) < _FEW or weight[heavy] > _HEAVY * total
-        if not wanted or len(found) - 1 + len(below) > _MANY or not below:
+        is_row = bool(heavy) and set(below) <= layers  # of single layers: they are no stages
+        if not wanted or len(found) - 1 + len(below) > _MANY or is_row or not below:
             done.add(heavy)
             continue
         at = found.index(heavy)

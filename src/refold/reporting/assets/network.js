@@ -334,7 +334,7 @@
     if (!hits.length) return;
     at = (at + step + hits.length) % hits.length;
     found.textContent = `${at + 1} of ${hits.length}`;
-    refold.select(hits[at], { move: true });
+    refold.select(hits[at], { move: true, focus: false }); // the next Enter goes on
   };
   field.addEventListener("input", () => refold.search(field.value));
   field.addEventListener("keydown", (event) => {
@@ -368,12 +368,11 @@
       if (side === target.side && (from === target.id || to === target.id)) element.classList.add("lit");
     });
   };
-  refold.listeners.push((target, { move }) => {
+  refold.listeners.push((target, { move = false, focus = true }) => {
     light(target);
-    if (target && move && !root.hidden) {
-      centre(target);
-      nodes[target.side][target.id].focus({ preventScroll: true });
-    }
+    if (!target || !move || root.hidden) return;
+    centre(target);
+    if (focus) nodes[target.side][target.id].focus({ preventScroll: true });
   });
 
   /* -- the view */

@@ -10,9 +10,8 @@
     plural(side.layers, "layer") + (side.norms ? ` and ${plural(side.norms, "norm")}` : "");
 
   const lead = () => {
-    if (facts.verb !== "folded") {
-      return `${layersText(before)} before, ${layersText(after)} after: ${plural(facts.steps, "change")}.`;
-    }
+    if (facts.verb === "pruned") return `${plural(facts.steps, "layer")} lost channels, of ${layersText(before)}.`;
+    if (facts.verb === "without residuals") return `${plural(facts.steps, "residual sum")} removed: ${layersText(before)} became ${layersText(after)}.`;
     if (!facts.steps) return "Nothing in this network can be folded.";
     return `${plural(facts.steps, "fold")}: ${layersText(before)} became ${layersText(after)}.`;
   };
@@ -24,7 +23,7 @@
       return h("p", { class: "verdict warn" }, h("b", {}, "Checked, but it proves little. "),
         "Every norm still has its initial statistics: load trained weights.");
     }
-    return h("p", { class: "verdict" }, h("b", {}, "✓ Same function. "),
+    return h("p", { class: "verdict" }, h("b", {}, facts.verb === "pruned" ? "✓ Same function as with those channels masked. " : "✓ Same function. "),
       `Largest difference ${tiny(proof.exact)} in float64 over ${plural(proof.inputs, "input")}; `,
       `${tiny(proof.shipped)} with the weights as written.`);
   };
@@ -109,7 +108,7 @@
       h("span", { class: "sum" },
         item.branches.map((branch, number) => [
           number ? h("span", { class: "op" }, "+") : null,
-          h("span", { class: "chip", style: { "--own": `var(--branch-${number % 6})` } }, branch),
+          h("span", { class: "chip" }, branch),
         ]),
         h("span", { class: "op" }, "="),
         h("span", { class: "chip result" }, item.to)));
