@@ -7,24 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-import refold
 from helpers import browser
 from helpers.browser import Browser
 from refold.reporting.page import render
-from reporting.nets import HOSTILE, Net, facts_in, lively, repeated
+from reporting.nets import HOSTILE, facts_in, repeated
 
 pytestmark = pytest.mark.skipif(
     browser.find() is None, reason="Chromium or its chromedriver is not installed"
 )
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("page") / "net.html"
-    example = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    return refold.report(lively(Net()), path, example, name=HOSTILE)
 
 
 @pytest.fixture(scope="module")

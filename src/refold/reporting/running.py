@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from refold.graph import Capture
 from refold.inputs import Arguments, tensors
@@ -117,9 +117,9 @@ class _Watch(fx.Interpreter):
     """Runs a capture and times every step."""
 
     def __init__(self, capture: Capture) -> None:
-        module: nn.Module = capture.graph_module()
+        module = capture.graph_module()
         super().__init__(module, garbage_collect_values=True)
-        self.originals = dict(zip(self.graph.nodes, capture.graph.nodes, strict=True))
+        self.originals = dict(zip(module.graph.nodes, capture.graph.nodes, strict=True))
         self.seconds: dict[fx.Node, list[float]] = {}
         self.keeps = True
 
