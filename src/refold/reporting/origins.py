@@ -103,8 +103,9 @@ def _same(before: list[Box], after: list[Box], taken: set[int]) -> Iterator[tupl
 
 
 def _differs(one: Box, other: Box) -> bool:
-    """Say whether a layer that kept its name has other channels or parameters now."""
-    return (one.detail, one.parameters) != (other.detail, other.parameters)
+    """Say whether a layer that kept its name has other channels now."""
+    shapes = [None if box.weight is None else box.weight.shape for box in (one, other)]
+    return one.detail != other.detail or shapes[0] != shapes[1]
 
 
 def _note_gone(
@@ -125,7 +126,7 @@ def _adopt(boxes: list[Box], found: Origins, taken: set[int]) -> None:
     for number, box in enumerate(boxes):
         if number in taken or box.kind in ("input", "output"):
             continue
-        for source in box.reads:
+        for source in sorted(box.reads, reverse=True):  # the last is what a shortcut goes around
             target = owner.get(source)
             if target in changed:
                 owner[number] = target

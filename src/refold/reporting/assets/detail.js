@@ -98,12 +98,14 @@
 
   const pair = (was, is, write = count) => (was === is || was === null ? write(is) : [write(was), h("span", { class: "arrow" }, " → "), h("b", {}, write(is)), h("span", { class: is > was ? "change more" : "change" }, change(was, is))]);
 
+  const some = (was, is) => (was || is ? pair(was, is) : null);
+
   const costs = (box, ids) => {
     const time = (value) => `${digits(value)} ms`;
     return h("dl", {},
       fact("Output", box.shape), fact("Layer", box.detail),
-      fact("Parameters", pair(sum(ids, "parameters"), box.parameters)),
-      fact("Multiply-adds", box.macs === null ? null : pair(sum(ids, "macs"), box.macs)),
+      fact("Parameters", some(sum(ids, "parameters"), box.parameters)),
+      fact("Multiply-adds", box.macs === null ? null : some(sum(ids, "macs"), box.macs)),
       fact("Latency", box.ms === null ? null : pair(sum(ids, "ms"), box.ms, time)));
   };
 

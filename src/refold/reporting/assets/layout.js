@@ -110,7 +110,14 @@ refold.layout = (() => {
       const ys = sources.map((source) => one.nodes[source].y);
       return (Math.min(...ys) + Math.max(...ys)) / 2;
     };
-    const other = side(after, centre);
+    // What runs in another order than before stands wherever it comes, and moves nothing else.
+    const wanted = after.map((_, id) => centre(id));
+    let above = Infinity;
+    for (let id = wanted.length - 1; id >= 0; id -= 1) {
+      if (wanted[id] > above) wanted[id] = null;
+      above = Math.min(above, wanted[id] ?? Infinity);
+    }
+    const other = side(after, (id) => wanted[id]);
     const shift = one.right + gap - other.left;
     other.nodes.forEach((node) => { node.x += shift; });
     other.edges = other.edges.map((edge) => ({ ...edge, points: edge.points.map(({ x, y }) => ({ x: x + shift, y })) }));
