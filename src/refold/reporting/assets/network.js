@@ -67,7 +67,7 @@
   const room = () => ({ width: frame().width - 84, height: frame().height });
 
   /** The scale at which both columns fit, as long as names can be read. */
-  const fitting = () => Math.min(1.1, Math.max(0.3, (room().width - 40) / (place.right - place.left)));
+  const fitting = () => Math.min(1.1, Math.max(0.3, (room().width - 90) / (place.right - place.left)));
 
   /** Show both columns from the top, as large as they fit. */
   const home = () => {

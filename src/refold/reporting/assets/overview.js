@@ -72,9 +72,10 @@
     const rows = facts.stages.map((name, stage) => ({
       name, stage, was: total("before", stage, measure.of), is: total("after", stage, measure.of),
     }));
+    const told = rows.filter((row) => row.was || row.is);
     const most = Math.max(1e-9, ...rows.map((row) => Math.max(row.was, row.is)));
     const bar = (side, value) => h("i", { class: side, style: { width: `${(100 * value) / most}%` } });
-    return rows.map((row) =>
+    return told.map((row) =>
       h("button", { type: "button", class: "stage", title: "Show in the network",
         onclick: () => refold.open("after", Math.max(0, after.boxes.findIndex((box) => box.stage === row.stage))) },
         h("span", { class: "name" }, h("bdi", {}, refold.tail(row.name, 28))),
