@@ -20,7 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
-from refold.graph.agreement import disagreement
+from refold.graph.agreement import disagreement, in_double, is_half
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.copies.watching import watchable
 from refold.graph.fold.borders import pad_before_layers
@@ -156,8 +156,9 @@ def _fold_ready(
         return None  # nothing has run with the stored weights
     if not check or example is None or not (made.folds or ready is not plain):
         return made
-    made = _agreed(plain, example, fold, made, left)
-    is_other = ready is not plain and not made.folds and disagreement(plain, made.model, example)
+    differs = _comparison(plain, ready, example, allow_growth)
+    made, left = _agreed(differs, fold, made, left)
+    is_other = ready is not plain and not made.folds and differs(made, left)
     return None if is_other else made
 
 
@@ -181,6 +182,7 @@ class _Made:
 
 
 _Left = dict[str, LeftAlone]
+_Differs = Callable[[_Made, _Left], str | None]
 
 
 def _settled(
@@ -207,34 +209,47 @@ def _fold_once(
     return made
 
 
+def _comparison(
+    plain: nn.Module, ready: nn.Module, example: tuple[Any, ...], allow_growth: bool
+) -> _Differs:
+    """Return what says how a fold differs from the model on the example, or that it does not.
+
+    Rounding a deep network's weights to half precision moves its answer by more than a wrong fold
+    may, however exact the fold is: there, the same fold of the model in float64 is compared.
+    """
+    if is_half(plain):
+        twin = in_double(plain, example), in_double(ready, example)
+        if twin[0] is not None and twin[1] is not None:
+            (wide, given), (source, _) = twin
+            again = partial(_settled, source, given, allow_growth)
+            return lambda made, left: disagreement(wide, again(left).model, given)
+    return lambda made, left: disagreement(plain, made.model, example)
+
+
 def _agreed(
-    plain: nn.Module,
-    inputs: tuple[Any, ...],
-    fold: Callable[[_Left], _Made],
-    made: _Made,
-    left: _Left,
-) -> _Made:
+    differs: _Differs, fold: Callable[[_Left], _Made], made: _Made, left: _Left
+) -> tuple[_Made, _Left]:
     """Return a fold that agrees with the model on the example: steps that do not are put back."""
     for _ in range(_MAX_WRONG):
-        reason = disagreement(plain, made.model, inputs)
+        reason = differs(made, left)
         if reason is None:
-            return made
+            return made, left
         suspects, aside = made.steps, list[tuple[str, Step]]()
         while len(suspects) > 1:  # halve: with those aside left out, one of the others is wrong
             half = suspects[: len(suspects) // 2]
-            tried = fold(_leave(left, [*aside, *half], reason))
-            if disagreement(plain, tried.model, inputs) is None:
+            fewer = _leave(left, [*aside, *half], reason)
+            if differs(fold(fewer), fewer) is None:
                 suspects = half
             else:
                 aside, suspects = [*aside, *half], suspects[len(half) :]
         left = _leave(left, suspects, reason)
         made = fold(left)
-    reason = disagreement(plain, made.model, inputs)
+    reason = differs(made, left)
     if reason is not None:
         for alone in left.values():
             alone.whole = reason
         made = fold(left)
-    return made
+    return made, left
 
 
 _MAX_WRONG = 3
