@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from refold.bench.clock import benchmark
+from refold.bench.plot import plot
 from refold.bench.runtimes import RUNTIMES
 from refold.bench.table import BenchmarkRow, BenchmarkTable, Machine, Spread
 
-__all__ = ["RUNTIMES", "BenchmarkRow", "BenchmarkTable", "Machine", "Spread", "benchmark"]
+__all__ = ["RUNTIMES", "BenchmarkRow", "BenchmarkTable", "Machine", "Spread", "benchmark", "plot"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refold.cli import options
+from refold.cli.bench import RUNTIME_NAMES
 from refold.cli.console import note, print_json, say, say_block, step, table
 from refold.cli.destination import check_destination
 from refold.cli.proof import prove
@@ -32,8 +33,7 @@ Runtime = Annotated[
     list[str] | None,
     typer.Option(
         "--runtime",
-        help="For --measure: eager, onnxruntime, openvino or inductor; repeat for several. "
-        "Default: eager.",
+        help=f"For --measure: {RUNTIME_NAMES}; repeat for several. Default: eager.",
     ),
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from refold.exporting.dispatch import SUFFIXES, Exported, Options, export, write
 from refold.exporting.metadata import describe, described
-from refold.exporting.onnx import onnx_session, run_onnx
+from refold.exporting.onnx import onnx_session, run_onnx, write_unfused
 from refold.exporting.openvino import openvino_model, run_openvino
 from refold.exporting.provenance import read_provenance
 from refold.exporting.silence import quiet
@@ -23,4 +23,5 @@ __all__ = [
     "run_onnx",
     "run_openvino",
     "write",
+    "write_unfused",
 ]
