@@ -33,6 +33,7 @@ from refold.graph.fold.record import Fold, Kept
 from refold.graph.fold.relayout import unify_layouts
 from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
 from refold.graph.fold.shared_norms import push_into_readers
+from refold.graph.fold.shared_weights import merge_readers
 from refold.graph.fold.survey import survey
 from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.editor import Editor
@@ -300,6 +301,8 @@ def _folded(capture: Capture, allow_growth: bool, left: LeftAlone) -> FoldPass:
     unify_layouts(lifter, editor)
     fold = FoldPass(lifter, editor, allow_growth, left)
     drop_idle(fold)
+    if merge_readers(fold):
+        drop_idle(fold)
     merge_siblings(fold)
     fold.run()
     while push_into_readers(fold) or merge_siblings(fold):

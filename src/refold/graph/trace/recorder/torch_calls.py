@@ -142,7 +142,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
             if name == "device" and node is not None:
                 self._kinds.setdefault(self.stack[-1], []).append(("device", answer, node))
             return answer
-        value = func(tensor)
+        value = func(self._twin(tensor) if name == "dtype" and self.elsewhere else tensor)
         self.asks_rank |= name == "ndim" and node is not None
         if name == "dtype" and node is not None:
             self._kinds.setdefault(self.stack[-1], []).append(("dtype", value, node))
