@@ -207,10 +207,11 @@ _QUESTION_NAMES = (
     "is_sparse is_quantized is_meta"
 )
 _QUESTIONS = frozenset(_QUESTION_NAMES.split())
-_KINDS = frozenset(
+_KIND_NAMES = (
     "dtype device layout itemsize element_size get_device is_floating_point is_complex is_signed "
-    "is_cuda is_cpu is_sparse is_quantized is_meta".split()
+    "is_cuda is_cpu is_sparse is_quantized is_meta"
 )
+_KINDS = frozenset(_KIND_NAMES.split())
 _ASKING = (
     len,
     *(torch.numel, torch.get_device, torch.is_floating_point, torch.is_complex, torch.is_signed),
