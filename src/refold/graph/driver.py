@@ -31,6 +31,7 @@ from refold.graph.fold.norm_gains import push_gains
 from refold.graph.fold.parallel_paths import merge_siblings
 from refold.graph.fold.record import Fold, Kept
 from refold.graph.fold.relayout import unify_layouts
+from refold.graph.fold.same_reads import unify_reads
 from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
 from refold.graph.fold.shared_norms import push_into_readers
 from refold.graph.fold.shared_weights import merge_readers
@@ -299,6 +300,7 @@ def _folded(capture: Capture, allow_growth: bool, left: LeftAlone) -> FoldPass:
     if pad_before_layers(lifter, editor):
         lifter = Lifter.of(capture)
     unify_layouts(lifter, editor)
+    unify_reads(lifter, editor)
     fold = FoldPass(lifter, editor, allow_growth, left)
     drop_idle(fold)
     if merge_readers(fold):

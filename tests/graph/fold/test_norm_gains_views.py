@@ -47,13 +47,8 @@ def several(self: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("forward", [rows_of_maps, last_axis, averaged, several])
 @pytest.mark.parametrize("norm", [nn.GroupNorm(2, 6), nn.InstanceNorm2d(6, affine=True)])
 def test_maps_are_read_as_rows(forward: Any, norm: nn.Module) -> None:
-    model = net(
-        forward,
-        norm=drawn(norm),
-        one=nn.Linear(6, 4),
-        two=nn.Linear(6, 4),
-        three=nn.Conv1d(6, 4, 1),
-    )
+    twice = {name: nn.Linear(6, 4) for name in ("one", "two")}
+    model = net(forward, norm=drawn(norm), three=nn.Conv1d(6, 4, 1), **twice)
     done = sound(model, images(2, 6, 3, 4))
     folded = done.apply()
     assert gains(folded) == 0
