@@ -24,12 +24,12 @@ from refold.graph.agreement import disagreement
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.copies.watching import watchable
 from refold.graph.fold.borders import pad_before_layers
-from refold.graph.fold.computed_weights import RULE, store_weights
+from refold.graph.fold.computed_weights import store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.leftovers import drop_idle, drop_layouts
 from refold.graph.fold.norm_gains import push_gains
 from refold.graph.fold.parallel_paths import merge_siblings
-from refold.graph.fold.record import Fold, Kept
+from refold.graph.fold.record import COMPUTED, Fold, Kept
 from refold.graph.fold.relayout import unify_layouts
 from refold.graph.fold.same_reads import unify_reads
 from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
@@ -167,7 +167,7 @@ def _stored(weight: Computed) -> Fold:
     """Return the entry of the account for a weight that is computed once."""
     detail = f"{weight.name}, computed once by {weight.how}"
     counts = weight.parameters_before, weight.parameters_after
-    return Fold(weight.path, RULE, detail, *counts)
+    return Fold(weight.path, COMPUTED, detail, *counts)
 
 
 @dataclass(eq=False)

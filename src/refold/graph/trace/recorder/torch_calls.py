@@ -114,6 +114,8 @@ class TorchCalls(Notebook, TorchFunctionMode):
         if result is None:
             return None
         changes = mutated(node)
+        if changes:
+            node.meta["line"] = where()
         return self._results(result, node, again=args[0] if changes and args else None)
 
     def _constant(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
