@@ -21,7 +21,7 @@ from refold.graph.copies.skeleton import (
 from refold.graph.driver import Outcome, Rewritten, fold_model, rewrite, undisturbed
 from refold.graph.fold.lower import Like, like_of, lower
 from refold.graph.fold.ranges import Ranges, through
-from refold.graph.fold.record import Fold, Kept
+from refold.graph.fold.record import COMPUTED, Fold, Kept
 from refold.graph.fold.region import Regions
 from refold.graph.layers import ChannelClamp, ChannelSlope, ScaleShift, WholeWindows
 from refold.graph.lift.activations import Activation, Limit, activation
@@ -42,6 +42,7 @@ from refold.graph.trace.recording import run_blank
 from refold.graph.trace.state import Attributes, StateChangeError, untouched
 
 __all__ = [
+    "COMPUTED",
     "INSIDE",
     "UNKNOWN",
     "Activation",

@@ -24,15 +24,17 @@ from refold.graph.agreement import disagreement, in_double, is_half
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.copies.watching import watchable
 from refold.graph.fold.borders import pad_before_layers
-from refold.graph.fold.computed_weights import RULE, store_weights
+from refold.graph.fold.computed_weights import store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.leftovers import drop_idle, drop_layouts
 from refold.graph.fold.norm_gains import push_gains
 from refold.graph.fold.parallel_paths import merge_siblings
-from refold.graph.fold.record import Fold, Kept
+from refold.graph.fold.record import COMPUTED, Fold, Kept
 from refold.graph.fold.relayout import unify_layouts
+from refold.graph.fold.same_reads import unify_reads
 from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
 from refold.graph.fold.shared_norms import push_into_readers
+from refold.graph.fold.shared_weights import merge_readers
 from refold.graph.fold.survey import survey
 from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.editor import Editor
@@ -166,7 +168,7 @@ def _stored(weight: Computed) -> Fold:
     """Return the entry of the account for a weight that is computed once."""
     detail = f"{weight.name}, computed once by {weight.how}"
     counts = weight.parameters_before, weight.parameters_after
-    return Fold(weight.path, RULE, detail, *counts)
+    return Fold(weight.path, COMPUTED, detail, *counts)
 
 
 @dataclass(eq=False)
@@ -313,8 +315,11 @@ def _folded(capture: Capture, allow_growth: bool, left: LeftAlone) -> FoldPass:
     if pad_before_layers(lifter, editor):
         lifter = Lifter.of(capture)
     unify_layouts(lifter, editor)
+    unify_reads(lifter, editor)
     fold = FoldPass(lifter, editor, allow_growth, left)
     drop_idle(fold)
+    if merge_readers(fold):
+        drop_idle(fold)
     merge_siblings(fold)
     fold.run()
     while push_into_readers(fold) or merge_siblings(fold):
