@@ -25,6 +25,7 @@ def inspect(
     batch: options.Batch = 1,
     seed: options.Seed = 0,
     allow_growth: options.AllowGrowth = False,
+    drop_unused: options.DropUnused = False,
     as_json: options.Json = False,
     fail_on_refusal: Annotated[
         bool,
@@ -52,7 +53,12 @@ def inspect(
         )
     )
     with step("plan"):
-        plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
+        plan = refold.plan(
+            subject.model,
+            subject.example_inputs,
+            allow_growth=allow_growth,
+            drop_unused=drop_unused,
+        )
     if as_json:
         print_json(plan.to_dict())
     else:
