@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from refold.sources.networks import build
 
@@ -41,6 +42,28 @@ def test_inspect_shows_every_fold_and_refusal(run: Callable, net: Net) -> None:
     refused = run("inspect", *words(net, "refused"))
     assert refused.code == 0
     assert "pad" in refused.out
+
+
+def test_inspect_lists_what_does_not_run(run: Callable, net: Net) -> None:
+    words_of = words(net, "with_head")
+    rows = [line for line in run("inspect", *words_of).out.splitlines() if "aux" in line]
+    assert len(rows) == 1
+    assert "not run" in rows[0]
+    assert "dropped" in run("inspect", *words_of, "--drop-unused").out
+    assert json.loads(run("inspect", *words_of, "--json").out)["unrun"] == ["aux"]
+
+
+def test_convert_leaves_out_what_does_not_run_on_request(
+    run: Callable, net: Net, tmp_path: Path
+) -> None:
+    kept, dropped = tmp_path / "kept.safetensors", tmp_path / "dropped.safetensors"
+    said = run("convert", *words(net, "with_head", "-o", kept))
+    assert "no recorded call runs aux (--drop-unused leaves it out)" in said.out
+    said = run("convert", *words(net, "with_head", "--drop-unused", "-o", dropped))
+    assert (said.code, "left out, as no recorded call runs it: aux" in said.out) == (0, True)
+    first, second = load_file(kept), load_file(dropped)
+    assert first.keys() - second.keys() == {"aux.weight", "aux.bias"}
+    assert all(torch.equal(first[key], second[key]) for key in second)
 
 
 def test_inspect_prints_json_alone(run: Callable, net: Net) -> None:

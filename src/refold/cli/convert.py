@@ -14,7 +14,7 @@ from refold.cli.destination import check_destination
 from refold.cli.proof import prove, say_proof
 from refold.cli.shipping import Wishes, ship
 from refold.cli.subject import prepare
-from refold.cli.summary import kept_lines, record, size_of, size_rows
+from refold.cli.summary import kept_lines, record, size_of, size_rows, unrun_lines
 from refold.cli.weights import convert_weights, is_weights
 from refold.errors import InputError
 
@@ -45,6 +45,7 @@ def convert(
     seed: options.Seed = 0,
     live_statistics: options.LiveStatistics = None,
     allow_growth: options.AllowGrowth = False,
+    drop_unused: options.DropUnused = False,
     dynamic: shipping.Dynamic = None,
     opset: shipping.Opset = None,
     input_names: shipping.InputNames = None,
@@ -76,11 +77,12 @@ def convert(
             model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
         )
     )
+    wanted = {"allow_growth": allow_growth, "drop_unused": drop_unused}
     with step("fold"):
-        plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
+        plan = refold.plan(subject.model, subject.example_inputs, **wanted)
         folded = plan.apply()
     with step("verify in float64"):
-        again = partial(refold.reparameterize, allow_growth=allow_growth)
+        again = partial(refold.reparameterize, **wanted)
         proof = prove(subject, folded, again)
     done = ship(
         folded, output, place, subject,
@@ -91,10 +93,10 @@ def convert(
     if as_json:
         outcome = {"output": str(output), "proof": proof.to_dict()}
         outcome |= {"inputs": dict(done.shapes), "notes": list(done.notes)}
-        print_json(outcome | record(plan, before, after))
+        print_json(outcome | record(plan, before, after) | {"unrun": list(plan.unrun)})
         return
     table(f"{model} -> {output}", ["", "before", "after"], size_rows(before, after))
-    say(f"folds: {len(plan.steps)}", *kept_lines(plan.kept))
+    say(f"folds: {len(plan.steps)}", *kept_lines(plan.kept), *unrun_lines(plan))
     say_proof(proof)
     note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
 

@@ -28,6 +28,7 @@ def inspect(
     every: Annotated[
         bool, typer.Option("--all", help="List every step and refusal instead of summing up.")
     ] = False,
+    drop_unused: options.DropUnused = False,
     as_json: options.Json = False,
     fail_on_refusal: Annotated[
         bool,
@@ -55,7 +56,12 @@ def inspect(
         )
     )
     with step("plan"):
-        plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
+        plan = refold.plan(
+            subject.model,
+            subject.example_inputs,
+            allow_growth=allow_growth,
+            drop_unused=drop_unused,
+        )
     if as_json:
         print_json(plan.to_dict())
     else:

@@ -60,6 +60,13 @@ AllowGrowth = Annotated[
     bool,
     typer.Option("--allow-growth", help="Also make merges that cost more multiply-adds."),
 ]
+DropUnused = Annotated[
+    bool,
+    typer.Option(
+        "--drop-unused",
+        help="Leave out the parts that no recorded call runs, such as heads for training.",
+    ),
+]
 OUTPUT = typer.Option(
     "-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors, .xml."
 )
