@@ -11,6 +11,7 @@ import typer
 from refold.cli import options, shipping
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import check_destination
+from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove, say_proof
 from refold.cli.shipping import Wishes, ship
 from refold.cli.subject import prepare
@@ -52,6 +53,7 @@ def convert(
     output_names: shipping.OutputNames = None,
     half: shipping.Half = False,
     norm_eps: NormEps = None,
+    report: options.Report = None,
     as_json: options.Json = False,
 ) -> None:
     """Fold, verify in float64, export, and print what changed.
@@ -62,7 +64,7 @@ def convert(
     import refold
 
     if is_weights(model):
-        given = bool(checkpoint or input_size)
+        given = bool(checkpoint or input_size or report)
         convert_weights(
             Path(model), output, given=given, key=weights_key, eps=norm_eps, as_json=as_json
         )
@@ -71,7 +73,7 @@ def convert(
         raise InputError(
             "--norm-eps is only for weights alone: a network already states the eps of its norms"
         )
-    place = check_destination(output)
+    place, page = check_destination(output), check_page(report)
     subject = prepare(
         options.Source(
             model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
@@ -89,6 +91,7 @@ def convert(
         wishes=Wishes(dynamic, opset, input_names, output_names, half),
         provenance=_origin(plan, proof),
     )  # fmt: skip
+    write_page(page, subject, plan, proof, fold=again)
     before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)
     if as_json:
         outcome = {"output": str(output), "proof": proof.to_dict()}

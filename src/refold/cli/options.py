@@ -71,6 +71,14 @@ OUTPUT = typer.Option(
     "-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors, .xml."
 )
 Output = Annotated[Path | None, OUTPUT]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Also write an HTML page that shows what happened, layer by layer.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ from refold.cli import options
 from refold.cli.bench import RUNTIME_NAMES
 from refold.cli.console import count, note, print_json, say, say_block, step, table
 from refold.cli.destination import check_destination
+from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove
 from refold.cli.shipping import ship
 from refold.cli.subject import Subject, prepare
@@ -112,15 +113,16 @@ def prune(
     batch: options.Batch = 1,
     seed: options.Seed = 0,
     live_statistics: options.LiveStatistics = None,
+    report: options.Report = None,
     as_json: options.Json = False,
 ) -> None:
     """Drop the least important channels; print what is saved, and verify against masks."""
-    from refold.pruning import pruning
+    from refold.pruning import drop_dead_channels, pruning
 
     least = parse_floor(floor)
     if ratio is threshold is macs is params is None:
         raise InputError("pass --ratio, --threshold, --macs or --params, such as --ratio 0.5")
-    place = None if output is None else check_destination(output)
+    place, page = None if output is None else check_destination(output), check_page(report)
     subject = prepare(
         options.Source(
             model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
@@ -146,6 +148,8 @@ def prune(
     timings = _time(done, subject, runtime) if measure else None
     if place is not None:
         ship(done.model, output or place, place, subject)
+    masked = replace(subject, model=done.masked)
+    write_page(page, masked, done, proof, fold=drop_dead_channels, verb="pruned")
     if as_json:
         _print_record(done, proof, timings, output)
         return

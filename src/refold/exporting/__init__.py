@@ -6,7 +6,7 @@ from refold.exporting.dispatch import SUFFIXES, Exported, Options, export, write
 from refold.exporting.metadata import describe, described
 from refold.exporting.onnx import onnx_session, run_onnx, write_unfused
 from refold.exporting.openvino import openvino_model, run_openvino
-from refold.exporting.provenance import read_provenance
+from refold.exporting.provenance import read_provenance, version
 from refold.exporting.silence import quiet
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "read_provenance",
     "run_onnx",
     "run_openvino",
+    "version",
     "write",
     "write_unfused",
 ]

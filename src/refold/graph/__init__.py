@@ -6,7 +6,7 @@ Rooms, lowest first: `copies`, `trace`, then `lift` and `surgery` (neither knows
 
 from __future__ import annotations
 
-from refold.graph.calls import Call, canonical
+from refold.graph.calls import Call, canonical, is_question, name_of, place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import (
     INSIDE,
@@ -84,14 +84,17 @@ __all__ = [
     "frame_of",
     "held_tensors",
     "is_layer",
+    "is_question",
     "layer_class",
     "leaf_modules",
     "lift_module",
     "like_of",
     "link",
     "lower",
+    "name_of",
     "own_tensors",
     "pinned_reason",
+    "place_of",
     "point",
     "pools",
     "rewrite",
