@@ -1,0 +1,113 @@
+"""The values of a file that no input decides: weights, Constant nodes, and what is made of them."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refold.errors import InputError
+from refold.exporting import require
+from refold.onnx_files.reading import DEFAULT, OnnxFile, subgraphs
+from refold.onnx_files.sizes import Sizes
+from refold.onnx_files.tensors import code_of, to_proto, to_torch
+
+_MOST = 1 << 24  # numbers that a computed constant may have
+_NAMES = (
+    "Identity Reshape Unsqueeze Squeeze Transpose Flatten Cast Concat Slice Gather Expand Shape "
+    "ConstantOfShape Tile Add Sub Mul Div Neg Sqrt Reciprocal Pow Abs Exp Floor Ceil Max Min Split "
+    "Equal Where Range Size ReduceProd Not And Or Greater Less"
+)
+_COMPUTED = frozenset(_NAMES.split())
+
+
+class Constants:
+    """The constants of a file by name, computed when they are asked for.
+
+    Args:
+        file: what was read.
+        sizes: the shapes of its values, which say how large a constant would be.
+    """
+
+    def __init__(self, file: OnnxFile, sizes: Sizes) -> None:
+        self._file, self._sizes = file, sizes
+        graph = file.model.graph
+        given = {value.name for value in graph.input} if file.model.ir_version >= 4 else set[str]()
+        stored = (tensor for tensor in graph.initializer if tensor.name not in given)
+        self._stored = {tensor.name: tensor for tensor in stored}
+        self._makers = {
+            name: node
+            for node in file.nodes
+            if node.domain in DEFAULT
+            for name in node.output
+            if name and (node.op_type == "Constant" or self._is_computed(node, name))
+        }
+        self._known: dict[str, Tensor | None] = {}
+
+    def _is_computed(self, node: Any, name: str) -> bool:
+        if node.op_type not in _COMPUTED or any(True for _ in subgraphs(node)):
+            return False
+        shape = self._sizes.shapes.get(name)
+        return shape is not None and shape == self._sizes.others.get(name) and prod(shape) <= _MOST
+
+    def value(self, name: str) -> Tensor | None:
+        """Return a constant, None for a value that is none; the caller does not change it.
+
+        Raises:
+            InputError: when the file does not hold the numbers that it should.
+        """
+        if name in self._stored:
+            return to_torch(self._stored[name], self._file.folder)
+        if name not in self._known:
+            self._known[name] = None  # a ring in a damaged file ends here
+            self._known[name] = self._made(name)
+        return self._known[name]
+
+    def _made(self, name: str) -> Tensor | None:
+        node = self._makers.get(name)
+        if node is None:
+            return None
+        if node.op_type == "Constant":
+            return self._written(node)
+        given = {other: self.value(other) for other in node.input if other}
+        tensors = {other: tensor for other, tensor in given.items() if tensor is not None}
+        if len(tensors) < len(given):
+            return None
+        try:
+            return self._run(node, name, tensors)
+        except InputError:
+            raise
+        except Exception:  # what the reference cannot compute is no constant of ours
+            return None
+
+    def _written(self, node: Any) -> Tensor | None:
+        for item in node.attribute:
+            if item.name == "value" and item.HasField("t"):
+                return to_torch(item.t, self._file.folder)
+            if item.name == "value_float":
+                return torch.tensor(item.f, dtype=torch.float32)
+            if item.name == "value_int":
+                return torch.tensor(item.i, dtype=torch.int64)
+            if item.name == "value_floats":
+                return torch.tensor(list(item.floats), dtype=torch.float32)
+            if item.name == "value_ints":
+                return torch.tensor(list(item.ints), dtype=torch.int64)
+        return None
+
+    def _run(self, node: Any, name: str, given: dict[str, Tensor]) -> Tensor | None:
+        """Compute one node with onnx's reference implementation."""
+        onnx = require("onnx", "onnx")
+        reference = require("onnx.reference", "onnx")
+        made = onnx.helper.make_graph(
+            [node], "constant", [],
+            [onnx.helper.make_empty_tensor_value_info(name)],
+            [to_proto(tensor, other) for other, tensor in given.items()],
+        )  # fmt: skip
+        model = onnx.helper.make_model(made, opset_imports=self._file.model.opset_import)
+        model.ir_version = max(model.ir_version, 4)
+        [array] = reference.ReferenceEvaluator(model).run([name], {})
+        tensor = torch.from_numpy(require("numpy", "onnx").array(array))
+        code_of(tensor.dtype)  # a KeyError for what ONNX has no tensors of
+        return tensor
