@@ -10,16 +10,18 @@ from torch import Tensor
 
 from refold.errors import InputError
 from refold.exporting import require
-from refold.onnx_files.reading import DEFAULT, OnnxFile, subgraphs
+from refold.onnx_files.reading import DEFAULT, OnnxFile
 from refold.onnx_files.sizes import Sizes
-from refold.onnx_files.tensors import code_of, to_proto, to_torch
+from refold.onnx_files.tensors import code_of, dtype_of, to_proto, to_torch
 
 _MOST = 1 << 24  # numbers that a computed constant may have
 _NAMES = (
     "Identity Reshape Unsqueeze Squeeze Transpose Flatten Cast Concat Slice Gather Expand Shape "
     "ConstantOfShape Tile Add Sub Mul Div Neg Sqrt Reciprocal Pow Abs Exp Floor Ceil Max Min Split "
-    "Equal Where Range Size ReduceProd Not And Or Greater Less"
+    "Equal Where Range Size ReduceProd Not And Or Greater Less CastLike"
 )
+_SMALL = 64  # numbers that a shape is made of
+_MOVES = ("Reshape", "Unsqueeze", "Squeeze", "Concat", "Slice", "Split", "ReduceProd")
 _COMPUTED = frozenset(_NAMES.split())
 
 
@@ -42,15 +44,20 @@ class Constants:
             for node in file.nodes
             if node.domain in DEFAULT
             for name in node.output
-            if name and (node.op_type == "Constant" or self._is_computed(node, name))
+            if name and (node.op_type == "Constant" or node.op_type in _COMPUTED)
         }
         self._known: dict[str, Tensor | None] = {}
 
-    def _is_computed(self, node: Any, name: str) -> bool:
-        if node.op_type not in _COMPUTED or any(True for _ in subgraphs(node)):
-            return False
-        shape = self._sizes.shapes.get(name)
-        return shape is not None and shape == self._sizes.others.get(name) and prod(shape) <= _MOST
+    def small(self) -> dict[str, Any]:
+        """Return the computed constants that shapes may rest on, as TensorProtos."""
+        found: dict[str, Any] = {}
+        for name, node in self._makers.items():
+            if node.op_type == "Constant":
+                continue
+            value = self.value(name)
+            if value is not None and value.numel() <= _SMALL:
+                found[name] = to_proto(value, name)
+        return found
 
     def value(self, name: str) -> Tensor | None:
         """Return a constant, None for a value that is none; the caller does not change it.
@@ -71,11 +78,15 @@ class Constants:
             return None
         if node.op_type == "Constant":
             return self._written(node)
+        if node.op_type == "CastLike":
+            return self._cast(node)
         given = {other: self.value(other) for other in node.input if other}
         tensors = {other: tensor for other, tensor in given.items() if tensor is not None}
         if len(tensors) < len(given):
             return None
         try:
+            if _numbers(node, list(tensors.values())) > _MOST:
+                return None
             return self._run(node, name, tensors)
         except InputError:
             raise
@@ -96,6 +107,13 @@ class Constants:
                 return torch.tensor(list(item.ints), dtype=torch.int64)
         return None
 
+    def _cast(self, node: Any) -> Tensor | None:
+        """Return a constant in the type of a value, which may well be one of the inputs."""
+        value, like = self.value(node.input[0]), self.value(node.input[1])
+        code = self._sizes.types.get(node.input[1], 0)
+        dtype = dtype_of(code) if like is None else like.dtype
+        return None if value is None or dtype is None else value.to(dtype)
+
     def _run(self, node: Any, name: str, given: dict[str, Tensor]) -> Tensor | None:
         """Compute one node with onnx's reference implementation."""
         onnx = require("onnx", "onnx")
@@ -111,3 +129,22 @@ class Constants:
         tensor = torch.from_numpy(require("numpy", "onnx").array(array))
         code_of(tensor.dtype)  # a KeyError for what ONNX has no tensors of
         return tensor
+
+
+def _numbers(node: Any, given: list[Tensor]) -> int:
+    """Return how many numbers a node makes at most: a damaged file may ask for any number."""
+    if not given:
+        return 0
+    first, last = given[0], given[-1]
+    if node.op_type == "ConstantOfShape":
+        return prod(first.tolist())
+    if node.op_type in ("Tile", "Expand"):
+        return first.numel() * max(prod(last.tolist()), 1)
+    if node.op_type == "Range":
+        start, limit, step = (float(value) for value in given)
+        return int(abs((limit - start) / step)) if step else 0
+    if node.op_type == "Gather":
+        return first.numel() * max(last.numel(), 1)
+    if len(given) > 1 and node.op_type not in _MOVES:
+        return prod(torch.broadcast_shapes(*(value.shape for value in given)))
+    return sum(value.numel() for value in given)

@@ -101,8 +101,8 @@ def _folded(
             "the quantizer measured; fold the float model, then quantize"
         )
         return Written(list(file.nodes)), (), (Kept(file.path.name, reason),)
-    sizes = infer(file.model)
-    constants = Constants(file, sizes)
+    constants = Constants(file, infer(file.model))
+    sizes = infer(file.model, constants.small())
     made = list[Network]()
 
     def make() -> Capture:

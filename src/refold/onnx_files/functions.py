@@ -146,7 +146,11 @@ def _fill_value(network: Network, node: Any, given: dict[str, Any]) -> float | N
 
 def _reshape(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
     shape = ints(network, node, given, "shape", 1)
-    if shape is None or given.get("allowzero") or not network.is_float(node.output[0]):
+    if not network.is_float(node.output[0]):
+        return None
+    if shape is None:
+        return _told_reshape(network, node)
+    if given.get("allowzero") and 0 in shape:
         return None
     before = network.sizes.fixed(node.input[0])
     if 0 in shape:
@@ -158,6 +162,17 @@ def _reshape(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | No
             return _flattened(network, node, shape, before)
         shape = [-1 if size is None else size for size in kept]
     return network.function(torch.reshape, (network.value(node.input[0]), tuple(shape)))
+
+
+def _told_reshape(network: Network, node: Any) -> fx.Node | None:
+    """Build a reshape whose sizes are computed from the input, though all but one are known."""
+    after = network.sizes.fixed(node.output[0])
+    if after is None or after.count(None) > 1 or 0 in after:
+        return None
+    sizes = tuple(-1 if size is None else size for size in after)
+    made = network.function(torch.reshape, (network.value(node.input[0]), sizes))
+    made.meta["sizes"] = sizes
+    return made
 
 
 def _flattened(

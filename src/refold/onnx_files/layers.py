@@ -75,6 +75,8 @@ def _weights(network: Network, node: Any) -> tuple[Tensor | None, Tensor | None,
     named = len(node.input) > 2 and bool(node.input[2])
     bias = network.constant(node.input[2]) if named else None
     fits = network.is_value(node.input[0]) and (bias is not None or not named)
+    if bias is not None and not bool(bias.any()):
+        bias = None  # exporters write zeros where there is none; at a border that matters
     return weight, bias, fits
 
 

@@ -49,6 +49,7 @@ class Origin:
         output: the name of its value; None for several, which are read one by one.
         module: the layer it calls, to tell whether it still does.
         lead: a call in front of it that belongs to the same node: a padding that sizes decide.
+        sizes: the second input of a reshape, where that is simpler than in the file.
     """
 
     nodes: tuple[Any, ...]
@@ -56,6 +57,7 @@ class Origin:
     output: str | None
     module: nn.Module | None = None
     lead: fx.Node | None = None
+    sizes: tuple[int, ...] | None = None
 
 
 @dataclass(eq=False)
@@ -173,7 +175,12 @@ class Network:
         module = self.root._modules.get(str(value.target)) if value.op == "call_module" else None
         lead = value.meta.pop("lead", None)
         value.meta["origin"] = Origin(
-            tuple(nodes), self._slots(lead or value, nodes), output, module, lead
+            tuple(nodes),
+            self._slots(lead or value, nodes),
+            output,
+            module,
+            lead,
+            value.meta.pop("sizes", None),
         )
         value.meta["place"] = title(nodes[0])
         if output is not None:

@@ -41,9 +41,15 @@ class Sizes:
         return tuple(a if a == b else None for a, b in zip(one, other, strict=True))
 
 
-def infer(model: Any) -> Sizes:
-    """Return the types and shapes that onnx's own inference tells."""
-    found = [_inferred(model, choice) for choice in (0, 1)]
+def infer(model: Any, known: Mapping[str, Any] | None = None) -> Sizes:
+    """Return the types and shapes that onnx's own inference tells.
+
+    Args:
+        model: the ModelProto.
+        known: small constants that were computed, as TensorProtos: what is reshaped or reduced by
+            them has a shape, too.
+    """
+    found = [_inferred(model, choice, known or {}) for choice in (0, 1)]
     types = {name: code for name, (code, _) in found[0].items() if code}
     shapes, others = (
         {name: shape for name, (_, shape) in values.items() if shape is not None}
@@ -72,9 +78,11 @@ def _named(size: Any, name: str, axis: int) -> str:
     return text if text.strip("?-1 ") else f"{name}:{axis}"
 
 
-def _inferred(model: Any, choice: int) -> dict[str, tuple[int, Shape | None]]:
+def _inferred(
+    model: Any, choice: int, known: Mapping[str, Any]
+) -> dict[str, tuple[int, Shape | None]]:
     onnx = require("onnx", "onnx")
-    light = _light(model, _chosen(free_sizes(model), choice))
+    light = _light(model, _chosen(free_sizes(model), choice), known)
     for options in ({"data_prop": True}, {"data_prop": False}):
         try:
             done = onnx.shape_inference.infer_shapes(light, **options)
@@ -110,7 +118,7 @@ def _told(value: Any) -> tuple[int, Shape | None]:
     return int(tensor.elem_type), None if any(size < 0 for size in sizes) else tuple(sizes)
 
 
-def _light(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+def _light(model: Any, shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, Any]) -> Any:
     """Return the model without its weights and without what it says of shapes itself."""
     onnx = require("onnx", "onnx")
     light = onnx.ModelProto(ir_version=model.ir_version)
@@ -119,8 +127,11 @@ def _light(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
     graph = light.graph
     graph.name = model.graph.name
     for node in model.graph.node:
+        if node.output and all(name in known for name in node.output):
+            continue
         graph.node.append(_without_weights(node) if _is_heavy(node) else node)
     graph.initializer.extend(_header(tensor) for tensor in model.graph.initializer)
+    graph.initializer.extend(known.values())
     graph.input.extend(model.graph.input)
     for value in graph.input:
         if value.name in shapes:

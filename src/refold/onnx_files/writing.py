@@ -193,6 +193,9 @@ class Writer:
         outputs = list(node.output)
         if node is origin.nodes[-1]:
             outputs = self._outputs(node, call, origin)
+        if origin.sizes is not None:
+            sizes = torch.tensor(origin.sizes, dtype=torch.int64)
+            inputs[1] = self.lowering.weight(sizes, f"{outputs[0]}.sizes")
         if inputs == list(node.input) and outputs == list(node.output) and not inner:
             return node
         fresh = type(node)()
@@ -285,14 +288,12 @@ class Writer:
         return kept, len(nodes) - len(kept)
 
     def _without_unused(self, nodes: list[Any]) -> list[Any]:
-        """Return the nodes without the constants that nobody reads any more."""
-        fixed = {id(node) for node in self._fixed()}
+        """Return the nodes without those that nobody reads any more."""
         while True:
             read = set(self.network.outputs).union(*(reads(node) for node in nodes))
             left = [
                 node for node in nodes
-                if id(node) not in fixed or not _was_read(self.network, node)
-                or any(name in read for name in node.output)
+                if not _was_read(self.network, node) or any(name in read for name in node.output)
             ]  # fmt: skip
             if len(left) == len(nodes):
                 return left
