@@ -8,13 +8,15 @@ import typer
 
 from refold.cli import options
 from refold.cli.console import print_json, say_block, step
+from refold.cli.onnx_model import bench_onnx, check_options, is_onnx
 from refold.cli.subject import prepare
 
 Runtime = Annotated[
     list[str] | None,
     typer.Option(
         "--runtime",
-        help="eager, onnxruntime, openvino or inductor; repeat for several. Default: eager.",
+        help="eager, onnxruntime, openvino or inductor; repeat for several. Default: eager, "
+        "and onnxruntime for an .onnx file.",
     ),
 ]
 
@@ -35,11 +37,15 @@ def bench(
     """Time a network before and after folding, in turn."""
     import refold
 
-    subject = prepare(
-        options.Source(
-            model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
-        )
+    source = options.Source(
+        model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
     )
+    if is_onnx(model):
+        given = {"checkpoint": checkpoint, "weights_key": weights_key, "num_classes": num_classes}
+        check_options(model, given | {"allow_growth": allow_growth})
+        bench_onnx(source, runtimes=tuple(runtime or ("onnxruntime",)), as_json=as_json)
+        return
+    subject = prepare(source)
     with step("fold"):
         folded = refold.reparameterize(
             subject.model, subject.example_inputs, allow_growth=allow_growth

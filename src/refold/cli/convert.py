@@ -11,6 +11,7 @@ import typer
 from refold.cli import options, shipping
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import check_destination
+from refold.cli.onnx_model import check_options, convert_onnx, is_onnx
 from refold.cli.proof import prove, say_proof
 from refold.cli.shipping import Wishes, ship
 from refold.cli.subject import prepare
@@ -56,7 +57,8 @@ def convert(
     """Fold, verify in float64, export, and print what changed.
 
     Instead of MODEL, a file of weights alone in a published layout (RepVGG, ACNet, DBB, MobileOne,
-    RepLKNet, RepMLP, timm's) becomes one of the same layout in deploy form.
+    RepLKNet, RepMLP, timm's) becomes one of the same layout in deploy form. An .onnx file, whoever
+    wrote it, becomes an .onnx or .xml file with fewer nodes.
     """
     import refold
 
@@ -65,6 +67,14 @@ def convert(
         convert_weights(
             Path(model), output, given=given, key=weights_key, eps=norm_eps, as_json=as_json
         )
+        return
+    if is_onnx(model):
+        check_options(model, {
+            "checkpoint": checkpoint, "weights_key": weights_key, "num_classes": num_classes,
+            "input_size": input_size, "dynamic": dynamic, "opset": opset, "half": half,
+            "input_names": input_names, "output_names": output_names, "norm_eps": norm_eps,
+        })  # fmt: skip
+        convert_onnx(model, output, allow_growth=allow_growth, as_json=as_json)
         return
     if norm_eps is not None:
         raise InputError(

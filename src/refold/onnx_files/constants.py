@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from refold.errors import InputError
 from refold.exporting import require
-from refold.onnx_files.reading import DEFAULT, OnnxFile
-from refold.onnx_files.sizes import Sizes
+from refold.onnx_files.reading import DEFAULT, OnnxFile, attributes
+from refold.onnx_files.sizes import Shape, Sizes, infer
 from refold.onnx_files.tensors import code_of, dtype_of, to_proto, to_torch
 
 _MOST = 1 << 24  # numbers that a computed constant may have
@@ -20,9 +21,16 @@ _NAMES = (
     "ConstantOfShape Tile Add Sub Mul Div Neg Sqrt Reciprocal Pow Abs Exp Floor Ceil Max Min Split "
     "Equal Where Range Size ReduceProd Not And Or Greater Less CastLike"
 )
+_ROUNDS = 4
 _SMALL = 64  # numbers that a shape is made of
 _MOVES = ("Reshape", "Unsqueeze", "Squeeze", "Concat", "Slice", "Split", "ReduceProd")
 _COMPUTED = frozenset(_NAMES.split())
+_OF_SIZES = _COMPUTED.difference(
+    ("Div", "Sqrt", "Reciprocal", "Pow", "Abs", "Exp", "Floor", "Ceil", "Max", "Min", "Tile"),
+    ("Equal", "Where", "Range", "Size", "ReduceProd", "Not", "And", "Or", "Greater", "Less"),
+    ("Flatten", "Split"),
+)
+"""What may be computed of sizes: nothing that could come out alike for two sizes and not others."""
 
 
 class Constants:
@@ -30,11 +38,16 @@ class Constants:
 
     Args:
         file: what was read.
-        sizes: the shapes of its values, which say how large a constant would be.
+        types: ONNX's element type of each value, where known.
+        shapes: of the values for one choice of the free sizes; what is computed of sizes is then a
+            constant, too.
     """
 
-    def __init__(self, file: OnnxFile, sizes: Sizes) -> None:
-        self._file, self._sizes = file, sizes
+    def __init__(
+        self, file: OnnxFile, types: Mapping[str, int], shapes: Mapping[str, Shape] | None = None
+    ) -> None:
+        self._file, self._types, self._shapes = file, types, shapes or {}
+        computed = _COMPUTED if shapes is None else _OF_SIZES
         graph = file.model.graph
         given = {value.name for value in graph.input} if file.model.ir_version >= 4 else set[str]()
         stored = (tensor for tensor in graph.initializer if tensor.name not in given)
@@ -44,7 +57,7 @@ class Constants:
             for node in file.nodes
             if node.domain in DEFAULT
             for name in node.output
-            if name and (node.op_type == "Constant" or node.op_type in _COMPUTED)
+            if name and (node.op_type == "Constant" or node.op_type in computed)
         }
         self._known: dict[str, Tensor | None] = {}
 
@@ -78,6 +91,8 @@ class Constants:
             return None
         if node.op_type == "Constant":
             return self._written(node)
+        if node.op_type == "Shape" and node.input[0] in self._shapes:
+            return self._size(node)
         if node.op_type == "CastLike":
             return self._cast(node)
         given = {other: self.value(other) for other in node.input if other}
@@ -87,7 +102,7 @@ class Constants:
         try:
             if _numbers(node, list(tensors.values())) > _MOST:
                 return None
-            return self._run(node, name, tensors)
+            return self._remembered(node, name, tensors)
         except InputError:
             raise
         except Exception:  # what the reference cannot compute is no constant of ours
@@ -107,12 +122,26 @@ class Constants:
                 return torch.tensor(list(item.ints), dtype=torch.int64)
         return None
 
+    def _size(self, node: Any) -> Tensor:
+        given = attributes(node)
+        shape = self._shapes[node.input[0]][slice(given.get("start"), given.get("end"))]
+        return torch.tensor(shape, dtype=torch.int64)
+
     def _cast(self, node: Any) -> Tensor | None:
         """Return a constant in the type of a value, which may well be one of the inputs."""
         value, like = self.value(node.input[0]), self.value(node.input[1])
-        code = self._sizes.types.get(node.input[1], 0)
+        code = self._types.get(node.input[1], 0)
         dtype = dtype_of(code) if like is None else like.dtype
         return None if value is None or dtype is None else value.to(dtype)
+
+    def _remembered(self, node: Any, name: str, given: dict[str, Tensor]) -> Tensor | None:
+        """Compute a node, unless that was done for the same numbers before."""
+        if any(value.numel() > _SMALL for value in given.values()):
+            return self._run(node, name, given)
+        key = name, *(value.numpy().tobytes() for value in given.values())
+        if key not in self._file.computed:
+            self._file.computed[key] = self._run(node, name, given)
+        return self._file.computed[key]
 
     def _run(self, node: Any, name: str, given: dict[str, Tensor]) -> Tensor | None:
         """Compute one node with onnx's reference implementation."""
@@ -129,6 +158,19 @@ class Constants:
         tensor = torch.from_numpy(require("numpy", "onnx").array(array))
         code_of(tensor.dtype)  # a KeyError for what ONNX has no tensors of
         return tensor
+
+
+def sizes_of(file: OnnxFile) -> Sizes:
+    """Return the types and shapes of a file's values, what reshapes compute of sizes included."""
+    sizes = infer(file.model)
+    for _ in range(_ROUNDS):
+        choices = (sizes.shapes, sizes.others)
+        known = [Constants(file, sizes.types, shapes).small() for shapes in choices]
+        told = len(sizes.shapes)
+        sizes = infer(file.model, known)
+        if len(sizes.shapes) == told:
+            break
+    return sizes
 
 
 def _numbers(node: Any, given: list[Tensor]) -> int:

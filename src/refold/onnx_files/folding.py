@@ -11,13 +11,12 @@ from typing import Any
 
 from refold.files import atomic_path
 from refold.graph import Capture, Fold, Kept, fold_graph
-from refold.onnx_files.constants import Constants
+from refold.onnx_files.constants import Constants, sizes_of
 from refold.onnx_files.network import Network
 from refold.onnx_files.proof import examples, prove
 from refold.onnx_files.reading import OnnxFile, read
 from refold.onnx_files.report import OnnxReport, count
 from refold.onnx_files.saving import apply, companion, copy_of, save, tensors
-from refold.onnx_files.sizes import infer
 from refold.onnx_files.tensors import check_size
 from refold.onnx_files.translating import translate
 from refold.onnx_files.trials import open_original
@@ -73,7 +72,7 @@ def fold_onnx(
     written, steps, kept = _folded(file, allow_growth)
     report = OnnxReport(
         path=file.path, output=target, steps=steps, kept=kept,
-        nodes_before=before, nodes_after=count(written.nodes),
+        nodes_before=before, nodes_after=count(written.nodes), changed=written.changed,
     )  # fmt: skip
     if target is None:
         return report
@@ -101,8 +100,8 @@ def _folded(
             "the quantizer measured; fold the float model, then quantize"
         )
         return Written(list(file.nodes)), (), (Kept(file.path.name, reason),)
-    constants = Constants(file, infer(file.model))
-    sizes = infer(file.model, constants.small())
+    sizes = sizes_of(file)
+    constants = Constants(file, sizes.types)
     made = list[Network]()
 
     def make() -> Capture:

@@ -124,7 +124,7 @@ def _pad(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
     axes = ints(network, node, given, "axes", 3) or list(range(rank))
     if len(node.input) > 3 and node.input[3] and network.constant(node.input[3]) is None:
         return None
-    pairs = dict.fromkeys(range(rank), (0, 0))
+    pairs: dict[int, tuple[int, int]] = dict.fromkeys(range(rank), (0, 0))
     for at, axis in enumerate(axes):
         pairs[axis % rank] = flat[at], flat[at + len(axes)]
     if any(pairs[axis] != (0, 0) for axis in (0, 1) if axis in pairs) or rank < 3:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def examples(file: OnnxFile, given: Mapping[str, Any] | None) -> list[Arrays]:
     """
     opened = open_original(file)
     if given is None:
-        return feeds(file.model, lambda arrays: opened.run(None, arrays))
+        return feeds(file.model, partial(opened.run, None))
     numpy = require("numpy", "onnx")
     arrays = {name: numpy.asarray(value) for name, value in given.items()}
     try:
@@ -97,7 +98,7 @@ def _trial(
     first, second, moved = runs
     wanted, got = first.run(names, arrays), second.run(names, arrays)
     errors = [_difference(a, b) for a, b in zip(wanted, got, strict=True)]
-    bounds = [_bound(original)] * len(names)
+    bounds = [bound_of(original)] * len(names)
     if moved is not None:
         losses = map(_difference, wanted, moved.run(names, arrays))
         bounds = [max(b, _OWN_LOSS * loss) for b, loss in zip(bounds, losses, strict=True)]
@@ -132,7 +133,7 @@ def _reason(
     )
 
 
-def _bound(file: OnnxFile) -> float:
+def bound_of(file: OnnxFile) -> float:
     """Return what rounding may cost the layers of a file in general."""
     depth = sum(node.op_type in _LAYERS for node in file.nodes)
     lengths = [1, *(_reduction(tensor) for tensor in _kernels(file))]
@@ -184,6 +185,23 @@ def _moved(file: OnnxFile, names: list[str]) -> Any:
         return _watched(OnnxFile(file.path, copied, file.opset), names)
     except Exception:  # then the general bound is all there is
         return None
+
+
+def worst(wanted: list[Any], got: list[Any]) -> float:
+    """Return the largest error of several outputs, max|difference| / max|reference|."""
+    if len(wanted) != len(got):
+        return float("inf")
+    return max((_difference(a, b) for a, b in zip(wanted, got, strict=True)), default=0.0)
+
+
+def losses(file: OnnxFile, inputs: list[Arrays]) -> list[float]:
+    """Return, for each of several inputs, what rounding may cost this file on it."""
+    names = [value.name for value in file.model.graph.output]
+    moved = _moved(file, names)
+    if moved is None:
+        return [0.0] * len(inputs)
+    first = session(file.path)
+    return [_OWN_LOSS * worst(first.run(names, a), moved.run(names, a)) for a in inputs]
 
 
 def _difference(wanted: Any, got: Any) -> float:

@@ -37,6 +37,7 @@ class OnnxFile:
     opset: int
 
     def __post_init__(self) -> None:
+        self.computed: dict[object, Any] = {}  # what was computed of small constants
         self.nodes: list[Any] = list(self.model.graph.node)  # alive, so that each has one identity
 
     @property

@@ -23,6 +23,7 @@ class OnnxReport:
         kept: what was left as it was, each with `where` and `reason`.
         nodes_before: nodes by operator; constants are none.
         nodes_after: the same of the result.
+        changed: whether the result differs from the file at all.
         trials: the runs that both files were compared on.
     """
 
@@ -32,6 +33,7 @@ class OnnxReport:
     kept: tuple[Kept, ...]
     nodes_before: dict[str, int]
     nodes_after: dict[str, int]
+    changed: bool = False
     trials: tuple[Trial, ...] = ()
 
     @property
@@ -67,11 +69,12 @@ class OnnxReport:
         before, after = sum(self.nodes_before.values()), sum(self.nodes_after.values())
         kept = f", {len(self.kept)} kept" if self.kept else ""
         text = f"{len(self.steps)} folded{kept}; nodes {before} -> {after}"
-        return f"{text}; {self._proof()}" if self.trials else text
+        return f"{text}; {self.proof()}" if self.trials else text
 
-    def _proof(self) -> str:
+    def proof(self) -> str:
+        """Return what the runs of both files showed, as one line."""
         runs = "run" if len(self.trials) == 1 else "runs"
-        bound = min(trial.bound for trial in self.trials)
+        bound = max(self.trials, key=lambda trial: trial.error).bound
         return (
             f"equal in ONNX Runtime: largest error {self.error:.1e} in {len(self.trials)} {runs} "
             f"(rounding explains {bound:.1e})"

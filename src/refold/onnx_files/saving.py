@@ -40,17 +40,18 @@ def apply(file: OnnxFile, written: Written) -> None:
     read = {name for node in file.nodes for name in reads(node)}
     read.update(value.name for value in graph.output)
     gone = {t.name for t in graph.initializer if t.name in was_read and t.name not in read}
-    _keep(graph.initializer, lambda tensor: tensor.name not in gone)
-    _keep(graph.input, lambda value: value.name not in gone)
+    _drop(graph.initializer, "name", gone)
+    _drop(graph.input, "name", gone)
     known = {name for node in file.nodes for name in node.output}
     known.update(value.name for value in (*graph.input, *graph.initializer))
-    _keep(graph.value_info, lambda value: value.name in known)
-    _keep(graph.quantization_annotation, lambda item: item.tensor_name in known)
+    _drop(graph.value_info, "name", {value.name for value in graph.value_info} - known)
+    notes = graph.quantization_annotation
+    _drop(notes, "tensor_name", {note.tensor_name for note in notes} - known)
 
 
-def _keep(items: Any, wanted: Any) -> None:
+def _drop(items: Any, key: str, gone: set[str]) -> None:
     for at in reversed(range(len(items))):
-        if not wanted(items[at]):
+        if getattr(items[at], key) in gone:
             del items[at]
 
 

@@ -6,7 +6,7 @@ constant of a network is likely to equal, and others the second time: what diffe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,15 +41,15 @@ class Sizes:
         return tuple(a if a == b else None for a, b in zip(one, other, strict=True))
 
 
-def infer(model: Any, known: Mapping[str, Any] | None = None) -> Sizes:
+def infer(model: Any, known: Sequence[Mapping[str, Any]] = ({}, {})) -> Sizes:
     """Return the types and shapes that onnx's own inference tells.
 
     Args:
         model: the ModelProto.
-        known: small constants that were computed, as TensorProtos: what is reshaped or reduced by
-            them has a shape, too.
+        known: small values that were computed, as TensorProtos, for each choice: what is reshaped
+            or reduced by them has a shape, too.
     """
-    found = [_inferred(model, choice, known or {}) for choice in (0, 1)]
+    found = [_inferred(model, choice, known[choice]) for choice in (0, 1)]
     types = {name: code for name, (code, _) in found[0].items() if code}
     shapes, others = (
         {name: shape for name, (_, shape) in values.items() if shape is not None}

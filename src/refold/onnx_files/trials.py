@@ -86,6 +86,25 @@ def feeds(model: Any, run: Any, seed: int = 0) -> list[Arrays]:
     return found
 
 
+def sized(model: Any, sizes: list[tuple[int, ...]], batch: int, seed: int) -> Arrays:
+    """Return random inputs of these sizes; fixed axes stay as the file fixes them.
+
+    Args:
+        model: the ModelProto.
+        sizes: of each input in turn without its first axis, the last one for all that follow.
+        batch: of first axes that are free.
+        seed: of the numbers.
+    """
+    shapes = free_sizes(model)
+    numbers: dict[str, int] = {}
+    for at, shape in enumerate(shapes.values()):
+        wanted = (batch, *sizes[min(at, len(sizes) - 1)])
+        for axis, size in enumerate(shape):
+            if isinstance(size, str):
+                numbers.setdefault(size, wanted[axis] if axis < len(wanted) else wanted[-1])
+    return _arrays(model, shapes, numbers, seed)
+
+
 def _choices(shapes: Mapping[str, tuple[int | str, ...]]) -> Iterator[dict[str, int]]:
     """Yield numbers for the free sizes: batches are small, sides are many."""
     batches, sides = list[str](), list[str]()
@@ -103,6 +122,9 @@ def _choices(shapes: Mapping[str, tuple[int | str, ...]]) -> Iterator[dict[str, 
         yield dict.fromkeys(batches, batch) | {s: numbers[i % 2] for i, s in enumerate(sides)}
     for batch, side in product(_BATCHES[:2], _SIDES):
         yield dict.fromkeys(batches, batch) | dict.fromkeys(sides, side)
+    last = {shape[-1] for shape in shapes.values() if shape}
+    for batch, side in product(_BATCHES[:2], _SIDES):  # sequences: all but the last axis are few
+        yield {name: side if name in last else batch for name in (*batches, *sides)}
 
 
 def _arrays(

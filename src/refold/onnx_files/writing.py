@@ -208,7 +208,11 @@ class Writer:
     def _outputs(self, node: Any, call: fx.Node, origin: Origin) -> list[str]:
         if origin.output is not None:
             return [self.names[call] if n == origin.output else n for n in node.output]
-        parts = {o.output: self.names[u] for u in call.users if (o := origin_of(u)) and not o.nodes}
+        parts = {
+            old.output: self.names[user]
+            for user in call.users
+            if (old := origin_of(user)) and not old.nodes and old.output
+        }
         return [parts.get(name, name) for name in node.output]
 
     def _new(self, call: fx.Node, origin: Origin | None) -> None:
