@@ -41,8 +41,7 @@ def bench(
         model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
     )
     if is_onnx(model):
-        given = {"checkpoint": checkpoint, "weights_key": weights_key, "num_classes": num_classes}
-        check_options(model, given | {"allow_growth": allow_growth})
+        check_options(model, locals())
         bench_onnx(source, runtimes=tuple(runtime or ("onnxruntime",)), as_json=as_json)
         return
     subject = prepare(source)

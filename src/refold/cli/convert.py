@@ -11,7 +11,7 @@ import typer
 from refold.cli import options, shipping
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import check_destination
-from refold.cli.onnx_model import check_options, convert_onnx, is_onnx
+from refold.cli.onnx_model import convert_onnx, is_onnx
 from refold.cli.proof import prove, say_proof
 from refold.cli.shipping import Wishes, ship
 from refold.cli.subject import prepare
@@ -33,6 +33,8 @@ NormEps = Annotated[
         help="For weights alone: eps of the norms, which the file does not store. Default: 1e-05.",
     ),
 ]
+
+_NO_EPS = "--norm-eps is only for weights alone: a network already states the eps of its norms"
 
 
 def convert(
@@ -69,17 +71,10 @@ def convert(
         )
         return
     if is_onnx(model):
-        check_options(model, {
-            "checkpoint": checkpoint, "weights_key": weights_key, "num_classes": num_classes,
-            "input_size": input_size, "dynamic": dynamic, "opset": opset, "half": half,
-            "input_names": input_names, "output_names": output_names, "norm_eps": norm_eps,
-        })  # fmt: skip
-        convert_onnx(model, output, allow_growth=allow_growth, as_json=as_json)
+        convert_onnx(model, output, locals())
         return
     if norm_eps is not None:
-        raise InputError(
-            "--norm-eps is only for weights alone: a network already states the eps of its norms"
-        )
+        raise InputError(_NO_EPS)
     place = check_destination(output)
     subject = prepare(
         options.Source(

@@ -39,8 +39,7 @@ def inspect(
     import refold
 
     if is_onnx(model):
-        given = {"checkpoint": checkpoint, "weights_key": weights_key, "input_size": input_size}
-        check_options(model, given | {"num_classes": num_classes})
+        check_options(model, locals())
         report = inspect_onnx(model, allow_growth=allow_growth, as_json=as_json)
         return 1 if fail_on_refusal and any(not item.costlier for item in report.kept) else 0
     if model.lower().endswith(FILES):

@@ -30,22 +30,39 @@ def is_onnx(model: str) -> bool:
 def check_options(model: str, given: dict[str, Any]) -> None:
     """Refuse options that say how to build or export a network.
 
+    Args:
+        model: the file.
+        given: the arguments of the command by name.
+
     Raises:
         InputError: naming them.
     """
-    wrong = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    wrong = [f"--{name.replace('_', '-')}" for name in _OF_NETWORKS if given.get(name)]
     if wrong:
         raise InputError(
             f"{model} is a finished file: {', '.join(wrong)} cannot change it; leave that out"
         )
 
 
-def convert_onnx(model: str, output: Path, *, allow_growth: bool, as_json: bool) -> None:
-    """Fold an .onnx file into another, or into OpenVINO's format."""
+_OF_NETWORKS = (
+    *("checkpoint", "weights_key", "num_classes", "live_statistics", "dynamic", "opset", "half"),
+    *("input_names", "output_names", "norm_eps"),
+)
+
+
+def convert_onnx(model: str, output: Path, given: dict[str, Any]) -> None:
+    """Fold an .onnx file into another, or into OpenVINO's format.
+
+    Args:
+        model: the file.
+        output: what to write.
+        given: the arguments of the command by name.
+    """
+    check_options(model, given)
     place = check_destination(output, SUFFIXES)
     with step("fold, and run both files"):
-        report = _written(Path(model), place, allow_growth)
-    if as_json:
+        report = _written(Path(model), place, given["allow_growth"])
+    if given["as_json"]:
         print_json(report.to_dict() | {"output": str(output)})
         return
     table(f"{model} -> {output}", ["", "before", "after"], _rows(report))

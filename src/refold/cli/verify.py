@@ -37,8 +37,7 @@ def verify(
     check_artefact(out)
     place = whole(out)
     if is_onnx(model):
-        given = {"checkpoint": checkpoint, "weights_key": weights_key, "input_size": input_size}
-        check_options(model, given | {"num_classes": num_classes})
+        check_options(model, locals())
         return verify_onnx(model, out, as_json=as_json)
     subject = prepare(
         options.Source(
