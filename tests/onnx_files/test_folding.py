@@ -160,7 +160,7 @@ def test_a_file_where_nothing_folds_is_copied(tmp_path: Path) -> None:
 
 
 def test_branches_that_capture_a_value_read_it_under_its_new_name(tmp_path: Path) -> None:
-    made = model(IMAGE + """{ i = Identity(x) a = Conv(i, w) 
+    made = model(IMAGE + """{ i = Identity(x) a = Conv(i, w)
       b = BatchNormalization(a, gn, bn, mn, vn)
       r = Relu(b) z = Dropout(r) q = ReduceSum<keepdims=0>(x) o = Greater(q, zero) }""",
       {"w": (4, 3, 1, 1), "zero": (), **norm("n", 4)})  # fmt: skip
