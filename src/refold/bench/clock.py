@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 
 from refold.bench.machine import describe_machine
 from refold.bench.memory import peak_mib
-from refold.bench.runtimes import RUNTIMES, USUAL, Call
+from refold.bench.runtimes import FILE_RUNTIMES, RUNTIMES, USUAL, Call
 from refold.bench.table import BenchmarkRow, BenchmarkTable, Spread, interval
 from refold.equivalence import prepared
 from refold.errors import InputError, one_line
@@ -64,35 +65,83 @@ def benchmark(
     }
     rows: list[BenchmarkRow] = []
     for runtime in runtimes:
-        rows += _time_runtime(runtime, subjects, rounds)
+        with tempfile.TemporaryDirectory(prefix="refold-") as folder:
+            make = {
+                name: partial(RUNTIMES[runtime], model, inputs, Path(folder))
+                for name, (model, inputs) in subjects.items()
+            }
+            rows += _time_runtime(runtime, make, rounds)
     first, inputs = next(iter(subjects.values()))
-    machine = describe_machine(first, inputs, tuple(runtimes))
+    return _table(rows, first, inputs, runtimes, rounds)
+
+
+def benchmark_files(
+    files: Mapping[str, Path],
+    inputs: Arguments,
+    runtimes: Sequence[str] = tuple(FILE_RUNTIMES),
+    *,
+    rounds: int = 30,
+) -> BenchmarkTable:
+    """Time exported files as `benchmark` times models.
+
+    Args:
+        files: Name to .onnx file; the first is what the others are compared with.
+        inputs: Tensors in the order of the file's inputs.
+        runtimes: Some of `onnxruntime`, `openvino`.
+        rounds: How often each file is measured.
+
+    Raises:
+        InputError: When there is no file, a runtime is unknown, or `rounds` is not positive.
+    """
+    _check(files, runtimes, rounds, tuple(FILE_RUNTIMES))
+    rows: list[BenchmarkRow] = []
+    for runtime in runtimes:
+        make = {name: partial(FILE_RUNTIMES[runtime], p, inputs) for name, p in files.items()}
+        rows += _time_runtime(runtime, make, rounds)
+    return _table(rows, nn.Module(), inputs, runtimes, rounds)
+
+
+def _table(
+    rows: list[BenchmarkRow],
+    model: nn.Module,
+    inputs: Arguments,
+    runtimes: Sequence[str],
+    rounds: int,
+) -> BenchmarkTable:
+    machine = describe_machine(model, inputs, tuple(runtimes))
     shapes = tuple(tuple(tensor.shape) for tensor in tensors(inputs))
     return BenchmarkTable(tuple(rows), shapes, rounds, machine, _WARM_UP)
 
 
-def _check(models: Mapping[str, nn.Module], runtimes: Sequence[str], rounds: int) -> None:
-    unknown = [runtime for runtime in runtimes if runtime not in RUNTIMES]
+def _check(
+    models: Mapping[str, object],
+    runtimes: Sequence[str],
+    rounds: int,
+    known: tuple[str, ...] = tuple(RUNTIMES),
+) -> None:
+    unknown = [runtime for runtime in runtimes if runtime not in known]
     if unknown or not models or rounds < 1:
         raise InputError(
             f"benchmark got {len(models)} models, {rounds} rounds and unknown runtimes {unknown}; "
-            f"give at least one model and one round, and runtimes among {', '.join(RUNTIMES)}"
+            f"give at least one model and one round, and runtimes among {', '.join(known)}"
         )
 
 
-def _time_runtime(runtime: str, subjects: Mapping[str, Subject], rounds: int) -> list[BenchmarkRow]:
+def _time_runtime(
+    runtime: str, make: Mapping[str, Callable[[], Call]], rounds: int
+) -> list[BenchmarkRow]:
     # Models of one class share a budget of compilations; beyond it torch silently runs eagerly.
     torch.compiler.reset()
     calls: dict[str, Call] = {}
     skipped: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="refold-") as folder, torch.no_grad():
-        for name, (model, inputs) in subjects.items():
+    with torch.no_grad():
+        for name, maker in make.items():
             try:
-                calls[name] = _prepare(runtime, model, inputs, Path(folder))
+                calls[name] = _prepare(maker)
             except Exception as error:  # whatever a runtime cannot do is a result, not an accident
                 skipped[name] = one_line(error)
         times = _take_turns(calls, rounds)
-    names = list(subjects)
+    names = list(make)
     rows: list[BenchmarkRow] = []
     for name in names:
         if name in skipped:
@@ -127,9 +176,9 @@ def _row(runtime: str, name: str, own: _Times, base: _Times | None) -> Benchmark
     )
 
 
-def _prepare(runtime: str, model: nn.Module, inputs: Arguments, folder: Path) -> Call:
+def _prepare(make: Callable[[], Call]) -> Call:
     with quiet():
-        call = RUNTIMES[runtime](model, inputs, folder)
+        call = make()
         for _ in range(_WARM_UP):  # compiles, allocates, fills caches
             call()
     return call

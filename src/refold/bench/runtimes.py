@@ -38,8 +38,7 @@ def _inductor(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
 
 def _onnxruntime(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
     _require_cpu(inputs)
-    session = onnx_session(export(model, folder / "model.onnx", inputs, dynamic="batch"))
-    return lambda: run_onnx(session, inputs)
+    return _onnxruntime_file(export(model, folder / "model.onnx", inputs, dynamic="batch"), inputs)
 
 
 def _unfused(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
@@ -51,8 +50,7 @@ def _unfused(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
 
 def _openvino(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
     _require_cpu(inputs)
-    compiled = openvino_model(export(model, folder / "model.xml", inputs, dynamic="batch"))
-    return lambda: run_openvino(compiled, inputs)
+    return _openvino_file(export(model, folder / "model.xml", inputs, dynamic="batch"), inputs)
 
 
 def _require_cpu(inputs: Arguments) -> None:
@@ -72,3 +70,20 @@ RUNTIMES: dict[str, Callable[[nn.Module, Arguments, Path], Call]] = {
 }
 USUAL = ("eager", "onnxruntime", "openvino", "inductor")
 """Those that people ship with."""
+
+
+def _onnxruntime_file(path: Path, inputs: Arguments) -> Call:
+    session = onnx_session(path)
+    return lambda: run_onnx(session, inputs)
+
+
+def _openvino_file(path: Path, inputs: Arguments) -> Call:
+    compiled = openvino_model(path)
+    return lambda: run_openvino(compiled, inputs)
+
+
+FILE_RUNTIMES: dict[str, Callable[[Path, Arguments], Call]] = {
+    "onnxruntime": _onnxruntime_file,
+    "openvino": _openvino_file,
+}
+"""Those that run an .onnx file."""

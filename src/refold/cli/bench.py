@@ -12,6 +12,7 @@ import typer
 from refold.cli import options
 from refold.cli.console import complain, note, print_json, say_block, step
 from refold.cli.destination import check_destination
+from refold.cli.onnx_model import bench_onnx, check_options, is_onnx
 from refold.cli.peers import peers_of
 from refold.cli.subject import Subject, parse_size, prepare
 from refold.errors import InputError
@@ -23,7 +24,10 @@ RUNTIME_NAMES = "eager, onnxruntime, onnxruntime-unfused, openvino or inductor"
 ROUNDS = 30
 Runtime = Annotated[
     list[str] | None,
-    typer.Option("--runtime", help=f"{RUNTIME_NAMES}; repeat for several. Default: eager."),
+    typer.Option(
+        "--runtime",
+        help=f"{RUNTIME_NAMES}; repeat for several. Default: eager, and onnxruntime for an .onnx file.",
+    ),
 ]
 Batches = Annotated[
     str, typer.Option("--batch", metavar="N[,N...]", help="Batch size, or several: 1,8,32.")
@@ -85,12 +89,17 @@ def bench(
     source = options.Source(
         model, checkpoint, input_size, batches[0], seed, live_statistics, weights_key, num_classes
     )
+    if is_onnx(model):
+        check_options(model, locals())
     tables: list[BenchmarkTable] = []
     for side in sizes:
         for number in batches:
-            subject = prepare(replace(source, batch=number, input_size=resized(input_size, side)))
-            subject = placed(subject, device, half, channels_last)
-            tables.append(_table(subject, allow_growth, peers, runtime, rounds))
+            given = replace(source, batch=number, input_size=resized(input_size, side))
+            if is_onnx(model):
+                tables.append(bench_onnx(given, tuple(runtime or ("onnxruntime",)), rounds))
+            else:
+                subject = placed(prepare(given), device, half, channels_last)
+                tables.append(_table(subject, allow_growth, peers, runtime, rounds))
             if not as_json:
                 say_block(str(tables[-1]))
     if picture is not None:

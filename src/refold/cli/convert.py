@@ -11,6 +11,7 @@ import typer
 from refold.cli import options, shipping
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import check_destination
+from refold.cli.onnx_model import convert_onnx, is_onnx
 from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove, say_proof
 from refold.cli.shipping import Wishes, ship
@@ -33,6 +34,8 @@ NormEps = Annotated[
         help="For weights alone: eps of the norms, which the file does not store. Default: 1e-05.",
     ),
 ]
+
+_NO_EPS = "--norm-eps is only for weights alone: a network already states the eps of its norms"
 
 
 def convert(
@@ -59,7 +62,8 @@ def convert(
     """Fold, verify in float64, export, and print what changed.
 
     Instead of MODEL, a file of weights alone in a published layout (RepVGG, ACNet, DBB, MobileOne,
-    RepLKNet, RepMLP, timm's) becomes one of the same layout in deploy form.
+    RepLKNet, RepMLP, timm's) becomes one of the same layout in deploy form. An .onnx file, whoever
+    wrote it, becomes an .onnx or .xml file with fewer nodes.
     """
     import refold
 
@@ -69,10 +73,11 @@ def convert(
             Path(model), output, given=given, key=weights_key, eps=norm_eps, as_json=as_json
         )
         return
+    if is_onnx(model):
+        convert_onnx(model, output, locals())
+        return
     if norm_eps is not None:
-        raise InputError(
-            "--norm-eps is only for weights alone: a network already states the eps of its norms"
-        )
+        raise InputError(_NO_EPS)
     place, page = check_destination(output), check_page(report)
     subject = prepare(
         options.Source(

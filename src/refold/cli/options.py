@@ -11,7 +11,8 @@ import typer
 
 MODEL_HELP = (
     "One of our names, timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, or an "
-    "exported .pt2 file; `refold models` lists names."
+    "exported .pt2 file; `refold models` lists names. convert, inspect, verify and bench also take "
+    "an .onnx file of any origin."
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]

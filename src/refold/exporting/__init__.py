@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from refold.exporting.dispatch import SUFFIXES, Exported, Options, export, write
+from refold.exporting.libraries import require
 from refold.exporting.metadata import describe, described
 from refold.exporting.onnx import onnx_session, run_onnx, write_unfused
 from refold.exporting.openvino import openvino_model, run_openvino
@@ -20,6 +21,7 @@ __all__ = [
     "openvino_model",
     "quiet",
     "read_provenance",
+    "require",
     "run_onnx",
     "run_openvino",
     "version",

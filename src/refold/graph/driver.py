@@ -46,6 +46,8 @@ from refold.graph.trace.leaves import NO_FORWARD
 from refold.graph.trace.parametrized import Computed, with_computed_weights
 from refold.graph.trace.unrun import drop
 
+T = TypeVar("T")
+
 
 @contextmanager
 def undisturbed() -> Generator[None]:
@@ -202,6 +204,64 @@ class _Made:
 
 _Left = dict[str, LeftAlone]
 _Differs = Callable[[_Made, _Left], str | None]
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedGraph(Generic[T]):
+    """What became of a graph that is no recording of a model.
+
+    Args:
+        result: what the writer made of it.
+        folds: the steps of the fold.
+        kept: what stays, with the reason.
+    """
+
+    result: T
+    folds: tuple[Fold, ...]
+    kept: tuple[Kept, ...]
+
+
+def fold_graph(
+    make: Callable[[], Capture], write: Callable[[Capture], T], *, allow_growth: bool = False
+) -> FoldedGraph[T]:
+    """Fold a graph that was read from a file, and write it as whatever it came from.
+
+    Args:
+        make: returns the graph, a new one each time: a fold that failed half-way starts over.
+        write: makes something of the edited graph. Where it fails the steps that led there are
+            left alone; an `UnwritableError` names them by their nodes.
+        allow_growth: also merge what then needs more multiply-adds.
+    """
+    left = LeftAlone()
+    with undisturbed(), torch.no_grad():
+        while True:
+            capture = make()
+            if left.whole is not None:
+                kept = (Kept(type(capture.module).__name__, left.whole),)
+                return FoldedGraph(write(capture), (), kept)
+            try:
+                return _written(capture, write, allow_growth, left)
+            except SetbackError:  # each takes a step away
+                continue
+
+
+def _written(
+    capture: Capture, write: Callable[[Capture], T], allow_growth: bool, left: LeftAlone
+) -> FoldedGraph[T]:
+    try:
+        fold = _folded(capture, allow_growth, left)
+        kept = survey(fold)
+    except SetbackError:
+        raise
+    except Exception as error:
+        raise left.leave([], error) from error
+
+    def settled() -> T:
+        fold.editor.settle()
+        capture.shapes = fold.lifter.shapes
+        return write(capture)
+
+    return FoldedGraph(fold.finish(settled), tuple(fold.folds), tuple(kept))
 
 
 def _settled(
