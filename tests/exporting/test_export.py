@@ -192,7 +192,7 @@ def test_more_than_one_file_can_hold_goes_beside_it(
 
 
 def test_an_unfused_file_keeps_every_norm(tmp_path: Path) -> None:
-    """The exporter of torch and ONNX Runtime both fold norms: `before` in a benchmark must not be."""
+    """Both the exporter and ONNX Runtime fold norms, which `before` in a benchmark must not."""
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
     x = torch.randn(1, 3, 8, 8)
     path = write_unfused(net, (x,), tmp_path / "net.onnx")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from refold.bench.clock import benchmark, benchmark_files
-from refold.bench.plot import plot
+from refold.bench.drawing import plot
 from refold.bench.runtimes import FILE_RUNTIMES, RUNTIMES
 from refold.bench.table import BenchmarkRow, BenchmarkTable, Machine, Spread
 

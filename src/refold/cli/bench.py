@@ -26,7 +26,7 @@ Runtime = Annotated[
     list[str] | None,
     typer.Option(
         "--runtime",
-        help=f"{RUNTIME_NAMES}; repeat for several. Default: eager, and onnxruntime for an .onnx file.",
+        help=f"{RUNTIME_NAMES}; repeat for several. Default: eager; onnxruntime for .onnx files.",
     ),
 ]
 Batches = Annotated[

@@ -69,9 +69,7 @@ def convert(
 
     if is_weights(model):
         given = bool(checkpoint or input_size or report)
-        convert_weights(
-            Path(model), output, given=given, key=weights_key, eps=norm_eps, as_json=as_json
-        )
+        convert_weights(Path(model), output, given, weights_key, norm_eps, as_json=as_json)
         return
     if is_onnx(model):
         convert_onnx(model, output, locals())
@@ -85,17 +83,14 @@ def convert(
         )
     )
     wanted = {"allow_growth": allow_growth, "drop_unused": drop_unused}
+    again = partial(refold.reparameterize, **wanted)
     with step("fold"):
         plan = refold.plan(subject.model, subject.example_inputs, **wanted)
         folded = plan.apply()
     with step("verify in float64"):
-        again = partial(refold.reparameterize, **wanted)
         proof = prove(subject, folded, again)
-    done = ship(
-        folded, output, place, subject,
-        wishes=Wishes(dynamic, opset, input_names, output_names, half),
-        provenance=_origin(plan, proof),
-    )  # fmt: skip
+    wishes = Wishes(dynamic, opset, input_names, output_names, half)
+    done = ship(folded, output, place, subject, wishes=wishes, provenance=_origin(plan, proof))
     write_page(page, subject, plan, proof, fold=again)
     before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)
     if as_json:

@@ -120,7 +120,8 @@ def prune(
     from refold.pruning import drop_dead_channels, pruning
 
     least = parse_floor(floor)
-    if ratio is threshold is macs is params is None:
+    targets = {"ratio": ratio, "threshold": threshold, "macs": macs, "params": params}
+    if all(target is None for target in targets.values()):
         raise InputError("pass --ratio, --threshold, --macs or --params, such as --ratio 0.5")
     place, page = None if output is None else check_destination(output), check_page(report)
     subject = prepare(
@@ -132,10 +133,7 @@ def prune(
         done = pruning(
             subject.model,
             subject.example_inputs,
-            ratio=ratio,
-            threshold=threshold,
-            macs=macs,
-            params=params,
+            **targets,
             importance=importance.value,
             floor=least,
             round_to=round_to,
@@ -153,15 +151,7 @@ def prune(
     if as_json:
         _print_record(done, proof, timings, output)
         return
-    error = proof.exact.max_rel_error
-    say(f"equal to the network with those channels masked: largest error {error:.1e} in float64")
-    say(*kept_lines(done.kept))
-    if timings is not None:
-        say_block(str(timings))
-        for row in timings.rows:
-            if row.interval is not None and row.interval[0] <= 1:
-                note(f"warning: in {row.runtime} the pruned network is not shown to be faster")
-    note(UNTUNED)
+    _say_outcome(done, proof, timings)
 
 
 def _time(done: Pruning, subject: Subject, runtime: list[str] | None) -> BenchmarkTable:
@@ -212,6 +202,18 @@ def _say_cost(done: Pruning, name: str) -> None:
         return
     rows = [[x.where, str(x.before), str(x.after)] for x in done.steps]
     table("channels", ["layer", "before", "after"], rows)
+
+
+def _say_outcome(done: Pruning, proof: Proof, timings: BenchmarkTable | None) -> None:
+    error = proof.exact.max_rel_error
+    say(f"equal to the network with those channels masked: largest error {error:.1e} in float64")
+    say(*kept_lines(done.kept))
+    if timings is not None:
+        say_block(str(timings))
+        for row in timings.rows:
+            if row.interval is not None and row.interval[0] <= 1:
+                note(f"warning: in {row.runtime} the pruned network is not shown to be faster")
+    note(UNTUNED)
 
 
 def _print_record(

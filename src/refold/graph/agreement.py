@@ -86,14 +86,14 @@ def in_double(
 
 
 def _in_double(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str | None:
-    twins = in_double(model, inputs), in_double(folded, inputs)
-    if twins[0] is None or twins[1] is None:
+    one, two = in_double(model, inputs), in_double(folded, inputs)
+    if one is None or two is None:
         return None
-    (wide, given), (other, _) = twins
+    wide, given = one
     first = _result(wide, given)
     if isinstance(first, Exception) or _difference(first, _result(wide, given), _SURE) is not None:
         return None
-    return _difference(first, _result(other, given), _SURE)
+    return _difference(first, _result(two[0], given), _SURE)
 
 
 def _widened(tensor: Tensor) -> Tensor:

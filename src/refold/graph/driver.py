@@ -305,10 +305,10 @@ def _comparison(
         return lambda made, left: misfit(plain, made.model, example)
     example = _with_numbers(plain, example)
     if is_half(plain):
-        twin = in_double(plain, example), in_double(ready, example)
-        if twin[0] is not None and twin[1] is not None:
-            (wide, given), (source, _) = twin
-            again = partial(_settled, source, given, allow_growth)
+        twin, source = in_double(plain, example), in_double(ready, example)
+        if twin is not None and source is not None:
+            wide, given = twin
+            again = partial(_settled, source[0], given, allow_growth)
             return lambda made, left: disagreement(wide, again(left).model, given)
     return lambda made, left: disagreement(plain, made.model, example)
 

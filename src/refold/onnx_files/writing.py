@@ -213,7 +213,7 @@ class Writer:
             for user in call.users
             if (old := origin_of(user)) and not old.nodes and old.output
         }
-        return [parts.get(name, name) for name in node.output]
+        return [parts.get(name) or name for name in node.output]
 
     def _new(self, call: fx.Node, origin: Origin | None) -> None:
         sources, output = [self.names.get(arg, "") for arg in arguments(call)], self.names[call]
