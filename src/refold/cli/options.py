@@ -11,7 +11,8 @@ import typer
 
 MODEL_HELP = (
     "One of our names, timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, or an "
-    "exported .pt2 file; `refold models` lists names."
+    "exported .pt2 file; `refold models` lists names. convert, inspect, verify and bench also take "
+    "an .onnx file of any origin."
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -59,6 +60,13 @@ LiveStatistics = Annotated[
 AllowGrowth = Annotated[
     bool,
     typer.Option("--allow-growth", help="Also make merges that cost more multiply-adds."),
+]
+DropUnused = Annotated[
+    bool,
+    typer.Option(
+        "--drop-unused",
+        help="Leave out the parts that no recorded call runs, such as heads for training.",
+    ),
 ]
 OUTPUT = typer.Option(
     "-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors, .xml."

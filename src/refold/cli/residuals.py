@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refold.cli import options
+from refold.cli.bench import RUNTIME_NAMES
 from refold.cli.console import note, print_json, say, say_block, step, table
 from refold.cli.destination import check_destination
 from refold.cli.page import check_page, write_page
@@ -34,8 +35,7 @@ Runtime = Annotated[
     list[str] | None,
     typer.Option(
         "--runtime",
-        help="For --measure: eager, onnxruntime, openvino or inductor; repeat for several. "
-        "Default: eager.",
+        help=f"For --measure: {RUNTIME_NAMES}; repeat for several. Default: eager.",
     ),
 ]
 

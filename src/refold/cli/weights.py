@@ -28,10 +28,10 @@ def is_weights(name: str) -> bool:
 def convert_weights(
     source: Path,
     output: Path,
-    *,
     given: bool,
     key: str | None = None,
     eps: float | None = None,
+    *,
     as_json: bool = False,
 ) -> None:
     """Fold the blocks of a file of weights, write the rest beside them, and print what changed.

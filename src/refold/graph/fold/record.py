@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+COMPUTED = "weight computed once"
+"""The rule of a weight that was computed at every call and is stored now."""
+
 
 @dataclass(frozen=True)
 class Fold:
