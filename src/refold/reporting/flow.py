@@ -233,6 +233,7 @@ _CALLS = {
 _PARTS = (("conv", "conv"), ("norm", "norm"), ("pool", "pool"))
 _TITLES = {
     "batch_norm": "BatchNorm",
+    "getitem": "slice",
     "add": "+",
     "iadd": "+",
     "sub": "−",

@@ -139,7 +139,7 @@
     h("ul", { class: "hints" },
       h("li", {}, "Scroll to move, ", h("kbd", {}, "Ctrl"), " and scroll to zoom, drag to pan."),
       h("li", {}, h("kbd", {}, "/"), " searches; the buttons beside it show what was folded and what stayed.")),
-    section(facts.verb === "folded" ? "First folds" : "First changes", h("ul", { class: "plain" }, facts.recipes.slice(0, 5).map((recipe) =>
+    facts.recipes.length > 0 && section(facts.verb === "folded" ? "First folds" : "First changes", h("ul", { class: "plain" }, facts.recipes.slice(0, 5).map((recipe) =>
       h("li", {}, go("after", recipe.boxes[0], [h("b", {}, recipe.to), refold.path(facts.after.boxes[recipe.boxes[0]].place)]))))),
   ];
 
