@@ -39,6 +39,7 @@ def test_steps_name_place_rule_parts_and_cost() -> None:
     assert step.where == "0"
     assert step.rule == "fold_affine_into_conv"
     assert step.detail == "0 + 1"
+    assert step.made_of == ("0", "1")
     assert (step.parameters_before, step.parameters_after) == (116, 112)
     assert (step.macs_before, step.macs_after) == (6912, 6912)
 

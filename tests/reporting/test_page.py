@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,14 @@ def test_the_page_asks_for_nothing(page: Path) -> None:
 
 
 def test_the_page_carries_the_licence_of_its_layout(page: Path) -> None:
-    assert "Copyright (c) 2012-2014 Chris Pettitt" in page.read_text()
+    text = page.read_text()
+    assert "Copyright (c) 2012-2014 Chris Pettitt" in text
+    folder = resources.files("refold.reporting") / "assets" / "vendor"
+    note = (folder / "README.md").read_text()
+    checksum = hashlib.sha256((folder / "dagre.min.js").read_bytes()).hexdigest()
+    assert f"sha256: {checksum}" in note
+    [version] = re.findall(r"@dagrejs/dagre (\d[\d.]*\d)", text)
+    assert f"@dagrejs/dagre {version}," in note
 
 
 @pytest.mark.slow
