@@ -22,7 +22,8 @@ def test_a_report_shows_the_folds_and_the_proof(run: Any, net: Any, tmp_path: Pa
     page = tmp_path / "net.html"
     result = run("report", net("branchy"), *SMALL, "--measure", "-o", page)
     assert result.code == 0
-    assert "2 folded" in result.out
+    assert "folded, " in result.out
+    assert "parameters 928 -> 808" in result.out
     assert "equal: largest error" in result.out
     assert f"wrote {page}" in result.err
     facts = facts_in(page)
