@@ -92,9 +92,12 @@ class Commit:
                 name = cast(str, node.target)
                 if node.op != "get_attr" or hasattr(self._module(frame), name.split(".")[0]):
                     continue
-                value = getattr(self.capture.module, name, None)
+                made = submodule(self.capture.module, frame.path)
+                owner = made if name in made._buffers else self.capture.module
+                value = getattr(owner, name, None)
                 if isinstance(value, torch.Tensor):
-                    self._module(frame).register_buffer(name, value, persistent=False)
+                    stays = owner is made and name not in made._non_persistent_buffers_set
+                    self._module(frame).register_buffer(name, value, persistent=stays)
 
     def _module(self, frame: Frame) -> nn.Module:
         return self.places[frame.path]
