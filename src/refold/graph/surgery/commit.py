@@ -13,7 +13,7 @@ from refold.errors import InputError
 from refold.graph.copies.modules import submodule
 from refold.graph.surgery.edits import Edits, alive
 from refold.graph.surgery.frames import Plan
-from refold.graph.surgery.generated import method_from_graph, regenerate, stale_method
+from refold.graph.surgery.generated import Method, method_from_graph, regenerate, stale_method
 from refold.graph.surgery.plain_modules import (
     chain_slots,
     is_layer_subclass,
@@ -226,6 +226,7 @@ class Commit:
             owner = self._at(owner_path)
             for table in (owner._parameters, owner._buffers):
                 _forget(table, name, stays=is_layer(owner))
+            _keep_printable(owner)
             if is_layer(owner) and not any(True for _ in owner.parameters()):
                 yield owner
 
@@ -236,6 +237,14 @@ def _forget(table: dict[str, Any], name: str, *, stays: bool) -> None:
         table[name] = None
     else:
         table.pop(name, None)
+
+
+def _keep_printable(module: nn.Module) -> None:
+    """Let a module be printed although what it says of itself asks for a tensor that is gone."""
+    try:
+        module.extra_repr()
+    except Exception:  # any code of the model
+        regenerate(module, {"extra_repr": Method("def forward(self):\n    return ''\n")})
 
 
 def _runs_in_order(module: nn.Module) -> bool:
