@@ -21,10 +21,12 @@ class Plan(Account):
 
     Args:
         unrun: the largest parts that no recorded call runs; `drop_unused=True` leaves them out.
+        dropped: whether they are left out.
         made_up: the shapes of the input that the model was recorded on, where none was given.
     """
 
     unrun: tuple[str, ...] = ()
+    dropped: bool = False
     made_up: tuple[tuple[int, ...], ...] = ()
 
     @property
@@ -74,8 +76,9 @@ class Plan(Account):
         return self._table([*rows, *self._unrun_rows()])
 
     def _unrun_rows(self) -> list[list[str]]:
-        what = "no recorded call runs it; drop_unused=True leaves it out"
-        return [[path, "not run", what, ""] for path in self.unrun]
+        done = "dropped" if self.dropped else "not run"
+        more = "" if self.dropped else "; drop_unused=True leaves it out"
+        return [[path, done, f"no recorded call runs it{more}", ""] for path in self.unrun]
 
     def counts(self) -> str:
         """Return how many steps of each group there were."""
@@ -137,6 +140,7 @@ def plan(
     *,
     allow_growth: bool = False,
     strict: bool = False,
+    drop_unused: bool = False,
 ) -> Plan:
     """Return what can be folded in `model`, what cannot and why; the model stays as it is.
 
@@ -147,6 +151,7 @@ def plan(
             only folds that hold for every shape are found, and no multiply-adds are counted.
         allow_growth: also make merges that need more multiply-adds than their parts.
         strict: raise when anything is kept.
+        drop_unused: leave out the parts that no recorded call runs, as `reparameterize` does.
 
     Raises:
         RefusedError: when the model is in training mode; with `strict`, when anything is kept, with
@@ -160,7 +165,7 @@ def plan(
         '1 folded; parameters 240 -> 224; multiply-adds 7,776 -> 7,776'
     """
     inputs = arguments(model, example_inputs)
-    done = fold_model(model, inputs, allow_growth=allow_growth, check=True)
+    done = fold_model(model, inputs, allow_growth=allow_growth, check=True, drop_unused=drop_unused)
     if strict:
         require_none(done.kept)
     return Plan(
@@ -168,6 +173,7 @@ def plan(
         steps=done.folds,
         kept=done.kept,
         unrun=done.unrun,
+        dropped=drop_unused,
         made_up=done.made_up,
         cost_before=measure(unwrap(model), inputs),
         cost_after=measure(done.model, inputs),

@@ -9,10 +9,11 @@ import typer
 
 from refold.cli import options
 from refold.cli.console import print_json, say_block, step
+from refold.cli.onnx_model import check_options, inspect_onnx, is_onnx
 from refold.cli.shipping import say_provenance
 from refold.cli.subject import prepare
 
-FILES = (".onnx", ".xml", ".safetensors")
+FILES = (".xml", ".safetensors")
 """What says where it comes from, and is no network that can be folded."""
 
 
@@ -28,6 +29,7 @@ def inspect(
     every: Annotated[
         bool, typer.Option("--all", help="List every step and refusal instead of summing up.")
     ] = False,
+    drop_unused: options.DropUnused = False,
     as_json: options.Json = False,
     fail_on_refusal: Annotated[
         bool,
@@ -40,6 +42,10 @@ def inspect(
     """Show what would be folded, what is refused, and why; of a file, where it comes from."""
     import refold
 
+    if is_onnx(model):
+        check_options(model, locals())
+        report = inspect_onnx(model, allow_growth=allow_growth, as_json=as_json)
+        return 1 if fail_on_refusal and any(not item.costlier for item in report.kept) else 0
     if model.lower().endswith(FILES):
         say_provenance(Path(model), as_json)
         return 0
@@ -55,7 +61,12 @@ def inspect(
         )
     )
     with step("plan"):
-        plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
+        plan = refold.plan(
+            subject.model,
+            subject.example_inputs,
+            allow_growth=allow_growth,
+            drop_unused=drop_unused,
+        )
     if as_json:
         print_json(plan.to_dict())
     else:

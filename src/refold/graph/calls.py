@@ -366,7 +366,12 @@ def shape_readers(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def place_of(node: fx.Node) -> str:
-    """Return a node's module path in its capture; a call inside a module reads `block.add`."""
+    """Return a node's module path in its capture; a call inside a module reads `block.add`.
+
+    Where a graph comes from a file, its nodes have names of their own, in `meta["place"]`.
+    """
+    if "place" in node.meta:
+        return str(node.meta["place"])
     if node.op == "call_module":
         return str(node.target)
     name = str(node.args[1]) if node.target is getattr else name_of(node) or node.name

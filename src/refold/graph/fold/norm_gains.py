@@ -247,6 +247,7 @@ def _push(
             detail=" + ".join(place_of(reader) for reader in readers),
             parameters_before=parameters(gain.op) + sum(map(parameters, before)),
             parameters_after=sum(map(parameters, after)),
+            made_of=(fold.path(node), *map(fold.path, readers)),
         )
     )
     return True

@@ -160,11 +160,19 @@ class Editor:
         Raises:
             UnwritableError: when the captured root itself would have to change and cannot.
         """
+        self.settle()
+        return Commit(self.edits, target).run()
+
+    def settle(self) -> None:
+        """Remove what nobody reads any more, and see that every value is computed before use.
+
+        Raises:
+            UnwritableError: when one is not.
+        """
         self.sweep()
         self._drop_unhanded()
         self._check_order()
         self.graph.lint()
-        return Commit(self.edits, target).run()
 
     # internals
 
