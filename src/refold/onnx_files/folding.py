@@ -16,7 +16,7 @@ from refold.onnx_files.network import Network
 from refold.onnx_files.proof import examples, prove
 from refold.onnx_files.reading import OnnxFile, read
 from refold.onnx_files.report import OnnxReport, count
-from refold.onnx_files.saving import apply, companion, copy_of, save, tensors
+from refold.onnx_files.saving import apply, companion, copy_of, has_weights_outside, save, tensors
 from refold.onnx_files.tensors import check_size
 from refold.onnx_files.translating import translate
 from refold.onnx_files.trials import open_original
@@ -84,8 +84,9 @@ def fold_onnx(
             return report
         original = read(path) if check else file
         inputs = examples(original, example_inputs) if check else []
+        outside = has_weights_outside(file)
         apply(file, written)
-        save(file, temporary)
+        save(file, temporary, outside=outside)
         trials = prove(original, temporary, inputs, written.made) if check else ()
     return replace(report, trials=trials)
 
