@@ -53,7 +53,8 @@ def convert_weights(
         what = "--checkpoint and --input-size belong to a network" if given else f"not {output}"
         raise InputError(
             f"of {source} refold reads the weights and never code, and weights become a "
-            f".safetensors file: {what}; give the network (MODEL --checkpoint {source}) to export it"
+            f".safetensors file: {what}; give the network (MODEL --checkpoint {source}) to export "
+            "it"
         )
     check_destination(output)
     with step(f"read {source}"):
