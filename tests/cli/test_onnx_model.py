@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from onnx_files.files import kinds, model, norm, written
+from helpers.onnx_texts import kinds, model, norm, written
 from refold.cli.app import main
 
 TEXT = """(float[n, 3, h, w] x) => (float[n, 8, h, w] y) {

@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 from onnx.external_data_helper import convert_model_to_external_data
 
-from onnx_files.files import assert_same, kinds, model, norm, written
+from helpers.onnx_texts import assert_same, kinds, model, norm, written
 from refold.errors import InputError, RefoldError
 from refold.onnx_files import fold_onnx
 

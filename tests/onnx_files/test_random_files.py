@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.onnx_graphs import random_model
-from onnx_files.files import kinds, written
+from helpers.onnx_texts import kinds, written
 from refold.onnx_files import fold_onnx
 from refold.onnx_files.trials import session
 

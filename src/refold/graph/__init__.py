@@ -6,7 +6,7 @@ Rooms, lowest first: `copies`, `trace`, then `lift` and `surgery` (neither knows
 
 from __future__ import annotations
 
-from refold.graph.calls import Call, canonical
+from refold.graph.calls import Call, canonical, place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import (
     INSIDE,
@@ -114,6 +114,7 @@ __all__ = [
     "nodes_in",
     "own_tensors",
     "pinned_reason",
+    "place_of",
     "point",
     "pools",
     "rewrite",
