@@ -26,6 +26,7 @@ from refold.onnx_files import fold_onnx as fold_onnx
 from refold.planning import Plan as Plan
 from refold.planning import plan as plan
 from refold.pruning import prune as prune
+from refold.reporting import report as report
 from refold.residuals import remove_residuals as remove_residuals
 from refold.training import study as study
 from refold.training import train as train

@@ -31,8 +31,8 @@ def reparameterize(
             arguments by name; folds that depend on shapes need it.
         allow_growth: also make merges that need more multiply-adds than their parts.
         inplace: change `model` itself instead of returning a copy.
-        check: with an example, run both forms on it once; a step that they differ by is undone.
-            Without one, only errors and shapes are compared.
+        check: run both forms once, on the example or on random numbers of a shape that fits; a
+            step that they differ by is undone. False compares errors and shapes alone.
         drop_unused: leave out the parts that no recorded call runs, such as heads for training;
             `refold.plan` lists them.
 

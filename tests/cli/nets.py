@@ -61,6 +61,23 @@ def broken() -> nn.Module:
 ready = branchy()
 
 
+class WithHead(nn.Module):
+    """A block, and a head that runs in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = branchy()
+        self.aux = nn.Conv2d(3, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return (self.body(x), self.aux(x)) if self.training else self.body(x)
+
+
+def with_head() -> nn.Module:
+    """One part that no recorded call runs."""
+    return WithHead()
+
+
 class Residual(nn.Module):
     """One residual block around a function."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from refold.sources.networks import build
 
@@ -41,6 +42,28 @@ def test_inspect_shows_every_fold_and_refusal(run: Callable, net: Net) -> None:
     refused = run("inspect", *words(net, "refused"))
     assert refused.code == 0
     assert "pad" in refused.out
+
+
+def test_inspect_lists_what_does_not_run(run: Callable, net: Net) -> None:
+    words_of = words(net, "with_head")
+    rows = [line for line in run("inspect", *words_of).out.splitlines() if "aux" in line]
+    assert len(rows) == 1
+    assert "not run" in rows[0]
+    assert "dropped" in run("inspect", *words_of, "--drop-unused").out
+    assert json.loads(run("inspect", *words_of, "--json").out)["unrun"] == ["aux"]
+
+
+def test_convert_leaves_out_what_does_not_run_on_request(
+    run: Callable, net: Net, tmp_path: Path
+) -> None:
+    kept, dropped = tmp_path / "kept.safetensors", tmp_path / "dropped.safetensors"
+    said = run("convert", *words(net, "with_head", "-o", kept))
+    assert "no recorded call runs aux (--drop-unused leaves it out)" in said.out
+    said = run("convert", *words(net, "with_head", "--drop-unused", "-o", dropped))
+    assert (said.code, "left out, as no recorded call runs it: aux" in said.out) == (0, True)
+    first, second = load_file(kept), load_file(dropped)
+    assert first.keys() - second.keys() == {"aux.weight", "aux.bias"}
+    assert all(torch.equal(first[key], second[key]) for key in second)
 
 
 def test_inspect_prints_json_alone(run: Callable, net: Net) -> None:
@@ -129,6 +152,36 @@ def test_bench_compares_before_and_after(run: Callable, net: Net) -> None:
     assert "after" in result.out
     record = json.loads(run("bench", *words(net, "branchy", "--json")).out)
     assert {row["model"] for row in record["rows"]} == {"before", "after"}
+
+
+def test_bench_sweeps_batches_and_sizes_and_draws_them(
+    run: Callable, net: Net, tmp_path: Path
+) -> None:
+    more = ("--batch", "1,3", "--size", "8,16", "--rounds", "2", "--input-size", "3x8x8")
+    result = run("bench", net("branchy"), *more, "--plot", tmp_path / "a.svg", "--json")
+    assert result.code == 0, result.err
+    shapes = [table["shapes"] for table in json.loads(result.out)]
+    assert shapes == [[[b, 3, s, s]] for s in (8, 16) for b in (1, 3)]
+    assert (tmp_path / "a.svg").is_file()
+    for words_, said in (
+        (("--batch", "1,x"), "--batch '1,x' is not a list of whole numbers"),
+        (("--batch", "0"), "is not a list of whole numbers"),
+        (("--plot", tmp_path / "a.txt"), "end it in one of .svg .png .pdf"),
+        (("--device", "nowhere"), "--device nowhere cannot be used"),
+    ):
+        result = run("bench", net("branchy"), *words_)
+        assert (result.code, said in result.err) == (2, True), result.err
+
+
+def test_bench_times_what_peers_make_of_it(run: Callable, net: Net) -> None:
+    more = ("--input-size", "3x8x8", "--rounds", "2", "--peers", "--json")
+    result = run("bench", net("branchy"), *more)
+    assert result.code == 0, result.err
+    rows = json.loads(result.out)["rows"]
+    assert [row["model"] for row in rows] == ["before", "after", "timm + fx.fuse"]
+    result = run("bench", "acnet_cifar_quick", "--rounds", "1", "--peers", "--json")
+    names = [row["model"] for row in json.loads(result.out)["rows"]]
+    assert {"before", "after", "timm", "plain"} <= set(names)
 
 
 @pytest.mark.parametrize(

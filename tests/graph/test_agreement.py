@@ -66,6 +66,19 @@ def dropped_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emit, "lower", planted)
 
 
+def lost_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reads a layer with 6 channels reads five of them."""
+    lower = emit.lower
+
+    def planted(*args: object, **options: object) -> nn.Module:
+        made = lower(*args, **options)
+        if getattr(made, "out_channels", 0) == 6:
+            made.weight.data, made.bias.data = made.weight.data[:5], made.bias.data[:5]
+        return made
+
+    monkeypatch.setattr(emit, "lower", planted)
+
+
 FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[int, ...], int]] = {
     "a wrong kernel": (wrong_kernel, (4, 5, 6, 7), 1),
     "two wrong kernels": (wrong_kernel, (5, 4, 5, 6), 2),
@@ -73,20 +86,52 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[int, ...], i
 }
 
 
+@pytest.mark.parametrize("is_given", [True, False])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_undone_and_the_rest_folds(
-    monkeypatch: pytest.MonkeyPatch, fault: str
+    monkeypatch: pytest.MonkeyPatch, fault: str, is_given: bool
 ) -> None:
     plant, widths, wrong = FAULTS[fault]
     net, x = chain(*widths)
     plant(monkeypatch)
     assert off(net, refold.reparameterize(net, x, check=False), x) > 1e-4  # the fault is one
-    done = fold_model(net, x, check=True)
+    done = fold_model(net, x if is_given else None, check=True)
     assert off(net, done.model, x) <= LIMIT
     assert norms(done.model) == wrong
     reasons = [kept.reason for kept in done.kept if "undone" in kept.reason]
     assert len(reasons) >= 1
     assert all("another answer on the example" in reason for reason in reasons)
+
+
+def test_a_small_fault_shows_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundredth of a branch that adds a thousandth: rounding alone is far smaller."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5)
+            self.by = nn.Conv2d(3, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.by(x) + nn.functional.gelu(self.norm(self.conv(x))).mul(0.03)
+
+    torch.manual_seed(0)
+    net, x = Scaled().eval(), torch.randn(2, 3, 7, 6)
+    enliven(net, (x,))
+    wrong_kernel(monkeypatch)
+    assert 1e-4 < off(net, refold.reparameterize(net, x, check=False), x) < 1e-3
+    assert off(net, refold.reparameterize(net, x), x) < 1e-6
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_unchecked_a_fault_that_changes_a_shape_is_undone(
+    monkeypatch: pytest.MonkeyPatch, is_given: bool
+) -> None:
+    net, x = chain(4, 5, 6)
+    lost_channels(monkeypatch)
+    done = fold_model(net, x if is_given else None, check=False)
+    assert off(net, done.model, x) <= LIMIT
+    assert norms(done.model) == 1
 
 
 def test_without_a_fault_nothing_is_undone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from refold.bench.clock import benchmark, benchmark_files
+from refold.bench.drawing import plot
 from refold.bench.runtimes import FILE_RUNTIMES, RUNTIMES
 from refold.bench.table import BenchmarkRow, BenchmarkTable, Machine, Spread
 
@@ -15,4 +16,5 @@ __all__ = [
     "Spread",
     "benchmark",
     "benchmark_files",
+    "plot",
 ]

@@ -12,10 +12,11 @@ from refold.cli import options, shipping
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import check_destination
 from refold.cli.onnx_model import convert_onnx, is_onnx
+from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove, say_proof
 from refold.cli.shipping import Wishes, ship
 from refold.cli.subject import prepare
-from refold.cli.summary import kept_lines, record, size_of, size_rows
+from refold.cli.summary import kept_lines, record, size_of, size_rows, unrun_lines
 from refold.cli.weights import convert_weights, is_weights
 from refold.errors import InputError
 
@@ -48,12 +49,14 @@ def convert(
     seed: options.Seed = 0,
     live_statistics: options.LiveStatistics = None,
     allow_growth: options.AllowGrowth = False,
+    drop_unused: options.DropUnused = False,
     dynamic: shipping.Dynamic = None,
     opset: shipping.Opset = None,
     input_names: shipping.InputNames = None,
     output_names: shipping.OutputNames = None,
     half: shipping.Half = False,
     norm_eps: NormEps = None,
+    report: options.Report = None,
     as_json: options.Json = False,
 ) -> None:
     """Fold, verify in float64, export, and print what changed.
@@ -65,41 +68,38 @@ def convert(
     import refold
 
     if is_weights(model):
-        given = bool(checkpoint or input_size)
-        convert_weights(
-            Path(model), output, given=given, key=weights_key, eps=norm_eps, as_json=as_json
-        )
+        given = bool(checkpoint or input_size or report)
+        convert_weights(Path(model), output, given, weights_key, norm_eps, as_json=as_json)
         return
     if is_onnx(model):
         convert_onnx(model, output, locals())
         return
     if norm_eps is not None:
         raise InputError(_NO_EPS)
-    place = check_destination(output)
+    place, page = check_destination(output), check_page(report)
     subject = prepare(
         options.Source(
             model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
         )
     )
+    wanted = {"allow_growth": allow_growth, "drop_unused": drop_unused}
+    again = partial(refold.reparameterize, **wanted)
     with step("fold"):
-        plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
+        plan = refold.plan(subject.model, subject.example_inputs, **wanted)
         folded = plan.apply()
     with step("verify in float64"):
-        again = partial(refold.reparameterize, allow_growth=allow_growth)
         proof = prove(subject, folded, again)
-    done = ship(
-        folded, output, place, subject,
-        wishes=Wishes(dynamic, opset, input_names, output_names, half),
-        provenance=_origin(plan, proof),
-    )  # fmt: skip
+    wishes = Wishes(dynamic, opset, input_names, output_names, half)
+    done = ship(folded, output, place, subject, wishes=wishes, provenance=_origin(plan, proof))
+    write_page(page, subject, plan, proof, fold=again)
     before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)
     if as_json:
         outcome = {"output": str(output), "proof": proof.to_dict()}
         outcome |= {"inputs": dict(done.shapes), "notes": list(done.notes)}
-        print_json(outcome | record(plan, before, after))
+        print_json(outcome | record(plan, before, after) | {"unrun": list(plan.unrun)})
         return
     table(f"{model} -> {output}", ["", "before", "after"], size_rows(before, after))
-    say(f"folds: {len(plan.steps)}", *kept_lines(plan.kept))
+    say(f"folds: {len(plan.steps)}", *kept_lines(plan.kept), *unrun_lines(plan))
     say_proof(proof)
     note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
 

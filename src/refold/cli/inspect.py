@@ -26,6 +26,10 @@ def inspect(
     batch: options.Batch = 1,
     seed: options.Seed = 0,
     allow_growth: options.AllowGrowth = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="List every step and refusal instead of summing up.")
+    ] = False,
+    drop_unused: options.DropUnused = False,
     as_json: options.Json = False,
     fail_on_refusal: Annotated[
         bool,
@@ -57,13 +61,18 @@ def inspect(
         )
     )
     with step("plan"):
-        plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
+        plan = refold.plan(
+            subject.model,
+            subject.example_inputs,
+            allow_growth=allow_growth,
+            drop_unused=drop_unused,
+        )
     if as_json:
         print_json(plan.to_dict())
     else:
         if model.lower().endswith(".pt2"):
             say_provenance(Path(model), as_json)
-        say_block(str(plan))
+        say_block(str(plan) if every else plan.digest())
     # What is kept only for its cost is a choice, not a failure that CI should report.
     is_refused = any(not item.costlier for item in plan.kept)
     return 1 if fail_on_refusal and is_refused else 0

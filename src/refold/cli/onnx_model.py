@@ -16,6 +16,7 @@ from refold.errors import InputError, NotEquivalentError
 from refold.files import atomic_path
 
 if TYPE_CHECKING:
+    from refold.bench import BenchmarkTable
     from refold.onnx_files import OnnxReport, Trial
 
 SUFFIXES = (".onnx", ".xml")
@@ -46,7 +47,7 @@ def check_options(model: str, given: dict[str, Any]) -> None:
 
 _OF_NETWORKS = (
     *("checkpoint", "weights_key", "num_classes", "live_statistics", "dynamic", "opset", "half"),
-    *("input_names", "output_names", "norm_eps"),
+    *("input_names", "output_names", "norm_eps", "peers", "channels_last"),
 )
 
 
@@ -143,7 +144,7 @@ def _difference(out: Path, trial: Trial) -> str:
     )
 
 
-def bench_onnx(source: Source, *, runtimes: tuple[str, ...], as_json: bool) -> None:
+def bench_onnx(source: Source, runtimes: tuple[str, ...], rounds: int) -> BenchmarkTable:
     """Time an .onnx file before and after folding, in turn."""
     import torch
 
@@ -166,8 +167,4 @@ def bench_onnx(source: Source, *, runtimes: tuple[str, ...], as_json: bool) -> N
         with step("time"):
             inputs = tuple(torch.from_numpy(array) for array in arrays.values())
             files = {"before": Path(source.model), "after": folded}
-            timings = benchmark_files(files, inputs, runtimes)
-    if as_json:
-        print_json(timings.to_dict())
-    else:
-        say_block(str(timings))
+            return benchmark_files(files, inputs, runtimes, rounds=rounds)

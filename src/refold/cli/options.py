@@ -61,10 +61,25 @@ AllowGrowth = Annotated[
     bool,
     typer.Option("--allow-growth", help="Also make merges that cost more multiply-adds."),
 ]
+DropUnused = Annotated[
+    bool,
+    typer.Option(
+        "--drop-unused",
+        help="Leave out the parts that no recorded call runs, such as heads for training.",
+    ),
+]
 OUTPUT = typer.Option(
     "-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors, .xml."
 )
 Output = Annotated[Path | None, OUTPUT]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Also write an HTML page that shows what happened, layer by layer.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from refold.account import Account
     from refold.graph import Kept
+    from refold.planning import Plan
     from refold.workload import Workload
 
 COSTLIER = "exact, but needs more multiply-adds (--allow-growth makes it)"
@@ -67,6 +68,16 @@ def kept_lines(kept: Iterable[Kept]) -> list[str]:
         f"kept at {where[0]}{f' and {len(where) - 1} more' if len(where) > 1 else ''}: {reason}"
         for reason, where in places.items()
     ]
+
+
+def unrun_lines(plan: Plan) -> list[str]:
+    """Return what no recorded call runs, as a line, or none."""
+    if not plan.unrun:
+        return []
+    names = ", ".join(plan.unrun)
+    if plan.dropped:
+        return [f"left out, as no recorded call runs it: {names}"]
+    return [f"no recorded call runs {names} (--drop-unused leaves it out)"]
 
 
 def record(account: Account, before: Size, after: Size) -> dict[str, Any]:

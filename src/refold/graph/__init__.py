@@ -6,7 +6,7 @@ Rooms, lowest first: `copies`, `trace`, then `lift` and `surgery` (neither knows
 
 from __future__ import annotations
 
-from refold.graph.calls import Call, canonical, place_of
+from refold.graph.calls import Call, canonical, is_question, name_of, place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import (
     INSIDE,
@@ -29,7 +29,7 @@ from refold.graph.driver import (
 )
 from refold.graph.fold.lower import Like, like_of, lower
 from refold.graph.fold.ranges import Ranges, through
-from refold.graph.fold.record import Fold, Kept
+from refold.graph.fold.record import COMPUTED, Fold, Kept
 from refold.graph.fold.region import Regions
 from refold.graph.layers import (
     ChannelClamp,
@@ -58,6 +58,7 @@ from refold.graph.trace.recording import run_blank
 from refold.graph.trace.state import Attributes, StateChangeError, untouched
 
 __all__ = [
+    "COMPUTED",
     "INSIDE",
     "UNKNOWN",
     "Activation",
@@ -105,12 +106,14 @@ __all__ = [
     "frame_of",
     "held_tensors",
     "is_layer",
+    "is_question",
     "layer_class",
     "leaf_modules",
     "lift_module",
     "like_of",
     "link",
     "lower",
+    "name_of",
     "nodes_in",
     "own_tensors",
     "pinned_reason",

@@ -14,31 +14,34 @@ from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
-from refold.graph.agreement import disagreement
+from refold.graph.agreement import disagreement, in_double, is_half, misfit
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.copies.watching import watchable
 from refold.graph.fold.borders import pad_before_layers
-from refold.graph.fold.computed_weights import RULE, store_weights
+from refold.graph.fold.computed_weights import store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.leftovers import drop_idle, drop_layouts
 from refold.graph.fold.norm_gains import push_gains
 from refold.graph.fold.parallel_paths import merge_siblings
-from refold.graph.fold.record import Fold, Kept
+from refold.graph.fold.record import COMPUTED, Fold, Kept
 from refold.graph.fold.relayout import unify_layouts
+from refold.graph.fold.same_reads import unify_reads
 from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
 from refold.graph.fold.shared_norms import push_into_readers
+from refold.graph.fold.shared_weights import merge_readers
 from refold.graph.fold.survey import survey
 from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.editor import Editor
-from refold.graph.surgery.edits import UnwritableError
+from refold.graph.surgery.edits import Edits, UnwritableError
 from refold.graph.trace.capture import Capture, capture_all
-from refold.graph.trace.examples import as_arguments
+from refold.graph.trace.evidence import Snapshot
+from refold.graph.trace.examples import as_arguments, drawn
 from refold.graph.trace.leaves import NO_FORWARD
 from refold.graph.trace.parametrized import Computed, with_computed_weights
 from refold.graph.trace.unrun import drop
@@ -75,6 +78,7 @@ class Outcome:
         kept: what stays, with the reason.
         unrun: the largest parts that no recorded call runs; gone where `drop_unused` was asked for.
         made_up: the shapes that the model was recorded on where no example was given.
+        roots: the parts that were recorded, each as one graph; `""` alone is the whole model.
     """
 
     model: nn.Module
@@ -82,6 +86,7 @@ class Outcome:
     kept: tuple[Kept, ...]
     unrun: tuple[str, ...] = ()
     made_up: tuple[tuple[int, ...], ...] = ()
+    roots: tuple[str, ...] = ()
 
 
 def fold_model(
@@ -100,7 +105,8 @@ def fold_model(
         example_inputs: a tensor or a tuple of tensors that the model accepts.
         allow_growth: also merge what then needs more multiply-adds.
         inplace: change `model` itself.
-        check: run the model and the result once on the example, and put back what differs.
+        check: run the model and the result once on the example, or on numbers drawn for one of
+            our own, and put back what differs; else only errors and shapes are compared.
         drop_unused: leave out what no recorded call runs.
 
     Raises:
@@ -123,7 +129,8 @@ def fold_model(
             own_tensors(made.model, plain)
             plain = made.model
     shapes = tuple(tuple(value.shape) for value in made.made_up or ())
-    return Outcome(plain, tuple(made.folds), tuple(made.kept), tuple(made.unrun), shapes)
+    roots = tuple(made.roots)
+    return Outcome(plain, tuple(made.folds), tuple(made.kept), tuple(made.unrun), shapes, roots)
 
 
 def _fold(
@@ -156,18 +163,30 @@ def _fold_ready(
     example = made.made_up if inputs is None else inputs
     if example is None and ready is not plain:
         return None  # nothing has run with the stored weights
-    if not check or example is None or not (made.folds or ready is not plain):
+    if example is None or not (made.folds or ready is not plain):
         return made
-    made = _agreed(plain, example, fold, made, left)
-    is_other = ready is not plain and not made.folds and disagreement(plain, made.model, example)
+    differs = _comparison(plain, ready, example, allow_growth, check)
+    made, left = _agreed(differs, fold, made, left)
+    is_other = ready is not plain and not made.folds and differs(made, left)
     return None if is_other else made
+
+
+def _with_numbers(model: nn.Module, example: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return an example with numbers, drawn where it has none, on the model's own device."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        return example
+    return tuple(
+        drawn(value).to(device) if isinstance(value, Tensor) and value.is_meta else value
+        for value in example
+    )
 
 
 def _stored(weight: Computed) -> Fold:
     """Return the entry of the account for a weight that is computed once."""
     detail = f"{weight.name}, computed once by {weight.how}"
     counts = weight.parameters_before, weight.parameters_after
-    return Fold(weight.path, RULE, detail, *counts)
+    return Fold(weight.path, COMPUTED, detail, *counts)
 
 
 @dataclass(eq=False)
@@ -177,12 +196,14 @@ class _Made:
     model: nn.Module
     unrun: list[str] = field(default_factory=list[str])
     made_up: tuple[Any, ...] | None = None
+    roots: list[str] = field(default_factory=list[str])
     folds: list[Fold] = field(default_factory=list[Fold])
     kept: list[Kept] = field(default_factory=list[Kept])
     steps: list[tuple[str, Step]] = field(default_factory=list[tuple[str, Step]])
 
 
 _Left = dict[str, LeftAlone]
+_Differs = Callable[[_Made, _Left], str | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,7 +278,8 @@ def _fold_once(
     plain: nn.Module, inputs: tuple[Any, ...] | None, allow_growth: bool, left: _Left
 ) -> _Made:
     found = capture_all(plain, inputs)
-    made = _Made(skeleton(plain), found.unrun, found.made_up)
+    roots = [capture.path for capture in found.captures]
+    made = _Made(skeleton(plain), found.unrun, found.made_up, roots)
     for capture in found.captures:
         with torch.no_grad():
             alone = left.setdefault(capture.path, LeftAlone())
@@ -267,34 +289,54 @@ def _fold_once(
     return made
 
 
-def _agreed(
+def _comparison(
     plain: nn.Module,
-    inputs: tuple[Any, ...],
-    fold: Callable[[_Left], _Made],
-    made: _Made,
-    left: _Left,
-) -> _Made:
+    ready: nn.Module,
+    example: tuple[Any, ...],
+    allow_growth: bool,
+    check: bool,
+) -> _Differs:
+    """Return what says how a fold differs from the model on the example, or that it does not.
+
+    Rounding a deep network's weights to half precision moves its answer by more than a wrong fold
+    may, however exact the fold is: there, the same fold of the model in float64 is compared.
+    """
+    if not check:
+        return lambda made, left: misfit(plain, made.model, example)
+    example = _with_numbers(plain, example)
+    if is_half(plain):
+        twin, source = in_double(plain, example), in_double(ready, example)
+        if twin is not None and source is not None:
+            wide, given = twin
+            again = partial(_settled, source[0], given, allow_growth)
+            return lambda made, left: disagreement(wide, again(left).model, given)
+    return lambda made, left: disagreement(plain, made.model, example)
+
+
+def _agreed(
+    differs: _Differs, fold: Callable[[_Left], _Made], made: _Made, left: _Left
+) -> tuple[_Made, _Left]:
     """Return a fold that agrees with the model on the example: steps that do not are put back."""
     for _ in range(_MAX_WRONG):
-        reason = disagreement(plain, made.model, inputs)
+        reason = differs(made, left)
         if reason is None:
-            return made
+            return made, left
         suspects, aside = made.steps, list[tuple[str, Step]]()
         while len(suspects) > 1:  # halve: with those aside left out, one of the others is wrong
             half = suspects[: len(suspects) // 2]
-            tried = fold(_leave(left, [*aside, *half], reason))
-            if disagreement(plain, tried.model, inputs) is None:
+            fewer = _leave(left, [*aside, *half], reason)
+            if differs(fold(fewer), fewer) is None:
                 suspects = half
             else:
                 aside, suspects = [*aside, *half], suspects[len(half) :]
         left = _leave(left, suspects, reason)
         made = fold(left)
-    reason = disagreement(plain, made.model, inputs)
+    reason = differs(made, left)
     if reason is not None:
         for alone in left.values():
             alone.whole = reason
         made = fold(left)
-    return made
+    return made, left
 
 
 _MAX_WRONG = 3
@@ -358,8 +400,11 @@ def _folded(capture: Capture, allow_growth: bool, left: LeftAlone) -> FoldPass:
     if pad_before_layers(lifter, editor):
         lifter = Lifter.of(capture)
     unify_layouts(lifter, editor)
+    unify_reads(lifter, editor)
     fold = FoldPass(lifter, editor, allow_growth, left)
     drop_idle(fold)
+    if merge_readers(fold):
+        drop_idle(fold)
     merge_siblings(fold)
     fold.run()
     while push_into_readers(fold) or merge_siblings(fold):
@@ -383,6 +428,7 @@ def _must_hold(fold: FoldPass, capture: Capture, left: LeftAlone) -> None:
             stands_for.setdefault(later, []).append(node)
     for step in fold.steps:
         nodes = {first for node in step.nodes for first in (node, *stands_for.get(node, ()))}
+        nodes -= _passed_at_the_end(nodes, step, edits, capture.evidence.first)
         reason = capture.evidence.objection(nodes, step.parts)
         if reason is not None:
             wrong.setdefault(reason, []).append(step)
@@ -390,6 +436,20 @@ def _must_hold(fold: FoldPass, capture: Capture, left: LeftAlone) -> None:
         back = left.leave(steps, RefusedError(reason))
         if reason == list(wrong)[-1]:
             raise back
+
+
+def _passed_at_the_end(
+    nodes: set[fx.Node], step: Step, edits: Edits, first: Snapshot
+) -> set[fx.Node]:
+    """Return the bypassed calls that no part of a step reads: they are none of its parts.
+
+    The value of such a call is the one before it, which the step keeps for whoever reads it.
+    """
+    past = {n for n in nodes - step.nodes if edits.swapped[n] not in edits.inserted}
+    loose = set[fx.Node]()
+    while more := {n for n in past - loose if (nodes - loose).isdisjoint(first.readers[n])}:
+        loose |= more
+    return loose
 
 
 class Pass(Protocol):

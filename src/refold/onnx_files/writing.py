@@ -210,12 +210,12 @@ class Writer:
     def _outputs(self, node: Any, call: fx.Node, origin: Origin) -> list[str]:
         if origin.output is not None:
             return [self.names[call] if n == origin.output else n for n in node.output]
-        parts: dict[str, str] = {}
-        for user in call.users:
-            old = origin_of(user)
-            if old is not None and old.output is not None and not old.nodes:
-                parts[old.output] = self.names[user]
-        return [parts.get(name, name) for name in node.output]
+        parts = {
+            old.output: self.names[user]
+            for user in call.users
+            if (old := origin_of(user)) and not old.nodes and old.output
+        }
+        return [parts.get(name) or name for name in node.output]
 
     def _new(self, call: fx.Node, origin: Origin | None) -> None:
         sources, output = [self.names.get(arg, "") for arg in arguments(call)], self.names[call]

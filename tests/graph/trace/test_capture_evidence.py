@@ -177,3 +177,36 @@ class Listed(Reaches):
 
 def test_methods_that_do_not_run_say_nothing() -> None:
     assert norms(check(Listed()).seq) == 0
+
+
+class Padded(nn.Module):
+    """A norm behind a convolution that pads as its code finds right: by nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(3, 3), Norm(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(F.pad(x, (0, 0, 0, 0))))
+
+
+class Asked(nn.Module):
+    """A value between two blocks that may be asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Padded(), Padded()
+
+    def forward(self, x: Tensor, wanted: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        y = self.first(x)
+        z = self.second(y)
+        return (z, y) if wanted else z
+
+
+def test_a_call_that_changes_nothing_behind_a_fold_is_no_part_of_it() -> None:
+    model = live(Asked().double().eval())
+    folded = plan(model, X).apply()
+    assert norms(folded) == 0
+    for wanted in (False, True):
+        for one, two in zip(folded(X, wanted), model(X, wanted), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)

@@ -267,6 +267,7 @@ class FoldPass:
                 parameters_after=sum(parameters(leaf) for leaf in after),
                 macs_before=_total([costs[leaf] for leaf in before]),
                 macs_after=_total(emitted.macs),
+                made_of=tuple(dict.fromkeys(self.path(node_of(leaf)) for leaf in before)),
             )
         )
 
