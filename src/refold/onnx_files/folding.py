@@ -16,7 +16,8 @@ from refold.onnx_files.network import Network
 from refold.onnx_files.proof import examples, prove
 from refold.onnx_files.reading import OnnxFile, read
 from refold.onnx_files.report import OnnxReport, count
-from refold.onnx_files.saving import apply, companion, copy_of, save, tensors
+from refold.onnx_files.saving import apply, companion, copy_of, has_weights_outside, save, tensors
+from refold.onnx_files.scales import hand_over_scales
 from refold.onnx_files.tensors import check_size
 from refold.onnx_files.translating import translate
 from refold.onnx_files.trials import open_original
@@ -84,8 +85,9 @@ def fold_onnx(
             return report
         original = read(path) if check else file
         inputs = examples(original, example_inputs) if check else []
+        outside = has_weights_outside(file)
         apply(file, written)
-        save(file, temporary)
+        save(file, temporary, outside=outside)
         trials = prove(original, temporary, inputs, written.made) if check else ()
     return replace(report, trials=trials)
 
@@ -110,8 +112,10 @@ def _folded(
         return capture
 
     names: dict[str, str] = {}
+    scales = list[Fold]()
 
     def write(capture: Capture) -> Written:
+        scales[:] = hand_over_scales(capture)
         writer = Writer(made[0], capture)
         written = writer.write()
         names.clear()
@@ -119,7 +123,9 @@ def _folded(
         return written
 
     done = fold_graph(make, write, allow_growth=allow_growth)
-    steps = tuple(replace(step, where=_called(step.where, names)) for step in done.folds)
+    steps = tuple(
+        replace(step, where=_called(step.where, names)) for step in (*done.folds, *scales)
+    )
     if done.result.computed:
         steps += (_computed(done.result.computed),)
     kept = tuple(replace(item, where=_called(item.where, names)) for item in done.kept)

@@ -14,8 +14,8 @@ import torch
 from refold.equivalence import rounding_bound
 from refold.errors import InputError, NotEquivalentError, one_line
 from refold.exporting import require
-from refold.onnx_files.reading import OnnxFile, is_external, read, title
-from refold.onnx_files.saving import tensors
+from refold.onnx_files.reading import OnnxFile, read, title
+from refold.onnx_files.saving import has_weights_outside, tensors
 from refold.onnx_files.tensors import is_floating, to_proto, to_torch
 from refold.onnx_files.trials import Arrays, feeds, names_of, open_original, session
 
@@ -161,7 +161,7 @@ def _reduction(tensor: Any) -> int:
 def _is_large(file: OnnxFile) -> bool:
     """Say whether a file is only run whole: it is too large to be copied, or lies in parts."""
     inside = file.model.ByteSize() <= _LIMIT
-    return not inside or any(is_external(t) for t in tensors(file.model.graph))
+    return not inside or has_weights_outside(file)
 
 
 def _moved(file: OnnxFile, names: list[str]) -> Any:
