@@ -141,7 +141,7 @@ def _nurse() -> None:
     import torch
 
     for name in (
-        "accelerate", "timm.optim", "timm.utils.model_ema", "torchmetrics.classification",
+        "accelerate", "timm.optim", "timm.utils.model_ema",
         "torchvision.transforms.v2", "refold.cli.app",
         "refold.training.run.setup", "refold.training.run.finish",
     ):  # fmt: skip

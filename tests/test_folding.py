@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from helpers.traps import bits, conv, gap, images, live, net, norms, same_bits
 from refold import plan, reparameterize, verify
 from refold.errors import RefoldError
+from zoo.live import enliven
 
 Norm = nn.BatchNorm2d
 
@@ -158,6 +159,22 @@ def test_weights_are_rounded_once() -> None:
     exact = layer.weight * scale.reshape(-1, 1, 1, 1)
     folded = reparameterize(model, images().to(torch.bfloat16))
     assert torch.equal(folded[0].weight, exact.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_depth_adds_up_roundings_and_keeps_no_norm(dtype: torch.dtype) -> None:
+    """Each layer's rounding is right; forty of them move the answer by more than a fault may."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), Norm(8), nn.SiLU()) for _ in range(40)]
+    x = torch.randn(2, 8, 7, 7).double()
+    deep = enliven(nn.Sequential(*layers).double().eval(), (x,)).to(dtype)
+    x = x.to(dtype)
+    folded = reparameterize(deep, x)
+    assert not any(isinstance(module, Norm) for module in folded.modules())
+    wide = copy.deepcopy(deep).double()
+    exact = reparameterize(wide, x.double())
+    for rounded, weight in zip(folded.parameters(), exact.parameters(), strict=True):
+        assert torch.equal(rounded, weight.to(dtype))
 
 
 def test_channels_last(model: nn.Module) -> None:

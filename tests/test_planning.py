@@ -179,3 +179,105 @@ def test_a_head_that_is_folded_whole_is_not_said_to_be_kept() -> None:
     lonely = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
     stays = plan(SharedHead(*lonely).eval(), torch.randn(1, 3, 16, 16))
     assert [item.where for item in stays.kept] == ["head.2"]
+
+
+class Mixed(nn.Module):
+    """Something of every group: a fold, a merge, a computed weight, refusals, a part unused."""
+
+    def __init__(self, count: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.utils.parametrizations.weight_norm(conv())
+        self.pairs = nn.Sequential(
+            *(m for _ in range(count) for m in (conv(4), Norm(4), nn.ReLU()))
+        )
+        self.one, self.two = conv(4), conv(4, kernel=1)
+        self.late = nn.ModuleList(Norm(4) for _ in range(3))
+        self.unused = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pairs(self.stem(x).relu())
+        x = (self.one(x) + self.two(x)).relu()
+        for norm in self.late:
+            x = norm(x).relu()
+        return x
+
+
+def test_steps_are_told_apart_by_what_they_did() -> None:
+    done = plan(live(Mixed()), images())
+    sizes = {name: len(steps) for name, steps in done.groups.items()}
+    assert sizes == {"folded": 1, "merged": 1, "parametrized": 1}
+    assert [row[1] for row in done.rows()] == [
+        "folded", "merged", "parametrized", "kept", "kept", "kept", "not run",
+    ]  # fmt: skip
+    assert done.summary().startswith("1 folded, 1 merged, 1 parametrized, 3 kept; ")
+    kinds = {step["where"]: step["kind"] for step in done.to_dict()["steps"]}
+    assert kinds == {"stem": "parametrized", "pairs.0": "folded", "reparam_conv": "merged"}
+
+
+def test_a_digest_sums_up_by_reason() -> None:
+    done = plan(live(Mixed(13)), images())
+    assert len(done.groups["folded"]) == 13
+    lines = done.digest().splitlines()
+    assert lines[-1] == done.summary()
+    text = [" ".join(line.split()) for line in lines[2:-1]]
+    before, after = 13 * (148 + 8), 13 * 148
+    assert text == [
+        f"pairs.0 and 12 more folded {before:,} -> {after:,}",
+        "reparam_conv merged one + two 168 -> 148",
+        "stem parametrized weight, computed once by WeightNorm 112 -> 108",
+        "late.0 and 2 more kept no neighbour takes it in",
+        "unused not run no recorded call runs it; drop_unused=True leaves it out",
+    ]
+
+
+def test_a_digest_tells_a_single_reason_whole() -> None:
+    done = plan(acnet(), images())
+    assert done.kept[0].reason in done.digest()
+
+
+# reasons that say where to look
+
+
+def in_place(self, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    z = y.tanh()
+    y.mul_(2)
+    return self.norm(y) + z + y
+
+
+class Outer(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_a_change_in_place_is_named_by_path_and_line() -> None:
+    model = live(Outer(net(in_place, conv=conv(), norm=Norm(4))))
+    line = in_place.__code__.co_firstlineno + 3
+    reasons = [kept.reason for kept in plan(model, images()).kept]
+    wanted = (
+        f"inner (test_planning.py:{line}) changes inner.conv in place while inner.tanh reads it"
+    )
+    assert reasons == [wanted, wanted]
+
+
+class Lister(nn.Module):
+    """Its code cannot be followed, and runs the parts of a child by themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(conv(), Norm(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.parts if x.sum() < 1e9 else ():
+            x = layer(x)
+        return x
+
+
+def test_code_that_runs_parts_is_named_by_class_and_line() -> None:
+    line = Lister.forward.__code__.co_firstlineno
+    [reason] = [kept.reason for kept in plan(live(Lister())).kept if kept.where == "parts"]
+    assert f"the code of Lister (test_planning.py:{line})" in reason

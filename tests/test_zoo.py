@@ -181,6 +181,7 @@ def test_dtype_layout_and_frozen_parameters_are_kept() -> None:
     after = refold.reparameterize(model, net_of("timm:mobileone_s1").example()[0].bfloat16())
     weights = {name: p for name, p in after.named_parameters() if p.ndim == 4 and p.shape[1] > 1}
     assert {p.dtype for p in after.parameters()} == {torch.bfloat16}
+    assert not foldable(after)
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights.values())
     assert not any(p.requires_grad for p in after.stages[0].parameters())
     assert all(p.requires_grad for p in after.stages[1].parameters())

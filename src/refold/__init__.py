@@ -21,9 +21,12 @@ from refold.exporting import export as export
 from refold.folding import reparameterize as reparameterize
 from refold.models import create_model as create_model
 from refold.models import list_models as list_models
+from refold.onnx_files import OnnxReport as OnnxReport
+from refold.onnx_files import fold_onnx as fold_onnx
 from refold.planning import Plan as Plan
 from refold.planning import plan as plan
 from refold.pruning import prune as prune
+from refold.reporting import report as report
 from refold.residuals import remove_residuals as remove_residuals
 from refold.training import study as study
 from refold.training import train as train

@@ -45,30 +45,38 @@ class Account:
 
     def __str__(self) -> str:
         """Return a table of all steps and all that was kept, then one line of totals."""
-        rows = self.rows()
+        return self._table(self.rows())
+
+    def _table(self, rows: list[list[str]]) -> str:
         table = render(["where", "", "what", "parameters"], rows) + "\n" if rows else ""
         return table + self.summary()
 
     def rows(self) -> list[list[str]]:
         """Return the rows of the table: the steps, then what was kept."""
-        rows = [
-            [step.where or "the root", self.done, step.detail, f"{step.parameters_before:,} -> "
-             f"{step.parameters_after:,}"]
-            for step in self.steps
-        ]  # fmt: skip
-        return rows + [[item.where or "the root", "kept", item.reason, ""] for item in self.kept]
+        return [*map(self.row, self.steps), *map(kept_row, self.kept)]
+
+    def row(self, step: Fold) -> list[str]:
+        """Return the row of one step."""
+        change = f"{step.parameters_before:,} -> {step.parameters_after:,}"
+        return [step.where or "the root", self.done, step.detail, change]
+
+    def counts(self) -> str:
+        """Return how many steps there were."""
+        return f"{len(self.steps)} {self.done}"
 
     def summary(self) -> str:
         """Return how much was done and what it changed, as one line."""
         before, after = self.cost_before, self.cost_after
         kept = f", {len(self.kept)} kept" if self.kept else ""
-        text = (
-            f"{len(self.steps)} {self.done}{kept}; "
-            f"parameters {before.parameters:,} -> {after.parameters:,}"
-        )
+        text = f"{self.counts()}{kept}; parameters {before.parameters:,} -> {after.parameters:,}"
         if before.macs is None or after.macs is None:
             return text
         return f"{text}; multiply-adds {before.macs:,} -> {after.macs:,}"
+
+
+def kept_row(item: Kept) -> list[str]:
+    """Return the row of something that was left as it was."""
+    return [item.where or "the root", "kept", item.reason, ""]
 
 
 def require_none(kept: Sequence[Kept]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from refold.account import Account, require_none
-from refold.graph import Kept, duplicate, fold_model, unwrap
+from refold.account import Account, kept_row, require_none
+from refold.graph import COMPUTED, Fold, Kept, duplicate, fold_model, unwrap
 from refold.inputs import arguments
+from refold.rules import RULES
 from refold.workload import measure
 
 
@@ -32,17 +34,57 @@ class Plan(Account):
         """The same as `kept`."""
         return self.kept
 
+    @property
+    def groups(self) -> dict[str, tuple[Fold, ...]]:
+        """The steps by what they did: layers folded, branches merged, weights parametrized.
+
+        A parametrized weight was computed at every call, and is stored now.
+        """
+        kinds = [(kind_of(step), step) for step in self.steps]
+        return {name: tuple(step for kind, step in kinds if kind == name) for name in _KINDS}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the account as plain data, ready for JSON."""
+        steps = [{**step.to_dict(), "kind": kind_of(step)} for step in self.steps]
         shapes = [list(shape) for shape in self.made_up]
-        return {**super().to_dict(), "unrun": list(self.unrun), "made_up": shapes}
+        return {**super().to_dict(), "steps": steps, "unrun": list(self.unrun), "made_up": shapes}
 
     def rows(self) -> list[list[str]]:
-        """Return the rows of the table: the steps, what was kept, what does not run."""
+        """Return the rows of the table: the steps group by group, what was kept, what never ran."""
+        steps = [self.row(step) for group in self.groups.values() for step in group]
+        return [*steps, *map(kept_row, self.kept), *self._unrun_rows()]
+
+    def row(self, step: Fold) -> list[str]:
+        """Return the row of one step."""
+        where, _, *rest = super().row(step)
+        return [where, kind_of(step), *rest]
+
+    def digest(self) -> str:
+        """Return the table with long groups in a row each, and what was kept by its reasons."""
+        rows: list[list[str]] = []
+        for name, steps in self.groups.items():
+            if len(steps) > _FEW:
+                rows.append([_and_more([step.where for step in steps]), name, "", _change(steps)])
+            else:
+                rows.extend(map(self.row, steps))
+        reasons: dict[str, list[Kept]] = {}
+        for item in self.kept:
+            reasons.setdefault(_gist(item), []).append(item)
+        for gist, items in reasons.items():
+            text = gist if len(items) > 1 else items[0].reason
+            rows.append([_and_more([item.where for item in items]), "kept", text, ""])
+        return self._table([*rows, *self._unrun_rows()])
+
+    def _unrun_rows(self) -> list[list[str]]:
         done = "dropped" if self.dropped else "not run"
         more = "" if self.dropped else "; drop_unused=True leaves it out"
-        what = f"no recorded call runs it{more}"
-        return [*super().rows(), *([path, done, what, ""] for path in self.unrun)]
+        return [[path, done, f"no recorded call runs it{more}", ""] for path in self.unrun]
+
+    def counts(self) -> str:
+        """Return how many steps of each group there were."""
+        known = ((len(steps), name) for name, steps in self.groups.items())
+        said = [f"{count} {name}" for count, name in known if count]
+        return ", ".join(said) or super().counts()
 
     def summary(self) -> str:
         """Return how much was done and what it changed, as one line."""
@@ -55,6 +97,41 @@ class Plan(Account):
     def apply(self) -> nn.Module:
         """Return the folded model; each call gives a copy of its own."""
         return duplicate(self.model)
+
+
+_KINDS = ("folded", "merged", "parametrized")
+_PARALLEL = ("parallel", "concat", "siblings")
+_MERGES = frozenset(rule.name for rule in RULES if rule.window in _PARALLEL)
+_FEW = 12
+_COSTLIER = "costlier: it needs more multiply-adds than its parts; allow_growth=True makes it"
+
+
+def kind_of(step: Fold) -> str:
+    """Return which group of a plan a step belongs to."""
+    rules = step.rule.split(", ")
+    if COMPUTED in rules:
+        return "parametrized"
+    return "folded" if _MERGES.isdisjoint(rules) else "merged"
+
+
+def _and_more(places: list[str]) -> str:
+    first, rest = places[0] or "the root", len(places) - 1
+    return f"{first} and {rest} more" if rest else first
+
+
+def _change(steps: tuple[Fold, ...]) -> str:
+    before = sum(step.parameters_before for step in steps)
+    return f"{before:,} -> {sum(step.parameters_after for step in steps):,}"
+
+
+def _gist(item: Kept) -> str:
+    """Return a reason without what is true of one place alone."""
+    if item.costlier:
+        return _COSTLIER
+    plain = re.sub(r" \([^()]*\)", "", item.reason)
+    return re.sub(
+        r": it comes from .*", "", re.sub(r"^[\w.]+\.\w+ (?=is|shares)", "a tensor ", plain)
+    )
 
 
 def plan(

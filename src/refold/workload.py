@@ -68,7 +68,7 @@ def _count_macs(model: nn.Module, inputs: Arguments) -> int:
         except Exception:  # whatever data-free tensors cannot do, the real ones decide
             pass
     try:
-        with _counting() as counter:
+        with counting() as counter:
             _frozen_copy(model)(*pytree.tree_map_only(Tensor, torch.clone, inputs))
     except Exception as error:
         raise unrunnable(model, inputs, error) from error
@@ -76,13 +76,14 @@ def _count_macs(model: nn.Module, inputs: Arguments) -> int:
 
 
 def _count_blank(model: nn.Module, inputs: Arguments) -> int:
-    with _counting() as counter:
+    with counting() as counter:
         run_blank(model, inputs)
     return counter.get_total_flops() // 2
 
 
 @contextmanager
-def _counting() -> Generator[FlopCounterMode]:
+def counting() -> Generator[FlopCounterMode]:
+    """Count the multiply-adds of what runs inside, as half of the counter's total."""
     # The fused attention kernels of the CPU hide their products from the counter.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -154,6 +154,36 @@ def test_bench_compares_before_and_after(run: Callable, net: Net) -> None:
     assert {row["model"] for row in record["rows"]} == {"before", "after"}
 
 
+def test_bench_sweeps_batches_and_sizes_and_draws_them(
+    run: Callable, net: Net, tmp_path: Path
+) -> None:
+    more = ("--batch", "1,3", "--size", "8,16", "--rounds", "2", "--input-size", "3x8x8")
+    result = run("bench", net("branchy"), *more, "--plot", tmp_path / "a.svg", "--json")
+    assert result.code == 0, result.err
+    shapes = [table["shapes"] for table in json.loads(result.out)]
+    assert shapes == [[[b, 3, s, s]] for s in (8, 16) for b in (1, 3)]
+    assert (tmp_path / "a.svg").is_file()
+    for words_, said in (
+        (("--batch", "1,x"), "--batch '1,x' is not a list of whole numbers"),
+        (("--batch", "0"), "is not a list of whole numbers"),
+        (("--plot", tmp_path / "a.txt"), "end it in one of .svg .png .pdf"),
+        (("--device", "nowhere"), "--device nowhere cannot be used"),
+    ):
+        result = run("bench", net("branchy"), *words_)
+        assert (result.code, said in result.err) == (2, True), result.err
+
+
+def test_bench_times_what_peers_make_of_it(run: Callable, net: Net) -> None:
+    more = ("--input-size", "3x8x8", "--rounds", "2", "--peers", "--json")
+    result = run("bench", net("branchy"), *more)
+    assert result.code == 0, result.err
+    rows = json.loads(result.out)["rows"]
+    assert [row["model"] for row in rows] == ["before", "after", "timm + fx.fuse"]
+    result = run("bench", "acnet_cifar_quick", "--rounds", "1", "--peers", "--json")
+    names = [row["model"] for row in json.loads(result.out)["rows"]]
+    assert {"before", "after", "timm", "plain"} <= set(names)
+
+
 @pytest.mark.parametrize(
     ("name", "more", "said"),
     [

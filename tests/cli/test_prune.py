@@ -56,3 +56,14 @@ def test_a_target_of_multiply_adds(run: Callable, net: Net) -> None:
     done = json.loads(run(*words).out)
     assert done["after"]["macs"] <= 0.8 * done["before"]["macs"]
     assert run(*words, "--ratio", "0.5").code == 2
+
+
+def test_both_are_timed_where_asked(run: Callable, net: Net) -> None:
+    words = ("prune", net("residual"), *SMALL, "--ratio", "0.5", "--round-to", "1")
+    result = run(*words, "--measure", "--runtime", "eager", "--json")
+    assert result.code == 0, result.err
+    rows = json.loads(result.out)["timings"]["rows"]
+    assert [(row["runtime"], row["model"]) for row in rows] == [
+        ("eager", "unpruned"), ("eager", "pruned"),
+    ]  # fmt: skip
+    assert json.loads(run(*words, "--json").out)["timings"] is None

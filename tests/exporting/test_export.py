@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from refold.checkpoint import load_checkpoint
 from refold.errors import ExportError, InputError, MissingDependencyError, RefusedError
-from refold.exporting import SUFFIXES, export, onnx_session, openvino_model, run_onnx, run_openvino
+from refold.exporting import (
+    SUFFIXES,
+    export,
+    onnx_session,
+    openvino_model,
+    run_onnx,
+    run_openvino,
+    write_unfused,
+)
 
 EXAMPLE = torch.linspace(-2, 2, 3 * 6 * 6).reshape(1, 3, 6, 6)
 
@@ -181,3 +189,16 @@ def test_more_than_one_file_can_hold_goes_beside_it(
     path = export(model, tmp_path / "net.onnx", EXAMPLE)
     assert {file.name for file in tmp_path.iterdir()} == {"net.onnx", "net.onnx.data"}
     torch.testing.assert_close(run_file(path, EXAMPLE), model(EXAMPLE), rtol=1e-4, atol=1e-5)
+
+
+def test_an_unfused_file_keeps_every_norm(tmp_path: Path) -> None:
+    """Both the exporter and ONNX Runtime fold norms, which `before` in a benchmark must not."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    x = torch.randn(1, 3, 8, 8)
+    path = write_unfused(net, (x,), tmp_path / "net.onnx")
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert kinds.count("BatchNormalization") == 1
+    fused = [node.op_type for node in onnx.load(export(net, tmp_path / "f.onnx", x)).graph.node]
+    assert "BatchNormalization" not in fused
+    (got,) = run_onnx(onnx_session(path, fuse=False), (x,))
+    torch.testing.assert_close(got, net(x), rtol=1e-4, atol=1e-5)

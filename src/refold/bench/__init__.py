@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from refold.bench.clock import benchmark
-from refold.bench.runtimes import RUNTIMES
+from refold.bench.clock import benchmark, benchmark_files
+from refold.bench.drawing import plot
+from refold.bench.runtimes import FILE_RUNTIMES, RUNTIMES
 from refold.bench.table import BenchmarkRow, BenchmarkTable, Machine, Spread
 
-__all__ = ["RUNTIMES", "BenchmarkRow", "BenchmarkTable", "Machine", "Spread", "benchmark"]
+__all__ = [
+    "FILE_RUNTIMES",
+    "RUNTIMES",
+    "BenchmarkRow",
+    "BenchmarkTable",
+    "Machine",
+    "Spread",
+    "benchmark",
+    "benchmark_files",
+    "plot",
+]

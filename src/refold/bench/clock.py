@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
 from refold.bench.machine import describe_machine
-from refold.bench.runtimes import RUNTIMES, Call
-from refold.bench.table import BenchmarkRow, BenchmarkTable, Spread
+from refold.bench.memory import peak_mib
+from refold.bench.runtimes import FILE_RUNTIMES, RUNTIMES, USUAL, Call
+from refold.bench.table import BenchmarkRow, BenchmarkTable, Spread, interval
 from refold.equivalence import prepared
 from refold.errors import InputError, one_line
 from refold.exporting import quiet
@@ -29,7 +33,7 @@ _SAMPLE_SECONDS = 0.002  # shorter calls are repeated: the clock's own cost must
 def benchmark(
     models: Mapping[str, nn.Module],
     example_inputs: Any,
-    runtimes: Sequence[str] = tuple(RUNTIMES),
+    runtimes: Sequence[str] = USUAL,
     *,
     rounds: int = 30,
 ) -> BenchmarkTable:
@@ -39,8 +43,8 @@ def benchmark(
         models: Name to module, in eval mode; the first is what the others are compared with.
         example_inputs: A tensor, a tuple or list of arguments, or a mapping of them by name; they
             are what is timed, batch included.
-        runtimes: Some of `eager`, `onnxruntime`, `openvino`, `inductor`. One that is missing or
-            cannot run a model is a row with the reason.
+        runtimes: Some of `eager`, `onnxruntime`, `onnxruntime-unfused`, `openvino`, `inductor`.
+            One that is missing or cannot run a model is a row with the reason.
         rounds: How often each model is measured.
 
     Raises:
@@ -61,76 +65,151 @@ def benchmark(
     }
     rows: list[BenchmarkRow] = []
     for runtime in runtimes:
-        rows += _time_runtime(runtime, subjects, rounds)
+        with tempfile.TemporaryDirectory(prefix="refold-") as folder:
+            make = {
+                name: partial(RUNTIMES[runtime], model, inputs, Path(folder))
+                for name, (model, inputs) in subjects.items()
+            }
+            rows += _time_runtime(runtime, make, rounds)
     first, inputs = next(iter(subjects.values()))
-    machine = describe_machine(first, inputs, tuple(runtimes))
+    return _table(rows, first, inputs, runtimes, rounds)
+
+
+def benchmark_files(
+    files: Mapping[str, Path],
+    inputs: Arguments,
+    runtimes: Sequence[str] = tuple(FILE_RUNTIMES),
+    *,
+    rounds: int = 30,
+) -> BenchmarkTable:
+    """Time exported files as `benchmark` times models.
+
+    Args:
+        files: Name to .onnx file; the first is what the others are compared with.
+        inputs: Tensors in the order of the file's inputs.
+        runtimes: Some of `onnxruntime`, `openvino`.
+        rounds: How often each file is measured.
+
+    Raises:
+        InputError: When there is no file, a runtime is unknown, or `rounds` is not positive.
+    """
+    _check(files, runtimes, rounds, tuple(FILE_RUNTIMES))
+    rows: list[BenchmarkRow] = []
+    for runtime in runtimes:
+        make = {name: partial(FILE_RUNTIMES[runtime], p, inputs) for name, p in files.items()}
+        rows += _time_runtime(runtime, make, rounds)
+    return _table(rows, nn.Module(), inputs, runtimes, rounds)
+
+
+def _table(
+    rows: list[BenchmarkRow],
+    model: nn.Module,
+    inputs: Arguments,
+    runtimes: Sequence[str],
+    rounds: int,
+) -> BenchmarkTable:
+    machine = describe_machine(model, inputs, tuple(runtimes))
     shapes = tuple(tuple(tensor.shape) for tensor in tensors(inputs))
-    return BenchmarkTable(tuple(rows), shapes, rounds, machine)
+    return BenchmarkTable(tuple(rows), shapes, rounds, machine, _WARM_UP)
 
 
-def _check(models: Mapping[str, nn.Module], runtimes: Sequence[str], rounds: int) -> None:
-    unknown = [runtime for runtime in runtimes if runtime not in RUNTIMES]
+def _check(
+    models: Mapping[str, object],
+    runtimes: Sequence[str],
+    rounds: int,
+    known: tuple[str, ...] = tuple(RUNTIMES),
+) -> None:
+    unknown = [runtime for runtime in runtimes if runtime not in known]
     if unknown or not models or rounds < 1:
         raise InputError(
             f"benchmark got {len(models)} models, {rounds} rounds and unknown runtimes {unknown}; "
-            f"give at least one model and one round, and runtimes among {', '.join(RUNTIMES)}"
+            f"give at least one model and one round, and runtimes among {', '.join(known)}"
         )
 
 
-def _time_runtime(runtime: str, subjects: Mapping[str, Subject], rounds: int) -> list[BenchmarkRow]:
+def _time_runtime(
+    runtime: str, make: Mapping[str, Callable[[], Call]], rounds: int
+) -> list[BenchmarkRow]:
     # Models of one class share a budget of compilations; beyond it torch silently runs eagerly.
     torch.compiler.reset()
     calls: dict[str, Call] = {}
     skipped: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="refold-") as folder, torch.no_grad():
-        for name, (model, inputs) in subjects.items():
+    with torch.no_grad():
+        for name, maker in make.items():
             try:
-                calls[name] = _prepare(runtime, model, inputs, Path(folder))
+                calls[name] = _prepare(maker)
             except Exception as error:  # whatever a runtime cannot do is a result, not an accident
                 skipped[name] = one_line(error)
-        seconds = _take_turns(calls, rounds)
-    base = seconds.get(next(iter(subjects)))
+        times = _take_turns(calls, rounds)
+    names = list(make)
     rows: list[BenchmarkRow] = []
-    for name in subjects:
+    for name in names:
         if name in skipped:
             rows.append(BenchmarkRow(runtime, name, skipped=f"{name}: {skipped[name]}"))
-            continue
-        own = seconds[name]
-        ratios = [first / this for first, this in zip(base, own, strict=True)] if base else None
-        milliseconds = Spread.of([1e3 * value for value in own])
-        rows.append(
-            BenchmarkRow(runtime, name, milliseconds, Spread.of(ratios) if ratios else None)
-        )
+        else:
+            base = None if name == names[0] else times.get(names[0])
+            rows.append(_row(runtime, name, times[name], base))
+    if names[0] in times:
+        rows[0] = replace(rows[0], speedup=Spread(1.0, 1.0, 1.0))
     return rows
 
 
-def _prepare(runtime: str, model: nn.Module, inputs: Arguments, folder: Path) -> Call:
+@dataclass
+class _Times:
+    """Seconds per call of a model: by the wall, and of the processor; and its memory."""
+
+    wall: list[float] = field(default_factory=list[float])
+    cpu: list[float] = field(default_factory=list[float])
+    peak: float | None = None
+
+
+def _row(runtime: str, name: str, own: _Times, base: _Times | None) -> BenchmarkRow:
+    ratios = [first / this for first, this in zip(base.wall, own.wall, strict=True)] if base else []
+    return BenchmarkRow(
+        runtime,
+        name,
+        Spread.of([1e3 * value for value in own.wall]),
+        1e3 * median(own.cpu),
+        own.peak,
+        Spread.of(ratios) if ratios else None,
+        interval(ratios) if ratios else None,
+    )
+
+
+def _prepare(make: Callable[[], Call]) -> Call:
     with quiet():
-        call = RUNTIMES[runtime](model, inputs, folder)
+        call = make()
         for _ in range(_WARM_UP):  # compiles, allocates, fills caches
             call()
     return call
 
 
-def _take_turns(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Return seconds per call for every model and round: A B C, A B C, ..."""
+def _take_turns(calls: Mapping[str, Call], rounds: int) -> dict[str, _Times]:
+    """Return what every model took in every round: A B C, A B C, ..."""
     repeats = {
-        name: max(1, math.ceil(_SAMPLE_SECONDS / _seconds(call, 1))) for name, call in calls.items()
+        name: max(1, math.ceil(_SAMPLE_SECONDS / _seconds(call, 1)[0]))
+        for name, call in calls.items()
     }
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    times = {name: _Times() for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            seconds[name].append(_seconds(call, repeats[name]))
-    return seconds
+            wall, cpu = _seconds(call, repeats[name])
+            times[name].wall.append(wall)
+            times[name].cpu.append(cpu)
+    for name, call in calls.items():
+        times[name].peak = peak_mib(call)
+    return times
 
 
-def _seconds(call: Call, repeats: int) -> float:
+def _seconds(call: Call, repeats: int) -> tuple[float, float]:
+    """Return the seconds of a call: by the wall, and of all threads of this process."""
     _wait_for_device()
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     for _ in range(repeats):
         call()
     _wait_for_device()
-    return (time.perf_counter() - start) / repeats
+    wall, cpu = time.perf_counter() - start, time.process_time() - busy
+    return wall / repeats, cpu / repeats
 
 
 def _wait_for_device() -> None:

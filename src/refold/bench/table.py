@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 from typing import Any
 
-_HEAD = ("runtime", "model", "median ms", "quartiles", "speed-up", "quartiles")
+_HEAD = (
+    "runtime", "model", "median ms", "quartiles", "CPU ms", "peak MiB", "speed-up", "95 %", "",
+)  # fmt: skip
+_DRAWS = 2000  # of the bootstrap
+_WIDE = 0.1  # a wider interval, as a share of the ratio on either side, says little
+NO_DIFFERENCE, UNSURE = "no difference shown", "unsure"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +38,60 @@ class Spread:
         return cls(low, median(values), high)
 
 
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return where the median of such values lies 95 times in 100, by the bootstrap.
+
+    The draws are the same every time: the same values have the same interval.
+
+    Examples:
+        >>> interval([2.0, 2.0, 2.0])
+        (2.0, 2.0)
+    """
+    drawn = random.Random(0)
+    medians = sorted(median(drawn.choices(values, k=len(values))) for _ in range(_DRAWS))
+    return medians[round(0.025 * _DRAWS)], medians[round(0.975 * _DRAWS) - 1]
+
+
 @dataclass(frozen=True, slots=True)
 class BenchmarkRow:
     """One model on one runtime.
 
-    `speedup` is the median over rounds of time(first model) / time(this model), both of the same
-    round: what slows the machine for a moment slows both. `skipped` says why there are no figures.
+    Args:
+        runtime: its name.
+        model: its name.
+        milliseconds: of a call, by the clock on the wall.
+        cpu_milliseconds: median of what all threads of the process took for a call.
+        peak_mib: memory that a call took at its peak, beyond what the process held before; None
+            where the system does not tell.
+        speedup: time(first model) / time(this model), both of the same round: what slows the
+            machine for a moment slows both.
+        interval: where the median speed-up lies with 95 % confidence; None for the first model.
+        skipped: why there are no figures.
     """
 
     runtime: str
     model: str
     milliseconds: Spread | None = None
+    cpu_milliseconds: float | None = None
+    peak_mib: float | None = None
     speedup: Spread | None = None
+    interval: tuple[float, float] | None = None
     skipped: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Say where the speed-up cannot be believed: the interval holds 1, or is wide.
+
+        Examples:
+            >>> BenchmarkRow("eager", "b", interval=(0.98, 1.03)).verdict
+            'no difference shown'
+        """
+        if self.interval is None:
+            return ""
+        low, high = self.interval
+        if low <= 1 <= high:
+            return NO_DIFFERENCE
+        return UNSURE if (high - low) / (high + low) > _WIDE else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +116,21 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkTable:
-    """All rows, the input shapes, the number of rounds and the machine."""
+    """All rows, and the conditions they were measured under.
+
+    Args:
+        rows: one for each model on each runtime.
+        shapes: of the inputs.
+        rounds: how often each model was measured, in turn.
+        machine: where.
+        warm_up: calls of each model before the first round.
+    """
 
     rows: tuple[BenchmarkRow, ...]
     shapes: tuple[tuple[int, ...], ...]
     rounds: int
     machine: Machine
+    warm_up: int = 0
 
     def row(self, runtime: str, model: str) -> BenchmarkRow:
         """Return the row of a model on a runtime.
@@ -88,7 +145,10 @@ class BenchmarkTable:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return asdict(self)
+        record = asdict(self)
+        for values, row in zip(record["rows"], self.rows, strict=True):
+            values["verdict"] = row.verdict
+        return record
 
     def __str__(self) -> str:
         """Draw the table, the conditions under it."""
@@ -97,14 +157,28 @@ class BenchmarkTable:
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
         lines += [f"{row.runtime}  skipped: {row.skipped}" for row in self.rows if row.skipped]
         shapes = ", ".join("x".join(map(str, shape)) for shape in self.shapes)
-        return "\n".join([*lines, f"input {shapes}, {self.rounds} rounds in turn; {self.machine}"])
+        lines.append(
+            f"input {shapes}, {self.rounds} rounds in turn after {self.warm_up} calls to warm up; "
+            f"{self.machine}"
+        )
+        if any(row.verdict == UNSURE for row in self.rows):
+            lines.append(
+                f"{UNSURE}: the interval is wider than ±{_WIDE:.0%}; let other work end, or give "
+                "more rounds"
+            )
+        return "\n".join(lines)
 
 
 def _cells(row: BenchmarkRow) -> tuple[str, ...]:
-    cells = [row.runtime, row.model]
-    for spread, unit in ((row.milliseconds, ""), (row.speedup, "x")):
-        if spread is None:
-            cells += ["", ""]
-        else:
-            cells += [f"{spread.median:.3g}{unit}", f"{spread.low:.3g}-{spread.high:.3g}"]
-    return tuple(cells)
+    time, ratio, sure = row.milliseconds, row.speedup, row.interval
+    return (
+        row.runtime,
+        row.model,
+        "" if time is None else f"{time.median:.3g}",
+        "" if time is None else f"{time.low:.3g}-{time.high:.3g}",
+        "" if row.cpu_milliseconds is None else f"{row.cpu_milliseconds:.3g}",
+        "" if row.peak_mib is None else f"{row.peak_mib:.1f}",
+        "" if ratio is None else f"{ratio.median:.3g}x",
+        "" if sure is None else f"{sure[0]:.3g}-{sure[1]:.3g}",
+        row.verdict,
+    )

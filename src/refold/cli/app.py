@@ -23,6 +23,7 @@ from refold.cli.interrupts import INTERRUPTED, Interrupts
 from refold.cli.models import models
 from refold.cli.predict import predict
 from refold.cli.prune import prune
+from refold.cli.report import report
 from refold.cli.residuals import remove_residuals
 from refold.cli.streams import OutputLost, results_apart, safe_streams
 from refold.cli.study import study
@@ -52,6 +53,7 @@ app = typer.Typer(
 EXAMPLES = {
     inspect: "refold inspect timm:repghostnet_100",
     convert: "refold convert net.py:build --checkpoint net.pt -o net.onnx",
+    report: "refold report timm:repvgg_a0 -o report.html",
     verify: "refold verify net.py:build net.onnx --checkpoint net.pt",
     expand: "refold expand timm:resnet18 --block dbb --checkpoint net.pth -o wide.safetensors",
     collapse: "refold collapse timm:resnet18 --block dbb --checkpoint wide.pth -o net.safetensors",

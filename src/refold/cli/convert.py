@@ -11,6 +11,8 @@ import typer
 from refold.cli import options, shipping
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import check_destination
+from refold.cli.onnx_model import convert_onnx, is_onnx
+from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove, say_proof
 from refold.cli.shipping import Wishes, ship
 from refold.cli.subject import prepare
@@ -33,6 +35,8 @@ NormEps = Annotated[
     ),
 ]
 
+_NO_EPS = "--norm-eps is only for weights alone: a network already states the eps of its norms"
+
 
 def convert(
     model: options.Model,
@@ -52,43 +56,42 @@ def convert(
     output_names: shipping.OutputNames = None,
     half: shipping.Half = False,
     norm_eps: NormEps = None,
+    report: options.Report = None,
     as_json: options.Json = False,
 ) -> None:
     """Fold, verify in float64, export, and print what changed.
 
     Instead of MODEL, a file of weights alone in a published layout (RepVGG, ACNet, DBB, MobileOne,
-    RepLKNet, RepMLP, timm's) becomes one of the same layout in deploy form.
+    RepLKNet, RepMLP, timm's) becomes one of the same layout in deploy form. An .onnx file, whoever
+    wrote it, becomes an .onnx or .xml file with fewer nodes.
     """
     import refold
 
     if is_weights(model):
-        given = bool(checkpoint or input_size)
-        convert_weights(
-            Path(model), output, given=given, key=weights_key, eps=norm_eps, as_json=as_json
-        )
+        given = bool(checkpoint or input_size or report)
+        convert_weights(Path(model), output, given, weights_key, norm_eps, as_json=as_json)
+        return
+    if is_onnx(model):
+        convert_onnx(model, output, locals())
         return
     if norm_eps is not None:
-        raise InputError(
-            "--norm-eps is only for weights alone: a network already states the eps of its norms"
-        )
-    place = check_destination(output)
+        raise InputError(_NO_EPS)
+    place, page = check_destination(output), check_page(report)
     subject = prepare(
         options.Source(
             model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
         )
     )
     wanted = {"allow_growth": allow_growth, "drop_unused": drop_unused}
+    again = partial(refold.reparameterize, **wanted)
     with step("fold"):
         plan = refold.plan(subject.model, subject.example_inputs, **wanted)
         folded = plan.apply()
     with step("verify in float64"):
-        again = partial(refold.reparameterize, **wanted)
         proof = prove(subject, folded, again)
-    done = ship(
-        folded, output, place, subject,
-        wishes=Wishes(dynamic, opset, input_names, output_names, half),
-        provenance=_origin(plan, proof),
-    )  # fmt: skip
+    wishes = Wishes(dynamic, opset, input_names, output_names, half)
+    done = ship(folded, output, place, subject, wishes=wishes, provenance=_origin(plan, proof))
+    write_page(page, subject, plan, proof, fold=again)
     before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)
     if as_json:
         outcome = {"output": str(output), "proof": proof.to_dict()}

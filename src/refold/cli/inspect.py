@@ -9,10 +9,11 @@ import typer
 
 from refold.cli import options
 from refold.cli.console import print_json, say_block, step
+from refold.cli.onnx_model import check_options, inspect_onnx, is_onnx
 from refold.cli.shipping import say_provenance
 from refold.cli.subject import prepare
 
-FILES = (".onnx", ".xml", ".safetensors")
+FILES = (".xml", ".safetensors")
 """What says where it comes from, and is no network that can be folded."""
 
 
@@ -25,6 +26,9 @@ def inspect(
     batch: options.Batch = 1,
     seed: options.Seed = 0,
     allow_growth: options.AllowGrowth = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="List every step and refusal instead of summing up.")
+    ] = False,
     drop_unused: options.DropUnused = False,
     as_json: options.Json = False,
     fail_on_refusal: Annotated[
@@ -38,6 +42,10 @@ def inspect(
     """Show what would be folded, what is refused, and why; of a file, where it comes from."""
     import refold
 
+    if is_onnx(model):
+        check_options(model, locals())
+        report = inspect_onnx(model, allow_growth=allow_growth, as_json=as_json)
+        return 1 if fail_on_refusal and any(not item.costlier for item in report.kept) else 0
     if model.lower().endswith(FILES):
         say_provenance(Path(model), as_json)
         return 0
@@ -64,7 +72,7 @@ def inspect(
     else:
         if model.lower().endswith(".pt2"):
             say_provenance(Path(model), as_json)
-        say_block(str(plan))
+        say_block(str(plan) if every else plan.digest())
     # What is kept only for its cost is a choice, not a failure that CI should report.
     is_refused = any(not item.costlier for item in plan.kept)
     return 1 if fail_on_refusal and is_refused else 0

@@ -11,7 +11,8 @@ import typer
 
 MODEL_HELP = (
     "One of our names, timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, or an "
-    "exported .pt2 file; `refold models` lists names."
+    "exported .pt2 file; `refold models` lists names. convert, inspect, verify and bench also take "
+    "an .onnx file of any origin."
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -71,6 +72,14 @@ OUTPUT = typer.Option(
     "-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors, .xml."
 )
 Output = Annotated[Path | None, OUTPUT]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Also write an HTML page that shows what happened, layer by layer.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

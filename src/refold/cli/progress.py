@@ -24,7 +24,11 @@ def _begun(plan: Plan) -> None:
         f"{plan.data}: {plan.images} training images of {plan.classes} classes, {plan.judged} "
         f"for validation, at {shape}"
     )
-    note(f"{plan.epochs} epochs of {plan.steps} steps of {plan.batch} images")
+    epochs, steps, images = (
+        f"{number} {noun}{'' if number == 1 else 's'}"
+        for number, noun in ((plan.epochs, "epoch"), (plan.steps, "step"), (plan.batch, "image"))
+    )
+    note(f"{epochs} of {steps} of {images}")
     if plan.resumed is not None:
         note(f"continues after step {plan.resumed}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refold.cli import options
-from refold.cli.console import count, note, print_json, say, step, table
+from refold.cli.bench import RUNTIME_NAMES
+from refold.cli.console import count, note, print_json, say, say_block, step, table
 from refold.cli.destination import check_destination
+from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove
 from refold.cli.shipping import ship
 from refold.cli.subject import Subject, prepare
@@ -19,6 +21,7 @@ from refold.cli.summary import kept_lines
 from refold.errors import InputError
 
 if TYPE_CHECKING:
+    from refold.bench import BenchmarkTable
     from refold.equivalence import Proof
     from refold.pruning import Pruning
 
@@ -78,6 +81,17 @@ Remove = Annotated[
     ),
 ]
 
+Measure = Annotated[
+    bool, typer.Option("--measure", help="Also time the network with those channels and without.")
+]
+Runtime = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runtime",
+        help=f"For --measure: {RUNTIME_NAMES}; repeat for several. Default: onnxruntime.",
+    ),
+]
+
 
 def prune(
     model: options.Model,
@@ -89,6 +103,8 @@ def prune(
     floor: Floor = "1",
     round_to: RoundTo = 8,
     remove_residuals: Remove = False,
+    measure: Measure = False,
+    runtime: Runtime = None,
     output: options.Output = None,
     checkpoint: options.Checkpoint = None,
     weights_key: options.WeightsKey = None,
@@ -97,15 +113,17 @@ def prune(
     batch: options.Batch = 1,
     seed: options.Seed = 0,
     live_statistics: options.LiveStatistics = None,
+    report: options.Report = None,
     as_json: options.Json = False,
 ) -> None:
     """Drop the least important channels; print what is saved, and verify against masks."""
-    from refold.pruning import pruning
+    from refold.pruning import drop_dead_channels, pruning
 
     least = parse_floor(floor)
-    if ratio is threshold is macs is params is None:
+    targets = {"ratio": ratio, "threshold": threshold, "macs": macs, "params": params}
+    if all(target is None for target in targets.values()):
         raise InputError("pass --ratio, --threshold, --macs or --params, such as --ratio 0.5")
-    place = None if output is None else check_destination(output)
+    place, page = None if output is None else check_destination(output), check_page(report)
     subject = prepare(
         options.Source(
             model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
@@ -115,10 +133,7 @@ def prune(
         done = pruning(
             subject.model,
             subject.example_inputs,
-            ratio=ratio,
-            threshold=threshold,
-            macs=macs,
-            params=params,
+            **targets,
             importance=importance.value,
             floor=least,
             round_to=round_to,
@@ -128,15 +143,26 @@ def prune(
         _say_cost(done, model)
     with step("verify in float64"):
         proof = _prove(done, subject)
+    timings = _time(done, subject, runtime) if measure else None
     if place is not None:
         ship(done.model, output or place, place, subject)
+    masked = replace(subject, model=done.masked)
+    write_page(page, masked, done, proof, fold=drop_dead_channels, verb="pruned")
     if as_json:
-        _print_record(done, proof, output)
+        _print_record(done, proof, timings, output)
         return
-    error = proof.exact.max_rel_error
-    say(f"equal to the network with those channels masked: largest error {error:.1e} in float64")
-    say(*kept_lines(done.kept))
-    note(UNTUNED)
+    _say_outcome(done, proof, timings)
+
+
+def _time(done: Pruning, subject: Subject, runtime: list[str] | None) -> BenchmarkTable:
+    import refold
+
+    with step("time"):
+        return refold.benchmark(
+            {"unpruned": done.masked, "pruned": done.model},
+            subject.example_inputs,
+            runtimes=tuple(runtime or ("onnxruntime",)),
+        )
 
 
 def parse_floor(text: str) -> int | float:
@@ -178,11 +204,26 @@ def _say_cost(done: Pruning, name: str) -> None:
     table("channels", ["layer", "before", "after"], rows)
 
 
-def _print_record(done: Pruning, proof: Proof, output: Path | None) -> None:
+def _say_outcome(done: Pruning, proof: Proof, timings: BenchmarkTable | None) -> None:
+    error = proof.exact.max_rel_error
+    say(f"equal to the network with those channels masked: largest error {error:.1e} in float64")
+    say(*kept_lines(done.kept))
+    if timings is not None:
+        say_block(str(timings))
+        for row in timings.rows:
+            if row.interval is not None and row.interval[0] <= 1:
+                note(f"warning: in {row.runtime} the pruned network is not shown to be faster")
+    note(UNTUNED)
+
+
+def _print_record(
+    done: Pruning, proof: Proof, timings: BenchmarkTable | None, output: Path | None
+) -> None:
     outcome: dict[str, Any] = {"output": None if output is None else str(output)}
     costs = {"before": done.cost_before, "plain": done.cost_plain, "after": done.cost_after}
     outcome |= {title: asdict(cost) for title, cost in costs.items()}
     account = done.to_dict()
     outcome |= {"steps": account["steps"], "kept": account["kept"], "silenced": done.silenced}
     outcome["proof"] = proof.exact.to_dict()
+    outcome["timings"] = None if timings is None else timings.to_dict()
     print_json(outcome)

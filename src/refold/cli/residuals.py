@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from refold.cli import options
+from refold.cli.bench import RUNTIME_NAMES
 from refold.cli.console import note, print_json, say, say_block, step, table
 from refold.cli.destination import check_destination
+from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove
 from refold.cli.shipping import ship
 from refold.cli.subject import Subject, prepare
@@ -32,8 +35,7 @@ Runtime = Annotated[
     list[str] | None,
     typer.Option(
         "--runtime",
-        help="For --measure: eager, onnxruntime, openvino or inductor; repeat for several. "
-        "Default: eager.",
+        help=f"For --measure: {RUNTIME_NAMES}; repeat for several. Default: eager.",
     ),
 ]
 
@@ -51,6 +53,7 @@ def remove_residuals(
     strict: Strict = False,
     measure: Measure = False,
     runtime: Runtime = None,
+    report: options.Report = None,
     as_json: options.Json = False,
 ) -> None:
     """Rewrite a network without residual additions; print what that costs, verify in float64."""
@@ -58,7 +61,7 @@ def remove_residuals(
     from refold.account import require_none
     from refold.residuals import removal
 
-    place = None if output is None else check_destination(output)
+    place, page = None if output is None else check_destination(output), check_page(report)
     subject = prepare(
         options.Source(
             model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
@@ -71,10 +74,14 @@ def remove_residuals(
     if not as_json:
         _say_cost(done, model)
     with step("verify in float64"):
-        proof = prove(subject, done.model, refold.remove_residuals).exact
+        both = prove(subject, done.model, refold.remove_residuals)
+    proof = both.exact
     timings = _time(done, subject, runtime) if measure else None
     if place is not None:
         ship(done.model, output or place, place, subject)
+    folded = replace(subject, model=done.folded)
+    fold = refold.remove_residuals
+    write_page(page, folded, done, both, fold=fold, verb="without residuals")
     if as_json:
         _print_record(done, proof, timings, output)
         return

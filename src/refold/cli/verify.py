@@ -11,6 +11,7 @@ from refold.cli import options
 from refold.cli.artefact import check_artefact, judge
 from refold.cli.console import print_json, say, step
 from refold.cli.destination import whole
+from refold.cli.onnx_model import check_options, is_onnx, verify_onnx
 from refold.cli.subject import prepare
 
 Out = Annotated[
@@ -35,6 +36,9 @@ def verify(
     """Compare an exported file with the network it came from."""
     check_artefact(out)
     place = whole(out)
+    if is_onnx(model):
+        check_options(model, locals())
+        return verify_onnx(model, out, as_json=as_json)
     subject = prepare(
         options.Source(
             model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes

@@ -28,10 +28,10 @@ def is_weights(name: str) -> bool:
 def convert_weights(
     source: Path,
     output: Path,
-    *,
     given: bool,
     key: str | None = None,
     eps: float | None = None,
+    *,
     as_json: bool = False,
 ) -> None:
     """Fold the blocks of a file of weights, write the rest beside them, and print what changed.
@@ -50,7 +50,8 @@ def convert_weights(
     from refold.checkpoint import DEFAULT_EPS, read_weights, to_deploy, write_state_dict
 
     if given or output.suffix.lower() != ".safetensors":
-        what = "--checkpoint and --input-size belong to a network" if given else f"not {output}"
+        options = "--checkpoint, --input-size and --report belong to a network"
+        what = options if given else f"not {output}"
         raise InputError(
             f"{source} holds weights alone, which become a .safetensors file: {what}; give the "
             f"network (MODEL --checkpoint {source}) to export it"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from refold.exporting.dispatch import SUFFIXES, Exported, Options, export, write
+from refold.exporting.libraries import require
 from refold.exporting.metadata import describe, described
-from refold.exporting.onnx import onnx_session, run_onnx
+from refold.exporting.onnx import onnx_session, run_onnx, write_unfused
 from refold.exporting.openvino import openvino_model, run_openvino
-from refold.exporting.provenance import read_provenance
+from refold.exporting.provenance import read_provenance, version
 from refold.exporting.silence import quiet
 
 __all__ = [
@@ -20,7 +21,10 @@ __all__ = [
     "openvino_model",
     "quiet",
     "read_provenance",
+    "require",
     "run_onnx",
     "run_openvino",
+    "version",
     "write",
+    "write_unfused",
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from refold.errors import ExportError, InputError
 from refold.exporting.libraries import require
@@ -20,6 +20,7 @@ from refold.inputs import Arguments, tensors
 _PROTOBUF_LIMIT = 2_000_000_000  # bytes one ONNX file may hold; more goes to a file beside it
 _SILENT = 3  # ONNX Runtime's log level for errors only
 _OLDEST = 7  # an opset that ONNX Runtime still runs
+_FOLDS = ("ConvBNFusion", "ConvMulFusion", "ConvAddFusion", "MatmulBNFusion")  # of ONNX Runtime
 
 
 def write_onnx(request: Request, path: Path) -> None:
@@ -71,13 +72,38 @@ def _unopened(request: Request, error: Exception, path: Path) -> str:
     )
 
 
-def onnx_session(path: Path) -> Any:
-    """Open a file in ONNX Runtime on the CPU, with as many threads as torch uses."""
+def write_unfused(model: nn.Module, inputs: Arguments, path: Path) -> Path:
+    """Write a model's layers one by one, norms included, for `onnx_session(path, fuse=False)`.
+
+    It is what a network is compared with, not what one ships: torch's exporter folds norms into
+    convolutions by itself. Return the path.
+    """
+    require("onnxscript", "onnx")
+    exporter: Any = torch.onnx
+    names = [f"input{number}" for number in range(len(tensors(inputs)))]
+    exporter.export(
+        model, inputs, path, dynamo=True, optimize=False, verbose=False, input_names=names
+    )
+    return path
+
+
+def onnx_session(path: Path, *, fuse: bool = True) -> Any:
+    """Open a file in ONNX Runtime on the CPU, with as many threads as torch uses.
+
+    Args:
+        path: of the file.
+        fuse: whether ONNX Runtime may fold norms, scales and shifts into layers.
+    """
     onnxruntime = require("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        path,
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=[] if fuse else list(_FOLDS),
+    )
 
 
 def run_onnx(session: Any, inputs: Arguments) -> list[Tensor]:

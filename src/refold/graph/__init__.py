@@ -6,7 +6,7 @@ Rooms, lowest first: `copies`, `trace`, then `lift` and `surgery` (neither knows
 
 from __future__ import annotations
 
-from refold.graph.calls import Call, canonical
+from refold.graph.calls import Call, canonical, is_question, name_of, place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import (
     INSIDE,
@@ -18,12 +18,28 @@ from refold.graph.copies.skeleton import (
     storage_key,
     unwrap,
 )
-from refold.graph.driver import Outcome, Rewritten, fold_model, rewrite, undisturbed
+from refold.graph.driver import (
+    FoldedGraph,
+    Outcome,
+    Rewritten,
+    fold_graph,
+    fold_model,
+    rewrite,
+    undisturbed,
+)
 from refold.graph.fold.lower import Like, like_of, lower
 from refold.graph.fold.ranges import Ranges, through
-from refold.graph.fold.record import Fold, Kept
+from refold.graph.fold.record import COMPUTED, Fold, Kept
 from refold.graph.fold.region import Regions
-from refold.graph.layers import ChannelClamp, ChannelSlope, ScaleShift, WholeWindows
+from refold.graph.layers import (
+    ChannelClamp,
+    ChannelSlope,
+    Crop,
+    Cropped,
+    ScaleShift,
+    SelectChannels,
+    WholeWindows,
+)
 from refold.graph.lift.activations import Activation, Limit, activation
 from refold.graph.lift.constants import Constants
 from refold.graph.lift.interval import UNKNOWN, Interval, point
@@ -33,15 +49,16 @@ from refold.graph.lift.piece import Piece
 from refold.graph.lift.steps import Link, flat, link, pools, sigmoids
 from refold.graph.lift.windows import conv_axes, transposed_axes
 from refold.graph.surgery.editor import Editor
-from refold.graph.surgery.edits import alive
+from refold.graph.surgery.edits import UnwritableError, alive
 from refold.graph.trace.capture import Capture, Shapes, capture, capture_all, leaf_modules
-from refold.graph.trace.frames import Frame, frame_of, walk
+from refold.graph.trace.frames import Frame, frame_of, nodes_in, walk
 from refold.graph.trace.genuine import disguise, layer_class
 from refold.graph.trace.leaves import is_layer, pinned_reason
 from refold.graph.trace.recording import run_blank
 from refold.graph.trace.state import Attributes, StateChangeError, untouched
 
 __all__ = [
+    "COMPUTED",
     "INSIDE",
     "UNKNOWN",
     "Activation",
@@ -51,8 +68,11 @@ __all__ = [
     "ChannelClamp",
     "ChannelSlope",
     "Constants",
+    "Crop",
+    "Cropped",
     "Editor",
     "Fold",
+    "FoldedGraph",
     "Frame",
     "Interval",
     "Kept",
@@ -66,8 +86,10 @@ __all__ = [
     "Regions",
     "Rewritten",
     "ScaleShift",
+    "SelectChannels",
     "Shapes",
     "StateChangeError",
+    "UnwritableError",
     "WholeWindows",
     "activation",
     "alive",
@@ -79,18 +101,23 @@ __all__ = [
     "disguise",
     "duplicate",
     "flat",
+    "fold_graph",
     "fold_model",
     "frame_of",
     "held_tensors",
     "is_layer",
+    "is_question",
     "layer_class",
     "leaf_modules",
     "lift_module",
     "like_of",
     "link",
     "lower",
+    "name_of",
+    "nodes_in",
     "own_tensors",
     "pinned_reason",
+    "place_of",
     "point",
     "pools",
     "rewrite",

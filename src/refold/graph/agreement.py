@@ -16,8 +16,8 @@ from refold.graph.trace.state import StateChangeError, untouched
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 _SURE = 1e-6
-_ROUNDED = 5e-2  # of weights in half precision
-_SLOW = (torch.float16, torch.bfloat16)  # on a CPU
+_ROUNDED = 5e-2  # of activations in half precision
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def disagreement(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str | None:
@@ -34,8 +34,6 @@ def disagreement(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -
     if any(value.is_meta for value in leaves(inputs) if isinstance(value, Tensor)):
         return misfit(model, folded, inputs)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        if any(p.dtype in _SLOW and p.device.type == "cpu" for p in model.parameters()):
-            return _in_double(model, folded, inputs, _ROUNDED)
         first = _result(model, inputs)
         if isinstance(first, Exception) or any(tensor.is_meta for tensor in first):
             return None
@@ -66,18 +64,36 @@ def misfit(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str 
     return None if same else "the folded model gives another answer (other shapes)"
 
 
-def _in_double(
-    model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...], bound: float = _SURE
-) -> str | None:
+def is_half(model: nn.Module) -> bool:
+    """Say whether a model keeps weights in half precision."""
+    return any(parameter.dtype in _HALF for parameter in model.parameters())
+
+
+def in_double(
+    model: nn.Module, inputs: tuple[Any, ...]
+) -> tuple[nn.Module, tuple[Any, ...]] | None:
+    """Return a copy of a model and of its inputs in float64; None where a layer has none.
+
+    Examples:
+        >>> wide, (x,) = in_double(nn.Linear(2, 2), (torch.ones(1, 2),))
+        >>> wide.weight.dtype, x.dtype
+        (torch.float64, torch.float64)
+    """
     try:
-        wide, other = duplicate(model).double(), duplicate(folded).double()
-    except Exception:  # a layer without float64
+        return duplicate(model).double(), pytree.tree_map_only(Tensor, _widened, inputs)
+    except Exception:
         return None
-    given = pytree.tree_map_only(Tensor, _widened, inputs)
+
+
+def _in_double(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str | None:
+    one, two = in_double(model, inputs), in_double(folded, inputs)
+    if one is None or two is None:
+        return None
+    wide, given = one
     first = _result(wide, given)
     if isinstance(first, Exception) or _difference(first, _result(wide, given), _SURE) is not None:
         return None
-    return _difference(first, _result(other, given), bound)
+    return _difference(first, _result(two[0], given), _SURE)
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ _ONE_BY_ONE = {  # what they take besides their input: their names
     "lambd=0.5": "hardshrink softshrink",
 }
 _OTHER_VIEWS = (
-    "type to float half double bfloat16 cpu cuda unbind select diagonal movedim moveaxis swapdims "
+    "type float half double bfloat16 cpu cuda unbind select diagonal movedim moveaxis swapdims "
     "t T mT H mH real imag data expand unflatten unfold as_strided broadcast_to hsplit vsplit "
     "dsplit ravel detach lift_fresh atleast_1d atleast_2d atleast_3d broadcast_tensors meshgrid "
     "identity positive resolve_conj resolve_neg conj adjoint requires_grad_ rearrange "
@@ -189,6 +189,7 @@ _TABLE = (
     Fact("transpose", "input dim0 dim1", "swapaxes", VIEW),
     Fact("permute", "input dims", "", VIEW),
     Fact("same", "input", "contiguous alias", VIEW),
+    Fact("to", "input kind", "", VIEW),
     Fact("same", "input", "clone lift_fresh_copy"),
     Fact("dropout", _DROPOUT, _DROPOUTS, VIEW | RANDOM),
     *(
@@ -206,6 +207,11 @@ _QUESTION_NAMES = (
     "is_sparse is_quantized is_meta"
 )
 _QUESTIONS = frozenset(_QUESTION_NAMES.split())
+_KIND_NAMES = (
+    "dtype device layout itemsize element_size get_device is_floating_point is_complex is_signed "
+    "is_cuda is_cpu is_sparse is_quantized is_meta"
+)
+_KINDS = frozenset(_KIND_NAMES.split())
 _ASKING = (
     len,
     *(torch.numel, torch.get_device, torch.is_floating_point, torch.is_complex, torch.is_signed),
@@ -334,6 +340,20 @@ def is_question(node: fx.Node) -> bool:
     return node.target in _ASKING or (node.target is getattr and node.args[1] in _QUESTIONS)
 
 
+def is_kind_question(node: fx.Node) -> bool:
+    """Say whether a node asks for the type or device of a value, not for its size.
+
+    Examples:
+        >>> graph = fx.symbolic_trace(lambda x: (x.dtype, x.is_cuda, x.shape)).graph
+        >>> [is_kind_question(node) for node in graph.nodes][1:4]
+        [True, True, False]
+    """
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in _KINDS
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return is_question(node) and name in _KINDS
+
+
 def reads_shape_only(node: fx.Node, value: fx.Node) -> bool:
     """Say whether `node` reads the size, type or device of `value` and none of its numbers."""
     likens = Kind.LIKENS in kind_of(node) and node.args[:1] != (value,)
@@ -346,7 +366,12 @@ def shape_readers(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def place_of(node: fx.Node) -> str:
-    """Return a node's module path in its capture; a call inside a module reads `block.add`."""
+    """Return a node's module path in its capture; a call inside a module reads `block.add`.
+
+    Where a graph comes from a file, its nodes have names of their own, in `meta["place"]`.
+    """
+    if "place" in node.meta:
+        return str(node.meta["place"])
     if node.op == "call_module":
         return str(node.target)
     name = str(node.args[1]) if node.target is getattr else name_of(node) or node.name

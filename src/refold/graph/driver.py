@@ -20,19 +20,21 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
-from refold.graph.agreement import disagreement, misfit
+from refold.graph.agreement import disagreement, in_double, is_half, misfit
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.copies.watching import watchable
 from refold.graph.fold.borders import pad_before_layers
-from refold.graph.fold.computed_weights import RULE, store_weights
+from refold.graph.fold.computed_weights import store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.leftovers import drop_idle, drop_layouts
 from refold.graph.fold.norm_gains import push_gains
 from refold.graph.fold.parallel_paths import merge_siblings
-from refold.graph.fold.record import Fold, Kept
+from refold.graph.fold.record import COMPUTED, Fold, Kept
 from refold.graph.fold.relayout import unify_layouts
+from refold.graph.fold.same_reads import unify_reads
 from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
 from refold.graph.fold.shared_norms import push_into_readers
+from refold.graph.fold.shared_weights import merge_readers
 from refold.graph.fold.survey import survey
 from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.editor import Editor
@@ -43,6 +45,8 @@ from refold.graph.trace.examples import as_arguments, drawn
 from refold.graph.trace.leaves import NO_FORWARD
 from refold.graph.trace.parametrized import Computed, with_computed_weights
 from refold.graph.trace.unrun import drop
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -161,12 +165,9 @@ def _fold_ready(
         return None  # nothing has run with the stored weights
     if example is None or not (made.folds or ready is not plain):
         return made
-    if check:
-        compare = partial(disagreement, plain, inputs=_with_numbers(plain, example))
-    else:
-        compare = partial(misfit, plain, inputs=example)
-    made = _agreed(compare, fold, made, left)
-    is_other = ready is not plain and not made.folds and compare(made.model)
+    differs = _comparison(plain, ready, example, allow_growth, check)
+    made, left = _agreed(differs, fold, made, left)
+    is_other = ready is not plain and not made.folds and differs(made, left)
     return None if is_other else made
 
 
@@ -185,7 +186,7 @@ def _stored(weight: Computed) -> Fold:
     """Return the entry of the account for a weight that is computed once."""
     detail = f"{weight.name}, computed once by {weight.how}"
     counts = weight.parameters_before, weight.parameters_after
-    return Fold(weight.path, RULE, detail, *counts)
+    return Fold(weight.path, COMPUTED, detail, *counts)
 
 
 @dataclass(eq=False)
@@ -202,6 +203,65 @@ class _Made:
 
 
 _Left = dict[str, LeftAlone]
+_Differs = Callable[[_Made, _Left], str | None]
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedGraph(Generic[T]):
+    """What became of a graph that is no recording of a model.
+
+    Args:
+        result: what the writer made of it.
+        folds: the steps of the fold.
+        kept: what stays, with the reason.
+    """
+
+    result: T
+    folds: tuple[Fold, ...]
+    kept: tuple[Kept, ...]
+
+
+def fold_graph(
+    make: Callable[[], Capture], write: Callable[[Capture], T], *, allow_growth: bool = False
+) -> FoldedGraph[T]:
+    """Fold a graph that was read from a file, and write it as whatever it came from.
+
+    Args:
+        make: returns the graph, a new one each time: a fold that failed half-way starts over.
+        write: makes something of the edited graph. Where it fails the steps that led there are
+            left alone; an `UnwritableError` names them by their nodes.
+        allow_growth: also merge what then needs more multiply-adds.
+    """
+    left = LeftAlone()
+    with undisturbed(), torch.no_grad():
+        while True:
+            capture = make()
+            if left.whole is not None:
+                kept = (Kept(type(capture.module).__name__, left.whole),)
+                return FoldedGraph(write(capture), (), kept)
+            try:
+                return _written(capture, write, allow_growth, left)
+            except SetbackError:  # each takes a step away
+                continue
+
+
+def _written(
+    capture: Capture, write: Callable[[Capture], T], allow_growth: bool, left: LeftAlone
+) -> FoldedGraph[T]:
+    try:
+        fold = _folded(capture, allow_growth, left)
+        kept = survey(fold)
+    except SetbackError:
+        raise
+    except Exception as error:
+        raise left.leave([], error) from error
+
+    def settled() -> T:
+        fold.editor.settle()
+        capture.shapes = fold.lifter.shapes
+        return write(capture)
+
+    return FoldedGraph(fold.finish(settled), tuple(fold.folds), tuple(kept))
 
 
 def _settled(
@@ -229,33 +289,54 @@ def _fold_once(
     return made
 
 
+def _comparison(
+    plain: nn.Module,
+    ready: nn.Module,
+    example: tuple[Any, ...],
+    allow_growth: bool,
+    check: bool,
+) -> _Differs:
+    """Return what says how a fold differs from the model on the example, or that it does not.
+
+    Rounding a deep network's weights to half precision moves its answer by more than a wrong fold
+    may, however exact the fold is: there, the same fold of the model in float64 is compared.
+    """
+    if not check:
+        return lambda made, left: misfit(plain, made.model, example)
+    example = _with_numbers(plain, example)
+    if is_half(plain):
+        twin, source = in_double(plain, example), in_double(ready, example)
+        if twin is not None and source is not None:
+            wide, given = twin
+            again = partial(_settled, source[0], given, allow_growth)
+            return lambda made, left: disagreement(wide, again(left).model, given)
+    return lambda made, left: disagreement(plain, made.model, example)
+
+
 def _agreed(
-    compare: Callable[[nn.Module], str | None],
-    fold: Callable[[_Left], _Made],
-    made: _Made,
-    left: _Left,
-) -> _Made:
-    """Return a fold in which `compare` finds no difference: steps that make one are put back."""
+    differs: _Differs, fold: Callable[[_Left], _Made], made: _Made, left: _Left
+) -> tuple[_Made, _Left]:
+    """Return a fold that agrees with the model on the example: steps that do not are put back."""
     for _ in range(_MAX_WRONG):
-        reason = compare(made.model)
+        reason = differs(made, left)
         if reason is None:
-            return made
+            return made, left
         suspects, aside = made.steps, list[tuple[str, Step]]()
         while len(suspects) > 1:  # halve: with those aside left out, one of the others is wrong
             half = suspects[: len(suspects) // 2]
-            tried = fold(_leave(left, [*aside, *half], reason))
-            if compare(tried.model) is None:
+            fewer = _leave(left, [*aside, *half], reason)
+            if differs(fold(fewer), fewer) is None:
                 suspects = half
             else:
                 aside, suspects = [*aside, *half], suspects[len(half) :]
         left = _leave(left, suspects, reason)
         made = fold(left)
-    reason = compare(made.model)
+    reason = differs(made, left)
     if reason is not None:
         for alone in left.values():
             alone.whole = reason
         made = fold(left)
-    return made
+    return made, left
 
 
 _MAX_WRONG = 3
@@ -319,8 +400,11 @@ def _folded(capture: Capture, allow_growth: bool, left: LeftAlone) -> FoldPass:
     if pad_before_layers(lifter, editor):
         lifter = Lifter.of(capture)
     unify_layouts(lifter, editor)
+    unify_reads(lifter, editor)
     fold = FoldPass(lifter, editor, allow_growth, left)
     drop_idle(fold)
+    if merge_readers(fold):
+        drop_idle(fold)
     merge_siblings(fold)
     fold.run()
     while push_into_readers(fold) or merge_siblings(fold):

@@ -119,6 +119,11 @@ def build_to_train(name: str, /, *, num_classes: int, in_chans: int, **options: 
 
 
 def _unknown_form(name: str) -> str:
+    if name.lower().endswith(".onnx"):
+        return (
+            f"{name} is an ONNX file, which convert, inspect, verify and bench take; "
+            "this command needs the network in PyTorch"
+        )
     if name.endswith(".py"):
         return f"{name!r} names no factory: write {name}:FUNCTION, a callable returning the network"
     near = suggest(name, own_names())

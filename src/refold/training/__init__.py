@@ -1,6 +1,6 @@
 """Train with branches, fold, prove, deploy: one engine for one process or many.
 
-What it needs beyond torch (Accelerate, torchmetrics, pydantic, PyYAML, torchvision, timm) is
+What it needs beyond torch (Accelerate, pydantic, PyYAML, torchvision, timm) is
 imported when a run starts: `pip install 'refold[train]'`.
 """
 

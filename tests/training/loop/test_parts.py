@@ -155,6 +155,14 @@ def test_miou_by_hand() -> None:
     assert found.metrics["pixels"] == pytest.approx(float((said == true).float().mean()), abs=1e-6)
 
 
+def test_a_class_that_nobody_shows_has_no_share_in_the_mean() -> None:
+    masks = torch.tensor([0, 0, 1, 1]).view(1, 2, 2)
+    logits = torch.eye(5)[torch.tensor([0, 1, 1, 1])].T.reshape(1, 5, 2, 2)
+    found = judge(lambda x: x, batches(logits, masks, torch.ones(1).bool(), 1), "segment", 5)
+    assert found.metrics["miou"] == pytest.approx((1 / 2 + 2 / 3) / 2, abs=1e-6)
+    assert found.metrics["pixels"] == pytest.approx(3 / 4)
+
+
 def test_further_outputs_count_by_their_weight() -> None:
     class Two(nn.Module):
         def forward(self, x):

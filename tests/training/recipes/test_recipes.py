@@ -113,3 +113,10 @@ def test_full_precision_has_a_name_that_yaml_leaves_alone(tmp_path: Path, word: 
     path.write_text(recipe_text(recipe))
     assert "precision: fp32" in path.read_text()
     assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize("key", ["data.images", "epochs.x.y"])
+def test_a_key_below_a_value_is_refused(key: str) -> None:
+    above = key.split(".")[0]
+    with pytest.raises(InputError, match=rf"there is no key '{key}': '{above}' is one value"):
+        load_recipe("digits", {"data": "digits", key: 1})

@@ -8,7 +8,7 @@ every input or it is another one; anything that cannot be told so starts anew.
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -28,7 +28,7 @@ from refold.algebra.operator import (
     chain,
     leaves,
 )
-from refold.graph.calls import shape_readers
+from refold.graph.calls import is_kind_question, shape_readers
 from refold.graph.fold.region import Region, node_of
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
@@ -153,9 +153,12 @@ class Asked:
             self._sizes = sizes_before(lifter, region)
             self._shapes = lifter.shapes
             self._ranks = {node_of(op): ranks[op] for op in region.leaves.intersection(ranks)}
+            self._is_one_kind = set(region.inputs) <= set(_given_to_layers(region.op))
 
     def is_answered(self, node: fx.Node, given: Sizes) -> bool:
         """Say whether a value of this size tells the same as a node's value does."""
+        if self._is_one_kind and all(map(is_kind_question, self.readers[node])):
+            return True
         wanted = self._sizes[node]
         if not wanted.isdisjoint(given):
             return True
@@ -166,6 +169,16 @@ class Asked:
         if not rank or shape is None or len(shape) != rank + 2:
             return False
         return all(_asks_no_channels(reader, rank) for reader in self.readers[node])
+
+
+def _given_to_layers(op: Operator) -> Iterator[Hashable]:
+    """Yield the inputs of an expression that a layer reads: its weight has their type."""
+    parts = chain(op)
+    for part, reader in zip_longest(parts, parts[1:]):
+        if isinstance(part, Input) and isinstance(reader, Conv):
+            yield part.key
+        for branch in part.parts if isinstance(part, (Sum, Concat)) else ():
+            yield from _given_to_layers(branch)
 
 
 def _asks_no_channels(reader: fx.Node, rank: int) -> bool:

@@ -13,11 +13,10 @@ from torch import fx
 from refold.algebra.operator import Conv, Operator, chain, sequence
 from refold.graph.calls import canonical
 from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.record import COMPUTED
 from refold.graph.fold.region import Region, Regions
 from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.edits import alive
-
-RULE = "weight computed once"
 
 
 def store_weights(fold: FoldPass) -> None:
@@ -48,4 +47,4 @@ def _store(fold: FoldPass, region: Region) -> bool:
         stored = origin is not None and is_computed(fold.lifter, origin) and isinstance(leaf, Conv)
         return replace(leaf) if stored else leaf
 
-    return fold.put(region, sequence(*map(own, chain(region.op))), RULE)
+    return fold.put(region, sequence(*map(own, chain(region.op))), COMPUTED)

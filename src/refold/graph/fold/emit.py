@@ -233,11 +233,13 @@ def check_chain(result: Result, hosts: Hosts, asked: Asked) -> None:
             left = sizes[leaf_at[node]]
         if node in asked.readers and not asked.is_answered(node, left):
             does = "change" if node in leaf_at else "remove"
-            raise RefusedError(_asked_reason(node, does))
+            raise RefusedError(_asked_reason(node, does, asked))
 
 
-def _asked_reason(node: fx.Node, does: str) -> str:
-    return f"the code asks for the size of {place_of(node)}, and the fold would {does} it"
+def _asked_reason(node: fx.Node, does: str, asked: Asked) -> str:
+    home = getattr(asked.readers[node][0].meta.get("frame"), "path", "")
+    code = f"the code of {home}" if home else "the code"
+    return f"{code} asks for the size of {place_of(node)}, and the fold would {does} it"
 
 
 def write_chain(
@@ -374,7 +376,7 @@ class Emitter:
                 self.waiting[node] = None if leaf is None else node
             else:
                 does = "remove" if leaf is None else "change"
-                raise RefusedError(_asked_reason(node, does))
+                raise RefusedError(_asked_reason(node, does, self.asked))
 
     def _there(
         self, asked: fx.Node, sizes: dict[Operator, Sizes]

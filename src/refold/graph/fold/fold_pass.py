@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
+from typing import TypeVar
 
 from torch import Tensor, fx, nn
 
@@ -44,6 +45,7 @@ from refold.rules.replay import Replay
 from refold.rules.row_slices import fold_rows_in_slices
 from refold.rules.slices import fold_in_slices
 
+T = TypeVar("T")
 CHAIN_RULES = tuple(rule for rule in RULES if rule.window in ("series", "commute"))
 
 
@@ -142,8 +144,16 @@ class FoldPass:
         Raises:
             SetbackError: when that fails; the steps that led to it are left alone the next time.
         """
+        return self.finish(partial(self.editor.commit, target))
+
+    def finish(self, write: Callable[[], T]) -> T:
+        """Return what a writer makes of the edited graph.
+
+        Raises:
+            SetbackError: when it fails; the steps that led to it are left alone the next time.
+        """
         try:
-            return self.editor.commit(target)
+            return write()
         except Exception as error:
             nodes = error.nodes if isinstance(error, UnwritableError) else set[fx.Node]()
             guilty = [step for step in self.steps if not nodes.isdisjoint(step.nodes)]
@@ -257,6 +267,7 @@ class FoldPass:
                 parameters_after=sum(parameters(leaf) for leaf in after),
                 macs_before=_total([costs[leaf] for leaf in before]),
                 macs_after=_total(emitted.macs),
+                made_of=tuple(dict.fromkeys(self.path(node_of(leaf)) for leaf in before)),
             )
         )
 

@@ -15,13 +15,24 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from refold.algebra.cost import parameters
-from refold.algebra.operator import Affine, Conv, sequence
+from refold.algebra.operator import (
+    Affine,
+    Conv,
+    Flatten,
+    Identity,
+    Input,
+    Operator,
+    Resample,
+    chain,
+    sequence,
+)
 from refold.errors import RefusedError
 from refold.graph.calls import canonical, place_of, reads_shape_only
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.lower import like_of, lower
 from refold.graph.fold.record import Fold, Kept
+from refold.graph.fold.region import Regions
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
 from refold.graph.trace.genuine import layer_class
@@ -50,8 +61,9 @@ def push_gains(fold: FoldPass) -> None:
         try:
             gain = _gain(fold.lifter, node)
             if gain is not None and (readers := _readers(fold.lifter, node, gain)):
-                made = [_taken_in(fold, reader, gain) for reader in readers]
-                fold.attempt([node, *readers], partial(_push, fold, node, gain, readers, made))
+                made = [_taken_in(fold, reader, gain, path) for reader, path in readers.items()]
+                write = partial(_push, fold, node, gain, list(readers), made)
+                fold.attempt([node, *readers], write)
         except RefusedError as error:
             fold.refused[node] = Kept(fold.path(node), f"its gain stays: {error}")
 
@@ -120,27 +132,51 @@ def _holds(lifter: Lifter, path: str, module: nn.Module) -> str | None:
     return next((why for name in names if (why := lifter.constants.shared(name))), None)
 
 
-def _readers(lifter: Lifter, node: fx.Node, gain: _Gain) -> list[fx.Node]:
-    """Return the layers that read a norm, nothing where none does.
+Path = tuple[Operator, ...]
+"""What lies between a norm and a layer, the layer last."""
+
+
+def _readers(lifter: Lifter, node: fx.Node, gain: _Gain) -> dict[fx.Node, Path]:
+    """Return the layers that read a norm, through changes of layout too; nothing where none does.
 
     Raises:
         RefusedError: when something else does, or one of them cannot take the gain in.
     """
-    users = [user for user in node.users if not reads_shape_only(user, node)]
-    if not any(_is_layer(lifter, user) for user in users):
-        return []
+    layers, views, others = _reached(lifter, node)
+    if not layers:
+        return {}
     for table in (lifter.tainted, lifter.capture.elsewhere, lifter.capture.stays):
-        if node in table:
-            raise RefusedError(table[node])
-    for user in users:
+        for value in (node, *views):
+            if value in table:
+                raise RefusedError(table[value])
+    for user in others:
         piece, name = lifter.lift(user), place_of(user)
         if isinstance(piece, str):
             raise RefusedError(f"{name} reads it: {piece}")
-        if not _is_layer(lifter, user) or list(user.all_input_nodes) != [node]:
-            raise RefusedError(f"{name} reads it as well, and takes in no gain")
-        if not _same_axis(lifter, node, gain, _conv(lifter, user)):
-            raise RefusedError(f"{name} works along another axis than the norm")
-    return users
+        raise RefusedError(f"{name} reads it as well, and takes in no gain")
+    regions = Regions(lifter, frozenset(views))
+    paths = {layer: _path(regions, node, layer) for layer in layers}
+    for layer, path in paths.items():
+        if not _same_axis(lifter, node, gain, path[0]):
+            raise RefusedError(f"{place_of(layer)} works along another axis than the norm")
+    return paths
+
+
+def _reached(lifter: Lifter, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node], list[fx.Node]]:
+    """Return the layers that a value reaches, the changes of layout on the way, other readers."""
+    layers, views, others = list[fx.Node](), list[fx.Node](), list[fx.Node]()
+    for value in (pending := [node]):
+        for user in value.users:
+            if reads_shape_only(user, value):
+                continue
+            if _is_layer(lifter, user) and list(user.all_input_nodes) == [value]:
+                layers.append(user)
+            elif _is_view(lifter, user):
+                views.append(user)
+                pending.append(user)
+            else:
+                others.append(user)
+    return layers, views, others
 
 
 def _is_layer(lifter: Lifter, node: fx.Node) -> bool:
@@ -150,13 +186,43 @@ def _is_layer(lifter: Lifter, node: fx.Node) -> bool:
     return piece.join == "none" and isinstance(piece.ops[0], Conv)
 
 
-def _same_axis(lifter: Lifter, node: fx.Node, gain: _Gain, op: Conv) -> bool:
-    if gain.is_last and not op.axes:
+def _is_view(lifter: Lifter, node: fx.Node) -> bool:
+    """Say whether a call only moves or averages positions."""
+    piece = lifter.lift(node)
+    if not isinstance(piece, Piece) or piece.join != "none" or piece.through:
+        return False
+    if isinstance(piece.ops[0], Resample):
+        return True
+    return isinstance(piece.ops[0], Identity)
+
+
+def _path(regions: Regions, node: fx.Node, layer: fx.Node) -> Path:
+    """Return what a layer and the changes of layout before it do to a norm's value.
+
+    Raises:
+        RefusedError: when a change of layout moves the channels apart.
+    """
+    if node in layer.all_input_nodes:
+        return (_conv(regions.lifter, layer),)
+    region = regions.region(layer)
+    if region is not None:
+        start, *parts = chain(region.op)
+        if isinstance(start, Input) and start.key is node:
+            return tuple(parts)
+    raise RefusedError(f"the layout changes before {place_of(layer)} reads it")
+
+
+def _same_axis(lifter: Lifter, node: fx.Node, gain: _Gain, op: Operator) -> bool:
+    """Say whether the first operator after a norm takes its channels along the norm's axis."""
+    rank = op.source_rank if isinstance(op, Resample) else None
+    rank = len(op.axes) if isinstance(op, Conv) else rank
+    rank = len(op.size) if isinstance(op, Flatten) else rank
+    if gain.is_last and rank == 0:
         return True
     shape = lifter.shape(node)
-    if shape is None:
-        return not gain.is_last and bool(op.axes)
-    channel = len(shape) - 1 - len(op.axes)
+    if shape is None or rank is None:
+        return not gain.is_last and bool(rank)
+    channel = len(shape) - 1 - rank
     return channel == (len(shape) - 1 if gain.is_last else 1)
 
 
@@ -181,26 +247,32 @@ def _push(
             detail=" + ".join(place_of(reader) for reader in readers),
             parameters_before=parameters(gain.op) + sum(map(parameters, before)),
             parameters_after=sum(map(parameters, after)),
+            made_of=(fold.path(node), *map(fold.path, readers)),
         )
     )
     return True
 
 
-def _taken_in(fold: FoldPass, reader: fx.Node, gain: _Gain) -> tuple[Conv, nn.Module]:
+def _taken_in(fold: FoldPass, reader: fx.Node, gain: _Gain, path: Path) -> tuple[Conv, nn.Module]:
     """Return a reader that does what the gain and it did.
 
     Raises:
         RefusedError: when that is not one layer.
     """
     conv = _conv(fold.lifter, reader)
-    shadow, replay = fold.decisions.stand_in(sequence(gain.op, conv))
+    shadow, replay = fold.decisions.stand_in(sequence(gain.op, *path))
     rewrite = fold.decisions.rewrite(shadow)
-    op = replay.run(rewrite)
-    if not isinstance(op, Conv):
-        reasons = "; ".join(refusal.reason for refusal in rewrite.refusals) or "it is no one layer"
+    *before, op = chain(replay.run(rewrite))
+    if not isinstance(op, Conv) or before != list(path[:-1]):
+        reasons = "; ".join(refusal.reason for refusal in rewrite.refusals) or _why(gain, conv)
         raise RefusedError(f"{place_of(reader)} cannot take it in: {reasons}")
     held: list[Tensor] = [tensor for tensor in (conv.weight, conv.bias) if tensor is not None]
     return op, lower(op, like_of(held, len(conv.axes)))
+
+
+def _why(gain: _Gain, conv: Conv) -> str:
+    meets = gain.op.shift is not None and conv.zero_pads
+    return "the norm's shift meets zero padding" if meets else "it is no one layer"
 
 
 def _conv(lifter: Lifter, reader: fx.Node) -> Conv:

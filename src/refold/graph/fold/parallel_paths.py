@@ -364,7 +364,8 @@ def _write_leaf(
     macs = multiply_adds(leaf, before, after)
     where, detail = str(node.target), _names(str(node.target), level.nodes)
     path, size = fold.lifter.capture.full(where), parameters(leaf)
-    fold.folds.append(Fold(path, level.rule, detail, old, size, macs, macs))
+    made_of = tuple(map(fold.path, level.nodes))
+    fold.folds.append(Fold(path, level.rule, detail, old, size, macs, macs, made_of))
     return node
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+COMPUTED = "weight computed once"
+"""The rule of a weight that was computed at every call and is stored now."""
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -16,6 +19,7 @@ class Fold:
         detail: which layers went into it.
         parameters_before, parameters_after: of the layers involved.
         macs_before, macs_after: their multiply-adds on the example input; None without one.
+        made_of: module paths of the layers that went into it.
     """
 
     where: str
@@ -25,6 +29,7 @@ class Fold:
     parameters_after: int
     macs_before: int | None = None
     macs_after: int | None = None
+    made_of: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields."""

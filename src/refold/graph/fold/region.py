@@ -25,7 +25,7 @@ from refold.algebra.operator import (
     made_of,
     sequence,
 )
-from refold.graph.calls import reads_shape_only
+from refold.graph.calls import is_kind_question, reads_shape_only
 from refold.graph.lift.axes import same_layout
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Lifted, Piece
@@ -274,7 +274,8 @@ class Regions:
         readers = set(source.users)
         direct = {node for node in readers if not reads_shape_only(node, source)}
         expected = {piece.through[-1] if piece.through else reader}
-        if direct != expected or (readers != direct and not keeps and not self.chains):
+        asks_size = not all(map(is_kind_question, readers - direct))
+        if direct != expected or (asks_size and not keeps and not self.chains):
             return False
         return all(_single_path(node, piece, reader) for node in piece.through)
 

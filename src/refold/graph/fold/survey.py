@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import fx
 
 from refold.algebra.operator import Affine, Operator, leaves
-from refold.graph.calls import place_of
+from refold.graph.calls import canonical, place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.emit import source_of
 from refold.graph.fold.fold_pass import FoldPass
@@ -48,12 +50,32 @@ def _survey_region(fold: FoldPass, regions: Regions, region: Region, kept: dict[
                 spoken.update(about)
                 where = " + ".join(dict.fromkeys(place_of(node) for node in nodes))
                 _keep(kept, Kept(fold.lifter.capture.full(where), refusal.reason, refusal.costlier))
+    if region.joins:
+        for node in _gates(regions, region):
+            _keep(kept, Kept(fold.path(node), _GATED))
     for leaf in leaves(region.op):
         node = node_of(leaf)
         if isinstance(leaf, Affine) and leaf not in spoken and _is_norm(fold, node):
             if node in fold.refused:
                 continue
             _keep(kept, Kept(fold.path(node), _lonely(regions, node)))
+
+
+_GATED = "its branch is multiplied by a factor that is computed from the input"
+
+
+def _gates(regions: Regions, region: Region) -> Iterator[fx.Node]:
+    """Yield the products by which a branch of a sum fails to be affine as the others are."""
+    starts = set(region.inputs)
+    for node in region.inputs:
+        call = canonical(node)
+        if call is None or call.name not in ("mul", "div"):
+            continue
+        for factor in (call["input"], call["other"]):
+            branch = regions.region(factor) if isinstance(factor, fx.Node) else None
+            if branch is not None and starts.issuperset(branch.inputs) and branch.leaves:
+                yield node
+                break
 
 
 def _nodes(about: list[Operator], region: Region) -> list[fx.Node]:

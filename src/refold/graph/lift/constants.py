@@ -7,14 +7,23 @@ from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
-from refold.graph.calls import Kind, kind_by_name, name_of, place_of, reads_shape_only
+from refold.graph.calls import (
+    Kind,
+    is_kind_question,
+    kind_by_name,
+    name_of,
+    place_of,
+    reads_shape_only,
+)
 from refold.graph.copies.modules import attribute, submodule
 from refold.graph.copies.skeleton import byte_span, storage_key
 from refold.graph.trace.aliases import tainted
 from refold.graph.trace.capture import Capture
 from refold.graph.trace.effects import maybe_mutated, mutated
 from refold.graph.trace.frames import map_tree
+from refold.graph.trace.genuine import layer_class
 
 _UNKNOWN = object()
 
@@ -38,6 +47,8 @@ class Constants:
         self._values: dict[fx.Node, Any] = {}
         self._sources: dict[fx.Node, tuple[str, ...]] = {}
         self._sharing: dict[str, str] | None = None
+        self._consumers: dict[str, frozenset[fx.Node]] | None = None
+        self._joined: frozenset[str] = frozenset()
         self._changing = frozenset(tainted(capture.graph) if changing is None else changing)
 
     def value(self, node: fx.Node) -> torch.Tensor | float | int | None:
@@ -51,8 +62,9 @@ class Constants:
             if node.op == "get_attr":
                 self._sources[node] = (cast(str, node.target),)
             else:
+                own = _held(self.capture, node) if node.op == "call_module" else ()
                 below = (path for arg in node.all_input_nodes for path in self.sources(arg))
-                self._sources[node] = tuple(dict.fromkeys(below))
+                self._sources[node] = tuple(dict.fromkeys((*own, *below)))
         return self._sources[node]
 
     def is_stored(self, node: fx.Node) -> bool:
@@ -67,14 +79,53 @@ class Constants:
         """Return why the tensor at `path` must not be folded away or changed, or None.
 
         It is shared when another parameter uses its storage, when a second module holds it, when
-        more than one node reads it, or when the model's code changes it.
+        more than one node reads it (`join` may know better), or when the model's code changes it.
         """
         changing = self._changing_reason(path)
         if changing is not None:
             return changing
         if self._sharing is None:
             self._sharing = dict(_sharing(self.capture))
-        return self._sharing.get(path)
+        return self._sharing.get(path) or self._read_often(path)
+
+    def _read_often(self, path: str) -> str | None:
+        readers = self.consumers().get(path, ())
+        if len(readers) < 2 or path in self._joined:
+            return None
+        names = ", ".join(sorted({place_of(reader) for reader in readers})[:3])
+        return f"{self.capture.full(path)} is read more than once ({names})"
+
+    def consumers(self) -> dict[str, frozenset[fx.Node]]:
+        """Return, for each stored tensor, the nodes that it reaches and that depend on more."""
+        if self._consumers is None:
+            self._consumers = {path: frozenset(found) for path, found in self._readers().items()}
+        return self._consumers
+
+    def join(self, paths: Iterable[str]) -> None:
+        """Take tensors as read once, since one layer will stand for all of their readers."""
+        self._joined = frozenset(paths)
+
+    def _readers(self) -> dict[str, set[fx.Node]]:
+        readers: dict[str, set[fx.Node]] = {}
+        for node in self.capture.graph.nodes:
+            if node.op == "call_module":
+                for path in _held(self.capture, node):
+                    readers.setdefault(path, set()).update(self._ends(node))
+            elif node.op == "get_attr":
+                readers.setdefault(cast(str, node.target), set()).update(self._ends(node))
+        return readers
+
+    def _ends(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Yield the first nodes after this one that more than stored tensors take part in."""
+        pending, seen = [node], {node}
+        while pending:
+            current = pending.pop()
+            if self._evaluate(current) is _UNKNOWN and current.op != "get_attr":
+                yield current
+                continue
+            after = {user for user in current.users if not reads_shape_only(user, current)} - seen
+            pending.extend(after)
+            seen |= after
 
     def _changing_reason(self, path: str) -> str | None:
         value = attribute(self.capture.module, path)
@@ -87,10 +138,10 @@ class Constants:
             if current in self._values:
                 stack.pop()
                 continue
-            if current in self._changing or not _may_evaluate(current):
+            if current in self._changing or not self._may_evaluate(current):
                 self._values[current] = _UNKNOWN
                 continue
-            missing = [arg for arg in current.all_input_nodes if arg not in self._values]
+            missing = [arg for arg in _decided_by(current) if arg not in self._values]
             if missing:
                 stack.extend(missing)
                 continue
@@ -98,8 +149,13 @@ class Constants:
         return self._values[node]
 
     def _run(self, node: fx.Node) -> Any:
-        if any(self._values[arg] is _UNKNOWN for arg in node.all_input_nodes):
+        decided_by = _decided_by(node)
+        if any(self._values[arg] is _UNKNOWN for arg in decided_by):
             return _UNKNOWN
+        if len(decided_by) < len(node.all_input_nodes):  # a cast to the type of another value
+            value = self._values[decided_by[0]]
+            is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+            return value if is_float else _UNKNOWN
         if node.op == "get_attr":
             value = attribute(self.capture.module, cast(str, node.target))
             if not isinstance(value, torch.Tensor):
@@ -111,6 +167,8 @@ class Constants:
             with torch.no_grad():
                 if node.op == "call_method":
                     return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
+                if node.op == "call_module":
+                    return submodule(self.capture.module, cast(str, node.target))(*args, **kwargs)
                 return cast(Any, node.target)(*args, **kwargs)
         except Exception:  # the model's own arithmetic fails: then it is no constant of ours
             return _UNKNOWN
@@ -118,8 +176,25 @@ class Constants:
     def _known(self, leaf: Any) -> Any:
         return self._values[leaf] if isinstance(leaf, fx.Node) else leaf
 
+    def _may_evaluate(self, node: fx.Node) -> bool:
+        if node.op != "call_module":
+            return _is_fixed(node)
+        path = cast(str, node.target)
+        layer = layer_class(submodule(self.capture.module, path))
+        return path not in self.capture.pinned and issubclass(layer, nn.Linear | _ConvNd)
 
-def _may_evaluate(node: fx.Node) -> bool:
+
+def _decided_by(node: fx.Node) -> list[fx.Node]:
+    """Return what decides the numbers of a value: of a cast, not whose type it takes on."""
+    if node.op == "call_method" and node.target == "to" and len(node.args) > 1:
+        kinds = node.all_input_nodes[1:]
+        if kinds and all(map(is_kind_question, kinds)):
+            return node.all_input_nodes[:1]
+    return node.all_input_nodes
+
+
+def _is_fixed(node: fx.Node) -> bool:
+    """Say whether a call gives the same whenever it is given the same."""
     if node.op == "get_attr":
         return True
     if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
@@ -136,18 +211,13 @@ def _sharing(capture: Capture) -> Iterator[tuple[str, str]]:
     holders: dict[int, dict[tuple[int, str], str]] = {}
     for path, tensor, place in named:  # a module's second name is no tied weight
         holders.setdefault(storage_key(tensor), {}).setdefault(place, path)
-    readers = _readers(capture)
     for path, tensor, place in named:
         if not path.startswith(prefix):
             continue
         others = [o for key, o in holders[storage_key(tensor)].items() if key != place]
         others = [o for o in others if _overlaps(tensor, model, o)]
-        below = path[len(prefix) :]
         if others:
-            yield below, f"{path} shares its values with {others[0]}"
-        elif len(readers.get(below, ())) > 1:
-            names = ", ".join(sorted({place_of(reader) for reader in readers[below]})[:3])
-            yield below, f"{path} is read more than once ({names})"
+            yield path[len(prefix) :], f"{path} shares its values with {others[0]}"
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, tuple[int, str]]]:
@@ -166,15 +236,8 @@ def _overlaps(tensor: torch.Tensor, model: nn.Module, path: str) -> bool:
     return low < end and start < high
 
 
-def _readers(capture: Capture) -> dict[str, set[fx.Node]]:
-    """Return for each tensor path the nodes that read it: users of the attribute, its module."""
-    readers: dict[str, set[fx.Node]] = {}
-    for node in capture.graph.nodes:
-        if node.op == "get_attr":
-            reading = {user for user in node.users if not reads_shape_only(user, node)}
-            readers.setdefault(cast(str, node.target), set()).update(reading)
-        elif node.op == "call_module":
-            target = submodule(capture.module, cast(str, node.target))
-            for name, _ in (*target.named_parameters(), *target.named_buffers()):
-                readers.setdefault(f"{node.target}.{name}", set()).add(node)
-    return readers
+def _held(capture: Capture, node: fx.Node) -> Iterator[str]:
+    """Yield the paths of the tensors that a called module holds."""
+    target = submodule(capture.module, cast(str, node.target))
+    for name, _ in (*target.named_parameters(), *target.named_buffers()):
+        yield f"{node.target}.{name}"

@@ -8,10 +8,11 @@ from torch import fx
 
 from refold.algebra.norm import norm_affine
 from refold.algebra.operator import Conv
-from refold.graph.calls import Call, canonical
+from refold.graph.calls import Call, canonical, is_kind_question
 from refold.graph.lift.arithmetic import linear, matrix
 from refold.graph.lift.context import Context, Handler
 from refold.graph.lift.indexing import SLICES
+from refold.graph.lift.kinds import same_kind
 from refold.graph.lift.piece import Lifted, Piece, norm_piece, nothing, unary
 from refold.graph.lift.windows import conv_axes, transposed_axes
 
@@ -81,6 +82,16 @@ def _same(context: Context, node: fx.Node, call: Call) -> Lifted:
     return nothing(call["input"]) if plain else None
 
 
+def _cast(context: Context, node: fx.Node, call: Call) -> Lifted:
+    """Lift a cast to the type, or a move to the device, that a value has already."""
+    kind = call["kind"]
+    if not isinstance(kind, fx.Node) or not is_kind_question(kind):
+        return None
+    asked = kind.args[0]
+    known = isinstance(asked, fx.Node) and same_kind(context, call["input"], asked)
+    return nothing(call["input"]) if known else None
+
+
 def _getitem(context: Context, node: fx.Node, call: Call) -> Lifted:
     """Lift item 0 of aten's norm, which gives a tuple; any other item is a matter of slices."""
     inner = call["input"]
@@ -104,4 +115,5 @@ LAYERS: dict[str, Handler] = {
     "getitem": _getitem,
     "dropout": _dropout,
     "same": _same,
+    "to": _cast,
 }

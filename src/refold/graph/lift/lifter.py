@@ -68,12 +68,12 @@ class Lifter(Context):
         return lifted
 
     def _lift(self, node: fx.Node) -> Lifted:
-        if node.op == "call_module":
-            return self._lift_module(node)
-        if node.op not in ("call_function", "call_method"):
+        if node.op not in ("call_module", "call_function", "call_method"):
             return None
         if self.constants.value(node) is not None:
             return None
+        if node.op == "call_module":
+            return self._lift_module(node)
         if getattr(node.target, "__name__", "") == "stochastic_depth":
             return nothing(cast(fx.Node, node.args[0])) if not _flag(node, "training", 3) else None
         call = canonical(node)
@@ -112,13 +112,23 @@ class Lifter(Context):
     def _module_refusal(self, path: str, module: torch.nn.Module) -> str | None:
         if path in self.capture.pinned:
             return self.capture.pinned[path]
-        if self.capture.calls.get(path, 1) > 1:
-            return f"the module is called {self.capture.calls[path]} times"
+        if (times := self._times_called(path)) > 1:
+            return f"the module is called {times} times"
         for name, _ in module.named_parameters(recurse=False):
             shared = self.constants.shared(f"{path}.{name}")
             if shared:
                 return shared
         return None
+
+    def _times_called(self, path: str) -> int:
+        """Return how often a module is called on what depends on the input."""
+        times = self.capture.calls.get(path, 1)
+        if times < 2:
+            return times
+        return times - sum(
+            node.op == "call_module" and node.target == path and self.tensor(node) is not None
+            for node in self.capture.graph.nodes
+        )
 
 
 def _read_through(lifted: Lifted) -> list[object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from refold.graph.surgery.plain_modules import (
     plain_module,
 )
 from refold.graph.trace.frames import Frame, is_inside, map_tree, walk
+from refold.graph.trace.leaves import is_layer
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _TABLES = frozenset({"_modules", "_parameters", "_buffers"})
@@ -161,7 +163,9 @@ class Commit:
         for holder in list(self.root.modules()):
             _drop_children(holder, dead, self._mentioned(holder))
         _drop_empty(self.root, dead, live)
-        self._drop_tensors(changed)
+        bare = {id(owner) for owner in self._drop_tensors(changed)} - live
+        for holder in list(self.root.modules()):
+            _drop_children(holder, bare, set())
 
     def _mentioned(self, holder: nn.Module) -> set[int]:
         """Return the bypassed layers that other methods of their holder still call: Identities."""
@@ -206,8 +210,8 @@ class Commit:
     def _is_generated(self, frame: Frame) -> bool:
         return self.plan.status[frame] != "clean"
 
-    def _drop_tensors(self, changed: list[Frame]) -> None:
-        """Delete parameters and buffers that only removed nodes have read."""
+    def _drop_tensors(self, changed: list[Frame]) -> Iterator[nn.Module]:
+        """Delete parameters and buffers that only removed nodes have read; yield emptied layers."""
         nodes = [n for n in self.edits.before if self.edits.before[n][0] == "get_attr"]
         read = {cast(str, node.target) for node in nodes if alive(node)}
         frames = set(changed)
@@ -217,8 +221,18 @@ class Commit:
                 continue
             owner_path, _, name = path.rpartition(".")
             owner = self._at(owner_path)
-            owner._parameters.pop(name, None)
-            owner._buffers.pop(name, None)
+            for table in (owner._parameters, owner._buffers):
+                _forget(table, name, stays=is_layer(owner))
+            if is_layer(owner) and not any(True for _ in owner.parameters()):
+                yield owner
+
+
+def _forget(table: dict[str, Any], name: str, *, stays: bool) -> None:
+    """Take a tensor away; a layer keeps the name, by which it tells that it has none."""
+    if stays and name in table:
+        table[name] = None
+    else:
+        table.pop(name, None)
 
 
 def _runs_in_order(module: nn.Module) -> bool:

@@ -150,10 +150,19 @@ class Editor:
         Raises:
             UnwritableError: when the captured root itself would have to change and cannot.
         """
+        self.settle()
+        return Commit(self.edits, target).run()
+
+    def settle(self) -> None:
+        """Remove what nobody reads any more, and see that every value is computed before use.
+
+        Raises:
+            UnwritableError: when one is not.
+        """
         self.sweep()
+        self._drop_unhanded()
         self._check_order()
         self.graph.lint()
-        return Commit(self.edits, target).run()
 
     # internals
 
@@ -165,6 +174,18 @@ class Editor:
                     text = f"the fold would read {value.name} before it is computed"
                     raise UnwritableError(text, {node, value})
             seen.add(node)
+
+    def _drop_unhanded(self) -> None:
+        """Remove reads of stored tensors that were only handed to code of which nothing is left."""
+        unread = [n for n in self.graph.nodes if n.op == "get_attr" and not n.users]
+        if not unread:
+            return
+        homes = (self.edits.home[node] for node in self.graph.nodes)
+        busy = {frame for home in set(homes) for frame in ancestors(home)}
+        handed = {value for f in busy for value in nodes_in((f.args, f.kwargs, f.output))}
+        for node in unread:
+            if node not in handed:
+                self._erase(node)
 
     def _input(self, node: fx.Node) -> fx.Node:
         inputs = self.edits.before[node][2]

@@ -89,17 +89,17 @@ class AliasGroups:
         members = self.members(changed)
         for member in members if certain else ():
             if member.op == "placeholder":
-                return f"{place_of(writer)} changes the input {place_of(member)} in place"
+                return f"{_said(writer)} changes the input {place_of(member)} in place"
             if member.op == "get_attr":
-                return f"{place_of(writer)} changes the stored tensor {member.target} in place"
+                return f"{_said(writer)} changes the stored tensor {member.target} in place"
         renamed = self._through(writer)
         for member in members:
             if member in renamed:
                 continue  # the changed value under its new name
             for reader in member.users:
                 if reader is not writer and self._sees(reader, member, changed):
-                    what = f"{place_of(writer)} {verb} {place_of(changed)} in place"
-                    return f"{what} while {place_of(reader)} reads it"
+                    what = f"{_said(writer)} {verb} {_said(changed)} in place"
+                    return f"{what} while {_said(reader)} reads it"
         return None
 
     def _sees(self, reader: fx.Node, member: fx.Node, changed: fx.Node) -> bool:
@@ -121,3 +121,10 @@ class AliasGroups:
                     seen.add(user)
                     stack.append(user)
         return seen
+
+
+def _said(node: fx.Node) -> str:
+    """Return where a call stands: the code that makes it where it is known, or its module path."""
+    line = node.meta.get("line")
+    home = getattr(node.meta.get("frame"), "path", "") or "the model"
+    return f"{home} ({line})" if line else place_of(node)

@@ -14,8 +14,6 @@ from torch import fx, nn
 
 from refold.graph.trace.leaves import untraceable_reason
 
-_ONE_BY_ONE = "its parent may run its children one by one"
-
 
 @dataclass(frozen=True)
 class _Use:
@@ -49,14 +47,14 @@ def doubt(parent: nn.Module, name: str, child: nn.Module, called: set[str]) -> s
     """
     known = _uses_in_forward(type(parent))
     if known is None:  # a trace that failed has not seen what comes after it
-        return _ONE_BY_ONE if isinstance(child, nn.Sequential) else _given(_optional(child))
+        return _one_by_one(parent) if isinstance(child, nn.Sequential) else _given(_optional(child))
     uses = [use for use in known if use.name == name]
     if any(_reaches_in(use, child) for use in uses):
-        return _ONE_BY_ONE
+        return _one_by_one(parent)
     is_item = isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential)
     is_called = is_item or name in called or any(use.call for use in uses)
     if isinstance(child, nn.Sequential) and not is_called:
-        return _ONE_BY_ONE
+        return _one_by_one(parent)
     calls = [use.call for use in uses if use.call is not None]
     is_plain = bool(calls) and not any(_gives_more(call, child) for call in calls)
     if is_plain or isinstance(parent, nn.Sequential):
@@ -146,6 +144,19 @@ def is_default(value: Any, default: Any) -> bool:
     """
     plain = (bool, int, float, str, type(None))
     return type(value) is type(default) and isinstance(value, plain) and value == default
+
+
+def _one_by_one(parent: nn.Module) -> str:
+    """Say whose code may run the parts of a child by themselves, and where that code is."""
+    kind = type(parent)
+    try:
+        path, (_, line) = inspect.getsourcefile(kind.forward), inspect.getsourcelines(kind.forward)
+    except (OSError, TypeError):
+        place = ""
+    else:
+        place = f" ({path.rpartition('/')[2]}:{line})" if path else ""
+    code = f"the code of {kind.__name__}{place}, which could not be followed,"
+    return f"{code} may run its parts one by one"
 
 
 def _given(names: list[str]) -> str | None:

@@ -94,6 +94,7 @@ class Variant:
         self.same: dict[Item, Item] = {}
         self.differs: dict[Frame, str] = {}
         self._items, self._others = first.items(), self.second.items()
+        self._roots = root.module, other.root
         self._align(root, other.root_frame)
         for frame in [root, *self._frames()]:
             self._compare(frame)
@@ -127,7 +128,7 @@ class Variant:
             ours, theirs = (frame.args, frame.kwargs), (match.args, match.kwargs)
             if not self._equal(ours, theirs):
                 self.differs.setdefault(frame.parent, self.what)
-                if not _nested_nodes_only(ours, theirs):
+                if not self._nested_nodes_only(ours, theirs):
                     self.differs.setdefault(frame, self.what)
         if not self._equal(frame.output, match.output):
             self.differs.setdefault(frame, self.what)
@@ -161,10 +162,23 @@ class Variant:
             return self.same.get(one) is two if isinstance(one, fx.Node) else False
         if type(one) is not type(two):
             return False
-        try:
-            return one is two or bool(one == two)
-        except (RuntimeError, TypeError, ValueError):
+        return self._is_same_module(one, two) or _is_equal(one, two)
+
+    def _is_same_module(self, one: Any, two: Any) -> bool:
+        """Say whether two modules stand in one place, each in the copy that its run was made on."""
+        if not isinstance(one, nn.Module) or not isinstance(two, nn.Module):
             return False
+        first, second = self._roots
+        places = {path for path, module in first.named_modules() if module is one}
+        return any(module is two and path in places for path, module in second.named_modules())
+
+    def _nested_nodes_only(self, ours: Any, theirs: Any) -> bool:
+        plain = [leaf for leaf in leaves(ours) if not isinstance(leaf, fx.Node)]
+        others = [leaf for leaf in leaves(theirs) if not isinstance(leaf, fx.Node)]
+        return len(plain) == len(others) and all(
+            self._is_same_module(a, b) or _is_equal(a, b)
+            for a, b in zip(plain, others, strict=True)
+        )
 
     def objection(self, nodes: list[fx.Node]) -> str | None:
         """Return why these calls cannot be joined, if this run does not join them."""
@@ -189,13 +203,9 @@ def _key(item: Item) -> tuple[Any, ...]:
     return (item.op, item.target)
 
 
-def _nested_nodes_only(ours: Any, theirs: Any) -> bool:
-    plain = [leaf for leaf in leaves(ours) if not isinstance(leaf, fx.Node)]
-    others = [leaf for leaf in leaves(theirs) if not isinstance(leaf, fx.Node)]
+def _is_equal(one: Any, two: Any) -> bool:
     try:
-        return len(plain) == len(others) and all(
-            bool(a == b) for a, b in zip(plain, others, strict=True)
-        )
+        return one is two or bool(one == two)
     except (RuntimeError, TypeError, ValueError):
         return False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -14,6 +15,40 @@ def total(accelerator: Any, value: Tensor) -> Tensor:
     if accelerator.num_processes == 1:
         return value
     return accelerator.reduce(value.to(accelerator.device), "sum").cpu()
+
+
+def summed(value: Tensor, device: torch.device) -> Tensor:
+    """Return the sum of a tensor over all processes, wherever training has begun with several.
+
+    Examples:
+        >>> summed(torch.ones(2), torch.device("cpu"))
+        tensor([1., 1.])
+    """
+    if _is_alone():
+        return value
+    moved = value.to(device)
+    dist.all_reduce(moved)
+    return moved.cpu()
+
+
+def gathered(parts: list[Tensor]) -> Tensor | None:
+    """Return the rows that all processes hold, in the order of the processes; None without any.
+
+    Examples:
+        >>> gathered([torch.ones(1, 2), torch.zeros(1, 2)])
+        tensor([[1., 1.],
+                [0., 0.]])
+    """
+    everything = [parts]
+    if not _is_alone():
+        everything = [list[Tensor]() for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everything, parts)
+    rows = [part for own in everything for part in own]
+    return torch.cat(rows) if rows else None
+
+
+def _is_alone() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
 
 
 def align(accelerator: Any, module: nn.Module) -> None:

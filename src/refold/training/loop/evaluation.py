@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from refold.errors import InputError
 from refold.training.data.datasets import Task
 from refold.training.data.image_folders import IGNORE
+from refold.training.loop.collectives import gathered, summed
 from refold.training.loop.learner import at_size, outputs
 from refold.training.seeds import generator_of
 
@@ -71,7 +72,7 @@ def judge(
             with torch.no_grad():
                 said = outputs(network(batch.images[valid].to(device)))[0].float()
             score.add(said, batch.targets[valid].to(device))
-    # torchmetrics counts in float32: the digits beyond are noise.
+    # Several processes add in another order than one: the digits beyond are noise.
     metrics = {name: round(value, 7) for name, value in score.result().items()}
     if any(value != value for value in metrics.values()) and not images:
         raise InputError("none of the validation images can be read")
@@ -82,57 +83,59 @@ class _Classes:
     """Top-1 and top-5 accuracy, and the cross entropy."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
-        from torchmetrics import MeanMetric
-        from torchmetrics.classification import MulticlassAccuracy
-
-        kinds = {"top1": 1} | ({"top5": 5} if classes > 5 else {})
-        self._accuracy = {
-            name: MulticlassAccuracy(classes, top_k=k, average="micro").to(device)
-            for name, k in kinds.items()
-        }
-        self._loss = MeanMetric().to(device)
+        self._device = device
+        self._names = ("top1", "top5", "loss") if classes > 5 else ("top1", "loss")
+        self._sums = torch.zeros(len(self._names) + 1, dtype=torch.float64)
         self._said: list[Tensor] = []
 
     def add(self, said: Tensor, targets: Tensor) -> None:
-        for metric in self._accuracy.values():
-            metric.update(said, targets)
-        self._loss.update(F.cross_entropy(said, targets), weight=len(said))
-        self._said.append(said.argmax(1).cpu())
+        best = said.argmax(1)
+        right = [(best == targets).sum()]
+        if "top5" in self._names:
+            right.append((said.topk(5, 1).indices == targets[:, None]).sum())
+        loss = F.cross_entropy(said, targets, reduction="sum")
+        self._sums += torch.stack([*right, loss, loss.new_tensor(len(said))]).cpu()
+        self._said.append(best.cpu())
 
     def result(self) -> dict[str, float]:
-        found = {name: float(metric.compute()) for name, metric in self._accuracy.items()}
-        return found | {"loss": float(self._loss.compute())}
+        *sums, count = summed(self._sums, self._device)
+        return {name: float(x / count) for name, x in zip(self._names, sums, strict=True)}
 
     def answers(self) -> Tensor | None:
         return torch.cat(self._said) if self._said else None
 
 
 class _Pixels:
-    """Mean intersection over union, and the share of pixels that are right."""
+    """Mean intersection over union, and the share of pixels that are right.
+
+    A class that no mask and no answer shows has no share in the mean.
+    """
 
     def __init__(self, classes: int, device: torch.device) -> None:
-        from torchmetrics import MeanMetric
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
-
-        self._miou = MulticlassJaccardIndex(classes, ignore_index=IGNORE).to(device)
-        self._pixels = MulticlassAccuracy(classes, average="micro", ignore_index=IGNORE).to(device)
-        self._loss = MeanMetric().to(device)
+        self._device, self._classes = device, classes
+        self._loss = torch.zeros(1, dtype=torch.float64)
+        self._pairs = torch.zeros(classes, classes, dtype=torch.int64)  # true class, answer
         self._said: list[Tensor] = []
 
     def add(self, said: Tensor, targets: Tensor) -> None:
         maps = at_size(said, targets)
-        answers = maps.argmax(1)
-        counted = int((targets != IGNORE).sum())
-        if counted:
-            loss = F.cross_entropy(maps, targets, ignore_index=IGNORE)
-            self._loss.update(loss, weight=counted)
-        self._miou.update(answers, targets)
-        self._pixels.update(answers, targets)
+        answers, counted = maps.argmax(1), targets != IGNORE
+        loss = F.cross_entropy(maps, targets, ignore_index=IGNORE, reduction="sum")
+        pairs = targets[counted] * self._classes + answers[counted]
+        self._loss += loss.cpu()
+        self._pairs += pairs.bincount(minlength=self._classes**2).cpu().view_as(self._pairs)
         self._said.append(answers.to(torch.uint8).cpu().flatten())
 
     def result(self) -> dict[str, float]:
-        found = {"miou": self._miou, "pixels": self._pixels, "loss": self._loss}
-        return {name: float(metric.compute()) for name, metric in found.items()}
+        pairs = summed(self._pairs, self._device).double()
+        loss = summed(self._loss, self._device)
+        both, either = pairs.diag(), pairs.sum(0) + pairs.sum(1) - pairs.diag()
+        seen = either > 0
+        return {
+            "miou": float((both[seen] / either[seen]).mean()),
+            "pixels": float(both.sum() / pairs.sum()),
+            "loss": float(loss / pairs.sum()),
+        }
 
     def answers(self) -> Tensor | None:
         return torch.cat(self._said) if self._said else None
@@ -142,19 +145,19 @@ class _Faces:
     """Verification accuracy: are two images of one class, judged by the cosine between them."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
-        from torchmetrics import CatMetric
-
-        del classes  # those to judge by may be others
-        self._vectors, self._labels = CatMetric().to(device), CatMetric().to(device)
+        del classes, device  # those to judge by may be others
+        self._vectors: list[Tensor] = []
+        self._labels: list[Tensor] = []
         self._answers: Tensor | None = None
 
     def add(self, said: Tensor, targets: Tensor) -> None:
-        # One stream each: row by row, the label last.
-        self._vectors.update(F.normalize(said))
-        self._labels.update(targets)
+        self._vectors.append(F.normalize(said).cpu())
+        self._labels.append(targets.cpu())
 
     def result(self) -> dict[str, float]:
-        vectors, labels = self._vectors.compute(), self._labels.compute().long()
+        vectors, labels = gathered(self._vectors), gathered(self._labels)
+        if vectors is None or labels is None:
+            return {"verification": float("nan")}
         accuracy, self._answers = verification(vectors, labels)
         return {"verification": accuracy}
 

@@ -24,9 +24,7 @@ from refold.training.recipes.cookbook import from_yaml, to_yaml
 CONFIG, ENVIRONMENT, IMAGES, METRICS, SUMMARY = (
     "config.yaml", "environment.json", "images.txt.gz", "metrics.jsonl", "summary.json",
 )  # fmt: skip
-_PACKAGES = (
-    "refold", "torch", "torchvision", "timm", "accelerate", "torchmetrics", "numpy", "pillow",
-)  # fmt: skip
+_PACKAGES = ("refold", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
 
 
 class RunFolder:

@@ -172,9 +172,12 @@ def _missing(error: ImportError) -> MissingDependencyError:
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *above, last = key.split(".")
-    for name in above:
-        below = values.get(name)
-        values[name] = below = dict(cast("dict[str, Any]", below)) if below else {}
+    for at, name in enumerate(above, 1):
+        below = values.get(name) or {}
+        if not isinstance(below, Mapping):
+            holder = ".".join(above[:at])
+            raise InputError(f"there is no key {key!r}: {holder!r} is one value, {below!r}")
+        values[name] = below = dict(cast("Mapping[str, Any]", below))
         values = below
     values[last] = value
 

@@ -114,6 +114,8 @@ class TorchCalls(Notebook, TorchFunctionMode):
         if result is None:
             return None
         changes = mutated(node)
+        if changes:
+            node.meta["line"] = where()
         return self._results(result, node, again=args[0] if changes and args else None)
 
     def _constant(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -142,7 +144,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
             if name == "device" and node is not None:
                 self._kinds.setdefault(self.stack[-1], []).append(("device", answer, node))
             return answer
-        value = func(tensor)
+        value = func(self._twin(tensor) if name == "dtype" and self.elsewhere else tensor)
         self.asks_rank |= name == "ndim" and node is not None
         if name == "dtype" and node is not None:
             self._kinds.setdefault(self.stack[-1], []).append(("dtype", value, node))

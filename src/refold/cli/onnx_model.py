@@ -1,0 +1,170 @@
+"""Commands whose MODEL is an .onnx file: it is folded as it is, without a network in PyTorch."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refold.cli.console import note, print_json, say, say_block, step, table
+from refold.cli.destination import check_destination
+from refold.cli.options import Source
+from refold.cli.shipping import say_provenance
+from refold.cli.subject import parse_size
+from refold.cli.summary import kept_lines
+from refold.errors import InputError, NotEquivalentError
+from refold.files import atomic_path
+
+if TYPE_CHECKING:
+    from refold.bench import BenchmarkTable
+    from refold.onnx_files import OnnxReport, Trial
+
+SUFFIXES = (".onnx", ".xml")
+"""What an .onnx file can become."""
+
+
+def is_onnx(model: str) -> bool:
+    """Say whether MODEL is an .onnx file."""
+    return model.lower().endswith(".onnx")
+
+
+def check_options(model: str, given: dict[str, Any]) -> None:
+    """Refuse options that say how to build or export a network.
+
+    Args:
+        model: the file.
+        given: the arguments of the command by name.
+
+    Raises:
+        InputError: naming them.
+    """
+    wrong = [f"--{name.replace('_', '-')}" for name in _OF_NETWORKS if given.get(name)]
+    if wrong:
+        raise InputError(
+            f"{model} is a finished file: {', '.join(wrong)} cannot change it; leave that out"
+        )
+
+
+_OF_NETWORKS = (
+    *("checkpoint", "weights_key", "num_classes", "live_statistics", "dynamic", "opset", "half"),
+    *("input_names", "output_names", "norm_eps", "peers", "channels_last"),
+)
+
+
+def convert_onnx(model: str, output: Path, given: dict[str, Any]) -> None:
+    """Fold an .onnx file into another, or into OpenVINO's format.
+
+    Args:
+        model: the file.
+        output: what to write.
+        given: the arguments of the command by name.
+    """
+    check_options(model, given)
+    place = check_destination(output, SUFFIXES)
+    with step("fold, and run both files"):
+        report = _written(Path(model), place, given["allow_growth"])
+    if given["as_json"]:
+        print_json(report.to_dict() | {"output": str(output)})
+        return
+    table(f"{model} -> {output}", ["", "before", "after"], _rows(report))
+    say(f"folds: {len(report.steps)}", *kept_lines(report.kept))
+    if report.trials:
+        say(report.proof())
+    elif report.changed:
+        say("equal: nothing but the format changed")
+    else:
+        say("nothing folds: the file is written as it is")
+    note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
+
+
+def _written(model: Path, place: Path, allow_growth: bool) -> OnnxReport:
+    import refold
+    from refold.onnx_files import compare, write_openvino
+
+    if place.suffix.lower() == ".onnx":
+        return refold.fold_onnx(model, place, allow_growth=allow_growth)
+    with tempfile.TemporaryDirectory(prefix="refold-") as folder:
+        folded = Path(folder) / "folded.onnx"
+        report = refold.fold_onnx(model, folded, allow_growth=allow_growth)
+        with atomic_path(place, [place.with_suffix(".bin").name]) as temporary:
+            write_openvino(folded, temporary)
+            trials = compare(model, temporary)
+            wrong = [trial for trial in trials if not trial.error <= trial.bound]
+            if wrong:
+                raise NotEquivalentError(_difference(place, wrong[0]))
+    return report
+
+
+def _rows(report: OnnxReport) -> list[list[str]]:
+    kinds = dict.fromkeys((*report.nodes_before, *report.nodes_after))
+    pairs = {k: (report.nodes_before.get(k, 0), report.nodes_after.get(k, 0)) for k in kinds}
+    rows = [[k, str(a), str(b)] for k, (a, b) in sorted(pairs.items()) if a != b]
+    totals = sum(report.nodes_before.values()), sum(report.nodes_after.values())
+    return [["nodes", *map(str, totals)], *rows]
+
+
+def inspect_onnx(model: str, *, allow_growth: bool, as_json: bool) -> OnnxReport:
+    """Show where an .onnx file comes from and what would be folded in it."""
+    import refold
+    from refold.exporting import read_provenance
+
+    with step("plan"):
+        report = refold.fold_onnx(model, allow_growth=allow_growth)
+    if as_json:
+        print_json({"file": model, "provenance": read_provenance(Path(model))} | report.to_dict())
+    else:
+        say_provenance(Path(model), as_json)
+        say_block(str(report))
+    return report
+
+
+def verify_onnx(model: str, out: Path, *, as_json: bool) -> int:
+    """Compare an .onnx file with what it became."""
+    from refold.onnx_files import compare
+
+    if out.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{out} cannot be compared with {model}: give an .onnx or .xml file")
+    with step(f"compare with {out}"):
+        trials = compare(Path(model), out)
+    wrong = [trial for trial in trials if not trial.error <= trial.bound]
+    if as_json:
+        print_json({"is_equal": not wrong, "trials": [trial.to_dict() for trial in trials]})
+    elif wrong:
+        say(_difference(out, wrong[0]))
+    else:
+        error, bound = max((trial.error, trial.bound) for trial in trials)
+        say(f"{out}: equal: largest error {error:.1e} in {len(trials)} runs (bound {bound:.1e})")
+    return 1 if wrong else 0
+
+
+def _difference(out: Path, trial: Trial) -> str:
+    return (
+        f"{out}: not equal: largest error {trial.error:.1e} on inputs of {trial.shapes}, where "
+        f"rounding explains {trial.bound:.1e}"
+    )
+
+
+def bench_onnx(source: Source, runtimes: tuple[str, ...], rounds: int) -> BenchmarkTable:
+    """Time an .onnx file before and after folding, in turn."""
+    import torch
+
+    import refold
+    from refold.bench import FILE_RUNTIMES, benchmark_files
+    from refold.onnx_files import inputs_for, read
+
+    unknown = [runtime for runtime in runtimes if runtime not in FILE_RUNTIMES]
+    if unknown:
+        raise InputError(
+            f"--runtime {unknown[0]} does not run {source.model}: "
+            f"give one of {', '.join(FILE_RUNTIMES)}"
+        )
+    sizes = [parse_size(text) for text in source.input_size or ()]
+    arrays = inputs_for(read(source.model), sizes, source.batch, source.seed)
+    with tempfile.TemporaryDirectory(prefix="refold-") as folder:
+        folded = Path(folder) / "folded.onnx"
+        with step("fold"):
+            refold.fold_onnx(source.model, folded)
+        with step("time"):
+            inputs = tuple(torch.from_numpy(array) for array in arrays.values())
+            files = {"before": Path(source.model), "after": folded}
+            return benchmark_files(files, inputs, runtimes, rounds=rounds)

@@ -1,0 +1,86 @@
+"""What others make of a network, for `refold bench --peers`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from refold.cli.subject import Subject
+from refold.errors import one_line
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_TOLERANCE = 1e-3  # of float32 answers: a peer that changes more computes something else
+
+
+def peers_of(subject: Subject) -> tuple[dict[str, nn.Module], list[str]]:
+    """Return a network as its peers leave it, by the peer's name, and why one is missing.
+
+    A peer that changes nothing, or that this network does not have, is left out.
+    """
+    made: dict[str, nn.Module] = {}
+    missing: list[str] = []
+    makers: dict[str, Callable[[Subject], nn.Module | None]] = {
+        "timm": _timm, "timm + fx.fuse": _fx, "switch_to_deploy": _switched, "plain": _plain,
+    }  # fmt: skip
+    for name, make in makers.items():
+        try:
+            found = make(subject)
+            if found is None:
+                continue
+            error = 0.0 if name == "plain" else _difference(subject, found)
+        except Exception as reason:  # whatever a peer cannot do is a result, not an accident
+            missing.append(f"{name}: {one_line(reason)}")
+            continue
+        if error > _TOLERANCE:
+            missing.append(f"{name}: gives another answer (relative error {error:.1e})")
+        else:
+            made[name] = found
+    return made, missing
+
+
+def _timm(subject: Subject) -> nn.Module | None:
+    from timm.utils.model import reparameterize_model
+
+    return _if_changed(subject.model, reparameterize_model(copy.deepcopy(subject.model)))
+
+
+def _fx(subject: Subject) -> nn.Module | None:
+    from timm.utils.model import reparameterize_model
+    from torch.fx.experimental.optimization import fuse
+
+    copied = reparameterize_model(copy.deepcopy(subject.model))
+    return _if_changed(subject.model, fuse(copied.eval()))
+
+
+def _switched(subject: Subject) -> nn.Module | None:
+    """Call what many authors' blocks have for the end of training."""
+    copied = copy.deepcopy(subject.model)
+    blocks = [part for part in copied.modules() if hasattr(part, "switch_to_deploy")]
+    for block in blocks:
+        switch: Any = block.switch_to_deploy
+        switch()
+    return copied if blocks else None
+
+
+def _plain(subject: Subject) -> nn.Module | None:
+    """Return the network written by hand in its plain form, where one of ours has it."""
+    import refold
+
+    if subject.name not in refold.list_models():
+        return None
+    classes = getattr(subject.model, "num_classes", None)
+    options = {} if classes is None else {"num_classes": classes}
+    return refold.create_model(subject.name, deploy=True, **options).eval()
+
+
+def _if_changed(before: nn.Module, after: nn.Module) -> nn.Module | None:
+    return after if len(list(after.modules())) != len(list(before.modules())) else None
+
+
+def _difference(subject: Subject, other: nn.Module) -> float:
+    import refold
+
+    return refold.verify(subject.model, other, subject.example_inputs).max_rel_error

@@ -1,0 +1,19 @@
+"""ONNX files in: fold what any framework wrote, through the same algebra and the same passes."""
+
+from __future__ import annotations
+
+from refold.onnx_files.folding import fold_onnx
+from refold.onnx_files.proof import Trial
+from refold.onnx_files.reading import read
+from refold.onnx_files.report import OnnxReport
+from refold.onnx_files.runtimes import compare, inputs_for, write_openvino
+
+__all__ = [
+    "OnnxReport",
+    "Trial",
+    "compare",
+    "fold_onnx",
+    "inputs_for",
+    "read",
+    "write_openvino",
+]

@@ -1,0 +1,137 @@
+"""Fold an ONNX file of any origin, and prove that the result is the same function."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from refold.files import atomic_path
+from refold.graph import Capture, Fold, Kept, fold_graph
+from refold.onnx_files.constants import Constants, sizes_of
+from refold.onnx_files.network import Network
+from refold.onnx_files.proof import examples, prove
+from refold.onnx_files.reading import OnnxFile, read
+from refold.onnx_files.report import OnnxReport, count
+from refold.onnx_files.saving import apply, companion, copy_of, save, tensors
+from refold.onnx_files.tensors import check_size
+from refold.onnx_files.translating import translate
+from refold.onnx_files.trials import open_original
+from refold.onnx_files.writing import Writer, Written
+
+_QUANTIZED = re.compile(r"Q(uantize)?Linear|Dequantize|Integer$|^DynamicQuantize")
+
+
+def fold_onnx(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    allow_growth: bool = False,
+    check: bool = True,
+    example_inputs: Mapping[str, Any] | None = None,
+) -> OnnxReport:
+    """Fold an ONNX file, whatever wrote it.
+
+    Nodes that the algebra does not know stay as they are, and so does the whole file where nothing
+    folds. What was written is run in ONNX Runtime beside the original, on two sizes of every free
+    axis; where they differ by more than rounding nothing is written.
+
+    Args:
+        path: the file.
+        output: where to write the result; without it only the account is made.
+        allow_growth: also make merges that need more multiply-adds than their parts.
+        check: run both files.
+        example_inputs: arrays by the names of the inputs, for a file that does not run on random
+            ones.
+
+    Raises:
+        InputError: when the file is damaged, or cannot be run.
+        NotEquivalentError: when the result is another function, which is a defect of refold.
+        MissingDependencyError: without the onnx extra.
+
+    Examples:
+        >>> import onnx, tempfile
+        >>> text = '''<ir_version: 8, opset_import: ["" : 17]>
+        ... net (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y)
+        ... <float[1, 1, 1, 1] w = {2.0}, float[1] b = {3.0}, float[1, 1, 1, 1] s = {5.0}>
+        ... { z = Conv(x, w, b)  y = Mul(z, s) }'''
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> onnx.save(onnx.parser.parse_model(text), f"{folder.name}/net.onnx")
+        >>> fold_onnx(f"{folder.name}/net.onnx").nodes_after
+        {'Conv': 1}
+        >>> folder.cleanup()
+    """
+    file = read(path)
+    for tensor in tensors(file.model.graph):
+        check_size(tensor, file.folder)
+    target = None if output is None else Path(output)
+    before = count(file.nodes)
+    written, steps, kept = _folded(file, allow_growth)
+    report = OnnxReport(
+        path=file.path, output=target, steps=steps, kept=kept,
+        nodes_before=before, nodes_after=count(written.nodes), changed=written.changed,
+    )  # fmt: skip
+    if target is None:
+        return report
+    if check:
+        open_original(file)
+    with atomic_path(target, [companion(target)]) as temporary:
+        if not written.changed:
+            copy_of(file, temporary)
+            return report
+        original = read(path) if check else file
+        inputs = examples(original, example_inputs) if check else []
+        apply(file, written)
+        save(file, temporary)
+        trials = prove(original, temporary, inputs, written.made) if check else ()
+    return replace(report, trials=trials)
+
+
+def _folded(
+    file: OnnxFile, allow_growth: bool
+) -> tuple[Written, tuple[Fold, ...], tuple[Kept, ...]]:
+    quantized = next((n for n in file.nodes if _QUANTIZED.search(n.op_type)), None)
+    if quantized is not None:
+        reason = (
+            f"it is quantized ({quantized.op_type} {quantized.name!r}): a fold would change what "
+            "the quantizer measured; fold the float model, then quantize"
+        )
+        return Written(list(file.nodes)), (), (Kept(file.path.name, reason),)
+    sizes = sizes_of(file)
+    constants = Constants(file, sizes.types)
+    made = list[Network]()
+
+    def make() -> Capture:
+        network, capture = translate(file, sizes, constants)
+        made[:] = [network]
+        return capture
+
+    names: dict[str, str] = {}
+
+    def write(capture: Capture) -> Written:
+        writer = Writer(made[0], capture)
+        written = writer.write()
+        names.clear()
+        names.update(writer.called)
+        return written
+
+    done = fold_graph(make, write, allow_growth=allow_growth)
+    steps = tuple(replace(step, where=_called(step.where, names)) for step in done.folds)
+    if done.result.computed:
+        steps += (_computed(done.result.computed),)
+    kept = tuple(replace(item, where=_called(item.where, names)) for item in done.kept)
+    return done.result, steps, kept
+
+
+def _computed(count: int) -> Fold:
+    """Return the entry of the account for nodes that no input decides."""
+    nodes = "1 node that no input decides" if count == 1 else f"{count} nodes that no input decides"
+    return Fold("constants", "compute constants", nodes, 0, 0)
+
+
+def _called(where: str, names: Mapping[str, str]) -> str:
+    """Return a place in the words of the file."""
+    return " + ".join(names.get(part, part) for part in where.split(" + "))

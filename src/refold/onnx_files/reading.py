@@ -1,0 +1,157 @@
+"""An ONNX file as it lies on the disk: read, and sound enough to be worked on.
+
+The protobuf itself is kept, so that whatever is not touched is written back as it was.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from refold.errors import InputError, one_line
+from refold.exporting import require
+from refold.files import is_file
+
+DEFAULT = ("", "ai.onnx")
+"""The names of the domain of ONNX's own operators."""
+_OLDEST = 7
+_EXTERNAL = 1  # TensorProto.EXTERNAL
+
+
+@dataclass(eq=False)
+class OnnxFile:
+    """A file that was read.
+
+    Args:
+        path: where it lies.
+        model: its ModelProto; weights outside the file are not loaded.
+        opset: version of ONNX's own operators that it uses.
+    """
+
+    path: Path
+    model: Any
+    opset: int
+
+    def __post_init__(self) -> None:
+        self.computed: dict[object, Any] = {}  # what was computed of small constants
+        self.nodes: list[Any] = list(self.model.graph.node)  # alive, so that each has one identity
+
+    @property
+    def folder(self) -> Path:
+        """Where tensors outside the file lie."""
+        return self.path.parent
+
+
+def read(path: str | os.PathLike[str]) -> OnnxFile:
+    """Read a file and check that it holds together.
+
+    Raises:
+        InputError: when it does not, or is no ONNX file.
+        MissingDependencyError: without onnx.
+    """
+    place = Path(path)
+    if not is_file(place):
+        raise InputError(f"there is no file {str(path)!r}: give an .onnx file")
+    onnx = require("onnx", "onnx")
+    try:
+        model = onnx.load_model(str(place), format="protobuf", load_external_data=False)
+    except Exception as error:  # protobuf's own, without a common base
+        reason = one_line(error).removeprefix("Error parsing message with type ")
+        raise InputError(
+            f"{path} cannot be read as ONNX ({reason}): it is damaged, or no .onnx file"
+        ) from error
+    try:
+        _check(model)
+        return OnnxFile(place, model, _opset(model))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: a name in it is no text: the file is damaged") from error
+
+
+def _opset(model: Any) -> int:
+    found = [item.version for item in model.opset_import if item.domain in DEFAULT]
+    if not found:
+        raise InputError(
+            "it imports no opset of ONNX's own operators, so nobody knows what they mean: "
+            "the file is damaged or not finished"
+        )
+    onnx = require("onnx", "onnx")
+    newest = int(onnx.defs.onnx_opset_version())
+    if not _OLDEST <= found[0] <= newest:
+        raise InputError(
+            f"it uses opset {found[0]}; refold reads {_OLDEST} to {newest}: "
+            "convert it with onnx.version_converter"
+        )
+    return found[0]
+
+
+def _check(model: Any) -> None:
+    graph = model.graph
+    if not model.ir_version or not graph.node or not graph.output:
+        raise InputError("it holds no network: the file is damaged or not finished")
+    known = {value.name for value in graph.input}
+    known.update(tensor.name for tensor in graph.initializer)
+    known.update(tensor.values.name for tensor in graph.sparse_initializer)
+    made = set[str]()
+    for node in graph.node:
+        for name in chain(node.input, *map(captured, subgraphs(node))):
+            if name and name not in known:
+                raise InputError(
+                    f"{title(node)} reads {name!r} before anything makes it: the file is damaged"
+                )
+        for name in filter(None, node.output):
+            if name in known:
+                raise InputError(f"{name!r} is made twice, at last by {title(node)}")
+            known.add(name)
+            made.add(name)
+    missing = [value.name for value in graph.output if value.name not in known]
+    if missing:
+        raise InputError(f"nothing makes its output {missing[0]!r}: the file is damaged")
+
+
+def title(node: Any) -> str:
+    """Return what messages call a node: its name, else that of its first output."""
+    return node.name or next(filter(None, node.output), node.op_type)
+
+
+def subgraphs(node: Any) -> Iterator[Any]:
+    """Yield the graphs that a node (If, Loop, Scan) holds."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def captured(graph: Any) -> set[str]:
+    """Return the values from outside that a subgraph reads, at any depth."""
+    own = {value.name for value in graph.input}
+    own.update(tensor.name for tensor in graph.initializer)
+    own.update(tensor.values.name for tensor in graph.sparse_initializer)
+    found = set[str]()
+    for node in graph.node:
+        for name in chain(node.input, *map(captured, subgraphs(node))):
+            if name and name not in own:
+                found.add(name)
+        own.update(node.output)
+    found.update(value.name for value in graph.output if value.name not in own)
+    return found
+
+
+def attributes(node: Any) -> dict[str, Any]:
+    """Return the attributes of a node as plain values, tensors and graphs as they are."""
+    onnx = require("onnx", "onnx")
+    found: dict[str, Any] = {}
+    for item in node.attribute:
+        value = onnx.helper.get_attribute_value(item)
+        found[item.name] = value.decode() if isinstance(value, bytes) else value
+    return found
+
+
+def is_external(tensor: Any) -> bool:
+    """Say whether a tensor's numbers lie outside the file."""
+    return bool(tensor.data_location == _EXTERNAL)

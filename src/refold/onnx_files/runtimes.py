@@ -1,0 +1,111 @@
+"""Files in the runtimes that run them: ONNX Runtime and OpenVINO, on the same named arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from refold.errors import InputError, one_line
+from refold.exporting import openvino_model, require
+from refold.onnx_files.proof import Trial, bound_of, examples, losses, worst
+from refold.onnx_files.reading import OnnxFile, read
+from refold.onnx_files.trials import Arrays, session, sized
+
+Run = Callable[[Arrays], list[Any]]
+
+
+def write_openvino(source: Path, output: Path) -> None:
+    """Convert an .onnx file to OpenVINO's `.xml` and `.bin`.
+
+    Raises:
+        InputError: when OpenVINO cannot read it.
+    """
+    openvino = require("openvino", "openvino")
+    try:
+        converted = openvino.convert_model(source)
+    except Exception as error:
+        raise InputError(f"OpenVINO cannot read {source.name}: {one_line(error)}") from error
+    converted.set_rt_info("", "conversion_parameters")
+    openvino.serialize(converted, output, output.with_suffix(".bin"))
+
+
+def compare(original: Path, other: Path, inputs: list[Arrays] | None = None) -> tuple[Trial, ...]:
+    """Run an .onnx file and another, an .onnx or .xml, on the same inputs.
+
+    Args:
+        original: the .onnx file.
+        other: what should be the same function.
+        inputs: what to run them on; made up where nothing is given.
+
+    Raises:
+        InputError: when either cannot be run.
+    """
+    file = read(original)
+    given = examples(file, None) if inputs is None else inputs
+    first = session(file.path)
+    run = _opened(other)
+    names = [value.name for value in file.model.graph.output]
+    found = list[Trial]()
+    for arrays, loss in zip(given, losses(file, given), strict=True):
+        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        try:
+            got = run(arrays)
+        except Exception as error:
+            raise InputError(f"{other} does not run on {shapes}: {one_line(error)}") from error
+        wanted = first.run(names, arrays)
+        found.append(Trial(shapes, worst(wanted, got), max(bound_of(file), loss)))
+    return tuple(found)
+
+
+def inputs_for(file: OnnxFile, sizes: list[tuple[int, ...]], batch: int, seed: int) -> Arrays:
+    """Return one set of inputs to time a file on.
+
+    Args:
+        file: what was read.
+        sizes: of each input without the batch; where there is none its own fixed sizes, or others
+            that it takes.
+        batch: where the first axis is free.
+        seed: of the numbers.
+
+    Raises:
+        InputError: when it does not run on them.
+    """
+    opened = session(file.path)
+    if not sizes:
+        arrays = sized(file.model, [(3, 224, 224)], batch, seed)
+        try:
+            opened.run(None, arrays)
+        except Exception:
+            return examples(file, None)[-1]
+        return arrays
+    arrays = sized(file.model, sizes, batch, seed)
+    try:
+        opened.run(None, arrays)
+    except Exception as error:
+        shapes = ", ".join("x".join(map(str, array.shape)) for array in arrays.values())
+        raise InputError(f"{file.path} does not run on {shapes}: {one_line(error)}") from error
+    return arrays
+
+
+def _opened(path: Path) -> Run:
+    """Open a file in its runtime.
+
+    Raises:
+        InputError: when that cannot.
+    """
+    try:
+        if path.suffix.lower() == ".onnx":
+            opened = session(path)
+            return lambda arrays: opened.run(None, arrays)
+        compiled = openvino_model(path)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path} cannot be opened: {one_line(error)}") from error
+
+    def run(arrays: Arrays) -> list[Any]:
+        results = compiled(arrays)
+        return [results[port] for port in compiled.outputs]
+
+    return run

@@ -1,0 +1,108 @@
+"""Write a folded file: what lies outside it stays outside and is copied piece by piece."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from refold.exporting import require
+from refold.onnx_files.reading import OnnxFile, is_external, subgraphs
+from refold.onnx_files.tensors import place_of
+from refold.onnx_files.writing import Written, reads
+
+_PIECE = 1 << 24
+_SMALL = 1024  # bytes that stay inside
+_LIMIT = 2_000_000_000  # bytes that one protobuf may hold
+_OWN_INPUTS = 4  # the version of the format from which weights need not be inputs
+
+
+def companion(path: Path) -> str:
+    """Return the name of the file that holds the weights of an ONNX file, where it has one."""
+    return f"{path.name}.data"
+
+
+def apply(file: OnnxFile, written: Written) -> None:
+    """Put the folded graph in place of the old one; what it no longer needs goes."""
+    graph = file.model.graph
+    was_read = {name for node in file.nodes for name in reads(node)}
+    del graph.node[:]
+    graph.node.extend(written.nodes)
+    file.nodes = list(graph.node)
+    graph.initializer.extend(written.tensors)
+    if file.model.ir_version < _OWN_INPUTS:
+        onnx = require("onnx", "onnx")
+        graph.input.extend(
+            onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
+            for t in written.tensors
+        )
+    read = {name for node in file.nodes for name in reads(node)}
+    read.update(value.name for value in graph.output)
+    gone = {t.name for t in graph.initializer if t.name in was_read and t.name not in read}
+    _drop(graph.initializer, "name", gone)
+    _drop(graph.input, "name", gone)
+    known = {name for node in file.nodes for name in node.output}
+    known.update(value.name for value in (*graph.input, *graph.initializer))
+    _drop(graph.value_info, "name", {value.name for value in graph.value_info} - known)
+    notes = graph.quantization_annotation
+    _drop(notes, "tensor_name", {note.tensor_name for note in notes} - known)
+
+
+def _drop(items: Any, key: str, gone: set[str]) -> None:
+    for at in reversed(range(len(items))):
+        if getattr(items[at], key) in gone:
+            del items[at]
+
+
+def save(file: OnnxFile, path: Path) -> None:
+    """Write a model, and beside it the weights that lay outside or do not fit inside."""
+    model = file.model
+    outside = [tensor for tensor in tensors(model.graph) if is_external(tensor)]
+    if outside or model.ByteSize() > _LIMIT:
+        with path.with_name(companion(path)).open("wb") as stream:
+            for tensor in tensors(model.graph):
+                _move(tensor, file.folder, stream, companion(path))
+    path.write_bytes(model.SerializeToString())
+
+
+def copy_of(file: OnnxFile, path: Path) -> None:
+    """Write a file as it was read."""
+    if any(is_external(tensor) for tensor in tensors(file.model.graph)):
+        save(file, path)
+    else:
+        shutil.copyfile(file.path, path)
+
+
+def tensors(graph: Any) -> Iterator[Any]:
+    """Yield the weights of a graph, those of Constant nodes and subgraphs included."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+        for below in subgraphs(node):
+            yield from tensors(below)
+
+
+def _move(tensor: Any, folder: Path, stream: Any, name: str) -> None:
+    """Write the numbers of one tensor into a stream and let it point there."""
+    if not is_external(tensor) and len(tensor.raw_data) <= _SMALL:
+        return
+    stream.write(b"\0" * (-stream.tell() % 4096))  # as onnx aligns them, to be mapped
+    start = stream.tell()
+    if is_external(tensor):
+        place = place_of(tensor, folder)
+        with place.path.open("rb") as source:
+            source.seek(place.offset)
+            left = place.length
+            while left and (piece := source.read(min(left, _PIECE))):
+                stream.write(piece)
+                left -= len(piece)
+    else:
+        stream.write(tensor.raw_data)
+        tensor.ClearField("raw_data")
+    del tensor.external_data[:]
+    for key, value in (("location", name), ("offset", start), ("length", stream.tell() - start)):
+        tensor.external_data.add(key=key, value=str(value))
+    tensor.data_location = 1

@@ -1,0 +1,158 @@
+"""Run a file in ONNX Runtime, its optimisations off, on random inputs of several sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain, product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from refold.errors import InputError, one_line
+from refold.exporting import require
+from refold.onnx_files.reading import OnnxFile
+from refold.onnx_files.sizes import free_sizes
+
+Arrays = dict[str, Any]
+_BATCHES = (1, 2, 3, 5)
+_SIDES = (64, 96, 224, 320, 32, 48, 512, 576, 640, 16, 24, 8, 1, 2, 4, 128, 256)
+_TRIES = 24
+_MOST = 1 << 27  # numbers that one input may have
+_ERRORS_ONLY = 3
+
+
+def session(source: Path | bytes, *, optimised: bool = False) -> Any:
+    """Open a file or a serialized model."""
+    import torch
+
+    onnxruntime = require("onnxruntime", "onnx")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY + 1
+    options.intra_op_num_threads = torch.get_num_threads()
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    )
+    given = source if isinstance(source, bytes) else str(source)
+    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
+def open_original(file: OnnxFile) -> Any:
+    """Open a file as it is.
+
+    Raises:
+        InputError: when ONNX Runtime cannot.
+    """
+    try:
+        return session(file.path)
+    except Exception as error:
+        reason = one_line(error).replace(str(file.path), file.path.name)
+        raise InputError(
+            f"{file.path}: ONNX Runtime cannot open it, so no fold of it could be checked: {reason}"
+        ) from error
+
+
+def feeds(model: Any, run: Any, seed: int = 0) -> list[Arrays]:
+    """Return inputs that a session takes, of two sizes of each free axis where it takes two.
+
+    Args:
+        model: the ModelProto.
+        run: runs it on named arrays.
+        seed: of the numbers.
+
+    Raises:
+        InputError: when it takes none that could be made up.
+    """
+    shapes, found, failure = free_sizes(model), list[Arrays](), ""
+    last: dict[str, int] = {}
+    for at, sizes in enumerate(_choices(shapes)):
+        if found and any(last[name] == size for name, size in sizes.items()):
+            continue
+        try:
+            arrays = _arrays(model, shapes, sizes, seed + at)
+            run(arrays)
+        except Exception as error:  # of sizes that the network does not take
+            failure = failure or one_line(error)
+            continue
+        found.append(arrays)
+        last = sizes
+        if len(found) == 2 or not sizes:
+            break
+    if not found:
+        raise InputError(
+            f"no input could be made up that it runs on ({failure}): give example_inputs, "
+            "a mapping of input names to arrays"
+        )
+    return found
+
+
+def sized(model: Any, sizes: list[tuple[int, ...]], batch: int, seed: int) -> Arrays:
+    """Return random inputs of these sizes; fixed axes stay as the file fixes them.
+
+    Args:
+        model: the ModelProto.
+        sizes: of each input in turn without its first axis, the last one for all that follow.
+        batch: of first axes that are free.
+        seed: of the numbers.
+    """
+    shapes = free_sizes(model)
+    numbers: dict[str, int] = {}
+    for at, shape in enumerate(shapes.values()):
+        wanted = (batch, *sizes[min(at, len(sizes) - 1)])
+        for axis, size in enumerate(shape):
+            if isinstance(size, str):
+                numbers.setdefault(size, wanted[axis] if axis < len(wanted) else wanted[-1])
+    return _arrays(model, shapes, numbers, seed)
+
+
+def _choices(shapes: Mapping[str, tuple[int | str, ...]]) -> Iterator[dict[str, int]]:
+    """Yield numbers for the free sizes: batches are small, sides are many."""
+    batches, sides = list[str](), list[str]()
+    for shape in shapes.values():
+        for axis, size in enumerate(shape):
+            if isinstance(size, str) and size not in (*batches, *sides):
+                (sides if axis else batches).append(size)
+    if not batches and not sides:
+        yield {}
+        return
+    for at, side in zip(range(_TRIES), _SIDES, strict=False):
+        batch = _BATCHES[at % 2]
+        other = _SIDES[(at + 1) % len(_SIDES)] if side >= 32 and at % 4 < 2 else side
+        numbers = [side, other]
+        yield dict.fromkeys(batches, batch) | {s: numbers[i % 2] for i, s in enumerate(sides)}
+    for batch, side in product(_BATCHES[:2], _SIDES):
+        yield dict.fromkeys(batches, batch) | dict.fromkeys(sides, side)
+    last = {shape[-1] for shape in shapes.values() if shape}
+    for batch, side in product(_BATCHES[:2], _SIDES):  # sequences: all but the last axis are few
+        yield {name: side if name in last else batch for name in (*batches, *sides)}
+
+
+def _arrays(
+    model: Any, shapes: Mapping[str, tuple[int | str, ...]], sizes: dict[str, int], seed: int
+) -> Arrays:
+    numpy = require("numpy", "onnx")
+    onnx = require("onnx", "onnx")
+    draw = numpy.random.default_rng(seed)
+    found: Arrays = {}
+    for value in model.graph.input:
+        if value.name not in shapes:
+            continue
+        shape = tuple(sizes[s] if isinstance(s, str) else s for s in shapes[value.name])
+        if prod(shape) > _MOST:
+            raise InputError(f"its input {value.name!r} of {shape} is too large to try")
+        kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        found[value.name] = _drawn(numpy, draw, shape, numpy.dtype(kind))
+    return found
+
+
+def _drawn(numpy: Any, draw: Any, shape: tuple[int, ...], kind: Any) -> Any:
+    if kind.kind == "b":
+        return draw.integers(0, 2, shape).astype(bool)
+    if kind.kind in "iu":
+        return numpy.asarray(draw.integers(0, 8, shape)).astype(kind)
+    return numpy.asarray(draw.standard_normal(shape)).astype(kind)
+
+
+def names_of(model: Any) -> list[str]:
+    """Return the names of the values that the nodes of a model make, in order."""
+    return list(chain.from_iterable(filter(None, node.output) for node in model.graph.node))
