@@ -180,6 +180,30 @@ def test_every_form_of_a_kernel_is_split(
     assert made["rounding"] < 1e-6
 
 
+def test_inputs_may_be_lists() -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = conv_norm(3, 4, 3)
+
+        def forward(self, images: list[Tensor], scale: float = 1.0) -> dict[str, Any]:
+            return {"found": [self.body(image) * scale for image in images]}
+
+    model, images = lively(Detector()), [torch.randn(1, 3, 6, 6), torch.randn(1, 3, 8, 8)]
+    plan = refold.plan(model, (images,))
+    found = gather(
+        Comparison(
+            name="", before=model, after=plan.model, inputs=(images,), account=plan,
+            fold=refold.reparameterize, measure=True,
+        )
+    )  # fmt: skip
+    assert found["before"]["macs"] == plan.cost_before.macs
+    assert found["input"] == "1×3×6×6, 1×3×8×8"
+    parts = [one for one in found["after"]["boxes"] if one["kind"] == "part"]  # it runs twice
+    assert [one["place"] for one in parts] == ["body", "body"]
+    assert all(one["ms"] for one in parts)
+
+
 def test_a_part_that_cannot_be_followed_is_one_box() -> None:
     class Strange(nn.Module):
         def __init__(self) -> None:

@@ -359,7 +359,7 @@
   });
 
   const number = (query) => refold.sides.reduce((sum, side) => sum + facts[side].boxes.filter((_, id) => tests[query](side, id)).length, 0);
-  const chips = [["is:folded", "folded"], ["is:kept", "kept"], ["is:dropped", "dropped"]].filter(([query]) => number(query)).map(([query, label]) =>
+  const chips = [["is:folded", facts.verb === "folded" ? "folded" : "changed"], ["is:kept", "kept"], ["is:dropped", "dropped"]].filter(([query]) => number(query)).map(([query, label]) =>
     h("button", { type: "button", class: `filter ${label}`, "data-query": query, "aria-pressed": "false", onclick: () => {
       field.value = field.value === query ? "" : query;
       refold.search(field.value);

@@ -144,7 +144,7 @@
     const groups = [...reasons].sort((one, other) => other[1].length - one[1].length);
     return h("div", { class: "card" },
       h("div", { class: "head" }, h("h2", {}, "What stayed, and why")),
-      groups.length ? null : h("p", { class: "soft" }, "Nothing: whatever could be folded was."),
+      groups.length ? null : h("p", { class: "soft" }, facts.verb === "folded" ? "Nothing: whatever could be folded was." : "Nothing."),
       groups.map(([reason, items]) =>
         h("details", { class: "reason", open: groups.length === 1 && items.length < 6 },
           h("summary", {}, h("span", { class: "times" }, `${items.length} ×`), h("span", {}, reason)),
