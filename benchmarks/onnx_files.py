@@ -6,7 +6,7 @@
 Every .onnx file below FOLDER is run in all its forms on one input, in interleaved rounds. "basic"
 is what ONNX Runtime's basic optimisations leave, written to a file; onnxslim and onnxsim take part
 where they are installed. Nodes leave constants out; "difference" is from the original,
-max|d| / max|y|; load is the median time to open a session, in turn, too.
+max|d| / max(1, max|y|); load is the median time to open a session, in turn, too.
 """
 
 from __future__ import annotations
@@ -140,9 +140,9 @@ def answer(path: Path, arrays: dict[str, Any]) -> list[Any]:
 
 
 def difference(wanted: list[Any], got: list[Any]) -> float:
-    """Return the largest difference of any output, beside the largest number in it."""
+    """Return the largest difference of any output, beside the largest number in it or 1."""
     pairs = [(np.asarray(a, float), np.asarray(b, float)) for a, b in zip(wanted, got, strict=True)]
-    return max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)) for a, b in pairs if a.size)
+    return max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1.0)) for a, b in pairs if a.size)
 
 
 def load_times(forms: dict[str, Path]) -> dict[str, float]:

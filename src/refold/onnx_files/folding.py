@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from refold.errors import InputError, RefoldError
 from refold.files import atomic_path
 from refold.graph import Capture, Fold, Kept, fold_graph
 from refold.onnx_files.constants import Constants, sizes_of
 from refold.onnx_files.network import Network
 from refold.onnx_files.proof import examples, prove
-from refold.onnx_files.reading import OnnxFile, read
+from refold.onnx_files.reading import OnnxFile, damage, read
 from refold.onnx_files.report import OnnxReport, count
 from refold.onnx_files.saving import apply, companion, copy_of, has_weights_outside, save, tensors
 from refold.onnx_files.scales import hand_over_scales
@@ -66,9 +67,27 @@ def fold_onnx(
         >>> folder.cleanup()
     """
     file = read(path)
+    try:
+        target = None if output is None else Path(output)
+        return _fold(file, target, allow_growth, check, example_inputs)
+    except RefoldError:
+        raise
+    except Exception as error:
+        reason = damage(read(path).model)
+        if reason is None:
+            raise
+        raise InputError(f"{path} is damaged: {reason}") from error
+
+
+def _fold(
+    file: OnnxFile,
+    target: Path | None,
+    allow_growth: bool,
+    check: bool,
+    example_inputs: Mapping[str, Any] | None,
+) -> OnnxReport:
     for tensor in tensors(file.model.graph):
         check_size(tensor, file.folder)
-    target = None if output is None else Path(output)
     before = count(file.nodes)
     written, steps, kept = _folded(file, allow_growth)
     report = OnnxReport(
@@ -83,7 +102,7 @@ def fold_onnx(
         if not written.changed:
             copy_of(file, temporary)
             return report
-        original = read(path) if check else file
+        original = read(file.path) if check else file
         inputs = examples(original, example_inputs) if check else []
         outside = has_weights_outside(file)
         apply(file, written)
