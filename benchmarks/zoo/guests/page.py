@@ -21,7 +21,7 @@ and compared in float64. Nothing was downloaded, and nothing in refold is specia
 *Parts* is how many graphs the recording has: 1 is the whole model; there are more where its code
 asks for numbers, keeps state or has hooks. *Norms* counts the norms with fixed statistics that a
 call runs, *layers* its convolutions and products with matrices, both before → after. *Error* is the
-largest relative error of an output. *Seconds* are those of the fold, on a busy machine.
+largest relative error of an output. *Seconds* are processor time of the fold, in one thread.
 """
 
 
@@ -53,7 +53,7 @@ def _summary(rows: list[dict[str, Any]], missing: list[str]) -> str:
 def _machine() -> str:
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     return (
-        f"{today}; one core of a shared {platform.machine()} machine, {platform.system()}; "
+        f"{today}; a shared {platform.machine()} machine, {platform.system()}; "
         f"Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]};"
     )
 

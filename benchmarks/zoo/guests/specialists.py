@@ -85,7 +85,7 @@ def _speechbrain() -> Iterator[Guest]:
 
 
 def _documents() -> Iterator[Guest]:
-    bare = {"pretrained": False, "pretrained_backbone": False}
+    bare = {"pretrained": False, "pretrained_backbone": False, "exportable": True}
     rows: dict[str, tuple[dict[str, Any], Shape]] = {
         "fast_tiny": (bare, (1, 3, 128, 128)),
         "db_mobilenet_v3_large": (bare, (1, 3, 128, 128)),
@@ -100,10 +100,7 @@ def _documents() -> Iterator[Guest]:
     yield Guest("easyocr", "CRNN", reader, lambda: (values(1, 1, 64, 96), ""))
 
 
-_CV = (
-    "diracnet18v2", "shufflenet_g2_w1", "igcv3_w1", "peleenet", "cgnet_cityscapes",
-    "enet_cityscapes", "resneta10", "lednet_cityscapes",
-)  # fmt: skip
+_CV = ("cgnet_cityscapes", "enet_cityscapes", "lednet_cityscapes", "resneta10")
 
 
 def _pytorchcv() -> Iterator[Guest]:

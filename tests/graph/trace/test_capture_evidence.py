@@ -210,3 +210,90 @@ def test_a_call_that_changes_nothing_behind_a_fold_is_no_part_of_it() -> None:
     for wanted in (False, True):
         for one, two in zip(folded(X, wanted), model(X, wanted), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
+class Nested(nn.Module):
+    """Two blocks, held by the network as well, run in turn by a part of their own."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+class Counting(nn.Module):
+    """Its own code cannot be followed, as it counts; what it runs stands under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Padded(), Padded()
+        self.both, self.seen = Nested(self.one, self.two), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        return self.both(x) * self.seen
+
+
+def test_a_part_under_two_names_runs_once() -> None:
+    model = live(Counting().double().eval())
+    made = plan(model, X)
+    folded = made.apply()
+    assert norms(folded) == 0
+    assert not [kept for kept in made.kept if "called" in kept.reason]
+    assert folded.both.first is folded.one
+    for _ in range(3):
+        torch.testing.assert_close(folded(X), model(X), rtol=1e-9, atol=1e-9)
+
+
+class Pointwise(Padded):
+    """A block that merges with its like."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class Again(nn.Module):
+    """Its own code, which counts, runs a block of a part by itself."""
+
+    def __init__(self, is_first: bool, get) -> None:
+        super().__init__()
+        block = Pointwise()
+        if is_first:
+            self.one = block
+        self.both, self.seen, self.get = Nested(block, Pointwise()), 0, get
+        if not is_first:
+            self.one = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        return self.both(x) * self.seen + self.get(self)(x)
+
+
+class AgainByName(Again):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        return self.both(x) * self.seen + self.one(x)
+
+
+class AgainByLayer(Again):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        return self.both(x) * self.seen + self.one.norm(x)
+
+
+@pytest.mark.parametrize("kind", [Again, AgainByName, AgainByLayer])
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("example", [X, None])
+def test_a_part_under_two_names_that_unseen_code_runs_by_itself(kind, is_first, example) -> None:
+    model = live(kind(is_first, lambda net: net.one).double().eval())
+    folded = plan(model, example).apply()
+    for _ in range(3):
+        torch.testing.assert_close(folded(X), model(X), rtol=1e-9, atol=1e-9)
+    if kind is AgainByName:
+        assert norms(folded) == 0

@@ -48,12 +48,25 @@ def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return known
     cls = type(module)
     if not _is_plain(cls):
-        return copy.deepcopy(module, memo)
+        return _in_mode_of(module, copy.deepcopy(module, memo))
     made = cls.__new__(cls)
     memo[id(module)] = made
     state = module.__getstate__()
     memo.setdefault(id(memo), []).append(state)  # kept alive: ids must stay those of what was met
     made.__setstate__({name: _value(value, memo) for name, value in state.items()})
+    return made
+
+
+def _in_mode_of(module: nn.Module, made: nn.Module) -> nn.Module:
+    """Put a copy that a class has made in its own way into the mode of the original.
+
+    torchvision's feature extractors come out of a copy in training mode, with another graph.
+    """
+    if made.training != module.training:
+        made.train(module.training)
+        modes = {path: part.training for path, part in module.named_modules()}
+        for path, part in made.named_modules():
+            part.training = modes.get(path, part.training)
     return made
 
 

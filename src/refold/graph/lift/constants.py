@@ -207,20 +207,25 @@ def _is_fixed(node: fx.Node) -> bool:
 def _sharing(capture: Capture) -> Iterator[tuple[str, str]]:
     """Yield every stored tensor below the root that has a second user, with the reason."""
     model, prefix = capture.model, capture.path + "." if capture.path else ""
-    named = [*model.named_parameters(remove_duplicate=False)]
-    named += [*model.named_buffers(remove_duplicate=False)]
-    holders: dict[int, list[str]] = {}
-    first_names = {path for path, _ in model.named_modules()}
-    for path, tensor in named:
-        if path.rpartition(".")[0] in first_names:  # a module's second name is no tied weight
-            holders.setdefault(storage_key(tensor), []).append(path)
-    for path, tensor in named:
+    named = list(_stored(model))
+    holders: dict[int, dict[tuple[int, str], str]] = {}
+    for path, tensor, place in named:  # a module's second name is no tied weight
+        holders.setdefault(storage_key(tensor), {}).setdefault(place, path)
+    for path, tensor, place in named:
         if not path.startswith(prefix):
             continue
-        others = [o for o in holders.get(storage_key(tensor), []) if o != path]
+        others = [o for key, o in holders[storage_key(tensor)].items() if key != place]
         others = [o for o in others if _overlaps(tensor, model, o)]
         if others:
             yield path[len(prefix) :], f"{path} shares its values with {others[0]}"
+
+
+def _stored(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, tuple[int, str]]]:
+    """Yield the stored tensors of a model under every name, each with its module and name there."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                yield f"{path}.{name}" if path else name, tensor, (id(module), name)
 
 
 def _overlaps(tensor: torch.Tensor, model: nn.Module, path: str) -> bool:

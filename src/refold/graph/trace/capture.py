@@ -14,7 +14,7 @@ from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import held_tensors, skeleton, storage_key
 from refold.graph.copies.watching import watchable
 from refold.graph.trace.aliases import effects
-from refold.graph.trace.doubts import doubt, doubt_of_calls
+from refold.graph.trace.doubts import doubt, doubt_of_calls, may_run, reached
 from refold.graph.trace.evidence import Evidence
 from refold.graph.trace.examples import drawn, made_examples
 from refold.graph.trace.frames import Frame, walk
@@ -158,6 +158,7 @@ class _Search:
         self.changes = Changes()
         self.unrun: list[str] = []
         self.made_up: tuple[Any, ...] | None = None
+        self._names: dict[int, list[str]] | None = None
 
     def visit(self, path: str, module: nn.Module) -> None:
         """Capture `module`, or its children when it cannot be followed."""
@@ -179,6 +180,9 @@ class _Search:
                 self.known.add(id(child))
             self._visit_unless(reason, below, child)
         self._uncovered(path, module)
+        # What was captured under another name before runs as a part of this one.
+        parts = {id(frame.module) for frame in walk(found.root)}
+        self.captures = [other for other in self.captures if id(other.module) not in parts]
         self.captures.append(found)  # after what lies inside it
 
     def _attempt(self, path: str, module: nn.Module) -> tuple[Capture | None, set[str]]:
@@ -276,6 +280,35 @@ class _Search:
             elif any(True for _ in child.parameters()):
                 self._child(below, child, module, set())
 
+    def runs_alone(self, path: str, module: nn.Module) -> dict[str, str]:
+        """Return the parts of a root that code outside it may run too, with the reason.
+
+        Args:
+            path: where the root is in the model.
+            module: the root.
+        """
+        found: dict[str, str] = {}
+        inside = {id(part) for part in module.modules()} if path else set[int]()
+        for below, part in module.named_modules() if path else ():
+            for name in self._other_names(part):
+                above, _, last = name.rpartition(".")
+                holder = submodule(self.root, above)
+                if id(holder) in inside or not may_run(self.root, name):
+                    continue
+                inner = [f"{below}.{key}" if below else key for key in reached(holder, last, part)]
+                for place in [below, *inner] if below else inner:
+                    found.setdefault(place, f"other code may run it, as {name} or in it")
+        return found
+
+    def _other_names(self, module: nn.Module) -> list[str]:
+        """Return the paths of a module that stands at several, else none."""
+        if self._names is None:
+            self._names = {}
+            for name, part in self.root.named_modules(remove_duplicate=False):
+                self._names.setdefault(id(part), []).append(name)
+        names = self._names.get(id(module), [])
+        return names if len(names) > 1 else []
+
     def count_across(self) -> None:
         """Make `calls` count the calls of a module under all its names in all captures."""
         total: dict[int, int] = {}
@@ -283,6 +316,8 @@ class _Search:
             for path, count in found.calls.items():
                 key = id(submodule(found.module, path))
                 total[key] = total.get(key, 0) + count
+            for path in self.runs_alone(found.path, found.module).keys() & found.calls.keys():
+                total[id(submodule(found.module, path))] += 1
         for found in self.captures:
             for path in found.calls:
                 found.calls[path] = total[id(submodule(found.module, path))]
@@ -322,7 +357,7 @@ def record_root(
     Raises:
         TraceError: when its own forward cannot be followed.
     """
-    leaves = _assigned(module, search.changes)
+    leaves = {**search.runs_alone(path, module), **_assigned(module, search.changes)}
     found = record(module, search.changes, leaves, arguments, search.seen, real=real)
     made = _made(path, module, search.root, search.changes, found)
     if not made_up and id(module) not in search.seen.made_up:

@@ -92,6 +92,49 @@ def doubt_of_calls(graph: fx.Graph, path: str, module: nn.Module) -> str | None:
     return None
 
 
+def may_run(root: nn.Module, path: str) -> bool:
+    """Say whether code that no run has followed may call what stands at a path by that name.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Sequential(nn.ReLU()))
+        >>> may_run(net, "0.0")
+        True
+    """
+    parent: nn.Module | None = root
+    for name in path.split("."):
+        if parent is None or not _reads(parent, name):
+            return False
+        parent = parent._modules.get(name)
+    return True
+
+
+def reached(parent: nn.Module, name: str, child: nn.Module) -> list[str]:
+    """Return the parts of `parent.name` that its unseen code may run by themselves.
+
+    Examples:
+        >>> reached(nn.Sequential(nn.ReLU()), "0", nn.ReLU())
+        []
+    """
+    uses = [use for use in _uses_in_forward(type(parent)) or () if use.name == name]
+    if any(_reaches_in(use, child) and use.member not in child._modules for use in uses):
+        return [path for path, _ in child.named_modules() if path]
+    return [use.member for use in uses if use.member is not None and _reaches_in(use, child)]
+
+
+def _reads(parent: nn.Module, name: str) -> bool:
+    if isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+        return True
+    known = _uses_in_forward(type(parent))
+    return known is None or any(use.name == name or use.name in _BY_ANY_NAME for use in known)
+
+
+_GETATTR = "getattr"
+_BY_ANY_NAME = frozenset(
+    {_GETATTR, "_modules", "children", "get_submodule", "modules", "named_children"}
+    | {"named_modules"}
+)
+
+
 def is_default(value: Any, default: Any) -> bool:
     """Say whether an argument surely is its default.
 
@@ -188,8 +231,16 @@ def _uses_in(tree: ast.Module) -> Iterator[_Use]:
         this = method.args.args[0].arg
         parents = {id(low): high for high in ast.walk(method) for low in ast.iter_child_nodes(high)}
         for node in ast.walk(method):
+            if isinstance(node, ast.Call) and _hands_on(node, this):
+                yield _Use(_GETATTR, method.name, None, None)
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == this:
                 above = parents[id(node)]
                 call = above if isinstance(above, ast.Call) and above.func is node else None
                 member = above.attr if isinstance(above, ast.Attribute) else None
                 yield _Use(node.attr, method.name, call, member)
+
+
+def _hands_on(call: ast.Call, this: str) -> bool:
+    """Say whether a call is given the module itself: `getattr(self, name)`, a helper."""
+    given = any(isinstance(value, ast.Name) and value.id == this for value in call.args)
+    return given and ast.unparse(call.func) != "super"

@@ -94,6 +94,7 @@ class Recorder(TorchCalls):
         own = root.__dict__.get("forward")
         forward = MethodType(type(root).forward, root) if own is None else own
         args, kwargs = self._inputs(forward, args, kwargs)
+        self._keep_graphs(self.root_frame)
         self._watch_methods(root, "")
         watched = watched_attributes(self._note_assignment)
         guard = untouched(root) if self.real else _nothing()
@@ -277,6 +278,7 @@ class Recorder(TorchCalls):
             if isinstance(value, torch.dtype | torch.device) and isinstance(node, fx.Node):
                 self._kinds.setdefault(frame, []).append(("", value, node))
         self._framed.add(path)
+        self._keep_graphs(frame)
         if method == "forward":
             self._watch_methods(module, path)
         parent.children.append(frame)
@@ -295,6 +297,12 @@ class Recorder(TorchCalls):
         self._hand_down(result, frame, parent)
         self._must_keep_state(frame, mark)
         return result
+
+    def _keep_graphs(self, frame: Frame) -> None:
+        """Generate no code for a GraphModule that puts another graph in place when it trains."""
+        kind = type(frame.module)
+        if issubclass(kind, fx.GraphModule) and kind.train is not nn.Module.train:
+            self.bakes[frame] = "its train() and eval() put graphs of their own in place"
 
     def _note_chance(self) -> None:
         if self.chance is not None and self.chance.moved():
