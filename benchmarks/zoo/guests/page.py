@@ -81,12 +81,23 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def _leftovers(rows: list[dict[str, Any]]) -> str:
     lines = ["## Norms that still run\n", "| network | norms | why |", "| --- | --- | --- |"]
     for row in rows:
-        for why, count in Counter(map(_kind, row["stays"].values())).items():
-            lines.append(f"| `{row['label']}` | {count} | {why} |")
+        kinds = Counter(map(_kind, row["stays"].values()))
+        lines += [f"| `{row['label']}` | {count} | {why} |" for why, count in kinds.items()]
     return "\n".join(lines) + "\n"
+
+
+_KINDS = {
+    r"the value of .* is also read by .*": "the value before it is also read elsewhere, unnormed",
+    r"no neighbour takes it in: it comes from \S*cat\b.*": "behind a concatenation, in front of an "
+    "activation",
+    r"no neighbour takes it in: .*": "behind an activation or a sum; what reads it pads, or is no "
+    "layer",
+}
 
 
 def _kind(reason: str) -> str:
     """Return a reason without the names of the layers around, so that equal ones count as one."""
-    text = re.sub(r"\.\d+\b", ".N", reason)
-    return re.sub(r"\b(\w+\.){2,}(\w+)", r"…\2", text.replace("|", "/"))
+    for pattern, said in _KINDS.items():
+        if re.fullmatch(pattern, reason):
+            return said
+    return reason.replace("|", "/")
