@@ -32,7 +32,7 @@ import refold
 from zoo.live import enliven
 from zoo.nets import NETS, Net, find
 from zoo.operators import above, count_operators
-from zoo.peers import first_words, fold_with_peer
+from zoo.peers import dropped_by_peer, first_words, fold_with_peer
 
 
 @dataclass
@@ -80,10 +80,14 @@ def measure(net: Net) -> Row:
         row.ours = _count(refold.reparameterize(model, example), example)
         peer, _ = fold_with_peer(model, net.source)
         row.peer = _count(peer, example)
+        dropped = dropped_by_peer(model, peer) if net.source == "ultralytics" else ()
     except Exception as error:  # a network that cannot be exported has no row of numbers
         row.note = first_words(error)
         return row
-    row.above = above(Counter(row.ours), Counter(row.peer))
+    if dropped:  # it then answers less than the network did
+        row.note = f"the peer leaves out {', '.join(dropped)}"
+    else:
+        row.above = above(Counter(row.ours), Counter(row.peer))
     return row
 
 

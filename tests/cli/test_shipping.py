@@ -87,5 +87,6 @@ def test_a_stranger_s_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     (tmp_path / "a.xml").write_text("<net/>")
     assert main(["inspect", str(tmp_path / "a.xml")]) == 0
     assert "does not say where it comes from" in capfd.readouterr().out
+    (tmp_path / "b.onnx").write_text("no network")
     assert main(["inspect", str(tmp_path / "b.onnx")]) == 2
-    assert "cannot be read as .onnx" in capfd.readouterr().err
+    assert "cannot be read as ONNX" in capfd.readouterr().err

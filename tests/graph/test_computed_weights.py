@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 import refold
-from helpers.traps import live
+from helpers.traps import gap, images, live, net
 
 KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "weight_norm": parametrizations.weight_norm,
@@ -144,3 +144,53 @@ def test_one_layer_under_two_names_and_frozen_weights() -> None:
     assert folded[0] is folded[2]
     assert not folded[0].weight.requires_grad
     assert torch.equal(folded(image(2)), model(image(2)))
+
+
+# what is computed from buffers alone
+
+
+class Biased(nn.Module):
+    """A table of biases that is read by a view of an index."""
+
+    def __init__(self, *, persistent: bool = True) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(9, 4))
+        index = torch.randperm(9).reshape(3, 3)
+        self.register_buffer("index", index, persistent=persistent)
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = self.table[self.index.view(-1)].view(3, 3, 4).permute(2, 0, 1)
+        return (self.norm(self.conv(x)) + bias).relu()
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_view_of_a_buffer_is_stored(persistent: bool) -> None:
+    model = live(nn.Sequential(Biased(persistent=persistent), nn.Tanh()))
+    plan = refold.plan(model, images(2, 4, 3, 3))
+    folded = plan.apply()
+    assert [step.detail for step in plan.groups["parametrized"]] == ["view of a buffer"]
+    assert gap(model, folded, images(3, 4, 3, 3)) <= 1e-9
+    names = {name: buffer.shape for name, buffer in folded.named_buffers()}
+    assert names == {"0.constant": (9,)}
+    assert ("0.constant" in folded.state_dict()) == persistent
+    assert "0.table" in folded.state_dict()
+
+
+def test_a_buffer_is_not_blown_up() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return (x * self.scale.expand(4, 6, 6)).tanh()
+
+    model = net(forward)
+    model.register_buffer("scale", torch.randn(4, 1, 1))
+    assert not refold.plan(live(model), images(2, 4, 6, 6)).groups["parametrized"]
+
+
+def test_a_buffer_that_changes_is_read_anew() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        self.scale.add_(1)
+        return (self.conv(x) * self.scale.view(2, 2, 1).mean()).tanh()
+
+    model = net(forward, conv=nn.Conv2d(4, 4, 1))
+    model.register_buffer("scale", torch.randn(4, 1))
+    assert not refold.plan(live(model), images(2, 4, 6, 6)).groups["parametrized"]

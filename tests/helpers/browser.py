@@ -89,6 +89,13 @@ class Browser:
         """Return what a function body of JavaScript returns."""
         return self._do("/execute/sync", {"script": script, "args": list(args)})
 
+    def wait(self, script: str) -> None:
+        """Wait until a function body of JavaScript returns something true."""
+        end = time.monotonic() + _PATIENCE
+        while not self.run(script):
+            assert time.monotonic() < end, f"this never became true: {script}"
+            time.sleep(0.02)
+
     def text(self, selector: str) -> str:
         """Return the text of the first element that a CSS selector finds, as a reader sees it."""
         return self._do(f"/element/{self._find(selector)}/text", None, "GET")

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from onnx_files.files import assert_same, kinds, model, norm, run, written
+from helpers.onnx_texts import assert_same, kinds, model, norm, run, written
 from refold import blocks
 from refold.errors import NotEquivalentError
 from refold.onnx_files import fold_onnx
@@ -69,6 +69,30 @@ def test_scales_and_shifts_in_every_form(tmp_path: Path) -> None:
         "r": (8, 1, 1),
     }
     assert folded(tmp_path, model(text, shapes), x=(2, 3, 5, 5)) == ["Conv", "Relu"]
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_scale_goes_into_the_layers_behind_its_shift(tmp_path: Path, zero: bool) -> None:
+    text = """(float[n, 3, h, w] x) => (float[n, 4, h, w] y, float[n, 2, h, w] z) {
+      a = Relu(x) b = Mul(a, s) c = Add(b, t)
+      y = Conv<pads=[1,1,1,1]>(c, w) z = Conv<pads=[1,1,1,1]>(c, k, o) }"""
+    shapes = {"s": (3, 1, 1), "t": (3, 1, 1), "w": (4, 3, 3, 3), "k": (2, 3, 3, 3), "o": (2,)}
+    made = model(text, shapes)
+    if zero:
+        [scale] = [t for t in made.graph.initializer if t.name == "s"]
+        scale.raw_data = scale.raw_data[:-4] + bytes(4)
+    found = folded(tmp_path, made, x=(2, 3, 6, 5))
+    assert found == ["Relu", *(["Mul"] if zero else []), "Add", "Conv", "Conv"]
+
+
+def test_a_reshape_by_computed_sizes_takes_numbers_where_one_is_free(tmp_path: Path) -> None:
+    text = """(float[n, 3, h, w] x) => (float[n, 5] y) { a = GlobalAveragePool(x)
+      s = Shape(x) zero = Constant<value_int=0>() b = Gather(s, zero)
+      axis = Constant<value_ints=[0]>() c = Unsqueeze(b, axis)
+      more = Constant<value_ints=[3]>() d = Concat<axis=0>(c, more) e = Reshape(a, d)
+      y = Gemm(e, w) }"""
+    made = model(text, {"w": (3, 5)})
+    assert folded(tmp_path, made, x=(2, 3, 4, 4)) == ["GlobalAveragePool", "Reshape", "Gemm"]
 
 
 def test_matrices(tmp_path: Path) -> None:

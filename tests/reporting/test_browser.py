@@ -18,6 +18,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+PREFERS = "return matchMedia('(prefers-color-scheme: {})').matches"
+
+
 @pytest.fixture(scope="module")
 def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     found = browser.find()
@@ -33,6 +36,7 @@ def opened(window: Browser, page: Path) -> Iterator[Browser]:
     window.scheme("light")
     window.open(page, "#overview")
     window.run("localStorage.clear()")
+    window.wait(PREFERS.format("light"))
     yield window
     assert window.complaints() == []
     asked = {address.partition("#")[0] for address in window.requests()}
@@ -129,6 +133,7 @@ def test_light_and_dark(opened: Browser, page: Path) -> None:
     opened.run("localStorage.clear()")
     opened.scheme("dark")
     opened.open(page)
+    opened.wait(PREFERS.format("dark"))
     assert opened.run(paper) == dark
 
 

@@ -137,7 +137,8 @@ def test_stages_are_the_parts_of_the_network(facts: Facts) -> None:
     assert HOSTILE in facts["stages"]
     stage = facts["stages"].index(HOSTILE)
     inside = [one for one in facts["before"]["boxes"] if one["stage"] == stage]
-    assert sum(one["parameters"] for one in inside) == 64 + 16
+    # The norm behind it costs no multiply-adds of its own, so it is no stage.
+    assert sum(one["parameters"] for one in inside) == 64 + 16 + 16
 
 
 def test_facts_are_the_same_every_time_and_plain(facts: Facts, model: nn.Module) -> None:
@@ -177,6 +178,30 @@ def test_every_form_of_a_kernel_is_split(
     [made] = [one for one in found["after"]["boxes"] if one.get("layers")]
     assert len(made["branches"]) == branches
     assert made["rounding"] < 1e-6
+
+
+def test_inputs_may_be_lists() -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = conv_norm(3, 4, 3)
+
+        def forward(self, images: list[Tensor], scale: float = 1.0) -> dict[str, Any]:
+            return {"found": [self.body(image) * scale for image in images]}
+
+    model, images = lively(Detector()), [torch.randn(1, 3, 6, 6), torch.randn(1, 3, 8, 8)]
+    plan = refold.plan(model, (images,))
+    found = gather(
+        Comparison(
+            name="", before=model, after=plan.model, inputs=(images,), account=plan,
+            fold=refold.reparameterize, measure=True,
+        )
+    )  # fmt: skip
+    assert found["before"]["macs"] == plan.cost_before.macs
+    assert found["input"] == "1×3×6×6, 1×3×8×8"
+    parts = [one for one in found["after"]["boxes"] if one["kind"] == "part"]  # it runs twice
+    assert [one["place"] for one in parts] == ["body", "body"]
+    assert all(one["ms"] for one in parts)
 
 
 def test_a_part_that_cannot_be_followed_is_one_box() -> None:

@@ -73,6 +73,16 @@ def start(*words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+class Told(Reporter):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 class AtStep(Reporter):
     """Sends this process a signal at a step; Ctrl-C's where no other is named."""
 

@@ -81,6 +81,17 @@ def _if_changed(before: nn.Module, after: nn.Module) -> nn.Module | None:
 
 
 def _difference(subject: Subject, other: nn.Module) -> float:
-    import refold
+    """Return the relative error of another network's answer on the example."""
+    import torch
 
-    return refold.verify(subject.model, other, subject.example_inputs).max_rel_error
+    from refold.equivalence import tensor_leaves
+
+    with torch.no_grad():
+        wanted, found = (
+            tensor_leaves(model(*subject.example_inputs)) for model in (subject.model, other)
+        )
+    return max(
+        float((a.float() - b.float()).abs().max() / a.float().abs().max().clamp(min=1e-30))
+        for a, b in zip(wanted, found, strict=True)
+        if a.numel()
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,12 +143,13 @@ def prune(
     if not as_json:
         _say_cost(done, model)
     with step("verify in float64"):
-        proof = _prove(done, subject)
+        fold = partial(drop_dead_channels, round_to=round_to)
+        masked = replace(subject, model=done.masked)
+        proof = prove(masked, done.model, fold)
     timings = _time(done, subject, runtime) if measure else None
     if place is not None:
         ship(done.model, output or place, place, subject)
-    masked = replace(subject, model=done.masked)
-    write_page(page, masked, done, proof, fold=drop_dead_channels, verb="pruned")
+    write_page(page, masked, done, proof, fold=fold, verb="pruned")
     if as_json:
         _print_record(done, proof, timings, output)
         return
@@ -179,13 +181,6 @@ def parse_floor(text: str) -> int | float:
         return float(text)
     except ValueError:
         raise InputError(f"--floor {text!r} is neither a number of channels nor a share") from None
-
-
-def _prove(done: Pruning, subject: Subject) -> Proof:
-    from refold.pruning import drop_dead_channels
-
-    masked = Subject(subject.name, done.masked, subject.example_inputs)
-    return prove(masked, done.model, drop_dead_channels)
 
 
 def _say_cost(done: Pruning, name: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,11 +78,22 @@ Task = Annotated[
     str | None, typer.Option("--task", help="classify, embed or segment. Default: the recipe's.")
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the images.")]
+Patience = Annotated[
+    int | None,
+    typer.Option("--patience", min=1, help="Stop after so many epochs without a better one."),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option("--batch-size", min=1, help="Images per step, over all processes."),
 ]
 Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
+RateFactors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lr-factor", metavar="PATTERN=FACTOR", help="Train what this names at another rate, such "
+        "as 'layer1*=0.1'; repeatable.",
+    ),
+]  # fmt: skip
 ImageSize = Annotated[int | None, typer.Option("--image-size", min=1, help="Side of the images.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 Changes = Annotated[
@@ -137,8 +150,10 @@ def train(
     block: Block = None,
     task: Task = None,
     epochs: Epochs = None,
+    patience: Patience = None,
     batch_size: BatchSize = None,
     lr: Rate = None,
+    lr_factor: RateFactors = None,
     image_size: ImageSize = None,
     seed: Seed = None,
     changes: Changes = None,
@@ -167,12 +182,13 @@ def train(
         "model": model, "checkpoint": checkpoint, "pretrained": pretrained or None, "seed": seed,
         "freeze": freeze or None, "freeze_norms": freeze_norms or None, "block": block,
         "distill.teacher": teacher, "distill.checkpoint": teacher_checkpoint, "task": task,
-        "epochs": epochs, "batch_size": batch_size, "optimizer.lr": lr, "augment.size": image_size,
+        "epochs": epochs, "patience": patience, "batch_size": batch_size, "optimizer.lr": lr,
+        "optimizer.factors": _factors(lr_factor), "augment.size": image_size,
     }  # fmt: skip
     from refold import training
     from refold.cli.progress import make_reporter
 
-    try:
+    with _stoppable(output):
         trained = training.train(
             recipe if resume else _recipe_of(recipe, given), output=output, data=data,
             changes=_all_changes(given, changes or []), resume=resume,
@@ -180,13 +196,42 @@ def train(
             habits=training.Habits(save_minutes=save_minutes, workers=workers, fsdp=fsdp),
             reporter=make_reporter(), num_classes=num_classes,
         )  # fmt: skip
-    except training.Stopped as stopped:
+    if _is_main():
+        _report(trained, as_json=as_json, dry_run=dry_run)
+
+
+@contextmanager
+def _stoppable(output: Path) -> Generator[None]:
+    """Exit as a signal asks for once the run has saved, and leave the other processes in order."""
+    from refold.training import Stopped
+
+    try:
+        yield
+    except Stopped as stopped:
         note(f"stopped and saved; continue with: refold train -o {output} --resume")
         raise typer.Exit(SIGNALLED + stopped.number) from None
     finally:
         _leave_group()
-    if _is_main():
-        _report(trained, as_json=as_json, dry_run=dry_run)
+
+
+def _factors(texts: list[str] | None) -> dict[str, float] | None:
+    """Return the factors of `--lr-factor`, by pattern.
+
+    >>> _factors(["layer1*=0.1", "fc=10"])
+    {'layer1*': 0.1, 'fc': 10.0}
+    """
+    found: dict[str, float] = {}
+    for text in texts or ():
+        pattern, _, factor = text.rpartition("=")
+        try:
+            found[pattern] = float(factor)
+        except ValueError:
+            pattern = ""
+        if not pattern:
+            raise InputError(
+                f"--lr-factor {text!r} is not PATTERN=FACTOR, such as 'layer1*=0.1'"
+            ) from None
+    return found or None
 
 
 def _report(trained: Trained, *, as_json: bool, dry_run: bool) -> None:

@@ -53,8 +53,9 @@ def convert_weights(
         options = "--checkpoint, --input-size and --report belong to a network"
         what = options if given else f"not {output}"
         raise InputError(
-            f"{source} holds weights alone, which become a .safetensors file: {what}; give the "
-            f"network (MODEL --checkpoint {source}) to export it"
+            f"of {source} refold reads the weights and never code, and weights become a "
+            f".safetensors file: {what}; give the network (MODEL --checkpoint {source}) to export "
+            "it"
         )
     check_destination(output)
     with step(f"read {source}"):

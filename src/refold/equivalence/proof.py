@@ -8,9 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
+from refold.equivalence.copies import cast_inputs
 from refold.equivalence.verifying import Equivalence, verify
+from refold.inputs import Arguments
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Proof:
 def prove(
     model: nn.Module,
     folded: nn.Module,
-    inputs: tuple[Tensor, ...],
+    inputs: Arguments,
     fold: Callable[[nn.Module, Any], nn.Module],
 ) -> Proof:
     """Check a folded network against its original, and the same fold of a float64 copy to 1e-9.
@@ -51,7 +54,7 @@ def prove(
         True
     """
     wide = copy.deepcopy(model).double()
-    exactly = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    exactly = cast_inputs(inputs, torch.float64)
     exact = verify(wide, fold(wide, exactly), exactly).check()
     del wide
     gc.collect()  # graphs refer to themselves and hold the weights: gigabytes of a large network

@@ -24,7 +24,7 @@ from refold.graph.agreement import disagreement, in_double, is_half, misfit
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.copies.watching import watchable
 from refold.graph.fold.borders import pad_before_layers
-from refold.graph.fold.computed_weights import store_weights
+from refold.graph.fold.computed_weights import store_constants, store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.leftovers import drop_idle, drop_layouts
 from refold.graph.fold.norm_gains import push_gains
@@ -410,6 +410,7 @@ def _folded(capture: Capture, allow_growth: bool, left: LeftAlone) -> FoldPass:
     while push_into_readers(fold) or merge_siblings(fold):
         fold.run()
     store_weights(fold)
+    store_constants(fold)
     drop_layouts(fold)
     push_gains(fold)
     _must_hold(fold, capture, left)

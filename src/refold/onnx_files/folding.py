@@ -9,14 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from refold.errors import InputError, RefoldError
 from refold.files import atomic_path
 from refold.graph import Capture, Fold, Kept, fold_graph
 from refold.onnx_files.constants import Constants, sizes_of
 from refold.onnx_files.network import Network
 from refold.onnx_files.proof import examples, prove
-from refold.onnx_files.reading import OnnxFile, read
+from refold.onnx_files.reading import OnnxFile, damage, read
 from refold.onnx_files.report import OnnxReport, count
-from refold.onnx_files.saving import apply, companion, copy_of, save, tensors
+from refold.onnx_files.saving import apply, companion, copy_of, has_weights_outside, save, tensors
+from refold.onnx_files.scales import hand_over_scales
 from refold.onnx_files.tensors import check_size
 from refold.onnx_files.translating import translate
 from refold.onnx_files.trials import open_original
@@ -65,9 +67,27 @@ def fold_onnx(
         >>> folder.cleanup()
     """
     file = read(path)
+    try:
+        target = None if output is None else Path(output)
+        return _fold(file, target, allow_growth, check, example_inputs)
+    except RefoldError:
+        raise
+    except Exception as error:
+        reason = damage(read(path).model)
+        if reason is None:
+            raise
+        raise InputError(f"{path} is damaged: {reason}") from error
+
+
+def _fold(
+    file: OnnxFile,
+    target: Path | None,
+    allow_growth: bool,
+    check: bool,
+    example_inputs: Mapping[str, Any] | None,
+) -> OnnxReport:
     for tensor in tensors(file.model.graph):
         check_size(tensor, file.folder)
-    target = None if output is None else Path(output)
     before = count(file.nodes)
     written, steps, kept = _folded(file, allow_growth)
     report = OnnxReport(
@@ -82,10 +102,11 @@ def fold_onnx(
         if not written.changed:
             copy_of(file, temporary)
             return report
-        original = read(path) if check else file
+        original = read(file.path) if check else file
         inputs = examples(original, example_inputs) if check else []
+        outside = has_weights_outside(file)
         apply(file, written)
-        save(file, temporary)
+        save(file, temporary, outside=outside)
         trials = prove(original, temporary, inputs, written.made) if check else ()
     return replace(report, trials=trials)
 
@@ -110,8 +131,10 @@ def _folded(
         return capture
 
     names: dict[str, str] = {}
+    scales = list[Fold]()
 
     def write(capture: Capture) -> Written:
+        scales[:] = hand_over_scales(capture)
         writer = Writer(made[0], capture)
         written = writer.write()
         names.clear()
@@ -119,7 +142,9 @@ def _folded(
         return written
 
     done = fold_graph(make, write, allow_growth=allow_growth)
-    steps = tuple(replace(step, where=_called(step.where, names)) for step in done.folds)
+    steps = tuple(
+        replace(step, where=_called(step.where, names)) for step in (*done.folds, *scales)
+    )
     if done.result.computed:
         steps += (_computed(done.result.computed),)
     kept = tuple(replace(item, where=_called(item.where, names)) for item in done.kept)

@@ -14,8 +14,8 @@ import torch
 from refold.equivalence import rounding_bound
 from refold.errors import InputError, NotEquivalentError, one_line
 from refold.exporting import require
-from refold.onnx_files.reading import OnnxFile, is_external, read, title
-from refold.onnx_files.saving import tensors
+from refold.onnx_files.reading import OnnxFile, read, title
+from refold.onnx_files.saving import has_weights_outside, tensors
 from refold.onnx_files.tensors import is_floating, to_proto, to_torch
 from refold.onnx_files.trials import Arrays, feeds, names_of, open_original, session
 
@@ -104,7 +104,16 @@ def _trial(
         bounds = [max(b, _OWN_LOSS * loss) for b, loss in zip(bounds, losses, strict=True)]
     wrong = [at for at in range(len(names)) if not errors[at] <= bounds[at]]
     if wrong and not _is_random(first, names, wanted, arrays, bounds):
-        raise NotEquivalentError(_reason(original, names, errors, bounds, wrong))
+        order = {name: at for at, name in enumerate(names_of(original.model))}
+        first_wrong = min(wrong, key=lambda at: order.get(names[at], 0))
+        value = names[first_wrong]
+        if not _is_finite(wanted[first_wrong]):
+            raise InputError(
+                f"{original.path}: its own value {value!r} is infinite or no number on the inputs "
+                "tried, so the folded file cannot be compared with it: give example_inputs, or a "
+                "file with sound weights"
+            )
+        raise NotEquivalentError(_reason(original, value, errors[first_wrong], bounds[first_wrong]))
     count = len(original.model.graph.output)
     worst = max(range(count), key=lambda at: errors[at] / bounds[at])
     return Trial({n: list(a.shape) for n, a in arrays.items()}, errors[worst], bounds[worst])
@@ -119,16 +128,18 @@ def _is_random(
     return any(not _difference(one, other) <= bound for one, other, bound in rows)
 
 
-def _reason(
-    original: OnnxFile, names: list[str], errors: list[float], bounds: list[float], wrong: list[int]
-) -> str:
-    order = {name: at for at, name in enumerate(names_of(original.model))}
-    at = min(wrong, key=lambda at: order.get(names[at], 0))
-    maker = next((node for node in original.nodes if names[at] in node.output), None)
+def _is_finite(value: Any) -> bool:
+    numpy = require("numpy", "onnx")
+    array = numpy.asarray(value)
+    return array.dtype.kind != "f" or bool(numpy.isfinite(array).all())
+
+
+def _reason(original: OnnxFile, value: str, error: float, bound: float) -> str:
+    maker = next((node for node in original.nodes if value in node.output), None)
     where = "an input" if maker is None else f"the {maker.op_type} {title(maker)!r}"
     return (
-        f"the folded file differs from {original.path.name} first at {where}, in {names[at]!r}: by "
-        f"{errors[at]:.1e}, where rounding explains {bounds[at]:.1e} "
+        f"the folded file differs from {original.path.name} first at {where}, in {value!r}: by "
+        f"{error:.1e}, where rounding explains {bound:.1e} "
         "(this is a defect of refold; please report it). Nothing was written"
     )
 
@@ -161,7 +172,7 @@ def _reduction(tensor: Any) -> int:
 def _is_large(file: OnnxFile) -> bool:
     """Say whether a file is only run whole: it is too large to be copied, or lies in parts."""
     inside = file.model.ByteSize() <= _LIMIT
-    return not inside or any(is_external(t) for t in tensors(file.model.graph))
+    return not inside or has_weights_outside(file)
 
 
 def _moved(file: OnnxFile, names: list[str]) -> Any:
@@ -221,8 +232,8 @@ def _difference(wanted: Any, got: Any) -> float:
     )
     if not same:
         return float("inf")
-    delta = float(numpy.abs(one - other)[finite].max(initial=0.0))
-    scale = float(numpy.abs(one)[finite].max(initial=0.0))
+    delta = float(numpy.abs(one[finite] - other[finite]).max(initial=0.0))
+    scale = float(numpy.abs(one[finite]).max(initial=0.0))
     return 0.0 if not delta else delta / scale if scale else float("inf")
 
 

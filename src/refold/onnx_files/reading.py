@@ -65,12 +65,11 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
             f"{path} cannot be read as ONNX ({reason}): it is damaged, or no .onnx file"
         ) from error
     try:
+        _check_names(model.graph)
         _check(model)
         return OnnxFile(place, model, _opset(model))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: a name in it is no text: the file is damaged") from error
 
 
 def _opset(model: Any) -> int:
@@ -88,6 +87,33 @@ def _opset(model: Any) -> int:
             "convert it with onnx.version_converter"
         )
     return found[0]
+
+
+def _check_names(graph: Any) -> None:
+    """Refuse names that are no text, which protobuf hands out as bytes or not at all."""
+    try:
+        names = [value.name for value in (*graph.input, *graph.output, *graph.initializer)]
+        for node in graph.node:
+            names += [node.op_type, node.name, node.domain, *node.input, *node.output]
+            names += [attribute.name for attribute in node.attribute]
+        sound = all(isinstance(name, str) for name in names)
+    except UnicodeDecodeError:
+        sound = False
+    if not sound:
+        raise InputError("a name in it is no text: the file is damaged")
+    for node in graph.node:
+        for below in subgraphs(node):
+            _check_names(below)
+
+
+def damage(model: Any) -> str | None:
+    """Return what onnx's own checker says against a model, None where it finds it sound."""
+    onnx = require("onnx", "onnx")
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:
+        return one_line(error)
+    return None
 
 
 def _check(model: Any) -> None:

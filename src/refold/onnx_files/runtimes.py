@@ -80,6 +80,10 @@ def inputs_for(file: OnnxFile, sizes: list[tuple[int, ...]], batch: int, seed: i
             return examples(file, None)[-1]
         return arrays
     arrays = sized(file.model, sizes, batch, seed)
+    for wanted, (name, array) in zip(sizes, arrays.items(), strict=False):
+        if tuple(array.shape[1:]) != wanted:
+            fixed, asked = ("x".join(map(str, s)) for s in (array.shape[1:], wanted))
+            raise InputError(f"{file.path} fixes the size of {name!r} to {fixed}, not {asked}")
     try:
         opened.run(None, arrays)
     except Exception as error:

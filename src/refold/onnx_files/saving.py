@@ -55,10 +55,14 @@ def _drop(items: Any, key: str, gone: set[str]) -> None:
             del items[at]
 
 
-def save(file: OnnxFile, path: Path) -> None:
-    """Write a model, and beside it the weights that lay outside or do not fit inside."""
+def has_weights_outside(file: OnnxFile) -> bool:
+    """Say whether any of a file's weights lie beside it."""
+    return any(is_external(tensor) for tensor in tensors(file.model.graph))
+
+
+def save(file: OnnxFile, path: Path, *, outside: bool) -> None:
+    """Write a model, and beside it its weights where they are to lie there or do not fit inside."""
     model = file.model
-    outside = [tensor for tensor in tensors(model.graph) if is_external(tensor)]
     if outside or model.ByteSize() > _LIMIT:
         with path.with_name(companion(path)).open("wb") as stream:
             for tensor in tensors(model.graph):
@@ -68,8 +72,8 @@ def save(file: OnnxFile, path: Path) -> None:
 
 def copy_of(file: OnnxFile, path: Path) -> None:
     """Write a file as it was read."""
-    if any(is_external(tensor) for tensor in tensors(file.model.graph)):
-        save(file, path)
+    if has_weights_outside(file):
+        save(file, path, outside=True)
     else:
         shutil.copyfile(file.path, path)
 

@@ -94,8 +94,10 @@ class Writer:
         nodes = ordered([node for _, node in sorted(entries, key=lambda entry: entry[0])])
         nodes, computed = self._computed(self._without_unused(nodes))
         used, old = self._without_unused(nodes), self.network.file.nodes
-        same = len(used) == len(old) and all(a is b for a, b in zip(used, old, strict=True))
-        return Written(used, self.lowering.tensors, not same, self.made, computed)
+        if len(used) == len(old) and all(a is b for a, b in zip(used, old, strict=True)):
+            return Written(used)
+        used = self._stored(used)
+        return Written(used, self.lowering.tensors, True, self.made, computed)
 
     # names
 
@@ -290,6 +292,22 @@ class Writer:
                 continue
             self.lowering.tensors.extend(to_proto(value, name) for name, value in values)
         return kept, len(nodes) - len(kept)
+
+    def _stored(self, nodes: list[Any]) -> list[Any]:
+        """Store what Constant nodes hold, which opens faster; return the other nodes."""
+        kept = list[Any]()
+        for node in nodes:
+            held = [
+                item.t for item in node.attribute if item.name == "value" and item.HasField("t")
+            ]
+            if node.op_type != "Constant" or not held or not self.network.outputs_miss(node):
+                kept.append(node)
+                continue
+            tensor = type(held[0])()
+            tensor.CopyFrom(held[0])
+            tensor.name = node.output[0]
+            self.lowering.tensors.append(tensor)
+        return kept
 
     def _without_unused(self, nodes: list[Any]) -> list[Any]:
         """Return the nodes without those that nobody reads any more."""

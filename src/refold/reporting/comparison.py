@@ -16,7 +16,7 @@ from refold.equivalence import Proof, cast_floats
 from refold.errors import RefoldError
 from refold.graph import capture_all, unwrap
 from refold.inputs import Arguments
-from refold.reporting.flow import Flow, draw
+from refold.reporting.flow import Box, Flow, draw
 from refold.reporting.running import Values, clock, run
 
 Fold = Callable[[nn.Module, Any], nn.Module]
@@ -115,12 +115,15 @@ def _values_of(fold: Fold | None, flow: Flow, model: nn.Module, inputs: Argument
         other = draw(capture_all(unwrap(fold(model, inputs)), inputs).captures)
     except RefoldError:
         return None
-    pairs = [(one.place, other.place) for one, other in zip(flow.boxes, other.boxes, strict=False)]
-    if len(flow.boxes) != len(other.boxes) or any(one != two for one, two in pairs):
+    if [_mark(box) for box in flow.boxes] != [_mark(box) for box in other.boxes]:
         return None
     values = run(other.root, inputs)
     own = zip(flow.boxes, other.boxes, strict=True)
     return {one.node: values[two.node] for one, two in own if two.node in values}
+
+
+def _mark(box: Box) -> tuple[str, ...]:
+    return box.place, box.title, box.detail
 
 
 def _time(before: Side, after: Side, inputs: Arguments) -> None:

@@ -180,8 +180,8 @@ def _describe_module(module: nn.Module) -> tuple[str, str, str]:
         return "pool", name, ""
     if type(module).__module__ == "torch.nn.modules.activation":
         return "act", name, ""
-    is_torch = type(module).__module__.startswith("torch.nn.")
-    return ("other" if is_torch else "part"), name, ""
+    is_layer = type(module).__module__.startswith("torch.nn.") and not any(module.children())
+    return ("other" if is_layer else "part"), name, ""
 
 
 _POOLS = (_AvgPoolNd, _MaxPoolNd, _AdaptiveAvgPoolNd)
@@ -233,6 +233,7 @@ _CALLS = {
 _PARTS = (("conv", "conv"), ("norm", "norm"), ("pool", "pool"))
 _TITLES = {
     "batch_norm": "BatchNorm",
+    "getitem": "slice",
     "add": "+",
     "iadd": "+",
     "sub": "−",

@@ -60,10 +60,15 @@ def run(capture: Capture | None, inputs: Arguments | None) -> Values:
     runner = _Runner(capture)
     try:
         with torch.no_grad():
-            runner.run(*tensors(inputs))
+            runner.run(*_fed(inputs))
     except Exception:  # a picture without numbers is better than none
         return {}
     return runner.values
+
+
+def _fed(inputs: Arguments) -> list[Any]:
+    """Return what the graph of a call takes: the arguments that hold tensors, each as it is."""
+    return [value for value in inputs if tensors(value)]
 
 
 class _Runner(fx.Interpreter):
@@ -105,11 +110,14 @@ def clock(
     if inputs is None or any(capture is None for capture in captures):
         return [{} for _ in captures]
     watches = [_Watch(capture) for capture in captures if capture is not None]
-    with torch.no_grad():
-        for turn in range(rounds + 1):
-            for watch in watches:
-                watch.keeps = turn > 0
-                watch.run(*tensors(inputs))
+    try:
+        with torch.no_grad():
+            for turn in range(rounds + 1):
+                for watch in watches:
+                    watch.keeps = turn > 0
+                    watch.run(*_fed(inputs))
+    except Exception:  # as above: a page without times
+        return [{} for _ in captures]
     return [watch.medians() for watch in watches]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from refold.reporting.flow import Box
 
-_FEW, _MANY = 4, 12
+_FEW, _MANY = 4, 16
 _HEAVY = 0.5
 """The share of the cost from which on a part is shown as its own parts."""
 
@@ -15,7 +15,7 @@ def stages(boxes: Sequence[Box], costs: Sequence[float]) -> list[str]:
     """Return the module paths of the parts that a network is best told in, in order.
 
     One part that holds most of the cost is told as its own parts: `stages` becomes `stages.0`,
-    `stages.1` and so on, while there are few.
+    `stages.1` and so on, while there are few. What costs nothing is left to the part before it.
 
     Args:
         boxes: of the network.
@@ -38,7 +38,7 @@ def stages(boxes: Sequence[Box], costs: Sequence[float]) -> list[str]:
             continue
         at = found.index(heavy)
         found[at : at + 1] = below
-    return found
+    return [stage for stage in found if weight[stage]] or found
 
 
 def stage_of(place: str, among: Sequence[str]) -> int | None:

@@ -64,6 +64,38 @@ def test_rows_are_read_as_maps(norm: nn.Module) -> None:
     assert gains(sound(model, images(2, 6, 5, 5)).apply()) == 0
 
 
+def class_token(self: Any, x: Tensor) -> Tensor:
+    return self.one(self.norm(x)[:, 0])
+
+
+def last_token(self: Any, x: Tensor) -> Tensor:
+    return self.one(self.norm(x)[:, -1, :])
+
+
+def token_and_others(self: Any, x: Tensor) -> Tensor:
+    rows = self.norm(x)
+    return self.one(rows[:, 0]) + self.two(rows[:, 1:]).mean(1)
+
+
+@pytest.mark.parametrize("forward", [class_token, last_token, token_and_others])
+def test_some_of_the_rows_are_read(forward: Any) -> None:
+    model = net(
+        forward, norm=drawn(nn.LayerNorm(6)), one=nn.Linear(6, 4), two=nn.Linear(6, 4, False)
+    )
+    folded = sound(model, images(2, 5, 6)).apply()
+    assert gains(folded) == 0
+    assert gap(model, folded, images(3, 8, 6)) <= 1e-9
+
+
+def some_images(self: Any, x: Tensor) -> Tensor:
+    return self.one(self.norm(x)[1:])
+
+
+def test_some_of_the_batch_is_no_choice_of_rows() -> None:
+    model = net(some_images, norm=drawn(nn.LayerNorm(6)), one=nn.Linear(6, 4))
+    assert gains(sound(model, images(3, 5, 6), reason="the layout changes").apply()) == 1
+
+
 def test_all_of_a_map_in_one_row() -> None:
     model = net(
         lambda self, x: self.one(self.norm(x).flatten(1)),

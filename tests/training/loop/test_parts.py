@@ -175,3 +175,18 @@ def test_further_outputs_count_by_their_weight() -> None:
     )
     assert torch.allclose(loss, wanted)
     assert (int(right), int(answers)) == (int((x.argmax(1) == labels).sum()), 4)
+
+
+def test_a_pattern_has_a_rate_of_its_own() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Sequential(nn.Linear(2, 2)))
+    wanted = Optimizer(factors={"2": 0.1, "2.0.bias": 10})
+    groups = make_optimizer(net, wanted, Decay()).param_groups
+    factors = {id(p): group["factor"] for group in groups for p in group["params"]}
+    found = {name: factors[id(p)] for name, p in net.named_parameters()}
+    assert {name: x for name, x in found.items() if x != 1} == {"2.0.weight": 0.1, "2.0.bias": 10}
+    decaying = {id(p) for group in groups for p in group["params"] if group["weight_decay"]}
+    assert decaying == {id(net[0].weight), id(net[2][0].weight)}
+    with pytest.raises(InputError, match=r"optimizer\.factors: 'head' matches no part"):
+        make_optimizer(net, Optimizer(factors={"head": 2}), Decay())
+    with pytest.raises(ValueError, match="is no factor; freeze what must not move"):
+        Optimizer(factors={"2": 0})

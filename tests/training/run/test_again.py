@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from refold.errors import CheckpointError, InputError, TrainingError
-from refold.training import Reporter, open_data
+from refold.training import open_data
 from refold.training.data.inventory import difference, inventory
 from refold.training.loop.run_folder import RunFolder
 from refold.training.recipes.cookbook import load_recipe
@@ -26,17 +26,7 @@ from refold.training.run.begun import Begun
 from refold.training.run.claim import LOCK, claim
 from refold.training.stopping import Stopped
 from training.pictures import cifar10, folders, masks, picture, shards
-from training.runs import TINY, AtStep, Fragile, last, records, same_bits, tiny
-
-
-class Told(Reporter):
-    """Remembers what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+from training.runs import TINY, AtStep, Fragile, Told, last, records, same_bits, tiny
 
 
 def net() -> Fragile:

@@ -20,7 +20,7 @@ from refold.training.loop.learner import make_learner
 from refold.training.recipes.cookbook import load_recipe
 from refold.training.run.network import make_teacher, remarks, start_network
 from training.pictures import folders
-from training.runs import LIGHT, records, tiny
+from training.runs import LIGHT, Told, last, records, same_bits, tiny
 
 NET = """
 import torch
@@ -218,6 +218,21 @@ def test_what_is_frozen_keeps_its_bits(tmp_path: Path, data: Path, model: str) -
     state, before = network_of(tmp_path / "run").state_dict(), net.state_dict()
     moved = {key for key in state if not torch.equal(state[key], before[key])}
     assert moved == {"3.weight", "3.bias", "6.weight", "6.bias"}
+
+
+def test_a_run_that_gets_no_better_stops_and_is_done(tmp_path: Path, data: Path) -> None:
+    """A rate too low to change a bit, and norms that stand still: no epoch beats the first."""
+    still_ = {"epochs": 6, "patience": 2, "optimizer.lr": 1e-30, "decay.value": 0, "ema": None}
+    told = Told()
+    changes = {**still_, "freeze_norms": True}
+    trained = tiny(tmp_path / "run", data, changes=changes, reporter=told)
+    assert [record["epoch"] for record in records(tmp_path / "run", "epoch")] == [1, 2, 3]
+    assert trained.summary["best_epoch"] == 1
+    assert any("no epoch since the 1. was better: stopped" in note for note in told.notes)
+    again, before = Told(), last(tmp_path / "run")
+    tiny(tmp_path / "run", data, resume=True, reporter=again)
+    assert again.notes[0].startswith("all 3 epochs of the run in")
+    assert same_bits(before, last(tmp_path / "run"))
 
 
 def test_frozen_norms_are_found_wherever_they_are() -> None:

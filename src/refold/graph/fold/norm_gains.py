@@ -149,6 +149,9 @@ def _readers(lifter: Lifter, node: fx.Node, gain: _Gain) -> dict[fx.Node, Path]:
         for value in (node, *views):
             if value in table:
                 raise RefusedError(table[value])
+    evidence = lifter.capture.evidence
+    if evidence is not None and (reason := evidence.objection([node, *views, *layers], ())):
+        raise RefusedError(reason)  # said now: a fold that goes ahead would have to start over
     for user in others:
         piece, name = lifter.lift(user), place_of(user)
         if isinstance(piece, str):

@@ -71,8 +71,12 @@ def _getitem(context: Context, node: fx.Node, call: Call) -> Lifted:
     def by_rank(rank: int) -> RankedOp | None:
         count = axes_of(shape, rank)
         slices = None if count is None else _spread(entries, count)
-        if slices is None or any(isinstance(s, int) for s in slices):
-            return None if slices is None else _position(slices, rank)
+        if slices is None:
+            return None
+        if not rank and any(entry != slice(None) for entry in slices[:-1]):
+            return _rows(slices)
+        if any(isinstance(s, int) for s in slices):
+            return _position(slices, rank)
         return _sliced(slices, rank, _channels(shape, rank))
 
     return relayout(source, by_rank)
@@ -92,6 +96,16 @@ def _position(entries: list[Any], rank: int) -> RankedOp | None:
     if not kept or not rank or not all(isinstance(entry, int) for entry in entries[at:]):
         return None
     return Resample(operator.itemgetter((..., *entries[at:])), 0, 0.0, rank), 0
+
+
+def _rows(entries: list[Any]) -> RankedOp | None:
+    """Return the choice of some rows of (N, L, C): `x[:, 0]`, a class token."""
+    batch, *places, channels = entries
+    whole = batch == slice(None) == channels
+    if not whole or any(isinstance(entry, list) for entry in places):
+        return None
+    density = 0.0 if any(isinstance(entry, int) for entry in places) else 1.0
+    return Resample(operator.itemgetter((batch, *places)), 0, density, 0), 0
 
 
 def _spread(entries: tuple[Any, ...], count: int) -> list[Any] | None:

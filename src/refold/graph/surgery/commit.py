@@ -13,7 +13,7 @@ from refold.errors import InputError
 from refold.graph.copies.modules import submodule
 from refold.graph.surgery.edits import Edits, alive
 from refold.graph.surgery.frames import Plan
-from refold.graph.surgery.generated import method_from_graph, regenerate, stale_method
+from refold.graph.surgery.generated import Method, method_from_graph, regenerate, stale_method
 from refold.graph.surgery.plain_modules import (
     chain_slots,
     is_layer_subclass,
@@ -92,9 +92,12 @@ class Commit:
                 name = cast(str, node.target)
                 if node.op != "get_attr" or hasattr(self._module(frame), name.split(".")[0]):
                     continue
-                value = getattr(self.capture.module, name, None)
+                made = submodule(self.capture.module, frame.path)
+                owner = made if name in made._buffers else self.capture.module
+                value = getattr(owner, name, None)
                 if isinstance(value, torch.Tensor):
-                    self._module(frame).register_buffer(name, value, persistent=False)
+                    stays = owner is made and name not in made._non_persistent_buffers_set
+                    self._module(frame).register_buffer(name, value, persistent=stays)
 
     def _module(self, frame: Frame) -> nn.Module:
         return self.places[frame.path]
@@ -223,6 +226,7 @@ class Commit:
             owner = self._at(owner_path)
             for table in (owner._parameters, owner._buffers):
                 _forget(table, name, stays=is_layer(owner))
+            _keep_printable(owner)
             if is_layer(owner) and not any(True for _ in owner.parameters()):
                 yield owner
 
@@ -233,6 +237,14 @@ def _forget(table: dict[str, Any], name: str, *, stays: bool) -> None:
         table[name] = None
     else:
         table.pop(name, None)
+
+
+def _keep_printable(module: nn.Module) -> None:
+    """Let a module be printed although what it says of itself asks for a tensor that is gone."""
+    try:
+        module.extra_repr()
+    except Exception:  # any code of the model
+        regenerate(module, {"extra_repr": Method("def forward(self):\n    return ''\n")})
 
 
 def _runs_in_order(module: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from refold.errors import InputError, RefusedError
@@ -113,6 +113,16 @@ class Editor:
         with self.graph.inserting_before(before):
             node = self.graph.call_function(fn, args, kwargs or {})
         return self._own(node, self._visible_frame(node.all_input_nodes, before, beside))
+
+    def insert_stored(self, value: Tensor, *, instead: fx.Node, persistent: bool) -> fx.Node:
+        """Add a read of a new buffer, which holds a value of the code that computes a node."""
+        frame = self.edits.home[instead]
+        path = self._free_name(frame, "constant")
+        owner = submodule(self.capture.module, frame.path)
+        owner.register_buffer(path.rpartition(".")[2], value, persistent=persistent)
+        with self.graph.inserting_before(instead):
+            node = self.graph.create_node("get_attr", path)
+        return self._own(node, frame)
 
     def replace(self, node: fx.Node, new: fx.Node) -> None:
         """Let every reader of `node` read `new`; `sweep` then removes what nobody reads."""

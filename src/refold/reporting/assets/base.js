@@ -45,7 +45,8 @@ refold.bytes = (value) => {
 refold.digits = (value) => {
   if (Number.isInteger(value) && Math.abs(value) < 1e4) return String(value);
   const size = Math.abs(value);
-  return size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : size >= 0.01 ? value.toFixed(2) : value.toExponential(1);
+  if (size >= 1) return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : 2);
+  return size >= 0.001 ? value.toPrecision(2) : value.toExponential(1);
 };
 
 /** A tiny number: 3.1e-14 is 3.1 × 10⁻¹⁴. */

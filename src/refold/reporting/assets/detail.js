@@ -78,16 +78,16 @@
       lines.push(term("", null, h("ol", {}, box.layers.map((one) => layer(one, chosen.side === "before" && chosen.id === one)))));
     }
     const result = [h("b", {}, box.title), refold.path(box.place)];
-    if (box.kernel || lines.length) lines.push(term(lines.length ? "=" : "", box.kernel && image(box.kernel, box.kernel.pixels, `Kernel of ${box.place}`), go("after", id, result)));
+    if (box.kernel || lines.length) lines.push(term(branches.length ? "=" : lines.length ? "→" : "", box.kernel && image(box.kernel, box.kernel.pixels, `Kernel of ${box.place}`), go("after", id, result)));
     return lines;
   };
 
   const fact = (label, value, note) => value !== null && value !== undefined && value !== "" && [h("dt", {}, label), h("dd", {}, value, note && h("span", { class: "small" }, ` ${note}`))];
 
   const exactness = (box) => {
-    if (box.error === undefined && box.rounding === undefined) return null;
+    if ((box.error ?? null) === null && box.rounding === undefined) return null;
     return h("dl", {},
-      fact("Value in float64", tiny(box.error), "largest difference from before, over its peak"),
+      fact("Value in float64", box.error === null ? null : tiny(box.error), "largest difference from before, over its peak"),
       fact("Stored kernel", box.rounding === undefined ? null : tiny(box.rounding), `off the exact sum of its branches, rounded to ${facts.dtype}`));
   };
 
@@ -139,16 +139,21 @@
     h("ul", { class: "hints" },
       h("li", {}, "Scroll to move, ", h("kbd", {}, "Ctrl"), " and scroll to zoom, drag to pan."),
       h("li", {}, h("kbd", {}, "/"), " searches; the buttons beside it show what was folded and what stayed.")),
-    section("First folds", h("ul", { class: "plain" }, facts.recipes.slice(0, 5).map((recipe) =>
+    facts.recipes.length > 0 && section(facts.verb === "folded" ? "First folds" : "First changes", h("ul", { class: "plain" }, facts.recipes.slice(0, 5).map((recipe) =>
       h("li", {}, go("after", recipe.boxes[0], [h("b", {}, recipe.to), refold.path(facts.after.boxes[recipe.boxes[0]].place)]))))),
   ];
+
+  const titleOf = (box, changed) => {
+    if (!changed) return "Kernel";
+    return (box.branches || []).length > 1 ? "Branches and their sum" : "What became it";
+  };
 
   const result = (chosen, id) => {
     const box = facts.after.boxes[id];
     const changed = refold.isChanged("after", id);
     const ids = changed ? box.from : (box.from || []).slice(-1);
     return [
-      section(changed ? "Branches and their sum" : "Kernel", equation(box, id, chosen), box.kernel && caption(box.kernel)),
+      section(titleOf(box, changed), equation(box, id, chosen), box.kernel && caption(box.kernel)),
       section("Exactness", exactness(box)),
       section("Cost", costs(box, ids)),
       section("Weights", numbers("after", box.weight),

@@ -48,13 +48,29 @@ refold.layout = (() => {
     return { nodes, edges: [], left: -Math.max(...sizes.map((s) => s.width)) / 2, right: Math.max(...sizes.map((s) => s.width)) / 2 };
   };
 
+  /** Tell edges that dagre routes from those that run beside all boxes: where every layer reads all
+   *  before it, routing each would take minutes and show nothing. */
+  const tellApart = (count, edges) => {
+    const depth = new Array(count).fill(0);
+    edges.forEach(([from, to]) => { depth[to] = Math.max(depth[to], depth[from] + 1); });
+    const spans = edges.map(([from, to]) => depth[to] - depth[from]);
+    let room = 150 + 2 * count; // ranks that long edges may cross, all together
+    const order = edges.map((_, at) => at).sort((one, other) => spans[one] - spans[other] || one - other);
+    const inside = new Set(order.filter((at) => {
+      if (spans[at] > 1) room -= spans[at];
+      return spans[at] <= 1 || room > 0;
+    }));
+    return [edges.filter((_, at) => inside.has(at)), edges.filter((_, at) => !inside.has(at))];
+  };
+
   const place = (sizes, edges) => {
     if (sizes.length <= 2) return straight(sizes);
+    const [routed, long] = tellApart(sizes.length, edges);
     const graph = new dagre.graphlib.Graph();
     graph.setGraph({ nodesep: 18, ranksep: GAP, edgesep: 10, ranker: sizes.length > 400 ? "longest-path" : "network-simplex" });
     graph.setDefaultEdgeLabel(() => ({}));
     sizes.forEach((own, number) => graph.setNode(String(number), { ...own }));
-    edges.forEach(([from, to]) => graph.setEdge(String(from), String(to)));
+    routed.forEach(([from, to]) => graph.setEdge(String(from), String(to)));
     try {
       dagre.layout(graph);
     } catch {
@@ -64,12 +80,18 @@ refold.layout = (() => {
     const [top, bottom] = [nodes[0], nodes[nodes.length - 1]];
     const [dx, dy] = [-(top.x + bottom.x) / 2, -top.y];
     const moved = nodes.map(({ x, y }, number) => ({ x: number && number < nodes.length - 1 ? x + dx : 0, y: y + dy }));
-    const routes = edges.map(([from, to]) => ({
+    const routes = routed.map(([from, to]) => ({
       from, to, points: graph.edge(String(from), String(to)).points.slice(1, -1).map(({ x, y }) => ({ x: x + dx, y: y + dy })),
     }));
     const xs = moved.flatMap(({ x }, number) => [x - sizes[number].width / 2, x + sizes[number].width / 2]);
     const bends = routes.flatMap(({ points }) => points.map(({ x }) => x));
-    return { nodes: moved, edges: routes, left: Math.min(...xs, ...bends), right: Math.max(...xs, ...bends) };
+    const [inner, right] = [Math.min(...xs, ...bends), Math.max(...xs, ...bends)];
+    long.forEach(([from, to]) => {
+      const lane = inner - 14 - 5 * (from % 8); // those of one box share a lane
+      const [start, end] = [moved[from].y + sizes[from].height / 2 + GAP / 2, moved[to].y - sizes[to].height / 2 - GAP / 2];
+      routes.push({ from, to, points: [{ x: lane, y: start + 12 }, { x: lane, y: end - 12 }] });
+    });
+    return { nodes: moved, edges: routes, left: long.length ? inner - 54 : inner, right };
   };
 
   /** Return nodes and edges of one side.

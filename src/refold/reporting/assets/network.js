@@ -41,22 +41,33 @@
   };
 
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
-  let moving = 0;
-  const glide = (target) => {
-    cancelAnimationFrame(moving);
-    if (calm.matches || document.hidden) return look(target);
+  let moving = null; // the move that is under way: its next frame and where it ends
+
+  /** End a move at once: what a hand does comes on top of it. */
+  const settle = () => {
+    if (!moving) return;
+    cancelAnimationFrame(moving.next);
+    const { goal } = moving;
+    moving = null;
+    look(goal);
+  };
+
+  const glide = (goal) => {
+    settle();
+    if (calm.matches || document.hidden) return look(goal);
     const [start, from] = [performance.now(), { ...views }];
     const step = (now) => {
-      const t = Math.min(1, (now - start) / 240);
+      const t = Math.min(1, Math.max(0, now - start) / 240);
       const ease = 1 - (1 - t) ** 3;
-      look(Object.fromEntries(Object.keys(target).map((key) => [key, from[key] + (target[key] - from[key]) * ease])));
-      if (t < 1) moving = requestAnimationFrame(step);
+      look(Object.fromEntries(Object.keys(goal).map((key) => [key, from[key] + (goal[key] - from[key]) * ease])));
+      moving = t < 1 ? { goal, next: requestAnimationFrame(step) } : null;
     };
-    moving = requestAnimationFrame(step);
+    moving = { goal, next: requestAnimationFrame(step) };
     return undefined;
   };
 
   const zoom = (factor, at = null) => {
+    settle();
     const { width, height } = frame();
     const { x, y } = at || { x: width / 2, y: height / 2 };
     const k = Math.min(2.5, Math.max(0.02, views.k * factor));
@@ -67,10 +78,11 @@
   const room = () => ({ width: frame().width - 84, height: frame().height });
 
   /** The scale at which both columns fit, as long as names can be read. */
-  const fitting = () => Math.min(1.1, Math.max(0.3, (room().width - 40) / (place.right - place.left)));
+  const fitting = () => Math.min(1.1, Math.max(0.3, (room().width - 90) / (place.right - place.left)));
 
   /** Show both columns from the top, as large as they fit. */
   const home = () => {
+    settle();
     const k = fitting();
     look({ k, x: (room().width - (place.left + place.right) * k) / 2, y: 64 - place.top * k });
   };
@@ -222,6 +234,7 @@
   };
 
   const jump = (event) => {
+    settle();
     const { top } = mapBox.getBoundingClientRect();
     const down = (mapBox.clientHeight - 8) / (place.bottom - place.top);
     look({ y: frame().height / 2 - (place.top + (event.clientY - top - 4) / down) * views.k });
@@ -234,6 +247,7 @@
   let grip = null;
   picture.addEventListener("pointerdown", (event) => {
     if (event.button) return;
+    settle();
     grip = { x: event.clientX, y: event.clientY, from: { ...views }, far: false };
   });
   addEventListener("pointermove", (event) => {
@@ -257,6 +271,7 @@
   });
   picture.addEventListener("wheel", (event) => {
     event.preventDefault();
+    settle();
     const unit = event.deltaMode === 1 ? 18 : 1;
     const { left, top } = frame();
     if (event.ctrlKey || event.metaKey) {
@@ -344,7 +359,7 @@
   });
 
   const number = (query) => refold.sides.reduce((sum, side) => sum + facts[side].boxes.filter((_, id) => tests[query](side, id)).length, 0);
-  const chips = [["is:folded", "folded"], ["is:kept", "kept"], ["is:dropped", "dropped"]].filter(([query]) => number(query)).map(([query, label]) =>
+  const chips = [["is:folded", facts.verb === "folded" ? "folded" : "changed"], ["is:kept", "kept"], ["is:dropped", "dropped"]].filter(([query]) => number(query)).map(([query, label]) =>
     h("button", { type: "button", class: `filter ${label}`, "data-query": query, "aria-pressed": "false", onclick: () => {
       field.value = field.value === query ? "" : query;
       refold.search(field.value);

@@ -72,12 +72,13 @@
     const rows = facts.stages.map((name, stage) => ({
       name, stage, was: total("before", stage, measure.of), is: total("after", stage, measure.of),
     }));
+    const told = rows.filter((row) => row.was || row.is);
     const most = Math.max(1e-9, ...rows.map((row) => Math.max(row.was, row.is)));
     const bar = (side, value) => h("i", { class: side, style: { width: `${(100 * value) / most}%` } });
-    return rows.map((row) =>
+    return told.map((row) =>
       h("button", { type: "button", class: "stage", title: "Show in the network",
         onclick: () => refold.open("after", Math.max(0, after.boxes.findIndex((box) => box.stage === row.stage))) },
-        h("span", { class: "name" }, h("bdi", {}, refold.tail(row.name, 28))),
+        h("span", { class: "name" }, h("bdi", {}, refold.tail(row.name, 15))),
         h("span", { class: "twin" }, bar("before", row.was), bar("after", row.is)),
         h("span", { class: "numbers" }, measure.write(row.was), h("span", { class: "arrow" }, " → "), h("b", {}, measure.write(row.is))),
         h("span", { class: row.is > row.was ? "change more" : "change" }, change(row.was, row.is))));
@@ -124,22 +125,26 @@
 
   const COSTLIER = "Exact, but it would need more multiply-adds. allow_growth=True makes it.";
 
+  /** A reason without the names in it: places that stayed for one cause stand together. */
+  const kindOf = (item) => (item.costlier ? COSTLIER : item.reason.replace(/[^\s,;:()]+(\.[^\s,;:().]+)+/g, "…"));
+
   const place = (item) => {
     const [side] = refold.sides.filter((name) => item[name].length).slice(-1);
-    const label = [refold.path(item.place), item.costlier && h("span", { class: "small" }, ` ${item.reason}`)];
+    const own = item.reason !== kindOf(item); // more than the heading says
+    const label = [refold.path(item.place), own && h("span", { class: "small" }, ` ${item.reason}`)];
     return h("li", {}, side ? h("button", { type: "button", class: "link", onclick: () => refold.open(side, item[side][0]) }, label) : label);
   };
 
   const stayed = () => {
     const reasons = new Map();
     for (const item of facts.kept) {
-      const reason = item.costlier ? COSTLIER : item.reason;
+      const reason = kindOf(item);
       reasons.set(reason, [...(reasons.get(reason) || []), item]);
     }
     const groups = [...reasons].sort((one, other) => other[1].length - one[1].length);
     return h("div", { class: "card" },
       h("div", { class: "head" }, h("h2", {}, "What stayed, and why")),
-      groups.length ? null : h("p", { class: "soft" }, "Nothing: whatever could be folded was."),
+      groups.length ? null : h("p", { class: "soft" }, facts.verb === "folded" ? "Nothing: whatever could be folded was." : "Nothing."),
       groups.map(([reason, items]) =>
         h("details", { class: "reason", open: groups.length === 1 && items.length < 6 },
           h("summary", {}, h("span", { class: "times" }, `${items.length} ×`), h("span", {}, reason)),

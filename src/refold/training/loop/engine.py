@@ -84,6 +84,19 @@ class Engine:
         """How many steps of the run are done."""
         return self.parts.position.done
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are done, or enough of them without a better one."""
+        return self.parts.position.epoch >= self.recipe.epochs or self._gave_up
+
+    @property
+    def _gave_up(self) -> bool:
+        position, patience = self.parts.position, self.recipe.patience
+        if patience is None or position.best_epoch is None:
+            return False
+        since = position.epoch - position.best_epoch
+        return position.epoch < self.recipe.epochs and since >= patience
+
     # -- the run ----------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -97,7 +110,7 @@ class Engine:
         position = self.parts.position
         self._clock, self._saved_at = Clock(), time.monotonic()
         with Ears() as ears:
-            while position.epoch < self.recipe.epochs:
+            while not self.is_finished:
                 # Of fewer images than before an epoch may have no step left.
                 self.order.at(position.epoch, min(position.step, self.order.steps))
                 self.wrapped.train()
@@ -123,7 +136,7 @@ class Engine:
         position, recipe, number = self.parts.position, self.recipe, self.done
         lr = recipe.optimizer.lr * self._share()
         for group in self.parts.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("factor", 1.0)  # none in older checkpoints
         # Drop-out and the like draw what they would draw had the run never stopped.
         torch.manual_seed(seed_of(recipe.seed, "step", number, self.accelerator.process_index))
         outcomes = [self._learn(piece, number, at) for at, piece in enumerate(pieces)]
@@ -261,7 +274,12 @@ class Engine:
         position.begin_epoch()
         self._save((LAST, BEST) if better else (LAST,))
         self.reporter.epoch(record)
-        if self._asked and position.epoch < self.recipe.epochs:
+        if self._gave_up:
+            self.reporter.note(
+                f"no epoch since the {position.best_epoch}. was better: stopped before all "
+                f"{self.recipe.epochs} were done, as patience is {self.recipe.patience}"
+            )
+        if self._asked and not self.is_finished:
             raise Stopped(self._asked)
 
     def _measure(self, record: dict[str, Any], numbers: dict[str, float]) -> None:

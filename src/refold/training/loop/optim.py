@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -62,19 +64,48 @@ def open_repvggs(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, RepVGGBlock) and not m.deploy]
 
 
+def _factors(model: nn.Module, patterns: Mapping[str, float]) -> dict[str, float]:
+    """Return the factor of every parameter's learning rate, by name."""
+    factors = dict.fromkeys((name for name, _ in model.named_parameters()), 1.0)
+    for pattern, factor in patterns.items():
+        mine = [name for name in factors if _names(name, pattern)]
+        if not mine:
+            raise InputError(
+                f"optimizer.factors: {pattern!r} matches no part of the network; 'NAME*' also "
+                "matches what lies below"
+            )
+        factors.update(dict.fromkeys(mine, factor))
+    return factors
+
+
+def _names(name: str, pattern: str) -> bool:
+    """Say whether a pattern matches a parameter or a part that holds it.
+
+    >>> _names("network.layer1.0.weight", "layer1"), _names("network.fc.weight", "layer*")
+    (True, False)
+    """
+    parts = name.removeprefix("network.").split(".")  # as the learner calls the network
+    return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
+
+
 def make_optimizer(model: nn.Module, wanted: Optimizer, decay: Decay) -> torch.optim.Optimizer:
     """Return the optimizer of a recipe; parameters that do not decay have a group of their own.
 
+    A group's `factor` is what its learning rate is multiplied by.
+
     Raises:
-        InputError: when neither torch nor timm has such an optimizer, or it has no such option.
+        InputError: when neither torch nor timm has such an optimizer, it has no such option, or
+            a pattern of `factors` matches nothing.
     """
-    apart = decays(model, decay)
-    groups: list[dict[str, Any]] = []
-    for does in (True, False):
-        mine = [p for name, p in model.named_parameters() if apart[name] is does]
-        mine = [p for p in mine if p.requires_grad]
-        if mine:
-            groups.append({"params": mine, "weight_decay": decay.value if does else 0.0})
+    apart, factor = decays(model, decay), _factors(model, wanted.factors)
+    kinds: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kinds.setdefault((apart[name], factor[name]), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": kinds[kind], "weight_decay": decay.value if kind[0] else 0.0, "factor": kind[1]}
+        for kind in sorted(kinds, key=lambda kind: (not kind[0], kind[1]))
+    ]
     if not groups:
         raise InputError("the model has no parameter to train")
     if wanted.name == "sgd":

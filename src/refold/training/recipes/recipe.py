@@ -35,6 +35,8 @@ class Optimizer(_Strict):
         lr: learning rate at its highest.
         momentum: of sgd.
         nesterov: of sgd.
+        factors: of the learning rate, by pattern: `{"layer1*": 0.1, "fc": 10}`; the last that
+            matches a part or a weight holds.
         options: others of timm's optimizer, by name.
     """
 
@@ -42,7 +44,16 @@ class Optimizer(_Strict):
     lr: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
+    factors: dict[str, float] = {}
     options: dict[str, Any] = {}
+
+    @field_validator("factors")
+    @classmethod
+    def _positive(cls, values: dict[str, float]) -> dict[str, float]:
+        for pattern, factor in values.items():
+            if not 0 < factor < float("inf"):
+                raise ValueError(f"{pattern!r}: {factor} is no factor; freeze what must not move")
+        return values
 
 
 class Schedule(_Strict):
@@ -216,6 +227,7 @@ class Recipe(_Strict):
         block_options: of that block.
         gamma: what the last scale of each branch starts at; None for the block's own.
         epochs: passes over the images.
+        patience: stop after so many epochs without a better one; None to do them all.
         batch_size: images of one step, of all processes together.
         accumulate: pieces that a process takes its share of a batch in, one after another.
         ema: decay of the moving average of the weights, which is judged and deployed; None for
@@ -244,6 +256,7 @@ class Recipe(_Strict):
     block_options: dict[str, Any] = {}
     gamma: float | None = None
     epochs: int = Field(gt=0)
+    patience: int | None = Field(default=None, gt=0)
     batch_size: int = Field(gt=0)
     accumulate: int = Field(default=1, gt=0)
     optimizer: Optimizer = Optimizer()

@@ -64,9 +64,9 @@ def go_on(engine: Engine, order: Order, begun: Begun, *, data_changed: bool) -> 
     _restore(engine, order, found)
     if data_changed:
         position.unreadable = []  # numbers of other images, perhaps
-    if position.epoch >= engine.recipe.epochs:
+    if engine.is_finished:
         order.reporter.note(
-            f"all {engine.recipe.epochs} epochs of the run in {folder.path} are done: "
+            f"all {position.epoch} epochs of the run in {folder.path} are done: "
             "nothing is trained, the results are written again"
         )
     if not folder.writes:

@@ -1,0 +1,91 @@
+"""MODEL may be an .onnx file that anybody wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.onnx_texts import kinds, model, norm, written
+from refold.cli.app import main
+
+TEXT = """(float[n, 3, h, w] x) => (float[n, 8, h, w] y) {
+  a = Conv<pads=[1,1,1,1]>(x, w) b = BatchNormalization(a, gn, bn, mn, vn) y = Relu(b) }"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    return str(written(tmp_path, model(TEXT, {"w": (8, 3, 3, 3), **norm("n", 8)})))
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_convert_and_verify(file: str, tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "out.onnx"
+    assert main(["convert", file, "-o", str(out)]) == 0
+    said = capfd.readouterr().out
+    assert "BatchNormalization" in said
+    assert "equal in ONNX Runtime" in said
+    assert kinds(out) == ["Conv", "Relu"]
+    assert main(["verify", file, str(out), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["is_equal"]
+    wrong = written(tmp_path, model(TEXT, {"w": (8, 3, 3, 3), **norm("n", 8)}), "wrong.onnx")
+    wrong.write_bytes(out.read_bytes().replace(b"Relu", b"Tanh"))
+    assert main(["verify", file, str(wrong)]) == 1
+    assert "not equal" in capfd.readouterr().out
+
+
+def test_convert_to_openvino(file: str, tmp_path: Path, capfd: Capture) -> None:
+    pytest.importorskip("openvino")
+    out = tmp_path / "out.xml"
+    assert main(["convert", file, "-o", str(out), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["nodes_after"] == {"Conv": 1, "Relu": 1}
+    assert main(["verify", file, str(out)]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "out.bin", "out.xml"]
+
+
+def test_inspect(file: str, capfd: Capture) -> None:
+    assert main(["inspect", file]) == 0
+    assert "1 folded; nodes 3 -> 2" in capfd.readouterr().out
+    assert main(["inspect", file, "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["steps"][0]["where"] == "Conv_0"
+    assert found["provenance"] == {}
+
+
+def test_bench(file: str, capfd: Capture) -> None:
+    assert main(["bench", file, "--input-size", "3x16x16", "--json"]) == 0
+    rows = json.loads(capfd.readouterr().out)["rows"]
+    assert [(row["runtime"], row["model"]) for row in rows] == [
+        ("onnxruntime", "before"),
+        ("onnxruntime", "after"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["convert", "{}", "-o", "a.pt2"], "end it in one of .onnx .xml"),
+        (["convert", "{}", "-o", "a.onnx", "--opset", "17"], "--opset cannot change it"),
+        (["convert", "none.onnx", "-o", "a.onnx"], "there is no file 'none.onnx'"),
+        (["inspect", "{}", "--checkpoint", "a.pt"], "--checkpoint cannot change it"),
+        (["verify", "{}", "none.onnx"], "there is no file"),
+        (["bench", "{}", "--runtime", "eager"], "give one of onnxruntime, openvino"),
+        (["bench", "{}", "--input-size", "4x8x8"], "fixes the size of 'x' to 3x8x8, not 4x8x8"),
+        (["prune", "{}", "--ratio", "0.5"], "is an ONNX file, which convert, inspect"),
+        (["remove-residuals", "{}"], "is an ONNX file, which convert, inspect"),
+    ],
+)
+def test_what_it_cannot_do(
+    file: str, words: list[str], said: str, capfd: Capture, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main([word.format(file) for word in words]) == 2
+    errors: Any = capfd.readouterr().err
+    assert said in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
