@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from zoo.guests import GUESTS
+
 _HEAD = """\
 # Coverage
 
@@ -31,6 +33,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     missing = sorted({row["label"].partition(":")[0] for row in rows if row.get("missing")})
     broken = [row for row in rows if "norms" not in row]
     parts = [_HEAD, _summary(measured, missing), _table(measured), _leftovers(measured)]
+    parts += _unmeasured({row["label"] for row in rows})
     parts += [f"- `{row['label']}`: {'; '.join(row['faults'])}" for row in broken]
     return "\n".join(parts)
 
@@ -48,6 +51,13 @@ def _summary(rows: list[dict[str, Any]], missing: list[str]) -> str:
         f"afterwards.\n\n{_machine()} {', '.join(f'{k} {v}' for k, v in versions.items())}.\n"
     )
     return text + (f"\nNot installed: {', '.join(missing)}.\n" if missing else "")
+
+
+def _unmeasured(labels: set[str]) -> list[str]:
+    left = [f"`{guest.label}`" for guest in GUESTS if guest.label not in labels]
+    return (
+        [f"## Not measured\n\nIn the script, not in this table: {', '.join(left)}."] if left else []
+    )
 
 
 def _machine() -> str:
