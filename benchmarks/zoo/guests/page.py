@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from zoo.guests import GUESTS
+
 _HEAD = """\
 # Coverage
 
@@ -31,6 +33,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     missing = sorted({row["label"].partition(":")[0] for row in rows if row.get("missing")})
     broken = [row for row in rows if "norms" not in row]
     parts = [_HEAD, _summary(measured, missing), _table(measured), _leftovers(measured)]
+    parts += _unmeasured({row["label"] for row in rows})
     parts += [f"- `{row['label']}`: {'; '.join(row['faults'])}" for row in broken]
     return "\n".join(parts)
 
@@ -48,6 +51,13 @@ def _summary(rows: list[dict[str, Any]], missing: list[str]) -> str:
         f"afterwards.\n\n{_machine()} {', '.join(f'{k} {v}' for k, v in versions.items())}.\n"
     )
     return text + (f"\nNot installed: {', '.join(missing)}.\n" if missing else "")
+
+
+def _unmeasured(labels: set[str]) -> list[str]:
+    left = [f"`{guest.label}`" for guest in GUESTS if guest.label not in labels]
+    return (
+        [f"## Not measured\n\nIn the script, not in this table: {', '.join(left)}."] if left else []
+    )
 
 
 def _machine() -> str:
@@ -81,12 +91,23 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def _leftovers(rows: list[dict[str, Any]]) -> str:
     lines = ["## Norms that still run\n", "| network | norms | why |", "| --- | --- | --- |"]
     for row in rows:
-        for why, count in Counter(map(_kind, row["stays"].values())).items():
-            lines.append(f"| `{row['label']}` | {count} | {why} |")
+        kinds = Counter(map(_kind, row["stays"].values()))
+        lines += [f"| `{row['label']}` | {count} | {why} |" for why, count in kinds.items()]
     return "\n".join(lines) + "\n"
+
+
+_KINDS = {
+    r"the value of .* is also read by .*": "the value before it is also read elsewhere, unnormed",
+    r"no neighbour takes it in: it comes from \S*cat\b.*": "behind a concatenation, in front of an "
+    "activation",
+    r"no neighbour takes it in: .*": "behind an activation or a sum; what reads it pads, or is no "
+    "layer",
+}
 
 
 def _kind(reason: str) -> str:
     """Return a reason without the names of the layers around, so that equal ones count as one."""
-    text = re.sub(r"\.\d+\b", ".N", reason)
-    return re.sub(r"\b(\w+\.){2,}(\w+)", r"…\2", text.replace("|", "/"))
+    for pattern, said in _KINDS.items():
+        if re.fullmatch(pattern, reason):
+            return said
+    return reason.replace("|", "/")

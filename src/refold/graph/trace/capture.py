@@ -316,8 +316,10 @@ class _Search:
             for path, count in found.calls.items():
                 key = id(submodule(found.module, path))
                 total[key] = total.get(key, 0) + count
+        for found in self.captures:  # code that no run has followed may call it too
             for path in self.runs_alone(found.path, found.module).keys() & found.calls.keys():
-                total[id(submodule(found.module, path))] += 1
+                key = id(submodule(found.module, path))
+                total[key] = max(total[key], 2)
         for found in self.captures:
             for path in found.calls:
                 found.calls[path] = total[id(submodule(found.module, path))]
