@@ -177,6 +177,26 @@ def test_depth_adds_up_roundings_and_keeps_no_norm(dtype: torch.dtype) -> None:
         assert torch.equal(rounded, weight.to(dtype))
 
 
+class Sine(nn.Module):
+    """Makes a small difference three times as large, layer by layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(3 * x)
+
+
+def test_what_rounding_alone_makes_large_undoes_no_step() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), Norm(8), Sine()) for _ in range(10)]
+    x = torch.randn(2, 8, 7, 7).double()
+    wild = enliven(nn.Sequential(*layers).double().eval(), (x,))
+    single = copy.deepcopy(wild).float()
+    folded = reparameterize(single, x.float())
+    assert not any(isinstance(module, Norm) for module in folded.modules())
+    with torch.no_grad():
+        assert (single(x.float()) - folded(x.float())).abs().max() > 1e-3  # float32's rounding
+    assert gap(wild, reparameterize(wild, x), x) <= 1e-9
+
+
 def test_channels_last(model: nn.Module) -> None:
     folded = reparameterize(model.to(memory_format=torch.channels_last), images())
     weights = [m.weight for m in folded.modules() if isinstance(m, nn.Conv2d)]

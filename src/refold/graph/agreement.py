@@ -15,16 +15,13 @@ from refold.graph.trace.recording import run_blank
 from refold.graph.trace.state import StateChangeError, untouched
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
-_SURE = 1e-6
 _ROUNDED = 5e-2  # of activations in half precision
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def disagreement(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str | None:
     """Return how two models differ on an example; None where they do not, or nobody can tell.
 
-    A difference in lower precision is looked at again in float64. On an example without numbers,
-    only errors and shapes are compared, as `misfit` does.
+    On an example without numbers, only errors and shapes are compared, as `misfit` does.
 
     Examples:
         >>> layer = nn.ReLU()
@@ -40,8 +37,6 @@ def disagreement(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -
         found = _difference(first, _result(folded, inputs))
         if found is None or _difference(first, _result(model, inputs)) is not None:
             return None
-        if any(x.dtype != torch.float64 for x in first if x.is_floating_point()):
-            return _in_double(model, folded, inputs)
         return found
 
 
@@ -64,9 +59,15 @@ def misfit(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str 
     return None if same else "the folded model gives another answer (other shapes)"
 
 
-def is_half(model: nn.Module) -> bool:
-    """Say whether a model keeps weights in half precision."""
-    return any(parameter.dtype in _HALF for parameter in model.parameters())
+def narrowest(model: nn.Module) -> torch.dtype:
+    """Return the narrowest floating type that a model keeps weights in; float64 without any.
+
+    Examples:
+        >>> narrowest(nn.Linear(2, 2).half()), narrowest(nn.ReLU())
+        (torch.float16, torch.float64)
+    """
+    kept = [x.dtype for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()]
+    return min(kept, key=lambda dtype: dtype.itemsize, default=torch.float64)
 
 
 def in_double(
@@ -83,17 +84,6 @@ def in_double(
         return duplicate(model).double(), pytree.tree_map_only(Tensor, _widened, inputs)
     except Exception:
         return None
-
-
-def _in_double(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str | None:
-    one, two = in_double(model, inputs), in_double(folded, inputs)
-    if one is None or two is None:
-        return None
-    wide, given = one
-    first = _result(wide, given)
-    if isinstance(first, Exception) or _difference(first, _result(wide, given), _SURE) is not None:
-        return None
-    return _difference(first, _result(two[0], given), _SURE)
 
 
 def _widened(tensor: Tensor) -> Tensor:

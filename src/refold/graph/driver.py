@@ -9,7 +9,7 @@ import gc
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
-from refold.graph.agreement import disagreement, in_double, is_half, misfit
+from refold.graph.agreement import disagreement, in_double, misfit, narrowest
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.copies.watching import watchable
 from refold.graph.fold.borders import pad_before_layers
@@ -298,19 +298,27 @@ def _comparison(
 ) -> _Differs:
     """Return what says how a fold differs from the model on the example, or that it does not.
 
-    Rounding a deep network's weights to half precision moves its answer by more than a wrong fold
-    may, however exact the fold is: there, the same fold of the model in float64 is compared.
+    Rounding the weights of a deep network moves its answer, by more than a wrong fold may, however
+    exact the fold is: where the answers differ, the same fold of the model in float64 is compared.
+    In half precision they always do, and a CPU takes long to say so.
     """
     if not check:
         return lambda made, left: misfit(plain, made.model, example)
     example = _with_numbers(plain, example)
-    if is_half(plain):
-        twin, source = in_double(plain, example), in_double(ready, example)
-        if twin is not None and source is not None:
-            wide, given = twin
-            again = partial(_settled, source[0], given, allow_growth)
-            return lambda made, left: disagreement(wide, again(left).model, given)
-    return lambda made, left: disagreement(plain, made.model, example)
+    twins = cache(lambda: (in_double(plain, example), in_double(ready, example)))
+    kind = narrowest(plain)
+
+    def differs(made: _Made, left: _Left) -> str | None:
+        reason = None if kind.itemsize < 4 else disagreement(plain, made.model, example)
+        if kind == torch.float64 or (reason is None and kind.itemsize == 4):
+            return reason
+        twin, source = twins()
+        if twin is None or source is None:
+            return disagreement(plain, made.model, example)
+        folded = _settled(source[0], twin[1], allow_growth, left).model
+        return disagreement(twin[0], folded, twin[1])
+
+    return differs
 
 
 def _agreed(
