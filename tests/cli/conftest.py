@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from refold.cli.app import main
+from refold.sources.guest import PREFIX
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ Run = Callable[..., Result]
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.delenv("REFOLD_DEBUG", raising=False)
+    for name in [name for name in sys.modules if name.startswith(PREFIX)]:
+        monkeypatch.delitem(sys.modules, name)  # files that other tests ran are no user's here
 
     def call(*words: str | Path) -> Result:
         capsys.readouterr()
