@@ -455,6 +455,7 @@ def _passed_at_the_end(
     The value of such a call is the one before it, which the step keeps for whoever reads it.
     """
     past = {n for n in nodes - step.nodes if edits.swapped[n] not in edits.inserted}
+    past &= first.readers.keys()  # a call that an earlier step made has none in the model
     loose = set[fx.Node]()
     while more := {n for n in past - loose if (nodes - loose).isdisjoint(first.readers[n])}:
         loose |= more

@@ -96,9 +96,18 @@ class Constants:
         return f"{self.capture.full(path)} is read more than once ({names})"
 
     def consumers(self) -> dict[str, frozenset[fx.Node]]:
-        """Return, for each stored tensor, the nodes that it reaches and that depend on more."""
+        """Return, for each tensor that several calls read, what it reaches and depends on more.
+
+        One that a single call reads is not among them: what is computed from it may be used often,
+        as a norm with fixed statistics uses its scale for its shift.
+        """
         if self._consumers is None:
-            self._consumers = {path: frozenset(found) for path, found in self._readers().items()}
+            readers = self._readers().items()
+            self._consumers = {
+                path: frozenset(end for node in found for end in self._ends(node))
+                for path, found in readers
+                if len(found) > 1
+            }
         return self._consumers
 
     def join(self, paths: Iterable[str]) -> None:
@@ -106,21 +115,23 @@ class Constants:
         self._joined = frozenset(paths)
 
     def _readers(self) -> dict[str, set[fx.Node]]:
+        """Return, for each stored tensor, the calls that read it."""
         readers: dict[str, set[fx.Node]] = {}
         for node in self.capture.graph.nodes:
             if node.op == "call_module":
                 for path in _held(self.capture, node):
-                    readers.setdefault(path, set()).update(self._ends(node))
+                    readers.setdefault(path, set()).add(node)
             elif node.op == "get_attr":
-                readers.setdefault(cast(str, node.target), set()).update(self._ends(node))
+                reading = {user for user in node.users if not reads_shape_only(user, node)}
+                readers.setdefault(cast(str, node.target), set()).update(reading)
         return readers
 
     def _ends(self, node: fx.Node) -> Iterator[fx.Node]:
-        """Yield the first nodes after this one that more than stored tensors take part in."""
+        """Yield the first nodes from this one on that more than stored tensors take part in."""
         pending, seen = [node], {node}
         while pending:
             current = pending.pop()
-            if self._evaluate(current) is _UNKNOWN and current.op != "get_attr":
+            if self._evaluate(current) is _UNKNOWN:
                 yield current
                 continue
             after = {user for user in current.users if not reads_shape_only(user, current)} - seen
