@@ -93,10 +93,10 @@ class Commit:
                 if node.op != "get_attr" or hasattr(self._module(frame), name.split(".")[0]):
                     continue
                 made = submodule(self.capture.module, frame.path)
-                owner = made if name in made._buffers else self.capture.module
-                value = getattr(owner, name, None)
+                is_buffer = name in made._buffers  # of a fold; else a tensor of the trace
+                value = getattr(made if is_buffer else self.capture.module, name, None)
                 if isinstance(value, torch.Tensor):
-                    stays = owner is made and name not in made._non_persistent_buffers_set
+                    stays = is_buffer and name not in made._non_persistent_buffers_set
                     self._module(frame).register_buffer(name, value, persistent=stays)
 
     def _module(self, frame: Frame) -> nn.Module:
