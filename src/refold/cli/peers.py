@@ -84,14 +84,8 @@ def _difference(subject: Subject, other: nn.Module) -> float:
     """Return the relative error of another network's answer on the example."""
     import torch
 
-    from refold.equivalence import tensor_leaves
+    from refold.equivalence import compare, relative_errors
 
     with torch.no_grad():
-        wanted, found = (
-            tensor_leaves(model(*subject.example_inputs)) for model in (subject.model, other)
-        )
-    return max(
-        float((a.float() - b.float()).abs().max() / a.float().abs().max().clamp(min=1e-30))
-        for a, b in zip(wanted, found, strict=True)
-        if a.numel()
-    )
+        wanted, found = (model(*subject.example_inputs) for model in (subject.model, other))
+    return relative_errors([compare(wanted, found)])[0][0]

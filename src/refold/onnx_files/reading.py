@@ -120,10 +120,7 @@ def _check(model: Any) -> None:
     graph = model.graph
     if not model.ir_version or not graph.node or not graph.output:
         raise InputError("it holds no network: the file is damaged or not finished")
-    known = {value.name for value in graph.input}
-    known.update(tensor.name for tensor in graph.initializer)
-    known.update(tensor.values.name for tensor in graph.sparse_initializer)
-    made = set[str]()
+    known = _given(graph)
     for node in graph.node:
         for name in chain(node.input, *map(captured, subgraphs(node))):
             if name and name not in known:
@@ -134,10 +131,17 @@ def _check(model: Any) -> None:
             if name in known:
                 raise InputError(f"{name!r} is made twice, at last by {title(node)}")
             known.add(name)
-            made.add(name)
     missing = [value.name for value in graph.output if value.name not in known]
     if missing:
         raise InputError(f"nothing makes its output {missing[0]!r}: the file is damaged")
+
+
+def _given(graph: Any) -> set[str]:
+    """Return the values that a graph has before its first node runs."""
+    given = {value.name for value in graph.input}
+    given.update(tensor.name for tensor in graph.initializer)
+    given.update(tensor.values.name for tensor in graph.sparse_initializer)
+    return given
 
 
 def title(node: Any) -> str:
@@ -155,9 +159,7 @@ def subgraphs(node: Any) -> Iterator[Any]:
 
 def captured(graph: Any) -> set[str]:
     """Return the values from outside that a subgraph reads, at any depth."""
-    own = {value.name for value in graph.input}
-    own.update(tensor.name for tensor in graph.initializer)
-    own.update(tensor.values.name for tensor in graph.sparse_initializer)
+    own = _given(graph)
     found = set[str]()
     for node in graph.node:
         for name in chain(node.input, *map(captured, subgraphs(node))):
