@@ -144,6 +144,9 @@ def plan(
 ) -> Plan:
     """Return what can be folded in `model`, what cannot and why; the model stays as it is.
 
+    The page "Why was this not folded?" of the documentation explains each reason in `.kept`, and
+    `refold inspect MODEL --why` prints what a network needs of it.
+
     Args:
         model: any module in eval mode.
         example_inputs: a tensor, a tuple or list of the model's arguments (a detector's list of

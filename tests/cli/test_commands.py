@@ -44,6 +44,13 @@ def test_inspect_shows_every_fold_and_refusal(run: Callable, net: Net) -> None:
     assert "pad" in refused.out
 
 
+def test_inspect_explains_what_is_kept(run: Callable, net: Net) -> None:
+    told = run("inspect", *words(net, "refused", "--why")).out
+    assert "A shift meets zero padding" in told
+    assert "Put the norm after the convolution" in told
+    assert "Put the norm" not in run("inspect", *words(net, "refused", "--why", "--json")).out
+
+
 def test_inspect_lists_what_does_not_run(run: Callable, net: Net) -> None:
     words_of = words(net, "with_head")
     rows = [line for line in run("inspect", *words_of).out.splitlines() if "aux" in line]

@@ -194,3 +194,22 @@ def test_a_buffer_that_changes_is_read_anew() -> None:
     model = net(forward, conv=nn.Conv2d(4, 4, 1))
     model.register_buffer("scale", torch.randn(4, 1))
     assert not refold.plan(live(model), images(2, 4, 6, 6)).groups["parametrized"]
+
+
+class Scaled(nn.Module):
+    """Reads a statistic of its norm and calls the norm as well, as training for int8 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        deviation = torch.sqrt(self.norm.running_var + self.norm.eps)
+        return self.norm((x / deviation.reshape(1, -1, 1, 1)).tanh())
+
+
+def test_a_buffer_of_a_layer_that_is_called_stays() -> None:
+    model = live(Scaled().eval())
+    folded = refold.reparameterize(model, images(2, 3, 6, 6), check=False)
+    assert "constant" in dict(folded.named_buffers())
+    assert gap(model, folded, images(3, 3, 5, 6)) <= 1e-9

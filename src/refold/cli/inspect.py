@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from refold.cli import options
-from refold.cli.console import print_json, say_block, step
+from refold.cli.console import print_json, say, say_block, step
 from refold.cli.onnx_model import check_options, inspect_onnx, is_onnx
 from refold.cli.shipping import say_provenance
 from refold.cli.subject import prepare
+from refold.cli.summary import why_lines
+
+if TYPE_CHECKING:
+    from refold.graph import Kept
 
 FILES = (".xml", ".safetensors")
 """What says where it comes from, and is no network that can be folded."""
@@ -29,6 +35,9 @@ def inspect(
     every: Annotated[
         bool, typer.Option("--all", help="List every step and refusal instead of summing up.")
     ] = False,
+    why: Annotated[
+        bool, typer.Option("--why", help="Also explain what is kept: the cause, and what to do.")
+    ] = False,
     drop_unused: options.DropUnused = False,
     as_json: options.Json = False,
     fail_on_refusal: Annotated[
@@ -44,22 +53,14 @@ def inspect(
 
     if is_onnx(model):
         check_options(model, locals())
-        report = inspect_onnx(model, allow_growth=allow_growth, as_json=as_json)
-        return 1 if fail_on_refusal and any(not item.costlier for item in report.kept) else 0
+        kept = inspect_onnx(model, allow_growth=allow_growth, as_json=as_json).kept
+        say(*why_lines(kept if why and not as_json else ()))
+        return _code(kept, fail_on_refusal)
     if model.lower().endswith(FILES):
         say_provenance(Path(model), as_json)
         return 0
-    subject = prepare(
-        options.Source(
-            model,
-            checkpoint,
-            input_size,
-            batch,
-            seed,
-            weights_key=weights_key,
-            num_classes=num_classes,
-        )
-    )
+    source = options.Source(model, checkpoint, input_size, batch, seed)
+    subject = prepare(replace(source, weights_key=weights_key, num_classes=num_classes))
     with step("plan"):
         plan = refold.plan(
             subject.model,
@@ -73,6 +74,10 @@ def inspect(
         if model.lower().endswith(".pt2"):
             say_provenance(Path(model), as_json)
         say_block(str(plan) if every else plan.digest())
-    # What is kept only for its cost is a choice, not a failure that CI should report.
-    is_refused = any(not item.costlier for item in plan.kept)
-    return 1 if fail_on_refusal and is_refused else 0
+        say(*why_lines(plan.kept if why else ()))
+    return _code(plan.kept, fail_on_refusal)
+
+
+def _code(kept: Iterable[Kept], fail_on_refusal: bool) -> int:
+    """Return the exit code: what is kept only for its cost is a choice, not a failure for CI."""
+    return 1 if fail_on_refusal and any(not item.costlier for item in kept) else 0

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from refold.account import Account
     from refold.graph import Kept
     from refold.planning import Plan
+    from refold.reasons import Reason
     from refold.workload import Workload
 
 COSTLIER = "exact, but needs more multiply-adds (--allow-growth makes it)"
@@ -53,6 +54,11 @@ def size_rows(before: Size, after: Size) -> list[list[str]]:
     ]
 
 
+def and_more(places: list[str]) -> str:
+    """Return the first of several places, and how many more there are."""
+    return places[0] + (f" and {len(places) - 1} more" if len(places) > 1 else "")
+
+
 def kept_lines(kept: Iterable[Kept]) -> list[str]:
     """Return one line for each reason: where it first held, and how often it held.
 
@@ -64,9 +70,27 @@ def kept_lines(kept: Iterable[Kept]) -> list[str]:
     for item in kept:
         reason = COSTLIER if item.costlier else item.reason
         places.setdefault(reason, []).append(item.where or "the root")
+    return [f"kept at {and_more(where)}: {reason}" for reason, where in places.items()]
+
+
+def why_lines(kept: Iterable[Kept]) -> list[str]:
+    """Return what each kind of reason among these means and what to do about it.
+
+    >>> from refold.graph import Kept
+    >>> why_lines([Kept("a", "it is a TorchScript module"), Kept("b", "it is compiled")])[1]
+    'It is no Python that could be followed (a and 1 more)'
+    """
+    from refold.reasons import explain
+
+    places: dict[Reason, list[str]] = {}
+    for item in kept:
+        kind = explain(item.reason)
+        if kind is not None:
+            places.setdefault(kind, []).append(item.where or "the root")
     return [
-        f"kept at {where[0]}{f' and {len(where) - 1} more' if len(where) > 1 else ''}: {reason}"
-        for reason, where in places.items()
+        text
+        for kind, where in places.items()
+        for text in ("", f"{kind.title} ({and_more(where)})", f"  {kind.cause}", f"  {kind.cure}")
     ]
 
 

@@ -214,9 +214,14 @@ class Commit:
         return self.plan.status[frame] != "clean"
 
     def _drop_tensors(self, changed: list[Frame]) -> Iterator[nn.Module]:
-        """Delete parameters and buffers that only removed nodes have read; yield emptied layers."""
+        """Delete parameters and buffers that only removed nodes have read; yield emptied layers.
+
+        A layer that is still called reads all of its own.
+        """
         nodes = [n for n in self.edits.before if self.edits.before[n][0] == "get_attr"]
         read = {cast(str, node.target) for node in nodes if alive(node)}
+        calls = (node for node in self.capture.graph.nodes if node.op == "call_module")
+        called = {id(self._at(cast(str, node.target))) for node in calls}
         frames = set(changed)
         for node in nodes:
             path = cast(str, node.target)
@@ -224,6 +229,8 @@ class Commit:
                 continue
             owner_path, _, name = path.rpartition(".")
             owner = self._at(owner_path)
+            if id(owner) in called:
+                continue
             for table in (owner._parameters, owner._buffers):
                 _forget(table, name, stays=is_layer(owner))
             _keep_printable(owner)

@@ -1,0 +1,283 @@
+"""Why a fold would be wrong, or is not worth it: the algebra of the operators themselves."""
+
+from refold.reasons.kind import Reason
+
+BORDERS = (
+    Reason(
+        "A shift meets zero padding",
+        (
+            "a shift meets the convolution's zero padding: …",
+            "a bias meets the second convolution's zero padding: …",
+            "a constant meets zero padding",
+            "a constant meets the border zeros that the pool counts",
+            "the norm's shift meets zero padding",
+        ),
+        "A norm or a bias in front of a padded convolution adds a constant to every pixel, but "
+        "not to the zeros around the map. Folded, the constant would reach the border as well, "
+        "and outputs there would differ.",
+        "Put the norm after the convolution; or pad first and let the convolution pad nothing; or"
+        " pad with the constant's own image, as DBB's `BNAndPad` does. A scale without a "
+        "shift folds. In a published network nothing is wrong: the layer stays.",
+    ),
+    Reason(
+        "The second convolution pads between the two",
+        (
+            "the second convolution pads the map between the two, where …",
+            "… padding of what the first convolution computes is not, on every map, …",
+        ),
+        "Zeros put around the map between two convolutions are not what the first one would "
+        "compute beyond the border.",
+        "Let the first convolution do all the padding, or make the first one 1×1 without a bias.",
+    ),
+    Reason(
+        "Paddings of two kinds meet",
+        (
+            "… padding meets … padding",
+            "branches pad differently: …",
+            "… padding does not add up with the window's own",
+            "… padding of a cropped map is not that padding of the map",
+            "cropping a …-padded map changes what its border repeats",
+            "a crop on one side changes what a circular ring repeats on the other",
+            "reflection reaches beyond a map of … positions",
+        ),
+        "Zeros, reflection, replication and circular padding give the border different values, "
+        "and one layer has one kind.",
+        "Use one `padding_mode` in all parts that should become one layer.",
+    ),
+    Reason(
+        "A ring around the map holds other values than zeros",
+        (
+            "the ring is filled with …, not with zeros",
+            "a ring of … lies inside a ring of …",
+            "the ring's constant would be scaled",
+            "what was cropped is filled with zeros again",
+        ),
+        "A convolution pads with zeros only. A ring of another constant, or zeros in the place of"
+        " values that were cut off, is something it cannot make.",
+        "Pad with zeros, or leave the padding to the convolution.",
+    ),
+    Reason(
+        "The size of the map decides where a window ends",
+        (
+            "ceil_mode makes border windows depend on the input's size",
+            "its stride, padding or kernel is computed from the input",
+        ),
+        "With `ceil_mode=True` a pool divides its last windows by other counts, according to the "
+        "map's size; a stride that is computed from the input is another one for another input. A"
+        " fold must hold for every input.",
+        "Write `ceil_mode=False` and explicit padding; give strides and kernels as constants.",
+    ),
+)
+
+BRANCHES = (
+    Reason(
+        "The branches' windows do not fit together",
+        (
+            "the branches' outputs do not have the same size for every input: …",
+            "strides differ: …",
+            "branches have different numbers of spatial axes",
+            "kernel … does not fit maps of … with padding …",
+            "a branch gives maps of … where the linear layer gives …",
+            "maps of … do not have … spatial axes",
+            "maps of … change their layout on the way",
+        ),
+        "Branches become one convolution if their windows move with one stride and give maps of "
+        "one size. Sizes that agree for the example only, by rounding, are not enough.",
+        "Give every branch the stride, and the padding that keeps the size: (kernel - 1) × "
+        "dilation / 2.",
+    ),
+    Reason(
+        "The branches' channels do not fit together",
+        (
+            "branches have different channels (in, out): …",
+            "an identity, scale or pooling branch needs equal channels, …",
+            "branches read different numbers of channels",
+            "… channels do not split into …",
+            "channels do not fit",
+            "… factors do not fit … channels",
+            "… scales do not fit … channels",
+            "a choice among … channels does not fit …",
+            "weight … does not fit axes …",
+        ),
+        "One kernel has one number of input and of output channels; a sum that broadcasts is none"
+        " of branches.",
+        "Let every branch read and give the same number of channels; a 1×1 convolution does it "
+        "for an identity branch.",
+    ),
+    Reason(
+        "No branch has a weight",
+        ("no branch holds a weight: pools and slices alone make no convolution",),
+        "Pools and slices could be written as a convolution, but it would cost more than they do.",
+        "Nothing needs doing: they are as cheap as they can be.",
+    ),
+    Reason(
+        "A transposed convolution is among them",
+        (
+            "a transposed convolution does not add to an ordinary one",
+            "transposed convolutions side by side stay apart",
+            "a transposed convolution merges with pointwise convolutions only",
+            "a shift before a transposed convolution does not reach every output alike",
+            "a bias before a transposed convolution does not reach every output alike",
+            "a pad before a transposed convolution adds outputs",
+            "the merged transposed convolution needs output padding that torch does not have",
+        ),
+        "A transposed convolution spreads each input over a window, so outputs are sums of "
+        "different numbers of inputs; what comes before it is not uniform behind it.",
+        "A norm after it folds. What comes before must have no shift; parallel branches must all "
+        "be transposed.",
+    ),
+    Reason(
+        "A branch is gated",
+        (
+            "its branch is multiplied by a factor that is computed from the input",
+            "it is multiplied by a gate that is not one number per channel",
+            "it is multiplied by a gate that is computed from the input",
+            "its weight is computed from the input",
+        ),
+        "A factor or weight that depends on the input (squeeze and excite, attention, dynamic "
+        "convolution) makes the branch no fixed linear map.",
+        "It must stay. A gate of parameters alone (LayerScale, `x * self.gamma`) folds.",
+    ),
+    Reason(
+        "The merge would cost more",
+        ("costlier: …; pass allow_growth=True to merge anyway",),
+        "The merge is exact, but the merged layer needs more multiply-adds than its parts, as two"
+        " stacked 3×3 convolutions that become one 5×5, or a depthwise and a pointwise one that "
+        "become a dense one.",
+        "Pass `allow_growth=True` (`--allow-growth`) if fewer layers are worth it on your "
+        "machine; `refold bench` tells.",
+    ),
+    Reason(
+        "There is no layer of torch for the result",
+        (
+            "a grouped linear layer has no torch module",
+            "a grouped pointwise convolution has no plain linear form",
+            "… has no module of its own",
+            "… is not a convolution",
+            "AvgPool1d has no divisor",
+            "the convolutions do not fit into the matrix as it is laid out",
+            "a reshape in between states the number of channels",
+        ),
+        "The operators have an exact product, but no layer computes it, or code between them says"
+        " how many channels there are.",
+        "Nothing needs doing; write a reshape with -1 in the place of the channels if it is yours.",
+    ),
+)
+
+NORMS = (
+    Reason(
+        "The norm has no neighbour to go into",
+        ("no neighbour takes it in: it comes from … and goes to …",),
+        "A norm folds into a convolution or linear layer right before it, or right after it where"
+        " no padding is in between. Here a nonlinearity, a pool with padding or the input of the "
+        "network stands on both sides.",
+        "In a pre-activation network (norm, ReLU, convolution) the norm must stay, for its ReLU "
+        "comes in between. Elsewhere put the norm directly behind a convolution.",
+    ),
+    Reason(
+        "Somebody else reads the value",
+        (
+            "the value of … is also read by …",
+            "… reads it as well, and takes in no gain",
+            "the code of … asks for the size of …, and the fold would … it",
+            "the code asks for the size of …, and the fold would … it",
+        ),
+        "The convolution's output goes to the norm and to another reader, as a shortcut, a second"
+        " head, an auxiliary loss or an output of the network does. The other reader still needs "
+        "the value before the norm.",
+        "Let the other reader take the value after the norm if that is what was meant; else the "
+        "norm must stay. Drop outputs that deployment does not need before you fold.",
+    ),
+    Reason(
+        "The norm is in training mode",
+        (
+            "the norm is in training mode; call model.eval()",
+            "dropout is in training mode; call model.eval()",
+            "the model is in training mode, where norms use the batch; call model.eval() first",
+            "the model is in training mode; call model.eval() first",
+        ),
+        "In training mode a norm normalises with the batch it sees, and dropout is random: "
+        "neither is a fixed map.",
+        "Call `model.eval()` first; look for a `train()` override, or for `training=True` in a "
+        "functional call.",
+    ),
+    Reason(
+        "The norm has no running statistics",
+        (
+            "the norm has no running statistics; it normalises with the batch",
+            "a norm without running statistics is not a fixed affine map",
+            "… has no running statistics, or more than a norm has",
+        ),
+        "`track_running_stats=False` (and LayerNorm, GroupNorm or InstanceNorm, by nature) "
+        "normalises with the input itself, which is no fixed map.",
+        "Train with `track_running_stats=True`. Of LayerNorm and RMSNorm the gain can still go "
+        "into the layer behind.",
+    ),
+    Reason(
+        "The gain of a LayerNorm or GroupNorm stays",
+        (
+            "its gain stays: …",
+            "it differs from place to place, not only from channel to channel",
+            "it is computed from the input",
+            "… reads it: …",
+            "… works along another axis than the norm",
+            "the layout changes before … reads it",
+            "… cannot take it in: …",
+            "it is no one layer",
+        ),
+        "Scale and shift of a norm go into the layers that read it, if all of them are linear "
+        "along the norm's axis.",
+        "The sentence says which reader stands in the way. `elementwise_affine=False` avoids the "
+        "gain in the first place.",
+    ),
+    Reason(
+        "The folded weight has no such number",
+        (
+            "the folded … reaches …, beyond the largest … …; fold in float32 or keep this norm",
+            "the folded … is not finite: a norm's variance or a weight is NaN or infinite",
+        ),
+        "A norm with a tiny variance has a huge scale: its product with the weight overflows "
+        "float16. Or the checkpoint holds NaN or infinity already.",
+        "Fold in float32 and cast afterwards; if a weight is NaN, look at the checkpoint.",
+    ),
+    Reason(
+        "The precision of a new layer is unknown",
+        ("the model has no parameter that would tell the precision of new ones",),
+        "Folding would make a layer with weights in a model that has none.",
+        "Nothing needs doing; the model is as cheap as it can be.",
+    ),
+)
+
+UNKNOWN = (
+    Reason(
+        "Sizes are unknown without an example",
+        (
+            "the number of spatial axes is unknown; pass example_inputs",
+            "the number of channels is unknown; pass example_inputs",
+            "the branches' numbers of channels are unknown; pass example_inputs",
+            "the channel axis is unknown; pass example_inputs",
+            "whether the sum broadcasts a part depends on the input; pass example_inputs",
+            "whether the constant adds channels depends on the input; pass example_inputs",
+            "whether the constant adds axes depends on the input; pass example_inputs",
+            "whether the norm sees (N, C) or (N, L, C) depends on the input, …; pass "
+            "example_inputs",
+            "no input that it takes could be made up; give example_inputs",
+        ),
+        "Without an example only what holds for every shape is folded.",
+        "Pass `example_inputs` (`--input-size 3x224x224` on the command line).",
+    ),
+    Reason(
+        "A linear layer's norm means two things",
+        ("the network takes (N, C) and (N, L, C), where the norm scales another axis than …",),
+        "`BatchNorm1d` scales axis 1, a linear layer mixes the last axis. For (N, C) both are the"
+        " channels, for (N, L, C) they are not, and the network takes either.",
+        "Put a `flatten(1)` in front of the linear layer if inputs are always (N, C).",
+    ),
+)
+
+FOLDING = (
+    ("At the border of the map", BORDERS),
+    ("Branches and chains", BRANCHES),
+    ("Norms", NORMS),
+    ("What is not known", UNKNOWN),
+)

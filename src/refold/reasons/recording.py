@@ -1,0 +1,241 @@
+"""Why code could not be followed, or would not bear the fold in another run."""
+
+from refold.reasons.kind import Reason
+
+CODE = (
+    Reason(
+        "The code asks for numbers of its input",
+        (
+            "its code asks for numbers that depend on the input (…)",
+            "its code asks for numbers (…)",
+        ),
+        "`if x.sum() > 0`, `x.item()`, `nonzero()` and the like make the code take its way by "
+        "values, and values differ from input to input. That module's own forward stays; what it "
+        "calls is folded each by itself.",
+        "Move the decision out of the module that should fold, or write it with tensor operations"
+        " (`torch.where`).",
+    ),
+    Reason(
+        "The code takes another way for another size",
+        (
+            "its code branches on a size (…)",
+            "its code takes another path for an input …",
+            "its code looks a size up in a table (…)",
+            "modules are called again and again in new ways",
+        ),
+        "`if x.shape[-1] > 32` or a loop over a size was tried with other sizes, ranks or values,"
+        " and took another way, for which the fold would be wrong.",
+        "Decide by configuration instead of by the input; or make the branch part of a module of "
+        "its own, so that only it stays.",
+    ),
+    Reason(
+        "Another call would need what the fold removes",
+        (
+            "its optional argument … may be given",
+            "its optional arguments … may be given",
+            "its optional argument … may be left out",
+            "… may be asked for",
+            "its argument … is missing",
+        ),
+        "The forward has an argument that the example does not use (a mask, "
+        "`return_features=True`), and a call that uses it would read a value that the fold takes "
+        "away.",
+        "Wrap the network in a module whose forward has the arguments of deployment only, and "
+        "fold that.",
+    ),
+    Reason(
+        "The code keeps something for the next call",
+        (
+            "its code sets …, which stays for the next call",
+            "its code changes … of a … for the next call",
+            "its code changes a tensor in place that stays for the next call",
+            "its code reads a value that unseen code keeps",
+            "its code reads …, which changes",
+            "it changes what it keeps",
+        ),
+        "Counters, caches and buffers that the forward writes make the next call another one than"
+        " the first.",
+        "Drop the bookkeeping for deployment, or guard it with `if self.training`.",
+    ),
+    Reason(
+        "The code writes into a tensor that the fold would read",
+        (
+            "its code changes … by assignment",
+            "its code changes … in place",
+            "its code assigns to the … of …",
+            "… changes … in place",
+            "… changes the input … in place",
+            "… changes the stored tensor … in place",
+            "… changes … in place while … reads it",
+            "… may change … in place while … reads it",
+            "the code of …, which could not be followed, may change it",
+            "the code of … sets its …",
+            "code outside it sets its …",
+        ),
+        "`weight.data = …`, `x += …`, `weight.clamp_()` at every call: a folded copy of the "
+        "weight would not see the change.",
+        "Do it once, after training, instead of in the forward; write `x = x + …` where the value"
+        " is read again.",
+    ),
+    Reason(
+        "The code is random",
+        ("its code draws random numbers of Python or NumPy",),
+        "Two calls of the module take different ways.",
+        "Guard it with `if self.training`.",
+    ),
+    Reason(
+        "The code catches errors",
+        ("its code catches an error of a part of it",),
+        "What runs depends on which part fails, which may differ on another machine or input.",
+        "Write the fallback as a choice made when the module is built.",
+    ),
+    Reason(
+        "A part could not be followed and may run others",
+        (
+            "the code of …, which could not be followed, may run its parts one by one",
+            "other code may run it, as … or in it",
+            "a … that is no registered submodule is called",
+        ),
+        "A module is reachable from code that the recording did not see through: that code may "
+        "call it, too.",
+        "Register the module in one place only; keep no lists of modules outside `nn.ModuleList`.",
+    ),
+)
+
+MODULES = (
+    Reason(
+        "The module is called several times",
+        (
+            "the module is called … times",
+            "it is called more than once",
+            "… is called more than once",
+            "… is called … times",
+        ),
+        "One layer serves several places (a shared head, a recurrent block). A norm behind one of"
+        " the calls cannot go into the weight that all of them use.",
+        "If the places shall have weights of their own, copy the module; else it stays.",
+    ),
+    Reason(
+        "The weight is shared",
+        (
+            "… is read more than once (…)",
+            "… shares its values with …",
+            "a parameter of … is tied to …",
+            "other code reads the tensors of …",
+        ),
+        "Two layers hold one tensor, or code outside the layer reads it (weight tying, a "
+        "regulariser, a custom norm of weights). Folding one would change the other.",
+        "Untie them after training (`layer.weight = nn.Parameter(layer.weight.clone())`) if they "
+        "need not stay tied.",
+    ),
+    Reason(
+        "It has hooks",
+        ("it has hooks, which see its own input and output",),
+        "A hook reads or changes what goes in and out of the layer; after the fold there is no "
+        "such value.",
+        "Remove hooks before folding (`handle.remove()`); pruning and profiling tools leave them "
+        "behind.",
+    ),
+    Reason(
+        "Its class does more than torch's layer",
+        (
+            "its class … replaces …, which may do more than run forward",
+            "its class … replaces …, so that it may not read what it holds",
+            "its class … replaces the … of …",
+            "its class … computes its … anew at every read",
+            "its … is replaced on the instance",
+            "the … of … itself was replaced",
+            "its train() and eval() put graphs of their own in place",
+            "its parameters are parametrized (computed by other modules at every call)",
+        ),
+        "A subclass or a patch may compute something else than the layer it looks like, so refold"
+        " does not trust its type.",
+        "Nothing needs doing where its forward is plain torch: that is followed instead. Else "
+        "replace it by the plain layer (`torch.nn.utils.parametrize.remove_parametrizations` for "
+        "parametrizations).",
+    ),
+    Reason(
+        "It is no Python that could be followed",
+        (
+            "it is a TorchScript module",
+            "it is compiled",
+            "it is an exported graph with guards on its inputs",
+            "it runs its network on several devices",
+            "it is a recurrent or attention layer with a forward of its own",
+            "it has no forward",
+        ),
+        "TorchScript, `torch.compile`, `DataParallel` and cuDNN's recurrent layers run code that "
+        "is not torch calls of Python.",
+        "Fold the original `nn.Module` and script, compile or wrap the result.",
+    ),
+    Reason(
+        "No recorded call runs it",
+        (
+            "no recorded call runs it; drop_unused=True leaves it out",
+            "no recorded call runs it",
+            "no code that could be traced calls it",
+            "the code that calls it cannot be traced: …: …",
+        ),
+        "The module is there, but the example does not reach it: an auxiliary head that runs in "
+        "training only, or a leftover.",
+        "`drop_unused=True` (`--drop-unused`) leaves it out of the result.",
+    ),
+)
+
+WRITING = (
+    Reason(
+        "The parent's forward cannot be written anew",
+        (
+            "… cannot get a generated forward: …",
+            "its forward has no signature",
+            "its call does not fit its signature (…)",
+            "it is called through …",
+            "it is called through **kwargs",
+            "it is called through *args",
+            "the default of its argument … cannot be written down",
+            "its argument … holds several tensors",
+            "it calls … under a context manager",
+            "it computes under a context manager (no_grad or autocast)",
+            "it reads …, which is no argument of it",
+            "it uses …, which is not below it",
+            "it returns a …",
+            "it hands on a …",
+            "the fold would read … before it is computed",
+        ),
+        "After a merge the module above needs a new forward, which is generated from what was "
+        "recorded. Here something in it has no such form: variable arguments, a context manager, "
+        "an object of a class of its own.",
+        "Give the forward plain arguments and return tensors, tuples, lists, dicts or "
+        "dataclasses; keep `autocast` outside the model.",
+    ),
+    Reason(
+        "The result was compared, and undone",
+        (
+            "the folded model gives another answer on the example (…); the step was undone",
+            "the folded model gives another answer (…); the step was undone",
+            "the folded model fails (…); the step was undone",
+            "the folded model fails on the example (…); the step was undone",
+        ),
+        "With an example both forms are run once; a step by which they differ is undone. So the "
+        "network does something that the recording did not show.",
+        "The rest is folded and right. If the module is plain torch, please report it.",
+    ),
+    Reason(
+        "The fold failed",
+        ("the fold failed with …: … (this is a defect of refold; please report it)",),
+        "An error of ours, caught so that it costs no other fold.",
+        "Please report it with the module.",
+    ),
+    Reason(
+        "The example does not run",
+        ("the model cannot run on example_inputs of shape …: …",),
+        "Nothing can be recorded of a network that fails on its example.",
+        "Run `model(*example_inputs)` yourself first; the error is the same.",
+    ),
+)
+
+RECORDING = (
+    ("What the code does", CODE),
+    ("Modules that are not what they seem", MODULES),
+    ("Writing the result", WRITING),
+)
