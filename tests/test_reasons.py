@@ -53,7 +53,7 @@ PARTS = {  # of sentences, and names of steps
     *("no recorded call runs it…", "… asks for the size of …, and the fold would … it"),
     "eq ne lt le gt ge mod floordiv and_ or_ not_ getattr getitem",
     "an int or … ints",
-    "… of … is no module",
+    "… of … is not a module",
 }
 ERRORS = {  # raised by a whole verb, never kept
     "… must be ……, got …",

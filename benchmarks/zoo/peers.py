@@ -76,4 +76,4 @@ def _error(expected: torch.Tensor, found: torch.Tensor) -> float:
     if delta == 0:
         return 0.0
     error = delta / scale if scale else float("inf")
-    return error if error == error else float("inf")  # NaN is no equality
+    return error if error == error else float("inf")  # NaN is not an equality

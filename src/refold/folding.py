@@ -38,7 +38,7 @@ def reparameterize(
 
     Raises:
         RefusedError: when the model is in training mode.
-        InputError: when it is no module, or cannot run on the example.
+        InputError: when it is not a module, or cannot run on the example.
 
     Exact when:
         always: what is not exact for every input, borders included, is left as it is.

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from refold.bench import RUNTIMES, Spread, benchmark
+from refold.bench.machine import describe_machine
+from refold.cli.bench import RUNTIME_NAMES
 from refold.errors import InputError, RefusedError
 
 EXAMPLE = torch.ones(1, 3, 8, 8)
@@ -127,6 +129,16 @@ def test_bad_calls_are_refused(models: dict[str, nn.Module]) -> None:
 def test_what_people_ship_with_is_the_default() -> None:
     assert benchmark.__defaults__ == (("eager", "onnxruntime", "openvino", "inductor"),)
     assert set(RUNTIMES) == {*benchmark.__defaults__[0], "onnxruntime-unfused"}
+
+
+def test_the_command_line_names_every_runtime() -> None:
+    """It lists them by hand: `--help` must not wait for torch."""
+    assert set(RUNTIME_NAMES.replace(" or", ",").split(", ")) == set(RUNTIMES)
+
+
+def test_a_runtime_says_the_version_of_the_library_behind_it() -> None:
+    found = describe_machine(nn.Conv2d(3, 4, 1), (EXAMPLE,), ("onnxruntime-unfused",)).versions
+    assert {*found} == {"torch", "onnxruntime"}
 
 
 def test_a_process_survives_a_signal_after_openvino(models: dict[str, nn.Module]) -> None:

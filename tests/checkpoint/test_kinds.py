@@ -187,7 +187,7 @@ def test_a_name_with_and_without_a_prefix_is_two_tensors(
 
 def test_keys_are_names(tmp_path: Path, state: dict[str, Tensor]) -> None:
     content: dict[Any, Tensor] = {1: torch.ones(1), "1": torch.zeros(1)}
-    refuse(saved(tmp_path, content), "keys that are no names: 1;")
+    refuse(saved(tmp_path, content), "keys that are not names: 1;")
 
 
 class _Extra(nn.Module):
@@ -205,7 +205,7 @@ def test_models_that_nothing_can_be_loaded_into(tmp_path: Path, state: dict[str,
     with pytest.raises(CheckpointError, match=r"0\.weight, 0\.bias have no shape yet"):
         load_checkpoint(nn.Sequential(nn.LazyConv2d(4, 3)), file)
     model = build().append(_Extra())
-    load_checkpoint(model, file)  # what is no tensor is none of a checkpoint's business
+    load_checkpoint(model, file)  # what is not a tensor is none of a checkpoint's business
     assert torch.equal(model[0].weight, state["0.weight"])
     with pytest.raises(InputError, match=r"2\._extra_state cannot be written .* it is a dict"):
         write_state_dict(model.state_dict(), tmp_path / "a.safetensors")

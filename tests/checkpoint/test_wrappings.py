@@ -160,7 +160,7 @@ def test_what_was_left_out_is_told(tmp_path: Path) -> None:
     assert report.unwrapped == ("state_dict",)
     assert report.stripped == ("net.",)
     assert report.left_out == ("loss.weight",)
-    assert report.notes == ("left out what is no tensor: epoch",)
+    assert report.notes == ("left out what is not a tensor: epoch",)
     assert read_weights(tmp_path / "a.ckpt")[1] == report.notes
 
 

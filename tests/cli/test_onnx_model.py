@@ -73,6 +73,7 @@ def test_bench(file: str, capfd: Capture) -> None:
         (["inspect", "{}", "--checkpoint", "a.pt"], "--checkpoint cannot change it"),
         (["verify", "{}", "none.onnx"], "there is no file"),
         (["bench", "{}", "--runtime", "eager"], "give one of onnxruntime, openvino"),
+        (["bench", "{}", "--device", "cuda"], "is a finished file: --device cannot change it"),
         (["bench", "{}", "--input-size", "4x8x8"], "fixes the size of 'x' to 3x8x8, not 4x8x8"),
         (["prune", "{}", "--ratio", "0.5"], "is an ONNX file, which convert, inspect"),
         (["remove-residuals", "{}"], "is an ONNX file, which convert, inspect"),

@@ -97,7 +97,7 @@ def test_a_dry_run_of_a_network_of_a_zoo(run: Callable, data: Path, tmp_path: Pa
         (("--resume", "--epochs", "3"), "holds no run (config.yaml is missing)"),
         (("--data-changed",), "--data-changed is for a resumed run: pass --resume as well"),
         (("--lr-factor", "layer1"), "--lr-factor 'layer1' is not PATTERN=FACTOR"),
-        (("--lr-factor", "0*=0"), "0.0 is no factor; freeze what must not move"),
+        (("--lr-factor", "0*=0"), "0.0 is not a factor; freeze what must stay"),
         (("--task", "paint"), "task: Input should be 'classify'"),
     ],
 )

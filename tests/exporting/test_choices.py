@@ -133,7 +133,7 @@ def test_axes_by_input(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("dynamic", "reason"),
     [
-        ("height", "is no choice: give 'none'"),
+        ("height", "is not a choice: use 'none'"),
         ("none,batch", "is no choice"),
         ({"picture": {0: "batch"}}, "names no input 'picture': there are image"),
         ({"image": {4: "batch"}}, "names axis 4 of image, which has 4"),
@@ -244,7 +244,7 @@ def test_the_opset_is_chosen(tmp_path: Path, opset: int) -> None:
 
 def test_an_opset_that_cannot_be(tmp_path: Path) -> None:
     net = nn.Conv2d(3, 4, 3).eval()
-    with pytest.raises(InputError, match=r"opset 999 is none that onnx writes: give 7 to \d+"):
+    with pytest.raises(InputError, match=r"opset 999 is not one that onnx writes: use 7 to \d+"):
         export(net, tmp_path / "net.onnx", IMAGE, opset=999)
     with pytest.raises(InputError, match=r"opset is ONNX's: \.pt2 has none"):
         export(net, tmp_path / "net.pt2", IMAGE, opset=17)

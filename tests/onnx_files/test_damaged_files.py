@@ -50,8 +50,11 @@ def edited(made: Any, change: Any) -> Any:
         (lambda m: setattr(m.opset_import[0], "version", 999), "opset 999"),
         (lambda m: setattr(m.opset_import[0], "version", 6), "opset 6"),
         (lambda m: m.graph.node[1].output.__setitem__(0, "a"), "'a' is made twice"),
-        (lambda m: m.graph.node[2].input.__setitem__(0, "c"), "reads 'c' before anything makes it"),
-        (lambda m: setattr(m.graph.output[0], "name", "z"), "nothing makes its output 'z'"),
+        (
+            lambda m: m.graph.node[2].input.__setitem__(0, "c"),
+            "reads 'c' before any node computes it",
+        ),
+        (lambda m: setattr(m.graph.output[0], "name", "z"), "no node computes its output 'z'"),
         (lambda m: m.graph.initializer[0].dims.__setitem__(0, 10**9), "need .* and there are"),
         (lambda m: m.graph.initializer[0].dims.__setitem__(0, -8), "negative size"),
         (lambda m: m.graph.node[0].attribute[0].ints.append(7), "ONNX Runtime cannot open it"),

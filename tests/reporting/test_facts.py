@@ -137,7 +137,7 @@ def test_stages_are_the_parts_of_the_network(facts: Facts) -> None:
     assert HOSTILE in facts["stages"]
     stage = facts["stages"].index(HOSTILE)
     inside = [one for one in facts["before"]["boxes"] if one["stage"] == stage]
-    # The norm behind it costs no multiply-adds of its own, so it is no stage.
+    # The norm behind it costs no multiply-adds of its own, so it is not a stage.
     assert sum(one["parameters"] for one in inside) == 64 + 16 + 16
 
 

@@ -67,7 +67,7 @@ def benchmark(
     for runtime in runtimes:
         with tempfile.TemporaryDirectory(prefix="refold-") as folder:
             make = {
-                name: partial(RUNTIMES[runtime], model, inputs, Path(folder))
+                name: partial(RUNTIMES[runtime].of_model, model, inputs, Path(folder))
                 for name, (model, inputs) in subjects.items()
             }
             rows += _time_runtime(runtime, make, rounds)

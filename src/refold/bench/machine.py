@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from refold.bench.runtimes import RUNTIMES
 from refold.bench.table import Machine
 from refold.equivalence import native_dtype
 from refold.inputs import Arguments, tensors
 
-_LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -22,11 +23,10 @@ def describe_machine(model: nn.Module, inputs: Arguments, runtimes: tuple[str, .
     first = tensors(inputs)[0]
     device = first.device
     versions = {"torch": str(torch.__version__)}
-    for runtime in runtimes:
-        try:
-            versions[runtime] = metadata.version(_LIBRARIES[runtime])
-        except (KeyError, metadata.PackageNotFoundError):
-            continue  # part of torch, or skipped with its reason in the table
+    for library in (RUNTIMES[runtime].library for runtime in runtimes):
+        if library is not None:
+            with suppress(metadata.PackageNotFoundError):  # the table says why it was skipped
+                versions[library] = metadata.version(library)
     is_cuda = device.type == "cuda"
     return Machine(
         processor=_processor(),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from refold.equivalence import prepared
-from refold.errors import MissingDependencyError
+from refold.errors import InputError
 from refold.exporting import (
     export,
     onnx_session,
@@ -48,33 +49,14 @@ def _unfused(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
     return lambda: run_onnx(session, inputs)
 
 
-def _openvino(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
-    _require_cpu(inputs)
-    return _openvino_file(export(model, folder / "model.xml", inputs, dynamic="batch"), inputs)
-
-
-def _require_cpu(inputs: Arguments) -> None:
-    devices = {tensor.device.type for tensor in tensors(inputs)}
-    if devices != {"cpu"}:
-        raise MissingDependencyError(
-            f"it runs on the CPU only and the inputs are on {', '.join(sorted(devices))}"
-        )
-
-
-RUNTIMES: dict[str, Callable[[nn.Module, Arguments, Path], Call]] = {
-    "eager": _eager,
-    "onnxruntime": _onnxruntime,
-    "onnxruntime-unfused": _unfused,
-    "openvino": _openvino,
-    "inductor": _inductor,
-}
-USUAL = ("eager", "onnxruntime", "openvino", "inductor")
-"""Those that people ship with."""
-
-
 def _onnxruntime_file(path: Path, inputs: Arguments) -> Call:
     session = onnx_session(path)
     return lambda: run_onnx(session, inputs)
+
+
+def _openvino(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
+    _require_cpu(inputs)
+    return _openvino_file(export(model, folder / "model.xml", inputs, dynamic="batch"), inputs)
 
 
 def _openvino_file(path: Path, inputs: Arguments) -> Call:
@@ -82,8 +64,40 @@ def _openvino_file(path: Path, inputs: Arguments) -> Call:
     return lambda: run_openvino(compiled, inputs)
 
 
-FILE_RUNTIMES: dict[str, Callable[[Path, Arguments], Call]] = {
-    "onnxruntime": _onnxruntime_file,
-    "openvino": _openvino_file,
+def _require_cpu(inputs: Arguments) -> None:
+    devices = {tensor.device.type for tensor in tensors(inputs)}
+    if devices != {"cpu"}:
+        raise InputError(
+            f"it runs on the CPU only and the inputs are on {', '.join(sorted(devices))}"
+        )
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One way to run networks.
+
+    Args:
+        of_model: makes the call for a model, with a folder to write files into.
+        of_file: makes the call for an .onnx file, where the runtime takes one.
+        library: the package whose version the figures depend on, beside torch.
+        is_usual: whether people ship with it.
+    """
+
+    of_model: Callable[[nn.Module, Arguments, Path], Call]
+    of_file: Callable[[Path, Arguments], Call] | None = None
+    library: str | None = None
+    is_usual: bool = True
+
+
+RUNTIMES = {
+    "eager": Runtime(_eager),
+    "onnxruntime": Runtime(_onnxruntime, _onnxruntime_file, "onnxruntime"),
+    "onnxruntime-unfused": Runtime(_unfused, library="onnxruntime", is_usual=False),
+    "openvino": Runtime(_openvino, _openvino_file, "openvino"),
+    "inductor": Runtime(_inductor),
 }
-"""Those that run an .onnx file."""
+USUAL = tuple(name for name, runtime in RUNTIMES.items() if runtime.is_usual)
+FILE_RUNTIMES = {
+    name: runtime.of_file for name, runtime in RUNTIMES.items() if runtime.of_file is not None
+}
+"""Those that run an .onnx file, each with what makes the call."""

@@ -46,7 +46,7 @@ class RepVGGBlock(BranchedBlock):
     Raises:
         GeometryError: when the branches cannot be centred in the kernel.
         RefusedError: when the identity is asked for and cannot be.
-        InputError: when `se` is none of the three.
+        InputError: when `se` is not one of the three.
 
     Examples:
         >>> import torch

@@ -50,7 +50,7 @@ def deploy_state_dict(
 
     Raises:
         CheckpointError: when no layout is recognised, a block lacks a key, has one too many or
-            of another shape, holds what is no real number, or folds to what is not finite.
+            of another shape, holds what is not a real number, or folds to what is not finite.
 
     Exact when:
         the norms have this `eps` and the partitions of RepMLP are square, as all published ones

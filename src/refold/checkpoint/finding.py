@@ -200,7 +200,7 @@ def _tensors(entries: Mapping[Any, Any]) -> tuple[dict[str, Tensor], tuple[str, 
             arrays += is_array(value)
     notes: list[str] = [f"converted {arrays} NumPy arrays"] if arrays else []
     if others:
-        notes.append(f"left out what is no tensor: {some(others)}")
+        notes.append(f"left out what is not a tensor: {some(others)}")
     return state, tuple(notes)
 
 
@@ -225,7 +225,7 @@ def _nothing(content: object) -> str:
 
 def _unnamed(entries: Mapping[Any, Any]) -> str:
     names = [str(name)[:100] for name in entries if not isinstance(name, str)]
-    return f"holds tensors under keys that are no names: {some(names)}; save model.state_dict()"
+    return f"holds tensors under keys that are not names: {some(names)}; save model.state_dict()"
 
 
 def listed(choices: Iterator[Choice] | list[Choice]) -> str:

@@ -95,7 +95,7 @@ def _require_plain(path: str, dataset: Any, file: Path) -> None:
     stored = dataset.id.get_storage_size()
     if dtype.kind not in "fiub" or dtype.itemsize > _WIDEST or dataset.shape is None:
         raise CheckpointError(
-            f"dataset {path!r} of {file} holds {dtype}, which is no array of numbers that torch "
+            f"dataset {path!r} of {file} holds {dtype}, not an array of numbers that torch "
             "has; a checkpoint holds one such array a key"
         )
     if dataset.size and not stored:

@@ -120,7 +120,7 @@ class _Machine:
         target = self.stack[-1]
         entries = target.entries if isinstance(target, Thing) else target
         if not isinstance(entries, dict):
-            raise TypeError("entries are set in what holds none")
+            raise TypeError("items are set on an object that is not a dict")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             # The hash of nested tuples can take for ever; no name of a weight is one.
             entries[key if isinstance(key, _PLAIN_KEYS) else Thing("a key", (key,))] = value
@@ -134,7 +134,7 @@ class _Machine:
 
     def build(self) -> None:
         state = self.stack.pop()
-        if isinstance(self.stack[-1], Thing):  # a dict's own attributes are no entries of it
+        if isinstance(self.stack[-1], Thing):  # a dict's own attributes are not entries of it
             self.stack[-1].state = state
 
     def make_dict(self) -> None:
@@ -148,7 +148,7 @@ class _Machine:
     def make_tuple(self, count: int) -> None:
         items = tuple(self.stack[-count:])
         if len(items) < count:
-            raise IndexError("a tuple of more than there is")
+            raise IndexError("a tuple of more items than the stack holds")
         self.stack[-count:] = [items]
 
     def stack_global(self) -> None:

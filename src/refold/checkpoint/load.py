@@ -92,8 +92,8 @@ def load_checkpoint(
     and the like (averaged weights win) or any other container, and their names may have a prefix
     that the model's lack (`module.`, `model.`, `_orig_mod.`). Of several sets of weights the one
     that fits is taken; where more fit, and differ, `key` must say which. Floats are cast to the
-    model's types, float8 by way of float32; integers and complex numbers are no floats, and refused
-    where the model has such. A file may lack `num_batches_tracked`.
+    model's types, float8 by way of float32; integers and complex numbers are refused where the
+    model has floats. A file may lack `num_batches_tracked`.
 
     Where the names differ, those of RepVGG, RepVGGplus, DBB, ACNet, MobileOne, RepLKNet, RepMLP,
     RepMLPNet, RMNet and timm's RepVGG and MobileOne are translated, in training and in deploy form.

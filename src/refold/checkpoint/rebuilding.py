@@ -147,7 +147,7 @@ def _typed_tensor(
 def _viewed(data: Tensor, dtype: torch.dtype, offset: Any, size: Any, stride: Any) -> Tensor:
     numbers = [offset, *size, *stride]
     if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
-        raise ValueError("a tensor's offset, size and stride are no numbers that fit each other")
+        raise ValueError("a tensor's offset, size and stride do not fit each other")
     whole = data[: len(data) - len(data) % dtype.itemsize].view(dtype)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) and last >= len(whole):

@@ -42,7 +42,7 @@ def _read_archive(stream: BinaryIO) -> object:
         names = archive.namelist()
         root = next(name for name in names if name.endswith("/data.pkl"))[: -len("data.pkl")]
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
-            raise ValueError("the numbers are stored in the order of another machine")
+            raise ValueError("the numbers are stored in another byte order")
         known: dict[str, Tensor] = {}
 
         def load(key: str, size: int) -> Tensor:
@@ -84,7 +84,7 @@ def _read_stream(stream: BinaryIO, size: int) -> object:
         return first
     read()  # the protocol
     if read().get("little_endian") is not True:
-        raise ValueError("the numbers are stored in the order of another machine")
+        raise ValueError("the numbers are stored in another byte order")
     content = read()
     for key in read():
         _fill(waiting[key], stream)

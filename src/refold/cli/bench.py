@@ -96,7 +96,8 @@ def bench(
         for number in batches:
             given = replace(source, batch=number, input_size=resized(input_size, side))
             if is_onnx(model):
-                tables.append(bench_onnx(given, tuple(runtime or ("onnxruntime",)), rounds))
+                runtimes = tuple(runtime or ("onnxruntime",))
+                tables.append(bench_onnx(given, runtimes, rounds, allow_growth))
             else:
                 subject = placed(prepare(given), device, half, channels_last)
                 tables.append(_table(subject, allow_growth, peers, runtime, rounds))

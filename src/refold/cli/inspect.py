@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from refold.graph import Kept
 
 FILES = (".xml", ".safetensors")
-"""What says where it comes from, and is no network that can be folded."""
+"""What says where it comes from, and is not a network that can be folded."""
 
 
 def inspect(

@@ -38,7 +38,10 @@ def check_options(model: str, given: dict[str, Any]) -> None:
     Raises:
         InputError: naming them.
     """
-    wrong = [f"--{name.replace('_', '-')}" for name in _OF_NETWORKS if given.get(name)]
+    chosen = [name for name in _OF_NETWORKS if given.get(name)]
+    if given.get("device", "cpu") != "cpu":
+        chosen.append("device")
+    wrong = [f"--{name.replace('_', '-')}" for name in chosen]
     if wrong:
         raise InputError(
             f"{model} is a finished file: {', '.join(wrong)} cannot change it; leave that out"
@@ -144,7 +147,9 @@ def _difference(out: Path, trial: Trial) -> str:
     )
 
 
-def bench_onnx(source: Source, runtimes: tuple[str, ...], rounds: int) -> BenchmarkTable:
+def bench_onnx(
+    source: Source, runtimes: tuple[str, ...], rounds: int, allow_growth: bool
+) -> BenchmarkTable:
     """Time an .onnx file before and after folding, in turn."""
     import torch
 
@@ -163,7 +168,7 @@ def bench_onnx(source: Source, runtimes: tuple[str, ...], rounds: int) -> Benchm
     with tempfile.TemporaryDirectory(prefix="refold-") as folder:
         folded = Path(folder) / "folded.onnx"
         with step("fold"):
-            refold.fold_onnx(source.model, folded)
+            refold.fold_onnx(source.model, folded, allow_growth=allow_growth)
         with step("time"):
             inputs = tuple(torch.from_numpy(array) for array in arrays.values())
             files = {"before": Path(source.model), "after": folded}

@@ -78,7 +78,7 @@ def why_lines(kept: Iterable[Kept]) -> list[str]:
 
     >>> from refold.graph import Kept
     >>> why_lines([Kept("a", "it is a TorchScript module"), Kept("b", "it is compiled")])[1]
-    'It is no Python that could be followed (a and 1 more)'
+    'It is not Python code that could be followed (a and 1 more)'
     """
     from refold.reasons import explain
 

@@ -179,8 +179,8 @@ def _by_word(
     words = [word.strip() for word in dynamic.split(",")]
     if not set(words) <= set(_WORDS) or ("none" in words and len(words) > 1):
         raise InputError(
-            f"dynamic={dynamic!r} is no choice: give 'none', 'batch', 'size', 'batch,size', or the "
-            "axes by input, such as {'image': {0: 'batch', 2: 'height'}}"
+            f"dynamic={dynamic!r} is not a choice: use 'none', 'batch', 'size', 'batch,size', or "
+            "the axes by input, such as {'image': {0: 'batch', 2: 'height'}}"
         )
     count = held[0].shape[0] if held[0].ndim else None
     free: list[dict[int, str]] = []
@@ -204,7 +204,7 @@ def _by_hand(axes: Any, tensor: Tensor, name: str) -> dict[int, str]:
         if not isinstance(axis, int) or not -tensor.ndim <= axis < tensor.ndim:
             raise InputError(f"dynamic names axis {axis!r} of {name}, which has {tensor.ndim}")
         if not str(label).isidentifier():
-            raise InputError(f"dynamic: {label!r} is no name for an axis: use letters and _")
+            raise InputError(f"dynamic: {label!r} is not a name for an axis: use letters and _")
         row[axis % tensor.ndim] = str(label)
     return dict(sorted(row.items()))
 

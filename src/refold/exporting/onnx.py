@@ -60,7 +60,7 @@ def _finish(model: Any, request: Request) -> None:
 def _require_opset(opset: int | None, onnxruntime: Any) -> None:
     newest = int(require("onnx", "onnx").defs.onnx_opset_version())
     if opset is not None and not _OLDEST <= opset <= newest:
-        raise InputError(f"opset {opset} is none that onnx writes: give {_OLDEST} to {newest}")
+        raise InputError(f"opset {opset} is not one that onnx writes: use {_OLDEST} to {newest}")
 
 
 def _unopened(request: Request, error: Exception, path: Path) -> str:

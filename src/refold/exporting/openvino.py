@@ -41,7 +41,7 @@ def write_openvino(request: Request, path: Path) -> None:
 def _name(converted: Any, request: Request) -> None:
     names = unique([*request.inputs, *request.outputs])
     ports = [*converted.inputs, *converted.outputs]
-    if len(ports) != len(names):  # an output that is no tensor has a port, too
+    if len(ports) != len(names):  # an output that is not a tensor has a port, too
         return
     for port in ports:
         port.get_tensor().set_names(set())

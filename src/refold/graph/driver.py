@@ -208,7 +208,7 @@ _Differs = Callable[[_Made, _Left], str | None]
 
 @dataclass(frozen=True, eq=False)
 class FoldedGraph(Generic[T]):
-    """What became of a graph that is no recording of a model.
+    """What became of a graph that is not a recording of a model.
 
     Args:
         result: what the writer made of it.
@@ -450,7 +450,7 @@ def _must_hold(fold: FoldPass, capture: Capture, left: LeftAlone) -> None:
 def _passed_at_the_end(
     nodes: set[fx.Node], step: Step, edits: Edits, first: Snapshot
 ) -> set[fx.Node]:
-    """Return the bypassed calls that no part of a step reads: they are none of its parts.
+    """Return the bypassed calls that no part of a step reads: they do not belong to it.
 
     The value of such a call is the one before it, which the step keeps for whoever reads it.
     """
@@ -505,10 +505,12 @@ def rewrite(
 
     Raises:
         RefusedError: when the model is in training mode.
-        InputError: when it is no module, has no example, or cannot run on it.
+        InputError: when it is not a module, has no example, or cannot run on it.
     """
     if example_inputs is None:
-        raise InputError("this needs example_inputs, a tensor or a tuple of tensors: sizes matter")
+        raise InputError(
+            "example_inputs is required, a tensor or a tuple of tensors: it depends on sizes"
+        )
     folded = unwrap(fold_model(model, example_inputs).model)
     inputs = as_arguments(example_inputs)
     found = capture_all(folded, inputs)

@@ -105,7 +105,7 @@ class Constants:
             return self._remembered(node, name, tensors)
         except InputError:
             raise
-        except Exception:  # what the reference cannot compute is no constant of ours
+        except Exception:  # what the reference cannot compute is not a constant of ours
             return None
 
     def _written(self, node: Any) -> Tensor | None:

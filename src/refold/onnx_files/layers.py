@@ -130,7 +130,7 @@ def _row(bias: Tensor | None, width: int) -> Tensor | None:
         return None
     flat = bias.reshape(-1) if bias.numel() in (1, width) and bias.shape[-1:] != (0,) else None
     if flat is None or (bias.ndim > 1 and bias.shape[-1] != bias.numel()):
-        raise ValueError("a bias that differs from row to row is none of a layer")
+        raise ValueError("a bias that varies by row cannot be a layer's bias")
     return flat.expand(width).contiguous()
 
 

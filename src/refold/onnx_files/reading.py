@@ -50,7 +50,7 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
     """Read a file and check that it holds together.
 
     Raises:
-        InputError: when it does not, or is no ONNX file.
+        InputError: when it does not, or is not an ONNX file.
         MissingDependencyError: without onnx.
     """
     place = Path(path)
@@ -90,7 +90,7 @@ def _opset(model: Any) -> int:
 
 
 def _check_names(graph: Any) -> None:
-    """Refuse names that are no text, which protobuf hands out as bytes or not at all."""
+    """Refuse names that are not text, which protobuf hands out as bytes or not at all."""
     try:
         names = [value.name for value in (*graph.input, *graph.output, *graph.initializer)]
         for node in graph.node:
@@ -100,7 +100,7 @@ def _check_names(graph: Any) -> None:
     except UnicodeDecodeError:
         sound = False
     if not sound:
-        raise InputError("a name in it is no text: the file is damaged")
+        raise InputError("a name in it is not text: the file is damaged")
     for node in graph.node:
         for below in subgraphs(node):
             _check_names(below)
@@ -125,7 +125,7 @@ def _check(model: Any) -> None:
         for name in chain(node.input, *map(captured, subgraphs(node))):
             if name and name not in known:
                 raise InputError(
-                    f"{title(node)} reads {name!r} before anything makes it: the file is damaged"
+                    f"{title(node)} reads {name!r} before any node computes it: the file is damaged"
                 )
         for name in filter(None, node.output):
             if name in known:
@@ -133,7 +133,7 @@ def _check(model: Any) -> None:
             known.add(name)
     missing = [value.name for value in graph.output if value.name not in known]
     if missing:
-        raise InputError(f"nothing makes its output {missing[0]!r}: the file is damaged")
+        raise InputError(f"no node computes its output {missing[0]!r}: the file is damaged")
 
 
 def _given(graph: Any) -> set[str]:

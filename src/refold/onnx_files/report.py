@@ -21,7 +21,7 @@ class OnnxReport:
         output: what was written, if anything.
         steps: what was folded.
         kept: what was left as it was, each with `where` and `reason`.
-        nodes_before: nodes by operator; constants are none.
+        nodes_before: nodes by operator; constants are not counted.
         nodes_after: the same of the result.
         changed: whether the result differs from the file at all.
         trials: the runs that both files were compared on.

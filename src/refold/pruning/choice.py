@@ -76,7 +76,7 @@ def check_step(round_to: int) -> int:
     """Return `round_to` if it is one.
 
     Raises:
-        InputError: when it is no positive whole number.
+        InputError: when it is not a positive whole number.
     """
     if not isinstance(cast(object, round_to), int) or round_to < 1:
         raise InputError(f"round_to is a number of channels, at least 1, got {round_to!r}")

@@ -92,7 +92,7 @@ def _captures(model: nn.Module, inputs: Arguments) -> Iterator[tuple[Capture, Ar
         if capture.path in arguments:
             args, kwargs = arguments[capture.path]
             bound = inspect.signature(capture.module.forward).bind(*args, **kwargs).arguments
-            named = {**kwargs, **bound}  # an argument that is no tensor has no placeholder
+            named = {**kwargs, **bound}  # an argument that is not a tensor has no placeholder
             names = [str(n.target) for n in capture.graph.nodes if n.op == "placeholder"]
             yield capture, tuple(named[name] for name in names)
 

@@ -99,8 +99,8 @@ BRANCHES = (
             "a choice among … channels does not fit …",
             "weight … does not fit axes …",
         ),
-        "One kernel has one number of input and of output channels; a sum that broadcasts is none"
-        " of branches.",
+        "One kernel has one number of input and of output channels; a sum that broadcasts is not "
+        "one of branches.",
         "Let every branch read and give the same number of channels; a 1×1 convolution does it "
         "for an identity branch.",
     ),
@@ -209,7 +209,7 @@ NORMS = (
             "… has no running statistics, or more than a norm has",
         ),
         "`track_running_stats=False` (and LayerNorm, GroupNorm or InstanceNorm, by nature) "
-        "normalises with the input itself, which is no fixed map.",
+        "normalises with the input itself, which is not a fixed map.",
         "Train with `track_running_stats=True`. Of LayerNorm and RMSNorm the gain can still go "
         "into the layer behind.",
     ),
@@ -223,7 +223,7 @@ NORMS = (
             "… works along another axis than the norm",
             "the layout changes before … reads it",
             "… cannot take it in: …",
-            "it is no one layer",
+            "it is not a single layer",
         ),
         "Scale and shift of a norm go into the layers that read it, if all of them are linear "
         "along the norm's axis.",

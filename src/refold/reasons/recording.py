@@ -21,7 +21,7 @@ CODE = (
             "its code branches on a size (…)",
             "its code takes another path for an input …",
             "its code looks a size up in a table (…)",
-            "modules are called again and again in new ways",
+            "every recording calls its modules in another way",
         ),
         "`if x.shape[-1] > 32` or a loop over a size was tried with other sizes, ranks or values,"
         " and took another way, for which the fold would be wrong.",
@@ -94,7 +94,7 @@ CODE = (
         (
             "the code of …, which could not be followed, may run its parts one by one",
             "other code may run it, as … or in it",
-            "a … that is no registered submodule is called",
+            "a … that is not a registered submodule is called",
         ),
         "A module is reachable from code that the recording did not see through: that code may "
         "call it, too.",
@@ -155,7 +155,7 @@ MODULES = (
         "parametrizations).",
     ),
     Reason(
-        "It is no Python that could be followed",
+        "It is not Python code that could be followed",
         (
             "it is a TorchScript module",
             "it is compiled",
@@ -196,7 +196,7 @@ WRITING = (
             "its argument … holds several tensors",
             "it calls … under a context manager",
             "it computes under a context manager (no_grad or autocast)",
-            "it reads …, which is no argument of it",
+            "it reads …, which is not one of its arguments",
             "it uses …, which is not below it",
             "it returns a …",
             "it hands on a …",

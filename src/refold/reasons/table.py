@@ -17,7 +17,7 @@ Whatever refold leaves as it was has an entry in `.kept` (`refold inspect` print
 sentence that says why. Here is each sentence, what it means and what to do. `refold inspect MODEL
 --why` prints the entries of this page that your network needs.
 
-Most of these are no faults: the network really is not linear there, and a fold would change its
+Most of these are not faults: the network really is not linear there, and a fold would change its
 answers. `…` stands for a name, a number or another reason.
 """
 

@@ -4,7 +4,7 @@ from refold.reasons.kind import Reason
 
 RESIDUALS = (
     Reason(
-        "The sum is no residual of one value",
+        "The sum is not a residual of one value",
         (
             "it adds values of different shapes",
             "it adds more than two values",
@@ -22,7 +22,7 @@ RESIDUALS = (
         "read must be taken elsewhere.",
     ),
     Reason(
-        "The shortcut is no identity, window or projection",
+        "The shortcut is not an identity, a window or a projection",
         (
             "its shortcut cannot be carried: …",
             "its shortcut holds a convolution that cannot be carried",

@@ -91,7 +91,7 @@ class _Drawing:
     def __init__(self, flow: Flow, capture: Capture, inner: list[str], counted: set[int]) -> None:
         self.flow, self.capture, self.inner, self.counted = flow, capture, inner, counted
         self.seen_through: dict[fx.Node, tuple[int, ...]] = {}
-        self.held: dict[fx.Node, list[Tensor]] = {}  # by nodes that are no boxes
+        self.held: dict[fx.Node, list[Tensor]] = {}  # by nodes that are not boxes
 
     def run(self) -> None:
         for node in self.capture.graph.nodes:

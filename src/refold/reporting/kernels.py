@@ -80,7 +80,7 @@ class Branches:
                 self._op_of.update(dict.fromkeys(_nodes(region.op), region.op))
 
     def split(self, members: list[fx.Node], weight: Tensor, shown: Window) -> Split | None:
-        """Return the branches that became one layer; None where they are no sum of kernels.
+        """Return the branches that became one layer; None where they are not sums of kernels.
 
         Args:
             members: the layers that went into it.
@@ -170,7 +170,7 @@ def _placed(convs: list[Conv]) -> Iterator[Tensor]:
     axes, _ = common_axes(convs, transposed)
     groups = min(conv.groups for conv in convs)
     if any(conv.groups % groups for conv in convs):
-        raise ValueError("groups that are no multiples of each other")
+        raise ValueError("groups that are not multiples of each other")
     kernel = tuple(axis.kernel for axis in axes)
     for conv in convs:
         rows, columns = conv.weight.shape[0], conv.weight.shape[1] * conv.groups // groups

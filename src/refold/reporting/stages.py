@@ -32,7 +32,7 @@ def stages(boxes: Sequence[Box], costs: Sequence[float]) -> list[str]:
             break
         below = _children(boxes, heavy)
         wanted = len(found) < _FEW or weight[heavy] > _HEAVY * total
-        is_row = bool(heavy) and set(below) <= layers  # of single layers: they are no stages
+        is_row = bool(heavy) and set(below) <= layers  # of single layers: they are not stages
         if not wanted or len(found) - 1 + len(below) > _MANY or is_row or not below:
             done.add(heavy)
             continue

@@ -188,5 +188,5 @@ def test_a_pattern_has_a_rate_of_its_own() -> None:
     assert decaying == {id(net[0].weight), id(net[2][0].weight)}
     with pytest.raises(InputError, match=r"optimizer\.factors: 'head' matches no part"):
         make_optimizer(net, Optimizer(factors={"head": 2}), Decay())
-    with pytest.raises(ValueError, match="is no factor; freeze what must not move"):
+    with pytest.raises(ValueError, match="is not a factor; freeze what must stay"):
         Optimizer(factors={"2": 0})

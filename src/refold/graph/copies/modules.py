@@ -24,7 +24,7 @@ def submodule(root: nn.Module, path: str) -> nn.Module:
         children = module._modules
         found = children[name] if name in children else getattr(module, name)
         if not isinstance(found, nn.Module):
-            raise AttributeError(f"{name} of {path} is no module")
+            raise AttributeError(f"{name} of {path} is not a module")
         module = found
     return module
 

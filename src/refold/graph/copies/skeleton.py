@@ -306,7 +306,7 @@ def _is_container(module: nn.Module) -> bool:
 def _passes_through(module: nn.Module) -> bool:
     """Wrappers are known by name, or hold a network without a forward of their own.
 
-    A network that merely calls its one child `module` is no wrapper: its forward may do more.
+    A network that merely calls its one child `module` is not a wrapper: its forward may do more.
     """
     if type(module).forward is nn.Module.forward:
         return "forward" not in module.__dict__

@@ -173,7 +173,7 @@ Hosts = list[tuple[Operator, fx.Node]]
 
 
 def find_hosts(lifter: Lifter, result: Result) -> Hosts | None:
-    """Return the node each leaf goes to, in order; None when either expression is no chain."""
+    """Return the node each leaf goes to, in order; None when either expression is not a chain."""
     if not all(_is_plain(expression) for expression in (result.region.op, result.op)):
         return None
     if not _are_places(lifter, result):

@@ -275,7 +275,7 @@ def _taken_in(fold: FoldPass, reader: fx.Node, gain: _Gain, path: Path) -> tuple
 
 def _why(gain: _Gain, conv: Conv) -> str:
     meets = gain.op.shift is not None and conv.zero_pads
-    return "the norm's shift meets zero padding" if meets else "it is no one layer"
+    return "the norm's shift meets zero padding" if meets else "it is not a single layer"
 
 
 def _conv(lifter: Lifter, reader: fx.Node) -> Conv:

@@ -24,8 +24,8 @@ Vector = tuple[Tensor, int | None]
 def per_channel(context: Context, constant: Any, value: fx.Node) -> Vector | str | None:
     """Return a constant as one number per channel, in float64, with the rank its shape implies.
 
-    None when it is no constant, varies over several axes, or gives `value` another shape; a reason
-    when it is tied, or when only example inputs could tell.
+    None when it is not a constant, varies over several axes, or gives `value` another shape; a
+    reason when it is tied, or when only example inputs could tell.
     """
     number = context.number(constant)
     if number is not None:
@@ -149,7 +149,7 @@ def _combine(context: Context, terms: tuple[Any, Any], factors: tuple[float, flo
 
 
 def _sum(context: Context, values: Sequence[fx.Node], ops: Sequence[Operator]) -> Piece | None:
-    """Return the sum of values of one shape; one that is broadcast is no branch of the others."""
+    """Return the sum of values of one shape; a broadcast one is not a branch of the others."""
     shapes = {shape for value in values if (shape := context.shape(value)) is not None}
     return Piece(tuple(values), tuple(ops), join="sum") if len(shapes) < 2 else None
 

@@ -181,7 +181,7 @@ class Constants:
                 if node.op == "call_module":
                     return submodule(self.capture.module, cast(str, node.target))(*args, **kwargs)
                 return cast(Any, node.target)(*args, **kwargs)
-        except Exception:  # the model's own arithmetic fails: then it is no constant of ours
+        except Exception:  # the model's own arithmetic fails: then it is not a constant of ours
             return _UNKNOWN
 
     def _known(self, leaf: Any) -> Any:
@@ -220,7 +220,7 @@ def _sharing(capture: Capture) -> Iterator[tuple[str, str]]:
     model, prefix = capture.model, capture.path + "." if capture.path else ""
     named = list(_stored(model))
     holders: dict[int, dict[tuple[int, str], str]] = {}
-    for path, tensor, place in named:  # a module's second name is no tied weight
+    for path, tensor, place in named:  # a module's second name is not a tied weight
         holders.setdefault(storage_key(tensor), {}).setdefault(place, path)
     for path, tensor, place in named:
         if not path.startswith(prefix):

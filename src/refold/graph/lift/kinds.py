@@ -43,7 +43,7 @@ def _before(context: Context, node: fx.Node) -> fx.Node | None:
 
 
 def _is_real(context: Context, value: fx.Node) -> bool:
-    """Say whether a value surely is no integer: a layer made it."""
+    """Say whether a value surely is not an integer: a layer made it."""
     piece = context.lift(value)
     while isinstance(piece, Piece) and piece.join == "none":
         if value.op == "call_module" or any(isinstance(op, Conv) for op in chain(piece.ops[0])):

@@ -1,6 +1,7 @@
 """What the graph alone says about sizes, without example inputs.
 
-A sum whose parts may be broadcast is no sum of branches: what follows it must not be given to each.
+A sum whose parts may be broadcast is not a sum of branches: what follows it must not be given to
+each.
 Two values surely have one shape when both come from one value through windows that leave as many
 positions for every size, and their channels are known to be as many.
 """
@@ -129,7 +130,7 @@ def _meet(context: Context, terms: list[_Term]) -> bool:
 
 
 def _steps(op: Operator) -> Windows | None:
-    """Return what an operator does to positions, None if it is no window of them."""
+    """Return what an operator does to positions, None if it is not a window of them."""
     if isinstance(op, Conv) and op.transposed:
         ones = all(axis.stride == 1 for axis in op.axes)
         return tuple((1, a.span - a.lo - a.hi - 2) for a in op.axes) if ones else None

@@ -188,7 +188,7 @@ class FrameBody:
 
     def _known(self, value: fx.Node) -> fx.Node:
         if value not in self.env:
-            raise self._refusal(f"it reads {value.name}, which is no argument of it")
+            raise self._refusal(f"it reads {value.name}, which is not one of its arguments")
         return self.env[value]
 
     def relative(self, path: str) -> str:

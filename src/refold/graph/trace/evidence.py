@@ -356,7 +356,7 @@ class Evidence:
     # ranks
 
     def _other_rank(self, places: list[fx.Node]) -> str | None:
-        """Say why a norm of rows, (N, C), is no part of a linear layer, where it may see (N, L, C).
+        """Say why a norm of rows, (N, C), is not part of a linear layer if it may see (N, L, C).
 
         A linear layer works along the last axis, the norm along the second.
         """

@@ -26,8 +26,8 @@ _MAX_RECORDINGS = 32
 class TraceError(Exception):
     """A root could not be followed; `called` names the children that ran before it failed.
 
-    `is_followed` says that its code runs to the end all the same: it is no frame for what it does;
-    `is_whole` that this run did.
+    `is_followed` says that its code runs to the end all the same: it is not a frame for what it
+    does; `is_whole` that this run did.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ def record(
         leaves.update(late)
         leaves.update(recorder.opaque)
         computes = computes or (bool(last) and real)
-    raise TraceError("modules are called again and again in new ways", set())
+    raise TraceError("every recording calls its modules in another way", set())
 
 
 def run_blank(model: nn.Module, args: tuple[Any, ...]) -> Any:

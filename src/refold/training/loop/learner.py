@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
 class Lesson:
     """Distillation: the loss of the labels, and how far the answers are from a teacher's.
 
-    The teacher is no part of the learner: it neither trains nor is saved.
+    The teacher is not a part of the learner: it neither trains nor is saved.
 
     Args:
         teacher: maps images to logits.
@@ -114,7 +114,7 @@ def outputs(value: Any) -> list[Tensor]:
     """Return a network's outputs, the main one first, from a tensor, a tuple or a dict.
 
     Raises:
-        InputError: when it is none of these.
+        InputError: when it is not one of these.
 
     Examples:
         >>> len(outputs({"main": torch.zeros(1), "aux": torch.ones(1)}))

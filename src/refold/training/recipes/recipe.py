@@ -52,7 +52,7 @@ class Optimizer(_Strict):
     def _positive(cls, values: dict[str, float]) -> dict[str, float]:
         for pattern, factor in values.items():
             if not 0 < factor < float("inf"):
-                raise ValueError(f"{pattern!r}: {factor} is no factor; freeze what must not move")
+                raise ValueError(f"{pattern!r}: {factor} is not a factor; freeze what must stay")
         return values
 
 

@@ -114,7 +114,7 @@ def _replace(network: nn.Module, path: str, classes: int) -> None:
     """Put a new layer of the same kind in the place of one.
 
     Raises:
-        InputError: when it is no plain layer.
+        InputError: when it is not a plain layer.
     """
     old: Any = network.get_submodule(path)
     options = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}

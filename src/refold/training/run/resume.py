@@ -47,7 +47,7 @@ def go_on(engine: Engine, order: Order, begun: Begun, *, data_changed: bool) -> 
         data_changed: whether the images may be others than before.
 
     Raises:
-        InputError: when the images are others and may not be.
+        InputError: when the images changed and `data_changed` is not set.
         CheckpointError: when there were checkpoints and all are damaged.
     """
     folder, saves, position = engine.folder, engine.saves, engine.parts.position

@@ -216,7 +216,7 @@ class Recorder(TorchCalls):
         held = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
         if held and not self._paused:
             kind = type(module).__name__
-            self._leave(self.stack[-1], f"a {kind} that is no registered submodule is called")
+            self._leave(self.stack[-1], f"a {kind} that is not a registered submodule is called")
         return call(module, *args, **kwargs)
 
     def _note_call(self, module: nn.Module, args: Any, kwargs: Any) -> None:

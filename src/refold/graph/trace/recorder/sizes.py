@@ -106,7 +106,7 @@ Number = Size | Ratio
 
 
 def number(value: Any, source: tuple[Any, ...], listener: Listener) -> Any:
-    """Return a number that knows its source; what is no number stays as it is."""
+    """Return a number that knows its source; what is not a number stays as it is."""
     if type(value) is int:
         return Size(value, source, listener)
     return Ratio(value, source, listener) if type(value) is float else value
