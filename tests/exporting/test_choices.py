@@ -134,7 +134,7 @@ def test_axes_by_input(tmp_path: Path, suffix: str) -> None:
     ("dynamic", "reason"),
     [
         ("height", "is not a choice: use 'none'"),
-        ("none,batch", "is no choice"),
+        ("none,batch", "is not a choice"),
         ({"picture": {0: "batch"}}, "names no input 'picture': there are image"),
         ({"image": {4: "batch"}}, "names axis 4 of image, which has 4"),
         ({"image": {0: "a b"}}, "'a b' is no name"),
