@@ -69,7 +69,7 @@ def test_what_was_assumed_and_fixed_is_said(
     ("words", "reason"),
     [
         (["--dynamic", "image:first=batch"], "names no axes: write none, batch"),
-        (["--dynamic", "sometimes"], "is no choice"),
+        (["--dynamic", "sometimes"], "is not a choice"),
         (["--opset", "3"], "opset 3 is none"),
         (["--input-names", "a,b"], "input_names must be 1 different names"),
     ],
