@@ -26,7 +26,9 @@ INSIDE = -1
 
 _GROUPS = frozenset({tuple, list, set})
 _CALLABLES = (FunctionType, MethodType, partial)
-_HELD = (torch.Tensor, nn.Parameter, torch.Generator)
+_TENSORS = (torch.Tensor, torch.Generator)
+_HELD = frozenset({*_TENSORS, nn.Parameter})
+_NESTS = frozenset({dict, OrderedDict, list, tuple, set})
 
 _OWN_WAYS = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__", "__slots__")
 
@@ -269,7 +271,7 @@ def _share(value: Any, depth: int, found: list[Any]) -> None:
     kind = type(value)
     if kind in ATOMS:
         return
-    if kind in _HELD or isinstance(value, _HELD):
+    if kind in _HELD or (kind not in _NESTS and isinstance(value, _TENSORS)):
         found.append(value)
     elif depth < 6:
         for item in _items(value):

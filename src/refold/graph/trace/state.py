@@ -80,18 +80,15 @@ class Attributes:
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     for name, value in now.items():
         old = before.get(name, _MISSING)
-        if old is value or _are_empty(old, value):
+        if old is value:
             continue
+        kind = type(value)
+        if kind in _CONTAINERS and not value and kind is type(old) and not old:
+            continue  # as most tables of a module are
         if not same_value(old, value):
             yield name
     if not before.keys() <= now.keys():
         yield from before.keys() - now.keys()
-
-
-def _are_empty(old: Any, new: Any) -> bool:
-    """Say whether both are the same kind of container without items, as most are."""
-    kind = type(new)
-    return kind in _CONTAINERS and kind is type(old) and not new and not old
 
 
 def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
