@@ -67,7 +67,7 @@ def _copied(state: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
         kind = type(value)
         if kind in ATOMS:
             made[name] = value
-        elif value or kind not in TABLES or id(value) in memo:
+        elif kind not in TABLES or value or id(value) in memo:
             made[name] = _value(value, memo)
         else:
             made[name] = memo[id(value)] = kind()
