@@ -131,7 +131,11 @@ def _makers(
             "--tuning says which merges are made: leave out --allow-growth and --drop-unused"
         )
     make = partial(tuned, choices=load_tuning(tuning, subject.model).choices)
-    return make, lambda net, inputs: make(net, inputs).model
+
+    def again(model: nn.Module, example_inputs: object) -> nn.Module:
+        return make(model, example_inputs).model
+
+    return make, again
 
 
 def _origin(plan: Plan, proof: Proof) -> dict[str, str]:

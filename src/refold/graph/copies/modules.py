@@ -22,9 +22,9 @@ def submodule(root: nn.Module, path: str) -> nn.Module:
     """
     module = root
     for name in _steps(path):
-        children = module._modules
-        held = name in children and children[name] is not None
-        module = children[name] if held else _read(module, name, path)  # pyright: ignore
+        children = module._modules  # a scripted module's table has no `get`
+        found = children[name] if name in children else None  # noqa: SIM401
+        module = _read(module, name, path) if found is None else found
     return module
 
 

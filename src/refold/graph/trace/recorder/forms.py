@@ -57,11 +57,12 @@ def _after_conv(value: Tensor, module: Any) -> list[int] | None:
     weight: Tensor = module.weight
     _, inputs, *kernel = weight.shape
     batch, channels, *sizes = [*value.shape, *([0] * (2 - min(value.ndim, 2)))]
-    is_plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    padding: Any = module.padding
+    is_plain = module.padding_mode == "zeros" and isinstance(padding, tuple)
     if not is_plain or len(sizes) != len(kernel) or channels != inputs * module.groups:
         return None
-    axes = zip(sizes, kernel, module.stride, module.padding, module.dilation, strict=True)
-    after = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
+    axes = zip(sizes, kernel, module.stride, padding, module.dilation, strict=True)
+    after: list[int] = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
     return [batch, weight.shape[0], *after] if min(after) > 0 else None
 
 
