@@ -26,6 +26,7 @@ ROOMS = [
     ["pruning"],
     ["exporting"],
     ["bench"],
+    ["tuning"],
     ["blocks"],
     ["models"],
     ["sources"],
@@ -37,7 +38,7 @@ ROOMS = [
 # The same inside the packages that have rooms of their own; a file of the package is a room, too.
 INNER = {
     "graph": [
-        ["calls", "layers"],
+        ["calls", "layers", "policy"],
         ["copies"],
         ["trace"],
         ["lift", "surgery"],
@@ -58,7 +59,7 @@ INNER = {
 # Whoever stands outside one of these imports from its __init__ only.
 FRONT_DOORS = {
     *("graph", "equivalence", "transforms", "branches", "residuals", "pruning", "exporting"),
-    *("bench", "models", "onnx_files", "reasons", "reporting"),
+    *("bench", "tuning", "models", "onnx_files", "reasons", "reporting"),
 }
 NO_MODULES = {"errors", "algebra", "rules"}  # know neither nn.Module nor fx
 ZOOS = {"timm", "torchvision"}

@@ -30,5 +30,6 @@ from refold.reporting import report as report
 from refold.residuals import remove_residuals as remove_residuals
 from refold.training import study as study
 from refold.training import train as train
+from refold.tuning import tune as tune
 
 __version__ = "0.1.0"

@@ -9,6 +9,7 @@ from torch import fx, nn
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.region import Region, Regions
 from refold.graph.lift.lifter import Lifter
+from refold.graph.policy import Policy
 from refold.graph.surgery.editor import Editor
 from refold.graph.trace.capture import capture_all
 
@@ -33,4 +34,4 @@ def regions(model: nn.Module, *inputs: Any, **options: Any) -> list[Region]:
 def fold_pass(model: nn.Module, *inputs: Any, allow_growth: bool = False) -> FoldPass:
     """Return a fold pass that has not run."""
     known = lifter(model, *inputs)
-    return FoldPass(known, Editor(known.capture), allow_growth)
+    return FoldPass(known, Editor(known.capture), Policy(allow_growth))

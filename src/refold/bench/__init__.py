@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from refold.bench.clock import benchmark, benchmark_files
 from refold.bench.drawing import plot
+from refold.bench.machine import describe_machine
 from refold.bench.runtimes import FILE_RUNTIMES, RUNTIMES
 from refold.bench.table import BenchmarkRow, BenchmarkTable, Machine, Spread
 
@@ -16,5 +17,6 @@ __all__ = [
     "Spread",
     "benchmark",
     "benchmark_files",
+    "describe_machine",
     "plot",
 ]

@@ -28,6 +28,7 @@ from refold.cli.residuals import remove_residuals
 from refold.cli.streams import OutputLost, results_apart, safe_streams
 from refold.cli.study import study
 from refold.cli.train import train
+from refold.cli.tune import tune
 from refold.cli.verify import verify
 from refold.errors import InputError, NotEquivalentError, RefoldError, RuleLoopError
 from refold.sources.guest import describe, place_of
@@ -63,6 +64,7 @@ EXAMPLES = {
     predict: "refold predict RUN photos/*.jpg",
     study: "refold study branches --seeds 3 -o study",
     bench: "refold bench timm:repvgg_a0 --runtime eager --runtime onnxruntime",
+    tune: "refold tune timm:repvgg_a0 --runtime onnxruntime -o tuning.json",
     models: "refold models '*repvgg*'",
     demo: "refold demo --output demo-out",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,12 +16,14 @@ from refold.cli.onnx_model import convert_onnx, is_onnx
 from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove, say_proof
 from refold.cli.shipping import Wishes, ship
-from refold.cli.subject import prepare
+from refold.cli.subject import Subject, prepare
 from refold.cli.summary import kept_lines, record, size_of, size_rows, unrun_lines
 from refold.cli.weights import convert_weights, is_weights
 from refold.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from refold.equivalence import Proof
     from refold.planning import Plan
 
@@ -35,6 +38,12 @@ NormEps = Annotated[
     ),
 ]
 
+TuningFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--tuning", metavar="FILE", help="Make the choices that `refold tune` has written."
+    ),
+]
 _NO_EPS = "--norm-eps is only for weights alone: a network already states the eps of its norms"
 
 
@@ -50,6 +59,7 @@ def convert(
     live_statistics: options.LiveStatistics = None,
     allow_growth: options.AllowGrowth = False,
     drop_unused: options.DropUnused = False,
+    tuning: TuningFile = None,
     dynamic: shipping.Dynamic = None,
     opset: shipping.Opset = None,
     input_names: shipping.InputNames = None,
@@ -65,10 +75,8 @@ def convert(
     RepLKNet, RepMLP, timm's) becomes one of the same layout in deploy form. An .onnx file, whoever
     wrote it, becomes an .onnx or .xml file with fewer nodes.
     """
-    import refold
-
     if is_weights(model):
-        given = bool(checkpoint or input_size or report)
+        given = bool(checkpoint or input_size or report or tuning)
         convert_weights(Path(model), output, given, weights_key, norm_eps, as_json=as_json)
         return
     if is_onnx(model):
@@ -83,9 +91,9 @@ def convert(
         )
     )
     wanted = {"allow_growth": allow_growth, "drop_unused": drop_unused}
-    again = partial(refold.reparameterize, **wanted)
+    make, again = _makers(tuning, subject, wanted)
     with step("fold"):
-        plan = refold.plan(subject.model, subject.example_inputs, **wanted)
+        plan = make(subject.model, subject.example_inputs)
         folded = plan.apply()
     with step("verify in float64"):
         proof = prove(subject, folded, again)
@@ -102,6 +110,32 @@ def convert(
     say(f"folds: {len(plan.steps)}", *kept_lines(plan.kept), *unrun_lines(plan))
     say_proof(proof)
     note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
+
+
+def _makers(
+    tuning: Path | None, subject: Subject, wanted: dict[str, bool]
+) -> tuple[Callable[..., Plan], Callable[..., nn.Module]]:
+    """Return what plans and what makes a fold, by the choices of a tuning file where there is one.
+
+    Raises:
+        InputError: when the file is for another network, or options speak against it.
+    """
+    import refold
+
+    if tuning is None:
+        return partial(refold.plan, **wanted), partial(refold.reparameterize, **wanted)
+    from refold.tuning import load_tuning, tuned
+
+    if any(wanted.values()):
+        raise InputError(
+            "--tuning says which merges are made: leave out --allow-growth and --drop-unused"
+        )
+    make = partial(tuned, choices=load_tuning(tuning, subject.model).choices)
+
+    def again(model: nn.Module, example_inputs: object) -> nn.Module:
+        return make(model, example_inputs).model
+
+    return make, again
 
 
 def _origin(plan: Plan, proof: Proof) -> dict[str, str]:

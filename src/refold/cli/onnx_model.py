@@ -50,7 +50,7 @@ def check_options(model: str, given: dict[str, Any]) -> None:
 
 _OF_NETWORKS = (
     *("checkpoint", "weights_key", "num_classes", "live_statistics", "dynamic", "opset", "half"),
-    *("input_names", "output_names", "norm_eps", "peers", "channels_last"),
+    *("input_names", "output_names", "norm_eps", "peers", "channels_last", "tuning"),
 )
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -37,6 +37,7 @@ from refold.graph.fold.shared_norms import push_into_readers
 from refold.graph.fold.shared_weights import merge_readers
 from refold.graph.fold.survey import survey
 from refold.graph.lift.lifter import Lifter
+from refold.graph.policy import Policy
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import Edits, UnwritableError
 from refold.graph.trace.capture import Capture, capture_all
@@ -97,6 +98,8 @@ def fold_model(
     inplace: bool = False,
     check: bool = False,
     drop_unused: bool = False,
+    apart: Collection[str] = (),
+    grown: Collection[str] = (),
 ) -> Outcome:
     """Return a copy of `model` with every exact fold made.
 
@@ -108,6 +111,8 @@ def fold_model(
         check: run the model and the result once on the example, or on numbers drawn for one of
             our own, and put back what differs; else only errors and shapes are compared.
         drop_unused: leave out what no recorded call runs.
+        apart: paths of parts whose parallel branches are not merged.
+        grown: paths of parts where merges may need more multiply-adds.
 
     Raises:
         RefusedError: when the model is in training mode.
@@ -119,8 +124,9 @@ def fold_model(
             "the model is in training mode, where norms use the batch; call model.eval() first"
         )
     _check_shapes(plain)
+    policy = Policy(allow_growth, frozenset(apart), frozenset(grown))
     with undisturbed(), watchable():
-        made = _fold(plain, as_arguments(example_inputs), allow_growth, check)
+        made = _fold(plain, as_arguments(example_inputs), policy, check)
         if drop_unused:
             drop(made.model, made.unrun)
         if inplace:
@@ -133,18 +139,16 @@ def fold_model(
     return Outcome(plain, tuple(made.folds), tuple(made.kept), tuple(made.unrun), shapes, roots)
 
 
-def _fold(
-    plain: nn.Module, inputs: tuple[Any, ...] | None, allow_growth: bool, check: bool
-) -> _Made:
+def _fold(plain: nn.Module, inputs: tuple[Any, ...] | None, policy: Policy, check: bool) -> _Made:
     ready, computed = with_computed_weights(plain)
     try:
-        made = _fold_ready(plain, ready, inputs, allow_growth, check)
+        made = _fold_ready(plain, ready, inputs, policy, check)
     except InputError:
         if not computed:
             raise
         made = None
     if made is None:  # the model's code looks at how its weights are computed
-        return _fold_ready(plain, plain, inputs, allow_growth, check) or _Made(skeleton(plain))
+        return _fold_ready(plain, plain, inputs, policy, check) or _Made(skeleton(plain))
     made.folds[:0] = map(_stored, computed)
     return made
 
@@ -153,11 +157,11 @@ def _fold_ready(
     plain: nn.Module,
     ready: nn.Module,
     inputs: tuple[Any, ...] | None,
-    allow_growth: bool,
+    policy: Policy,
     check: bool,
 ) -> _Made | None:
     """Fold a model whose weights are stored; None where it is then another function."""
-    fold = partial(_settled, ready, inputs, allow_growth)
+    fold = partial(_settled, ready, inputs, policy)
     left: dict[str, LeftAlone] = {}
     made = fold(left)
     example = made.made_up if inputs is None else inputs
@@ -165,7 +169,7 @@ def _fold_ready(
         return None  # nothing has run with the stored weights
     if example is None or not (made.folds or ready is not plain):
         return made
-    differs = _comparison(plain, ready, example, allow_growth, check)
+    differs = _comparison(plain, ready, example, policy, check)
     made, left = _agreed(differs, fold, made, left)
     is_other = ready is not plain and not made.folds and differs(made, left)
     return None if is_other else made
@@ -240,16 +244,16 @@ def fold_graph(
                 kept = (Kept(type(capture.module).__name__, left.whole),)
                 return FoldedGraph(write(capture), (), kept)
             try:
-                return _written(capture, write, allow_growth, left)
+                return _written(capture, write, Policy(allow_growth), left)
             except SetbackError:  # each takes a step away
                 continue
 
 
 def _written(
-    capture: Capture, write: Callable[[Capture], T], allow_growth: bool, left: LeftAlone
+    capture: Capture, write: Callable[[Capture], T], policy: Policy, left: LeftAlone
 ) -> FoldedGraph[T]:
     try:
-        fold = _folded(capture, allow_growth, left)
+        fold = _folded(capture, policy, left)
         kept = survey(fold)
     except SetbackError:
         raise
@@ -265,17 +269,17 @@ def _written(
 
 
 def _settled(
-    plain: nn.Module, inputs: tuple[Any, ...] | None, allow_growth: bool, left: _Left
+    plain: nn.Module, inputs: tuple[Any, ...] | None, policy: Policy, left: _Left
 ) -> _Made:
     while True:  # each setback takes a step away
         try:
-            return _fold_once(plain, inputs, allow_growth, left)
+            return _fold_once(plain, inputs, policy, left)
         except SetbackError:
             continue
 
 
 def _fold_once(
-    plain: nn.Module, inputs: tuple[Any, ...] | None, allow_growth: bool, left: _Left
+    plain: nn.Module, inputs: tuple[Any, ...] | None, policy: Policy, left: _Left
 ) -> _Made:
     found = capture_all(plain, inputs)
     roots = [capture.path for capture in found.captures]
@@ -283,7 +287,7 @@ def _fold_once(
     for capture in found.captures:
         with torch.no_grad():
             alone = left.setdefault(capture.path, LeftAlone())
-            _fold_capture(capture, made, allow_growth, alone)
+            _fold_capture(capture, made, policy, alone)
     failures = found.failures.items()
     made.kept.extend(Kept(path, why) for path, why in failures if why != NO_FORWARD)
     return made
@@ -293,7 +297,7 @@ def _comparison(
     plain: nn.Module,
     ready: nn.Module,
     example: tuple[Any, ...],
-    allow_growth: bool,
+    policy: Policy,
     check: bool,
 ) -> _Differs:
     """Return what says how a fold differs from the model on the example, or that it does not.
@@ -315,7 +319,7 @@ def _comparison(
         twin, source = twins()
         if twin is None or source is None:
             return disagreement(plain, made.model, example)
-        folded = _settled(source[0], twin[1], allow_growth, left).model
+        folded = _settled(source[0], twin[1], policy, left).model
         return disagreement(twin[0], folded, twin[1])
 
     return differs
@@ -384,12 +388,12 @@ def _trains(model: nn.Module) -> bool:
 _MODAL = (_NormBase, _DropoutNd)
 
 
-def _fold_capture(capture: Capture, made: _Made, allow_growth: bool, left: LeftAlone) -> None:
+def _fold_capture(capture: Capture, made: _Made, policy: Policy, left: LeftAlone) -> None:
     if left.whole is not None:
         made.kept.append(Kept(capture.path or type(capture.module).__name__, left.whole))
         return
     try:
-        fold = _folded(capture, allow_growth, left)
+        fold = _folded(capture, policy, left)
         kept = survey(fold)
     except SetbackError:
         raise
@@ -402,14 +406,14 @@ def _fold_capture(capture: Capture, made: _Made, allow_growth: bool, left: LeftA
     made.steps.extend((capture.path, step) for step in fold.steps)
 
 
-def _folded(capture: Capture, allow_growth: bool, left: LeftAlone) -> FoldPass:
+def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
     lifter = Lifter.of(capture)
     editor = Editor(capture)
     if pad_before_layers(lifter, editor):
         lifter = Lifter.of(capture)
     unify_layouts(lifter, editor)
     unify_reads(lifter, editor)
-    fold = FoldPass(lifter, editor, allow_growth, left)
+    fold = FoldPass(lifter, editor, policy, left)
     drop_idle(fold)
     if merge_readers(fold):
         drop_idle(fold)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any, cast
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from refold.errors import InputError, one_line
-from refold.graph.copies.modules import is_generated
+from refold.graph.copies.modules import all_modules, is_generated
 
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 """Types whose values need no copy."""
@@ -26,6 +26,9 @@ INSIDE = -1
 
 _GROUPS = frozenset({tuple, list, set})
 _CALLABLES = (FunctionType, MethodType, partial)
+_TENSORS = (torch.Tensor, torch.Generator)
+_HELD = frozenset({*_TENSORS, nn.Parameter})
+_NESTS = frozenset({dict, OrderedDict, list, tuple, set})
 
 _OWN_WAYS = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__", "__slots__")
 
@@ -53,7 +56,21 @@ def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     memo[id(module)] = made
     state = module.__getstate__()
     memo.setdefault(id(memo), []).append(state)  # kept alive: ids must stay those of what was met
-    made.__setstate__({name: _value(value, memo) for name, value in state.items()})
+    made.__setstate__(_copied(state, memo))
+    return made
+
+
+def _copied(state: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
+    """Return the copies of a module's attributes; most are plain, or tables without entries."""
+    made: dict[str, Any] = {}
+    for name, value in state.items():
+        kind = type(value)
+        if kind in ATOMS:
+            made[name] = value
+        elif kind not in TABLES or value or id(value) in memo:
+            made[name] = _value(value, memo)
+        else:
+            made[name] = memo[id(value)] = kind()
     return made
 
 
@@ -80,20 +97,22 @@ def _table(table: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
     made = type(table)()
     memo[id(table)] = made
     for name, value in table.items():
-        made[name] = _value(value, memo)
+        known = None if type(value) in ATOMS else memo.get(id(value))
+        made[name] = _value(value, memo) if known is None else known
     return made
 
 
 def _value(value: Any, memo: dict[int, Any]) -> Any:
-    if type(value) in ATOMS:
+    kind = type(value)
+    if kind in ATOMS:
         return value
     known = memo.get(id(value))
     if known is not None:
         return known
-    if type(value) in TABLES and (not value or all(type(key) in ATOMS for key in value)):
+    if kind in TABLES and (not value or ATOMS.issuperset(map(type, value))):
         return _table(value, memo)
-    if type(value) in _GROUPS and all(type(item) in ATOMS for item in value):
-        return memo.setdefault(id(value), value if type(value) is tuple else value.copy())
+    if kind in _GROUPS and ATOMS.issuperset(map(type, value)):
+        return memo.setdefault(id(value), value if kind is tuple else value.copy())
     if isinstance(value, nn.Module):
         return copy_module(value, memo)
     if type(value) in _CALLABLES:
@@ -229,34 +248,42 @@ def skeleton(module: nn.Module) -> nn.Module:
 
 
 def _shared_memo(module: nn.Module) -> dict[int, Any]:
-    memo: dict[int, Any] = {INSIDE: frozenset(id(child) for child in module.modules())}
-    for child in module.modules():
-        for value in _held(child):
-            memo[id(value)] = value
+    inside = all_modules(module)
+    memo: dict[int, Any] = {INSIDE: frozenset(map(id, inside))}
+    for child in inside:
+        memo.update((id(value), value) for value in _held(child))
     return memo
 
 
-def _held(module: nn.Module) -> Iterator[Any]:
-    """Yield the tensors and generators that a module itself holds, plain containers included."""
+def _held(module: nn.Module) -> list[Any]:
+    """Return the tensors and generators that a module itself holds, plain containers included."""
+    found: list[Any] = []
     for name, value in module.__dict__.items():
         kind = type(value)  # asking about tensors is slow, and most attributes are plain or empty
         empty = kind in TABLES and not value
-        if name != "_modules" and kind not in ATOMS and not empty:
-            yield from _shareable(value, depth=0)
+        if kind not in ATOMS and not empty and name != "_modules":
+            _share(value, 0, found)
+    return found
 
 
-def _shareable(value: Any, depth: int) -> Iterator[Any]:
-    if isinstance(value, torch.Tensor | torch.Generator):
-        yield value
-    elif depth < 6 and isinstance(value, dict):
-        for item in cast("dict[Any, Any]", value).values():
-            yield from _shareable(item, depth + 1)
-    elif depth < 6 and isinstance(value, list | tuple):
-        for item in cast("list[Any]", value):
-            yield from _shareable(item, depth + 1)
-    elif depth < 6 and callable(value):
-        for item in bound_values(value):
-            yield from _shareable(item, depth + 1)
+def _share(value: Any, depth: int, found: list[Any]) -> None:
+    """Add the tensors and generators in a value to those found."""
+    kind = type(value)
+    if kind in ATOMS:
+        return
+    if kind in _HELD or (kind not in _NESTS and isinstance(value, _TENSORS)):
+        found.append(value)
+    elif depth < 6:
+        for item in _items(value):
+            _share(item, depth + 1, found)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return cast("dict[Any, Any]", value).values()
+    if isinstance(value, list | tuple):
+        return cast("list[Any]", value)
+    return bound_values(value) if type(value) in _CALLABLES or callable(value) else ()
 
 
 def _share_uncopyable(module: nn.Module, memo: dict[int, Any]) -> None:
@@ -347,16 +374,17 @@ def own_tensors(module: nn.Module, source: nn.Module) -> int:
         >>> bool((copied.weight == net.weight).all()), copied.weight is net.weight
         (True, False)
     """
-    foreign = {storage_key(t) for m in source.modules() for t in _tensors(m)}
+    foreign = {storage_key(t) for m in all_modules(source) for t in _tensors(m)}
     shared: dict[int, torch.Tensor] = {}
-    for child in module.modules():
+    inside = all_modules(module)
+    for child in inside:
         for tensor in _tensors(child):
             if storage_key(tensor) in foreign:
                 shared[id(tensor)] = tensor
     if not shared:
         return 0
     clones, copied = _clone_all(list(shared.values()))
-    for child in module.modules():
+    for child in inside:
         _swap_tensors(child, clones)
     return copied
 
@@ -374,7 +402,9 @@ def held_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 if isinstance(tensor, torch.Tensor):
                     yield key, tensor
         elif name != "_modules" and type(value) not in ATOMS:
-            yield from ((name, t) for t in _shareable(value, 0) if isinstance(t, torch.Tensor))
+            found: list[Any] = []
+            _share(value, 0, found)
+            yield from ((name, t) for t in found if isinstance(t, torch.Tensor))
 
 
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
@@ -475,7 +505,7 @@ def _like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
 
 def _swap_tensors(module: nn.Module, clones: dict[int, torch.Tensor]) -> None:
     for name, value in list(module.__dict__.items()):
-        if name != "_modules":
+        if type(value) not in ATOMS and name != "_modules":
             swapped = _swapped(value, clones, depth=0)
             if swapped is not value:
                 module.__dict__[name] = swapped

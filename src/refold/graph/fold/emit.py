@@ -343,9 +343,12 @@ class Emitter:
             module = submodule(self.lifter.capture.module, str(node.target))
             return list(module.parameters()) or list(module.buffers())
         constants = self.lifter.constants
-        stored = (arg for arg in node.all_input_nodes if constants.is_stored(arg))
-        found = [constants.value(arg) for arg in stored]
-        return [value for value in found if isinstance(value, Tensor)]
+        known = ((constants.value(arg), arg) for arg in node.all_input_nodes)
+        return [
+            value
+            for value, arg in known  # what inputs decide has no value, and many sources
+            if isinstance(value, Tensor) and constants.is_stored(arg)
+        ]
 
     def _check_time(self) -> None:
         """Refuse to read a value that changes in place at any time but its own."""

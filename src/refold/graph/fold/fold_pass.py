@@ -35,6 +35,7 @@ from refold.graph.fold.setbacks import LeftAlone, Step
 from refold.graph.fold.sizes import multiply_adds
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
+from refold.graph.policy import Policy
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError, alive
 from refold.rules import RULES
@@ -56,17 +57,18 @@ class FoldPass:
     Args:
         lifter: lifts the capture's nodes.
         editor: edits its graph.
-        allow_growth: also merge what then needs more multiply-adds.
+        policy: which parts may grow, and which stay apart.
         left: the steps that failed before.
     """
 
     lifter: Lifter
     editor: Editor
-    allow_growth: bool = False
+    policy: Policy = field(default_factory=Policy)
     left: LeftAlone = field(default_factory=LeftAlone)
 
     def __post_init__(self) -> None:
-        self.decisions = Decisions(self.allow_growth)
+        self.decisions = Decisions(self.policy.allow_growth)
+        self._growing = Decisions(allow_growth=True)
         self.folds: list[Fold] = []
         self.refused: dict[fx.Node, Kept] = {}
         self.steps: list[Step] = []
@@ -178,12 +180,19 @@ class FoldPass:
         kept = Kept(self.lifter.capture.full(where), reason)
         self.refused.update(dict.fromkeys(layers, kept))
 
+    def decisions_on(self, region: Region) -> Decisions:
+        """Return what decides on a region: whether it may grow can depend on where it stands."""
+        if not self.policy.grown or not self.policy.grows(map(self.path, region.nodes)):
+            return self.decisions
+        return self._growing
+
     def fold_chain(self, region: Region) -> bool:
         """Fold a chain without joins where that leaves fewer layers."""
         if len(leaves(region.op)) < 2:
             return False
-        shadow, replay = self.decisions.stand_in(region.op)
-        rewrite = self.decisions.rewrite(shadow)
+        decisions = self.decisions_on(region)
+        shadow, replay = decisions.stand_in(region.op)
+        rewrite = decisions.rewrite(shadow)
         if measure(rewrite.op) >= measure(shadow):
             return False
         return self.write(region, rewrite, replay)
@@ -192,11 +201,15 @@ class FoldPass:
         """Fold an expression with joins where that gains more than folding its chains."""
         if measure(region.op)[1] == 0:
             return False
-        shadow, replay = self.decisions.stand_in(region.op)
-        rewrite = self.decisions.rewrite(shadow)
+        if self.policy.keeps_apart(map(self.path, region.nodes)):
+            self._refuse(region.nodes, "its branches stay apart, as was asked for")
+            return False
+        decisions = self.decisions_on(region)
+        shadow, replay = decisions.stand_in(region.op)
+        rewrite = decisions.rewrite(shadow)
         layers, joins, _ = measure(rewrite.op)
         if layers > 1 or joins:  # else chains alone leave more
-            apart = self.decisions.rewrite(shadow, CHAIN_RULES)
+            apart = decisions.rewrite(shadow, CHAIN_RULES)
             if measure(rewrite.op)[:2] >= measure(apart.op)[:2]:
                 return False
         return self.write(region, untouched(rewrite, shadow), replay)

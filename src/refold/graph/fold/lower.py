@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import isfinite
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, Pad, Select
 from refold.errors import NotAffineError, RefusedError
+from refold.graph.copies.skeleton import copy_module
 from refold.graph.layers import Crop, Cropped, ScaleShift, SelectChannels
 from refold.ranked import CONVS, POOLS, SCATTERS
 
@@ -95,18 +97,29 @@ def _lower_transposed(op: Conv, like: Like) -> nn.Module:
 
 def _empty(cls: Any, op: Conv, like: Like, **options: Any) -> nn.Module:
     """Return a layer of this class around the operator's own tensors."""
-    module: nn.Module = cls(
-        op.in_channels, op.out_channels, tuple(op.weight.shape[2:]),
-        stride=tuple(a.stride for a in op.axes), dilation=tuple(a.dilation for a in op.axes),
-        groups=op.groups, bias=op.bias is not None, device="meta", **options,
-    )  # fmt: skip
-    return _filled(module, op, like)
+    options |= {
+        "stride": tuple(a.stride for a in op.axes), "dilation": tuple(a.dilation for a in op.axes),
+        "groups": op.groups, "bias": op.bias is not None,
+    }  # fmt: skip
+    shape = op.in_channels, op.out_channels, tuple(op.weight.shape[2:])
+    return _filled(_layer(cls, *shape, **options), op, like)
+
+
+def _layer(cls: Any, *shape: Any, **options: Any) -> nn.Module:
+    """Return a layer without weights; drawing some, even without storage, takes a while."""
+    model = _model_of(cls, *shape, **options)
+    return copy_module(model, {id(tensor): tensor for tensor in model._parameters.values()})
+
+
+@lru_cache(maxsize=256)
+def _model_of(cls: Any, *shape: Any, **options: Any) -> nn.Module:
+    return cls(*shape, device="meta", **options)
 
 
 def _lower_linear(op: Conv, like: Like) -> nn.Module:
     if op.groups > 1:
         raise RefusedError("a grouped linear layer has no torch module")
-    module = nn.Linear(op.in_channels, op.out_channels, op.bias is not None, device="meta")
+    module = _layer(nn.Linear, op.in_channels, op.out_channels, op.bias is not None)
     return _filled(module, op, like)
 
 

@@ -42,8 +42,9 @@ def survey(fold: FoldPass) -> list[Kept]:
 def _survey_region(fold: FoldPass, regions: Regions, region: Region, kept: dict[str, Kept]) -> None:
     spoken: set[Operator] = set()
     if len(leaves(region.op)) > 1:
-        shadow, replay = fold.decisions.stand_in(region.op)
-        for refusal in fold.decisions.rewrite(shadow).refusals:
+        decisions = fold.decisions_on(region)
+        shadow, replay = decisions.stand_in(region.op)
+        for refusal in decisions.rewrite(shadow).refusals:
             about = [replay.real(leaf) for leaf in refusal.operators]
             nodes = _nodes(about, region)
             if nodes:

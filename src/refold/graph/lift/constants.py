@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -63,8 +64,8 @@ class Constants:
                 self._sources[node] = (cast(str, node.target),)
             else:
                 own = _held(self.capture, node) if node.op == "call_module" else ()
-                below = (path for arg in node.all_input_nodes for path in self.sources(arg))
-                self._sources[node] = tuple(dict.fromkeys((*own, *below)))
+                below = map(self.sources, node.all_input_nodes)
+                self._sources[node] = tuple(dict.fromkeys(chain(own, *below)))
         return self._sources[node]
 
     def is_stored(self, node: fx.Node) -> bool:
@@ -250,5 +251,10 @@ def _overlaps(tensor: torch.Tensor, model: nn.Module, path: str) -> bool:
 def _held(capture: Capture, node: fx.Node) -> Iterator[str]:
     """Yield the paths of the tensors that a called module holds."""
     target = submodule(capture.module, cast(str, node.target))
-    for name, _ in (*target.named_parameters(), *target.named_buffers()):
+    if target._modules:
+        names = [name for name, _ in (*target.named_parameters(), *target.named_buffers())]
+    else:  # quicker, and most are layers
+        tables = (target._parameters, target._buffers)
+        names = [name for table in tables for name in table if table[name] is not None]
+    for name in names:
         yield f"{node.target}.{name}"

@@ -38,7 +38,7 @@ class Context(ABC):
         self.constants = constants
         self.shapes = shapes
         self.tainted = tainted
-        self.lifted: dict[fx.Node, tuple[tuple[Any, ...], Lifted]] = {}
+        self.lifted: dict[fx.Node, tuple[tuple[Any, ...], list[Any] | None, Lifted]] = {}
 
     @abstractmethod
     def lift(self, node: fx.Node) -> Lifted:

@@ -7,7 +7,7 @@ sentence, which ends up in the plan.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -51,10 +51,10 @@ class Lifter(Context):
             module = submodule(self.capture.module, str(node.target))
         state = (node.args, node.kwargs, module)
         known = self.lifted.get(node)
-        if known is None or known[0] != (*state, _read_through(known[1])):
+        if known is None or known[0] != state or known[1] != _read_through(known[2]):
             lifted = self._lift_safely(node)
-            known = self.lifted[node] = ((*state, _read_through(lifted)), lifted)
-        return known[1]
+            known = self.lifted[node] = (state, _read_through(lifted), lifted)
+        return known[2]
 
     def _lift_safely(self, node: fx.Node) -> Lifted:
         try:
@@ -102,10 +102,10 @@ class Lifter(Context):
             return lifted or self.capture.pinned.get(path)
         if not isinstance(lifted, Piece):
             return self.capture.pinned.get(path, lifted)
-        for _, buffer in module.named_buffers():
-            if changing := self.capture.changing(buffer):
+        for buffer in module._buffers.values():
+            if buffer is not None and (changing := self.capture.changing(buffer)):
                 return changing
-        if not any(True for _ in module.parameters(recurse=False)):
+        if not any(parameter is not None for parameter in module._parameters.values()):
             return self.capture.pinned.get(path, lifted)
         return self._module_refusal(path, module) or lifted
 
@@ -114,8 +114,8 @@ class Lifter(Context):
             return self.capture.pinned[path]
         if (times := self._times_called(path)) > 1:
             return f"the module is called {times} times"
-        for name, _ in module.named_parameters(recurse=False):
-            shared = self.constants.shared(f"{path}.{name}")
+        for name, parameter in module._parameters.items():
+            shared = None if parameter is None else self.constants.shared(f"{path}.{name}")
             if shared:
                 return shared
         return None
@@ -131,8 +131,10 @@ class Lifter(Context):
         )
 
 
-def _read_through(lifted: Lifted) -> list[object]:
-    return [node.args for node in lifted.through] if isinstance(lifted, Piece) else []
+def _read_through(lifted: Lifted) -> list[Any] | None:
+    if not isinstance(lifted, Piece) or not lifted.through:
+        return None
+    return [node.args for node in lifted.through]
 
 
 def _is_fresh(node: fx.Node, piece: Piece) -> bool:

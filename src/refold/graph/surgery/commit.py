@@ -13,7 +13,7 @@ from refold.errors import InputError
 from refold.graph.copies.modules import submodule
 from refold.graph.surgery.edits import Edits, alive
 from refold.graph.surgery.frames import Plan
-from refold.graph.surgery.generated import Method, method_from_graph, regenerate, stale_method
+from refold.graph.surgery.generated import Method, method_from_graph, refuse_calls, regenerate
 from refold.graph.surgery.plain_modules import (
     chain_slots,
     is_layer_subclass,
@@ -108,8 +108,7 @@ class Commit:
         module = self._module(frame)
         graph = self.plan.bodies.get(frame)
         if graph is None:
-            where = self.capture.full(frame.path)
-            regenerate(module, {frame.method: stale_method(where)})
+            refuse_calls(module, frame.method, self.capture.full(frame.path))
         elif isinstance(module, fx.GraphModule):
             module.graph = graph
         elif _runs_in_order(module) and (slots := self._slots(frame, graph)):
@@ -222,7 +221,7 @@ class Commit:
         read = {cast(str, node.target) for node in nodes if alive(node)}
         calls = (node for node in self.capture.graph.nodes if node.op == "call_module")
         called = {id(self._at(cast(str, node.target))) for node in calls}
-        frames = set(changed)
+        frames, owners = set(changed), dict[int, nn.Module]()
         for node in nodes:
             path = cast(str, node.target)
             if alive(node) or path in read or self.edits.home[node] not in frames:
@@ -233,6 +232,8 @@ class Commit:
                 continue
             for table in (owner._parameters, owner._buffers):
                 _forget(table, name, stays=is_layer(owner))
+            owners[id(owner)] = owner
+        for owner in owners.values():
             _keep_printable(owner)
             if is_layer(owner) and not any(True for _ in owner.parameters()):
                 yield owner

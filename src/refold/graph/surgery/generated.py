@@ -46,11 +46,17 @@ def method_from_graph(graph: fx.Graph) -> Method:
     return Method(code.src, names)
 
 
-def stale_method(where: str) -> Method:
-    """Return a method that refuses to run, for code whose layers were folded elsewhere."""
-    message = f"{where} was folded into the forward of an enclosing module; call that one"
-    source = f"def forward(self, *args, **kwargs):\n    raise RefusedError({message!r})\n"
-    return Method(source, {"RefusedError": "refold.errors:RefusedError"})
+def refuse_calls(module: nn.Module, method: str, where: str) -> None:
+    """Let a method refuse to run: the layers of its code were folded elsewhere.
+
+    Args:
+        module: the module.
+        method: the name of the method.
+        where: the path of the module, for the refusal. The module keeps it: all modules of a class
+            share the method.
+    """
+    module.__dict__[_WHERE] = where
+    regenerate(module, {method: _STALE})
 
 
 def regenerate(module: nn.Module, methods: dict[str, Method]) -> None:
@@ -89,6 +95,16 @@ def generated_class(base: type[nn.Module], methods: dict[str, Method]) -> type[n
         make = cast(Any, type(base))
         known = _CLASSES[key] = cast("type[nn.Module]", make(base.__name__, (base,), namespace))
     return known
+
+
+_WHERE = "_refold_folded_at"
+_STALE = Method(
+    "def forward(self, *args, **kwargs):\n"
+    f"    where = self.{_WHERE}\n"
+    "    what = 'was folded into the forward of an enclosing module; call that one'\n"
+    "    raise RefusedError(f'{where} {what}')\n",
+    {"RefusedError": "refold.errors:RefusedError"},
+)
 
 
 def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:

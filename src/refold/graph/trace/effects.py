@@ -151,11 +151,15 @@ def _asks_inplace(node: fx.Node) -> bool:
 
 def _layer_is_inplace(node: fx.Node) -> bool:
     module = module_of(node)
-    if module is None or (
-        issubclass(layer_class(module), nn.modules.dropout._DropoutNd) and not module.training
-    ):
+    if module is None or not _asks(module, "inplace"):  # first, as it is quick and few do
         return False
-    return is_layer(module) and bool(getattr(module, "inplace", False))
+    is_dropout = issubclass(layer_class(module), nn.modules.dropout._DropoutNd)
+    return is_layer(module) and (module.training or not is_dropout)
+
+
+def _asks(module: nn.Module, flag: str) -> bool:
+    known = flag in module.__dict__ or hasattr(type(module), flag)
+    return known and bool(getattr(module, flag))
 
 
 def _aliased_arguments(node: fx.Node, op: torch._ops.OpOverload, *, written: bool) -> list[fx.Node]:

@@ -132,20 +132,22 @@ def leaves(tree: Tree) -> list[Any]:
         [1, 2, 3]
     """
     found: list[Any] = []
-    _collect(tree, found)
+    _collect((tree,), found)
     return found
 
 
 def _collect(tree: Tree, found: list[Any]) -> None:
-    if type(tree) in _ATOMS:
-        found.append(tree)
-        return
-    inside = _inside(tree)
+    kind = type(tree)
+    plain = tree if kind is tuple or kind is list else tree.values() if kind is dict else None
+    inside = _inside(tree) if plain is None else plain
     if inside is None:
         found.append(tree)
         return
     for item in inside:
-        _collect(item, found)
+        if type(item) in _ATOMS:
+            found.append(item)
+        else:
+            _collect(item, found)
 
 
 def _inside(tree: Tree) -> Iterable[Any] | None:

@@ -48,7 +48,7 @@ def pinned_reason(module: nn.Module) -> str | None:
     replaced = call_disguise(module) or access_disguise(module)
     if replaced is not None:
         return replaced
-    if any(module.__dict__.get(table) for table in _HOOKS):
+    if has_hooks(module):
         return "it has hooks, which see its own input and output"
     if parametrize.is_parametrized(module):
         return "its parameters are parametrized (computed by other modules at every call)"
@@ -63,6 +63,16 @@ def pinned_reason(module: nn.Module) -> str | None:
     if "_guards_fn" in module._modules:
         return "it is an exported graph with guards on its inputs"
     return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Say whether a call of a module runs more than its forward.
+
+    Examples:
+        >>> has_hooks(nn.ReLU())
+        False
+    """
+    return any(module.__dict__.get(table) for table in _HOOKS)
 
 
 def untraceable_reason(module: nn.Module) -> str | None:

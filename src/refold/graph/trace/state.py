@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from refold.graph.copies.modules import all_modules
 from refold.graph.copies.skeleton import ATOMS, held_tensors, storage_key
 
 _MISSING = object()
@@ -55,7 +56,7 @@ class Attributes:
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root
-        self._before = [(module, _shallow(module.__dict__)) for module in root.modules()]
+        self._before = [(module, _shallow(module.__dict__)) for module in all_modules(root)]
 
     def changed(self) -> Iterator[tuple[nn.Module, str]]:
         """Yield every attribute that is another one now, with its module."""
@@ -79,7 +80,12 @@ class Attributes:
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     for name, value in now.items():
         old = before.get(name, _MISSING)
-        if old is not value and not same_value(old, value):
+        if old is value:
+            continue
+        kind = type(value)
+        if kind in _CONTAINERS and not value and kind is type(old) and not old:
+            continue  # as most tables of a module are
+        if not same_value(old, value):
             yield name
     if not before.keys() <= now.keys():
         yield from before.keys() - now.keys()

@@ -286,11 +286,19 @@ class Notebook:
 
     def _blank(self, value: Tensor) -> Tensor:
         """Return a tensor without storage in place of a real one."""
+        dtype = self._type(value)
+        if value.layout is torch.strided and value.is_contiguous():
+            made = torch.empty(value.shape, dtype=dtype, device="meta")
+        else:
+            made = torch.empty_like(value, dtype=dtype, device="meta", requires_grad=False)
+        return made.as_subclass(Tensor)
+
+    def _type(self, value: Tensor) -> torch.dtype:
+        """Return the type that a tensor is taken to have in this run."""
         dtype = value.dtype
         if self.elsewhere and dtype.is_floating_point:
-            dtype = torch.float32 if dtype == torch.float16 else torch.float16
-        made = torch.empty_like(value, dtype=dtype, device="meta", requires_grad=False)
-        return made.as_subclass(Tensor)
+            return torch.float32 if dtype == torch.float16 else torch.float16
+        return dtype
 
 
 _DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})

@@ -21,7 +21,7 @@ from refold.graph.copies.skeleton import storage_key
 from refold.graph.copies.watching import watched_attributes, watched_calls
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in
-from refold.graph.trace.genuine import disguise, layer_class
+from refold.graph.trace.genuine import disguise
 from refold.graph.trace.leaves import (
     current_modes,
     drop_checks,
@@ -30,6 +30,7 @@ from refold.graph.trace.leaves import (
     pinned_reason,
 )
 from refold.graph.trace.recorder.chance import Chance
+from refold.graph.trace.recorder.forms import result_of_layer
 from refold.graph.trace.recorder.notebook import DEVICE_MARK
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
 from refold.graph.trace.recorder.torch_calls import RecordError, TorchCalls, UnansweredError
@@ -227,7 +228,8 @@ class Recorder(TorchCalls):
 
     def _without_storage(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            twin = torch.empty_like(value, device="meta", requires_grad=False)
+            is_blank = value.is_meta and type(value) is Tensor
+            twin = value.detach() if is_blank else torch.empty_like(value, device="meta")
             setattr(twin, DEVICE_MARK, self.device or value.device)
             return twin
         return plain(value)
@@ -240,11 +242,11 @@ class Recorder(TorchCalls):
             recorded = self._argument(args), self._argument(kwargs)
             if any(isinstance(leaf, Size | Ratio) for leaf in leaves((args, kwargs))):
                 args, kwargs = map_tree(plain, (args, kwargs))
+            known = None if self.real or kwargs else self._told(module, args)
         self._paused += 1
         self._sets.append(path)
         try:
-            keeps = not self.real and not kwargs and _is_one(args) and _keeps_shape(module)
-            result = args[0].detach() if keeps else call(module, *args, **kwargs)
+            result = call(module, *args, **kwargs) if known is None else known
         finally:
             self._paused -= 1
             self._sets.pop()
@@ -255,6 +257,16 @@ class Recorder(TorchCalls):
             self.calls[path] += 1
             changed = args[0] if args and mutated(node) else None
             return self._results(result, node, again=changed)
+
+    def _told(self, module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
+        """Return what a layer gives where that is plain without running it."""
+        weight = module._parameters.get("weight")
+        known = result_of_layer(
+            module, args, torch.float64 if weight is None else self._type(weight)
+        )
+        if known is not None:
+            self.reads.update(map(id, module._parameters.values()))
+        return known
 
     def _enter(
         self,
@@ -388,29 +400,6 @@ def _frames(frame: Frame) -> Iterator[Frame]:
 
 def _call_uncompiled(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return cast(nn.Module, module._modules["_orig_mod"])(*args, **kwargs)
-
-
-def _keeps_shape(module: nn.Module) -> bool:
-    """Say whether a layer gives back the form of its input: slow without storage, and no news."""
-    kind = layer_class(module)
-    if kind in _ELEMENTWISE:
-        return not getattr(module, "inplace", False)
-    if kind not in _NORMS or module.training:
-        return False
-    return module._buffers.get("running_mean") is not None
-
-
-_NORMS = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm})
-_ELEMENTWISE = frozenset(
-    {nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish}
-    | {nn.Hardsigmoid, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.SELU, nn.Softplus, nn.Identity}
-    | {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d}
-)
-
-
-def _is_one(args: tuple[Any, ...]) -> bool:
-    """Say whether a layer is given one tensor of real numbers and nothing else."""
-    return len(args) == 1 and isinstance(args[0], Tensor) and args[0].is_floating_point()
 
 
 @contextmanager

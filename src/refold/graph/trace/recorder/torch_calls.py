@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from refold.graph.copies.skeleton import storage_key
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import leaves, map_tree
+from refold.graph.trace.recorder.forms import result_of_call
 from refold.graph.trace.recorder.notebook import MARK, Notebook, where
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
 from refold.graph.trace.recorder.spelling import CHECKS, QUESTIONS, RANDOM, SIZES, VALUES, spell
@@ -63,7 +64,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
         if name in SIZES:
             return self._size(func, name, args, kwargs)
         if name in QUESTIONS:
-            return func(*self._converted(args), **self._converted(kwargs))
+            return self._run(func, args, kwargs)
         if name in VALUES or (name == "where" and len(args) == 1):
             return self._value(func, name, args, kwargs)
         return self._call(func, name, args, kwargs)
@@ -82,7 +83,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
         given = any(isinstance(leaf, Tensor) for leaf in leaves((args, kwargs)))
         if not self.real and (name in VALUES or not given):
             return func(*args, **kwargs)  # a cache may keep what is made here
-        result = func(*self._converted(args), **self._converted(kwargs))
+        result = self._run(func, args, kwargs)
         for leaf in leaves(result):
             if isinstance(leaf, Tensor) and self.real and MARK not in leaf.__dict__:
                 setattr(leaf, MARK, (self, None))
@@ -101,10 +102,9 @@ class TorchCalls(Notebook, TorchFunctionMode):
         recorded = self._argument(args), self._argument(kwargs)
         if name in ("cpu", "cuda") and not self.real:
             result = args[0]
-        elif not self.real and _is_elementwise(name, flat, tensors):
-            result = tensors[0].detach()
         else:
-            result = func(*self._converted(args), **self._converted(kwargs))
+            known = None if self.real else result_of_call(func, args, kwargs, flat)
+            result = self._run(func, args, kwargs) if known is None else known
         if not any(isinstance(leaf, Tensor) for leaf in leaves(result)) and result is not None:
             return result
         if result is None and not tensors:
@@ -117,6 +117,9 @@ class TorchCalls(Notebook, TorchFunctionMode):
         if changes:
             node.meta["line"] = where()
         return self._results(result, node, again=args[0] if changes and args else None)
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*self._converted(args), **self._converted(kwargs))
 
     def _constant(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Compute what no input and no stored tensor takes part in."""
@@ -224,7 +227,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
             self.unanswered = self.unanswered or reason
             raise UnansweredError(reason)
         self._leave(frame, reason)
-        result = func(*self._converted(args), **self._converted(kwargs))
+        result = self._run(func, args, kwargs)
         for leaf in leaves(result):
             if isinstance(leaf, Tensor):
                 setattr(leaf, MARK, (self, None))
@@ -281,23 +284,3 @@ def _writes(name: str, kwargs: dict[str, Any]) -> bool:
 
 def _cloned(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
-
-
-_OF_ONE = frozenset(
-    {"relu", "relu6", "gelu", "silu", "mish", "sigmoid", "tanh", "hardswish", "hardsigmoid"}
-    | {"hardtanh", "leaky_relu", "elu", "selu", "celu", "softplus", "softsign", "dropout"}
-)
-_OF_TWO = frozenset({"add", "sub", "mul", "__add__", "__sub__", "__mul__", "__radd__", "__rmul__"})
-
-
-def _is_elementwise(name: str, flat: list[Any], tensors: list[Tensor]) -> bool:
-    """Say whether a result surely has the form of its first tensor: slow to run without storage."""
-    first = tensors[0] if tensors else None
-    changes = any(leaf is True for leaf in flat)  # `inplace=True`
-    if first is None or changes or not first.is_floating_point():
-        return False
-    if name in _OF_ONE:
-        return len(tensors) == 1
-    if name not in _OF_TWO or len(tensors) != 2 or flat[0] is not first:
-        return False
-    return tensors[1].shape == first.shape and tensors[1].dtype == first.dtype

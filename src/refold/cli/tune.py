@@ -1,0 +1,75 @@
+"""`refold tune`: the fastest of a network's exact forms in a runtime, found by measuring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refold.cli import options
+from refold.cli.console import note, print_json, say_block, step
+from refold.cli.subject import prepare
+from refold.errors import InputError
+
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", metavar="FILE", help="Write the choices: convert --tuning makes them."
+    ),
+]
+Runtime = Annotated[
+    str, typer.Option("--runtime", help="eager, onnxruntime, openvino or inductor.")
+]
+Rounds = Annotated[
+    int, typer.Option("--rounds", min=1, help="How often each of two forms is timed, in turn.")
+]
+Trials = Annotated[
+    int,
+    typer.Option("--trials", min=0, help="How many other forms of single parts are tried."),
+]
+
+
+def tune(
+    model: options.Model,
+    output: Out = None,
+    checkpoint: options.Checkpoint = None,
+    weights_key: options.WeightsKey = None,
+    num_classes: options.NumClasses = None,
+    input_size: options.InputSize = None,
+    batch: options.Batch = 1,
+    seed: options.Seed = 0,
+    live_statistics: options.LiveStatistics = None,
+    runtime: Runtime = "eager",
+    rounds: Rounds = 30,
+    trials: Trials = 12,
+    as_json: options.Json = False,
+) -> None:
+    """Measure the exact forms of a network in a runtime, and keep what is faster.
+
+    The plain fold stays unless it is shown to be slower than the unfolded network. Other choices
+    (branches left apart, merges that need more multiply-adds, no residuals, channels last) must be
+    faster by more than the noise.
+    """
+    import refold
+    from refold.tuning import save_tuning
+
+    if output is not None and output.suffix != ".json":
+        raise InputError(f"--output {output} is no .json file: a tuning file is JSON")
+    subject = prepare(
+        options.Source(
+            model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
+        )
+    )
+    with step(f"tune for {runtime}"):
+        found = refold.tune(
+            subject.model, subject.example_inputs, runtime=runtime, rounds=rounds, trials=trials
+        )
+    if output is not None:
+        save_tuning(found, output)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    say_block(str(found))
+    if output is not None:
+        note(f"wrote {output}; refold convert {model} --tuning {output} makes these choices again")

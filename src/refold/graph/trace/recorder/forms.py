@@ -1,0 +1,121 @@
+"""What a call gives, told from its arguments: to run it without storage takes far longer.
+
+Only what is certain is told: a result of the same type, on the same device, laid out alike. What
+would fail, or is unusual in any way, is run.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from refold.graph.trace.genuine import layer_class
+from refold.graph.trace.leaves import has_hooks
+
+
+def result_of_layer(module: nn.Module, args: tuple[Any, ...], dtype: torch.dtype) -> Tensor | None:
+    """Return what a layer gives, without storage, where that is plain to see.
+
+    Args:
+        module: the layer.
+        args: what it is given.
+        dtype: the type that its weights are taken to have.
+
+    Examples:
+        >>> x = torch.empty(1, 3, 8, 8, device="meta")
+        >>> result_of_layer(nn.Conv2d(3, 4, 3, stride=2), (x,), torch.float32).shape
+        torch.Size([1, 4, 3, 3])
+    """
+    if len(args) != 1 or not isinstance(args[0], Tensor) or has_hooks(module):
+        return None
+    value, kind = args[0], layer_class(module)
+    if not value.is_floating_point():
+        return None
+    if kind in _ELEMENTWISE:
+        return None if getattr(module, "inplace", False) else value.detach()
+    if kind in _NORMS:
+        fixed = not module.training and module._buffers.get("running_mean") is not None
+        return value.detach() if fixed else None
+    if kind not in _WEIGHED or not value.is_meta or value.dtype != dtype:
+        return None
+    weight = cast("Tensor | None", module._parameters.get("weight"))
+    if weight is None or not (value.is_contiguous() and weight.is_contiguous()):
+        return None
+    sizes = _after_linear(value, weight) if kind is nn.Linear else _after_conv(value, module)
+    return None if sizes is None else torch.empty(sizes, dtype=dtype, device="meta")
+
+
+def _after_linear(value: Tensor, weight: Tensor) -> list[int] | None:
+    sizes = list(value.shape)
+    return [*sizes[:-1], weight.shape[0]] if sizes[-1:] == [weight.shape[1]] else None
+
+
+def _after_conv(value: Tensor, module: Any) -> list[int] | None:
+    weight: Tensor = module.weight
+    _, inputs, *kernel = weight.shape
+    batch, channels, *sizes = [*value.shape, *([0] * (2 - min(value.ndim, 2)))]
+    padding: Any = module.padding
+    is_plain = module.padding_mode == "zeros" and isinstance(padding, tuple)
+    if not is_plain or len(sizes) != len(kernel) or channels != inputs * module.groups:
+        return None
+    axes = zip(sizes, kernel, module.stride, padding, module.dilation, strict=True)
+    after: list[int] = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
+    return [batch, weight.shape[0], *after] if min(after) > 0 else None
+
+
+def result_of_call(func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Tensor | None:
+    """Return what a function gives where it surely has the form of its first tensor.
+
+    Args:
+        func: the function.
+        args: its arguments.
+        kwargs: those by name.
+        flat: the leaves of both.
+
+    Examples:
+        >>> x = torch.empty(2, 3, device="meta")
+        >>> result_of_call(torch.tanh, (x,), {}, [x]).shape
+        torch.Size([2, 3])
+        >>> result_of_call(torch.sum, (x,), {}, [x]) is None
+        True
+    """
+    tensors = [leaf for leaf in flat if isinstance(leaf, Tensor)]
+    first = tensors[0] if tensors else None
+    changes = any(leaf is True for leaf in flat)  # `inplace=True`, `training=True`
+    if first is None or changes or flat[0] is not first or not first.is_floating_point():
+        return None
+    name = getattr(func, "__name__", "")
+    if func is functional.batch_norm:
+        is_same = _is_fixed_norm(tensors, args, kwargs)
+    elif name in _OF_ONE:
+        is_same = len(tensors) == 1
+    else:
+        second = tensors[-1]
+        is_two = name in _OF_TWO and len(tensors) == 2
+        is_same = is_two and second.shape == first.shape and second.dtype == first.dtype
+    return first.detach() if is_same else None
+
+
+def _is_fixed_norm(tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
+    """Say whether a norm with stored statistics is given as many channels as it has."""
+    first, *stored = tensors
+    statistics = kwargs.get("running_mean", args[1] if len(args) > 1 else None)
+    fits = first.ndim > 1 and all(item.shape == first.shape[1:2] for item in stored)
+    return statistics is not None and fits
+
+
+_WEIGHED = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d})
+_NORMS = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm})
+_ELEMENTWISE = frozenset(
+    {nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish}
+    | {nn.Hardsigmoid, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.SELU, nn.Softplus, nn.Identity}
+    | {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d}
+)
+_OF_ONE = frozenset(
+    {"relu", "relu6", "gelu", "silu", "mish", "sigmoid", "tanh", "hardswish", "hardsigmoid"}
+    | {"hardtanh", "leaky_relu", "elu", "selu", "celu", "softplus", "softsign", "dropout"}
+)
+_OF_TWO = frozenset({"add", "sub", "mul", "__add__", "__sub__", "__mul__", "__radd__", "__rmul__"})

@@ -1,0 +1,127 @@
+"""What a fold costs, counted and not timed: calls of Python, operations on tensors, bytes.
+
+Counts are the same in every run of one version of Python and torch. The bounds are what a block
+costs today and about a quarter more: to exceed one is to make every fold slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from cProfile import Profile
+from functools import cache
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import refold
+from helpers.traps import live
+from refold.blocks import MobileOneBlock, RepVGGBlock
+
+CHANNELS = 8
+
+
+class Cost(NamedTuple):
+    """What one fold took: Python functions called, operators of torch run, bytes they made."""
+
+    calls: int
+    operators: int
+    bytes: int
+
+
+class Counted(TorchDispatchMode):
+    """Counts operators, and the bytes of results whose memory is new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators = self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operators += 1
+        returns_new = all(returned.alias_info is None for returned in func._schema.returns)
+        if returns_new and isinstance(result, Tensor) and not result.is_meta:
+            self.bytes += result.numel() * result.element_size()
+        return result
+
+
+def repvgg() -> nn.Module:
+    return nn.Sequential(RepVGGBlock(CHANNELS, CHANNELS, 3, padding=1), nn.ReLU())
+
+
+def mobileone() -> nn.Module:
+    block = MobileOneBlock(CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS)
+    return nn.Sequential(block, nn.ReLU())
+
+
+def conv_norm() -> nn.Module:
+    conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(CHANNELS), nn.ReLU())
+
+
+BLOCKS: dict[str, Callable[[], nn.Module]] = {
+    "repvgg": repvgg,
+    "mobileone": mobileone,
+    "conv and norm": conv_norm,
+}
+
+
+@cache
+def cost(name: str, blocks: int) -> Cost:
+    """Count one fold of a chain of equal blocks."""
+    torch.manual_seed(0)
+    model = live(nn.Sequential(*(BLOCKS[name]() for _ in range(blocks))))
+    x = torch.randn(1, CHANNELS, 6, 6)
+    profile, counted = Profile(builtins=False), Counted()
+    profile.enable()
+    try:
+        folded = refold.reparameterize(model, x)
+    finally:
+        profile.disable()
+    with counted:
+        refold.reparameterize(model, x)
+    assert sum(isinstance(layer, nn.Conv2d) for layer in folded.modules()) == blocks
+    calls = sum(entry.callcount for entry in profile.getstats())
+    return Cost(calls, counted.operators, counted.bytes)
+
+
+@pytest.fixture(autouse=True)
+def warm() -> None:
+    """Fold once before anything is counted: caches of classes and sources fill only then."""
+    for name in BLOCKS:
+        cost(name, 2)
+
+
+def added(name: str, field: str, few: int, many: int) -> float:
+    """Return what a block adds to the cost of a fold."""
+    return (getattr(cost(name, many), field) - getattr(cost(name, few), field)) / (many - few)
+
+
+MOST = {
+    "repvgg": Cost(calls=19_000, operators=110, bytes=14_000),
+    "mobileone": Cost(calls=19_000, operators=105, bytes=3_600),
+    "conv and norm": Cost(calls=6_500, operators=45, bytes=6_100),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_costs_no_more_than_it_did(name: str) -> None:
+    found = Cost(*(added(name, field, 4, 8) for field in Cost._fields))
+    assert all(now <= most for now, most in zip(found, MOST[name], strict=True)), found
+
+
+@pytest.mark.parametrize("field", Cost._fields)
+def test_cost_is_linear_in_depth(field: str) -> None:
+    """A block deep in a network costs what one of a shallow network does."""
+    few, many = added("repvgg", field, 4, 8), added("repvgg", field, 8, 16)
+    assert many <= 1.03 * few
+
+
+def test_memory_is_that_of_the_new_weights_and_the_work_on_one_block() -> None:
+    """In bytes made in all, float64 included: what is alive at once is far less."""
+    weights = 4 * (CHANNELS * CHANNELS * 9 + CHANNELS)
+    assert added("repvgg", "bytes", 4, 8) <= 6 * weights

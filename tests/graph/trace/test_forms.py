@@ -1,0 +1,95 @@
+"""What a call gives, told without running it, is what running it gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refold.graph.trace.capture import capture
+from refold.graph.trace.recorder.forms import result_of_call, result_of_layer
+
+LAYERS = [
+    (nn.Conv1d(4, 6, 3, stride=2), (2, 4, 9)),
+    (nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 0), dilation=(2, 1)), (1, 4, 7, 9)),
+    (nn.Conv2d(4, 8, 1, groups=4, bias=False), (3, 4, 5, 5)),
+    (nn.Conv3d(2, 4, 2), (1, 2, 4, 5, 6)),
+    (nn.Linear(4, 6), (4,)),
+    (nn.Linear(4, 6), (2, 3, 4)),
+    (nn.BatchNorm2d(4).eval(), (2, 4, 5, 5)),
+    (nn.GELU(), (2, 4)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda value: str(value)[:60])
+def test_a_layer_gives_what_it_is_said_to_give(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    told = result_of_layer(layer, (torch.empty(shape, device="meta"),), torch.float32)
+    ran = layer(torch.zeros(shape))
+    assert told is not None
+    assert told.is_meta
+    assert (told.shape, told.stride(), told.dtype) == (ran.shape, ran.stride(), ran.dtype)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3), (1, 3, 5, 5)),  # these fail, and must do so in a recording
+        (nn.Conv2d(4, 6, 3), (1, 4, 2, 2)),
+        (nn.Conv2d(4, 6, 3), (4,)),
+        (nn.Linear(4, 6), (2, 3)),
+        (nn.Conv2d(4, 6, 3), (4, 5, 5)),  # these are unusual
+        (nn.Conv2d(4, 6, 3, padding="same"), (1, 4, 5, 5)),
+        (nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (1, 4, 5, 5)),
+        (nn.ReLU(inplace=True), (1, 4)),
+        (nn.BatchNorm2d(4).train(), (1, 4, 5, 5)),
+        (nn.AvgPool2d(2), (1, 4, 6, 6)),
+    ],
+    ids=str,
+)
+def test_what_fails_or_is_unusual_is_run(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    assert result_of_layer(layer, (torch.empty(shape, device="meta"),), torch.float32) is None
+
+
+def test_other_layouts_and_types_are_run() -> None:
+    x = torch.empty(1, 4, 5, 5, device="meta")
+    layer = nn.Conv2d(4, 6, 3)
+    assert result_of_layer(layer, (x.to(memory_format=torch.channels_last),), x.dtype) is None
+    assert result_of_layer(layer, (x.double(),), torch.float32) is None
+
+
+NORM: dict[str, Any] = {"weight": torch.ones(4), "bias": torch.ones(4)}
+
+
+@pytest.mark.parametrize(
+    ("channels", "options", "is_told"),
+    [
+        (4, NORM, True),
+        (3, NORM, False),  # an error
+        (4, {**NORM, "training": True}, False),
+    ],
+)
+def test_a_norm_called_as_a_function(channels: int, options: dict[str, Any], is_told: bool) -> None:
+    x, mean, var = torch.empty(2, channels, 3, 3), torch.zeros(4), torch.ones(4)
+    told = result_of_call(F.batch_norm, (x, mean, var), options, [x, mean, var, *options.values()])
+    assert (told is not None) == is_told
+
+
+def test_a_norm_without_statistics_is_run() -> None:
+    x = torch.empty(2, 4, 3, 3)
+    assert result_of_call(F.batch_norm, (x, None, None), {}, [x, None, None]) is None
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)], ids=str)
+def test_hooks_of_a_layer_run_in_a_recording(layer: nn.Module) -> None:
+    """What a hook gives takes the place of what the layer does."""
+
+    def halve(module: nn.Module, given: Any, result: Tensor) -> Tensor:
+        return result[:, :2]
+
+    layer.register_forward_hook(halve)
+    [found] = capture(nn.Sequential(layer, nn.Conv2d(2, 3, 1)).eval(), (torch.zeros(1, 4, 5, 5),))
+    assert sorted(found.shapes.values())[-1] == (1, 4, 5, 5)
+    assert (1, 2, 5, 5) in found.shapes.values()
