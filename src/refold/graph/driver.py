@@ -40,11 +40,11 @@ from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import Edits, UnwritableError
 from refold.graph.trace.capture import Capture, capture_all
-from refold.graph.trace.evidence import Snapshot
 from refold.graph.trace.examples import as_arguments, drawn
 from refold.graph.trace.leaves import NO_FORWARD
 from refold.graph.trace.parametrized import Computed, with_computed_weights
 from refold.graph.trace.unrun import drop
+from refold.graph.trace.variants import Snapshot
 
 T = TypeVar("T")
 
