@@ -501,3 +501,13 @@ def while_large(s: Any, x: Any) -> Any:
 @each()
 def control_flow_of_torch(s: Any, x: Any) -> Any:
     return torch.cond(x.sum() > 0, lambda v: v * 2, lambda v: v - 1, (s.branches(x),))
+
+
+@each()
+def other_method_by_size(s: Any, x: Any) -> Any:
+    return s.branches(x) if x.shape[0] > 1 else s.one(x) - s.two(x)
+
+
+@each(call=lambda net, x: (net(x), net(x, True)))
+def other_method_by_flag(s: Any, x: Any, apart: bool = False) -> Any:
+    return (s.one(x), s.two(x)) if apart else s.branches(x)

@@ -49,18 +49,23 @@ def _made(table: Table, name: str) -> nn.Module:
 
 def _folded(net: nn.Module, call: Call, example: Tensor) -> nn.Module:
     """Return the fold on what `call` gives the network."""
-    given: list[Any] = []
+    args, kwargs = _given(call, example)
+    return refold.plan(net, kwargs if kwargs and not args else args).apply()
 
-    class Spy:
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            given.append((args, kwargs))
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(net, name)
+class _CalledError(Exception):
+    """Carries what a network is first called with."""
 
-    call(Spy(), example)  # type: ignore[arg-type]
-    args, kwargs = given[0]
-    return refold.reparameterize(net, kwargs if kwargs and not args else args)
+
+def _given(call: Call, example: Tensor) -> tuple[Any, Any]:
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        raise _CalledError(args, kwargs)
+
+    try:
+        call(spy, example)  # type: ignore[arg-type]
+    except _CalledError as called:
+        return called.args
+    raise AssertionError("the network is not called")
 
 
 def _runs(net: nn.Module, call: Call, x: Tensor, reset: Any) -> list[list[Any] | str]:

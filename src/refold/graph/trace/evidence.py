@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
-from refold.graph.trace.doubts import is_default
+from refold.graph.trace.doubts import is_default, keywords_read, mentions
 from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves, map_tree
 from refold.graph.trace.genuine import layer_class
 from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
@@ -274,6 +274,7 @@ class Evidence:
         bound = signature.bind(*args, **kwargs).arguments
         parameters = signature.parameters
         if any(parameters[key].kind in _OPEN for key in bound):
+            yield from self._more_or_fewer(args, kwargs)
             return
         named = dict(bound)
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -282,6 +283,20 @@ class Evidence:
         for parameter in parameters.values():
             if parameter.default is not parameter.empty:
                 yield from self._one_argument(parameter, named, first)
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                for name in keywords_read(self.recorder.root.forward, parameter.name):
+                    what = f"its keyword argument {name} may be given"
+                    yield from self._try([{**named, name: v} for v in (True, _like(first))], what)
+
+    def _more_or_fewer(self, args: tuple[Any, ...], kwargs: Any) -> Iterable[Variant | str]:
+        """Call a forward that takes any number of arguments with one more and with one less."""
+        for other in ((*args, *args[-1:]), args[:-1]):
+            what = f"it may be called with {len(other)} arguments"
+            try:
+                found = self.run((other, kwargs))
+            except Exception:  # then it takes no such number
+                continue
+            yield Variant(what, self.first, self.root, found)
 
     def _flagged(self, named: dict[str, Any]) -> Iterable[Variant | str]:
         """Ask for more results, by flags that a Hugging Face model takes among its keywords."""
@@ -299,10 +314,12 @@ class Evidence:
             left = {key: value for key, value in named.items() if key != name}
             what = f"its optional argument {name} may be left out"
             yield from self._try([left], what, is_sure=True)
-        elif not _mentions(self.recorder.root, name):
+        elif not mentions(self.recorder.root.forward, name):
             return
         elif isinstance(default, bool):
             yield from self._try([{**named, name: not default}], what)
+        elif isinstance(default, int | float):
+            yield from self._try([{**named, name: default + 1}], what)
         elif default is None:
             yield from self._try([{**named, name: v} for v in (_like(first), True)], what)
         else:
@@ -375,18 +392,6 @@ def _with_batch(value: Tensor) -> list[int]:
 
 def _like(first: Tensor | None) -> Any:
     return True if first is None else torch.empty_like(first, device="meta")
-
-
-def _mentions(module: Any, name: str) -> bool:
-    """Say whether a forward uses an argument of its own, as far as its code tells."""
-    forward = inspect.unwrap(getattr(module.forward, "__func__", module.forward))
-    code = getattr(forward, "__code__", None)
-    if code is None:
-        return True
-    try:
-        return inspect.getsource(code).count(name) > 1
-    except (OSError, TypeError):
-        return True
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -71,6 +71,8 @@ class Variant:
         for frame in [root, *self._frames()]:
             self._compare(frame)
         del self._items, self._others
+        matched = set(self.same.values())
+        self._alone = {_key(node) for node in self.second.order if node not in matched}
 
     def _frames(self) -> list[Frame]:
         return [item for item in self.same if isinstance(item, Frame) and item.parent is not None]
@@ -165,10 +167,15 @@ class Variant:
             return _holds_same(one, two)
         return self._equal_leaf(one, two)
 
+    def _runs_elsewhere(self, node: fx.Node) -> bool:
+        """Say whether the other run calls a layer, or reads a weight, at another place only."""
+        is_kept = node.op in ("call_module", "get_attr") and not _is_constant(node)
+        return is_kept and node not in self.same and _key(node) in self._alone
+
     def objection(self, nodes: list[fx.Node]) -> str | None:
         """Return why these calls cannot be joined, if this run does not join them."""
         chosen = set(nodes)
-        if not all(map(self._given_same, nodes)):
+        if not all(map(self._given_same, nodes)) or any(map(self._runs_elsewhere, nodes)):
             return self.what
         for node in nodes:
             inner = [reader for reader in self.first.readers[node] if reader in chosen]
