@@ -61,7 +61,7 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
-def _count_macs(model: nn.Module, inputs: Arguments) -> int:
+def _count_macs(model: nn.Module, inputs: Arguments) -> int | None:
     if not all(tensor.is_meta for tensor in tensors(inputs)):  # those on meta have no data as it is
         try:
             return _count_blank(unwrap(model), inputs)
@@ -70,9 +70,18 @@ def _count_macs(model: nn.Module, inputs: Arguments) -> int:
     try:
         with counting() as counter:
             _frozen_copy(model)(*pytree.tree_map_only(Tensor, torch.clone, inputs))
+    except Exception:
+        _must_run(model, inputs)
+        return None  # the counter cannot follow it
+    return counter.get_total_flops() // 2
+
+
+def _must_run(model: nn.Module, inputs: Arguments) -> None:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            duplicate(model)(*pytree.tree_map_only(Tensor, torch.clone, inputs))
     except Exception as error:
         raise unrunnable(model, inputs, error) from error
-    return counter.get_total_flops() // 2
 
 
 def _count_blank(model: nn.Module, inputs: Arguments) -> int:

@@ -31,7 +31,8 @@ def live(model: nn.Module, seed: int = 0) -> nn.Module:
                 draw(module.running_var, 0.5, 2.0)
             if isinstance(module, nn.modules.batchnorm._NormBase) and module.weight is not None:
                 draw(module.weight, -1.5, 1.5)
-                draw(module.bias, -0.5, 0.5)
+                if module.bias is not None:
+                    draw(module.bias, -0.5, 0.5)
     return model.double().eval()
 
 

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from refold.graph.copies.skeleton import duplicate, skeleton
 from refold.graph.trace.frames import leaves
+from refold.graph.trace.recorder.chance import seeded
 from refold.graph.trace.recording import run_blank
 from refold.graph.trace.state import StateChangeError, untouched
 
@@ -18,10 +19,24 @@ _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 _ROUNDED = 5e-2  # of activations in half precision
 
 
-def disagreement(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str | None:
+def disagreement(
+    model: nn.Module,
+    folded: nn.Module,
+    inputs: tuple[Any, ...],
+    named: dict[str, Any] | None = None,
+    *,
+    tolerance: float | None = None,
+) -> str | None:
     """Return how two models differ on an example; None where they do not, or nobody can tell.
 
     On an example without numbers, only errors and shapes are compared, as `misfit` does.
+
+    Args:
+        model: the one that is right.
+        folded: the other one.
+        inputs: positional arguments of both.
+        named: their arguments by name.
+        tolerance: the largest relative error; by default what fits the type of an output.
 
     Examples:
         >>> layer = nn.ReLU()
@@ -31,11 +46,11 @@ def disagreement(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -
     if any(value.is_meta for value in leaves(inputs) if isinstance(value, Tensor)):
         return misfit(model, folded, inputs)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        first = _result(model, inputs)
+        first = _result(model, inputs, named)
         if isinstance(first, Exception) or any(tensor.is_meta for tensor in first):
             return None
-        found = _difference(first, _result(folded, inputs))
-        if found is None or _difference(first, _result(model, inputs)) is not None:
+        found = _difference(first, _result(folded, inputs, named), tolerance)
+        if found is None or _difference(first, _result(model, inputs, named)) is not None:
             return None
         return found
 
@@ -90,15 +105,17 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _result(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor] | Exception:
+def _result(
+    model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any] | None
+) -> list[Tensor] | Exception:
     """Return the tensors of a result; the model and the inputs stay as they are."""
     copies: tuple[Callable[[nn.Module], nn.Module], ...] = (skeleton, duplicate)
     for copy in copies:
         try:
             runs = copy(model)
-            with untouched(runs) if copy is skeleton else torch.no_grad():
-                torch.manual_seed(0)
-                result = runs(*pytree.tree_map_only(Tensor, torch.clone, inputs))
+            with untouched(runs) if copy is skeleton else torch.no_grad(), seeded():
+                args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (inputs, named or {}))
+                result = runs(*args, **kwargs)
         except StateChangeError:
             continue
         except Exception as error:

@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
 from refold.graph.agreement import disagreement, in_double, misfit, narrowest
+from refold.graph.copies.modules import submodule
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.copies.watching import watchable
 from refold.graph.fold.borders import pad_before_layers
@@ -41,11 +42,13 @@ from refold.graph.policy import Policy
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import Edits, UnwritableError
 from refold.graph.trace.capture import Capture, capture_all
-from refold.graph.trace.evidence import Snapshot
 from refold.graph.trace.examples import as_arguments, drawn
+from refold.graph.trace.frames import map_tree
 from refold.graph.trace.leaves import NO_FORWARD
 from refold.graph.trace.parametrized import Computed, with_computed_weights
+from refold.graph.trace.recording import Arguments
 from refold.graph.trace.unrun import drop
+from refold.graph.trace.variants import Snapshot
 
 T = TypeVar("T")
 
@@ -167,7 +170,11 @@ def _fold_ready(
     example = made.made_up if inputs is None else inputs
     if example is None and ready is not plain:
         return None  # nothing has run with the stored weights
-    if example is None or not (made.folds or ready is not plain):
+    if not (made.folds or ready is not plain):
+        return made
+    for path, given in made.alone.items() if check else ():
+        made, left = _agreed(_part_differs(ready, path, given), fold, made, left, path)
+    if example is None:
         return made
     differs = _comparison(plain, ready, example, policy, check)
     made, left = _agreed(differs, fold, made, left)
@@ -175,15 +182,38 @@ def _fold_ready(
     return None if is_other else made
 
 
-def _with_numbers(model: nn.Module, example: tuple[Any, ...]) -> tuple[Any, ...]:
+def _with_numbers(model: nn.Module, example: Any) -> Any:
     """Return an example with numbers, drawn where it has none, on the model's own device."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if device.type == "meta":
-        return example
-    return tuple(
-        drawn(value).to(device) if isinstance(value, Tensor) and value.is_meta else value
-        for value in example
-    )
+
+    def made(value: Any) -> Any:
+        is_blank = isinstance(value, Tensor) and value.is_meta and device.type != "meta"
+        return drawn(value).to(device) if is_blank else value
+
+    return map_tree(made, example)
+
+
+def _part_differs(plain: nn.Module, path: str, given: Arguments) -> _Differs:
+    """Return what says how a fold differs from the model in a part that no run of it checks.
+
+    The part runs by itself, on numbers drawn for what it was recorded on.
+    """
+
+    def differs(made: _Made, left: _Left) -> str | None:
+        if not any(where == path for where, _ in made.steps):
+            return None
+        try:
+            one, other = submodule(plain, path), submodule(made.model, path)
+        except AttributeError:  # a step of what is around it has taken it in
+            return None
+        args, kwargs = _with_numbers(one, given)
+        tolerance = None if narrowest(one) == torch.float64 else _ROUNDED
+        return disagreement(one, other, args, kwargs, tolerance=tolerance)
+
+    return differs
+
+
+_ROUNDED = 1e-2  # of a part in low precision: rounding its weights moves its answer
 
 
 def _stored(weight: Computed) -> Fold:
@@ -204,6 +234,7 @@ class _Made:
     folds: list[Fold] = field(default_factory=list[Fold])
     kept: list[Kept] = field(default_factory=list[Kept])
     steps: list[tuple[str, Step]] = field(default_factory=list[tuple[str, Step]])
+    alone: dict[str, Arguments] = field(default_factory=dict[str, Arguments])
 
 
 _Left = dict[str, LeftAlone]
@@ -283,7 +314,7 @@ def _fold_once(
 ) -> _Made:
     found = capture_all(plain, inputs)
     roots = [capture.path for capture in found.captures]
-    made = _Made(skeleton(plain), found.unrun, found.made_up, roots)
+    made = _Made(skeleton(plain), found.unrun, found.made_up, roots, alone=found.alone)
     for capture in found.captures:
         with torch.no_grad():
             alone = left.setdefault(capture.path, LeftAlone())
@@ -326,14 +357,27 @@ def _comparison(
 
 
 def _agreed(
-    differs: _Differs, fold: Callable[[_Left], _Made], made: _Made, left: _Left
+    differs: _Differs,
+    fold: Callable[[_Left], _Made],
+    made: _Made,
+    left: _Left,
+    part: str | None = None,
 ) -> tuple[_Made, _Left]:
-    """Return a fold that agrees with the model on the example: steps that do not are put back."""
+    """Return a fold that agrees with the model on the example: steps that do not are put back.
+
+    Args:
+        differs: says how a fold differs.
+        fold: folds anew, with some steps left alone.
+        made: the fold so far.
+        left: the steps that it left alone.
+        part: the path of the one part that is compared; None for the whole model.
+    """
     for _ in range(_MAX_WRONG):
         reason = differs(made, left)
         if reason is None:
             return made, left
-        suspects, aside = made.steps, list[tuple[str, Step]]()
+        suspects = [step for step in made.steps if part in (None, step[0])]
+        aside = list[tuple[str, Step]]()
         while len(suspects) > 1:  # halve: with those aside left out, one of the others is wrong
             half = suspects[: len(suspects) // 2]
             fewer = _leave(left, [*aside, *half], reason)
@@ -345,8 +389,9 @@ def _agreed(
         made = fold(left)
     reason = differs(made, left)
     if reason is not None:
-        for alone in left.values():
-            alone.whole = reason
+        for path, alone in left.items():
+            if part in (None, path):
+                alone.whole = f"{reason}; every step was undone"
         made = fold(left)
     return made, left
 

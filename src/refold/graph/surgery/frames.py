@@ -19,7 +19,17 @@ from refold.graph.copies.modules import submodule
 from refold.graph.surgery.edits import Edits, UnwritableError, alive
 from refold.graph.surgery.generated import check_baked
 from refold.graph.surgery.plain_modules import is_layer_subclass
-from refold.graph.trace.frames import Frame, ancestors, leaves, map_tree, nodes_in, tree_items, walk
+from refold.graph.trace.doubts import mentions
+from refold.graph.trace.frames import (
+    Frame,
+    ancestors,
+    is_struct,
+    leaves,
+    map_tree,
+    nodes_in,
+    tree_items,
+    walk,
+)
 
 _PLAIN = (int, float, complex, str, bool, type(None), type(...), enum.Enum, slice, range)
 _TORCH_PLAIN = (torch.dtype, torch.device, torch.layout, torch.memory_format)
@@ -83,6 +93,10 @@ class FrameBody:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 if bound.get(parameter.name):
                     raise self._refusal(f"it is called through {parameter}")
+                place = self.graph.placeholder(str(parameter.replace(annotation=parameter.empty)))
+                if mentions(getattr(self.frame.module, self.frame.method), parameter.name):
+                    is_named = parameter.kind is parameter.VAR_KEYWORD
+                    checks.append((place, {} if is_named else (), parameter.name))
                 continue
             default = parameter.default
             place = self._placeholder(parameter.name, default)
@@ -209,6 +223,9 @@ class FrameBody:
 
     def _literal(self, tree: Any) -> Any:
         """Turn dataclasses and dict subclasses of the output into calls that build them."""
+        if is_struct(tree):
+            items = [map_tree(self._result, self._literal(item)) for item in tree]
+            return _Built(self.graph.call_function(type(tree), (items,)))
         if isinstance(tree, tuple) and not hasattr(cast(Any, tree), "_fields"):
             return tuple(self._literal(item) for item in cast("tuple[Any, ...]", tree))
         if isinstance(tree, list):

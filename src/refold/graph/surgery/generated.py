@@ -155,6 +155,10 @@ def _resolve(reference: Any) -> Any:
     return value
 
 
+def _told(value: Any) -> str:
+    return repr(value) if isinstance(value, bool | int | float | str) else type(value).__name__
+
+
 def check_baked(value: Any, baked: Any, name: str) -> None:
     """Refuse an argument that differs from the value that the generated forward was made for.
 
@@ -175,6 +179,6 @@ def check_baked(value: Any, baked: Any, name: str) -> None:
     if isinstance(value, list | tuple | dict) and type(value) is type(baked) and value == baked:
         return
     raise RefusedError(
-        f"this folded forward was made for {name}={baked!r}, got {type(value).__name__}; "
+        f"this folded forward was made for {name}={baked!r}, got {_told(value)}; "
         "call the original model for other arguments"
     )

@@ -96,12 +96,15 @@ class Captures:
         failures: the parts that could not be followed at all, with the reason.
         unrun: the largest parts that a run of the whole model never touched.
         made_up: what the whole model was run on where nobody gave an example.
+        alone: captured parts that no run of the whole model is known to call, each with what it was
+            recorded on.
     """
 
     captures: list[Capture]
     failures: dict[str, str]
     unrun: list[str] = field(default_factory=list[str])
     made_up: tuple[Any, ...] | None = None
+    alone: dict[str, Arguments] = field(default_factory=dict[str, Arguments])
 
 
 def capture(model: nn.Module, example: tuple[Any, ...] | None = None) -> list[Capture]:
@@ -145,7 +148,7 @@ def capture_all(
     # What was followed on its own says itself what stays in it.
     followed = {found.path for found in search.captures}
     failures = {path: why for path, why in search.failures.items() if path not in followed}
-    return Captures(search.captures, failures, search.unrun, search.made_up)
+    return Captures(search.captures, failures, search.unrun, search.made_up, search.alone())
 
 
 class _Search:
@@ -287,6 +290,16 @@ class _Search:
             elif any(True for _ in child.parameters()):
                 self._child(below, child, module, set())
 
+    def alone(self) -> dict[str, Arguments]:
+        """Return what the parts were recorded on that a run of the whole does not check."""
+        runs_whole = self.arguments is not None or self.made_up is not None
+        return {
+            found.path: found.evidence.arguments
+            for found in self.captures
+            if found.evidence is not None
+            and (not runs_whole or (found.path and id(found.module) in self.seen.made_up))
+        }
+
     def runs_alone(self, path: str, module: nn.Module) -> dict[str, str]:
         """Return the parts of a root that code outside it may run too, with the reason.
 
@@ -369,7 +382,9 @@ def record_root(
     leaves = {**search.runs_alone(path, module), **_assigned(module, search.changes)}
     found = record(module, search.changes, leaves, arguments, search.seen, real=real)
     made = _made(path, module, search.root, search.changes, found)
-    if not made_up and id(module) not in search.seen.made_up:
+    if made_up:
+        search.seen.made_up.add(id(module))
+    if id(module) not in search.seen.made_up:
         made.shapes = found.shapes
     if not search.to_edit:
         return made

@@ -146,6 +146,57 @@ def is_default(value: Any, default: Any) -> bool:
     return type(value) is type(default) and isinstance(value, plain) and value == default
 
 
+def mentions(function: Any, name: str) -> bool:
+    """Say whether a function uses an argument of its own, as far as its code tells.
+
+    Examples:
+        >>> def forward(x, scale): return x
+        >>> mentions(forward, "x"), mentions(len, "obj")
+        (True, True)
+    """
+    source = _source(function)
+    return source is None or source.count(name) > 1
+
+
+def keywords_read(function: Any, name: str) -> list[str]:
+    """Return the keywords that a function reads out of its `**name`, as far as its code tells.
+
+    Examples:
+        >>> def forward(x, **options):
+        ...     return -x if options.get("flip") or "back" in options else x
+        >>> keywords_read(forward, "options")
+        ['flip', 'back']
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(_source(function) or ""))
+    except SyntaxError:  # a lambda in the middle of a line
+        return []
+    keys: list[Any] = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=table)), args=[key, *_]):
+                pass
+            case ast.Subscript(value=ast.Name(id=table), slice=key):
+                pass
+            case ast.Compare(left=key, comparators=[ast.Name(id=table)]):
+                pass
+            case _:
+                continue
+        if table == name and isinstance(key, ast.Constant) and isinstance(key.value, str):
+            keys.append(key.value)
+    return list(dict.fromkeys(keys))
+
+
+def _source(function: Any) -> str | None:
+    plain = inspect.unwrap(getattr(function, "__func__", function))
+    if not hasattr(plain, "__code__"):
+        return None
+    try:
+        return inspect.getsource(plain)
+    except (OSError, TypeError):
+        return None
+
+
 def _one_by_one(parent: nn.Module) -> str:
     """Say whose code may run the parts of a child by themselves, and where that code is."""
     kind = type(parent)

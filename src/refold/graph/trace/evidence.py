@@ -12,7 +12,6 @@ import linecache
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from functools import partial
 from typing import Any, cast
 
@@ -22,12 +21,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
-from refold.graph.trace.doubts import is_default
-from refold.graph.trace.frames import Frame, ancestors, frame_of, is_inside, leaves, map_tree
+from refold.graph.trace.doubts import is_default, keywords_read, mentions
+from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves, map_tree
 from refold.graph.trace.genuine import layer_class
-from refold.graph.trace.recorder.notebook import DEVICE_MARK
+from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recorder.torch_calls import RecordError
+from refold.graph.trace.variants import Item, Snapshot, Variant
 
 _ROW_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)
 _NORM_CALLS = ("batch_norm", "functional_batch_norm", "native_norm")
@@ -36,178 +36,10 @@ _OTHER_AXIS = (
     "beside it; a flatten(1) in front of them would fix which"
 )
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-Item = fx.Node | Frame
 _MAX_FLIPS = 24
 _LADDER = (4, 8, 17, 33, 100, 512, 2048)  # where a size became a number: below and above any bound
 _OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 _FLAGS = ("output_hidden_states", "output_attentions")  # of Hugging Face's models
-
-
-@dataclass(eq=False)
-class Snapshot:
-    """A graph as it was recorded, whatever a fold makes of it later."""
-
-    order: list[fx.Node]
-    home: dict[fx.Node, Frame]
-    args: dict[fx.Node, tuple[Any, dict[str, Any]]]
-    readers: dict[fx.Node, frozenset[fx.Node]]
-
-    @classmethod
-    def of(cls, graph: fx.Graph) -> Snapshot:
-        """Take the snapshot."""
-        order = list(graph.nodes)
-        return cls(
-            order,
-            {node: frame_of(node) for node in order},
-            {node: (node.args, dict(node.kwargs)) for node in order},
-            {node: frozenset(node.users) for node in order},
-        )
-
-    def items(self) -> dict[Frame, list[Item]]:
-        """Return for every frame its own nodes and the frames it calls, in order."""
-        found: dict[Frame, list[Item]] = {}
-        placed = set[Frame]()
-        for node in self.order:
-            below: Item = node
-            for frame in ancestors(self.home[node]):
-                found.setdefault(frame, []).append(below)
-                if frame in placed:
-                    break
-                placed.add(frame)
-                below = frame
-        return found
-
-
-class Variant:
-    """Another run, laid beside the recorded one.
-
-    Args:
-        what: how it differs, for a refusal.
-        first: the recorded graph.
-        root: its root frame.
-        other: the recorder of the other run.
-    """
-
-    def __init__(self, what: str, first: Snapshot, root: Frame, other: Recorder) -> None:
-        self.what, self.first = what, first
-        self.second = Snapshot.of(other.graph)
-        self.same: dict[Item, Item] = {}
-        self.differs: dict[Frame, str] = {}
-        self._items, self._others = first.items(), self.second.items()
-        self._roots = root.module, other.root
-        self._align(root, other.root_frame)
-        for frame in [root, *self._frames()]:
-            self._compare(frame)
-        del self._items, self._others
-
-    def _frames(self) -> list[Frame]:
-        return [item for item in self.same if isinstance(item, Frame) and item.parent is not None]
-
-    def _align(self, root: Frame, other: Frame) -> None:
-        pending = [(root, other)]
-        while pending:
-            frame, match = pending.pop()
-            self.same[frame] = match
-            ours, theirs = self._items.get(frame, []), self._others.get(match, [])
-            keys, others = [_key(i) for i in ours], [_key(i) for i in theirs]
-            if keys == others:
-                pairs = list(zip(ours, theirs, strict=True))
-            else:
-                self.differs.setdefault(frame, self.what)
-                found = SequenceMatcher(None, keys, others, autojunk=False).get_matching_blocks()
-                pairs = [(ours[a + i], theirs[b + i]) for a, b, n in found for i in range(n)]
-            for one, two in pairs:
-                self.same[one] = two
-                if isinstance(one, Frame) and isinstance(two, Frame):
-                    pending.append((one, two))
-
-    def _compare(self, frame: Frame) -> None:
-        match = self.same[frame]
-        assert isinstance(match, Frame)
-        if frame.parent is not None:
-            ours, theirs = (frame.args, frame.kwargs), (match.args, match.kwargs)
-            if not self._equal(ours, theirs):
-                self.differs.setdefault(frame.parent, self.what)
-                if not self._nested_nodes_only(ours, theirs):
-                    self.differs.setdefault(frame, self.what)
-        if not self._equal(frame.output, match.output):
-            self.differs.setdefault(frame, self.what)
-        for item in self._items.get(frame, []):
-            if isinstance(item, fx.Node) and not self.reads_same(item):
-                self.differs.setdefault(frame, self.what)
-
-    def reads_same(self, node: fx.Node) -> bool:
-        """Say whether a call has the same arguments in both runs."""
-        other = self.same.get(node)
-        if not isinstance(other, fx.Node):
-            return False
-        return self._equal(self.first.args[node], self.second.args[other])
-
-    def read_by_same(self, node: fx.Node) -> bool:
-        """Say whether a value has the same readers in both runs."""
-        other = self.same.get(node)
-        if not isinstance(other, fx.Node):
-            return False
-        readers: set[object] = {self.same.get(reader) for reader in self.first.readers[node]}
-        return readers == set[object](self.second.readers[other])
-
-    def _equal(self, ours: Any, theirs: Any) -> bool:
-        first, second = leaves(ours), leaves(theirs)
-        if len(first) != len(second):
-            return False
-        return all(map(self._equal_leaf, first, second))
-
-    def _equal_leaf(self, one: Any, two: Any) -> bool:
-        if isinstance(one, fx.Node) or isinstance(two, fx.Node):
-            return self.same.get(one) is two if isinstance(one, fx.Node) else False
-        if type(one) is not type(two):
-            return False
-        return self._is_same_module(one, two) or _is_equal(one, two)
-
-    def _is_same_module(self, one: Any, two: Any) -> bool:
-        """Say whether two modules stand in one place, each in the copy that its run was made on."""
-        if not isinstance(one, nn.Module) or not isinstance(two, nn.Module):
-            return False
-        first, second = self._roots
-        places = {path for path, module in first.named_modules() if module is one}
-        return any(module is two and path in places for path, module in second.named_modules())
-
-    def _nested_nodes_only(self, ours: Any, theirs: Any) -> bool:
-        plain = [leaf for leaf in leaves(ours) if not isinstance(leaf, fx.Node)]
-        others = [leaf for leaf in leaves(theirs) if not isinstance(leaf, fx.Node)]
-        return len(plain) == len(others) and all(
-            self._is_same_module(a, b) or _is_equal(a, b)
-            for a, b in zip(plain, others, strict=True)
-        )
-
-    def objection(self, nodes: list[fx.Node]) -> str | None:
-        """Return why these calls cannot be joined, if this run does not join them."""
-        chosen = set(nodes)
-        for node in nodes:
-            inner = [reader for reader in self.first.readers[node] if reader in chosen]
-            if not inner:
-                continue
-            runs = [n for n in (node, *inner) if n in self.same]
-            if not runs:
-                continue  # the whole of it is left out
-            if not self.read_by_same(node) or not all(map(self.reads_same, inner)):
-                return self.what
-        return None
-
-
-def _key(item: Item) -> tuple[Any, ...]:
-    if isinstance(item, Frame):
-        return ("frame", item.path, item.method)
-    if item.op == "get_attr" and "_tensor_constant" in str(item.target):
-        return (item.op,)
-    return (item.op, item.target)
-
-
-def _is_equal(one: Any, two: Any) -> bool:
-    try:
-        return one is two or bool(one == two)
-    except (RuntimeError, TypeError, ValueError):
-        return False
 
 
 @dataclass(eq=False)
@@ -233,7 +65,7 @@ class Evidence:
         self.root = self.recorder.root_frame
         self._names = {node.name: node for node in self.first.order}
         self._deeper: dict[int, tuple[Recorder, Variant] | None] = {}
-        self._flipped: dict[str, Variant | str | None] = {}
+        self._flipped: dict[str, list[Variant | str]] = {}
         self._optional: list[Variant | str] | None = None
 
     def vary(self) -> None:
@@ -339,16 +171,28 @@ class Evidence:
     def _decided(self, where: str, places: list[fx.Node]) -> str | None:
         if where not in self._flipped:
             self._flipped[where] = self._flip(where)
-        found = self._flipped[where]
-        return found.objection(places) if isinstance(found, Variant) else found
+        for found in self._flipped[where]:
+            reason = found.objection(places) if isinstance(found, Variant) else found
+            if reason:
+                return reason
+        return None
 
-    def _flip(self, where: str) -> Variant | str | None:
+    def _flip(self, where: str) -> list[Variant | str]:
+        """Record anew with the decisions of a line the other way round: all of them, and the first.
+
+        One line may decide for many modules, or several times for one.
+        """
         what = f"its code branches on a size ({where})"
         if len(self._flipped) >= _MAX_FLIPS:
-            return what
-        at = next(i for i, (_, place) in enumerate(self.recorder.decisions) if place == where)
+            return [what]
+        count = sum(place == where for _, place in self.recorder.decisions)
+        found = self._run_flipped(Flip(where), what)
+        every = self._run_flipped(Flip(where, count), what) if count > 1 else None
+        return [run for run in (every, found) if run is not None]
+
+    def _run_flipped(self, flip: Flip, what: str) -> Variant | str | None:
         try:
-            found = self.run(self.arguments, flip=at)
+            found = self.run(self.arguments, flip=flip)
         except Exception as error:
             return None if _is_refusal(error) else what
         return Variant(what, self.first, self.root, found)
@@ -430,6 +274,7 @@ class Evidence:
         bound = signature.bind(*args, **kwargs).arguments
         parameters = signature.parameters
         if any(parameters[key].kind in _OPEN for key in bound):
+            yield from self._more_or_fewer(args, kwargs)
             return
         named = dict(bound)
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -438,6 +283,20 @@ class Evidence:
         for parameter in parameters.values():
             if parameter.default is not parameter.empty:
                 yield from self._one_argument(parameter, named, first)
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                for name in keywords_read(self.recorder.root.forward, parameter.name):
+                    what = f"its keyword argument {name} may be given"
+                    yield from self._try([{**named, name: v} for v in (True, _like(first))], what)
+
+    def _more_or_fewer(self, args: tuple[Any, ...], kwargs: Any) -> Iterable[Variant | str]:
+        """Call a forward that takes any number of arguments with one more and with one less."""
+        for other in ((*args, *args[-1:]), args[:-1]):
+            what = f"it may be called with {len(other)} arguments"
+            try:
+                found = self.run((other, kwargs))
+            except Exception:  # then it takes no such number
+                continue
+            yield Variant(what, self.first, self.root, found)
 
     def _flagged(self, named: dict[str, Any]) -> Iterable[Variant | str]:
         """Ask for more results, by flags that a Hugging Face model takes among its keywords."""
@@ -455,10 +314,12 @@ class Evidence:
             left = {key: value for key, value in named.items() if key != name}
             what = f"its optional argument {name} may be left out"
             yield from self._try([left], what, is_sure=True)
-        elif not _mentions(self.recorder.root, name):
+        elif not mentions(self.recorder.root.forward, name):
             return
         elif isinstance(default, bool):
             yield from self._try([{**named, name: not default}], what)
+        elif isinstance(default, int | float):
+            yield from self._try([{**named, name: default + 1}], what)
         elif default is None:
             yield from self._try([{**named, name: v} for v in (_like(first), True)], what)
         else:
@@ -531,18 +392,6 @@ def _with_batch(value: Tensor) -> list[int]:
 
 def _like(first: Tensor | None) -> Any:
     return True if first is None else torch.empty_like(first, device="meta")
-
-
-def _mentions(module: Any, name: str) -> bool:
-    """Say whether a forward uses an argument of its own, as far as its code tells."""
-    forward = inspect.unwrap(getattr(module.forward, "__func__", module.forward))
-    code = getattr(forward, "__code__", None)
-    if code is None:
-        return True
-    try:
-        return inspect.getsource(code).count(name) > 1
-    except (OSError, TypeError):
-        return True
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -100,7 +100,7 @@ def map_tree(fn: Callable[[Any], Any], tree: Tree) -> Tree:
         items = [map_tree(fn, item) for item in cast("tuple[Any, ...]", tree)]
         if hasattr(cast(Any, tree), "_fields"):
             return cast(Any, type(tree))(*items)
-        return tuple(items)
+        return cast(Any, type(tree))(items) if is_struct(tree) else tuple(items)
     if isinstance(tree, list):
         return [map_tree(fn, item) for item in cast("list[Any]", tree)]
     if isinstance(tree, dict):
@@ -112,6 +112,16 @@ def map_tree(fn: Callable[[Any], Any], tree: Tree) -> Tree:
         changed = {f.name: map_tree(fn, getattr(tree, f.name)) for f in fields(tree) if f.init}
         return replace(tree, **changed)
     return fn(tree)
+
+
+def is_struct(tree: Any) -> bool:
+    """Say whether a tuple is what a function of torch returns with names for its items.
+
+    Examples:
+        >>> is_struct(torch.zeros(2).max(0)), is_struct((1, 2))
+        (True, False)
+    """
+    return type(tree).__module__ == "torch.return_types"
 
 
 def _dict_like(original: dict[Any, Any], pairs: list[tuple[Any, Any]]) -> Any:

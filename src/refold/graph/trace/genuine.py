@@ -107,7 +107,8 @@ _CALL, _CALL_IMPL = nn.Module.__call__, nn.Module._call_impl  # pyright: ignore[
 
 def _told(module: nn.Module) -> tuple[type, str | None]:
     kind: Any = type(module)
-    found, used, reason = _class_of(kind, kind.forward, getattr(kind, "_conv_forward", None))
+    own = getattr(kind, "forward", None)  # a ScriptModule has one on instances only
+    found, used, reason = _class_of(kind, own, getattr(kind, "_conv_forward", None))
     if found is object or (reason is None and used.isdisjoint(module.__dict__)):
         return found, reason
     name = next((name for name in module.__dict__ if name in used), "")

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from refold.errors import InputError
 from refold.graph.copies.modules import submodule
-from refold.graph.copies.skeleton import skeleton
+from refold.graph.copies.skeleton import duplicate, skeleton
 from refold.graph.trace.leaves import one_line
 from refold.graph.trace.recorder.chance import Chance
 from refold.graph.trace.recorder.recorder import Recorder
@@ -101,7 +101,10 @@ def record(
         except Exception as error:  # any model code may raise anything
             last = one_line(error)
             if computes:
-                raise InputError(_cannot_run(arguments, error)) from error
+                if not _runs(module, arguments):
+                    raise InputError(_cannot_run(arguments, error)) from error
+                seen.note(recorder)
+                raise TraceError(f"{_UNLIKE} ({last})", _called(recorder)) from error
         else:
             last = ""
         seen.note(recorder)
@@ -121,6 +124,20 @@ def record(
         leaves.update(recorder.opaque)
         computes = computes or (bool(last) and real)
     raise TraceError("every recording calls its modules in another way", set())
+
+
+_UNLIKE = "its code cannot run while it is recorded"
+
+
+def _runs(module: nn.Module, arguments: Arguments) -> bool:
+    """Say whether a module runs where nobody watches it."""
+    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, arguments)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            duplicate(module)(*args, **kwargs)
+    except Exception:
+        return False
+    return True
 
 
 def run_blank(model: nn.Module, args: tuple[Any, ...]) -> Any:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import random
 import sys
-from typing import Any
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
 
 
 class Chance:
@@ -33,6 +37,23 @@ class Chance:
         if self._first[1] is not None:
             sys.modules["numpy"].random.set_state(self._first[1])
         return True
+
+
+@contextmanager
+def seeded() -> Generator[None]:
+    """Run with the same random numbers every time, of torch, Python and NumPy.
+
+    Those of Python and NumPy are as before afterwards; torch's are the caller's to put back.
+    """
+    chance = Chance()
+    torch.manual_seed(0)
+    random.seed(0)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        cast(Any, numpy).random.seed(0)
+    try:
+        yield
+    finally:
+        chance.restore()
 
 
 _State = tuple[Any, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,19 @@ DEVICE_MARK = "_refold_device"  # of a tensor without storage: where the real on
 _TORCH = ("torch.", "torch", "refold.")
 
 
+@dataclass(eq=False)
+class Flip:
+    """Decisions of one line of code that a run answers the other way round.
+
+    Args:
+        line: where they are made.
+        left: how many more; a loop that asks the same for ever gets a true answer in the end.
+    """
+
+    line: str
+    left: int = 1
+
+
 class Notebook:
     """The graph of one run as it is written, frame by frame.
 
@@ -25,12 +39,12 @@ class Notebook:
         root: the module that runs, part of a throw-away skeleton.
         changes: what code of the model changes.
         real: whether tensors hold numbers.
-        flip: the decision about a size to answer the other way round, by its number.
+        flip: the decisions about sizes to answer the other way round.
         elsewhere: as if the model were in half precision and on another device.
     """
 
     def __init__(
-        self, root: nn.Module, changes: Changes, *, real: bool, flip: int | None, elsewhere: bool
+        self, root: nn.Module, changes: Changes, *, real: bool, flip: Flip | None, elsewhere: bool
     ) -> None:
         super().__init__()
         self.root, self.changes = root, changes
@@ -68,7 +82,13 @@ class Notebook:
         if self._paused or not self._is_running():
             return answer
         self.decisions.append((self.stack[-1], where()))
-        return not answer if self.flip == len(self.decisions) - 1 else answer
+        return not answer if self._is_flipped() else answer
+
+    def _is_flipped(self) -> bool:
+        if self.flip is None or self.flip.left == 0 or self.decisions[-1][1] != self.flip.line:
+            return False
+        self.flip.left -= 1
+        return True
 
     def lose(self) -> None:
         """Note that a size became a plain number, of which nothing more is known."""

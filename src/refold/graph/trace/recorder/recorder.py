@@ -31,7 +31,7 @@ from refold.graph.trace.leaves import (
 )
 from refold.graph.trace.recorder.chance import Chance
 from refold.graph.trace.recorder.forms import result_of_layer
-from refold.graph.trace.recorder.notebook import DEVICE_MARK
+from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
 from refold.graph.trace.recorder.torch_calls import RecordError, TorchCalls, UnansweredError
 from refold.graph.trace.state import Changes, same_value, untouched
@@ -47,7 +47,7 @@ class Recorder(TorchCalls):
         changes: what code of the model changes; one record for all recordings of a model.
         real: compute with numbers, so that code which asks for them can go on; it is left opaque.
         elsewhere: as if the model were in half precision and on another device.
-        flip: the decision about a size to answer the other way round, by its number.
+        flip: the decisions about sizes to answer the other way round.
 
     `ran` holds the ids of the modules that were called, `reads` those of the tensors that calls
     were given.
@@ -62,7 +62,7 @@ class Recorder(TorchCalls):
         changes: Changes,
         *,
         real: bool = False,
-        flip: int | None = None,
+        flip: Flip | None = None,
         elsewhere: bool = False,
     ) -> None:
         super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)

@@ -12,7 +12,7 @@ from refold.graph.copies.skeleton import storage_key
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import leaves, map_tree
 from refold.graph.trace.recorder.forms import result_of_call
-from refold.graph.trace.recorder.notebook import MARK, Notebook, where
+from refold.graph.trace.recorder.notebook import MARK, Flip, Notebook, where
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
 from refold.graph.trace.recorder.spelling import CHECKS, QUESTIONS, RANDOM, SIZES, VALUES, spell
 from refold.graph.trace.state import Changes
@@ -34,12 +34,12 @@ class TorchCalls(Notebook, TorchFunctionMode):
         root: the module that runs, part of a throw-away skeleton.
         changes: what code of the model changes.
         real: whether tensors hold numbers.
-        flip: the decision about a size to answer the other way round, by its number.
+        flip: the decisions about sizes to answer the other way round.
         elsewhere: as if the model were in half precision and on another device.
     """
 
     def __init__(
-        self, root: nn.Module, changes: Changes, *, real: bool, flip: int | None, elsewhere: bool
+        self, root: nn.Module, changes: Changes, *, real: bool, flip: Flip | None, elsewhere: bool
     ) -> None:
         super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)
         self.unanswered: str | None = None

@@ -1,0 +1,223 @@
+"""Another run of the same code, laid beside the recorded one: what belongs together in both?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from refold.graph.trace.frames import Frame, ancestors, frame_of, leaves
+from refold.graph.trace.recorder.recorder import Recorder
+
+Item = fx.Node | Frame
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """A graph as it was recorded, whatever a fold makes of it later."""
+
+    order: list[fx.Node]
+    home: dict[fx.Node, Frame]
+    args: dict[fx.Node, tuple[Any, dict[str, Any]]]
+    readers: dict[fx.Node, frozenset[fx.Node]]
+
+    @classmethod
+    def of(cls, graph: fx.Graph) -> Snapshot:
+        """Take the snapshot."""
+        order = list(graph.nodes)
+        return cls(
+            order,
+            {node: frame_of(node) for node in order},
+            {node: (node.args, dict(node.kwargs)) for node in order},
+            {node: frozenset(node.users) for node in order},
+        )
+
+    def items(self) -> dict[Frame, list[Item]]:
+        """Return for every frame its own nodes and the frames it calls, in order."""
+        found: dict[Frame, list[Item]] = {}
+        placed = set[Frame]()
+        for node in self.order:
+            below: Item = node
+            for frame in ancestors(self.home[node]):
+                found.setdefault(frame, []).append(below)
+                if frame in placed:
+                    break
+                placed.add(frame)
+                below = frame
+        return found
+
+
+class Variant:
+    """Another run, laid beside the recorded one.
+
+    Args:
+        what: how it differs, for a refusal.
+        first: the recorded graph.
+        root: its root frame.
+        other: the recorder of the other run.
+    """
+
+    def __init__(self, what: str, first: Snapshot, root: Frame, other: Recorder) -> None:
+        self.what, self.first = what, first
+        self.second = Snapshot.of(other.graph)
+        self.same: dict[Item, Item] = {}
+        self.differs: dict[Frame, str] = {}
+        self._items, self._others = first.items(), self.second.items()
+        self._roots = root.module, other.root
+        self._align(root, other.root_frame)
+        for frame in [root, *self._frames()]:
+            self._compare(frame)
+        del self._items, self._others
+        matched = set(self.same.values())
+        self._alone = {_key(node) for node in self.second.order if node not in matched}
+
+    def _frames(self) -> list[Frame]:
+        return [item for item in self.same if isinstance(item, Frame) and item.parent is not None]
+
+    def _align(self, root: Frame, other: Frame) -> None:
+        pending = [(root, other)]
+        while pending:
+            frame, match = pending.pop()
+            self.same[frame] = match
+            ours, theirs = self._items.get(frame, []), self._others.get(match, [])
+            keys, others = [_key(i) for i in ours], [_key(i) for i in theirs]
+            if keys == others:
+                pairs = list(zip(ours, theirs, strict=True))
+            else:
+                self.differs.setdefault(frame, self.what)
+                found = SequenceMatcher(None, keys, others, autojunk=False).get_matching_blocks()
+                pairs = [(ours[a + i], theirs[b + i]) for a, b, n in found for i in range(n)]
+            for one, two in pairs:
+                self.same[one] = two
+                if isinstance(one, Frame) and isinstance(two, Frame):
+                    pending.append((one, two))
+
+    def _compare(self, frame: Frame) -> None:
+        match = self.same[frame]
+        assert isinstance(match, Frame)
+        if frame.parent is not None:
+            ours, theirs = (frame.args, frame.kwargs), (match.args, match.kwargs)
+            if not self._equal(ours, theirs):
+                self.differs.setdefault(frame.parent, self.what)
+                if not self._nested_nodes_only(ours, theirs):
+                    self.differs.setdefault(frame, self.what)
+        if not self._equal(frame.output, match.output):
+            self.differs.setdefault(frame, self.what)
+        for item in self._items.get(frame, []):
+            if isinstance(item, fx.Node) and not self.reads_same(item):
+                self.differs.setdefault(frame, self.what)
+
+    def reads_same(self, node: fx.Node) -> bool:
+        """Say whether a call has the same arguments in both runs."""
+        other = self.same.get(node)
+        if not isinstance(other, fx.Node):
+            return False
+        return self._equal(self.first.args[node], self.second.args[other])
+
+    def read_by_same(self, node: fx.Node) -> bool:
+        """Say whether a value has the same readers in both runs."""
+        other = self.same.get(node)
+        if not isinstance(other, fx.Node):
+            return False
+        readers: set[object] = {self.same.get(reader) for reader in self.first.readers[node]}
+        return readers == set[object](self.second.readers[other])
+
+    def _equal(self, ours: Any, theirs: Any) -> bool:
+        first, second = leaves(ours), leaves(theirs)
+        if len(first) != len(second):
+            return False
+        return all(map(self._equal_leaf, first, second))
+
+    def _equal_leaf(self, one: Any, two: Any) -> bool:
+        if isinstance(one, fx.Node) and isinstance(two, fx.Node):
+            return self.same.get(one) is two and _holds_same(one, two)
+        if type(one) is not type(two):
+            return False
+        return self._is_same_module(one, two) or _is_equal(one, two)
+
+    def _is_same_module(self, one: Any, two: Any) -> bool:
+        """Say whether two modules stand in one place, each in the copy that its run was made on."""
+        if not isinstance(one, nn.Module) or not isinstance(two, nn.Module):
+            return False
+        first, second = self._roots
+        places = {path for path, module in first.named_modules() if module is one}
+        return any(module is two and path in places for path, module in second.named_modules())
+
+    def _nested_nodes_only(self, ours: Any, theirs: Any) -> bool:
+        plain = [leaf for leaf in leaves(ours) if not isinstance(leaf, fx.Node)]
+        others = [leaf for leaf in leaves(theirs) if not isinstance(leaf, fx.Node)]
+        return len(plain) == len(others) and all(
+            self._is_same_module(a, b) or _is_equal(a, b)
+            for a, b in zip(plain, others, strict=True)
+        )
+
+    def _given_same(self, node: fx.Node) -> bool:
+        """Say whether a call is given the same numbers and constants, whatever values it reads."""
+        other = self.same.get(node)
+        if not isinstance(other, fx.Node):
+            return True  # the other run does without it
+        ours, theirs = leaves(self.first.args[node]), leaves(self.second.args[other])
+        return len(ours) == len(theirs) and all(map(self._is_same_given, ours, theirs))
+
+    def _is_same_given(self, one: Any, two: Any) -> bool:
+        if isinstance(one, fx.Node) and isinstance(two, fx.Node):
+            return _holds_same(one, two)
+        return self._equal_leaf(one, two)
+
+    def _runs_elsewhere(self, node: fx.Node) -> bool:
+        """Say whether the other run calls a layer, or reads a weight, at another place only."""
+        is_kept = node.op in ("call_module", "get_attr") and not _is_constant(node)
+        return is_kept and node not in self.same and _key(node) in self._alone
+
+    def objection(self, nodes: list[fx.Node]) -> str | None:
+        """Return why these calls cannot be joined, if this run does not join them."""
+        chosen = set(nodes)
+        if not all(map(self._given_same, nodes)) or any(map(self._runs_elsewhere, nodes)):
+            return self.what
+        for node in nodes:
+            inner = [reader for reader in self.first.readers[node] if reader in chosen]
+            if not inner:
+                continue
+            runs = [n for n in (node, *inner) if n in self.same]
+            if not runs:
+                continue  # the whole of it is left out
+            if not self.read_by_same(node) or not all(map(self.reads_same, inner)):
+                return self.what
+        return None
+
+
+def _key(item: Item) -> tuple[Any, ...]:
+    if isinstance(item, Frame):
+        return ("frame", item.path, item.method)
+    if _is_constant(item):
+        return (item.op,)
+    return (item.op, item.target)
+
+
+def _holds_same(one: fx.Node, two: fx.Node) -> bool:
+    """Say whether two nodes hold the same numbers, as far as they are constants of the code."""
+    first, second = one.meta.get("stored"), two.meta.get("stored")
+    if first is second or not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return first is second
+    if one.target == two.target and not _is_constant(one):
+        return True
+    if first.shape != second.shape or first.is_meta or second.is_meta:
+        return first.shape == second.shape
+    exact = first.dtype == second.dtype
+    if exact or not first.is_floating_point():
+        return torch.equal(first, second)
+    return torch.allclose(first.double(), second.double(), rtol=1e-2)
+
+
+def _is_constant(node: fx.Node) -> bool:
+    return node.op == "get_attr" and "_tensor_constant" in str(node.target)
+
+
+def _is_equal(one: Any, two: Any) -> bool:
+    try:
+        return one is two or bool(one == two)
+    except (RuntimeError, TypeError, ValueError):
+        return False
