@@ -235,10 +235,13 @@ class FrameBody:
         if isinstance(tree, dict):
             pairs = [(k, self._literal(v)) for k, v in cast("dict[Any, Any]", tree).items()]
             return _Built(self.graph.call_function(type(tree), (map_tree(self._result, pairs),)))
-        items = list(tree_items(tree))
-        if not items or isinstance(tree, tuple):
+        # A named tuple as well: older versions of torch.fx write its class without importing it.
+        named = {key: item for _, key, item in tree_items(tree)}
+        if isinstance(tree, tuple):
+            named = cast("dict[Any, Any]", cast(Any, tree)._asdict())
+        if not named:
             return tree
-        values = {key: map_tree(self._result, self._literal(item)) for _, key, item in items}
+        values = {key: map_tree(self._result, self._literal(v)) for key, v in named.items()}
         return _Built(self.graph.call_function(type(tree), (), values))
 
     def _result(self, leaf: Any) -> Any:

@@ -1,0 +1,88 @@
+"""Five networks of known families in every format, with each choice of free axes, at two sizes.
+
+Narrow and shallow, with every kind of block that the family has. `export` itself runs every free
+axis at two sizes; here the file is run once more, by its runtime alone, against the unfolded net.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import refold
+from helpers.traps import live
+from refold.exporting import (
+    Options,
+    onnx_session,
+    openvino_model,
+    run_onnx,
+    run_openvino,
+    write,
+)
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "RepVGG": lambda: refold.create_model(
+        "repvgg_a0", num_classes=7, depths=(1, 2, 2, 1), width=(0.25, 0.25, 0.125, 0.05)
+    ),
+    "MobileOne": lambda: refold.create_model(
+        "mobileone_s0", num_classes=7, depths=(1, 2, 2, 1), width=(0.5, 0.5, 0.25, 0.1)
+    ),
+    "FastViT": lambda: timm.create_model(
+        "fastvit_sa12", num_classes=7, layers=(1, 1, 1, 1), embed_dims=(16, 32, 32, 64)
+    ),
+    "DBB ResNet-18": lambda: refold.create_model(
+        "dbb_resnet18", num_classes=7, depths=(1, 1, 1, 1), width=0.25
+    ),
+    "RMNeXt": lambda: refold.create_model("rmnext_26x3_32", num_classes=7, depths=(1, 1, 1)),
+}
+SUFFIXES = (".onnx", ".xml", ".pt2", ".safetensors")
+DYNAMIC = {"none": (1, 64, 64), "batch": (3, 64, 64), "batch,size": (2, 96, 64)}
+
+
+def run_file(path: Path, x: Tensor) -> Tensor:
+    """Run a file in the runtime that it is for."""
+    if path.suffix == ".onnx":
+        return run_onnx(onnx_session(path), (x,))[0]
+    if path.suffix == ".xml":
+        return run_openvino(openvino_model(path), (x,))[0]
+    return torch.export.load(path).module()(x)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("dynamic", DYNAMIC)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("name", NETS)
+def test_every_format_with_every_choice_of_axes(
+    name: str, suffix: str, dynamic: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = live(NETS[name]()).float()
+    example = torch.randn(1, 3, 64, 64)
+    folded = refold.reparameterize(net, example)
+    path = tmp_path / f"net{suffix}"
+    done = write(folded, path, example, Options(dynamic=dynamic))
+    assert done.notes == ()
+    free = {axis for shape in done.shapes.values() for axis in shape if isinstance(axis, str)}
+    assert free == set(dynamic.replace("size", "height,width").split(",")) - {"none"}
+    batch, height, width = DYNAMIC[dynamic]
+    with torch.no_grad():
+        for x in (example, torch.randn(batch, 3, height, width)):
+            got = refold_loaded(net, path, x) if suffix == ".safetensors" else run_file(path, x)
+            want = net(x)
+            assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+
+
+def refold_loaded(net: nn.Module, path: Path, x: Tensor) -> Tensor:
+    """Load weights alone into the folded form of the network, and run it."""
+    from safetensors.torch import load_file
+
+    plain = refold.reparameterize(net, x)
+    for tensor in plain.state_dict().values():
+        tensor.zero_()
+    plain.load_state_dict(load_file(path))
+    return plain(x)
