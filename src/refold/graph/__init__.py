@@ -55,7 +55,7 @@ from refold.graph.trace.frames import Frame, frame_of, nodes_in, walk
 from refold.graph.trace.genuine import disguise, layer_class
 from refold.graph.trace.leaves import is_layer, pinned_reason
 from refold.graph.trace.recording import run_blank
-from refold.graph.trace.state import Attributes, StateChangeError, untouched
+from refold.graph.trace.state import Attributes, StateChangeError, hooks_kept, untouched
 
 __all__ = [
     "COMPUTED",
@@ -105,6 +105,7 @@ __all__ = [
     "fold_model",
     "frame_of",
     "held_tensors",
+    "hooks_kept",
     "is_layer",
     "is_question",
     "layer_class",

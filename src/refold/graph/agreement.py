@@ -13,7 +13,7 @@ from refold.graph.copies.skeleton import duplicate, skeleton
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded
 from refold.graph.trace.recording import run_blank
-from refold.graph.trace.state import StateChangeError, untouched
+from refold.graph.trace.state import StateChangeError, hooks_kept, untouched
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 _ROUNDED = 5e-2  # of activations in half precision
@@ -113,7 +113,8 @@ def _result(
     for copy in copies:
         try:
             runs = copy(model)
-            with untouched(runs) if copy is skeleton else torch.no_grad(), seeded():
+            guard = untouched(runs) if copy is skeleton else torch.no_grad()
+            with guard, seeded(), hooks_kept(model):
                 args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (inputs, named or {}))
                 result = runs(*args, **kwargs)
         except StateChangeError:

@@ -41,12 +41,13 @@ from refold.graph.lift.lifter import Lifter
 from refold.graph.policy import Policy
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import Edits, UnwritableError
-from refold.graph.trace.capture import Capture, capture_all
+from refold.graph.trace.capture import Capture, Captures, capture_all
 from refold.graph.trace.examples import as_arguments, drawn
 from refold.graph.trace.frames import map_tree
 from refold.graph.trace.leaves import NO_FORWARD
 from refold.graph.trace.parametrized import Computed, with_computed_weights
 from refold.graph.trace.recording import Arguments
+from refold.graph.trace.state import hooks_kept
 from refold.graph.trace.unrun import drop
 from refold.graph.trace.variants import Snapshot
 
@@ -312,7 +313,11 @@ def _settled(
 def _fold_once(
     plain: nn.Module, inputs: tuple[Any, ...] | None, policy: Policy, left: _Left
 ) -> _Made:
-    found = capture_all(plain, inputs)
+    with hooks_kept(plain):
+        return _fold_captures(plain, capture_all(plain, inputs), allow_growth, left)
+
+
+def _fold_captures(plain: nn.Module, found: Captures, allow_growth: bool, left: _Left) -> _Made:
     roots = [capture.path for capture in found.captures]
     made = _Made(skeleton(plain), found.unrun, found.made_up, roots, alone=found.alone)
     for capture in found.captures:

@@ -1,1 +1,1 @@
-"""Small modules that a careless recorder gets wrong, by kind; `judge` says how a fold of one does."""
+"""Small modules that a careless recorder gets wrong, by kind; `judge` judges a fold of one."""

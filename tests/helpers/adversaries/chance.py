@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers.adversaries.base import Table, conv, Norm
+from helpers.adversaries.base import Norm, Table, conv
 
 CHANCE = Table()
 each = CHANCE.forward

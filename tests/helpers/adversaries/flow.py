@@ -147,7 +147,9 @@ def grad_mode(s: Any, x: Any) -> Any:
 @each()
 def tracing_flags(s: Any, x: Any) -> Any:
     flags = (torch.jit.is_tracing(), torch.jit.is_scripting(), torch.compiler.is_compiling())
-    return either(s, x, any((*flags, torch.onnx.is_in_onnx_export(), torch._C._get_tracing_state())))
+    return either(
+        s, x, any((*flags, torch.onnx.is_in_onnx_export(), torch._C._get_tracing_state()))
+    )
 
 
 @each()
@@ -387,11 +389,6 @@ def how_many_arguments(s: Any, *xs: Any) -> Any:
     return s.branches(xs[0]) if len(xs) == 1 else s.one(xs[0]) - s.two(xs[1])
 
 
-@each(call=lambda net, x: net(x=x))
-def keyword_only(s: Any, *, x: Any) -> Any:
-    return s.branches(x)
-
-
 @each(call=lambda net, x: net(x, upscale=x.shape[-1]))
 def size_given(s: Any, x: Any, upscale: int = 1) -> Any:
     return F.interpolate(s.branches(x), size=(upscale, upscale))
@@ -450,7 +447,10 @@ def child_called_by_size(s: Any, x: Any) -> Any:
     return s.inner(x, act=x.shape[0] > 1)
 
 
-@each(lambda s: [setattr(s, "a", conv()), setattr(s, "n", Norm(4)), setattr(s, "deep", True)], base=nn.Module)
+@each(
+    lambda s: [setattr(s, "a", conv()), setattr(s, "n", Norm(4)), setattr(s, "deep", True)],
+    base=nn.Module,
+)
 def depth_by_attribute(s: Any, x: Any) -> Any:
     y = s.n(s.a(x))
     return F.relu(y) if s.deep else y
@@ -496,11 +496,6 @@ def while_large(s: Any, x: Any) -> Any:
     while y.abs().max() > 1:
         y = y / 2
     return y
-
-
-@each()
-def control_flow_of_torch(s: Any, x: Any) -> Any:
-    return torch.cond(x.sum() > 0, lambda v: v * 2, lambda v: v - 1, (s.branches(x),))
 
 
 @each()

@@ -92,14 +92,6 @@ class Counts:
         return o * self.n
 
 
-def removes_itself(s: Any) -> None:
-    def hook(m: Any, a: Any, o: Any) -> Any:
-        handles[0].remove()
-        return o * 2
-
-    handles = [s.c1.register_forward_hook(hook)]
-
-
 def clamps(m: Any, args: Any) -> None:
     m.c1.weight.data.clamp_(-0.05, 0.05)
 
@@ -140,7 +132,6 @@ CASES: dict[str, tuple[Any, ...]] = {
     "sees_norm_only": (on("b2", lambda m, a, o: None),),
     "counts": (lambda s: s.b1.register_forward_hook(Counts()),),
     "counts_on_root": (lambda s: s.register_forward_hook(Counts()),),
-    "removes_itself": (removes_itself,),
     "partial": (on("b1", functools.partial(lambda by, m, a, o: o * by, 2.0)),),
     "bound_method": (lambda s: s.c1.register_forward_hook(s.method), ),
     "adds_output_of_child": (on("", adds_child),),
@@ -208,7 +199,10 @@ BLOCKS: dict[str, tuple[Any, ...]] = {
     "block_reads_its_norm": (_with_block(lambda m, a, o: o + m.norm.running_mean.sum()), _inner),
     "block_pre_scales": (_with_block(lambda m, a: a[0] * 2, "register_forward_pre_hook"), _inner),
     "block_makes_pair": (_with_block(lambda m, a, o: (o, o.mean())), lambda s, x: sum(s.inner(x))),
-    "block_is_named_by_hook": (_with_block(lambda m, a, o: o * len(dict(m.named_modules()))), _inner),
+    "block_is_named_by_hook": (
+        _with_block(lambda m, a, o: o * len(dict(m.named_modules()))),
+        _inner,
+    ),
 }
 for _name, _case in BLOCKS.items():
     _enter(_name, *_case)
@@ -251,5 +245,18 @@ def hooks_while_it_runs(s: Any, x: Any) -> Any:
 
 
 _enter("hooks_while_it_runs", lambda s: None, hooks_while_it_runs)
-_enter("hooks_in_a_list", lambda s: setattr(s, "m", nn.ModuleList([conv(), Norm(4)])) or s.m[0].register_forward_hook(scaled(2.0)), lambda s, x: s.m[1](s.m[0](x)))
-_enter("hook_of_a_sequential", lambda s: setattr(s, "m", nn.Sequential(conv(), Norm(4))) or s.m.register_forward_hook(scaled(2.0)), lambda s, x: s.m(x) + s.one(x))
+_enter(
+    "hooks_in_a_list",
+    lambda s: (
+        setattr(s, "m", nn.ModuleList([conv(), Norm(4)]))
+        or s.m[0].register_forward_hook(scaled(2.0))
+    ),
+    lambda s, x: s.m[1](s.m[0](x)),
+)
+_enter(
+    "hook_of_a_sequential",
+    lambda s: (
+        setattr(s, "m", nn.Sequential(conv(), Norm(4))) or s.m.register_forward_hook(scaled(2.0))
+    ),
+    lambda s, x: s.m(x) + s.one(x),
+)

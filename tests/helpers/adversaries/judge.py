@@ -79,7 +79,7 @@ def _run(net: nn.Module, call: Call, x: Tensor, turn: int) -> list[Any] | str:
     np.random.seed(turn)
     try:
         with torch.no_grad():
-            return [*leaves(call(net, x)), x]
+            return [*leaves(call(net, x)), x.detach()]
     except Exception as error:
         return type(error).__name__
 
@@ -93,7 +93,11 @@ def leaves(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple)) or hasattr(value, "__next__"):
         return [type(value).__name__, *(leaf for item in value for leaf in leaves(item))]
     if dataclasses.is_dataclass(value):
-        return [leaf for field in dataclasses.fields(value) for leaf in leaves(getattr(value, field.name))]
+        return [
+            leaf
+            for field in dataclasses.fields(value)
+            for leaf in leaves(getattr(value, field.name))
+        ]
     if hasattr(value, "__dict__") and not callable(value):
         return leaves(vars(value))
     return [copy.copy(value)]

@@ -21,7 +21,7 @@ from refold.graph.trace.frames import Frame, walk
 from refold.graph.trace.leaves import is_layer, pinned_reason, untraceable_reason
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recording import Arguments, Seen, TraceError, again, record
-from refold.graph.trace.state import Changes
+from refold.graph.trace.state import Changes, hooks_kept
 from refold.graph.trace.unrun import unrun
 
 Shapes = dict[fx.Node, tuple[int, ...]]
@@ -142,7 +142,8 @@ def capture_all(
         raise InputError(f"expected an nn.Module, got {type(model).__name__}")
     arguments = None if example is None else (example, {})
     search = _Search(skeleton(model), arguments, to_edit=to_edit)
-    search.visit("", search.root)
+    with hooks_kept(model):
+        search.visit("", search.root)
     search.count_across()
     search.note_effects()
     # What was followed on its own says itself what stays in it.

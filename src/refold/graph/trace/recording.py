@@ -17,7 +17,7 @@ from refold.graph.trace.leaves import one_line
 from refold.graph.trace.recorder.chance import Chance
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recorder.torch_calls import RecordError
-from refold.graph.trace.state import Attributes, Changes, StateChangeError
+from refold.graph.trace.state import Attributes, Changes, StateChangeError, hooks_kept
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _MAX_RECORDINGS = 32
@@ -148,7 +148,8 @@ def run_blank(model: nn.Module, args: tuple[Any, ...]) -> Any:
         torch.Size([1, 3])
     """
     recorder = Recorder(skeleton(model), {}, Changes())
-    _run(recorder, (args, {}))
+    with hooks_kept(model):
+        _run(recorder, (args, {}))
     return recorder.result
 
 

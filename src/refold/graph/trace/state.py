@@ -77,6 +77,35 @@ class Attributes:
                     del module.__dict__[name]
 
 
+@contextmanager
+def hooks_kept(root: nn.Module) -> Generator[None]:
+    """Put back the hooks that are removed from a model while a copy of it runs.
+
+    A hook that removes itself (`handle.remove()`) knows the model that it was registered on.
+
+    Examples:
+        >>> net = nn.ReLU()
+        >>> handle = net.register_forward_hook(print)
+        >>> with hooks_kept(net):
+        ...     handle.remove()
+        >>> len(net._forward_hooks)
+        1
+    """
+    tables: list[tuple[dict[Any, Any], dict[Any, Any]]] = [
+        (table, dict(table))
+        for module in root.modules()
+        for name in ("_forward_hooks", "_forward_pre_hooks")
+        if (table := module.__dict__.get(name))
+    ]
+    try:
+        yield
+    finally:
+        for table, before in tables:
+            if table.keys() != before.keys():
+                table.clear()
+                table.update(before)
+
+
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     for name, value in now.items():
         old = before.get(name, _MISSING)

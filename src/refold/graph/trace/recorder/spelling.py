@@ -30,6 +30,8 @@ _OPERATORS: dict[str, Any] = {
     "__floordiv__": operator.floordiv,
     "__and__": operator.and_,
     "__or__": operator.or_,
+    "pow": operator.pow,
+    "pow_": operator.ipow,
 }
 _SWAPPED: dict[str, Any] = {
     "__rsub__": operator.sub,
@@ -66,9 +68,11 @@ def spell(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _is_method(func: Any, name: str) -> bool:
-    return getattr(Tensor, name, None) is func or (
-        getattr(func, "__objclass__", None) is torch._C.TensorBase
-    )
+    if getattr(Tensor, name, None) is func:
+        return True
+    if getattr(func, "__module__", None) == "torch._tensor" and hasattr(Tensor, name):
+        return True  # an operator such as `x ** 2`, which torch wraps without a name of its own
+    return getattr(func, "__objclass__", None) is torch._C.TensorBase
 
 
 SIZES = frozenset({"size", "numel", "nelement", "dim", "ndimension", "__len__"})

@@ -1,0 +1,86 @@
+"""Networks that compute numbers of their own from what they see, and put them into the sum."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from helpers.adversaries.base import Table
+
+NUMBERS = Table()
+
+READS: dict[str, Any] = {
+    "decided": lambda s, x: 2.0 if x.shape[0] == 1 else 3.0,
+    "table": lambda s, x: {5: 1.0, 8: 2.0, 4: 3.0}.get(int(x.shape[-1]), 9.0),
+    "table_size": lambda s, x: {5: 1.0, 8: 2.0, 4: 3.0}.get(x.shape[-1], 9.0),
+    "float": lambda s, x: float(x.shape[0]),
+    "mod": lambda s, x: x.shape[0] % 2 + 1.0,
+    "sqrt": lambda s, x: math.sqrt(x.shape[-1]),
+    "len": lambda s, x: float(len(x)),
+    "numpy": lambda s, x: float(np.prod(x.shape)),
+    "numpy_int": lambda s, x: torch.from_numpy(np.ones((1, 1, 1)) * int(x.shape[-1])),
+    "tensor_of": lambda s, x: torch.tensor(float(x.shape[-1]), dtype=torch.float64),
+    "tensor_of_list": lambda s, x: torch.tensor([[[float(x.shape[0])]]], dtype=torch.float64),
+    "arange": lambda s, x: torch.arange(x.shape[-1]).double(),
+    "list": lambda s, x: torch.tensor([float(i) for i in range(x.shape[-1])], dtype=torch.float64),
+    "ndim": lambda s, x: float(x.ndim),
+    "dtype": lambda s, x: 2.0 if x.dtype == torch.float64 else 3.0,
+    "grad": lambda s, x: 2.0 if torch.is_grad_enabled() else 3.0,
+    "pydice": lambda s, x: torch.tensor(random.random(), dtype=torch.float64),
+    "isnan": lambda s, x: 2.0 if torch.isnan(x).any() else 3.0,
+    "max": lambda s, x: float(max(x.shape[2], x.shape[3])),
+    "min": lambda s, x: min(x.shape[2], 5) * 1.0,
+    "round": lambda s, x: round(x.shape[2] / 4) * 1.0 + 1,
+    "str": lambda s, x: float(str(x.shape[-1])),
+    "text": lambda s, x: float(f"{x.shape[-1]}"),
+    "hash": lambda s, x: float(hash(x.shape[-1])),
+    "range": lambda s, x: float(sum(range(x.shape[-1]))),
+    "tolist": lambda s, x: float(torch.tensor(x.shape).tolist()[-1]),
+    "numel": lambda s, x: x.numel() / 100,
+    "stride": lambda s, x: float(x.stride(0)),
+    "eye": lambda s, x: torch.eye(int(x.shape[-1]), dtype=torch.float64)[0],
+    "ones_like": lambda s, x: torch.ones_like(x[:1, :1]) * 3,
+    "new": lambda s, x: x.new_tensor([float(x.shape[-1])]),
+    "weights": lambda s, x: 1.0 + float(s.b1.weight[0] > 0),
+    "norm_w": lambda s, x: float(s.c1.weight.norm()),
+    "npfunc": lambda s, x: float(np.log2(x.shape[-1])),
+    "ceil": lambda s, x: float(math.ceil(x.shape[-1] / 4)),
+    "int_div": lambda s, x: float(int(x.shape[-1] / 4)) + 1,
+    "sorted": lambda s, x: float(sorted(x.shape)[-1]),
+    "enumerate": lambda s, x: float(next(i for i, n in enumerate(x.shape) if n > 3) + 1),
+    "max_default": lambda s, x: max((n for n in x.shape if n < 5), default=1) * 1.0,
+    "cmp": lambda s, x: (x.shape[-1] > 6) * 1.0 + 1,
+    "bitlen": lambda s, x: float(x.shape[-1].bit_length()),
+    "own_dice": lambda s, x: torch.from_numpy(s.dice.rand(4, 1, 1)),
+}
+
+
+def _enter(name: str, read: Any) -> None:
+    def run(s: Any, x: Any) -> Any:
+        return s.b1(s.c1(x) * read(s, x)) + s.two(x)
+
+    run.__name__ = name
+    NUMBERS.forward(lambda s: setattr(s, "dice", np.random.RandomState(3)))(run)
+
+
+for _name, _read in READS.items():
+    _enter(_name, _read)
+
+
+@NUMBERS.forward()
+def times_number_by_batch(s: Any, x: Any) -> Any:
+    return s.b1(s.c1(x * (2.0 if x.shape[0] == 1 else 3.0)))
+
+
+@NUMBERS.forward()
+def times_smaller_side(s: Any, x: Any) -> Any:
+    return s.b1(s.c1(x * (min(x.shape[2], 5) * 1.0)))
+
+
+@NUMBERS.forward()
+def times_tensor_of_side(s: Any, x: Any) -> Any:
+    return s.branches(x) * torch.tensor(float(x.shape[-1]), dtype=x.dtype)
