@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -56,6 +57,9 @@ class MissingDependencyError(RefoldError, ImportError):
     """An optional library is not installed; the message names the extra that brings it."""
 
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
 def one_line(error: BaseException) -> str:
     r"""Return the first line of any error, else its kind: enough to quote in one of ours.
 
@@ -64,7 +68,7 @@ def one_line(error: BaseException) -> str:
         ('no such size', 'KeyError')
     """
     try:
-        lines = str(error).strip().splitlines()
+        lines = _COLOURS.sub("", str(error)).strip().splitlines()
     except Exception:  # a stranger's __str__ may fail, too
         lines = []
     return (lines or [type(error).__name__])[0][:300]

@@ -54,8 +54,9 @@ def require_eval(model: nn.Module, name: str) -> None:
     Raises:
         RefusedError: Then; `name` says in the message which model it was.
     """
-    # A GraphModule froze its mode when traced; the flag on its root means nothing.
-    is_training = model.training and not isinstance(model, torch.fx.GraphModule)
+    # A GraphModule froze its mode when traced, and a wrapper has none: their flags mean nothing.
+    inside = unwrap(model)
+    is_training = inside.training and not isinstance(inside, torch.fx.GraphModule)
     path = "the root" if is_training else next(_training_layers(model), None)
     if path is not None:
         raise RefusedError(

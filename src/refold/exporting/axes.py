@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +162,8 @@ def choose(dynamic: Dynamic, inputs: Arguments, names: Sequence[str]) -> Axes:
         raise InputError("example_inputs holds no tensor: a file's inputs are tensors")
     if isinstance(dynamic, str):
         return Axes(inputs, _by_word(dynamic, held, names))
+    if not isinstance(cast(Any, dynamic), Mapping):
+        raise InputError(f"dynamic is a word such as 'batch', or axes by input, got {dynamic!r}")
     free: list[dict[int, str]] = [{} for _ in held]
     for key, axes in dynamic.items():
         at = key if isinstance(key, int) else names.index(key) if key in names else -1

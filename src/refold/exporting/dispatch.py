@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from refold.exporting.request import Request
 from refold.exporting.safetensors import write_safetensors
 from refold.exporting.silence import quiet
 from refold.files import atomic_path
+from refold.graph import unwrap
 from refold.inputs import Arguments, tensors
 
 _WRITERS: dict[str, Callable[[Request, Path], None]] = {
@@ -39,6 +40,15 @@ _WRITERS: dict[str, Callable[[Request, Path], None]] = {
 SUFFIXES = tuple(_WRITERS)
 _NAMED = {".onnx", ".xml"}  # the others keep the forward's own names
 _MAP = 4  # dimensions of a batch of images
+_ELSEWHERE = {
+    ".pte": "ExecuTorch makes .pte of a .pt2: export to .pt2, then lower torch.export.load(file)",
+    ".tflite": "LiteRT makes .tflite of the network: give litert_torch the folded module",
+    ".engine": "TensorRT builds engines from ONNX: export to .onnx, then run trtexec",
+    ".mlpackage": "Core ML Tools convert programs: export to .pt2, then coremltools.convert",
+    ".pth": "write .safetensors for the weights alone, .pt2 for the network",
+    ".pt": "write .safetensors for the weights alone, .pt2 for the network",
+}
+"""Formats that other tools write, and the way there."""
 _BESIDE = {".onnx": (".onnx.data",), ".xml": (".bin",)}  # files that belong to one
 
 
@@ -143,18 +153,23 @@ def write(
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in _WRITERS:
+        other = _ELSEWHERE.get(suffix, f"use one of {', '.join(SUFFIXES)}")
         raise InputError(
-            f"cannot export to {target}: the suffix {target.suffix!r} names no format; "
-            f"use one of {', '.join(SUFFIXES)}"
+            f"cannot export to {target}: the suffix {target.suffix!r} names no format of refold; "
+            f"{other}"
         )
     _require_options(options, suffix)
+    model = unwrap(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("a TorchScript module is a program already: export the module it is of")
     copied, inputs = prepared(model, example_inputs, device="cpu")
     _require_type(copied, inputs, suffix)
     names = name_inputs(model, inputs, options.input_names)
-    answer = with_plain_outputs(copied, run(copied, inputs))
+    answer = with_plain_outputs(copied, run(copied, inputs), flat=suffix in _NAMED)
     choices = _choices(options.dynamic, tensors(inputs), tensor_leaves(answer))
     axes = choose(choices[0], inputs, names)
     outputs = name_outputs(answer, options.output_names)
+    _require_apart(names, outputs, options)
     origin = {"source": type(model).__name__, "torch": torch.__version__} | dict(provenance or {})
     request = Request(
         model=halved(copy.deepcopy(copied)) if options.half else copied, reference=copied,
@@ -207,7 +222,21 @@ def _write(request: Request, target: Path) -> None:
         ) from error
 
 
+def _require_apart(inputs: Sequence[str], outputs: Sequence[str], options: Options) -> None:
+    """Refuse names that were asked for and that one file cannot have."""
+    given = [*(options.input_names or ()), *(options.output_names or ())]
+    twice = [name for name in given if name in inputs and name in outputs]
+    if twice:
+        raise InputError(
+            f"an input and an output are both called {twice[0]!r}: in a file every name is once"
+        )
+
+
 def _require_options(options: Options, suffix: str) -> None:
+    if options.opset is not None and not isinstance(cast(Any, options.opset), int):
+        raise InputError(f"opset is a number, such as 17, got {options.opset!r}")
+    if not isinstance(cast(Any, options.half), bool):
+        raise InputError(f"half is True or False, got {options.half!r}")
     if options.opset is not None and suffix != ".onnx":
         raise InputError(f"opset is ONNX's: {suffix} has none; leave it out, or write .onnx")
     if (options.input_names or options.output_names) and suffix not in _NAMED:
@@ -218,7 +247,12 @@ def _require_options(options: Options, suffix: str) -> None:
 
 def _require_type(model: nn.Module, inputs: Arguments, suffix: str) -> None:
     held = chain(model.parameters(), model.buffers(), tensors(inputs))
-    if suffix in _NAMED and any(t.dtype == torch.bfloat16 for t in held):
+    kinds = {tensor.dtype for tensor in held}
+    if suffix == ".xml" and torch.float64 in kinds:
+        raise InputError(
+            "float64 cannot be exported to .xml: OpenVINO computes in float32; export model.float()"
+        )
+    if suffix in _NAMED and torch.bfloat16 in kinds:
         runtime = "ONNX Runtime" if suffix == ".onnx" else "OpenVINO"
         raise InputError(
             f"bfloat16 cannot be exported to {suffix}: {runtime} is checked on the CPU, where it "

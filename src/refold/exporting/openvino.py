@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from refold.errors import ExportError, one_line
 from refold.exporting.libraries import require
 from refold.exporting.names import unique
 from refold.exporting.provenance import version
@@ -20,7 +22,11 @@ from refold.inputs import Arguments, tensors
 def write_openvino(request: Request, path: Path) -> None:
     """Write graph and weights in the model's precision, then run them."""
     openvino = require("openvino", "openvino")
-    converted = openvino.convert_model(trace(request))
+    program = trace(request)
+    try:
+        converted = openvino.convert_model(program)
+    except Exception as error:
+        raise ExportError(_unconverted(request, error)) from error
     shapes: dict[Any, Any] = {}
     for port, shape in zip(list(converted.inputs), request.axes.shapes, strict=True):
         if shape is None:  # an absent argument has a port, too
@@ -36,6 +42,15 @@ def write_openvino(request: Request, path: Path) -> None:
     openvino.serialize(converted, path, path.with_suffix(".bin"))
     compiled = openvino_model(path)
     request.check("OpenVINO", lambda inputs: run_openvino(compiled, inputs))
+
+
+def _unconverted(request: Request, error: Exception) -> str:
+    """Return what OpenVINO has no operator for, else the first line of its report."""
+    name = type(request.model).__name__
+    found = re.findall(r"No conversion rule found for operations: (.+)", str(error))
+    if found:
+        return f"OpenVINO has no operator for {found[0].strip()}, which {name} calls; write .onnx"
+    return f"OpenVINO cannot convert {name}: {one_line(error)}"
 
 
 def _name(converted: Any, request: Request) -> None:
