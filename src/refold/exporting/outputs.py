@@ -1,4 +1,4 @@
-"""Outputs that a format has no form for: records become dicts, and a graph returns tensors alone."""
+"""Outputs that a format has no form for: records become dicts, and a graph returns tensors."""
 
 from __future__ import annotations
 

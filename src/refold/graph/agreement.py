@@ -49,7 +49,9 @@ def disagreement(
         first = _result(model, inputs, named)
         if isinstance(first, Exception) or any(tensor.is_meta for tensor in first):
             return None
-        found = _difference(first, _result(folded, inputs, named), tolerance)
+        with hooks_kept(model):  # the folded model's hooks are the model's own
+            second = _result(folded, inputs, named)
+        found = _difference(first, second, tolerance)
         if found is None or _difference(first, _result(model, inputs, named)) is not None:
             return None
         return found

@@ -129,7 +129,7 @@ def fold_model(
         )
     _check_shapes(plain)
     policy = Policy(allow_growth, frozenset(apart), frozenset(grown))
-    with undisturbed(), watchable():
+    with undisturbed(), watchable(), hooks_kept(plain):
         made = _fold(plain, as_arguments(example_inputs), policy, check)
         if drop_unused:
             drop(made.model, made.unrun)
@@ -314,10 +314,10 @@ def _fold_once(
     plain: nn.Module, inputs: tuple[Any, ...] | None, policy: Policy, left: _Left
 ) -> _Made:
     with hooks_kept(plain):
-        return _fold_captures(plain, capture_all(plain, inputs), allow_growth, left)
+        return _fold_captures(plain, capture_all(plain, inputs), policy, left)
 
 
-def _fold_captures(plain: nn.Module, found: Captures, allow_growth: bool, left: _Left) -> _Made:
+def _fold_captures(plain: nn.Module, found: Captures, policy: Policy, left: _Left) -> _Made:
     roots = [capture.path for capture in found.captures]
     made = _Made(skeleton(plain), found.unrun, found.made_up, roots, alone=found.alone)
     for capture in found.captures:
