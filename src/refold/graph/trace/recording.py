@@ -140,14 +140,20 @@ def _runs(module: nn.Module, arguments: Arguments) -> bool:
     return True
 
 
-def run_blank(model: nn.Module, args: tuple[Any, ...]) -> Any:
+def run_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = False) -> Any:
     """Return what a model gives, without storage; it raises where its code does.
+
+    Args:
+        model: any module.
+        args: its positional arguments.
+        runs_all: run every operator, for whoever counts them.
 
     Examples:
         >>> run_blank(nn.Linear(2, 3), (torch.zeros(1, 2),)).shape
         torch.Size([1, 3])
     """
     recorder = Recorder(skeleton(model), {}, Changes())
+    recorder.runs_all = runs_all
     with hooks_kept(model):
         _run(recorder, (args, {}))
     return recorder.result

@@ -242,7 +242,7 @@ class Recorder(TorchCalls):
             recorded = self._argument(args), self._argument(kwargs)
             if any(isinstance(leaf, Size | Ratio) for leaf in leaves((args, kwargs))):
                 args, kwargs = map_tree(plain, (args, kwargs))
-            known = None if self.real or kwargs else self._told(module, args)
+            known = None if self.runs_all or kwargs else self._told(module, args)
         self._paused += 1
         self._sets.append(path)
         try:

@@ -43,6 +43,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
     ) -> None:
         super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)
         self.unanswered: str | None = None
+        self.runs_all = real  # else what calls give is told where that is certain
         self._made: set[int] = set()  # storages that this run has made without inputs
         self._alive: list[Tensor] = []
 
@@ -103,7 +104,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
         if name in ("cpu", "cuda") and not self.real:
             result = args[0]
         else:
-            known = None if self.real else result_of_call(func, args, kwargs, flat)
+            known = None if self.runs_all else result_of_call(func, args, kwargs, flat)
             result = self._run(func, args, kwargs) if known is None else known
         if not any(isinstance(leaf, Tensor) for leaf in leaves(result)) and result is not None:
             return result
