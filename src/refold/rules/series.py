@@ -33,7 +33,7 @@ from refold.rules.weights import as_conv, channels_into, device_of, rank_of, reg
     source="DBB, arXiv:2103.13425, Transform III; its border condition: systems 0.6",
 )
 def merge_convs_in_series(op: Operator) -> Outcome:
-    """Two convolutions (or average pools) in a row are one."""
+    """Two convolutions (or average pools) in a row are one: 1×1→k×k, k×k→1×1 and the like."""
     if not (isinstance(op, Sequence) and len(op.parts) == 2):
         return None
     pair = _as_pair(*op.parts)
