@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import resource
 import signal
 import stat
 import subprocess
@@ -111,35 +112,26 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "write",
     [
-        "path.write_bytes(bytes(1 << 20))",
-        "torch.save(torch.zeros(1 << 18), path)",
-        "safetensors.torch.save_file({'a': torch.zeros(1 << 18)}, path)",
+        lambda path: path.write_bytes(bytes(1 << 20)),
+        lambda path: torch.save(torch.zeros(1 << 18), path),
+        lambda path: safetensors.torch.save_file({"a": torch.zeros(1 << 18)}, path),
     ],
+    ids=["python", "torch", "safetensors"],
 )
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, write: str) -> None:
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, write: Callable[[Path], object]
+) -> None:
     # A limit on file size stops each library's own writer as a full disk does.
-    script = f"""
-        import resource, sys
-        import safetensors.torch, torch
-        from refold.errors import InputError
-        from refold.files import atomic_path, discard_staged, require_place, staged_paths
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        try:
-            with atomic_path({str(tmp_path / "a.pt")!r}) as path:
-                {write}
-        except InputError as error:
-            sys.exit(str(error))
-    """
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 1, run.stderr
-    assert run.stderr.startswith("cannot write")
-    assert len(run.stderr.splitlines()) == 1
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(InputError) as caught, atomic_path(tmp_path / "a.pt") as path:
+            write(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    message = str(caught.value)
+    assert message.startswith("cannot write")
+    assert len(message.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -27,7 +27,7 @@ SAMPLE = (
     "timm:regnety_002",  # norms with an activation inside
     "timm:repvit_m0_9",
     "timm:levit_128s",  # linear layers with norms
-    "timm:densenet121",  # norms that must stay
+    pytest.param("timm:densenet121", marks=pytest.mark.zoo),  # norms that must stay
     "torchvision:resnet18",
     "torchvision:shufflenet_v2_x1_0",
     "ultralytics:yolov9t",
@@ -187,7 +187,10 @@ def test_dtype_layout_and_frozen_parameters_are_kept() -> None:
     assert all(p.requires_grad for p in after.stages[1].parameters())
 
 
-@pytest.mark.parametrize("label", ["timm:repghostnet_050", "ultralytics:yolov9t"])
+@pytest.mark.parametrize(
+    "label",
+    ["timm:repghostnet_050", pytest.param("ultralytics:yolov9t", marks=pytest.mark.zoo)],
+)
 def test_the_callers_model_is_not_touched(label: str) -> None:
     model = copy.deepcopy(original(label))
     tensors = {name: tensor.clone() for name, tensor in stored(model).items()}

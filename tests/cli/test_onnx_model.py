@@ -39,7 +39,6 @@ def test_convert_and_verify(file: str, tmp_path: Path, capfd: Capture) -> None:
 
 
 def test_convert_to_openvino(file: str, tmp_path: Path, capfd: Capture) -> None:
-    pytest.importorskip("openvino")
     out = tmp_path / "out.xml"
     assert main(["convert", file, "-o", str(out), "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["nodes_after"] == {"Conv": 1, "Relu": 1}

@@ -202,3 +202,10 @@ def test_an_unfused_file_keeps_every_norm(tmp_path: Path) -> None:
     assert "BatchNormalization" not in fused
     (got,) = run_onnx(onnx_session(path, fuse=False), (x,))
     torch.testing.assert_close(got, net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_nobody_is_told_of_a_conversion(tmp_path: Path, model: nn.Module) -> None:
+    """OpenVINO's converter would start a process that connects to an analytics service."""
+    export(model, tmp_path / "net.xml", EXAMPLE)
+    converter = sys.modules["openvino.tools.ovc.convert_impl"]
+    assert vars(converter)["tm"].__name__ == "openvino.tools.ovc.telemetry_stub"

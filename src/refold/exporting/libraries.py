@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from refold.errors import MissingDependencyError
 
+# What a library tells its makers with, unasked: each import and each conversion would start a
+# process that connects to an analytics service.
+_REPORTERS = {"openvino": "openvino_telemetry"}
+
 
 def require(library: str, extra: str) -> Any:
-    """Import a library.
+    """Import a library; what refold does with it is reported to nobody.
 
     Raises:
         MissingDependencyError: When it is not installed; names the extra that brings it.
     """
     try:
-        return importlib.import_module(library)
+        with _without(_REPORTERS.get(library)):
+            return importlib.import_module(library)
     except ImportError as error:
         raise MissingDependencyError(
             f"this needs {library}, which is not installed: pip install 'refold[{extra}]'"
         ) from error
+
+
+@contextmanager
+def _without(name: str | None) -> Generator[None]:
+    """Import as if a module were not installed; one that is imported already stays in use."""
+    if name is None or name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules[name]

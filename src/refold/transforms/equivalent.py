@@ -134,7 +134,7 @@ def _trains(module: nn.Module) -> bool:
 
 
 def _captured(module: nn.Module, example: Tensor) -> Capture:
-    found = capture_all(module, (example,))
+    found = capture_all(module, (example,), to_edit=False)
     whole = [capture for capture in found.captures if capture.path == ""]
     if whole:
         return whole[0]

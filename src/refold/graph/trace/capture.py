@@ -116,7 +116,9 @@ def capture(model: nn.Module, example: tuple[Any, ...] | None = None) -> list[Ca
 
 
 @watchable()
-def capture_all(model: nn.Module, example: tuple[Any, ...] | None = None) -> Captures:
+def capture_all(
+    model: nn.Module, example: tuple[Any, ...] | None = None, *, to_edit: bool = True
+) -> Captures:
     """Record `model`, or every largest submodule of it that can be recorded.
 
     Leaves that could not be followed, and submodules that no capture has run, are captured on
@@ -127,13 +129,16 @@ def capture_all(model: nn.Module, example: tuple[Any, ...] | None = None) -> Cap
         model: any module; it is not changed.
         example: positional arguments to run it on; without them, and for the parts that they do
             not reach, some are made up.
+        to_edit: forwards will be written from the captures: their code is recorded on arguments
+            of other shapes and precision, too.
 
     Raises:
         InputError: when the model cannot be copied.
     """
     if not isinstance(cast(object, model), nn.Module):
         raise InputError(f"expected an nn.Module, got {type(model).__name__}")
-    search = _Search(skeleton(model), None if example is None else (example, {}))
+    arguments = None if example is None else (example, {})
+    search = _Search(skeleton(model), arguments, to_edit=to_edit)
     search.visit("", search.root)
     search.count_across()
     search.note_effects()
@@ -146,8 +151,10 @@ def capture_all(model: nn.Module, example: tuple[Any, ...] | None = None) -> Cap
 class _Search:
     """The walk over the model: captures found so far and which modules they cover."""
 
-    def __init__(self, root: nn.Module, arguments: Arguments | None = None) -> None:
-        self.root, self.arguments = root, arguments
+    def __init__(
+        self, root: nn.Module, arguments: Arguments | None = None, *, to_edit: bool = True
+    ) -> None:
+        self.root, self.arguments, self.to_edit = root, arguments, to_edit
         self.seen = Seen()
         self.known: set[int] = set()  # modules that are called in no other way than was seen
         self.captures: list[Capture] = []
@@ -364,6 +371,8 @@ def record_root(
     made = _made(path, module, search.root, search.changes, found)
     if not made_up and id(module) not in search.seen.made_up:
         made.shapes = found.shapes
+    if not search.to_edit:
+        return made
     made.evidence = Evidence(found, again(found), arguments, calls_known=calls_known)
     made.evidence.vary()
     made.stays, made.elsewhere = made.evidence.stays(), made.evidence.elsewhere()
