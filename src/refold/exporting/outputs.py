@@ -1,10 +1,11 @@
-"""Outputs that a format has no form for: records become dicts, and a graph returns tensors."""
+"""Outputs that a format has no form for: records become dicts, a graph returns tensors alone."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -34,7 +35,7 @@ def _apart(value: object) -> tuple[Tensor, ...]:
     """Return the tensors in a value; a second mention of one is a copy."""
     found: list[Tensor] = []
     for leaf in tensor_leaves(value):
-        found.append(leaf.clone() if any(leaf is other for other in found) else leaf)
+        found.append(torch.cat([leaf]) if any(leaf is other for other in found) else leaf)
     return tuple(found)
 
 
