@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from refold.account import Account, kept_row, require_none
-from refold.graph import COMPUTED, Fold, Kept, duplicate, fold_model, unwrap
+from refold.graph import COMPUTED, Fold, Kept, duplicate, fold_model, hooks_kept, unwrap
 from refold.inputs import arguments
 from refold.rules import RULES
 from refold.workload import measure
@@ -168,6 +168,8 @@ def plan(
     done = fold_model(model, inputs, allow_growth=allow_growth, check=True, drop_unused=drop_unused)
     if strict:
         require_none(done.kept)
+    with hooks_kept(model):
+        before, after = measure(unwrap(model), inputs), measure(done.model, inputs)
     return Plan(
         model=done.model,
         steps=done.folds,
@@ -175,6 +177,6 @@ def plan(
         unrun=done.unrun,
         dropped=drop_unused,
         made_up=done.made_up,
-        cost_before=measure(unwrap(model), inputs),
-        cost_after=measure(done.model, inputs),
+        cost_before=before,
+        cost_after=after,
     )

@@ -123,7 +123,7 @@ def fold_model(
             "the model is in training mode, where norms use the batch; call model.eval() first"
         )
     _check_shapes(plain)
-    with undisturbed(), watchable():
+    with undisturbed(), watchable(), hooks_kept(plain):
         made = _fold(plain, as_arguments(example_inputs), allow_growth, check)
         if drop_unused:
             drop(made.model, made.unrun)

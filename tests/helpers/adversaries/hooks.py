@@ -127,13 +127,15 @@ CASES: dict[str, tuple[Any, ...]] = {
     "with_keywords": (on("c1", lambda m, a, k, o: o + len(k), with_kwargs=True),),
     "before_with_keywords": (before("", lambda m, a, k: ((a[0] * 2,), k), with_kwargs=True),),
     "always_called": (on("c1", scaled(3.0), always_call=True),),
-    "prepended": (lambda s: (on("c1", scaled(3.0))(s), on("c1", lambda m, a, o: o + 1, prepend=True)(s)),),
+    "prepended": (
+        lambda s: (on("c1", scaled(3.0))(s), on("c1", lambda m, a, o: o + 1, prepend=True)(s)),
+    ),
     "sees_only": (on("c1", lambda m, a, o: None),),
     "sees_norm_only": (on("b2", lambda m, a, o: None),),
     "counts": (lambda s: s.b1.register_forward_hook(Counts()),),
     "counts_on_root": (lambda s: s.register_forward_hook(Counts()),),
     "partial": (on("b1", functools.partial(lambda by, m, a, o: o * by, 2.0)),),
-    "bound_method": (lambda s: s.c1.register_forward_hook(s.method), ),
+    "bound_method": (lambda s: s.c1.register_forward_hook(s.method),),
     "adds_output_of_child": (on("", adds_child),),
     "raises_to_stop": (on("b1", early), stopped),
     "raises_to_stop_at_layer": (on("c1", early), stopped),
@@ -155,17 +157,30 @@ CASES: dict[str, tuple[Any, ...]] = {
     "of_loading": (lambda s: s.register_load_state_dict_post_hook(lambda *a: None),),
     "pruned": (lambda s: prune.l1_unstructured(s.c1, "weight", 0.5),),
     "pruned_norm": (lambda s: prune.random_unstructured(s.b1, "weight", 2),),
-    "pruned_for_good": (lambda s: prune.remove(prune.ln_structured(s.c1, "weight", 2, 2, 0), "weight"),),
+    "pruned_for_good": (
+        lambda s: prune.remove(prune.ln_structured(s.c1, "weight", 2, 2, 0), "weight"),
+    ),
     "weight_norm": (lambda s: parametrizations.weight_norm(s.c1),),
     "weight_norm_of_old": (lambda s: old_weight_norm(s.c1),),
     "spectral_norm": (lambda s: parametrizations.spectral_norm(s.c1),),
     "spectral_norm_of_old": (lambda s: old_spectral_norm(s.c1),),
-    "orthogonal": (lambda s: parametrizations.orthogonal(s.head), lambda s, x: s.head(s.branches(x))),
-    "parametrized_bias": (lambda s: parametrize.register_parametrization(s.c1, "bias", nn.Softplus()),),
-    "parametrized_norm": (lambda s: parametrize.register_parametrization(s.b1, "weight", nn.Tanh()),),
-    "parametrized_by_input": (lambda s: parametrize.register_parametrization(s.c1, "weight", nn.Hardtanh(-0.1, 0.1)),
-        lambda s, x: both(setattr(s.c1.parametrizations.weight[0], "max_val", 0.1 * x.shape[0]), s.branches(x))),
-}  # fmt: skip
+    "orthogonal": (
+        lambda s: parametrizations.orthogonal(s.head),
+        lambda s, x: s.head(s.branches(x)),
+    ),
+    "parametrized_bias": (
+        lambda s: parametrize.register_parametrization(s.c1, "bias", nn.Softplus()),
+    ),
+    "parametrized_norm": (
+        lambda s: parametrize.register_parametrization(s.b1, "weight", nn.Tanh()),
+    ),
+    "parametrized_by_input": (
+        lambda s: parametrize.register_parametrization(s.c1, "weight", nn.Hardtanh(-0.1, 0.1)),
+        lambda s, x: both(
+            setattr(s.c1.parametrizations.weight[0], "max_val", 0.1 * x.shape[0]), s.branches(x)
+        ),
+    ),
+}
 
 
 def _hooked(y: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ _OPERATORS: dict[str, Any] = {
     "__floordiv__": operator.floordiv,
     "__and__": operator.and_,
     "__or__": operator.or_,
-    "pow": operator.pow,
     "pow_": operator.ipow,
 }
 _SWAPPED: dict[str, Any] = {
