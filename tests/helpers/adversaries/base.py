@@ -104,6 +104,16 @@ class Table(dict[str, Make]):
         return make
 
 
+def give(**parts: Any) -> Any:
+    """Return a setup that sets attributes to what functions of the network return."""
+
+    def setup(s: Any) -> None:
+        for name, make in parts.items():
+            setattr(s, name, make(s))
+
+    return setup
+
+
 def image(size: tuple[int, ...], seed: int = 1) -> Tensor:
     """Return random numbers in float64."""
     noise = torch.Generator().manual_seed(seed)

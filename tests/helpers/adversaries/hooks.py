@@ -13,12 +13,6 @@ from torch.nn.utils import weight_norm as old_weight_norm
 
 from helpers.adversaries.base import Block, Norm, Table, Two, conv
 
-
-def widens(layer: nn.Module, x: Tensor) -> None:
-    """Let the bound of a layer's weight depend on the batch."""
-    layer.parametrizations.weight[0].max_val = 0.1 * x.shape[0]
-
-
 HOOKS = Table()
 
 
@@ -141,7 +135,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "counts": (lambda s: s.b1.register_forward_hook(Counts()),),
     "counts_on_root": (lambda s: s.register_forward_hook(Counts()),),
     "partial": (on("b1", functools.partial(lambda by, m, a, o: o * by, 2.0)),),
-    "bound_method": (lambda s: s.c1.register_forward_hook(s.method), ),
+    "bound_method": (lambda s: s.c1.register_forward_hook(s.method),),
     "adds_output_of_child": (on("", adds_child),),
     "raises_to_stop": (on("b1", early), stopped),
     "raises_to_stop_at_layer": (on("c1", early), stopped),
@@ -171,7 +165,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "spectral_norm": (lambda s: parametrizations.spectral_norm(s.c1),),
     "spectral_norm_of_old": (lambda s: old_spectral_norm(s.c1),),
     "orthogonal": (
-        lambda s: parametrizations.orthogonal(s.head), lambda s, x: s.head(s.branches(x)),
+        lambda s: parametrizations.orthogonal(s.head),
+        lambda s, x: s.head(s.branches(x)),
     ),
     "parametrized_bias": (
         lambda s: parametrize.register_parametrization(s.c1, "bias", nn.Softplus()),
@@ -181,9 +176,11 @@ CASES: dict[str, tuple[Any, ...]] = {
     ),
     "parametrized_by_input": (
         lambda s: parametrize.register_parametrization(s.c1, "weight", nn.Hardtanh(-0.1, 0.1)),
-        lambda s, x: both(widens(s.c1, x), s.branches(x)),
+        lambda s, x: both(
+            setattr(s.c1.parametrizations.weight[0], "max_val", 0.1 * x.shape[0]), s.branches(x)
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def _hooked(y: Tensor) -> Tensor:
