@@ -153,10 +153,10 @@ def write(
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in _WRITERS:
-        other = _ELSEWHERE.get(suffix, f"use one of {', '.join(SUFFIXES)}")
+        way = f". {_ELSEWHERE[suffix]}" if suffix in _ELSEWHERE else ""
         raise InputError(
-            f"cannot export to {target}: the suffix {target.suffix!r} names no format of refold; "
-            f"{other}"
+            f"cannot export to {target}: the suffix {target.suffix!r} names no format; "
+            f"use one of {', '.join(SUFFIXES)}{way}"
         )
     _require_options(options, suffix)
     model = unwrap(model)
@@ -217,8 +217,9 @@ def _write(request: Request, target: Path) -> None:
     except RefoldError:
         raise
     except Exception as error:
+        first = error.__cause__ or error  # torch's exporter says which step it was in, then why
         raise ExportError(
-            f"cannot export {type(request.model).__name__} to {target}: {one_line(error)}"
+            f"cannot export {type(request.model).__name__} to {target}: {one_line(first)}"
         ) from error
 
 
