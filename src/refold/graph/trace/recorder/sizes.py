@@ -126,7 +126,7 @@ def _binary(kind: type, name: str, function: Callable[..., Any], swapped: bool) 
 
     def method(self: Any, other: Any) -> Any:
         result = compute(plain(self), plain(other))
-        is_whole = name == "__mod__" and isinstance(self, int) and plain(other) in (1, -1)
+        is_whole = name == "__mod__" and kind.__base__ is int and plain(other) in (1, -1)
         if result is NotImplemented or is_whole:  # what is left of any whole number by 1 is 0
             return result
         pair = (other, self) if swapped else (self, other)
