@@ -143,7 +143,7 @@ def test_what_a_file_is_instead(
         ("a\0b", r"cannot be opened \(embedded null"),
         ("loop", r"cannot be opened \(too many levels"),
         (".", "is a folder"),
-        ("/dev/null", "is no regular file"),
+        ("/dev/null", "is not a regular file"),
     ],
 )
 def test_what_is_no_file(tmp_path: Path, name: str, reason: str) -> None:

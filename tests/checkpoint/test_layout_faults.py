@@ -225,7 +225,7 @@ def test_hdf5_of_other_kinds(tmp_path: Path) -> None:
     }
     with h5py.File(tmp_path / "text.h5", "w") as content:
         content.create_dataset("name", data="resnet")
-    with pytest.raises(CheckpointError, match=r"dataset 'name' of .* is no array of numbers"):
+    with pytest.raises(CheckpointError, match=r"dataset 'name' of .* not an array of numbers"):
         read_state_dict(tmp_path / "text.h5")
 
 

@@ -137,7 +137,7 @@ def test_axes_by_input(tmp_path: Path, suffix: str) -> None:
         ("none,batch", "is not a choice"),
         ({"picture": {0: "batch"}}, "names no input 'picture': there are image"),
         ({"image": {4: "batch"}}, "names axis 4 of image, which has 4"),
-        ({"image": {0: "a b"}}, "'a b' is no name"),
+        ({"image": {0: "a b"}}, "'a b' is not a name"),
         ({"image": {2: "side", 3: "side"}}, "axes of two sizes 'side': 8 in image, 12"),
     ],
 )

@@ -50,5 +50,5 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"none")
     with pytest.raises(InputError, match="cannot be read"):
         described(tmp_path / "net.onnx")
-    with pytest.raises(InputError, match=r"is none of \.onnx"):
+    with pytest.raises(InputError, match=r"is not one of \.onnx"):
         describe(tmp_path / "net.tflite", {})

@@ -202,9 +202,9 @@ def test_a_file_for_another_network_is_refused(tmp_path: Path) -> None:
 def test_another_file_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     path.write_text(text)
-    with pytest.raises(InputError, match="is no tuning file"):
+    with pytest.raises(InputError, match="is not a tuning file"):
         load_tuning(path)
-    with pytest.raises(InputError, match="is no tuning file"):
+    with pytest.raises(InputError, match="is not a tuning file"):
         load_tuning(tmp_path / "none.json")
 
 

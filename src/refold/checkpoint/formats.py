@@ -149,7 +149,7 @@ def _size(file: Path) -> int:
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a null byte
         raise _unopened(file, error) from error
     if not stat.S_ISREG(found.st_mode):
-        what = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
         raise CheckpointError(f"checkpoint {file} is {what}; give a .pth or .safetensors file")
     return found.st_size
 

@@ -76,7 +76,7 @@ def described(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _format(path: Path) -> _Write:
     found = _FORMATS.get(path.suffix.lower())
     if found is None:
-        raise InputError(f"{path} is none of {', '.join(_FORMATS)}")
+        raise InputError(f"{path} is not one of {', '.join(_FORMATS)}")
     return found
 
 

@@ -43,7 +43,7 @@ def load_tuning(path: str | os.PathLike[str], model: nn.Module | None = None) ->
         model: the network that it is for, where that is to be checked.
 
     Raises:
-        InputError: when it is no tuning file, or one for a network of another structure.
+        InputError: when it is not a tuning file, or one for a network of another structure.
         MissingDependencyError: when pydantic is not installed.
     """
     schema = _schema()
@@ -53,7 +53,7 @@ def load_tuning(path: str | os.PathLike[str], model: nn.Module | None = None) ->
         found = schema.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError) as error:
         raise InputError(
-            f"{path} is no tuning file ({_first(error)}); `refold tune MODEL -o {path}` writes one"
+            f"{path} is not a tuning file ({_first(error)}); `refold tune MODEL -o {path}` writes one"
         ) from error
     if model is not None and digest(model) != found.network:
         raise InputError(
