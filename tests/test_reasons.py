@@ -58,7 +58,6 @@ PARTS = {  # of sentences, and names of steps
 ERRORS = {  # raised by a whole verb, never kept
     "… must be ……, got …",
     "kernel, stride and dilation must be at least 1, got …",
-    "… was folded into the forward of an enclosing module; call that one",
     "this folded forward was made for …=…, got …; call the original model for other arguments",
     "channels alone bring this network to … …, not to …: ask for more, lower floor or round_to, "
     "or pass remove_residuals=True",

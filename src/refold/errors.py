@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 
@@ -57,9 +56,6 @@ class MissingDependencyError(RefoldError, ImportError):
     """An optional library is not installed; the message names the extra that brings it."""
 
 
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-
-
 def one_line(error: BaseException) -> str:
     r"""Return the first line of any error, else its kind: enough to quote in one of ours.
 
@@ -68,7 +64,7 @@ def one_line(error: BaseException) -> str:
         ('no such size', 'KeyError')
     """
     try:
-        lines = _COLOURS.sub("", str(error)).strip().splitlines()
+        lines = str(error).strip().splitlines()
     except Exception:  # a stranger's __str__ may fail, too
         lines = []
     return (lines or [type(error).__name__])[0][:300]

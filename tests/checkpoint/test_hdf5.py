@@ -111,7 +111,10 @@ def reference(file: Any, folder: Path) -> None:
         (of_type("V4", np.void(b"abcd")), "not an array of numbers"),
         (of_type(np.longdouble, 1), "holds float128, not an array"),
         (reference, "holds object"),
-        (lambda file, _: file.create_dataset("w", data=h5py.Empty("f4")), "not an array of numbers"),
+        (
+            lambda file, _: file.create_dataset("w", data=h5py.Empty("f4")),
+            "not an array of numbers",
+        ),
     ],
 )
 def test_what_is_no_array_of_this_file(

@@ -110,7 +110,7 @@ def test_half_precision_and_existing_files(tmp_path: Path, model: nn.Module) -> 
     assert run_file(path, EXAMPLE.bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["net.pth", "net", "net.onnx.gz"])
+@pytest.mark.parametrize("name", ["net.h5", "net", "net.onnx.gz"])
 def test_an_unknown_suffix_lists_the_known(tmp_path: Path, model: nn.Module, name: str) -> None:
     with pytest.raises(InputError, match=r"use one of \.onnx, \.pt2, \.safetensors, \.xml"):
         export(model, tmp_path / name, EXAMPLE)

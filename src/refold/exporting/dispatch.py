@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,6 +50,7 @@ _ELSEWHERE = {
     ".pt": "write .safetensors for the weights alone, .pt2 for the network",
 }
 """Formats that other tools write, and the way there."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of torch's exporter
 _BESIDE = {".onnx": (".onnx.data",), ".xml": (".bin",)}  # files that belong to one
 
 
@@ -218,8 +220,9 @@ def _write(request: Request, target: Path) -> None:
         raise
     except Exception as error:
         first = error.__cause__ or error  # torch's exporter says which step it was in, then why
+        reason = _COLOURS.sub("", one_line(first))
         raise ExportError(
-            f"cannot export {type(request.model).__name__} to {target}: {one_line(first)}"
+            f"cannot export {type(request.model).__name__} to {target}: {reason}"
         ) from error
 
 

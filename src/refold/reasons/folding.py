@@ -148,6 +148,13 @@ BRANCHES = (
         "machine; `refold bench` tells.",
     ),
     Reason(
+        "The branches stay apart, as was asked for",
+        ("its branches stay apart, as was asked for",),
+        "The tuning file says that these branches, merged, were slower in its runtime.",
+        "Convert without `--tuning`, or run `refold tune` again on the machine that will run the "
+        "network.",
+    ),
+    Reason(
         "There is no layer of torch for the result",
         (
             "a grouped linear layer has no torch module",

@@ -34,6 +34,8 @@ CODE = (
             "its optional argument … may be given",
             "its optional arguments … may be given",
             "its optional argument … may be left out",
+            "its keyword argument … may be given",
+            "it may be called with … arguments",
             "… may be asked for",
             "its argument … is missing",
         ),
@@ -163,6 +165,7 @@ MODULES = (
             "it runs its network on several devices",
             "it is a recurrent or attention layer with a forward of its own",
             "it has no forward",
+            "its code cannot run while it is recorded",
         ),
         "TorchScript, `torch.compile`, `DataParallel` and cuDNN's recurrent layers run code that "
         "is not torch calls of Python.",
@@ -215,6 +218,7 @@ WRITING = (
             "the folded model gives another answer (…); the step was undone",
             "the folded model fails (…); the step was undone",
             "the folded model fails on the example (…); the step was undone",
+            "…; every step was undone",
         ),
         "With an example both forms are run once; a step by which they differ is undone. So the "
         "network does something that the recording did not show.",

@@ -53,7 +53,7 @@ def load_tuning(path: str | os.PathLike[str], model: nn.Module | None = None) ->
         found = schema.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError) as error:
         raise InputError(
-            f"{path} is not a tuning file ({_first(error)}); `refold tune MODEL -o {path}` writes one"
+            f"{path} is not a tuning file ({_first(error)}): write one with refold tune -o {path}"
         ) from error
     if model is not None and digest(model) != found.network:
         raise InputError(
