@@ -19,6 +19,7 @@ from torch import nn
 
 import refold
 from refold.tuning import Tuning
+from zoo.live import enliven
 
 _MODELS = ("mobileone_s0", "repvgg_a0", "resnet18", "repghostnet_100")
 
@@ -47,8 +48,8 @@ def main() -> None:
 def add_row(table: Table, name: str, runtime: str, options: argparse.Namespace) -> str:
     """Tune one network in one runtime, time the forms anew, and return where that was."""
     torch.manual_seed(0)
-    model = _with_live_norms(timm.create_model(name)).eval()
     x = torch.randn(1, 3, options.size, options.size)
+    model = enliven(timm.create_model(name).eval(), (x,))
     found = refold.tune(model, x, runtime=runtime, rounds=options.rounds, trials=options.trials)
     folded, tuned = _timed(model, x, found, options.rounds)
     table.add_row(name, runtime, folded, tuned, str(found.choices))
@@ -65,16 +66,6 @@ def _timed(model: nn.Module, x: torch.Tensor, found: Tuning, rounds: int) -> lis
         else row.skipped
         for row in rows
     ]
-
-
-def _with_live_norms(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.75, 1.25)
-    return model
 
 
 if __name__ == "__main__":

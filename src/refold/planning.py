@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from refold.account import Account, kept_row, require_none
-from refold.graph import COMPUTED, Fold, Kept, duplicate, fold_model, hooks_kept, unwrap
-from refold.inputs import arguments
+from refold.graph import COMPUTED, Fold, Kept, Outcome, duplicate, fold_model, hooks_kept, unwrap
+from refold.inputs import Arguments, arguments
 from refold.rules import RULES
 from refold.workload import measure
 
@@ -171,6 +171,20 @@ def plan(
     done = fold_model(model, inputs, allow_growth=allow_growth, check=True, drop_unused=drop_unused)
     if strict:
         require_none(done.kept)
+    return costed(model, inputs, done, dropped=drop_unused)
+
+
+def costed(
+    model: nn.Module, inputs: Arguments | None, done: Outcome, *, dropped: bool = False
+) -> Plan:
+    """Return the account of a fold with what the network costs before and after.
+
+    Args:
+        model: the original.
+        inputs: what it runs on; without them no multiply-adds are counted.
+        done: what folding it gave.
+        dropped: whether the parts that no call runs are left out.
+    """
     with hooks_kept(unwrap(model)):  # the folded model's hooks are the model's own
         before, after = measure(unwrap(model), inputs), measure(done.model, inputs)
     return Plan(
@@ -178,7 +192,7 @@ def plan(
         steps=done.folds,
         kept=done.kept,
         unrun=done.unrun,
-        dropped=drop_unused,
+        dropped=dropped,
         made_up=done.made_up,
         cost_before=before,
         cost_after=after,

@@ -14,15 +14,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from helpers.exported import run_file
 from refold.checkpoint import load_checkpoint
 from refold.errors import ExportError, InputError, MissingDependencyError, RefusedError
 from refold.exporting import (
     SUFFIXES,
     export,
     onnx_session,
-    openvino_model,
     run_onnx,
-    run_openvino,
     write_unfused,
 )
 
@@ -38,14 +37,6 @@ def model(generator: torch.Generator) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), norm, nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 5)
     ).eval()
-
-
-def run_file(path: Path, x: Tensor) -> Tensor:
-    if path.suffix == ".onnx":
-        return run_onnx(onnx_session(path), (x,))[0]
-    if path.suffix == ".xml":
-        return run_openvino(openvino_model(path), (x,))[0]
-    return torch.export.load(path).module()(x)
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])

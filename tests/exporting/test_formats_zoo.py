@@ -15,13 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import refold
+from helpers.exported import run_file
 from helpers.traps import live
 from refold.exporting import (
     Options,
-    onnx_session,
-    openvino_model,
-    run_onnx,
-    run_openvino,
     write,
 )
 
@@ -42,15 +39,6 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 }
 SUFFIXES = (".onnx", ".xml", ".pt2", ".safetensors")
 DYNAMIC = {"none": (1, 64, 64), "batch": (3, 64, 64), "batch,size": (2, 96, 64)}
-
-
-def run_file(path: Path, x: Tensor) -> Tensor:
-    """Run a file in the runtime that it is for."""
-    if path.suffix == ".onnx":
-        return run_onnx(onnx_session(path), (x,))[0]
-    if path.suffix == ".xml":
-        return run_openvino(openvino_model(path), (x,))[0]
-    return torch.export.load(path).module()(x)
 
 
 @pytest.mark.zoo

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from refold.cli import options
+from refold.cli.bench import RUNTIME_NAMES
 from refold.cli.console import note, print_json, say_block, step
+from refold.cli.destination import check_destination
 from refold.cli.subject import prepare
-from refold.errors import InputError
 
 Out = Annotated[
     Path | None,
@@ -18,9 +19,7 @@ Out = Annotated[
         "-o", "--output", metavar="FILE", help="Write the choices: convert --tuning makes them."
     ),
 ]
-Runtime = Annotated[
-    str, typer.Option("--runtime", help="eager, onnxruntime, openvino or inductor.")
-]
+Runtime = Annotated[str, typer.Option("--runtime", help=f"{RUNTIME_NAMES}.")]
 Rounds = Annotated[
     int, typer.Option("--rounds", min=1, help="How often each of two forms is timed, in turn.")
 ]
@@ -54,8 +53,7 @@ def tune(
     import refold
     from refold.tuning import save_tuning
 
-    if output is not None and output.suffix != ".json":
-        raise InputError(f"--output {output} is no .json file: a tuning file is JSON")
+    place = None if output is None else check_destination(output, (".json",))
     subject = prepare(
         options.Source(
             model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
@@ -65,8 +63,8 @@ def tune(
         found = refold.tune(
             subject.model, subject.example_inputs, runtime=runtime, rounds=rounds, trials=trials
         )
-    if output is not None:
-        save_tuning(found, output)
+    if place is not None:
+        save_tuning(found, place)
     if as_json:
         print_json(found.to_dict())
         return

@@ -563,7 +563,8 @@ def rewrite(
     """
     if example_inputs is None:
         raise InputError(
-            "example_inputs is required, a tensor or a tuple of tensors: it depends on sizes"
+            "example_inputs is required, a tensor or a tuple of tensors: the result depends on "
+            "sizes"
         )
     folded = unwrap(fold_model(model, example_inputs).model)
     inputs = as_arguments(example_inputs)

@@ -11,7 +11,7 @@ from torch import nn
 
 from refold.graph import duplicate, fold_model, unwrap
 from refold.inputs import Arguments, required
-from refold.planning import Plan
+from refold.planning import Plan, costed
 from refold.residuals import removal
 from refold.workload import measure
 
@@ -81,15 +81,7 @@ def tuned(model: nn.Module, example_inputs: Any, choices: Choices) -> Plan:
 
 def _folded(model: nn.Module, inputs: Arguments, choices: Choices) -> Plan:
     done = fold_model(model, inputs, check=True, apart=choices.apart, grown=choices.grown)
-    return Plan(
-        model=done.model,
-        steps=done.folds,
-        kept=done.kept,
-        unrun=done.unrun,
-        made_up=done.made_up,
-        cost_before=measure(model, inputs),
-        cost_after=measure(done.model, inputs),
-    )
+    return costed(model, inputs, done)
 
 
 def _without_residuals(model: nn.Module, inputs: Arguments) -> Plan:

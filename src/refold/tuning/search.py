@@ -105,7 +105,7 @@ class _Search:
         self.plain = Choices(folded=False)
         self.gain: Speed | None = None
         plan = tuned(model, inputs, Choices())
-        self.best, self.form, self.steps = Choices(), plan.model, plan
+        self.best, self.form, self.plan = Choices(), plan.model, plan
 
     def run(self, runtime: str, trials: int) -> None:
         """Try everything: the whole first, then its parts."""
@@ -116,12 +116,12 @@ class _Search:
             self._try("channels last", replace(self.best, channels_last=True))
         if self.best.folded and not self.best.without_residuals:
             self._parts(trials)
-        if self.trials[1:] and any(trial.adopted for trial in self.trials[1:]):
+        if any(trial.adopted for trial in self.trials[1:]):
             self._keep_unless_slower("all of it")
 
     def _parts(self, trials: int) -> None:
         """Try other forms of single parts, the most expensive first."""
-        choices = [*_merged(self.steps), *_costlier(self.model, self.inputs, self.steps)]
+        choices = [*_merged(self.plan), *_costlier(self.model, self.inputs, self.plan)]
         choices.sort(key=lambda choice: -choice[0])
         for _, name, field, places in choices[:trials]:
             known: tuple[str, ...] = getattr(self.best, field)

@@ -93,7 +93,7 @@ def hooks_kept(root: nn.Module) -> Generator[None]:
     """
     tables: list[tuple[dict[Any, Any], dict[Any, Any]]] = [
         (table, dict(table))
-        for module in root.modules()
+        for module in all_modules(root)
         for name in ("_forward_hooks", "_forward_pre_hooks")
         if (table := module.__dict__.get(name))
     ]

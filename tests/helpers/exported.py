@@ -1,0 +1,19 @@
+"""Exported files, run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from refold.exporting import onnx_session, openvino_model, run_onnx, run_openvino
+
+
+def run_file(path: Path, x: Tensor) -> Tensor:
+    """Run a file in the runtime that it is for."""
+    if path.suffix == ".onnx":
+        return run_onnx(onnx_session(path), (x,))[0]
+    if path.suffix == ".xml":
+        return run_openvino(openvino_model(path), (x,))[0]
+    return torch.export.load(path).module()(x)
