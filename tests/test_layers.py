@@ -44,6 +44,7 @@ INNER = {
         ["lift", "surgery"],
         ["fold", "agreement"],
         ["driver"],
+        ["rewriting"],
         ["__init__"],
     ],
     "training": [
