@@ -34,6 +34,7 @@ from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
 from refold.graph.fold.shared_norms import push_into_readers
 from refold.graph.fold.shared_weights import merge_readers
 from refold.graph.fold.survey import survey
+from refold.graph.fold.value_biases import push_value_biases
 from refold.graph.lift.lifter import Lifter
 from refold.graph.policy import Policy
 from refold.graph.surgery.editor import Editor
@@ -472,6 +473,7 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
     store_constants(fold)
     drop_layouts(fold)
     push_gains(fold)
+    push_value_biases(fold)
     _must_hold(fold, capture, left)
     return fold
 
