@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from refold.graph.copies.modules import stored_tensors
 from refold.graph.copies.skeleton import duplicate, skeleton
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded
@@ -83,7 +84,7 @@ def narrowest(model: nn.Module) -> torch.dtype:
         >>> narrowest(nn.Linear(2, 2).half()), narrowest(nn.ReLU())
         (torch.float16, torch.float64)
     """
-    kept = [x.dtype for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()]
+    kept = [x.dtype for _, x in stored_tensors(model) if x.is_floating_point()]
     return min(kept, key=lambda dtype: dtype.itemsize, default=torch.float64)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
-from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -21,7 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
 from refold.graph.agreement import disagreement, in_double, misfit, narrowest
-from refold.graph.copies.modules import submodule
+from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.copies.watching import watchable
 from refold.graph.fold.borders import pad_before_layers
@@ -419,7 +418,7 @@ def _checked(model: Any) -> nn.Module:
 
 
 def _check_shapes(model: nn.Module) -> None:
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+    for name, tensor in stored_tensors(model):
         if is_lazy(tensor):
             raise InputError(f"{name} has no shape yet; run the model once before folding it")
 

@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from operator import is_
 from types import CellType, FunctionType, MethodType
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ TABLES = frozenset({dict, OrderedDict})
 INSIDE = -1
 """Where a memo, whose other keys are ids, keeps the ids of all modules of the tree."""
 
-_GROUPS = frozenset({tuple, list, set})
+_PLAIN = frozenset({torch.dtype, torch.device, torch.Size})
 _CALLABLES = (FunctionType, MethodType, partial)
 _TENSORS = (torch.Tensor, torch.Generator)
 _HELD = frozenset({*_TENSORS, nn.Parameter})
@@ -134,6 +135,19 @@ def _table(table: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
     return made
 
 
+def _list(items: list[Any], memo: dict[int, Any]) -> list[Any]:
+    made = memo[id(items)] = list[Any]()
+    made.extend([_value(item, memo) for item in items])
+    return made
+
+
+def _tuple(items: tuple[Any, ...], memo: dict[int, Any]) -> tuple[Any, ...]:
+    """Return the tuple itself where nothing in it is copied, as `copy.deepcopy` does."""
+    made = [_value(item, memo) for item in items]
+    is_same = all(map(is_, made, items))
+    return memo.setdefault(id(items), items if is_same else tuple(made))
+
+
 def _value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     is_shared = kind in _HELD and isinstance(memo, _Sharing)
@@ -142,10 +156,16 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
     known = memo.get(id(value))
     if known is not None:
         return known
+    if kind in _PLAIN or isinstance(value, type):
+        return value
     if kind in TABLES and (not value or ATOMS.issuperset(map(type, value))):
         return _table(value, memo)
-    if kind in _GROUPS and ATOMS.issuperset(map(type, value)):
-        return memo.setdefault(id(value), value if kind is tuple else value.copy())
+    if kind is list:
+        return _list(value, memo)
+    if kind is tuple:
+        return _tuple(value, memo)
+    if kind is set and ATOMS.issuperset(map(type, value)):
+        return memo.setdefault(id(value), value.copy())
     if isinstance(value, nn.Module):
         return copy_module(value, memo)
     _fill(memo)

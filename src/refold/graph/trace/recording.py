@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from refold.errors import InputError
-from refold.graph.copies.modules import submodule
+from refold.graph.copies.modules import modules_by_path, submodule
 from refold.graph.copies.skeleton import duplicate, skeleton
 from refold.graph.trace.leaves import one_line
 from refold.graph.trace.recorder.chance import Chance
@@ -206,7 +206,7 @@ def _frames(recorder: Recorder) -> list[Any]:
 
 
 def _called(recorder: Recorder) -> set[str]:
-    paths = {id(module): path for path, module in recorder.root.named_modules()}
+    paths = {id(module): path for path, module in modules_by_path(recorder.root)}
     return {paths[key] for key in recorder.seen if key in paths}
 
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from refold.graph.copies.modules import all_modules
+from refold.graph.copies.modules import all_modules, modules_by_path
 from refold.graph.copies.skeleton import ATOMS, held_tensors, storage_key
 
 _MISSING = object()
@@ -105,6 +105,9 @@ class _Before:
 
     def _differing(self, now: dict[str, Any]) -> Iterator[str]:
         for name, value in now.items():
+            is_plain = type(value) not in _CONTAINERS
+            if is_plain and value is self.values.get(name, _MISSING):
+                continue
             if not same_value(self.before(name), value):
                 yield name
         yield from self.values.keys() - now.keys()
@@ -220,7 +223,7 @@ class _Kept:
         return next(name for found, name in self._found() if found == key)
 
     def _found(self) -> Iterator[tuple[int, str]]:
-        for path, module in self.root.named_modules():
+        for path, module in modules_by_path(self.root):
             for name, held in held_tensors(module):
                 yield storage_key(held), f"{path}.{name}" if path else name
 

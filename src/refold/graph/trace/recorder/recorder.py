@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from refold.graph.copies.modules import modules_by_path, stored_tensors
 from refold.graph.copies.skeleton import storage_key
 from refold.graph.copies.watching import watched_attributes, watched_calls
 from refold.graph.trace.effects import mutated
@@ -89,9 +90,8 @@ class Recorder(TorchCalls):
             RecordError: when the root itself is found out to be no frame.
         """
         root = self.root
-        self._paths = {id(module): path for path, module in root.named_modules()}
-        for table in (root.named_buffers(), root.named_parameters()):
-            self._stored_paths.update((id(tensor), name) for name, tensor in table)
+        self._paths = {id(module): path for path, module in modules_by_path(root)}
+        self._stored_paths = {id(tensor): name for name, tensor in stored_tensors(root)}
         own = root.__dict__.get("forward")
         forward = MethodType(type(root).forward, root) if own is None else own
         args, kwargs = self._inputs(forward, args, kwargs)
