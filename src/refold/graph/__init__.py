@@ -25,7 +25,6 @@ from refold.graph.driver import (
     fold_graph,
     fold_model,
     rewrite,
-    undisturbed,
 )
 from refold.graph.fold.lower import Like, like_of, lower
 from refold.graph.fold.ranges import Ranges, through
@@ -56,6 +55,7 @@ from refold.graph.trace.genuine import disguise, layer_class
 from refold.graph.trace.leaves import is_layer, pinned_reason
 from refold.graph.trace.recording import run_blank
 from refold.graph.trace.state import Attributes, StateChangeError, hooks_kept, untouched
+from refold.graph.threads import undisturbed
 
 __all__ = [
     "COMPUTED",

@@ -15,6 +15,7 @@ from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded
 from refold.graph.trace.recording import run_blank
 from refold.graph.trace.state import StateChangeError, hooks_kept, untouched
+from refold.graph.threads import in_every_thread
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 _ROUNDED = 5e-2  # of activations in half precision
@@ -117,7 +118,7 @@ def _result(
         try:
             runs = copy(model)
             guard = untouched(runs) if copy is skeleton else torch.no_grad()
-            with guard, seeded(), hooks_kept(model):
+            with guard, seeded(), hooks_kept(model), in_every_thread():
                 args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (inputs, named or {}))
                 result = runs(*args, **kwargs)
         except StateChangeError:

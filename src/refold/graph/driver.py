@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Collection, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -49,27 +47,9 @@ from refold.graph.trace.recording import Arguments
 from refold.graph.trace.state import hooks_kept
 from refold.graph.trace.unrun import drop
 from refold.graph.trace.variants import Snapshot
+from refold.graph.threads import undisturbed
 
 T = TypeVar("T")
-
-
-@contextmanager
-def undisturbed() -> Generator[None]:
-    """Compute in one thread and without the cyclic collector while a model is folded.
-
-    A fold is thousands of short operations. Threads that share one wait for each other, on a busy
-    machine a hundred times as long as they compute, and one walk of the collector through the
-    whole process takes longer than the fold; what it would free is freed afterwards.
-    """
-    threads, collects = torch.get_num_threads(), gc.isenabled()
-    torch.set_num_threads(1)
-    gc.disable()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        if collects:
-            gc.enable()
 
 
 @dataclass(frozen=True, eq=False)

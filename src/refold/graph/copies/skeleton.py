@@ -25,7 +25,6 @@ TABLES = frozenset({dict, OrderedDict})
 INSIDE = -1
 """Where a memo, whose other keys are ids, keeps the ids of all modules of the tree."""
 
-_PLAIN = frozenset({torch.dtype, torch.device, torch.Size})
 _CALLABLES = (FunctionType, MethodType, partial)
 _TENSORS = (torch.Tensor, torch.Generator)
 _HELD = frozenset({*_TENSORS, nn.Parameter})
@@ -148,26 +147,41 @@ def _tuple(items: tuple[Any, ...], memo: dict[int, Any]) -> tuple[Any, ...]:
     return memo.setdefault(id(items), items if is_same else tuple(made))
 
 
+def _set(items: set[Any], memo: dict[int, Any]) -> set[Any]:
+    if not ATOMS.issuperset(map(type, items)):
+        return _other(items, memo)
+    return memo.setdefault(id(items), items.copy())
+
+
+def _itself(value: Any, memo: dict[int, Any]) -> Any:
+    return value
+
+
+_COPIERS: dict[type, Callable[[Any, dict[int, Any]], Any]] = {
+    **dict.fromkeys((type, torch.dtype, torch.device, torch.Size), _itself),
+    list: _list,
+    tuple: _tuple,
+    set: _set,
+}
+
+
 def _value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    is_shared = kind in _HELD and isinstance(memo, _Sharing)
-    if kind in ATOMS or is_shared:
+    if kind in ATOMS or (kind in _HELD and isinstance(memo, _Sharing)):
         return value
     known = memo.get(id(value))
     if known is not None:
         return known
-    if kind in _PLAIN or isinstance(value, type):
-        return value
     if kind in TABLES and (not value or ATOMS.issuperset(map(type, value))):
         return _table(value, memo)
-    if kind is list:
-        return _list(value, memo)
-    if kind is tuple:
-        return _tuple(value, memo)
-    if kind is set and ATOMS.issuperset(map(type, value)):
-        return memo.setdefault(id(value), value.copy())
-    if isinstance(value, nn.Module):
-        return copy_module(value, memo)
+    copier = _COPIERS.get(kind)
+    if copier is not None:
+        return copier(value, memo)
+    return copy_module(value, memo) if isinstance(value, nn.Module) else _other(value, memo)
+
+
+def _other(value: Any, memo: dict[int, Any]) -> Any:
+    """Return what Python's own copy gives, which has to be told of every tensor beforehand."""
     _fill(memo)
     if id(value) in memo:  # a tensor of another class
         return value

@@ -51,8 +51,8 @@ class Attributes:
         >>> net = nn.ReLU()
         >>> before = Attributes(net)
         >>> net.calls = 1
-        >>> [name for _, name in before.changed()], before.restore(), hasattr(net, "calls")
-        (['calls'], None, False)
+        >>> [name for _, name in before.restore()], hasattr(net, "calls")
+        (['calls'], False)
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -64,15 +64,17 @@ class Attributes:
         for kept in self._before:
             yield from ((kept.module, name) for name in kept.changed())
 
-    def restore(self) -> None:
-        """Put everything back; attributes that are new are gone."""
-        for kept in self._before:
-            now = kept.module.__dict__
-            for name in list(kept.changed()):
-                if name in kept.values:
-                    now[name] = kept.before(name)
-                else:
-                    del now[name]
+    def restore(self) -> list[tuple[nn.Module, str]]:
+        """Put everything back, new attributes gone; return what was another one."""
+        found = list(self.changed())
+        known = {id(kept.module): kept for kept in self._before} if found else {}
+        for module, name in found:
+            kept = known[id(module)]
+            if name in kept.values:
+                module.__dict__[name] = kept.before(name)
+            else:
+                del module.__dict__[name]
+        return found
 
 
 class _Before:

@@ -77,6 +77,7 @@ class Recorder(TorchCalls):
         self.was_set: set[tuple[int, str]] = set()
         self.set_here: list[tuple[str, Frame]] = []
         self._framed: set[str] = set()
+        self._ours: list[tuple[dict[str, Any], str, Callable[..., Any]]] = []
         self._sets: list[str] = []
         self._paths: dict[int, str] = {}
         self.chance: Chance | None = None  # set where Python's random numbers were seen to be drawn
@@ -106,6 +107,7 @@ class Recorder(TorchCalls):
                 self.result = forward(*args, **kwargs)
             self.is_whole = True
         finally:
+            self._take_back()
             torch.set_grad_enabled(grad)
         return self._finish()
 
@@ -341,12 +343,21 @@ class Recorder(TorchCalls):
     def _watch_methods(self, module: nn.Module, path: str) -> None:
         """Record calls of the module's own methods as frames too (`self.forward_features(x)`)."""
         if isinstance(module, _NormBase) and disguise(module) is not None:
-            module.__dict__.setdefault("_check_input_dim", _accept_any_rank)
-            self.was_set.add((id(module), "_check_input_dim"))
+            self._put(module, "_check_input_dim", _accept_any_rank)
         for name, function in helper_methods(module):
-            if name not in module.__dict__:
-                module.__dict__[name] = self._watched(module, path, name, function)
-                self.was_set.add((id(module), name))
+            self._put(module, name, self._watched(module, path, name, function))
+
+    def _put(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+        """Let an instance have a function of ours until the run is over, if it has none itself."""
+        if name not in module.__dict__:
+            module.__dict__[name] = function
+            self.was_set.add((id(module), name))
+            self._ours.append((module.__dict__, name, function))
+
+    def _take_back(self) -> None:
+        for attributes, name, function in self._ours:
+            if attributes.get(name) is function:
+                del attributes[name]
 
     def _watched(
         self, module: nn.Module, path: str, name: str, function: Callable[..., Any]
