@@ -49,13 +49,13 @@ from refold.graph.lift.steps import Link, flat, link, pools, sigmoids
 from refold.graph.lift.windows import conv_axes, transposed_axes
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError, alive
+from refold.graph.threads import undisturbed
 from refold.graph.trace.capture import Capture, Shapes, capture, capture_all, leaf_modules
 from refold.graph.trace.frames import Frame, frame_of, nodes_in, walk
 from refold.graph.trace.genuine import disguise, layer_class
 from refold.graph.trace.leaves import is_layer, pinned_reason
 from refold.graph.trace.recording import run_blank
 from refold.graph.trace.state import Attributes, StateChangeError, hooks_kept, untouched
-from refold.graph.threads import undisturbed
 
 __all__ = [
     "COMPUTED",

@@ -11,11 +11,11 @@ from torch.utils import _pytree as pytree
 
 from refold.graph.copies.modules import stored_tensors
 from refold.graph.copies.skeleton import duplicate, skeleton
+from refold.graph.threads import in_every_thread
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded
 from refold.graph.trace.recording import run_blank
 from refold.graph.trace.state import StateChangeError, hooks_kept, untouched
-from refold.graph.threads import in_every_thread
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 _ROUNDED = 5e-2  # of activations in half precision

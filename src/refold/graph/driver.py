@@ -38,6 +38,7 @@ from refold.graph.lift.lifter import Lifter
 from refold.graph.policy import Policy
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import Edits, UnwritableError
+from refold.graph.threads import undisturbed
 from refold.graph.trace.capture import Capture, Captures, capture_all
 from refold.graph.trace.examples import as_arguments, drawn
 from refold.graph.trace.frames import map_tree
@@ -47,7 +48,6 @@ from refold.graph.trace.recording import Arguments
 from refold.graph.trace.state import hooks_kept
 from refold.graph.trace.unrun import drop
 from refold.graph.trace.variants import Snapshot
-from refold.graph.threads import undisturbed
 
 T = TypeVar("T")
 

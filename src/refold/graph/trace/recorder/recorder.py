@@ -242,7 +242,8 @@ class Recorder(TorchCalls):
         self._note_chance()
         with _Quiet():
             recorded = self._argument(args), self._argument(kwargs)
-            if any(isinstance(leaf, Size | Ratio) for leaf in leaves((args, kwargs))):
+            is_plain = len(args) == 1 and type(args[0]) is Tensor and not kwargs
+            if not is_plain and any(isinstance(x, Size | Ratio) for x in leaves((args, kwargs))):
                 args, kwargs = map_tree(plain, (args, kwargs))
             known = None if self.runs_all or kwargs else self._told(module, args)
         self._paused += 1
