@@ -9,7 +9,16 @@ from typing import Any
 from torch import nn
 
 from refold.account import Account, kept_row, require_none
-from refold.graph import COMPUTED, Fold, Kept, Outcome, duplicate, fold_model, hooks_kept, unwrap
+from refold.graph import (
+    COMPUTED,
+    Fold,
+    FoldedModel,
+    Kept,
+    duplicate,
+    fold_model,
+    hooks_kept,
+    unwrap,
+)
 from refold.inputs import Arguments, arguments
 from refold.rules import RULES
 from refold.workload import measure
@@ -175,7 +184,7 @@ def plan(
 
 
 def costed(
-    model: nn.Module, inputs: Arguments | None, done: Outcome, *, dropped: bool = False
+    model: nn.Module, inputs: Arguments | None, done: FoldedModel, *, dropped: bool = False
 ) -> Plan:
     """Return the account of a fold with what the network costs before and after.
 
