@@ -21,7 +21,7 @@ from refold.graph import (
 )
 from refold.inputs import Arguments, arguments
 from refold.rules import RULES
-from refold.workload import measure
+from refold.workload import workload_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -195,7 +195,7 @@ def costed(
         dropped: whether the parts that no call runs are left out.
     """
     with hooks_kept(unwrap(model)):  # the folded model's hooks are the model's own
-        before, after = measure(unwrap(model), inputs), measure(done.model, inputs)
+        before, after = workload_of(unwrap(model), inputs), workload_of(done.model, inputs)
     return Plan(
         model=done.model,
         steps=done.folds,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from refold.cli.live import enliven, initial_norms
+from refold.cli.live_statistics import enliven, initial_norms
 from refold.cli.options import Source
 from refold.cli.subject import check_finite, parse_size, prepare, stated_size
 from refold.errors import InputError

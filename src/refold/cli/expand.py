@@ -12,7 +12,7 @@ from refold.cli import options
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import WEIGHTS, check_destination, whole
 from refold.cli.subject import Subject, check_finite, prepare
-from refold.cli.summary import Size, kept_lines, record, size_of, size_rows
+from refold.cli.summary import NetworkSize, kept_lines, record, size_of, size_rows
 from refold.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -168,10 +168,10 @@ def _load(wide: nn.Module, checkpoint: Path, what: str) -> tuple[str, ...]:
     return report.notes
 
 
-def _size(model: nn.Module, subject: Subject) -> Size:
-    from refold.workload import measure
+def _size(model: nn.Module, subject: Subject) -> NetworkSize:
+    from refold.workload import workload_of
 
-    return size_of(model, measure(model, subject.example_inputs))
+    return size_of(model, workload_of(model, subject.example_inputs))
 
 
 def _write(model: nn.Module, output: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from refold.cli.console import note, step
-from refold.cli.live import enliven
+from refold.cli.live_statistics import enliven
 from refold.cli.options import Source
 from refold.errors import InputError, one_line
 from refold.sources.guest import describe, place_of, restored
