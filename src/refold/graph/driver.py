@@ -74,7 +74,7 @@ def undisturbed() -> Generator[None]:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class FoldedModel:
     """A folded model, what was folded and what was not.
 
     Args:
@@ -104,7 +104,7 @@ def fold_model(
     drop_unused: bool = False,
     apart: Collection[str] = (),
     grown: Collection[str] = (),
-) -> Outcome:
+) -> FoldedModel:
     """Return a copy of `model` with every exact fold made.
 
     Args:
@@ -140,7 +140,7 @@ def fold_model(
             plain = made.model
     shapes = tuple(tuple(value.shape) for value in made.made_up or ())
     roots = tuple(made.roots)
-    return Outcome(plain, tuple(made.folds), tuple(made.kept), tuple(made.unrun), shapes, roots)
+    return FoldedModel(plain, tuple(made.folds), tuple(made.kept), tuple(made.unrun), shapes, roots)
 
 
 def _fold(plain: nn.Module, inputs: tuple[Any, ...] | None, policy: Policy, check: bool) -> _Made:

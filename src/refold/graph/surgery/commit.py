@@ -12,7 +12,7 @@ from torch import fx, nn
 from refold.errors import InputError
 from refold.graph.copies.modules import submodule
 from refold.graph.surgery.edits import Edits, alive
-from refold.graph.surgery.frames import Plan
+from refold.graph.surgery.frames import FramePlan
 from refold.graph.surgery.generated import Method, method_from_graph, refuse_calls, regenerate
 from refold.graph.surgery.plain_modules import (
     chain_slots,
@@ -45,7 +45,7 @@ class Commit:
             raise InputError(
                 f"the target has no module {self.capture.path!r}: pass a fresh skeleton"
             ) from error
-        self.plan = Plan(edits)
+        self.plan = FramePlan(edits)
         self.old = dict(self.root.named_modules())
         self.swaps: dict[int, nn.Module] = {}
         self.users: dict[int, list[Frame]] = {}  # filled when first asked for
