@@ -20,14 +20,13 @@ from refold.graph.copies.skeleton import (
 )
 from refold.graph.driver import (
     FoldedGraph,
-    Outcome,
+    FoldedModel,
     Rewritten,
     fold_graph,
     fold_model,
     rewrite,
 )
 from refold.graph.fold.lower import Like, like_of, lower
-from refold.graph.fold.ranges import Ranges, through
 from refold.graph.fold.record import COMPUTED, Fold, Kept
 from refold.graph.fold.region import Regions
 from refold.graph.layers import (
@@ -43,9 +42,10 @@ from refold.graph.lift.activations import Activation, Limit, activation
 from refold.graph.lift.constants import Constants
 from refold.graph.lift.interval import UNKNOWN, Interval, point
 from refold.graph.lift.lifter import Lifter
+from refold.graph.lift.links import Link, flat, link, pools, sigmoids
 from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Piece
-from refold.graph.lift.steps import Link, flat, link, pools, sigmoids
+from refold.graph.lift.ranges import Ranges, through
 from refold.graph.lift.windows import conv_axes, transposed_axes
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError, alive
@@ -73,6 +73,7 @@ __all__ = [
     "Editor",
     "Fold",
     "FoldedGraph",
+    "FoldedModel",
     "Frame",
     "Interval",
     "Kept",
@@ -80,7 +81,6 @@ __all__ = [
     "Like",
     "Limit",
     "Link",
-    "Outcome",
     "Piece",
     "Ranges",
     "Regions",

@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class FoldedModel:
     """A folded model, what was folded and what was not.
 
     Args:
@@ -83,7 +83,7 @@ def fold_model(
     drop_unused: bool = False,
     apart: Collection[str] = (),
     grown: Collection[str] = (),
-) -> Outcome:
+) -> FoldedModel:
     """Return a copy of `model` with every exact fold made.
 
     Args:
@@ -119,7 +119,7 @@ def fold_model(
             plain = made.model
     shapes = tuple(tuple(value.shape) for value in made.made_up or ())
     roots = tuple(made.roots)
-    return Outcome(plain, tuple(made.folds), tuple(made.kept), tuple(made.unrun), shapes, roots)
+    return FoldedModel(plain, tuple(made.folds), tuple(made.kept), tuple(made.unrun), shapes, roots)
 
 
 def _fold(plain: nn.Module, inputs: tuple[Any, ...] | None, policy: Policy, check: bool) -> _Made:

@@ -13,7 +13,7 @@ from refold.errors import InputError
 from refold.graph.copies.modules import all_modules, modules_by_path, submodule
 from refold.graph.copies.skeleton import ATOMS
 from refold.graph.surgery.edits import Edits, alive
-from refold.graph.surgery.frames import Plan
+from refold.graph.surgery.frames import FramePlan
 from refold.graph.surgery.generated import Method, method_from_graph, refuse_calls, regenerate
 from refold.graph.surgery.plain_modules import (
     chain_slots,
@@ -46,7 +46,7 @@ class Commit:
             raise InputError(
                 f"the target has no module {self.capture.path!r}: pass a fresh skeleton"
             ) from error
-        self.plan = Plan(edits)
+        self.plan = FramePlan(edits)
         self.old = dict(modules_by_path(self.root))
         self.swaps: dict[int, nn.Module] = {}
         self.users: dict[int, list[Frame]] = {}  # filled when first asked for
