@@ -39,7 +39,7 @@ ROOMS = [
 # The same inside the packages that have rooms of their own; a file of the package is a room, too.
 INNER = {
     "graph": [
-        ["calls", "layers", "policy"],
+        ["calls", "layers", "policy", "threads"],
         ["copies"],
         ["trace"],
         ["lift", "surgery"],

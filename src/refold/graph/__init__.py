@@ -25,7 +25,6 @@ from refold.graph.driver import (
     fold_graph,
     fold_model,
     rewrite,
-    undisturbed,
 )
 from refold.graph.fold.lower import Like, like_of, lower
 from refold.graph.fold.record import COMPUTED, Fold, Kept
@@ -50,6 +49,7 @@ from refold.graph.lift.ranges import Ranges, through
 from refold.graph.lift.windows import conv_axes, transposed_axes
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError, alive
+from refold.graph.threads import undisturbed
 from refold.graph.trace.capture import Capture, Shapes, capture, capture_all, leaf_modules
 from refold.graph.trace.frames import Frame, frame_of, nodes_in, walk
 from refold.graph.trace.genuine import disguise, layer_class

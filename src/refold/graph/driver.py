@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Collection, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache, partial
-from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -21,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
 from refold.graph.agreement import disagreement, in_double, misfit, narrowest
-from refold.graph.copies.modules import submodule
+from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.copies.watching import watchable
 from refold.graph.fold.borders import pad_before_layers
@@ -41,6 +38,7 @@ from refold.graph.lift.lifter import Lifter
 from refold.graph.policy import Policy
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import Edits, UnwritableError
+from refold.graph.threads import undisturbed
 from refold.graph.trace.capture import Capture, Captures, capture_all
 from refold.graph.trace.examples import as_arguments, drawn
 from refold.graph.trace.frames import map_tree
@@ -52,25 +50,6 @@ from refold.graph.trace.unrun import drop
 from refold.graph.trace.variants import Snapshot
 
 T = TypeVar("T")
-
-
-@contextmanager
-def undisturbed() -> Generator[None]:
-    """Compute in one thread and without the cyclic collector while a model is folded.
-
-    A fold is thousands of short operations. Threads that share one wait for each other, on a busy
-    machine a hundred times as long as they compute, and one walk of the collector through the
-    whole process takes longer than the fold; what it would free is freed afterwards.
-    """
-    threads, collects = torch.get_num_threads(), gc.isenabled()
-    torch.set_num_threads(1)
-    gc.disable()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        if collects:
-            gc.enable()
 
 
 @dataclass(frozen=True, eq=False)
@@ -419,7 +398,7 @@ def _checked(model: Any) -> nn.Module:
 
 
 def _check_shapes(model: nn.Module) -> None:
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+    for name, tensor in stored_tensors(model):
         if is_lazy(tensor):
             raise InputError(f"{name} has no shape yet; run the model once before folding it")
 
