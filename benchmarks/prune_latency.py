@@ -20,7 +20,7 @@ import refold
 from refold.errors import RefusedError
 from refold.pruning import Layer, pruning
 from refold.table import render
-from refold.workload import measure
+from refold.workload import workload_of
 
 STEPS = (1, 4, 8, 16)
 
@@ -88,7 +88,7 @@ def main() -> None:
         lines = []
         for form, clock in rows:
             median = float(getattr(clock, "median", clock))
-            cost = measure(made[form], example)
+            cost = workload_of(made[form], example)
             lines.append(
                 [form, f"{cost.parameters / 1e6:.2f} M", f"{(cost.macs or 0) / 1e6:.1f} M",
                  f"{median:.2f}", f"{base / median:.2f}"]

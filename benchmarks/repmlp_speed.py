@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import refold
 from refold.bench import RUNTIMES, BenchmarkTable
-from refold.workload import Workload, measure
+from refold.workload import Workload, workload_of
 from zoo.live import enliven
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     sizes: list[Workload] = []
     for net in _NETS:
         model = deployed(net)
-        sizes.append(measure(model, torch.zeros(1, 3, net.size, net.size)))
+        sizes.append(workload_of(model, torch.zeros(1, 3, net.size, net.size)))
         models[label(net)] = model if net.size == 320 else Corner(model, net.size).eval()
     x = torch.randn(options.batch, 3, 320, 320, generator=torch.Generator().manual_seed(0))
     runtimes = tuple(options.runtime or ("eager", "onnxruntime"))

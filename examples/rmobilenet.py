@@ -15,7 +15,7 @@ from compare import show
 from torch import Tensor, nn
 
 import refold
-from refold.workload import measure
+from refold.workload import workload_of
 
 
 def warm_up(net: nn.Module, images: Tensor) -> nn.Module:
@@ -47,8 +47,8 @@ def main() -> None:
 
     image, v1 = torch.zeros(1, 3, 224, 224), refold.create_model("mobilenetv1", deploy=True)
     for name, model in {"with residuals": net, "without": chain, "merged": plain}.items():
-        print(f"{name:15} {measure(model.float(), image)}")
-    print(f"{'MobileNetV1':15} {measure(v1.eval(), image)}")
+        print(f"{name:15} {workload_of(model.float(), image)}")
+    print(f"{'MobileNetV1':15} {workload_of(v1.eval(), image)}")
 
 
 if __name__ == "__main__":

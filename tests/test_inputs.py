@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import refold
 from refold.errors import InputError
 from refold.inputs import arguments, required
-from refold.workload import measure
+from refold.workload import workload_of
 
 
 class Net(nn.Module):
@@ -54,7 +54,7 @@ VERBS: dict[str, Callable[[nn.Module, Any, Path], object]] = {
     "prune": lambda net, given, _: refold.prune(net, given, ratio=0.3),
     "benchmark": lambda net, given, _: refold.benchmark({"net": net}, given, ["eager"], rounds=1),
     "export": lambda net, given, folder: refold.export(net, folder / "net.pt2", given),
-    "measure": lambda net, given, _: measure(net, given),
+    "measure": lambda net, given, _: workload_of(net, given),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,7 @@ ROOMS = [
 # The same inside the packages that have rooms of their own; a file of the package is a room, too.
 INNER = {
     "graph": [
-        ["calls", "layers", "policy"],
+        ["calls", "layers", "policy", "threads"],
         ["copies"],
         ["trace"],
         ["lift", "surgery"],
@@ -208,6 +209,18 @@ def test_a_ring_is_found() -> None:
     edges: dict[Name, set[Name]] = {("a",): {("b",)}, ("b",): {("a",), ("c",)}, ("c",): set()}
     assert cycle(edges) == [("a",), ("b",)]
     assert not cycle({("a",): {("b",)}, ("b",): set()})
+
+
+def test_the_map_in_the_docs_is_true() -> None:
+    page = (SOURCE.parents[1] / "docs" / "how-it-works.md").read_text()
+    table = page.split("| room | holds |")[1].split("\n\n")[0]
+    shown = [re.findall(r"`([\w/]+)`", line.split("|")[1]) for line in table.splitlines()[2:]]
+    graph = [[f"graph/{name}" for name in row] for row in INNER["graph"][:-1]]
+    at = ROOMS.index(["graph"])
+    rows = [*ROOMS[:at], *graph, *ROOMS[at + 1 : -1]]
+    assert [{name.rstrip("/") for name in row} for row in shown] == [set(row) for row in rows]
+    assert all((SOURCE / name).is_dir() for row in shown for name in row if name.endswith("/"))
+    assert " < ".join(f"`{name}`" for [name] in INNER["training"][1:-1]) in page
 
 
 def test_no_room_is_overcrowded() -> None:

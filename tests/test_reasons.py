@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "why-not-folded.md"
 # Where reasons come from, and the files there that hold tables of calls or the tests' own oracle.
 ROOMS = ("algebra", "rules", "graph", "residuals", "pruning", "branches")
 FILES = ("planning.py", *(f"onnx_files/{name}.py" for name in ("folding", "lowering", "writing")))
-NO_REASONS = ("graph/calls.py", "graph/fold/ranges.py", "algebra/apply.py", "algebra/dense.py")
+NO_REASONS = ("graph/calls.py", "graph/lift/ranges.py", "algebra/apply.py", "algebra/dense.py")
 # What is told to the caller at once, to the log, or to Python.
 NOT_KEPT = {
     *("InputError", "RuleLoopError", "TypeVar", "cast", "getattr", "rule"),

@@ -9,10 +9,19 @@ from typing import Any
 from torch import nn
 
 from refold.account import Account, kept_row, require_none
-from refold.graph import COMPUTED, Fold, Kept, Outcome, duplicate, fold_model, hooks_kept, unwrap
+from refold.graph import (
+    COMPUTED,
+    Fold,
+    FoldedModel,
+    Kept,
+    duplicate,
+    fold_model,
+    hooks_kept,
+    unwrap,
+)
 from refold.inputs import Arguments, arguments
 from refold.rules import RULES
-from refold.workload import measure
+from refold.workload import workload_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -175,7 +184,7 @@ def plan(
 
 
 def costed(
-    model: nn.Module, inputs: Arguments | None, done: Outcome, *, dropped: bool = False
+    model: nn.Module, inputs: Arguments | None, done: FoldedModel, *, dropped: bool = False
 ) -> Plan:
     """Return the account of a fold with what the network costs before and after.
 
@@ -186,7 +195,7 @@ def costed(
         dropped: whether the parts that no call runs are left out.
     """
     with hooks_kept(unwrap(model)):  # the folded model's hooks are the model's own
-        before, after = measure(unwrap(model), inputs), measure(done.model, inputs)
+        before, after = workload_of(unwrap(model), inputs), workload_of(done.model, inputs)
     return Plan(
         model=done.model,
         steps=done.folds,

@@ -30,7 +30,7 @@ class Workload:
         return f"{self.parameters / 1e6:,.2f} M parameters{macs}"
 
 
-def measure(model: nn.Module, example_inputs: Any = None) -> Workload:
+def workload_of(model: nn.Module, example_inputs: Any = None) -> Workload:
     """Count parameters (each tensor once) and the multiply-adds of convolutions and products.
 
     The model runs on tensors without data, so even a large one costs no memory and little time;
@@ -45,7 +45,7 @@ def measure(model: nn.Module, example_inputs: Any = None) -> Workload:
         InputError: When the model cannot run on the example inputs.
 
     Examples:
-        >>> measure(nn.Conv2d(3, 8, 3, bias=False), torch.zeros(1, 3, 6, 6))
+        >>> workload_of(nn.Conv2d(3, 8, 3, bias=False), torch.zeros(1, 3, 6, 6))
         Workload(parameters=216, macs=3456)
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from refold.cli.live import enliven, initial_norms
-from refold.cli.options import Source
+from refold.cli.live_statistics import enliven, initial_norms
+from refold.cli.options import Network
 from refold.cli.subject import check_finite, parse_size, prepare, stated_size
 from refold.errors import InputError
 
@@ -35,14 +35,14 @@ def test_a_network_states_its_size() -> None:
 
 
 def test_batch_size_and_dtype_are_as_asked(net: Net) -> None:
-    subject = prepare(Source(net("branchy"), input_size=("3x8x9",), batch=2))
+    subject = prepare(Network(net("branchy"), input_size=["3x8x9"], batch=2))
     assert subject.example_inputs[0].shape == (2, 3, 8, 9)
     assert subject.example_inputs[0].dtype == torch.float32
 
 
 def test_the_seed_decides_weights_and_inputs(net: Net) -> None:
     def make(seed: int) -> torch.Tensor:
-        subject = prepare(Source(net("branchy"), input_size=("3x8x8",), seed=seed))
+        subject = prepare(Network(net("branchy"), input_size=["3x8x8"], seed=seed))
         return subject.model(*subject.example_inputs)
 
     assert torch.equal(make(1), make(1))
@@ -51,7 +51,7 @@ def test_the_seed_decides_weights_and_inputs(net: Net) -> None:
 
 def test_a_wrong_size_is_explained(net: Net) -> None:
     with pytest.raises(InputError, match=r"does not run on an input of 4x8x8.*--input-size"):
-        prepare(Source(net("branchy"), input_size=("4x8x8",)))
+        prepare(Network(net("branchy"), input_size=["4x8x8"]))
 
 
 def test_weights_that_are_no_numbers_are_named() -> None:
@@ -91,28 +91,28 @@ def test_trained_norms_are_left_alone() -> None:
 def test_a_file_of_the_users_is_enlivened_only_when_asked(
     net: Net, asked: bool | None, initial: int
 ) -> None:
-    subject = prepare(Source(net("branchy"), input_size=("3x8x8",), live_statistics=asked))
+    subject = prepare(Network(net("branchy"), input_size=["3x8x8"], live_statistics=asked))
     assert len(initial_norms(subject.model)) == initial
 
 
 def test_an_untrained_zoo_network_is_enlivened(capsys: pytest.CaptureFixture[str]) -> None:
-    subject = prepare(Source("timm:resnet10t", input_size=("3x32x32",)))
+    subject = prepare(Network("timm:resnet10t", input_size=["3x32x32"]))
     assert not initial_norms(subject.model)
     assert "random statistics" in capsys.readouterr().err
 
 
 def test_an_assumed_size_is_said(net: Net, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare(Source(net("branchy")))
+    prepare(Network(net("branchy")))
     assert "the input is assumed to be 3x224x224" in capsys.readouterr().err
-    prepare(Source(net("branchy"), input_size=("3x8x8",)))
-    prepare(Source("timm:test_resnet"))  # which states its own
+    prepare(Network(net("branchy"), input_size=["3x8x8"]))
+    prepare(Network("timm:test_resnet"))  # which states its own
     assert "assumed" not in capsys.readouterr().err
 
 
 def test_a_network_is_built_for_a_number_of_classes(net: Net) -> None:
-    ours = prepare(Source("cifar_resnet20", input_size=("3x16x16",), num_classes=7))
-    zoo = prepare(Source("timm:test_resnet", num_classes=7))
+    ours = prepare(Network("cifar_resnet20", input_size=["3x16x16"], num_classes=7))
+    zoo = prepare(Network("timm:test_resnet", num_classes=7))
     for subject in (ours, zoo):
         assert subject.model(*subject.example_inputs).shape == (1, 7)
     with pytest.raises(InputError, match="takes no such argument: leave --num-classes out"):
-        prepare(Source(net("branchy"), num_classes=7))
+        prepare(Network(net("branchy"), num_classes=7))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from refold.cli.progress import LineReporter, RichReporter
-from refold.training import Plan, Progress, Stopped
+from refold.training import Progress, RunPlan, Stopped
 from training.pictures import folders, picture
 
 FEW = (
@@ -157,7 +157,7 @@ def test_progress_says_where_the_run_is(
     monkeypatch.setattr("refold.cli.progress.QUIET_SECONDS", 0.0)
     reporter = kind()
     for _ in range(2):  # a study has many runs
-        reporter.begin(Plan("net", 5, "here", 8, 4, 2, (3, 8, 8), 3, 2, 4, 1, "cpu", 7))
+        reporter.begin(RunPlan("net", 5, "here", 8, 4, 2, (3, 8, 8), 3, 2, 4, 1, "cpu", 7))
         reporter.step(Progress(2, 3, 1, 2, 0.5, 0.25, 0.1, 40.0, 75.0))
         record = {"epoch": 2, "train_loss": 0.5, "train_accuracy": 0.25, "val_top1": 0.75,
                   "best": 0.8, "images_per_second": 40.0}  # fmt: skip

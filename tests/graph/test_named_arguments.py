@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from helpers.traps import images, live
 from refold import export, plan, reparameterize, verify
 from refold.errors import InputError
-from refold.workload import measure
+from refold.workload import workload_of
 
 
 class OnlyNamed(nn.Module):
@@ -82,7 +82,7 @@ def test_every_verb_takes_arguments_that_only_have_a_name(
     assert verify(model, folded, example)
     found = plan(model, example)
     assert len(found.steps) >= 1
-    assert measure(model, example).macs == found.cost_before.macs
+    assert workload_of(model, example).macs == found.cost_before.macs
     args = [example.pop("x")] if make is Outer else []
     assert torch.allclose(model(*args, **example), folded(*args, **example), rtol=1e-9)
 

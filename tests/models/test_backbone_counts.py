@@ -12,7 +12,7 @@ from torch import nn
 import refold
 from refold.errors import InputError
 from refold.models import Backbone, TowerMaker
-from refold.workload import Workload, measure
+from refold.workload import Workload, workload_of
 
 
 class Figure(NamedTuple):
@@ -61,7 +61,7 @@ def on_meta(name: str, **options: Any) -> Any:
 def size(name: str, *, run: bool = True, **options: Any) -> Workload:
     model = on_meta(name, **options)
     x = torch.empty(1, *model.default_cfg["input_size"], device="meta")
-    return measure(model, x if run else None)
+    return workload_of(model, x if run else None)
 
 
 def digits(stated: float) -> float:
@@ -140,7 +140,7 @@ def test_googlenet_differs_from_torchvisions_by_its_5x5() -> None:
         theirs = torchvision.models.GoogLeNet(aux_logits=False, init_weights=False)
     rows = [(16, 32), (32, 96), (16, 48), (24, 64), (24, 64), (32, 64), *[(32, 128)] * 2, (48, 128)]
     more = sum((25 - 9) * a * b for a, b in rows)
-    found, wanted = size("inceptionv1").parameters, measure(theirs).parameters
+    found, wanted = size("inceptionv1").parameters, workload_of(theirs).parameters
     assert found == wanted + more
     assert size("inceptionv1_factorised").parameters - wanted == sum(
         9 * b * b + 2 * b for _, b in rows
@@ -163,7 +163,7 @@ def test_halving_orders_cost_what_the_article_says() -> None:
     """From d x d x k to d/2 x d/2 x 2k: 2 d2 k2 with the pool last, a quarter with it first."""
     d, k, x = 16, 8, torch.empty(1, 8, 16, 16)
     work = {
-        order: measure(TowerMaker().reduction(k, 2 * k, order).eval(), x).macs
+        order: workload_of(TowerMaker().reduction(k, 2 * k, order).eval(), x).macs
         for order in ("conv_pool", "pool_conv", "parallel")
     }
     assert work["conv_pool"] == 9 * 2 * d**2 * k**2

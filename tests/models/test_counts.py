@@ -16,7 +16,7 @@ from torch import nn
 
 import refold
 from models.nets import FAMILIES
-from refold.workload import measure
+from refold.workload import workload_of
 
 # Millions of parameters in deploy and train form, measured on the authors' code (RepVGG) and on
 # timm's networks (MobileOne), to as many digits as they were written down with.
@@ -60,7 +60,9 @@ def test_parameters_are_the_published_ones(name: str) -> None:
 @pytest.mark.parametrize("name", WORK)
 def test_multiply_adds_are_the_published_ones(name: str) -> None:
     image = torch.empty(1, 3, 224, 224, device="meta")
-    found = [measure(on_meta(name, deploy=deploy).eval(), image).macs for deploy in (True, False)]
+    found = [
+        workload_of(on_meta(name, deploy=deploy).eval(), image).macs for deploy in (True, False)
+    ]
     assert [round((macs or 0) / 1e9, 2) for macs in found] == pytest.approx(WORK[name], abs=0.006)
 
 

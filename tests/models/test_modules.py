@@ -22,7 +22,7 @@ from refold.models import ChannelShuffle, ScaledResidual, SeparableConv, TowerMa
 from refold.models.mobilefacenet import GlobalDepthwise
 from refold.models.shufflenetv1 import ShuffleUnit
 from refold.models.towers import TOWERS_A, TOWERS_B, TOWERS_C
-from refold.workload import measure
+from refold.workload import workload_of
 from zoo.live import enliven, is_norm
 
 TOLERANCE = 1e-9
@@ -168,9 +168,9 @@ def test_the_separable_ratio_is_the_articles() -> None:
     """1 / O + 1 / K2 of the dense convolution's multiply-adds."""
     x = torch.empty(1, 8, 10, 10)
     for out in (4, 16):
-        dense = measure(nn.Conv2d(8, out, 3, padding=1, bias=False), x).macs or 0
+        dense = workload_of(nn.Conv2d(8, out, 3, padding=1, bias=False), x).macs or 0
         ratio = Fraction(1, out) + Fraction(1, 9)
-        assert measure(SeparableConv(8, out).eval(), x).macs == dense * ratio
+        assert workload_of(SeparableConv(8, out).eval(), x).macs == dense * ratio
 
 
 # -- ShuffleNet -----------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_an_average_beside_the_global_depthwise_folds_into_it() -> None:
         )
     # The linear embedding then folds into the classifier: 128 x 128 + 128 fewer parameters.
     embedding = 128 * 128 + 128
-    assert measure(folded).parameters == measure(plain).parameters - embedding
+    assert workload_of(folded).parameters == workload_of(plain).parameters - embedding
 
 
 def test_images_need_not_be_square() -> None:

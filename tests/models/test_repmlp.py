@@ -11,7 +11,7 @@ from torch import nn
 import refold
 from models.nets import alive, build, error
 from refold.errors import InputError
-from refold.workload import Workload, measure
+from refold.workload import Workload, workload_of
 
 TOLERANCE = 1e-9
 # Millions of parameters and billions of multiply-adds when deployed, measured on the authors' code
@@ -39,7 +39,7 @@ def deployed(name: str, **options: Any) -> Workload:
     with torch.device("meta"):
         model = refold.create_model(name, deploy=True, **options).eval()
         size: Any = model.default_cfg["input_size"]
-        return measure(model, torch.empty(1, *size))
+        return workload_of(model, torch.empty(1, *size))
 
 
 @pytest.mark.parametrize(("options", "parameters", "macs"), RESNETS)

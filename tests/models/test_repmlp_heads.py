@@ -15,7 +15,7 @@ from models.nets import alive, build, error
 from refold.errors import InputError
 from refold.models import AMSoftmax, ArcFace, PSPNet
 from refold.models.margins import MarginLoss
-from refold.workload import Workload, measure
+from refold.workload import Workload, workload_of
 from zoo.live import enliven
 
 TOLERANCE = 1e-9
@@ -25,7 +25,7 @@ def deployed(name: str, num_classes: int, **options: Any) -> Workload:
     with torch.device("meta"):
         model = refold.create_model(name, num_classes=num_classes, deploy=True, **options).eval()
         size: Any = cast(Any, model).default_cfg["input_size"]
-        return measure(model, torch.empty(1, *size))
+        return workload_of(model, torch.empty(1, *size))
 
 
 def millions(count: int | None) -> float:

@@ -20,7 +20,7 @@ from refold.models import RMNeXt, RMRep
 from refold.models.rmobilenet import Row
 from refold.models.rmrep import pair_stages
 from refold.residuals import removal
-from refold.workload import measure
+from refold.workload import workload_of
 from zoo.live import enliven
 
 TOLERANCE = 1e-9
@@ -54,7 +54,7 @@ def on_meta(name: str, deploy: bool, **options: Any) -> tuple[nn.Module, Tensor]
 @pytest.mark.parametrize("deploy", [False, True])
 def test_sizes_are_the_published_ones(name: str, deploy: bool) -> None:
     parameters, macs = PUBLISHED[name][deploy]
-    found = measure(*on_meta(name, deploy))
+    found = workload_of(*on_meta(name, deploy))
     if parameters is not None:
         assert found.parameters / 1e6 == pytest.approx(parameters, abs=0.0055)
     if macs is not None:
@@ -188,12 +188,14 @@ def test_reserving_needs_more_multiply_adds_and_is_asked_for() -> None:
     thin = refold.reparameterize(model, x)
     with torch.no_grad():
         assert error(model(x), thin(x)) < TOLERANCE
-    macs = [measure(net, x).macs for net in (thin, model, build("rmrep_21", deploy=True).eval())]
+    macs = [
+        workload_of(net, x).macs for net in (thin, model, build("rmrep_21", deploy=True).eval())
+    ]
     assert macs == sorted(macs)
     whole = refold.reparameterize(thin, x, allow_growth=True)
     with torch.no_grad():
         assert error(model(x), whole(x)) < TOLERANCE
-    assert measure(whole, x).macs == macs[-1]
+    assert workload_of(whole, x).macs == macs[-1]
 
 
 def test_ratios_and_shapes_that_cannot_reserve_are_named() -> None:
@@ -224,7 +226,7 @@ def test_the_special_mobilenetv2_becomes_mobilenetv1() -> None:
         (i, o, s) for i, o, _, s, _ in wanted
     ]
     assert [conv.groups > 1 for conv in order[1:]] == [True, False] * 13
-    size = measure(plain, x)
+    size = workload_of(plain, x)
     assert size.parameters == 4_221_032
     assert round((size.macs or 0) / 1e9, 3) == 0.569
 
@@ -235,7 +237,7 @@ def test_the_width_between_blocks_is_free() -> None:
     assert isinstance(inner, nn.Conv2d)
     assert inner.out_channels == 64 * 8
     plain, _ = on_meta("rmobilenet_cifar", True, num_classes=1000)
-    assert measure(plain).parameters == 4_221_032
+    assert workload_of(plain).parameters == 4_221_032
 
 
 def test_the_free_width_rides_along_on_its_first_channels_only() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from refold.branches.calibration import calibrate
 from refold.branches.collapsing import collapse
 from refold.branches.expanding import expand, expand_plan
+from refold.branches.norm_statistics import calibrate
 from refold.branches.registry import block_factory, list_blocks, register_block
 
 __all__ = [

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from refold.algebra.operator import Conv
 from refold.branches.building import example_for, folded
-from refold.branches.calibration import calibrate
 from refold.branches.fitting import Norm, fit, rebuilt_conv, rebuilt_norm
+from refold.branches.norm_statistics import calibrate
 from refold.branches.origin import Origin, origin_of, place
 from refold.equivalence import verify
 from refold.errors import GeometryError, InputError, NotAffineError, RefusedError

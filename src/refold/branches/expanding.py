@@ -17,7 +17,7 @@ from refold.branches.registry import block_factory, list_blocks
 from refold.branches.sites import Site, find_sites
 from refold.errors import GeometryError, InputError, RefusedError
 from refold.graph import Fold, Kept, like_of, own_tensors, skeleton, unwrap
-from refold.workload import measure
+from refold.workload import workload_of
 
 Where = Callable[[str, nn.Module], bool] | str | Sequence[str] | None
 """Which convolutions: a function of name and module, or patterns such as `"layer1.*"`."""
@@ -124,8 +124,8 @@ def _expanded(
         model=target,
         steps=tuple(steps),
         kept=tuple(Kept(name, reason) for name, reason in kept.items()),
-        cost_before=measure(source),
-        cost_after=measure(target),
+        cost_before=workload_of(source),
+        cost_after=workload_of(target),
         done="expanded",
     )
 
@@ -188,12 +188,14 @@ def _put(target: nn.Module, site: Site, build: Builder, preserve: bool) -> Fold:
     if not isinstance(made, Adopting) and preserve:
         must_compute(made, conv, site.conv)
     remember(made, conv, norm if adopted is not None else None, site)
-    before = measure(conv).parameters + (0 if adopted is None else measure(adopted).parameters)
+    before = workload_of(conv).parameters + (
+        0 if adopted is None else workload_of(adopted).parameters
+    )
     place(target, site.conv, made)
     if norm is not None and adopted is not None:
         place(target, cast(str, site.norm), tail_of(norm, site.tail))
     detail = f"becomes {type(made).__name__}"
-    return Fold(site.conv, "expand", detail, before, measure(made).parameters)
+    return Fold(site.conv, "expand", detail, before, workload_of(made).parameters)
 
 
 def _made(build: Builder, conv: nn.Module) -> nn.Module:

@@ -80,15 +80,6 @@ def remember(block: nn.Module, conv: nn.Module, norm: nn.Module | None, site: Si
     )
 
 
-def forget(module: nn.Module) -> None:
-    """Make a block an ordinary module again.
-
-    Examples:
-        >>> forget(nn.ReLU())
-    """
-    module.__dict__.pop(_ATTRIBUTE, None)
-
-
 def hollow(module: nn.Module) -> nn.Module:
     """Return a copy of a layer without its tensors and children.
 

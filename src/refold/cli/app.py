@@ -21,6 +21,7 @@ from refold.cli.expand import collapse, expand
 from refold.cli.inspect import inspect
 from refold.cli.interrupts import INTERRUPTED, Interrupts
 from refold.cli.models import models
+from refold.cli.options import spread
 from refold.cli.predict import predict
 from refold.cli.prune import prune
 from refold.cli.report import report
@@ -88,7 +89,7 @@ def _apart(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _command, _example in EXAMPLES.items():
-    app.command(epilog=f"Example: {_example}")(_apart(_command))
+    app.command(epilog=f"Example: {_example}")(_apart(spread(_command)))
 
 
 def _print_version(wanted: bool) -> None:

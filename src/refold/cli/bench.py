@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +28,17 @@ Runtime = Annotated[
         help=f"{RUNTIME_NAMES}; repeat for several. Default: eager; onnxruntime for .onnx files.",
     ),
 ]
+Measure = Annotated[bool, typer.Option("--measure", help="Also time the network before and after.")]
+
+
+def measured_in(default: str) -> Any:
+    """Return the option that says where `--measure` times a network."""
+    return typer.Option(
+        "--runtime",
+        help=f"For --measure: {RUNTIME_NAMES}; repeat for several. Default: {default}.",
+    )
+
+
 Batches = Annotated[
     str, typer.Option("--batch", metavar="N[,N...]", help="Batch size, or several: 1,8,32.")
 ]
@@ -61,15 +71,9 @@ Plot = Annotated[
 
 
 def bench(
-    model: options.Model,
-    checkpoint: options.Checkpoint = None,
-    weights_key: options.WeightsKey = None,
-    num_classes: options.NumClasses = None,
-    input_size: options.InputSize = None,
+    network: Annotated[options.Network, options.without("batch")],
     batch: Batches = "1",
     size: Sizes = None,
-    seed: options.Seed = 0,
-    live_statistics: options.LiveStatistics = None,
     allow_growth: options.AllowGrowth = False,
     runtime: Runtime = None,
     rounds: Rounds = ROUNDS,
@@ -81,21 +85,18 @@ def bench(
     as_json: options.Json = False,
 ) -> None:
     """Time a network before and after folding, in turn, and say how sure the difference is."""
-    if size is not None and input_size and len(input_size) > 1:
+    if size is not None and len(network.input_size or ()) > 1:
         raise InputError("--size is for networks with one input: give --input-size alone")
     picture = None if plot is None else check_destination(plot, (".svg", ".png", ".pdf"))
     batches = numbers("--batch", batch)
     sizes = [None] if size is None else numbers("--size", size)
-    source = options.Source(
-        model, checkpoint, input_size, batches[0], seed, live_statistics, weights_key, num_classes
-    )
-    if is_onnx(model):
-        check_options(model, locals())
+    if is_onnx(network.model):
+        check_options(network, locals())
     tables: list[BenchmarkTable] = []
     for side in sizes:
         for number in batches:
-            given = replace(source, batch=number, input_size=resized(input_size, side))
-            if is_onnx(model):
+            given = replace(network, batch=number, input_size=resized(network.input_size, side))
+            if is_onnx(network.model):
                 runtimes = tuple(runtime or ("onnxruntime",))
                 tables.append(bench_onnx(given, runtimes, rounds, allow_growth))
             else:
@@ -129,7 +130,7 @@ def numbers(option: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def resized(input_size: Sequence[str] | None, side: int | None) -> Sequence[str] | None:
+def resized(input_size: list[str] | None, side: int | None) -> list[str] | None:
     """Return the size of the input with another height and width; None for its own.
 
     Examples:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refold.cli import options, shipping
+from refold.cli import options
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import check_destination
 from refold.cli.onnx_model import convert_onnx, is_onnx
@@ -48,23 +48,12 @@ _NO_EPS = "--norm-eps is only for weights alone: a network already states the ep
 
 
 def convert(
-    model: options.Model,
     output: Out,
-    checkpoint: options.Checkpoint = None,
-    weights_key: options.WeightsKey = None,
-    num_classes: options.NumClasses = None,
-    input_size: options.InputSize = None,
-    batch: options.Batch = 1,
-    seed: options.Seed = 0,
-    live_statistics: options.LiveStatistics = None,
+    network: options.Network,
+    wishes: Wishes,
     allow_growth: options.AllowGrowth = False,
     drop_unused: options.DropUnused = False,
     tuning: TuningFile = None,
-    dynamic: shipping.Dynamic = None,
-    opset: shipping.Opset = None,
-    input_names: shipping.InputNames = None,
-    output_names: shipping.OutputNames = None,
-    half: shipping.Half = False,
     norm_eps: NormEps = None,
     report: options.Report = None,
     as_json: options.Json = False,
@@ -75,21 +64,18 @@ def convert(
     RepLKNet, RepMLP, timm's) becomes one of the same layout in deploy form. An .onnx file, whoever
     wrote it, becomes an .onnx or .xml file with fewer nodes.
     """
-    if is_weights(model):
-        given = bool(checkpoint or input_size or report or tuning)
-        convert_weights(Path(model), output, given, weights_key, norm_eps, as_json=as_json)
+    if is_weights(network.model):
+        given = bool(network.checkpoint or network.input_size or report or tuning)
+        file, key = Path(network.model), network.weights_key
+        convert_weights(file, output, given, key, norm_eps, as_json=as_json)
         return
-    if is_onnx(model):
-        convert_onnx(model, output, locals())
+    if is_onnx(network.model):
+        convert_onnx(network, output, locals() | vars(wishes))
         return
     if norm_eps is not None:
         raise InputError(_NO_EPS)
     place, page = check_destination(output), check_page(report)
-    subject = prepare(
-        options.Source(
-            model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
-        )
-    )
+    subject = prepare(network)
     wanted = {"allow_growth": allow_growth, "drop_unused": drop_unused}
     make, again = _makers(tuning, subject, wanted)
     with step("fold"):
@@ -97,7 +83,6 @@ def convert(
         folded = plan.apply()
     with step("verify in float64"):
         proof = prove(subject, folded, again)
-    wishes = Wishes(dynamic, opset, input_names, output_names, half)
     done = ship(folded, output, place, subject, wishes=wishes, provenance=_origin(plan, proof))
     write_page(page, subject, plan, proof, fold=again)
     before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)
@@ -106,7 +91,7 @@ def convert(
         outcome |= {"inputs": dict(done.shapes), "notes": list(done.notes)}
         print_json(outcome | record(plan, before, after) | {"unrun": list(plan.unrun)})
         return
-    table(f"{model} -> {output}", ["", "before", "after"], size_rows(before, after))
+    table(f"{network.model} -> {output}", ["", "before", "after"], size_rows(before, after))
     say(f"folds: {len(plan.steps)}", *kept_lines(plan.kept), *unrun_lines(plan))
     say_proof(proof)
     note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")

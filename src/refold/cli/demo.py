@@ -15,7 +15,7 @@ from refold.cli.demo_photos import PHOTOGRAPHS, labels, photographs, top5
 from refold.cli.demo_story import ROUNDS, RUNTIMES, tell_story
 from refold.cli.proof import prove
 from refold.cli.subject import Subject
-from refold.cli.summary import Size, size_of
+from refold.cli.summary import NetworkSize, size_of
 from refold.errors import InputError, NotEquivalentError
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class Findings:
     """What the demo measured on one network."""
 
     name: str
-    before: Size
-    after: Size
+    before: NetworkSize
+    after: NetworkSize
     error: float
     timings: BenchmarkTable
 

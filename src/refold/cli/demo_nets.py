@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refold.cli.options import Source
+from refold.cli.options import Network
 from refold.cli.subject import Subject, prepare
 from refold.errors import InputError, MissingDependencyError
 
@@ -38,7 +38,7 @@ def subject_of(net: DemoNet, seed: int) -> Subject:
     if net.is_trained:
         return _trained(net)
     size = f"3x{net.side}x{net.side}"
-    return prepare(Source(f"timm:{net.name}", input_size=(size,), seed=seed, live_statistics=True))
+    return prepare(Network(f"timm:{net.name}", input_size=[size], seed=seed, live_statistics=True))
 
 
 def _trained(net: DemoNet) -> Subject:

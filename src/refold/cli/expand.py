@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,7 @@ from refold.cli import options
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import WEIGHTS, check_destination, whole
 from refold.cli.subject import Subject, check_finite, prepare
-from refold.cli.summary import Size, kept_lines, record, size_of, size_rows
+from refold.cli.summary import NetworkSize, kept_lines, record, size_of, size_rows
 from refold.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from refold.account import Account
 
+_FIXED = ("weights_key", "batch", "live_statistics")
+Own = Annotated[options.Network, options.without(*_FIXED)]
+Stock = Annotated[options.Network, options.without("checkpoint", *_FIXED)]
 Block = Annotated[
     str,
     typer.Option(
@@ -50,14 +53,11 @@ Expanded = Annotated[
 
 
 def expand(
-    model: options.Model,
     output: Out,
+    *,
     block: Block = "dbb",
     where: Where = None,
-    checkpoint: options.Checkpoint = None,
-    num_classes: options.NumClasses = None,
-    input_size: options.InputSize = None,
-    seed: options.Seed = 0,
+    network: Own,
     as_json: options.Json = False,
 ) -> None:
     """Put training-time branches into a network and write its weights.
@@ -68,7 +68,7 @@ def expand(
     import refold
 
     place = check_destination(output, WEIGHTS)
-    subject = _prepare(model, checkpoint, input_size, seed, num_classes)
+    subject = prepare(replace(network, live_statistics=False))  # its weights will be written
     wide, done = _expanded(subject, block, where)
     with step("verify"):
         proof = refold.verify(subject.model, wide, subject.example_inputs).check()
@@ -78,7 +78,7 @@ def expand(
         outcome = {"output": str(output), "proof": proof.to_dict()}
         print_json(outcome | record(done, before, after))
         return
-    table(f"{model} -> {output}", ["", "before", "after"], size_rows(before, after))
+    table(f"{network.model} -> {output}", ["", "before", "after"], size_rows(before, after))
     say(*(f"{one.where} {one.detail}" for one in done.steps))
     say(f"blocks: {len(done.steps)}", *kept_lines(done.kept))
     say(f"equal: largest error {proof.max_rel_error:.1e}")
@@ -86,14 +86,12 @@ def expand(
 
 
 def collapse(
-    model: options.Model,
     output: Out,
     checkpoint: Expanded,
+    *,
     block: Block = "dbb",
     where: Where = None,
-    num_classes: options.NumClasses = None,
-    input_size: options.InputSize = None,
-    seed: options.Seed = 0,
+    network: Stock,
     as_json: options.Json = False,
 ) -> None:
     """Turn the weights of an expanded network into those of the network it came from.
@@ -105,10 +103,10 @@ def collapse(
 
     place = check_destination(output, WEIGHTS)
     weights = whole(checkpoint)
-    subject = _prepare(model, None, input_size, seed, num_classes)
+    subject = prepare(replace(network, live_statistics=False))
     wide, _ = _expanded(subject, block, where)
     with step(f"load {checkpoint}"):
-        notes = _load(wide, weights, f"{model} with --block {block}")
+        notes = _load(wide, weights, f"{network.model} with --block {block}")
     for remark in notes:
         note(f"{checkpoint}: {remark}")
     with step("collapse"):
@@ -124,22 +122,6 @@ def collapse(
     table(f"{checkpoint} -> {output}", ["", "before", "after"], size_rows(before, after))
     say(f"equal: largest error {proof.max_rel_error:.1e}")
     note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
-
-
-def _prepare(
-    model: str,
-    checkpoint: Path | None,
-    input_size: list[str] | None,
-    seed: int,
-    num_classes: int | None,
-) -> Subject:
-    """Return the network with its own weights, which are going to be written."""
-    return prepare(
-        options.Source(
-            model, checkpoint, input_size, seed=seed, live_statistics=False,
-            num_classes=num_classes,
-        )
-    )  # fmt: skip
 
 
 def _expanded(subject: Subject, block: str, where: list[str] | None) -> tuple[nn.Module, Account]:
@@ -168,10 +150,10 @@ def _load(wide: nn.Module, checkpoint: Path, what: str) -> tuple[str, ...]:
     return report.notes
 
 
-def _size(model: nn.Module, subject: Subject) -> Size:
-    from refold.workload import measure
+def _size(model: nn.Module, subject: Subject) -> NetworkSize:
+    from refold.workload import workload_of
 
-    return size_of(model, measure(model, subject.example_inputs))
+    return size_of(model, workload_of(model, subject.example_inputs))
 
 
 def _write(model: nn.Module, output: Path) -> None:

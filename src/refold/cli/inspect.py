@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,13 +23,7 @@ FILES = (".xml", ".safetensors")
 
 
 def inspect(
-    model: options.Model,
-    checkpoint: options.Checkpoint = None,
-    weights_key: options.WeightsKey = None,
-    num_classes: options.NumClasses = None,
-    input_size: options.InputSize = None,
-    batch: options.Batch = 1,
-    seed: options.Seed = 0,
+    network: Annotated[options.Network, options.without("live_statistics")],
     allow_growth: options.AllowGrowth = False,
     every: Annotated[
         bool, typer.Option("--all", help="List every step and refusal instead of summing up.")
@@ -51,16 +44,16 @@ def inspect(
     """Show what would be folded, what is refused, and why; of a file, where it comes from."""
     import refold
 
+    model = network.model
     if is_onnx(model):
-        check_options(model, locals())
+        check_options(network, locals())
         kept = inspect_onnx(model, allow_growth=allow_growth, as_json=as_json).kept
         say(*why_lines(kept if why and not as_json else ()))
         return _code(kept, fail_on_refusal)
     if model.lower().endswith(FILES):
         say_provenance(Path(model), as_json)
         return 0
-    source = options.Source(model, checkpoint, input_size, batch, seed)
-    subject = prepare(replace(source, weights_key=weights_key, num_classes=num_classes))
+    subject = prepare(network)
     with step("plan"):
         plan = refold.plan(
             subject.model,

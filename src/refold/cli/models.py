@@ -102,7 +102,7 @@ def _record(name: str, progress: str) -> dict[str, Any]:
 
     import refold
     from refold.cli.subject import stated_size
-    from refold.workload import measure
+    from refold.workload import workload_of
 
     record: dict[str, Any] = {"name": name}
     with spinner(f"{name} ({progress})"), torch.device("meta"):
@@ -112,6 +112,6 @@ def _record(name: str, progress: str) -> dict[str, Any]:
             except MissingDependencyError as error:
                 return {"name": name, "missing": str(error)}
             record["input_size"] = stated_size(model)
-            work = measure(model, torch.empty(1, *stated_size(model)))
+            work = workload_of(model, torch.empty(1, *stated_size(model)))
             record[form] = {"parameters": work.parameters, "macs": work.macs}
     return record

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from refold.cli.console import note, print_json, say, say_block, step, table
 from refold.cli.destination import check_destination
-from refold.cli.options import Source
+from refold.cli.options import Network
 from refold.cli.shipping import say_provenance
 from refold.cli.subject import parse_size
 from refold.cli.summary import kept_lines
@@ -28,23 +28,25 @@ def is_onnx(model: str) -> bool:
     return model.lower().endswith(".onnx")
 
 
-def check_options(model: str, given: dict[str, Any]) -> None:
+def check_options(network: Network, given: dict[str, Any]) -> None:
     """Refuse options that say how to build or export a network.
 
     Args:
-        model: the file.
-        given: the arguments of the command by name.
+        network: names the file.
+        given: the other arguments of the command by name.
 
     Raises:
         InputError: naming them.
     """
-    chosen = [name for name in _OF_NETWORKS if given.get(name)]
+    asked = given | vars(network)
+    chosen = [name for name in _OF_NETWORKS if asked.get(name)]
     if given.get("device", "cpu") != "cpu":
         chosen.append("device")
     wrong = [f"--{name.replace('_', '-')}" for name in chosen]
     if wrong:
         raise InputError(
-            f"{model} is a finished file: {', '.join(wrong)} cannot change it; leave that out"
+            f"{network.model} is a finished file: {', '.join(wrong)} cannot change it; "
+            "leave that out"
         )
 
 
@@ -54,15 +56,16 @@ _OF_NETWORKS = (
 )
 
 
-def convert_onnx(model: str, output: Path, given: dict[str, Any]) -> None:
+def convert_onnx(network: Network, output: Path, given: dict[str, Any]) -> None:
     """Fold an .onnx file into another, or into OpenVINO's format.
 
     Args:
-        model: the file.
+        network: names the file.
         output: what to write.
-        given: the arguments of the command by name.
+        given: the other arguments of the command by name.
     """
-    check_options(model, given)
+    check_options(network, given)
+    model = network.model
     place = check_destination(output, SUFFIXES)
     with step("fold, and run both files"):
         report = _written(Path(model), place, given["allow_growth"])
@@ -148,7 +151,7 @@ def _difference(out: Path, trial: Trial) -> str:
 
 
 def bench_onnx(
-    source: Source, runtimes: tuple[str, ...], rounds: int, allow_growth: bool
+    network: Network, runtimes: tuple[str, ...], rounds: int, allow_growth: bool
 ) -> BenchmarkTable:
     """Time an .onnx file before and after folding, in turn."""
     import torch
@@ -160,16 +163,16 @@ def bench_onnx(
     unknown = [runtime for runtime in runtimes if runtime not in FILE_RUNTIMES]
     if unknown:
         raise InputError(
-            f"--runtime {unknown[0]} does not run {source.model}: "
+            f"--runtime {unknown[0]} does not run {network.model}: "
             f"give one of {', '.join(FILE_RUNTIMES)}"
         )
-    sizes = [parse_size(text) for text in source.input_size or ()]
-    arrays = inputs_for(read(source.model), sizes, source.batch, source.seed)
+    sizes = [parse_size(text) for text in network.input_size or ()]
+    arrays = inputs_for(read(network.model), sizes, network.batch, network.seed)
     with tempfile.TemporaryDirectory(prefix="refold-") as folder:
         folded = Path(folder) / "folded.onnx"
         with step("fold"):
-            refold.fold_onnx(source.model, folded, allow_growth=allow_growth)
+            refold.fold_onnx(network.model, folded, allow_growth=allow_growth)
         with step("time"):
             inputs = tuple(torch.from_numpy(array) for array in arrays.values())
-            files = {"before": Path(source.model), "after": folded}
+            files = {"before": Path(network.model), "after": folded}
             return benchmark_files(files, inputs, runtimes, rounds=rounds)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+
+Result = TypeVar("Result")
 
 MODEL_HELP = (
     "One of our names, timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, or an "
@@ -80,18 +85,63 @@ Report = Annotated[
         help="Also write an HTML page that shows what happened, layer by layer.",
     ),
 ]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change any key of the recipe; repeatable."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @dataclass(frozen=True)
-class Source:
+class Network:
     """Which network to build, with which weights, and what to feed it."""
 
-    model: str
-    checkpoint: Path | None = None
-    input_size: Sequence[str] | None = None
-    batch: int = 1
-    seed: int = 0
-    live_statistics: bool | None = None
-    weights_key: str | None = None
-    num_classes: int | None = None
+    model: Model
+    checkpoint: Checkpoint = None
+    weights_key: WeightsKey = None
+    num_classes: NumClasses = None
+    input_size: InputSize = None
+    batch: Batch = 1
+    seed: Seed = 0
+    live_statistics: LiveStatistics = None
+
+
+def without(*names: str) -> frozenset[str]:
+    """Say beside an options class which of its fields a command does not ask for."""
+    return frozenset(names)
+
+
+def spread(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Return a command that is asked for each field of the options classes it takes.
+
+    A class such as `Network` declares options that several commands share: its fields stand in the
+    command's signature, as typer reads it, where the parameter of that class stands in the source.
+    """
+    asked: list[Parameter] = []
+    groups: dict[str, tuple[type, list[str]]] = {}
+    hints = get_type_hints(command, include_extras=True)
+    for name, parameter in signature(command).parameters.items():
+        hint = hints[name]
+        group, *left_out = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if isinstance(group, type) and is_dataclass(group):
+            own = [part for part in _parameters(group) if part.name not in chain(*left_out)]
+            groups[name] = group, [part.name for part in own]
+            asked += own
+        else:
+            asked.append(parameter.replace(annotation=hint, kind=Parameter.KEYWORD_ONLY))
+
+    @wraps(command)
+    def run(**given: Any) -> Result:
+        for name, (group, parts) in groups.items():
+            given[name] = group(**{part: given.pop(part) for part in parts})
+        return command(**given)
+
+    run.__signature__ = Signature(asked)  # type: ignore[attr-defined]
+    run.__annotations__ = {part.name: part.annotation for part in asked}
+    return run
+
+
+def _parameters(group: type) -> list[Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    parts = signature(group).parameters.values()
+    return [x.replace(annotation=hints[x.name], kind=Parameter.KEYWORD_ONLY) for x in parts]

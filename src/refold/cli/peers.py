@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from refold.cli.subject import Subject
@@ -22,13 +23,17 @@ def peers_of(subject: Subject) -> tuple[dict[str, nn.Module], list[str]]:
     """
     made: dict[str, nn.Module] = {}
     missing: list[str] = []
-    makers: dict[str, Callable[[Subject], nn.Module | None]] = {
-        "timm": _timm, "timm + fx.fuse": _fx, "switch_to_deploy": _switched, "plain": _plain,
-    }  # fmt: skip
+    converted = cache(partial(_converted, subject.model))
+    makers: dict[str, Callable[[], nn.Module | None]] = {
+        "timm": converted,
+        "timm + fx.fuse": lambda: _fused(converted()),
+        "switch_to_deploy": partial(_switched, subject.model),
+        "plain": partial(_plain, subject),
+    }
     for name, make in makers.items():
         try:
-            found = make(subject)
-            if found is None:
+            found = make()
+            if found is None or (name.startswith("timm") and _is_unchanged(subject.model, found)):
                 continue
             error = 0.0 if name == "plain" else _difference(subject, found)
         except Exception as reason:  # whatever a peer cannot do is a result, not an accident
@@ -41,23 +46,21 @@ def peers_of(subject: Subject) -> tuple[dict[str, nn.Module], list[str]]:
     return made, missing
 
 
-def _timm(subject: Subject) -> nn.Module | None:
+def _converted(model: nn.Module) -> nn.Module:
     from timm.utils.model import reparameterize_model
 
-    return _if_changed(subject.model, reparameterize_model(copy.deepcopy(subject.model)))
+    return reparameterize_model(copy.deepcopy(model)).eval()
 
 
-def _fx(subject: Subject) -> nn.Module | None:
-    from timm.utils.model import reparameterize_model
+def _fused(model: nn.Module) -> nn.Module:
     from torch.fx.experimental.optimization import fuse
 
-    copied = reparameterize_model(copy.deepcopy(subject.model))
-    return _if_changed(subject.model, fuse(copied.eval()))
+    return fuse(model)  # which works on a copy
 
 
-def _switched(subject: Subject) -> nn.Module | None:
+def _switched(model: nn.Module) -> nn.Module | None:
     """Call what many authors' blocks have for the end of training."""
-    copied = copy.deepcopy(subject.model)
+    copied = copy.deepcopy(model)
     blocks = [part for part in copied.modules() if hasattr(part, "switch_to_deploy")]
     for block in blocks:
         switch: Any = block.switch_to_deploy
@@ -76,8 +79,8 @@ def _plain(subject: Subject) -> nn.Module | None:
     return refold.create_model(subject.name, deploy=True, **options).eval()
 
 
-def _if_changed(before: nn.Module, after: nn.Module) -> nn.Module | None:
-    return after if len(list(after.modules())) != len(list(before.modules())) else None
+def _is_unchanged(before: nn.Module, after: nn.Module) -> bool:
+    return len(list(after.modules())) == len(list(before.modules()))
 
 
 def _difference(subject: Subject, other: nn.Module) -> float:

@@ -15,7 +15,7 @@ from refold.cli.console import complain, note, print_json, say, step, table
 from refold.errors import InputError
 
 if TYPE_CHECKING:
-    from refold.training.run.answers import Answer
+    from refold.training.run.prediction import Answer
 
 Place = Annotated[
     Path,
@@ -48,7 +48,7 @@ def predict(
     Classification names the likeliest classes; segmentation writes a coloured mask for each image;
     embeddings are printed by --json and --csv, else how alike each image is to the first.
     """
-    from refold.training.run.answers import predict as run
+    from refold.training.run.prediction import predict as run
 
     if as_csv and as_json:
         raise InputError("give either --csv or --json")

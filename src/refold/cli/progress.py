@@ -10,14 +10,14 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from refold.cli.console import count, err, line, note
-from refold.training import Plan, Reporter
 from refold.training import Progress as Place
+from refold.training import Reporter, RunPlan
 
 QUIET_SECONDS = 30.0  # between the lines of an epoch where there is no terminal
 _JUDGEMENTS = {"val_top1": "top-1", "val_miou": "mIoU", "val_verification": "verification"}
 
 
-def _begun(plan: Plan) -> None:
+def _begun(plan: RunPlan) -> None:
     shape = "x".join(map(str, plan.image))
     note(
         f"{plan.model}, {count(plan.parameters)} parameters, on {plan.processes} x {plan.device}; "
@@ -67,7 +67,7 @@ class LineReporter(Reporter):
     def __init__(self) -> None:
         self._epochs, self._said = 0, time.monotonic()
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, plan: RunPlan) -> None:
         """Announce the run."""
         self._epochs, self._said = plan.epochs, time.monotonic()
         _begun(plan)
@@ -109,7 +109,7 @@ class RichReporter(Reporter):
         self._task: TaskID | None = None
         self._epochs = 0
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, plan: RunPlan) -> None:
         """Announce the run, and show the bar."""
         self._epochs = plan.epochs
         _begun(plan)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refold.cli import options
-from refold.cli.bench import RUNTIME_NAMES
+from refold.cli.bench import Measure, measured_in
 from refold.cli.console import count, note, print_json, say, say_block, step, table
 from refold.cli.destination import check_destination
 from refold.cli.page import check_page, write_page
@@ -81,21 +81,11 @@ Remove = Annotated[
         help="Remove residuals first, so that channels which a sum ties together can go, too.",
     ),
 ]
-
-Measure = Annotated[
-    bool, typer.Option("--measure", help="Also time the network with those channels and without.")
-]
-Runtime = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--runtime",
-        help=f"For --measure: {RUNTIME_NAMES}; repeat for several. Default: onnxruntime.",
-    ),
-]
+Runtime = Annotated[list[str] | None, measured_in("onnxruntime")]
 
 
 def prune(
-    model: options.Model,
+    *,
     ratio: Ratio = None,
     threshold: Threshold = None,
     macs: Macs = None,
@@ -107,13 +97,7 @@ def prune(
     measure: Measure = False,
     runtime: Runtime = None,
     output: options.Output = None,
-    checkpoint: options.Checkpoint = None,
-    weights_key: options.WeightsKey = None,
-    num_classes: options.NumClasses = None,
-    input_size: options.InputSize = None,
-    batch: options.Batch = 1,
-    seed: options.Seed = 0,
-    live_statistics: options.LiveStatistics = None,
+    network: options.Network,
     report: options.Report = None,
     as_json: options.Json = False,
 ) -> None:
@@ -125,11 +109,7 @@ def prune(
     if all(target is None for target in targets.values()):
         raise InputError("pass --ratio, --threshold, --macs or --params, such as --ratio 0.5")
     place, page = None if output is None else check_destination(output), check_page(report)
-    subject = prepare(
-        options.Source(
-            model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
-        )
-    )
+    subject = prepare(network)
     with step("choose and drop channels"):
         done = pruning(
             subject.model,
@@ -141,7 +121,7 @@ def prune(
             remove_residuals=remove_residuals,
         )
     if not as_json:
-        _say_cost(done, model)
+        _say_cost(done, network.model)
     with step("verify in float64"):
         fold = partial(drop_dead_channels, round_to=round_to)
         masked = replace(subject, model=done.masked)

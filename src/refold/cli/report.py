@@ -24,15 +24,8 @@ Measure = Annotated[
 
 
 def report(
-    model: options.Model,
     output: Out,
-    checkpoint: options.Checkpoint = None,
-    weights_key: options.WeightsKey = None,
-    num_classes: options.NumClasses = None,
-    input_size: options.InputSize = None,
-    batch: options.Batch = 1,
-    seed: options.Seed = 0,
-    live_statistics: options.LiveStatistics = None,
+    network: options.Network,
     allow_growth: options.AllowGrowth = False,
     measure: Measure = False,
 ) -> None:
@@ -44,11 +37,7 @@ def report(
     import refold
 
     place = check_page(output)
-    subject = prepare(
-        options.Source(
-            model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
-        )
-    )
+    subject = prepare(network)
     with step("fold"):
         plan = refold.plan(subject.model, subject.example_inputs, allow_growth=allow_growth)
     fold = partial(refold.reparameterize, allow_growth=allow_growth)

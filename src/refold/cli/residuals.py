@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refold.cli import options
-from refold.cli.bench import RUNTIME_NAMES
+from refold.cli.bench import Measure, measured_in
 from refold.cli.console import note, print_json, say, say_block, step, table
 from refold.cli.destination import check_destination
 from refold.cli.page import check_page, write_page
@@ -30,26 +30,13 @@ SLOWER = (
 Strict = Annotated[
     bool, typer.Option("--strict", help="Fail and write nothing if a residual has to stay.")
 ]
-Measure = Annotated[bool, typer.Option("--measure", help="Also time the network with and without.")]
-Runtime = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--runtime",
-        help=f"For --measure: {RUNTIME_NAMES}; repeat for several. Default: eager.",
-    ),
-]
+Runtime = Annotated[list[str] | None, measured_in("eager")]
 
 
 def remove_residuals(
-    model: options.Model,
+    *,
     output: options.Output = None,
-    checkpoint: options.Checkpoint = None,
-    weights_key: options.WeightsKey = None,
-    num_classes: options.NumClasses = None,
-    input_size: options.InputSize = None,
-    batch: options.Batch = 1,
-    seed: options.Seed = 0,
-    live_statistics: options.LiveStatistics = None,
+    network: options.Network,
     strict: Strict = False,
     measure: Measure = False,
     runtime: Runtime = None,
@@ -62,17 +49,13 @@ def remove_residuals(
     from refold.residuals import removal
 
     place, page = None if output is None else check_destination(output), check_page(report)
-    subject = prepare(
-        options.Source(
-            model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
-        )
-    )
+    subject = prepare(network)
     with step("fold and remove residuals"):
         done = removal(subject.model, subject.example_inputs)
     if strict:
         require_none(done.kept)
     if not as_json:
-        _say_cost(done, model)
+        _say_cost(done, network.model)
     with step("verify in float64"):
         both = prove(subject, done.model, refold.remove_residuals)
     proof = both.exact

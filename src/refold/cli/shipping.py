@@ -57,11 +57,11 @@ Half = Annotated[
 class Wishes:
     """What a user asks of a file, in the words of the command line."""
 
-    dynamic: Sequence[str] | None = None
-    opset: int | None = None
-    input_names: str | None = None
-    output_names: str | None = None
-    half: bool = False
+    dynamic: Dynamic = None
+    opset: Opset = None
+    input_names: InputNames = None
+    output_names: OutputNames = None
+    half: Half = False
 
 
 def ship(

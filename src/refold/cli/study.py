@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from refold.cli import options
 from refold.cli.console import note, say, say_block
 
 Name = Annotated[
@@ -39,10 +40,6 @@ Only = Annotated[
 Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, help="Passes over the images, of every run.")
 ]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change any key of the recipe; repeatable."),
-]
 
 
 def study(
@@ -53,7 +50,7 @@ def study(
     data: Data = None,
     only: Only = None,
     epochs: Epochs = None,
-    changes: Changes = None,
+    changes: options.Changes = None,
 ) -> None:
     """Train the variants of an article's comparison with several seeds; print and plot them.
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from refold.cli.console import note, step
-from refold.cli.live import enliven
-from refold.cli.options import Source
+from refold.cli.live_statistics import enliven
+from refold.cli.options import Network
 from refold.errors import InputError, one_line
 from refold.sources.guest import describe, place_of, restored
 from refold.sources.networks import build, is_zoo
@@ -29,7 +29,7 @@ class Subject:
     example_inputs: tuple[torch.Tensor, ...]
 
 
-def prepare(source: Source) -> Subject:
+def prepare(network: Network) -> Subject:
     """Build, load and enliven the network of a command, and run it once on its example.
 
     Raises:
@@ -39,24 +39,24 @@ def prepare(source: Source) -> Subject:
 
     import refold
 
-    torch.manual_seed(source.seed)
+    torch.manual_seed(network.seed)
     notes: tuple[str, ...] = ()
-    with step(f"build {source.model}"):
-        model, exported_inputs = build(source.model, source.num_classes)
-        if source.checkpoint is not None:
-            report = refold.load_checkpoint(model, source.checkpoint, key=source.weights_key)
+    with step(f"build {network.model}"):
+        model, exported_inputs = build(network.model, network.num_classes)
+        if network.checkpoint is not None:
+            report = refold.load_checkpoint(model, network.checkpoint, key=network.weights_key)
             notes = report.notes
-        check_finite(model, source.model)
-        example_inputs = examples(model, source)
-        if exported_inputs is not None and not source.input_size:
+        check_finite(model, network.model)
+        example_inputs = examples(model, network)
+        if exported_inputs is not None and not network.input_size:
             example_inputs = exported_inputs
-        check_runs(model, example_inputs, source.model)
-        untrained = is_zoo(source.model) and source.checkpoint is None
-        wanted = untrained if source.live_statistics is None else source.live_statistics
-        enlivened = enliven(model, example_inputs, source.seed) if wanted else 0
+        check_runs(model, example_inputs, network.model)
+        untrained = is_zoo(network.model) and network.checkpoint is None
+        wanted = untrained if network.live_statistics is None else network.live_statistics
+        enlivened = enliven(model, example_inputs, network.seed) if wanted else 0
     for remark in notes:
-        note(f"{source.checkpoint}: {remark}")
-    is_given = bool(source.input_size) or exported_inputs is not None
+        note(f"{network.checkpoint}: {remark}")
+    is_given = bool(network.input_size) or exported_inputs is not None
     if not is_given and stated(model) is None:
         assumed = "x".join(map(str, example_inputs[0].shape[1:]))
         note(f"the input is assumed to be {assumed}, as nothing says its size (--input-size)")
@@ -64,7 +64,7 @@ def prepare(source: Source) -> Subject:
         note(
             f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps theirs)"
         )
-    return Subject(source.model, model, example_inputs)
+    return Subject(network.model, model, example_inputs)
 
 
 def parse_size(text: str) -> tuple[int, ...]:
@@ -83,15 +83,15 @@ def parse_size(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def examples(model: nn.Module, source: Source) -> tuple[torch.Tensor, ...]:
+def examples(model: nn.Module, network: Network) -> tuple[torch.Tensor, ...]:
     """Return random inputs of the asked sizes, else of the sizes that the network itself states."""
     import torch
 
-    generator = torch.Generator().manual_seed(source.seed)
-    sizes = [parse_size(text) for text in source.input_size or ()] or [stated_size(model)]
+    generator = torch.Generator().manual_seed(network.seed)
+    sizes = [parse_size(text) for text in network.input_size or ()] or [stated_size(model)]
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return tuple(
-        torch.randn((source.batch, *size), generator=generator).to(dtype) for size in sizes
+        torch.randn((network.batch, *size), generator=generator).to(dtype) for size in sizes
     )
 
 

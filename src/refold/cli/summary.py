@@ -21,7 +21,7 @@ COSTLIER = "exact, but needs more multiply-adds (--allow-growth makes it)"
 
 
 @dataclass(frozen=True)
-class Size:
+class NetworkSize:
     """How big a network is."""
 
     layers: int  # convolutions and linear layers
@@ -30,7 +30,7 @@ class Size:
     macs: int | None
 
 
-def size_of(model: nn.Module, cost: Workload) -> Size:
+def size_of(model: nn.Module, cost: Workload) -> NetworkSize:
     """Count the layers of a network; its cost was counted by the plan."""
     from torch import nn
     from torch.nn.modules.conv import _ConvNd
@@ -41,10 +41,10 @@ def size_of(model: nn.Module, cost: Workload) -> Size:
         any(name == "running_mean" for name, _ in module.named_buffers(recurse=False))
         for module in modules
     )
-    return Size(layers, norms, cost.parameters, cost.macs)
+    return NetworkSize(layers, norms, cost.parameters, cost.macs)
 
 
-def size_rows(before: Size, after: Size) -> list[list[str]]:
+def size_rows(before: NetworkSize, after: NetworkSize) -> list[list[str]]:
     """Return the rows of a table: what, before, after."""
     return [
         ["convolutions and linear layers", str(before.layers), str(after.layers)],
@@ -104,7 +104,7 @@ def unrun_lines(plan: Plan) -> list[str]:
     return [f"no recorded call runs {names} (--drop-unused leaves it out)"]
 
 
-def record(account: Account, before: Size, after: Size) -> dict[str, Any]:
+def record(account: Account, before: NetworkSize, after: NetworkSize) -> dict[str, Any]:
     """Return an account as plain data for JSON, with the sizes that the table shows."""
     data = account.to_dict()
     return {

@@ -96,10 +96,6 @@ RateFactors = Annotated[
 ]  # fmt: skip
 ImageSize = Annotated[int | None, typer.Option("--image-size", min=1, help="Side of the images.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change any key of the recipe; repeatable."),
-]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Continue the run in RUN; other options must match its own."),
@@ -156,7 +152,7 @@ def train(
     lr_factor: RateFactors = None,
     image_size: ImageSize = None,
     seed: Seed = None,
-    changes: Changes = None,
+    changes: options.Changes = None,
     resume: Resume = False,
     data_changed: DataChanged = False,
     dry_run: DryRun = False,

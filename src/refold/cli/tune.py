@@ -30,15 +30,9 @@ Trials = Annotated[
 
 
 def tune(
-    model: options.Model,
+    *,
     output: Out = None,
-    checkpoint: options.Checkpoint = None,
-    weights_key: options.WeightsKey = None,
-    num_classes: options.NumClasses = None,
-    input_size: options.InputSize = None,
-    batch: options.Batch = 1,
-    seed: options.Seed = 0,
-    live_statistics: options.LiveStatistics = None,
+    network: options.Network,
     runtime: Runtime = "eager",
     rounds: Rounds = 30,
     trials: Trials = 12,
@@ -54,11 +48,7 @@ def tune(
     from refold.tuning import save_tuning
 
     place = None if output is None else check_destination(output, (".json",))
-    subject = prepare(
-        options.Source(
-            model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
-        )
-    )
+    subject = prepare(network)
     with step(f"tune for {runtime}"):
         found = refold.tune(
             subject.model, subject.example_inputs, runtime=runtime, rounds=rounds, trials=trials
@@ -70,4 +60,5 @@ def tune(
         return
     say_block(str(found))
     if output is not None:
-        note(f"wrote {output}; refold convert {model} --tuning {output} makes these choices again")
+        command = f"refold convert {network.model} --tuning {output}"
+        note(f"wrote {output}; {command} makes these choices again")

@@ -21,29 +21,18 @@ Out = Annotated[
 
 
 def verify(
-    model: options.Model,
+    network: options.Network,
     out: Out,
-    checkpoint: options.Checkpoint = None,
-    weights_key: options.WeightsKey = None,
-    num_classes: options.NumClasses = None,
-    input_size: options.InputSize = None,
-    batch: options.Batch = 1,
-    seed: options.Seed = 0,
-    live_statistics: options.LiveStatistics = None,
     allow_growth: options.AllowGrowth = False,
     as_json: options.Json = False,
 ) -> int:
     """Compare an exported file with the network it came from."""
     check_artefact(out)
     place = whole(out)
-    if is_onnx(model):
-        check_options(model, locals())
-        return verify_onnx(model, out, as_json=as_json)
-    subject = prepare(
-        options.Source(
-            model, checkpoint, input_size, batch, seed, live_statistics, weights_key, num_classes
-        )
-    )
+    if is_onnx(network.model):
+        check_options(network, locals())
+        return verify_onnx(network.model, out, as_json=as_json)
+    subject = prepare(network)
     with step(f"compare with {out}"):
         verdict = judge(subject, place, allow_growth=allow_growth)
     if as_json:

@@ -20,13 +20,11 @@ from refold.graph.copies.skeleton import (
 )
 from refold.graph.driver import (
     FoldedGraph,
-    Outcome,
+    FoldedModel,
     fold_graph,
     fold_model,
-    undisturbed,
 )
 from refold.graph.fold.lower import Like, like_of, lower
-from refold.graph.fold.ranges import Ranges, through
 from refold.graph.fold.record import COMPUTED, Fold, Kept
 from refold.graph.fold.region import Regions
 from refold.graph.layers import (
@@ -42,13 +40,15 @@ from refold.graph.lift.activations import Activation, Limit, activation
 from refold.graph.lift.constants import Constants
 from refold.graph.lift.interval import UNKNOWN, Interval, point
 from refold.graph.lift.lifter import Lifter
+from refold.graph.lift.links import Link, flat, link, pools, sigmoids
 from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Piece
-from refold.graph.lift.steps import Link, flat, link, pools, sigmoids
+from refold.graph.lift.ranges import Ranges, through
 from refold.graph.lift.windows import conv_axes, transposed_axes
 from refold.graph.rewriting import Rewritten, rewrite
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError, alive
+from refold.graph.threads import undisturbed
 from refold.graph.trace.arguments import Named, call, parted
 from refold.graph.trace.capture import Capture, Shapes, capture, capture_all, leaf_modules
 from refold.graph.trace.frames import Frame, frame_of, nodes_in, walk
@@ -73,6 +73,7 @@ __all__ = [
     "Editor",
     "Fold",
     "FoldedGraph",
+    "FoldedModel",
     "Frame",
     "Interval",
     "Kept",
@@ -81,7 +82,6 @@ __all__ = [
     "Limit",
     "Link",
     "Named",
-    "Outcome",
     "Piece",
     "Ranges",
     "Regions",

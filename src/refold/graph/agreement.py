@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from refold.graph.copies.modules import stored_tensors
 from refold.graph.copies.skeleton import duplicate, skeleton
+from refold.graph.threads import in_every_thread
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded
@@ -106,7 +108,7 @@ def narrowest(model: nn.Module) -> torch.dtype:
         >>> narrowest(nn.Linear(2, 2).half()), narrowest(nn.ReLU())
         (torch.float16, torch.float64)
     """
-    kept = [x.dtype for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()]
+    kept = [x.dtype for _, x in stored_tensors(model) if x.is_floating_point()]
     return min(kept, key=lambda dtype: dtype.itemsize, default=torch.float64)
 
 
@@ -139,7 +141,7 @@ def _result(
         try:
             runs = copy(model)
             guard = untouched(runs) if copy is skeleton else torch.no_grad()
-            with guard, seeded(), hooks_kept(model):
+            with guard, seeded(), hooks_kept(model), in_every_thread():
                 given = pytree.tree_map_only(Tensor, torch.clone, (inputs, named or {}))
                 args, kwargs = parted(given[0])
                 result = runs(*args, **kwargs, **given[1])

@@ -319,11 +319,6 @@ def writes_by_name(target: Any) -> bool:
     return name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
 
 
-def is_question_name(name: str) -> bool:
-    """Say whether a method or attribute of this name tells size, type or device of a tensor."""
-    return name in _QUESTIONS
-
-
 def gives_tensor(node: fx.Node) -> bool:
     """Say whether a call on a tensor gives another, not a size, a type or a plain number.
 

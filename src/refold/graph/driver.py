@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Collection, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache, partial
-from itertools import chain
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -18,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
 from refold.graph.agreement import disagreement, in_double, misfit, narrowest, wrong_step
-from refold.graph.copies.modules import submodule
+from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
 from refold.graph.copies.watching import watchable
 from refold.graph.fold.borders import pad_before_layers
@@ -28,8 +25,7 @@ from refold.graph.fold.leftovers import drop_idle, drop_layouts
 from refold.graph.fold.norm_gains import push_gains
 from refold.graph.fold.parallel_paths import merge_siblings
 from refold.graph.fold.record import COMPUTED, Fold, Kept
-from refold.graph.fold.relayout import unify_layouts
-from refold.graph.fold.same_reads import unify_reads
+from refold.graph.fold.relayout import unify_layouts, unify_reads
 from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
 from refold.graph.fold.shared_norms import push_into_readers
 from refold.graph.fold.shared_weights import merge_readers
@@ -39,6 +35,7 @@ from refold.graph.lift.lifter import Lifter
 from refold.graph.policy import Policy
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import Edits
+from refold.graph.threads import undisturbed
 from refold.graph.trace.capture import Capture, Captures, capture_all
 from refold.graph.trace.examples import as_arguments, drawn
 from refold.graph.trace.frames import map_tree
@@ -52,27 +49,8 @@ from refold.graph.trace.variants import Snapshot
 T = TypeVar("T")
 
 
-@contextmanager
-def undisturbed() -> Generator[None]:
-    """Compute in one thread and without the cyclic collector while a model is folded.
-
-    A fold is thousands of short operations. Threads that share one wait for each other, on a busy
-    machine a hundred times as long as they compute, and one walk of the collector through the
-    whole process takes longer than the fold; what it would free is freed afterwards.
-    """
-    threads, collects = torch.get_num_threads(), gc.isenabled()
-    torch.set_num_threads(1)
-    gc.disable()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        if collects:
-            gc.enable()
-
-
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class FoldedModel:
     """A folded model, what was folded and what was not.
 
     Args:
@@ -102,7 +80,7 @@ def fold_model(
     drop_unused: bool = False,
     apart: Collection[str] = (),
     grown: Collection[str] = (),
-) -> Outcome:
+) -> FoldedModel:
     """Return a copy of `model` with every exact fold made.
 
     Args:
@@ -138,7 +116,7 @@ def fold_model(
             plain = made.model
     shapes = tuple(tuple(value.shape) for value in made.made_up or ())
     roots = tuple(made.roots)
-    return Outcome(plain, tuple(made.folds), tuple(made.kept), tuple(made.unrun), shapes, roots)
+    return FoldedModel(plain, tuple(made.folds), tuple(made.kept), tuple(made.unrun), shapes, roots)
 
 
 def _fold(plain: nn.Module, inputs: tuple[Any, ...] | None, policy: Policy, check: bool) -> _Made:
@@ -417,7 +395,7 @@ def _checked(model: Any) -> nn.Module:
 
 
 def _check_shapes(model: nn.Module) -> None:
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+    for name, tensor in stored_tensors(model):
         if is_lazy(tensor):
             raise InputError(f"{name} has no shape yet; run the model once before folding it")
 

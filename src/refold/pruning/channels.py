@@ -18,7 +18,7 @@ from refold.pruning.choice import Amount, Floor, check_step, choose
 from refold.pruning.dead_channels import dropping
 from refold.pruning.layers import Importance, Layer, find_layers, worth
 from refold.residuals import removal
-from refold.workload import Workload, measure
+from refold.workload import Workload, workload_of
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def pruning(
         raise RefusedError(f"no channel of this network can be dropped: {reasons}")
     values = worth(layers, importance, model, plain, inputs)
     case = _Case(plain, inputs, layers, values, floor, check_step(round_to))
-    cost_plain = measure(plain, inputs)
+    cost_plain = workload_of(plain, inputs)
     found = case.within(amount, before or cost_plain)
     return Pruning(
         model=found.done.model,

@@ -32,7 +32,7 @@ from refold.inputs import required
 from refold.pruning.choice import check_step, rounded
 from refold.pruning.spans import Span, limits, makers, span_of
 from refold.residuals import sliced_function
-from refold.workload import measure
+from refold.workload import workload_of
 
 
 class DeadChannelPass:
@@ -225,7 +225,7 @@ def dropping(model: nn.Module, example_inputs: Any, *, round_to: int = 8) -> Acc
         model=done.model,
         steps=tuple(fold for one in done.passes for fold in one.folds),
         kept=tuple(kept for one in done.passes for kept in one.kept),
-        cost_before=measure(done.folded, inputs),
-        cost_after=measure(done.model, inputs),
+        cost_before=workload_of(done.folded, inputs),
+        cost_after=workload_of(done.model, inputs),
         done="narrowed",
     )

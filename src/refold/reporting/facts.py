@@ -22,7 +22,7 @@ from refold.reporting.origins import Origins, places, trace_back
 from refold.reporting.ranges import Range, range_of
 from refold.reporting.stages import stage_of, stages
 from refold.table import printable
-from refold.workload import measure
+from refold.workload import workload_of
 
 Data = dict[str, Any]
 
@@ -73,7 +73,7 @@ def _size(side: Side, inputs: Arguments | None) -> Data:
         "norms": kinds["norm"],
         "bytes": bytes_of(side.model),
         "parameters": sum(parameter.numel() for parameter in side.model.parameters()),
-        "macs": sum(costs) if costs else measure(side.model, inputs).macs,
+        "macs": sum(costs) if costs else workload_of(side.model, inputs).macs,
     }
 
 

@@ -11,7 +11,7 @@ from refold.account import Account, require_none
 from refold.graph import Kept, Rewritten, rewrite
 from refold.inputs import required
 from refold.residuals.passes import ResidualPass
-from refold.workload import measure
+from refold.workload import workload_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,8 +88,8 @@ def removal(model: nn.Module, example_inputs: Any) -> Removal:
         model=done.model,
         steps=tuple(fold for one in done.passes for fold in one.folds),
         kept=_kept(done),
-        cost_before=measure(done.folded, inputs),
-        cost_after=measure(done.model, inputs),
+        cost_before=workload_of(done.folded, inputs),
+        cost_after=workload_of(done.model, inputs),
         done="removed",
         folded=done.folded,
     )

@@ -23,7 +23,7 @@ from refold.algebra.operator import (
     sequence,
 )
 from refold.rules import RULES, Rule
-from refold.rules.ledger import Ledger, Step
+from refold.rules.ledger import Ledger, RuleStep
 from refold.rules.ledger import Rewrite as Rewrite
 from refold.rules.parallel import summands
 from refold.rules.rule import Window
@@ -133,14 +133,14 @@ class _Engine(Ledger):
         self, parts: list[Operator], rule: Rule, start: int, step: int
     ) -> list[Operator] | None:
         current, at = parts, start
-        swaps: list[Step] = []
+        swaps: list[RuleStep] = []
         while 0 <= at + step < len(current):
             low = min(at, at + step)
             window = Sequence((current[low], current[low + 1]))
             swapped = rule(window)
             if not isinstance(swapped, Sequence):
                 return None
-            swaps.append(Step(rule, window, swapped))
+            swaps.append(RuleStep(rule, window, swapped))
             current = [*current[:low], *swapped.parts, *current[low + 2 :]]
             at += step
             trial = self._trial(self.allow_growth)
@@ -161,7 +161,7 @@ class _Engine(Ledger):
                 trial = self._trial(self.allow_growth, _INVERSE.get(rule.name, ""))
                 result = trial.reduce(spread)
                 if self.improves(window, result):
-                    self.steps.extend([Step(rule, window, spread), *trial.steps])
+                    self.steps.extend([RuleStep(rule, window, spread), *trial.steps])
                     return [*parts[:i], *_unwrapped(result), *parts[i + 2 :]]
                 self.give_up(rule, window)
         return None
@@ -224,7 +224,7 @@ class _Engine(Ledger):
             if isinstance(stacked, Operator):
                 trial = self._trial(self.allow_growth, _INVERSE[rule.name])
                 if self.improves(join, result := trial.reduce(stacked)):
-                    self.steps.extend([Step(rule, join, stacked), *trial.steps])
+                    self.steps.extend([RuleStep(rule, join, stacked), *trial.steps])
                     return result
         return None
 
@@ -276,7 +276,9 @@ class _Engine(Ledger):
         trial = self._trial(False)
         return self._concat([trial.reduce(part) for part in op.parts], trial.steps)
 
-    def _concat(self, branches: list[Operator], prior: list[Step] | None = None) -> Operator | None:
+    def _concat(
+        self, branches: list[Operator], prior: list[RuleStep] | None = None
+    ) -> Operator | None:
         if len({source_of(branch) for branch in branches}) > 1:
             return None
         lean = Concat(tuple(branches))

@@ -13,7 +13,7 @@ _SLIP = 1 + 1e-9
 
 
 @dataclass(frozen=True)
-class Step:
+class RuleStep:
     """One accepted rewrite: the rule, the window it was shown and what it made of it."""
 
     rule: Rule
@@ -26,7 +26,7 @@ class Rewrite:
     """The result of `simplify`: the operator, how it came about, and what was not folded."""
 
     op: Operator
-    steps: tuple[Step, ...] = ()
+    steps: tuple[RuleStep, ...] = ()
     refusals: tuple[Refusal, ...] = ()
 
 
@@ -46,8 +46,8 @@ class Ledger:
 
     rules: tuple[Rule, ...]
     allow_growth: bool
-    steps: list[Step] = field(default_factory=list[Step])
-    pending: dict[Operator, list[Step]] = field(default_factory=dict[Operator, list[Step]])
+    steps: list[RuleStep] = field(default_factory=list[RuleStep])
+    pending: dict[Operator, list[RuleStep]] = field(default_factory=dict[Operator, list[RuleStep]])
     memory: set[tuple[object, ...]] = field(default_factory=set[tuple[object, ...]])
     left_out: frozenset[str] = frozenset()
 
@@ -71,7 +71,7 @@ class Ledger:
 
     def record(self, rule: Rule, before: Operator, after: Operator) -> None:
         """Keep a rewrite."""
-        self.steps.append(Step(rule, before, after))
+        self.steps.append(RuleStep(rule, before, after))
 
     def settle(self, full: list[Operator]) -> None:
         """Keep the rewrites that made these branches whole, now that they are used."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from refold.training.data.datasets import Data as Data
 from refold.training.data.datasets import open_data as open_data
-from refold.training.loop.progress import Plan as Plan
 from refold.training.loop.progress import Progress as Progress
 from refold.training.loop.progress import Reporter as Reporter
+from refold.training.loop.progress import RunPlan as RunPlan
 from refold.training.recipes.cookbook import list_recipes as list_recipes
 from refold.training.recipes.cookbook import load_recipe as load_recipe
-from refold.training.run.answers import Answer as Answer
-from refold.training.run.answers import predict as predict
+from refold.training.run.prediction import Answer as Answer
+from refold.training.run.prediction import predict as predict
 from refold.training.run.restored import network_of as network_of
 from refold.training.run.run import Trained as Trained
 from refold.training.run.run import train as train

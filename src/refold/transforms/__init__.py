@@ -10,9 +10,14 @@ Source: Ding et al. 2021, Diverse Branch Block, arXiv:2103.13425, section 3.2.
 from __future__ import annotations
 
 from refold.transforms.equivalent import equivalent_conv, equivalent_linear, equivalent_operator
+from refold.transforms.kernels_in_parallel import add_branches, concat_branches, multi_scale
+from refold.transforms.kernels_in_series import (
+    avg_pool_to_conv,
+    bn_and_pad,
+    conv_bn,
+    pointwise_then_kxk,
+)
 from refold.transforms.layout import conv_to_dense, densify_groups
-from refold.transforms.parallel import add_branches, concat_branches, multi_scale
-from refold.transforms.series import avg_pool_to_conv, bn_and_pad, conv_bn, pointwise_then_kxk
 
 __all__ = [
     "add_branches",

@@ -13,7 +13,7 @@ from refold.graph import duplicate, fold_model, unwrap
 from refold.inputs import Arguments, required
 from refold.planning import Plan, costed
 from refold.residuals import removal
-from refold.workload import measure
+from refold.workload import workload_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def tuned(model: nn.Module, example_inputs: Any, choices: Choices) -> Plan:
     inputs = required(model, example_inputs)
     plain = unwrap(model)
     if not choices.folded:
-        cost = measure(plain, inputs)
+        cost = workload_of(plain, inputs)
         made = Plan(model=duplicate(plain), steps=(), kept=(), cost_before=cost, cost_after=cost)
     elif choices.without_residuals:
         made = _without_residuals(plain, inputs)
@@ -90,7 +90,7 @@ def _without_residuals(model: nn.Module, inputs: Arguments) -> Plan:
         model=done.model,
         steps=done.steps,
         kept=done.kept,
-        cost_before=measure(model, inputs),
+        cost_before=workload_of(model, inputs),
         cost_after=done.cost_after,
         done=done.done,
     )

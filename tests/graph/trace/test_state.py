@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import refold
-from refold.workload import measure
+from refold.workload import workload_of
 
 SIZES = [(2, 3, 9, 9), (1, 3, 12, 7), (3, 3, 6, 6)]
 Forward = Callable[[Any, Tensor], Tensor]
@@ -251,7 +251,7 @@ def test_no_verb_changes_the_model(forward: Forward) -> None:
     net = made(forward)
     x, before = torch.randn(SIZES[0]).double(), memory(net)
     plan = refold.plan(net, x)
-    assert plan.cost_before.macs == measure(net, x).macs
+    assert plan.cost_before.macs == workload_of(net, x).macs
     assert refold.verify(net, plan.apply(), x)
     assert memory(net) == before
     refold.remove_residuals(net, x, strict=False)

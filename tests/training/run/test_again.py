@@ -21,9 +21,9 @@ from refold.training import open_data
 from refold.training.data.inventory import difference, inventory
 from refold.training.loop.run_folder import RunFolder
 from refold.training.recipes.cookbook import load_recipe
-from refold.training.run.agreement import require_same
 from refold.training.run.begun import Begun
 from refold.training.run.claim import LOCK, claim
+from refold.training.run.recipe_differences import require_same
 from refold.training.stopping import Stopped
 from training.pictures import cifar10, folders, masks, picture, shards
 from training.runs import TINY, AtStep, Fragile, Told, last, records, same_bits, tiny

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 _BASE = "_refold_base"
 
@@ -60,6 +61,50 @@ def all_modules(root: nn.Module) -> list[nn.Module]:
             children = list(module._modules.values())
             pending.extend(child for child in reversed(children) if child is not None)
     return found
+
+
+def modules_by_path(root: nn.Module, *, every_name: bool = False) -> list[tuple[str, nn.Module]]:
+    """Return what `root.named_modules()` yields, as quickly as `all_modules`.
+
+    Args:
+        root: any module.
+        every_name: list a module under each of its names, not under its first alone.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Sequential(nn.ReLU()), nn.Tanh())
+        >>> modules_by_path(net) == list(net.named_modules())
+        True
+    """
+    found: list[tuple[str, nn.Module]] = []
+    seen, pending = set[int](), [("", root)]
+    while pending:
+        path, module = pending.pop()
+        if not every_name:
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+        found.append((path, module))
+        if module._modules:
+            prefix = f"{path}." if path else ""
+            children = [(prefix + n, m) for n, m in module._modules.items() if m is not None]
+            pending.extend(reversed(children))
+    return found
+
+
+def stored_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers of a module and all below it, each under its first name.
+
+    Examples:
+        >>> [name for name, _ in stored_tensors(nn.Sequential(nn.Linear(1, 1)))]
+        ['0.weight', '0.bias']
+    """
+    seen = set[int]()
+    for path, module in modules_by_path(root):
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield f"{path}.{name}" if path else name, tensor
 
 
 def attribute(module: nn.Module, path: str) -> Any:

@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from operator import is_
 from types import CellType, FunctionType, MethodType
 from typing import Any, cast
 
@@ -24,7 +25,6 @@ TABLES = frozenset({dict, OrderedDict})
 INSIDE = -1
 """Where a memo, whose other keys are ids, keeps the ids of all modules of the tree."""
 
-_GROUPS = frozenset({tuple, list, set})
 _CALLABLES = (FunctionType, MethodType, partial)
 _TENSORS = (torch.Tensor, torch.Generator)
 _HELD = frozenset({*_TENSORS, nn.Parameter})
@@ -51,27 +51,37 @@ def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return known
     cls = type(module)
     if not _is_plain(cls):
+        _fill(memo)
         return _in_mode_of(module, copy.deepcopy(module, memo))
     made = cls.__new__(cls)
     memo[id(module)] = made
+    if cls.__getstate__ is object.__getstate__ and cls.__setstate__ is nn.Module.__setstate__:
+        _copy_into(made.__dict__, module.__dict__, memo)
+        return made
     state = module.__getstate__()
     memo.setdefault(id(memo), []).append(state)  # kept alive: ids must stay those of what was met
-    made.__setstate__(_copied(state, memo))
+    attributes: dict[str, Any] = {}
+    _copy_into(attributes, state, memo)
+    made.__setstate__(attributes)
     return made
 
 
-def _copied(state: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
-    """Return the copies of a module's attributes; most are plain, or tables without entries."""
-    made: dict[str, Any] = {}
+def _copy_into(made: dict[str, Any], state: dict[str, Any], memo: dict[int, Any]) -> None:
+    """Copy a module's attributes; most are plain, or tables without entries."""
+    made.update(state)
     for name, value in state.items():
         kind = type(value)
         if kind in ATOMS:
-            made[name] = value
-        elif kind not in TABLES or value or id(value) in memo:
-            made[name] = _value(value, memo)
+            continue
+        if kind in TABLES and not value and name in _OWN_TABLES:
+            made[name] = kind()
         else:
-            made[name] = memo[id(value)] = kind()
-    return made
+            made[name] = _value(value, memo)
+
+
+_OWN_TABLES = frozenset(
+    name for name, value in nn.Module().__dict__.items() if type(value) in TABLES
+)
 
 
 def _in_mode_of(module: nn.Module, made: nn.Module) -> nn.Module:
@@ -93,28 +103,88 @@ def _is_plain(cls: type[nn.Module]) -> bool:
     return (default or is_generated(cls)) and not any(hasattr(cls, name) for name in _OWN_WAYS)
 
 
+class _Sharing(dict[int, Any]):
+    """A memo that shares the tensors and generators of a module tree, found when they are needed.
+
+    Most copies meet them one by one; only code of others (`__deepcopy__`) has to be told of all.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self._root = root
+
+    def fill(self) -> None:
+        """Note all of them, and the ids of the modules."""
+        if INSIDE not in self:
+            inside = all_modules(self._root)
+            self[INSIDE] = frozenset(map(id, inside))
+            for child in inside:
+                self.update((id(value), value) for value in _held(child))
+
+
+def _fill(memo: dict[int, Any]) -> None:
+    if isinstance(memo, _Sharing):
+        memo.fill()
+
+
 def _table(table: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
-    made = type(table)()
-    memo[id(table)] = made
+    made = memo[id(table)] = type(table)()
     for name, value in table.items():
-        known = None if type(value) in ATOMS else memo.get(id(value))
-        made[name] = _value(value, memo) if known is None else known
+        made[name] = _value(value, memo)
     return made
+
+
+def _list(items: list[Any], memo: dict[int, Any]) -> list[Any]:
+    made = memo[id(items)] = list[Any]()
+    made.extend([_value(item, memo) for item in items])
+    return made
+
+
+def _tuple(items: tuple[Any, ...], memo: dict[int, Any]) -> tuple[Any, ...]:
+    """Return the tuple itself where nothing in it is copied, as `copy.deepcopy` does."""
+    made = [_value(item, memo) for item in items]
+    is_same = all(map(is_, made, items))
+    return memo.setdefault(id(items), items if is_same else tuple(made))
+
+
+def _set(items: set[Any], memo: dict[int, Any]) -> set[Any]:
+    if not ATOMS.issuperset(map(type, items)):
+        return _other(items, memo)
+    return memo.setdefault(id(items), items.copy())
+
+
+def _itself(value: Any, memo: dict[int, Any]) -> Any:
+    return value
+
+
+_COPIERS: dict[type, Callable[[Any, dict[int, Any]], Any]] = {
+    **dict.fromkeys((type, torch.dtype, torch.device, torch.Size), _itself),
+    list: _list,
+    tuple: _tuple,
+    set: _set,
+}
 
 
 def _value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in ATOMS:
+    if kind in ATOMS or (kind in _HELD and isinstance(memo, _Sharing)):
         return value
     known = memo.get(id(value))
     if known is not None:
         return known
     if kind in TABLES and (not value or ATOMS.issuperset(map(type, value))):
         return _table(value, memo)
-    if kind in _GROUPS and ATOMS.issuperset(map(type, value)):
-        return memo.setdefault(id(value), value if kind is tuple else value.copy())
-    if isinstance(value, nn.Module):
-        return copy_module(value, memo)
+    copier = _COPIERS.get(kind)
+    if copier is not None:
+        return copier(value, memo)
+    return copy_module(value, memo) if isinstance(value, nn.Module) else _other(value, memo)
+
+
+def _other(value: Any, memo: dict[int, Any]) -> Any:
+    """Return what Python's own copy gives, which has to be told of every tensor beforehand."""
+    _fill(memo)
+    if id(value) in memo:  # a tensor of another class
+        return value
     if type(value) in _CALLABLES:
         return _callable(value, memo)
     return copy.deepcopy(value, memo)
@@ -232,11 +302,11 @@ def skeleton(module: nn.Module) -> nn.Module:
         >>> copied is net, copied.weight is net.weight
         (False, True)
     """
-    memo = _shared_memo(module)
     try:
-        return copy_module(module, memo)
+        return copy_module(module, _Sharing(module))
     except Exception:  # any third-party __deepcopy__ may fail in its own way
-        memo = _shared_memo(module)
+        memo = _Sharing(module)
+        memo.fill()
         _share_uncopyable(module, memo)
     try:
         return copy_module(module, memo)
@@ -247,22 +317,18 @@ def skeleton(module: nn.Module) -> nn.Module:
         ) from error
 
 
-def _shared_memo(module: nn.Module) -> dict[int, Any]:
-    inside = all_modules(module)
-    memo: dict[int, Any] = {INSIDE: frozenset(map(id, inside))}
-    for child in inside:
-        memo.update((id(value), value) for value in _held(child))
-    return memo
-
-
 def _held(module: nn.Module) -> list[Any]:
     """Return the tensors and generators that a module itself holds, plain containers included."""
     found: list[Any] = []
     for name, value in module.__dict__.items():
         kind = type(value)  # asking about tensors is slow, and most attributes are plain or empty
-        empty = kind in TABLES and not value
-        if kind not in ATOMS and not empty and name != "_modules":
+        if kind in ATOMS or name == "_modules":
+            continue
+        if kind not in TABLES:
             _share(value, 0, found)
+        elif value:
+            for item in value.values():
+                _share(item, 1, found)
     return found
 
 
@@ -376,15 +442,16 @@ def own_tensors(module: nn.Module, source: nn.Module) -> int:
     """
     foreign = {storage_key(t) for m in all_modules(source) for t in _tensors(m)}
     shared: dict[int, torch.Tensor] = {}
-    inside = all_modules(module)
-    for child in inside:
-        for tensor in _tensors(child):
-            if storage_key(tensor) in foreign:
-                shared[id(tensor)] = tensor
+    holders: list[nn.Module] = []
+    for child in all_modules(module):
+        found = {id(t): t for t in _tensors(child) if storage_key(t) in foreign}
+        if found:
+            shared.update(found)
+            holders.append(child)
     if not shared:
         return 0
     clones, copied = _clone_all(list(shared.values()))
-    for child in inside:
+    for child in holders:
         _swap_tensors(child, clones)
     return copied
 
@@ -397,11 +464,14 @@ def held_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         ['weight', 'bias']
     """
     for name, value in module.__dict__.items():
+        kind = type(value)
+        if kind in ATOMS or (kind in TABLES and not value):
+            continue
         if name in ("_parameters", "_buffers"):
             for key, tensor in cast("dict[str, Any]", value).items():
                 if isinstance(tensor, torch.Tensor):
                     yield key, tensor
-        elif name != "_modules" and type(value) not in ATOMS:
+        elif name != "_modules":
             found: list[Any] = []
             _share(value, 0, found)
             yield from ((name, t) for t in found if isinstance(t, torch.Tensor))
@@ -505,7 +575,9 @@ def _like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
 
 def _swap_tensors(module: nn.Module, clones: dict[int, torch.Tensor]) -> None:
     for name, value in list(module.__dict__.items()):
-        if type(value) not in ATOMS and name != "_modules":
+        kind = type(value)
+        is_empty = kind in TABLES and not value
+        if kind not in ATOMS and not is_empty and name != "_modules":
             swapped = _swapped(value, clones, depth=0)
             if swapped is not value:
                 module.__dict__[name] = swapped
@@ -530,7 +602,7 @@ def _swap_variables(function: Any, clones: dict[int, torch.Tensor], depth: int) 
 def _swapped(value: Any, clones: dict[int, torch.Tensor], depth: int) -> Any:
     if isinstance(value, torch.Tensor):
         return clones.get(id(value), value)
-    if depth >= 6:
+    if depth >= 6 or type(value) in ATOMS:
         return value
     if callable(value):
         _swap_variables(value, clones, depth)

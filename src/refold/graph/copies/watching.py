@@ -13,8 +13,6 @@ from typing import Any
 
 from torch import nn
 
-_Called = Callable[..., Any]
-
 
 class _Method:
     """A special method of `nn.Module` that watchers can stand in front of."""

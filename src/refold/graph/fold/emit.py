@@ -1,14 +1,9 @@
-"""Write a simplified expression into the graph, in place of the nodes it was lifted from.
-
-A `Result` says what is new in the expression and what it was made of; a chain is written where it
-stood, merged layers in place of old ones; an `Emitter` writes whatever else there is.
-"""
+"""Write a simplified expression into the graph, in place of the nodes it was lifted from."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,256 +14,26 @@ from refold.algebra.operator import (
     AvgPool,
     Concat,
     Conv,
-    Flatten,
     Identity,
     Input,
     Operator,
-    Resample,
     Sequence,
     Sum,
     chain,
     leaves,
     sequence,
 )
-from refold.algebra.row import Unflatten
+from refold.algebra.shapes import Shape, joined, multiply_adds, shape_after
 from refold.errors import RefusedError
-from refold.graph.calls import place_of
 from refold.graph.copies.modules import submodule
-from refold.graph.fold.answers import Asked, Sizes, size_of, starting
+from refold.graph.fold.asked_sizes import Asked, Sizes, size_of, starting
+from refold.graph.fold.hosts import Hosts, check_chain, find_hosts, write_chain
 from refold.graph.fold.lower import like_of, lower
-from refold.graph.fold.region import Region, inputs_of, node_of, nodes_of
-from refold.graph.fold.sizes import Shape, joined, multiply_adds, shape_after
-from refold.graph.layers import Cropped
+from refold.graph.fold.region import Region, nodes_of, reader_of, source_of
+from refold.graph.fold.result import Emitted, Key, Result, ranks_of
 from refold.graph.lift.lifter import Lifter
-from refold.graph.lift.piece import Piece
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import alive
-
-Key = tuple[frozenset[fx.Node], frozenset[fx.Node]]
-"""The nodes with leaves, and the inputs, that a value is made from."""
-
-
-@dataclass
-class Emitted:
-    """Where the result of a fold stands and what its new layers cost."""
-
-    where: str = ""
-    macs: list[int | None] = field(default_factory=list[int | None])
-
-
-class Result:
-    """What a region became.
-
-    Args:
-        region: what is replaced.
-        op: the new expression.
-    """
-
-    def __init__(self, region: Region, op: Operator) -> None:
-        self.region = region
-        self.op = op
-        self.owners = nodes_of(region.op)
-        self.below = _made_from(region)
-        seen = leaves(op)
-        self.ranks = ranks_of(op, region.rank)
-        self._repeated = {leaf for leaf in seen if seen.count(leaf) > 1}
-
-    def is_new(self, leaf: Operator) -> bool:
-        """Whether a leaf needs a layer of its own: it is new, or now stands in several branches."""
-        node = self.region.origin(leaf)
-        return node is None or node in self.region.joins or leaf in self._repeated
-
-    def check_axes(self) -> None:
-        """Refuse to lay values side by side along an axis that nobody knows.
-
-        Raises:
-            RefusedError: when the channel axis of a concatenation is unknown.
-        """
-        if any(self.ranks[op] is None for op in _concats(self.op)):
-            raise RefusedError("the channel axis is unknown; pass example_inputs")
-
-    def key_of(self, op: Operator) -> Key:
-        """Return the old nodes that went into an expression, and the inputs it starts from."""
-        return nodes_of(op), frozenset(inputs_of(op))
-
-    def places(self, made: dict[Key, list[fx.Node]]) -> Iterator[tuple[fx.Node, fx.Node]]:
-        """Yield the old values that new ones are, each with the new one.
-
-        Where several values are made from the same, the last of the old is the last of the new.
-        """
-        for key, values in made.items():
-            own = (node for node in self.region.nodes if node not in self.region.shared)
-            nodes = [node for node in own if self.below[node] == key]
-            count = len(nodes) if len(nodes) == len(values) else 1
-            yield from zip(nodes[-count:], values[-count:], strict=False)
-
-
-def _is_number(op: Operator) -> bool:
-    """Return whether a leaf scales every channel alike, wherever the channel axis lies."""
-    return isinstance(op, Affine) and op.channels is None
-
-
-def _concats(op: Operator) -> Iterator[Concat]:
-    for part in chain(op):
-        if isinstance(part, Concat):
-            yield part
-        for branch in part.parts if isinstance(part, (Sum, Concat)) else ():
-            yield from _concats(branch)
-
-
-def ranks_of(op: Operator, rank: int | None) -> dict[Operator, int | None]:
-    """Return the spatial axes of each leaf's and join's value, walking back from the whole."""
-    found: dict[Operator, int | None] = {}
-    for part in reversed(chain(op)):
-        if isinstance(part, (Sum, Concat)):
-            rank = _told(part.parts) if rank is None else rank
-            found[part] = rank
-            for branch in part.parts:
-                found.update(ranks_of(branch, rank))
-            return found
-        found[part] = rank
-        if isinstance(part, Resample):
-            rank = part.source_rank
-        elif isinstance(part, (Conv, AvgPool)):
-            rank = len(part.axes)
-        elif isinstance(part, Flatten):
-            rank = len(part.size)
-        elif isinstance(part, Unflatten):
-            rank = part.rank
-    return found
-
-
-def _told(branches: tuple[Operator, ...]) -> int | None:
-    """Return the spatial axes of the value that one of these branches ends with, if it tells."""
-    ends = (chain(branch)[-1] for branch in branches)
-    return next((len(end.axes) for end in ends if isinstance(end, (Conv, AvgPool))), None)
-
-
-def _made_from(region: Region) -> dict[fx.Node, Key]:
-    """Return, for each node of a region, the nodes with leaves and the inputs it is made from."""
-    owners, inputs = nodes_of(region.op), set(region.inputs)
-    found: dict[fx.Node, Key] = {}
-    for node in region.nodes:
-        parts = [found[source] for source in node.all_input_nodes if source in found]
-        starts = inputs.intersection(node.all_input_nodes)
-        own = frozenset({node}) if node in owners else frozenset[fx.Node]()
-        leaves_of = own.union(*(part[0] for part in parts))
-        found[node] = leaves_of, frozenset(starts).union(*(part[1] for part in parts))
-    return found
-
-
-def reader_of(lifter: Lifter, node: fx.Node) -> fx.Node:
-    """Return the node that reads what `node` maps: itself, or what hands its part on."""
-    piece = lifter.lift(node)
-    return piece.through[-1] if isinstance(piece, Piece) and piece.through else node
-
-
-def source_of(lifter: Lifter, node: fx.Node) -> fx.Node:
-    """Return the one value that `node` maps, wherever it stands among the arguments."""
-    inputs = reader_of(lifter, node).all_input_nodes
-    return next(value for value in inputs if lifter.constants.value(value) is None)
-
-
-Hosts = list[tuple[Operator, fx.Node]]
-
-
-def find_hosts(lifter: Lifter, result: Result) -> Hosts | None:
-    """Return the node each leaf goes to, in order; None when either expression is not a chain."""
-    if not all(_is_plain(expression) for expression in (result.region.op, result.op)):
-        return None
-    if not _are_places(lifter, result):
-        return None
-    order = {node: i for i, node in enumerate(result.region.nodes)}
-    at, hosts = -1, Hosts()
-    for leaf in leaves(result.op):
-        if result.is_new(leaf):
-            made_of = nodes_of(leaf) - result.region.shared
-            later = sorted((n for n in made_of if order[n] > at), key=order.__getitem__)
-            node = next((n for n in later if _can_host(lifter, leaf, n)), None)
-        else:
-            node = node_of(leaf)
-        if node is None or order[node] <= at:
-            return None
-        at = order[node]
-        hosts.append((leaf, node))
-    return hosts
-
-
-def _are_places(lifter: Lifter, result: Result) -> bool:
-    """Say whether every layer that changes or goes has its place to itself."""
-    kept = {result.region.origin(leaf) for leaf in leaves(result.op)}
-    calls = lifter.capture.calls
-    layers = (node for node in result.owners - kept if node.op == "call_module")
-    return all(calls.get(str(node.target), 1) == 1 for node in layers)
-
-
-def _is_plain(op: Operator) -> bool:
-    return not any(isinstance(part, (Sum, Concat)) for part in chain(op))
-
-
-def _can_host(lifter: Lifter, leaf: Operator, node: fx.Node) -> bool:
-    if node.op != "call_module":
-        return False
-    module = submodule(lifter.capture.module, str(node.target))
-    names = ("in_channels", "in_features")
-    weighs = isinstance(module, Cropped) or any(hasattr(module, name) for name in names)
-    return isinstance(leaf, Affine) or weighs
-
-
-def check_chain(result: Result, hosts: Hosts, asked: Asked) -> None:
-    """Refuse when somebody asks for a size that would change.
-
-    Raises:
-        RefusedError: naming the value.
-    """
-    if not asked.readers:
-        return
-    sizes: dict[Operator, Sizes] = {}
-    size_of(result.op, sizes)
-    [start] = result.region.inputs
-    leaf_at = {node: leaf for leaf, node in hosts}
-    left = starting(start)
-    for node in result.region.nodes:
-        if node in leaf_at:
-            left = sizes[leaf_at[node]]
-        if node in asked.readers and not asked.is_answered(node, left):
-            does = "change" if node in leaf_at else "remove"
-            raise RefusedError(_asked_reason(node, does, asked))
-
-
-def _asked_reason(node: fx.Node, does: str, asked: Asked) -> str:
-    home = getattr(asked.readers[node][0].meta.get("frame"), "path", "")
-    code = f"the code of {home}" if home else "the code"
-    return f"{code} asks for the size of {place_of(node)}, and the fold would {does} it"
-
-
-def write_chain(
-    lifter: Lifter, editor: Editor, result: Result, hosts: Hosts, modules: dict[Operator, nn.Module]
-) -> Emitted:
-    """Put the new layers into their hosts' places and bypass the other parts."""
-    emitted = Emitted(place_of(result.region.root))
-    for leaf, node in reversed(hosts):
-        if result.is_new(leaf):
-            editor.replace_module(node, modules[leaf])
-            emitted.where = str(node.target)
-    gone = result.owners - {node for _, node in hosts}
-    for node in result.region.nodes:
-        if node in gone and alive(node):
-            editor.bypass(node, source_of(lifter, node))
-    for leaf, node in hosts:
-        _tell_shape(lifter, result, leaf, node, emitted)
-    return emitted
-
-
-def _tell_shape(
-    lifter: Lifter, result: Result, leaf: Operator, node: fx.Node, emitted: Emitted
-) -> None:
-    before = lifter.shapes.get(source_of(lifter, node))
-    after = shape_after(leaf, before)
-    if after is not None:  # of kept layers too: what they read may have other channels now
-        lifter.shapes[node] = after
-    if result.is_new(leaf):
-        emitted.macs.append(multiply_adds(leaf, before, after))
 
 
 class Emitter:
@@ -379,7 +144,7 @@ class Emitter:
                 self.waiting[node] = None if leaf is None else node
             else:
                 does = "remove" if leaf is None else "change"
-                raise RefusedError(_asked_reason(node, does, self.asked))
+                raise self.asked.refusal(node, does)
 
     def _there(
         self, asked: fx.Node, sizes: dict[Operator, Sizes]
@@ -548,6 +313,11 @@ class Emitter:
         for node, value in self.result.places(self.settled):
             if node not in self.made and node is not self.region.root and alive(node):
                 self.editor.replace(node, value)
+
+
+def _is_number(op: Operator) -> bool:
+    """Return whether a leaf scales every channel alike, wherever the channel axis lies."""
+    return isinstance(op, Affine) and op.channels is None
 
 
 _NAMES = {"Conv": "conv", "Affine": "scale", "AvgPool": "pool", "Pad": "pad", "Select": "select"}

@@ -26,13 +26,14 @@ from refold.algebra.operator import (
     sequence,
 )
 from refold.algebra.row import Unflatten
+from refold.algebra.shapes import multiply_adds
 from refold.errors import RefusedError
 from refold.graph.calls import place_of
-from refold.graph.fold.emit import Emitted, Emitter, source_of
+from refold.graph.fold.emit import Emitter
 from refold.graph.fold.record import Fold, Kept
-from refold.graph.fold.region import Region, Regions, node_of
+from refold.graph.fold.region import Region, Regions, node_of, source_of
+from refold.graph.fold.result import Emitted
 from refold.graph.fold.setbacks import LeftAlone, Step
-from refold.graph.fold.sizes import multiply_adds
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
 from refold.graph.policy import Policy
@@ -212,7 +213,7 @@ class FoldPass:
             apart = decisions.rewrite(shadow, CHAIN_RULES)
             if measure(rewrite.op)[:2] >= measure(apart.op)[:2]:
                 return False
-        return self.write(region, untouched(rewrite, shadow), replay)
+        return self.write(region, only_across_joins(rewrite, shadow), replay)
 
     def write(self, region: Region, rewrite: Rewrite, replay: Replay) -> bool:
         """Put a simplified region into the graph; keep the old one where a value does not fit."""
@@ -311,7 +312,7 @@ def _detail(gone: list[Operator], where: str) -> str:
     return " + ".join(name.removeprefix(block) for name in names)
 
 
-def untouched(rewrite: Rewrite, shadow: Operator) -> Rewrite:
+def only_across_joins(rewrite: Rewrite, shadow: Operator) -> Rewrite:
     """Return the rewrite with every run of layers that only folded within itself as it was before.
 
     Such runs are plain chains, which a later sweep folds in their places.

@@ -16,13 +16,13 @@ from torch import fx, nn
 from refold.graph.calls import Kind, canonical, kind_of, name_of
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.ranges import Ranges
 from refold.graph.fold.record import Fold
 from refold.graph.lift.activations import Activation, activation
 from refold.graph.lift.context import Shape
 from refold.graph.lift.interval import UNKNOWN
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
+from refold.graph.lift.ranges import Ranges
 from refold.graph.surgery.edits import alive
 
 _RESHAPES = frozenset({"flatten", "reshape", "reshape_as", "squeeze", "unsqueeze"})

@@ -26,6 +26,7 @@ from refold.algebra.operator import (
     leaves,
     sequence,
 )
+from refold.algebra.shapes import multiply_adds, shape_after
 from refold.errors import RefusedError
 from refold.graph.calls import place_of, shape_readers
 from refold.graph.copies.modules import submodule
@@ -33,12 +34,11 @@ from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.lower import like_of, lower
 from refold.graph.fold.record import Fold
 from refold.graph.fold.region import Region, Regions, exchange, inputs_of
-from refold.graph.fold.sizes import multiply_adds, shape_after
 from refold.graph.layers import ChannelClamp, ChannelSlope
 from refold.graph.lift.activations import activation
 from refold.graph.lift.context import Context
 from refold.graph.lift.lifter import Lifter
-from refold.graph.lift.steps import Link, link
+from refold.graph.lift.links import Link, link
 from refold.graph.surgery.editor import Editor
 from refold.rules.channels import slices
 from refold.rules.decisions import Decisions
@@ -117,7 +117,7 @@ def _named(method: str) -> Callable[..., Any] | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class PathStep:
     """A function, or a layer with the norms after it.
 
     Args:
@@ -141,7 +141,7 @@ class Path:
         width: channels of its value.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[PathStep, ...]
     width: int
 
     @property
@@ -189,16 +189,16 @@ def _path_to(lifter: Lifter, value: fx.Node) -> Path | None:
     return Path(tuple(_steps(links)), shape[1])
 
 
-def _steps(links: list[Link]) -> Iterator[Step]:
+def _steps(links: list[Link]) -> Iterator[PathStep]:
     """Yield the links, every scale with the layer before it."""
     group: list[Link] = []
     for each in links:
         begins = each.activation or any(isinstance(op, (Conv, Select)) for op in each.ops)
         if group and (begins or group[-1].activation):
-            yield Step(tuple(group))
+            yield PathStep(tuple(group))
             group = []
         group.append(each)
-    yield Step(tuple(group))
+    yield PathStep(tuple(group))
 
 
 def _make(lifter: Lifter, step: Link) -> object:
@@ -293,7 +293,7 @@ def _levels(lifter: Lifter, paths: list[Path], cheap: Decisions) -> list[_Level]
 
 
 def _level(
-    lifter: Lifter, steps: tuple[Step, ...], cheap: Decisions, *, is_first: bool
+    lifter: Lifter, steps: tuple[PathStep, ...], cheap: Decisions, *, is_first: bool
 ) -> _Level | None:
     nodes = tuple(link.node for step in steps for link in step.links)
     widths = [(lifter.shape(step.links[0].source) or (0, 0))[1] for step in steps]

@@ -339,3 +339,15 @@ def _join(piece: Piece, branches: list[Operator]) -> Operator:
 def _single_path(node: fx.Node, piece: Piece, reader: fx.Node) -> bool:
     allowed = {*piece.through, reader}
     return all(user in allowed or reads_shape_only(user, node) for user in node.users)
+
+
+def reader_of(lifter: Lifter, node: fx.Node) -> fx.Node:
+    """Return the node that reads what `node` maps: itself, or what hands its part on."""
+    piece = lifter.lift(node)
+    return piece.through[-1] if isinstance(piece, Piece) and piece.through else node
+
+
+def source_of(lifter: Lifter, node: fx.Node) -> fx.Node:
+    """Return the one value that `node` maps, wherever it stands among the arguments."""
+    inputs = reader_of(lifter, node).all_input_nodes
+    return next(value for value in inputs if lifter.constants.value(value) is None)

@@ -9,10 +9,9 @@ from torch import fx
 from refold.algebra.operator import Affine, Operator, leaves
 from refold.graph.calls import canonical, place_of
 from refold.graph.copies.modules import submodule
-from refold.graph.fold.emit import source_of
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.record import Kept
-from refold.graph.fold.region import Region, Regions, node_of
+from refold.graph.fold.region import Region, Regions, node_of, source_of
 from refold.graph.fold.setbacks import cause
 from refold.graph.lift.piece import Piece
 from refold.graph.surgery.edits import alive

@@ -18,7 +18,7 @@ from refold.graph.calls import (
     place_of,
     reads_shape_only,
 )
-from refold.graph.copies.modules import attribute, submodule
+from refold.graph.copies.modules import attribute, modules_by_path, submodule
 from refold.graph.copies.skeleton import byte_span, storage_key
 from refold.graph.trace.aliases import tainted
 from refold.graph.trace.capture import Capture
@@ -234,7 +234,7 @@ def _sharing(capture: Capture) -> Iterator[tuple[str, str]]:
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, tuple[int, str]]]:
     """Yield the stored tensors of a model under every name, each with its module and name there."""
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in modules_by_path(model, every_name=True):
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 yield f"{path}.{name}" if path else name, tensor, (id(module), name)

@@ -7,14 +7,55 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from refold.graph.calls import Call, is_question
+from refold.graph.copies.modules import submodule
 from refold.graph.lift.constants import Constants
-from refold.graph.lift.piece import Lifted
+from refold.graph.lift.piece import Lifted, Piece
 from refold.graph.trace.capture import Capture
 
 Shape = tuple[int, ...]
+
+
+class Known:
+    """What a node was lifted to, for as long as it and its module stay the same.
+
+    Args:
+        node: the node.
+        modules: the table that holds the module which it calls, and the name in it.
+        lifted: its piece, or why it has none.
+    """
+
+    __slots__ = ("args", "kwargs", "lifted", "module", "modules", "name", "through")
+
+    def __init__(
+        self, node: fx.Node, modules: dict[str, nn.Module | None], name: str, lifted: Lifted
+    ) -> None:
+        self.args, self.kwargs, self.lifted = node.args, node.kwargs, lifted
+        self.modules, self.name, self.module = modules, name, modules.get(name)
+        read = lifted.through if isinstance(lifted, Piece) else ()
+        self.through = tuple((inner, inner.args) for inner in read)
+
+    @classmethod
+    def of(cls, root: nn.Module, node: fx.Node, lifted: Lifted) -> Known:
+        """Note what a node of a graph over `root` was lifted to."""
+        if node.op != "call_module":
+            return cls(node, _NO_MODULES, "", lifted)
+        above, _, name = str(node.target).rpartition(".")
+        return cls(node, submodule(root, above)._modules, name, lifted)
+
+    def holds(self, node: fx.Node) -> bool:
+        """Say whether the node is still what it was: an edit gives it other arguments."""
+        return (
+            node.args is self.args
+            and node.kwargs is self.kwargs
+            and self.modules.get(self.name) is self.module
+            and all(inner.args is args for inner, args in self.through)
+        )
+
+
+_NO_MODULES: dict[str, nn.Module | None] = {}
 
 
 class Context(ABC):
@@ -38,7 +79,7 @@ class Context(ABC):
         self.constants = constants
         self.shapes = shapes
         self.tainted = tainted
-        self.lifted: dict[fx.Node, tuple[tuple[Any, ...], list[Any] | None, Lifted]] = {}
+        self.lifted: dict[fx.Node, Known] = {}
 
     @abstractmethod
     def lift(self, node: fx.Node) -> Lifted:

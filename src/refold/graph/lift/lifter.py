@@ -7,7 +7,7 @@ sentence, which ends up in the plan.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import fx
@@ -19,7 +19,7 @@ from refold.graph.copies.modules import submodule
 from refold.graph.lift.activations import activation
 from refold.graph.lift.arithmetic import ARITHMETIC
 from refold.graph.lift.constants import Constants
-from refold.graph.lift.context import Context, Handler
+from refold.graph.lift.context import Context, Handler, Known
 from refold.graph.lift.functional import LAYERS
 from refold.graph.lift.indexing import SLICES
 from refold.graph.lift.interval import UNKNOWN
@@ -46,15 +46,10 @@ class Lifter(Context):
 
     def lift(self, node: fx.Node) -> Lifted:
         """Return the node's piece, the reason why it has none, or None for anything not affine."""
-        module = None
-        if node.op == "call_module":
-            module = submodule(self.capture.module, str(node.target))
-        state = (node.args, node.kwargs, module)
         known = self.lifted.get(node)
-        if known is None or known[0] != state or known[1] != _read_through(known[2]):
-            lifted = self._lift_safely(node)
-            known = self.lifted[node] = (state, _read_through(lifted), lifted)
-        return known[2]
+        if known is None or not known.holds(node):
+            known = self.lifted[node] = Known.of(self.capture.module, node, self._lift_safely(node))
+        return known.lifted
 
     def _lift_safely(self, node: fx.Node) -> Lifted:
         try:
@@ -129,12 +124,6 @@ class Lifter(Context):
             node.op == "call_module" and node.target == path and self.tensor(node) is not None
             for node in self.capture.graph.nodes
         )
-
-
-def _read_through(lifted: Lifted) -> list[Any] | None:
-    if not isinstance(lifted, Piece) or not lifted.through:
-        return None
-    return [node.args for node in lifted.through]
 
 
 def _is_fresh(node: fx.Node, piece: Piece) -> bool:

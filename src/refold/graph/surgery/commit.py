@@ -10,9 +10,10 @@ import torch
 from torch import fx, nn
 
 from refold.errors import InputError
-from refold.graph.copies.modules import submodule
+from refold.graph.copies.modules import all_modules, modules_by_path, submodule
+from refold.graph.copies.skeleton import ATOMS
 from refold.graph.surgery.edits import Edits, alive
-from refold.graph.surgery.frames import Plan
+from refold.graph.surgery.frames import FramePlan
 from refold.graph.surgery.generated import Method, method_from_graph, refuse_calls, regenerate
 from refold.graph.surgery.plain_modules import (
     chain_slots,
@@ -45,8 +46,8 @@ class Commit:
             raise InputError(
                 f"the target has no module {self.capture.path!r}: pass a fresh skeleton"
             ) from error
-        self.plan = Plan(edits)
-        self.old = dict(self.root.named_modules())
+        self.plan = FramePlan(edits)
+        self.old = dict(modules_by_path(self.root))
         self.swaps: dict[int, nn.Module] = {}
         self.users: dict[int, list[Frame]] = {}  # filled when first asked for
         self.places: dict[str, nn.Module] = {}  # before any generated container changes
@@ -56,7 +57,7 @@ class Commit:
     def run(self) -> nn.Module:
         """Apply everything; return the target, or what took its place."""
         self._new_content()
-        self.places = dict(self.root.named_modules(remove_duplicate=False))
+        self.places = dict(modules_by_path(self.root, every_name=True))
         changed = [f for f in walk(self.capture.root) if self.plan.status[f] != "clean"]
         self._constants(changed)
         for frame in changed:
@@ -126,7 +127,7 @@ class Commit:
     def _used_elsewhere(self, frame: Frame) -> bool:
         """Say whether code outside a frame calls or reads a part of its module by itself."""
         users = self._users_of()
-        parts = {id(part) for part in self._module(frame).modules()}
+        parts = {id(part) for part in all_modules(self._module(frame))}
         if any(not is_inside(user, frame) for part in parts for user in users.get(part, ())):
             return True
         rest = Counter[int]()  # calls in other captures
@@ -160,13 +161,13 @@ class Commit:
         dead = {
             id(self._at(path))
             for path in self._dead_paths()
-            if not any(id(below) in live for below in self._at(path).modules())
+            if not any(id(below) in live for below in all_modules(self._at(path)))
         }
-        for holder in list(self.root.modules()):
+        for holder in all_modules(self.root):
             _drop_children(holder, dead, self._mentioned(holder))
         _drop_empty(self.root, dead, live)
         bare = {id(owner) for owner in self._drop_tensors(changed)} - live
-        for holder in list(self.root.modules()):
+        for holder in all_modules(self.root):
             _drop_children(holder, bare, set())
 
     def _mentioned(self, holder: nn.Module) -> set[int]:
@@ -274,7 +275,7 @@ def _drop_children(holder: nn.Module, dead: set[int], kept: set[int]) -> None:
 
 def _drop_empty(root: nn.Module, dead: set[int], live: set[int]) -> None:
     """Remove containers of which only dead children are left."""
-    for holder in reversed(list(root.modules())):  # inner containers first
+    for holder in reversed(all_modules(root)):  # inner containers first
         for child in list(holder._modules.values()):
             if not isinstance(child, _CONTAINERS) or id(child) in live or not child._modules:
                 continue
@@ -297,21 +298,20 @@ def swap_modules(root: nn.Module, swaps: dict[int, nn.Module]) -> None:
     def swapped(value: Any) -> Any:
         return swaps.get(id(value), value) if isinstance(value, nn.Module) else value
 
-    holders = list(root.modules()) + [m for new in swaps.values() for m in new.modules()]
-    for holder in holders:
+    inserted = (part for new in swaps.values() for part in all_modules(new))
+    for holder in (*all_modules(root), *inserted):
         for name, child in holder._modules.items():
-            holder._modules[name] = cast("nn.Module | None", swapped(child))
+            if id(child) in swaps:
+                holder._modules[name] = swaps[id(child)]
         for name, value in list(holder.__dict__.items()):
-            if name not in _TABLES and _mentions(value, swaps):
+            if type(value) not in ATOMS and name not in _TABLES and _mentions(value, swaps):
                 holder.__dict__[name] = map_tree(swapped, value)
 
 
 def _mentions(value: Any, swaps: dict[int, nn.Module]) -> bool:
-    if isinstance(value, nn.Module):
-        return id(value) in swaps
-    if type(value) in (list, tuple):
-        return any(isinstance(item, nn.Module) and id(item) in swaps for item in value)
-    if type(value) is dict:
-        items = cast("dict[Any, Any]", value).values()
-        return any(isinstance(item, nn.Module) and id(item) in swaps for item in items)
-    return False
+    kind = type(value)
+    if kind is list or kind is tuple:
+        return any(id(item) in swaps for item in value)
+    if kind is dict:
+        return any(id(item) in swaps for item in cast("dict[Any, Any]", value).values())
+    return id(value) in swaps

@@ -1,6 +1,6 @@
 """Frames after an edit: does the module's own code still compute the graph, or is it generated?
 
-A `Plan` decides for every frame; a `FrameBody` is the graph of a generated forward.
+A `FramePlan` decides for every frame; a `FrameBody` is the graph of a generated forward.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FrameBody:
     in. Paths stay relative to the captured root until `relative` shortens them.
     """
 
-    def __init__(self, plan: Plan, frame: Frame) -> None:
+    def __init__(self, plan: FramePlan, frame: Frame) -> None:
         self.plan = plan
         self.edits = plan.edits
         self.frame = frame
@@ -294,7 +294,7 @@ def _leaves_true(tree: Any) -> list[bool]:
 Status = Literal["clean", "dirty", "inline"]
 
 
-class Plan:
+class FramePlan:
     """The status of every frame, children before parents, and the bodies to generate.
 
     clean: class and forward stay. dirty: a generated forward replaces its own. inline: it cannot be

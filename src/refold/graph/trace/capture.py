@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from refold.errors import InputError
-from refold.graph.copies.modules import submodule
+from refold.graph.copies.modules import all_modules, modules_by_path, submodule
 from refold.graph.copies.skeleton import held_tensors, skeleton, storage_key
 from refold.graph.copies.watching import watchable
 from refold.graph.trace.aliases import effects
@@ -286,7 +286,7 @@ class _Search:
             below = f"{path}.{name}" if path else name
             if name == "parametrizations":  # they make the weights of a layer that ran
                 continue
-            if id(child) in self.covered or any(id(m) in self.covered for m in child.modules()):
+            if id(child) in self.covered or any(id(m) in self.covered for m in all_modules(child)):
                 if id(child) not in self.visited or id(child) in self.framed:
                     self._uncovered(below, child)
             elif any(True for _ in child.parameters()):
@@ -310,8 +310,8 @@ class _Search:
             module: the root.
         """
         found: dict[str, str] = {}
-        inside = {id(part) for part in module.modules()} if path else set[int]()
-        for below, part in module.named_modules() if path else ():
+        inside = {id(part) for part in all_modules(module)} if path else set[int]()
+        for below, part in modules_by_path(module) if path else ():
             for name in self._other_names(part):
                 above, _, last = name.rpartition(".")
                 holder = submodule(self.root, above)
@@ -326,7 +326,7 @@ class _Search:
         """Return the paths of a module that stands at several, else none."""
         if self._names is None:
             self._names = {}
-            for name, part in self.root.named_modules(remove_duplicate=False):
+            for name, part in modules_by_path(self.root, every_name=True):
                 self._names.setdefault(id(part), []).append(name)
         names = self._names.get(id(module), [])
         return names if len(names) > 1 else []
@@ -420,7 +420,7 @@ def _assigned(root: nn.Module, changes: Changes) -> dict[str, str]:
     """Return the modules below a root whose attributes code outside them sets, with the reason."""
     if not changes.assigned:
         return {}
-    named = ((path, changes.assigned.get(id(m))) for path, m in root.named_modules() if path)
+    named = ((path, changes.assigned.get(id(m))) for path, m in modules_by_path(root) if path)
     return {path: reason for path, reason in named if reason is not None}
 
 

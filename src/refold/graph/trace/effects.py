@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from refold.graph.calls import Kind, is_question, kind_by_name, name_of, writes_by_name
 from refold.graph.copies.modules import submodule
-from refold.graph.trace.frames import frame_of, nodes_in
+from refold.graph.trace.frames import frame_of, nodes_in, root_of
 from refold.graph.trace.genuine import layer_class
 from refold.graph.trace.leaves import is_layer
 
@@ -113,10 +113,7 @@ def module_of(node: fx.Node) -> nn.Module | None:
     """Return the module that a `call_module` node calls, or None when it is not known."""
     root = node.graph.owning_module
     if root is None and "frame" in node.meta:
-        frame = frame_of(node)
-        while frame.parent is not None:
-            frame = frame.parent
-        root = frame.module
+        root = root_of(frame_of(node)).module
     try:
         return None if root is None else submodule(root, cast(str, node.target))
     except AttributeError:
@@ -141,12 +138,18 @@ def _writes_first(node: fx.Node) -> bool:
 def _asks_inplace(node: fx.Node) -> bool:
     """Find `inplace=True` by name or position (`F.relu(x, True)`); eval dropout does nothing."""
     target = cast(Callable[..., Any], node.target)
-    code = getattr(getattr(target, "__wrapped__", target), "__code__", None)
-    names = code.co_varnames[: code.co_argcount] if code is not None else ()
+    names = _argument_names(target)
+    if "inplace" not in names and "inplace" not in node.kwargs:
+        return False
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     if "dropout" in getattr(target, "__name__", "") and given.get("training", True) is False:
         return False
     return given.get("inplace", False) not in (False, None)
+
+
+def _argument_names(function: Callable[..., Any]) -> tuple[str, ...]:
+    code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
+    return () if code is None else code.co_varnames[: code.co_argcount]
 
 
 def _layer_is_inplace(node: fx.Node) -> bool:

@@ -64,6 +64,13 @@ def ancestors(frame: Frame) -> list[Frame]:
     return chain
 
 
+def root_of(frame: Frame) -> Frame:
+    """Return the frame of the whole recording that `frame` is a part of."""
+    while frame.parent is not None:
+        frame = frame.parent
+    return frame
+
+
 def is_inside(frame: Frame, outer: Frame) -> bool:
     """Say whether `frame` is `outer` or lies below it."""
     current: Frame | None = frame

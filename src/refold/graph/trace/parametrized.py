@@ -20,6 +20,7 @@ from torch.nn.utils.spectral_norm import (
 )
 from torch.nn.utils.weight_norm import WeightNorm
 
+from refold.graph.copies.modules import all_modules
 from refold.graph.copies.skeleton import skeleton
 from refold.graph.trace.state import StateChangeError, untouched
 
@@ -55,7 +56,7 @@ def with_computed_weights(model: nn.Module) -> tuple[nn.Module, list[Computed]]:
         >>> made[0], found.how, found.parameters_before, found.parameters_after
         (Linear(in_features=2, out_features=3, bias=True), 'WeightNorm', 9, 6)
     """
-    if not any(_is_computed(module) for module in model.modules()):
+    if not any(_is_computed(module) for module in all_modules(model)):
         return model, []
     copy, found = skeleton(model), list[Computed]()
     for path, module in list(copy.named_modules()):
@@ -66,8 +67,10 @@ def with_computed_weights(model: nn.Module) -> tuple[nn.Module, list[Computed]]:
 
 
 def _is_computed(module: nn.Module) -> bool:
-    hooks = module._forward_pre_hooks.values()
-    return parametrize.is_parametrized(module) or any(map(_is_norm_hook, hooks))
+    hooks = module._forward_pre_hooks
+    if hooks and any(map(_is_norm_hook, hooks.values())):
+        return True
+    return "parametrizations" in module._modules and parametrize.is_parametrized(module)
 
 
 def _is_norm_hook(hook: Any) -> bool:

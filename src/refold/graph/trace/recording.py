@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from refold.errors import InputError
-from refold.graph.copies.modules import submodule
+from refold.graph.copies.modules import modules_by_path, submodule
 from refold.graph.copies.skeleton import duplicate, skeleton
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.leaves import one_line
@@ -180,16 +180,19 @@ def _run(recorder: Recorder, arguments: Arguments) -> None:
     try:
         with torch.random.fork_rng(devices=[], enabled=recorder.real):
             recorder.run(*arguments)
-        _must_be_unchanged(recorder, before)
-    finally:
+    except BaseException:
         before.restore()
+        raise
+    _must_be_unchanged(recorder, before.restore())
 
 
-def _must_be_unchanged(recorder: Recorder, attributes: Attributes) -> None:
+def _must_be_unchanged(recorder: Recorder, changed: list[tuple[nn.Module, str]]) -> None:
     """Note where code changed an attribute in a way that the recording did not see."""
+    if not changed:
+        return
     opaque = {id(m) for p in recorder.opaque for m in submodule(recorder.root, p).modules()}
     owners = {id(frame.module): frame for frame in _frames(recorder)}
-    for module, name in attributes.changed():
+    for module, name in changed:
         if (id(module), name) in recorder.was_set or id(module) in opaque:
             continue
         reason = f"its code changes {name} of a {type(module).__name__} for the next call"
@@ -207,7 +210,7 @@ def _frames(recorder: Recorder) -> list[Any]:
 
 
 def _called(recorder: Recorder) -> set[str]:
-    paths = {id(module): path for path, module in recorder.root.named_modules()}
+    paths = {id(module): path for path, module in modules_by_path(recorder.root)}
     return {paths[key] for key in recorder.seen if key in paths}
 
 

@@ -9,6 +9,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from refold.graph.copies.modules import all_modules
+from refold.graph.copies.modules import all_modules, modules_by_path
 from refold.graph.copies.skeleton import ATOMS, held_tensors, storage_key
 
 _MISSING = object()
@@ -50,31 +51,76 @@ class Attributes:
         >>> net = nn.ReLU()
         >>> before = Attributes(net)
         >>> net.calls = 1
-        >>> [name for _, name in before.changed()], before.restore(), hasattr(net, "calls")
-        (['calls'], None, False)
+        >>> [name for _, name in before.restore()], hasattr(net, "calls")
+        (['calls'], False)
     """
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root
-        self._before = [(module, _shallow(module.__dict__)) for module in all_modules(root)]
+        self._before = [_Before(module) for module in all_modules(root)]
 
     def changed(self) -> Iterator[tuple[nn.Module, str]]:
         """Yield every attribute that is another one now, with its module."""
-        for module, before in self._before:
-            yield from ((module, name) for name in _differing(before, module.__dict__))
+        for kept in self._before:
+            yield from ((kept.module, name) for name in kept.changed())
 
-    def names(self, module: nn.Module) -> set[str]:
-        """Return the names that a module's attributes had."""
-        return next((set(before) for known, before in self._before if known is module), set[str]())
+    def restore(self) -> list[tuple[nn.Module, str]]:
+        """Put everything back, new attributes gone; return what was another one."""
+        found = list(self.changed())
+        known = {id(kept.module): kept for kept in self._before} if found else {}
+        for module, name in found:
+            kept = known[id(module)]
+            if name in kept.values:
+                module.__dict__[name] = kept.before(name)
+            else:
+                del module.__dict__[name]
+        return found
 
-    def restore(self) -> None:
-        """Put everything back; attributes that are new are gone."""
-        for module, before in self._before:
-            for name in list(_differing(before, module.__dict__)):
-                if name in before:
-                    module.__dict__[name] = before[name]
-                else:
-                    del module.__dict__[name]
+
+class _Before:
+    """The attributes of one module: the objects, and copies of the containers that hold anything.
+
+    Nearly every module is as it was, and nearly every container of one is empty: to see that must
+    take no time.
+    """
+
+    __slots__ = ("empty", "held", "ids", "module", "values")
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.values = module, dict(module.__dict__)
+        self.ids = [*map(id, self.values.values())]
+        containers = [(n, v) for n, v in self.values.items() if type(v) in _CONTAINERS]
+        self.empty = [value for _, value in containers if not value]
+        self.held = {name: value.copy() for name, value in containers if value}
+
+    def changed(self) -> list[str]:
+        """Return the names of the attributes that are other ones now."""
+        now = self.module.__dict__
+        if (
+            [*map(id, now.values())] == self.ids
+            and now.keys() == self.values.keys()
+            and not any(self.empty)
+            and all(same_value(copied, now[name]) for name, copied in self.held.items())
+        ):
+            return []
+        return [*self._differing(now)]
+
+    def _differing(self, now: dict[str, Any]) -> Iterator[str]:
+        for name, value in now.items():
+            is_plain = type(value) not in _CONTAINERS
+            if is_plain and value is self.values.get(name, _MISSING):
+                continue
+            if not same_value(self.before(name), value):
+                yield name
+        yield from self.values.keys() - now.keys()
+
+    def before(self, name: str) -> Any:
+        """Return what an attribute held, a container as a copy."""
+        value = self.held.get(name, self.values.get(name, _MISSING))
+        if type(value) in _CONTAINERS and value and any(value is one for one in self.empty):
+            value = value.copy()
+            value.clear()
+        return value
 
 
 @contextmanager
@@ -104,27 +150,6 @@ def hooks_kept(root: nn.Module) -> Generator[None]:
             if table.keys() != before.keys():
                 table.clear()
                 table.update(before)
-
-
-def _differing(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    for name, value in now.items():
-        old = before.get(name, _MISSING)
-        if old is value:
-            continue
-        kind = type(value)
-        if kind in _CONTAINERS and not value and kind is type(old) and not old:
-            continue  # as most tables of a module are
-        if not same_value(old, value):
-            yield name
-    if not before.keys() <= now.keys():
-        yield from before.keys() - now.keys()
-
-
-def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.copy() if type(value) in _CONTAINERS else value
-        for name, value in attributes.items()
-    }
 
 
 def same_value(old: Any, new: Any) -> bool:
@@ -183,19 +208,24 @@ class _Kept:
 
     def __init__(self, root: nn.Module, storages: frozenset[int] | None) -> None:
         self.root, self.storages = root, storages
-        self._names: dict[int, str] | None = None
 
     def refuse(self, tensor: Tensor, what: str) -> None:
         key = storage_key(tensor)
         if self.storages is not None and key not in self.storages:
             return
-        if self._names is None:
-            self._names = dict(self._found())
-        if key in self._names:
-            raise StateChangeError(f"its code changes {self._names[key]} {what}")
+        if key in self._all:
+            raise StateChangeError(f"its code changes {self._name(key)} {what}")
+
+    @cached_property
+    def _all(self) -> frozenset[int]:
+        held = (tensor for m in all_modules(self.root) for _, tensor in held_tensors(m))
+        return frozenset(map(storage_key, held))
+
+    def _name(self, key: int) -> str:
+        return next(name for found, name in self._found() if found == key)
 
     def _found(self) -> Iterator[tuple[int, str]]:
-        for path, module in self.root.named_modules():
+        for path, module in modules_by_path(self.root):
             for name, held in held_tensors(module):
                 yield storage_key(held), f"{path}.{name}" if path else name
 

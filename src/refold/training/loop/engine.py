@@ -17,7 +17,7 @@ from refold.errors import DivergedError, TrainingError
 from refold.training.data.loader import Batch, TrainOrder
 from refold.training.loop.collectives import total, union
 from refold.training.loop.evaluation import MAIN, Judged, judge
-from refold.training.loop.learner import Learner, Outcome
+from refold.training.loop.learner import BatchOutcome, Learner
 from refold.training.loop.norms import unsync_norms
 from refold.training.loop.penalties import Penalty
 from refold.training.loop.progress import Clock, Progress, Reporter
@@ -157,7 +157,7 @@ class Engine:
         )
         self._last = {"loss": loss, "lr": lr}
 
-    def _learn(self, piece: Batch, number: int, at: int) -> Outcome:
+    def _learn(self, piece: Batch, number: int, at: int) -> BatchOutcome:
         """Add the gradients of a piece of the batch."""
         device = self.accelerator.device
         images = piece.images.to(device, non_blocking=True)
@@ -166,12 +166,12 @@ class Engine:
         targets = piece.targets.to(device, non_blocking=True)
         images, targets = self._mixed(images, targets, number, at)
         with self.accelerator.accumulate(self.wrapped):
-            outcome = Outcome(*self.wrapped(images, targets))
+            outcome = BatchOutcome(*self.wrapped(images, targets))
             loss = outcome.loss
             for penalty in self.penalties:
                 loss = loss + self.parts.penalised(penalty)
             self.accelerator.backward(loss)
-        return Outcome(*(value.detach() for value in outcome))
+        return BatchOutcome(*(value.detach() for value in outcome))
 
     def _mixed(
         self, images: Tensor, targets: Tensor, number: int, at: int
@@ -189,7 +189,7 @@ class Engine:
             chosen = mixers[int(torch.randint(len(mixers), ()))]
             return chosen(images, targets)
 
-    def _summed(self, outcomes: list[Outcome]) -> tuple[float, int, int]:
+    def _summed(self, outcomes: list[BatchOutcome]) -> tuple[float, int, int]:
         """Return mean loss, right answers and answers of a step, of all processes."""
         rows = [torch.stack([value.cpu().double() for value in outcome]) for outcome in outcomes]
         own = torch.stack(rows).sum(0)

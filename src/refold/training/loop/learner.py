@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from refold.training.recipes.recipe import Loss, Recipe
 
 
-class Outcome(NamedTuple):
+class BatchOutcome(NamedTuple):
     """What a batch gave: the loss, and how many of how many answers were right."""
 
     loss: Tensor
@@ -85,7 +85,7 @@ class Learner(nn.Module):
                 norm.eval()
         return self
 
-    def forward(self, images: Tensor, targets: Tensor) -> Outcome:
+    def forward(self, images: Tensor, targets: Tensor) -> BatchOutcome:
         """Return the loss of a batch and what was right in it.
 
         Shape:
@@ -99,7 +99,7 @@ class Learner(nn.Module):
             loss = self.lesson(loss, main, images)
         with torch.no_grad():
             right, answers = self._right(main, targets)
-        return Outcome(loss, right, answers)
+        return BatchOutcome(loss, right, answers)
 
     def _right(self, main: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if targets.is_floating_point():  # mixed labels: the heavier one

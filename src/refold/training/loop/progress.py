@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run is going to do.
 
     Args:
@@ -94,7 +94,7 @@ class Clock:
 class Reporter:
     """Receives the events of a run; this one ignores them."""
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, plan: RunPlan) -> None:
         """Receive the plan of the run."""
 
     def step(self, progress: Progress) -> None:

@@ -22,7 +22,7 @@ from refold.training.data.datasets import Data
 from refold.training.loop.collectives import total, union
 from refold.training.loop.engine import Engine
 from refold.training.loop.evaluation import Judged
-from refold.workload import measure
+from refold.workload import workload_of
 
 if TYPE_CHECKING:
     from refold.training.recipes.recipe import Recipe
@@ -168,7 +168,7 @@ def _exported(
 
 
 def _form(engine: Engine, network: nn.Module, example: Tensor, judged: Judged) -> dict[str, Any]:
-    work = measure(network, example)
+    work = workload_of(network, example)
     return {
         "parameters": work.parameters,
         "macs": work.macs,

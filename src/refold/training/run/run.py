@@ -14,13 +14,13 @@ from torch import nn
 from refold.errors import InputError, TrainingError
 from refold.training.data.datasets import DIGITS, open_data
 from refold.training.loop.penalties import Penalty
-from refold.training.loop.progress import Plan, Reporter
+from refold.training.loop.progress import Reporter, RunPlan
 from refold.training.loop.run_folder import RunFolder
 from refold.training.loop.saves import Saves
 from refold.training.recipes.cookbook import changed, check_recipe, load_recipe
-from refold.training.run.agreement import require_same
 from refold.training.run.begun import Begun, begun_with
 from refold.training.run.claim import claim
+from refold.training.run.recipe_differences import require_same
 from refold.training.run.resume import go_on, start
 from refold.training.settings import Habits
 
@@ -258,8 +258,8 @@ def _open_board(accelerator: Any, resumed: int | None) -> None:
         ) from error
 
 
-def _plan(order: Order, engine: Engine, image: tuple[int, ...], resumed: int | None) -> Plan:
-    return Plan(
+def _plan(order: Order, engine: Engine, image: tuple[int, ...], resumed: int | None) -> RunPlan:
+    return RunPlan(
         model=order.recipe.model,
         parameters=sum(p.numel() for p in engine.learner.network.parameters()),
         data=order.place,

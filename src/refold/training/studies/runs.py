@@ -20,8 +20,8 @@ from refold.training.data.datasets import DIGITS
 from refold.training.loop.progress import Reporter
 from refold.training.loop.run_folder import CONFIG, SUMMARY, RunFolder
 from refold.training.recipes.cookbook import load_recipe
-from refold.training.run.agreement import differences, shown
 from refold.training.run.begun import read_begun
+from refold.training.run.recipe_differences import differences, shown
 from refold.training.run.restored import network_of
 from refold.training.run.run import place_of, train
 from refold.training.settings import Habits

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from refold.errors import RefusedError
 from refold.folding import reparameterize
 from refold.pruning import Importance, Layer, pruning, restore_norms
-from refold.workload import Workload, measure
+from refold.workload import Workload, workload_of
 
 Shape = Callable[[nn.Module, Tensor], nn.Module]
 """Given a trained network and images of its training, the network that trains on."""
@@ -67,7 +67,7 @@ def to_budget(prune: Callable[[float], nn.Module], budget: float, example: Tenso
 
 def folded_size(network: nn.Module, example: Tensor) -> Workload:
     """Return the size of the folded network."""
-    return measure(reparameterize(network, example), example)
+    return workload_of(reparameterize(network, example), example)
 
 
 def relative_scale(layer: Layer) -> Tensor:

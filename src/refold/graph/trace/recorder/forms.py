@@ -6,6 +6,7 @@ would fail, or is unusual in any way, is run.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -66,7 +67,13 @@ def _after_conv(value: Tensor, module: Any) -> list[int] | None:
     return [batch, weight.shape[0], *after] if min(after) > 0 else None
 
 
-def result_of_call(func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Tensor | None:
+def result_of_call(
+    func: Any,
+    args: Any,
+    kwargs: Any,
+    flat: list[Any],
+    type_of: Callable[[Tensor], torch.dtype] = lambda tensor: tensor.dtype,
+) -> Tensor | None:
     """Return what a function gives where it surely has the form of its first tensor.
 
     Args:
@@ -74,6 +81,7 @@ def result_of_call(func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Tensor
         args: its arguments.
         kwargs: those by name.
         flat: the leaves of both.
+        type_of: the type that a stored tensor is taken to have.
 
     Examples:
         >>> x = torch.empty(2, 3, device="meta")
@@ -94,9 +102,18 @@ def result_of_call(func: Any, args: Any, kwargs: Any, flat: list[Any]) -> Tensor
         is_same = len(tensors) == 1
     else:
         second = tensors[-1]
-        is_two = name in _OF_TWO and len(tensors) == 2
-        is_same = is_two and second.shape == first.shape and second.dtype == first.dtype
+        kind = second.dtype if second.is_meta else type_of(second)
+        is_two = name in _OF_TWO and len(tensors) == 2 and kind == first.dtype
+        is_same = is_two and _spreads_over(second.shape, first.shape)
     return first.detach() if is_same else None
+
+
+def _spreads_over(small: torch.Size, large: torch.Size) -> bool:
+    """Say whether a tensor of one shape meets one of another without making it any larger."""
+    if small == large:
+        return True
+    ends = large[len(large) - len(small) :]
+    return len(small) <= len(large) and all(n in (1, m) for n, m in zip(small, ends, strict=True))
 
 
 def _is_fixed_norm(tensors: list[Tensor], args: Any, kwargs: Any) -> bool:

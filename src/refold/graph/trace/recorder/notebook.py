@@ -131,9 +131,7 @@ class Notebook:
         if isinstance(value, Tensor):
             node = self._mark(value)
             return self._stored_node(value) if node is None else node
-        if isinstance(value, Size | Ratio):
-            return self._number_node(value)
-        return value
+        return self._number_node(value) if isinstance(value, _MADE_OF_SIZES) else value
 
     def _stored_node(self, tensor: Tensor) -> fx.Node:
         frame = self.stack[-1]
@@ -179,6 +177,13 @@ class Notebook:
 
     def _argument(self, tree: Any) -> Any:
         """Return arguments as a graph holds them."""
+        kind = type(tree)
+        if kind in _NUMBERS:
+            return tree
+        return self._as_node(tree) if kind is Tensor else self._nested(tree)
+
+    def _nested(self, tree: Any) -> Any:
+        """Return an argument that may hold others, or is of a type of its own."""
         if isinstance(tree, tuple):
             items = [self._argument(item) for item in cast("tuple[Any, ...]", tree)]
             return cast(Any, type(tree))(*items) if hasattr(tree, "_fields") else tuple(items)
@@ -321,6 +326,8 @@ class Notebook:
         return dtype
 
 
+_MADE_OF_SIZES = (Size, Ratio)
+_NUMBERS = frozenset({int, float, bool, str, type(None)})
 _DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
 _PLAIN = (
     fx.Node,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from refold.graph.copies.modules import modules_by_path, stored_tensors
 from refold.graph.copies.skeleton import storage_key
 from refold.graph.copies.watching import watched_attributes, watched_calls
 from refold.graph.trace.effects import mutated
@@ -76,6 +77,7 @@ class Recorder(TorchCalls):
         self.was_set: set[tuple[int, str]] = set()
         self.set_here: list[tuple[str, Frame]] = []
         self._framed: set[str] = set()
+        self._ours: list[tuple[dict[str, Any], str, Callable[..., Any]]] = []
         self._sets: list[str] = []
         self._paths: dict[int, str] = {}
         self.chance: Chance | None = None  # set where Python's random numbers were seen to be drawn
@@ -89,9 +91,8 @@ class Recorder(TorchCalls):
             RecordError: when the root itself is found out to be no frame.
         """
         root = self.root
-        self._paths = {id(module): path for path, module in root.named_modules()}
-        for table in (root.named_buffers(), root.named_parameters()):
-            self._stored_paths.update((id(tensor), name) for name, tensor in table)
+        self._paths = {id(module): path for path, module in modules_by_path(root)}
+        self._stored_paths = {id(tensor): name for name, tensor in stored_tensors(root)}
         own = root.__dict__.get("forward")
         forward = MethodType(type(root).forward, root) if own is None else own
         args, kwargs = self._inputs(forward, args, kwargs)
@@ -106,6 +107,7 @@ class Recorder(TorchCalls):
                 self.result = forward(*args, **kwargs)
             self.is_whole = True
         finally:
+            self._take_back()
             torch.set_grad_enabled(grad)
         return self._finish()
 
@@ -240,7 +242,8 @@ class Recorder(TorchCalls):
         self._note_chance()
         with _Quiet():
             recorded = self._argument(args), self._argument(kwargs)
-            if any(isinstance(leaf, Size | Ratio) for leaf in leaves((args, kwargs))):
+            is_plain = len(args) == 1 and type(args[0]) is Tensor and not kwargs
+            if not is_plain and any(isinstance(x, Size | Ratio) for x in leaves((args, kwargs))):
                 args, kwargs = map_tree(plain, (args, kwargs))
             known = None if self.runs_all or kwargs else self._told(module, args)
         self._paused += 1
@@ -341,12 +344,21 @@ class Recorder(TorchCalls):
     def _watch_methods(self, module: nn.Module, path: str) -> None:
         """Record calls of the module's own methods as frames too (`self.forward_features(x)`)."""
         if isinstance(module, _NormBase) and disguise(module) is not None:
-            module.__dict__.setdefault("_check_input_dim", _accept_any_rank)
-            self.was_set.add((id(module), "_check_input_dim"))
+            self._put(module, "_check_input_dim", _accept_any_rank)
         for name, function in helper_methods(module):
-            if name not in module.__dict__:
-                module.__dict__[name] = self._watched(module, path, name, function)
-                self.was_set.add((id(module), name))
+            self._put(module, name, self._watched(module, path, name, function))
+
+    def _put(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+        """Let an instance have a function of ours until the run is over, if it has none itself."""
+        if name not in module.__dict__:
+            module.__dict__[name] = function
+            self.was_set.add((id(module), name))
+            self._ours.append((module.__dict__, name, function))
+
+    def _take_back(self) -> None:
+        for attributes, name, function in self._ours:
+            if attributes.get(name) is function:
+                del attributes[name]
 
     def _watched(
         self, module: nn.Module, path: str, name: str, function: Callable[..., Any]

@@ -106,7 +106,8 @@ class TorchCalls(Notebook, TorchFunctionMode):
         if name in ("cpu", "cuda") and not self.real:
             result = args[0]
         else:
-            known = None if self.runs_all else result_of_call(func, args, kwargs, flat)
+            known = None if self.runs_all else result_of_call(func, args, kwargs, flat, self._type)
+            self.reads.update(map(id, tensors))
             result = self._run(func, args, kwargs) if known is None else known
         if not any(isinstance(leaf, Tensor) for leaf in leaves(result)) and result is not None:
             return result

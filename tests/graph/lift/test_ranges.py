@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from refold.graph.fold.ranges import Ranges
 from refold.graph.lift.interval import UNKNOWN, Interval
 from refold.graph.lift.lifter import Lifter
+from refold.graph.lift.ranges import Ranges
 from refold.graph.trace.capture import Capture, capture
 
 SLACK = 1e-9  # limits hold in exact arithmetic

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import Literal
 
 from torch import fx
 
@@ -28,7 +29,8 @@ from refold.algebra.operator import (
     chain,
     leaves,
 )
-from refold.graph.calls import is_kind_question, shape_readers
+from refold.errors import RefusedError
+from refold.graph.calls import is_kind_question, place_of, shape_readers
 from refold.graph.fold.region import Region, node_of
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
@@ -169,6 +171,14 @@ class Asked:
         if not rank or shape is None or len(shape) != rank + 2:
             return False
         return all(_asks_no_channels(reader, rank) for reader in self.readers[node])
+
+    def refusal(self, node: fx.Node, does: Literal["change", "remove"]) -> RefusedError:
+        """Return the error that somebody asks for a size which the fold would change or remove."""
+        home = getattr(self.readers[node][0].meta.get("frame"), "path", "")
+        code = f"the code of {home}" if home else "the code"
+        return RefusedError(
+            f"{code} asks for the size of {place_of(node)}, and the fold would {does} it"
+        )
 
 
 def _given_to_layers(op: Operator) -> Iterator[Hashable]:

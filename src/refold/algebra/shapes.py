@@ -1,4 +1,4 @@
-"""Sizes: the shape of an operator's value, and its multiply-adds on that shape."""
+"""Shapes: of the value of an operator, and its multiply-adds on that shape."""
 
 from __future__ import annotations
 

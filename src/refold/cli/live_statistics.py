@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 def initial_norms(model: nn.Module) -> list[nn.Module]:
     """Return the norms whose statistics are still exactly those of a new layer."""
-    return [module for module in model.modules() if _is_initial(module)]
+    return [module for module in model.modules() if _has_initial_statistics(module)]
 
 
-def _is_initial(module: nn.Module) -> bool:
+def _has_initial_statistics(module: nn.Module) -> bool:
     import torch
 
     mean, var = _statistics(module)

@@ -13,7 +13,7 @@ from helpers.traps import conv, gap, images, live, net, norms, sound
 from refold import plan
 from refold.algebra.geometry import Axis
 from refold.algebra.operator import Affine, AvgPool, Concat, Conv, Input, Pad, Select, Sum, sequence
-from refold.graph.fold.answers import Size, size_of
+from refold.graph.fold.asked_sizes import Size, size_of
 
 Norm = nn.BatchNorm2d
 

@@ -65,7 +65,7 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
+class DeployedNetwork:
     """A network ready for use.
 
     Args:
@@ -77,7 +77,7 @@ class Network:
     about: Mapping[str, Any]
 
 
-def open_network(place: str | Path) -> Network:
+def open_network(place: str | Path) -> DeployedNetwork:
     """Open what a run deployed, or one of the files.
 
     Args:
@@ -101,10 +101,10 @@ def open_network(place: str | Path) -> Network:
         raise InputError(
             f"{path} does not say how images are prepared: give the folder of the run that made it"
         )
-    return Network(_caller(path), about)
+    return DeployedNetwork(_caller(path), about)
 
 
-def _of_run(run: Path) -> Network:
+def _of_run(run: Path) -> DeployedNetwork:
     if not (run / SUMMARY).is_file():
         raise InputError(f"{run} holds no finished run: {SUMMARY} is missing")
     summary = json.loads((run / SUMMARY).read_text())
@@ -117,11 +117,11 @@ def _of_run(run: Path) -> Network:
         file = run / f"deploy{suffix}"
         if file.is_file():
             try:
-                return Network(_caller(file), summary)
+                return DeployedNetwork(_caller(file), summary)
             except MissingDependencyError:
                 continue
     network = network_of(run, "best")
-    return Network(lambda images: outputs(network(images))[0], summary)
+    return DeployedNetwork(lambda images: outputs(network(images))[0], summary)
 
 
 def _caller(path: Path) -> Callable[[Tensor], Tensor]:
@@ -153,7 +153,7 @@ def predict(place: str | Path, images: Iterable[str | Path]) -> Iterator[Answer]
         yield from _answers(network, files[start : start + _BATCH])
 
 
-def _answers(network: Network, files: Sequence[Path]) -> Iterator[Answer]:
+def _answers(network: DeployedNetwork, files: Sequence[Path]) -> Iterator[Answer]:
     steps = network.about["preprocessing"]
     prepare = transform_by(steps)
     ready: dict[Path, Tensor] = {}

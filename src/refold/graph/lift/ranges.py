@@ -34,6 +34,7 @@ from refold.graph.trace.genuine import layer_class
 from refold.ranked import MAX_POOLS, POOLS
 
 ZERO = point(0.0)
+_DEEP = 50  # levels of Python calls, of which each value takes several
 
 
 class Ranges:
@@ -57,14 +58,32 @@ class Ranges:
         self.lifter = lifter
         self._weighs = weigh
         self._known: dict[fx.Node, Interval] = {}
-        for node in lifter.capture.graph.nodes:
-            self._known[node] = UNKNOWN if node in lifter.tainted else self._find(node)
+        self._depth = 0
+        if weigh:  # passes that ask for weights edit the graph as they go
+            self._look_at_all()
 
     def of(self, value: Any) -> Interval:
         """Return the interval of a node's value or of a number."""
         if isinstance(value, fx.Node):
-            return self._known.get(value, UNKNOWN)
+            known = self._known.get(value)
+            return self._look(value) if known is None and not self._weighs else known or UNKNOWN
         return point(value) if isinstance(value, (int, float)) else UNKNOWN
+
+    def _look_at_all(self) -> None:
+        for node in self.lifter.capture.graph.nodes:
+            if node not in self._known:
+                self._known[node] = UNKNOWN if node in self.lifter.tainted else self._find(node)
+
+    def _look(self, node: fx.Node) -> Interval:
+        """Find the interval of a value, and of those that it is told from, however many."""
+        if self._depth > _DEEP:
+            self._look_at_all()
+            return self._known.get(node, UNKNOWN)
+        self._depth += 1
+        found = UNKNOWN if node in self.lifter.tainted else self._find(node)
+        self._depth -= 1
+        self._known[node] = found
+        return found
 
     def note(self, node: fx.Node, interval: Interval) -> None:
         """Tell the interval of a node that took another's place."""
@@ -112,9 +131,15 @@ class Ranges:
             if not isinstance(ranked, tuple):
                 return UNKNOWN
             op = ranked[0]
-        value = self.of(piece.sources[0])
-        for part in chain(op):
-            value = through(part, value) if self._weighs or not _has_weights(part) else UNKNOWN
+        parts = list(chain(op))
+        for index, part in enumerate(reversed(parts)):
+            if not self._weighs and _has_weights(part):  # nothing is known of what it gives
+                value, parts = UNKNOWN, parts[len(parts) - index :]
+                break
+        else:
+            value = self.of(piece.sources[0])
+        for part in parts:
+            value = through(part, value)
         return value
 
 

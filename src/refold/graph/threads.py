@@ -1,0 +1,43 @@
+"""Run a fold single-threaded and without garbage collection, whole forwards in every thread."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+
+_callers: list[int] = []  # the threads that each caller had; torch's number is global as well
+
+
+@contextmanager
+def undisturbed() -> Generator[None]:
+    """Compute in one thread and without the cyclic collector while a model is folded.
+
+    A fold is thousands of short operations. Threads that share one wait for each other, on a busy
+    machine a hundred times as long as they compute, and one walk of the collector through the
+    whole process takes longer than the fold; what it would free is freed afterwards.
+    """
+    threads, collects = torch.get_num_threads(), gc.isenabled()
+    _callers.append(threads)
+    torch.set_num_threads(1)
+    gc.disable()
+    try:
+        yield
+    finally:
+        _callers.pop()
+        torch.set_num_threads(threads)
+        if collects:
+            gc.enable()
+
+
+@contextmanager
+def in_every_thread() -> Generator[None]:
+    """Compute in as many threads as the caller of the fold: a forward is few long operations."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(_callers[0] if _callers else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
