@@ -99,3 +99,31 @@ def test_numbers_of_the_input_are_still_not_guessed() -> None:
     for sign in (1, -1):
         x = sign * images(2, 3, 6, 5).abs()
         torch.testing.assert_close(folded(x), model(x), rtol=EXACT, atol=1e-12)
+
+
+class Volume(nn.Module):
+    """Makes a map of plain numbers, and passes a norm by where one side is long."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.conv, self.norm, self.axis = nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2), axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = [int(side) for side in x.shape[2:]]
+        SIZES.append(torch.zeros(sides).numel())
+        y = self.conv(x)
+        return y if sides[self.axis] > 300 else self.norm(y)
+
+
+SIZES: list[int] = []
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_long_side_is_tried_in_a_volume_that_fits(axis: int) -> None:
+    SIZES.clear()
+    model = live(Volume(axis))
+    folded = plan(model, images(1, 1, 4, 4, 4)).apply()
+    assert max(SIZES) <= 2048**2
+    long = images(1, 1, *(301 if at == axis else 2 for at in range(3)))
+    for x in (images(1, 1, 4, 4, 4), long):
+        torch.testing.assert_close(folded(x), model(x), rtol=EXACT, atol=1e-12)
