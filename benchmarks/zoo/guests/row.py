@@ -147,13 +147,13 @@ class _NormCalls(TorchFunctionMode):
 def _reasons(paths: list[str], kept: tuple[Kept, ...]) -> dict[str, str]:
     """Return why each norm stays, as the account says; empty where it does not."""
     said = {place: item.reason for item in kept for place in item.where.split(" + ")}
-    return {path: said.get(path) or _above(path, said) for path in paths}
+    return {path: said.get(path) or _near(path, said) for path in paths}
 
 
-def _above(path: str, said: dict[str, str]) -> str:
-    """Return the reason of the part that a norm is in."""
-    while path:
+def _near(path: str, said: dict[str, str]) -> str:
+    """Return the reason of a call in a norm with code of its own, or of the part that it is in."""
+    inside = next((why for place, why in said.items() if place.startswith(f"{path}.")), "")
+    while path and not inside:
         path = path.rpartition(".")[0]
-        if path in said:
-            return said[path]
-    return ""
+        inside = said.get(path, "")
+    return inside

@@ -133,6 +133,7 @@ BRANCHES = (
             "it is multiplied by a gate that is not one number per channel",
             "it is multiplied by a gate that is computed from the input",
             "its weight is computed from the input",
+            "its number of groups is computed",
         ),
         "A factor or weight that depends on the input (squeeze and excite, attention, dynamic "
         "convolution) makes the branch no fixed linear map.",

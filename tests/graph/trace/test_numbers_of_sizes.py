@@ -127,3 +127,21 @@ def test_a_long_side_is_tried_in_a_volume_that_fits(axis: int) -> None:
     long = images(1, 1, *(301 if at == axis else 2 for at in range(3)))
     for x in (images(1, 1, 4, 4, 4), long):
         torch.testing.assert_close(folded(x), model(x), rtol=EXACT, atol=1e-12)
+
+
+def test_a_convolution_whose_groups_are_a_size_stays_and_the_rest_folds() -> None:
+    class Blur(Net):
+        """A fixed filter on every channel, as anti-aliased networks write it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("filt", torch.ones(4, 1, 2, 2) / 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.norm(self.conv(x)))
+            return torch.conv2d(y, self.get_buffer("filt"), groups=y.shape[1])
+
+    model, x = live(Blur()), images(2, 3, 5, 5)
+    done = plan(model, x)
+    assert done.steps
+    torch.testing.assert_close(done.apply()(x), model(x), rtol=EXACT, atol=1e-12)
