@@ -11,7 +11,6 @@ from torch.utils import _pytree as pytree
 
 from refold.graph.copies.modules import stored_tensors
 from refold.graph.copies.skeleton import duplicate, skeleton
-from refold.graph.threads import in_every_thread
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded
@@ -165,7 +164,7 @@ def _result(
         try:
             runs = copy(model)
             guard = untouched(runs) if copy is skeleton else torch.no_grad()
-            with guard, seeded(), hooks_kept(model), in_every_thread():
+            with guard, seeded(), hooks_kept(model):
                 given = pytree.tree_map_only(Tensor, torch.clone, (inputs, named or {}))
                 args, kwargs = parted(given[0])
                 result = runs(*args, **kwargs, **given[1])

@@ -1,4 +1,4 @@
-"""Run a fold single-threaded and without garbage collection, whole forwards in every thread."""
+"""Run a fold single-threaded and without garbage collection."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
-
-_callers: list[int] = []  # the threads that each caller had; torch's number is global as well
 
 
 @contextmanager
@@ -20,24 +18,11 @@ def undisturbed() -> Generator[None]:
     whole process takes longer than the fold; what it would free is freed afterwards.
     """
     threads, collects = torch.get_num_threads(), gc.isenabled()
-    _callers.append(threads)
     torch.set_num_threads(1)
     gc.disable()
     try:
         yield
     finally:
-        _callers.pop()
         torch.set_num_threads(threads)
         if collects:
             gc.enable()
-
-
-@contextmanager
-def in_every_thread() -> Generator[None]:
-    """Compute in as many threads as the caller of the fold: a forward is few long operations."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(_callers[0] if _callers else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
