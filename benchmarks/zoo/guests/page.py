@@ -49,8 +49,8 @@ def _summary(rows: list[dict[str, Any]], missing: list[str]) -> str:
     whole = sum(row["parts"] == 1 for row in rows)
     text = (
         f"{len(rows)} networks of {len(versions)} packages; {good} without a fault, largest error "
-        f"{worst:.0e}{apart}; {whole} recorded as a whole; of {had} that have norms {free} run none "
-        f"afterwards.\n\n{_machine()} {', '.join(f'{k} {v}' for k, v in versions.items())}.\n"
+        f"{worst:.0e}{apart}; {whole} recorded as a whole; of {had} that have norms {free} run "
+        f"none afterwards.\n\n{_machine()} {', '.join(f'{k} {v}' for k, v in versions.items())}.\n"
     )
     return text + (f"\nNot installed: {', '.join(missing)}.\n" if missing else "")
 
