@@ -4,6 +4,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test quick lint format bench docs clean
 
+# Compiled files are kept: without them every process that a test starts compiles refold anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 VENV ?= .venv
 JOBS ?= 2
 # The first interpreter that runs and is new enough; `make PYTHON=/path/to/python` overrides it.
