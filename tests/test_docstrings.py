@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import pytest
-
 SOURCE = Path(__file__).parents[1] / "src" / "refold"
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -27,13 +25,13 @@ def uneven(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE))
-)
-def test_docstrings_have_one_margin(path: Path) -> None:
-    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, DOCUMENTED)]
-    texts = {getattr(node, "name", "the file"): ast.get_docstring(node) or "" for node in nodes}
-    assert {name: uneven(text) for name, text in texts.items() if uneven(text)} == {}
+def test_docstrings_have_one_margin() -> None:
+    found: dict[str, list[str]] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, DOCUMENTED) and (lines := uneven(ast.get_docstring(node) or "")):
+                found[f"{path}: {getattr(node, 'name', 'the file')}"] = lines
+    assert found == {}
 
 
 def test_an_uneven_paragraph_is_found() -> None:

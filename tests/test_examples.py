@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from helpers.nightly import some
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [p for p in sorted((ROOT / "examples").glob("*.py")) if "__main__" in p.read_text()]
+# Its network is folded by the tests of its family.
+OFTEN = [path for path in SCRIPTS if path.stem != "rmobilenet"]
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", some(SCRIPTS, keep=OFTEN), ids=lambda path: path.stem)
 def test_example(
     script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

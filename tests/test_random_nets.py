@@ -12,7 +12,7 @@ from helpers.random_count import count
 from helpers.random_nets import build, fault
 from refold import plan
 
-BATCH, BATCHES, ALWAYS = 10, 30, 6
+BATCH, BATCHES, ALWAYS = 10, 30, 3
 
 
 @pytest.mark.parametrize(

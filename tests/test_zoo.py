@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import refold
+from helpers.nightly import rare
 from zoo.calls import run_counting
 from zoo.leftovers import count_norms, foldable
 from zoo.live import enliven
@@ -23,16 +24,23 @@ from zoo.peers import fold_with_peer, relative_error
 TOLERANCE = 1e-9
 SAMPLE = (
     "timm:repghostnet_050",  # timm itself leaves its branches
-    "timm:mobileone_s1",
+    *rare("timm:mobileone_s1"),
     "timm:regnety_002",  # norms with an activation inside
-    "timm:repvit_m0_9",
+    *rare("timm:repvit_m0_9"),
     "timm:levit_128s",  # linear layers with norms
-    pytest.param("timm:densenet121", marks=pytest.mark.zoo),  # norms that must stay
+    *rare("timm:densenet121"),  # norms that must stay
     "torchvision:resnet18",
     "torchvision:shufflenet_v2_x1_0",
-    "ultralytics:yolov9t",
+    *rare("ultralytics:yolov9t"),
 )
-TIMM = ("timm:resnet18", "timm:mobileone_s1", "timm:efficientnet_lite0")
+TIMM = (
+    "timm:resnet18",
+    "timm:repghostnet_050",
+    *(
+        pytest.param(n, marks=pytest.mark.zoo)
+        for n in ("timm:mobileone_s1", "timm:efficientnet_lite0")
+    ),
+)
 
 
 def net_of(label: str) -> Net:
@@ -113,7 +121,9 @@ def test_timm_classifier_can_be_reset(label: str) -> None:
     assert answer(changed, label).ndim == 2
 
 
-@pytest.mark.parametrize("label", ["torchvision:mobilenet_v2", "timm:resnet18", "timm:levit_128s"])
+@pytest.mark.parametrize(
+    "label", ["torchvision:shufflenet_v2_x1_0", "timm:resnet18", "timm:levit_128s"]
+)
 def test_containers_keep_length_and_indexing(label: str) -> None:
     after = dict(folded(label).named_modules())
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -127,6 +137,7 @@ def test_containers_keep_length_and_indexing(label: str) -> None:
     assert kept > 3
 
 
+@pytest.mark.zoo
 def test_ultralytics_layers_keep_their_place_in_the_graph() -> None:
     before, after = original("ultralytics:yolov9t"), folded("ultralytics:yolov9t")
     assert len(after.model) == len(before.model)
@@ -136,6 +147,7 @@ def test_ultralytics_layers_keep_their_place_in_the_graph() -> None:
     assert after.names == before.names
 
 
+@pytest.mark.zoo
 def test_a_detector_that_takes_a_list_is_folded_inside() -> None:
     label = "torchvision:fcos_resnet50_fpn"
     detector: Any = original(label).detector
@@ -166,7 +178,7 @@ def test_the_result_copies_and_saves(label: str) -> None:
     assert relative_error(answer(folded(label), label), answer(twin, label)) == 0.0
 
 
-@pytest.mark.parametrize("label", ["timm:mobileone_s1", "torchvision:resnet18"])
+@pytest.mark.parametrize("label", ["timm:repghostnet_050", "torchvision:resnet18"])
 def test_the_result_exports(label: str) -> None:
     program = torch.export.export(folded(label), net_of(label).example())
     found = program.module()(*net_of(label).example())
@@ -174,11 +186,11 @@ def test_the_result_exports(label: str) -> None:
 
 
 def test_dtype_layout_and_frozen_parameters_are_kept() -> None:
-    model = copy.deepcopy(original("timm:mobileone_s1")).to(
+    model = copy.deepcopy(original("timm:repghostnet_050")).to(
         dtype=torch.bfloat16, memory_format=torch.channels_last
     )
     model.stages[0].requires_grad_(False)
-    after = refold.reparameterize(model, net_of("timm:mobileone_s1").example()[0].bfloat16())
+    after = refold.reparameterize(model, net_of("timm:repghostnet_050").example()[0].bfloat16())
     weights = {name: p for name, p in after.named_parameters() if p.ndim == 4 and p.shape[1] > 1}
     assert {p.dtype for p in after.parameters()} == {torch.bfloat16}
     assert not foldable(after)

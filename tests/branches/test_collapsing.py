@@ -26,6 +26,7 @@ from helpers.expanding import (
     network,
     train,
 )
+from helpers.nightly import some
 from refold.branches import collapse, expand, expand_plan
 from refold.errors import InputError, RefusedError
 from zoo.live import enliven
@@ -52,12 +53,12 @@ def check(label: str, block: str) -> None:
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("label", FAST)
+@pytest.mark.parametrize("label", some(FAST, keep=2))
 def test_the_stock_architecture_takes_what_was_learned(label: str, block: str) -> None:
     check(label, block)
 
 
-@pytest.mark.parametrize("label", ["resnet18", "timm:mobilenetv3_small_050"])
+@pytest.mark.parametrize("label", some(["resnet18", "timm:mobilenetv3_small_050"], keep=1))
 def test_networks_from_elsewhere(label: str) -> None:
     check(label, "repvgg")
 
@@ -71,7 +72,7 @@ def test_the_zoo(label: str, block: str) -> None:
     check(label, block)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", some(BLOCKS, keep=3))
 def test_untrained_it_gives_the_very_numbers_back(block: str) -> None:
     model = network("resnet18")
     plain = collapse(expand(model, block, where=["conv1", "layer1.*", "layer2.0.*"]))
@@ -123,7 +124,7 @@ def test_inside_another_network_and_as_a_part_of_one() -> None:
         collapse(trained.stem)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", some(BLOCKS, keep=3))
 def test_after_the_branches_are_folded(block: str) -> None:
     x = batch("toy2d")
     trained = train(

@@ -29,14 +29,16 @@ from helpers.layout_nets import (
     timm_mobileone,
     timm_repvgg,
 )
+from helpers.nightly import some
 from refold.blocks import RepVGGBlock
 from refold.checkpoint import deploy_state_dict, load_checkpoint, write_state_dict
 from refold.errors import CheckpointError
 
 EXACT = 1e-9
 FORMS: dict[str, Callable[[str], nn.Module]] = {"official": deployed, "engine": refolded}
+FOLDED = [("engine", "bare"), ("official", "optimizer"), ("official", "ema")]
 each_layout = pytest.mark.parametrize("layout", NETS)
-each_form = pytest.mark.parametrize("form", FORMS)
+each_form = pytest.mark.parametrize("form", some(FORMS, keep=["official"]))
 
 
 def optimizing(model: nn.Module) -> dict[str, object]:
@@ -64,7 +66,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], object]] = {
 }
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("wrapper", some(WRAPPERS, keep=["ema"]))
 @each_layout
 def test_train_form_loads_into_train_form(tmp_path: Path, layout: str, wrapper: str) -> None:
     saved, model = live(NETS[layout]), live(NETS[layout], seed=7)
@@ -75,9 +77,7 @@ def test_train_form_loads_into_train_form(tmp_path: Path, layout: str, wrapper: 
     assert torch.equal(answer(saved), answer(model))
 
 
-@pytest.mark.parametrize(
-    ("form", "wrapper"), [("engine", "bare"), ("official", "optimizer"), ("official", "ema")]
-)
+@pytest.mark.parametrize(("form", "wrapper"), some(FOLDED, keep=2))
 @each_layout
 def test_train_form_is_folded_on_the_way(
     tmp_path: Path, layout: str, form: str, wrapper: str

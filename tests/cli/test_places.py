@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from helpers.layout_nets import NETS, live
+from helpers.nightly import rare
 from refold.sources.networks import build
 
 SMALL = ("--input-size", "3x9x9")
 
 
-@pytest.mark.parametrize("suffix", [".SAFETENSORS", ".Pt2", ".XML"])
+@pytest.mark.parametrize("suffix", [".SAFETENSORS", ".XML", *rare(".Pt2")])
 def test_a_suffix_in_capitals(run: Callable, net: Callable, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"net{suffix}"
     done = run("convert", net("branchy"), *SMALL, "-o", out)

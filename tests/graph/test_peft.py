@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from helpers.traps import gap, images
 from refold import plan
 
-peft: Any = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def library() -> Any:
+    """Import it where a test runs, not where all are collected: it takes seconds."""
+    return pytest.importorskip("peft")
 
 
 class Rows(nn.Module):
@@ -37,6 +41,7 @@ def adapted(model: nn.Module, *, more: int = 0, **options: Any) -> nn.Module:
     """Return a model with adapters on both layers, none of them zero."""
     torch.manual_seed(0)
     targets = {"target_modules": ["one", "two"], "lora_dropout": 0.1}
+    peft = library()
     made = peft.get_peft_model(model, peft.LoraConfig(r=2, **targets, **options))
     names = ["default", *map(str, range(more))]
     for name in names[1:]:

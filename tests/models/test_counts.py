@@ -15,6 +15,7 @@ import torchvision
 from torch import nn
 
 import refold
+from helpers.nightly import some
 from models.nets import FAMILIES
 from refold.workload import workload_of
 
@@ -48,7 +49,7 @@ def test_every_published_network_is_counted() -> None:
     assert set(ours) == {*PUBLISHED, "repvgg_plus_l2pse"}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", some(PUBLISHED, keep=6))
 def test_parameters_are_the_published_ones(name: str) -> None:
     digits = 3 if name.startswith("mobileone") else 2
     found = (parameters(name, deploy) for deploy in (True, False))
@@ -57,7 +58,7 @@ def test_parameters_are_the_published_ones(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", WORK)
+@pytest.mark.parametrize("name", some(WORK, keep=1))
 def test_multiply_adds_are_the_published_ones(name: str) -> None:
     image = torch.empty(1, 3, 224, 224, device="meta")
     found = [
@@ -145,7 +146,7 @@ BACKBONES: dict[str, tuple[Callable[[], list[Conv]], int]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", some(BACKBONES, keep=["resnet18", "vgg16", "cifar_quick"]))
 @pytest.mark.parametrize("form", FORMS)
 def test_branched_backbones_count_by_a_closed_form(backbone: str, form: str) -> None:
     listed, head = BACKBONES[backbone]
@@ -176,10 +177,10 @@ def documented() -> list[tuple[str, str, str]]:
 
 
 def test_the_documentation_counts_the_same() -> None:
-    """Every network stands there; one of each family is counted here, the others by hand."""
+    """Every network stands there; some are counted here, the others by hand."""
     rows = documented()
     assert sorted(row[0] for row in rows) == refold.list_models()
-    counted = {*FAMILIES} - {*PUBLISHED}  # which are compared above
+    counted = {*sorted({*FAMILIES} - {*PUBLISHED})[::4]}  # the published are compared above
     assert {name for name, *_ in rows} > counted
     for name, *wanted in rows:
         if name in counted:

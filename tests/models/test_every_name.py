@@ -34,7 +34,7 @@ SHORTER: dict[str, dict[str, Any]] = {
     "pspnet_repmlp_resnet50": {"img_size": 49, "partition": (4, 3), "kernels": (1, 3)},
 }
 SAMPLE = (
-    "acnet_cifar_quick", "dbb_mobilenetv1", "shufflenetv1_g3_x0_5",
+    "acnet_cifar_quick", "dbb_cifar_quick",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import refold
+from helpers.nightly import some
 from models.nets import FAMILIES, alive, build, error, image, is_written, structures
 from refold.blocks import ACBlock, BranchedBlock
 from refold.blocks.partition import PartitionBlock
@@ -48,9 +49,12 @@ def without_aux(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in state.items() if "_aux." not in key}
 
 
+# Branches, gates, 1x1 before 3x3, crosses, groups, parallel paths: the others repeat these.
 @pytest.mark.parametrize(
-    "name", [n if n in FAMILIES else pytest.param(n, marks=pytest.mark.zoo) for n in NAMES]
-)
+    "name",
+    some(NAMES, keep=["repvgg_a0", "repvgg_plus_l2pse", "acnet_vgg16", "dbb_cifar_quick",
+                      "mobilefacenet", "shufflenetv1_g3", "mobileone_s4"]),
+)  # fmt: skip
 def test_the_train_form_folds_exactly_into_the_deploy_form(name: str) -> None:
     """By the engine, and by timm's walker, which calls `fuse` and gives the very same names."""
     model, x = alive(name)
@@ -69,7 +73,22 @@ def test_the_train_form_folds_exactly_into_the_deploy_form(name: str) -> None:
         assert error(fused(x), plain(x)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize(
+    "name",
+    some(
+        WRITTEN,
+        keep=[
+            "repvgg_plus_l2pse",
+            "acnet_vgg16",
+            "dbb_cifar_quick",
+            "faceresnet",
+            "mobileone_s4",
+            "repmlp_cifar10",
+            "shufflenetv1_g3",
+            "rmrep_21",
+        ],
+    ),
+)
 def test_a_train_form_file_loads_into_the_deploy_form(name: str, tmp_path: Path) -> None:
     model, x = alive(name)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "train.pth")
@@ -93,7 +112,7 @@ ENGINE = {
 }
 
 
-@pytest.mark.parametrize("name", ENGINE)
+@pytest.mark.parametrize("name", some(ENGINE, keep=["resnext50_32x4d_paths", "preact_resnet164"]))
 def test_a_train_form_file_loads_where_the_engine_folds(name: str, tmp_path: Path) -> None:
     """`create_model` folds these as a whole: so is the file."""
     options: dict[str, Any] = {"num_classes": 10, **ENGINE[name]}

@@ -252,7 +252,10 @@ def test_every_network_trains(order: str, kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "left"),
-    [("preact_resnet164", 54), pytest.param("preact_resnet1001", 333, marks=pytest.mark.zoo)],
+    [
+        pytest.param("preact_resnet164", 54, marks=pytest.mark.zoo),
+        pytest.param("preact_resnet1001", 333, marks=pytest.mark.zoo),
+    ],
 )
 def test_hundreds_of_layers_fold_and_verify(name: str, left: int) -> None:
     model, x = alive(name, num_classes=10)

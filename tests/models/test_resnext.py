@@ -111,7 +111,7 @@ def layers(model: nn.Module) -> list[tuple[Any, ...]]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.zoo  # its small form is folded above
 def test_32_paths_become_torchvisions_network() -> None:
     """At full size: its layers, and its parameters once its own norms are folded."""
     torch.manual_seed(0)

@@ -23,8 +23,9 @@ from refold.residuals import removal
 from zoo.live import enliven
 from zoo.nets import Net
 
-QUICK = ("torchvision:resnet18", "torchvision:mnasnet1_0", "timm:seresnet18", "timm:resnet18d")
+QUICK = ("torchvision:resnet18", "timm:seresnet18")
 SLOW = (
+    "torchvision:mnasnet1_0", "timm:resnet18d",
     "torchvision:resnet34", "torchvision:mobilenet_v2", "torchvision:regnet_y_400mf",
     "torchvision:resnext50_32x4d", "timm:resnet26d", "timm:efficientnet_lite0",
     "timm:mobilenetv2_100", "timm:regnetx_002", "timm:resnetv2_50",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import refold
+from helpers.nightly import some
 from helpers.random_residuals import Block, Net, additions, build, conv, drawn, norm, pair, rng
 from refold.errors import InputError
 from refold.graph.layers import ChannelClamp, ChannelSlope
@@ -52,7 +53,7 @@ def _positive(net: Any, x: Tensor) -> Tensor:
 # random networks
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", some(range(24), keep=10))
 def test_random_networks_lose_every_addition_and_stay_equal(seed: int) -> None:
     model = build(seed)
     example = inputs(seed)[0]

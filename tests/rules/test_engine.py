@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.nightly import some
 from helpers.strategies import Case, Maker, gap, matrix_of
 from refold.algebra.cost import measure, work
 from refold.algebra.geometry import Axis
@@ -68,7 +69,7 @@ def is_equal(op: Operator, other: Operator, shape: tuple[int, ...] = SHAPE) -> b
     return gap(matrix_of(op, shape, 2), matrix_of(other, shape, 2)) <= EXACT
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", some(range(40), keep=14))
 @pytest.mark.parametrize("growth", [False, True])
 def test_idempotent_and_inputs_untouched(seed: int, growth: bool) -> None:
     case = (foldable if seed % 2 else wild)(Random(seed))
@@ -82,7 +83,7 @@ def test_idempotent_and_inputs_untouched(seed: int, growth: bool) -> None:
     assert [r.reason for r in twice.refusals] == [r.reason for r in once.refusals]
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", some(range(40), keep=14))
 def test_never_costlier_unasked(seed: int) -> None:
     case = foldable(Random(100 + seed))
     result = simplify(case.op)

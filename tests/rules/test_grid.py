@@ -8,6 +8,7 @@ from random import Random
 import pytest
 import torch
 
+from helpers.nightly import some
 from helpers.strategies import Maker, gap, matrix_of, oracle
 from refold.algebra.geometry import Axis
 from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, add, leaves, sequence
@@ -25,6 +26,11 @@ GRID = [
     for kernel, stride, dilation in product(KERNELS[rank], (1, 2), (1, 2))
     if max(kernel) > 1 or dilation == 1
 ]
+# Of three dimensions, which the same code counts, a few; of large kernels the few that matter.
+SAMPLE = some(
+    GRID,
+    keep=[case for n, case in enumerate(GRID) if (case[0] < 3 and max(case[1]) < 5) or n % 4 == 0],
+)
 CHANNELS = [(4, 4, 1), (4, 4, 2), (4, 4, 4), (4, 2, 1), (2, 6, 2)]
 
 
@@ -63,7 +69,7 @@ def becomes_one(op: Operator, shape: tuple[int, ...], rank: int) -> bool:
     )
 
 
-@pytest.mark.parametrize(("rank", "kernel", "stride", "dilation"), GRID)
+@pytest.mark.parametrize(("rank", "kernel", "stride", "dilation"), SAMPLE)
 def test_norm_after_and_scale_before(
     rank: int, kernel: tuple[int, ...], stride: int, dilation: int
 ) -> None:
@@ -79,7 +85,7 @@ def test_norm_after_and_scale_before(
         assert becomes_one(sequence(scale, conv, maker.norm(outputs)), shape, rank)
 
 
-@pytest.mark.parametrize(("rank", "kernel", "stride", "dilation"), GRID)
+@pytest.mark.parametrize(("rank", "kernel", "stride", "dilation"), SAMPLE)
 def test_branches_of_one_grid(
     rank: int, kernel: tuple[int, ...], stride: int, dilation: int
 ) -> None:
@@ -108,7 +114,7 @@ def test_branches_of_one_grid(
         assert becomes_one(add(*branches), shape_for(inputs, axes), rank)
 
 
-@pytest.mark.parametrize(("rank", "kernel", "stride", "dilation"), GRID)
+@pytest.mark.parametrize(("rank", "kernel", "stride", "dilation"), SAMPLE)
 def test_series(rank: int, kernel: tuple[int, ...], stride: int, dilation: int) -> None:
     """Pointwise before (padded itself where it has a bias), and pointwise after."""
     maker = Grid(rank, 3)

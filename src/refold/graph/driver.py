@@ -17,7 +17,6 @@ from refold.errors import InputError, RefusedError
 from refold.graph.agreement import disagreement, in_double, misfit, narrowest, wrong_step
 from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
-from refold.graph.copies.watching import watchable
 from refold.graph.fold.borders import pad_before_layers
 from refold.graph.fold.computed_weights import store_constants, store_weights
 from refold.graph.fold.fold_pass import FoldPass
@@ -105,7 +104,7 @@ def fold_model(
         )
     _check_shapes(plain)
     policy = Policy(allow_growth, frozenset(apart), frozenset(grown))
-    with undisturbed(), watchable(), hooks_kept(plain):
+    with undisturbed(), hooks_kept(plain):
         made = _fold(plain, as_arguments(example_inputs), policy, check)
         if drop_unused:
             drop(made.model, made.unrun)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import refold
 from blocks.cells import enliven, error
+from helpers.nightly import rare
 from helpers.released_repmlp import GatedPerceptron, Net, Perceptron
 from refold.blocks import RepMLPBlock
 
@@ -38,7 +39,7 @@ def kinds(model: nn.Module) -> list[str]:
     return sorted(type(part).__name__ for part in layers(model))
 
 
-@pytest.mark.parametrize("channels", [(4, 4), (4, 6), (6, 4)])
+@pytest.mark.parametrize("channels", [(4, 6), *rare((4, 4), (6, 4))])
 @pytest.mark.parametrize(
     ("size", "partition"), [((8, 8), (4, 4)), ((8, 3), (4, 3)), ((5, 4), (5, 4)), ((6, 9), (3, 3))]
 )

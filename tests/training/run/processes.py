@@ -1,4 +1,4 @@
-"""One of several training processes; `torchrun` starts them.
+"""One of several training processes; `torchrun` starts them, or this file forks two.
 
 Usage: processes.py RUN DATA BLOCK, or processes.py all FOLDER, where FOLDER has the images `data`
 and `whole`, and the run `stopped` of one process.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,37 @@ def main() -> None:
     """Train with the batch, and the weights, shared by all processes; run one norm on it."""
     torch.set_num_threads(1)
     if sys.argv[1] == "all":  # one after the other: a process takes longer to start than to train
-        folder = Path(sys.argv[2])
-        shared_run(folder / "two", folder / "data", "dbb")
-        shared_norm(folder)
-        shared_weights(folder / "two-fsdp", folder / "stopped", folder / "whole")
-        return
+        sys.exit(forked(lambda: everything(Path(sys.argv[2]))))
     run, data, block = sys.argv[1:]
     shared_run(Path(run), Path(data), block)
+
+
+def everything(folder: Path) -> None:
+    """Do all that is tested with two processes."""
+    shared_run(folder / "two", folder / "data", "dbb")
+    shared_norm(folder)
+    shared_weights(folder / "two-fsdp", folder / "stopped", folder / "whole")
+
+
+def forked(work: Callable[[], None], count: int = 2) -> int:
+    """Do some work in processes as `torchrun` would start them; return how many failed."""
+    children: list[int] = []
+    for rank in range(count):
+        if child := os.fork():
+            children.append(child)
+            continue
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        os.environ.update({name: str(number) for name, number in ranks.items()})
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return sum(os.waitpid(child, 0)[1] != 0 for child in children)
 
 
 def shared_weights(run: Path, stopped: Path, data: Path) -> None:

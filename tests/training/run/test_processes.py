@@ -49,14 +49,17 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Start two processes once, and let them do all that the tests look at."""
+    """Start two processes once, and let them do all that the tests look at.
+
+    One process forks them: what `torchrun` adds is three times the imports.
+    """
     folder = tmp_path_factory.mktemp("pair")
     # 34 images: 4 steps of 8; 10 to judge
     data, intact = (folders(folder / name, train=17, val=5) for name in ("data", "whole"))
     number, broken = breaks_for_the_second(data)
     with pytest.raises(Stopped):
         fsdp_run(folder / "stopped", intact, reporter=AtStep(3))
-    done = torchrun(SCRIPT, "all", folder)
+    done = start(SCRIPT, "all", folder, MASTER_PORT=str(free_port()))
     assert done.returncode == 0, done.stderr
     return Pair(folder, number, broken)
 

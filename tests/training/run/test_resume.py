@@ -34,7 +34,8 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("where", "workers", "named"),
     [
-        ("step:8", (0, 1), 6),  # in the middle of the second epoch, past the checkpoint of step 6
+        # in the middle of the second epoch, past the checkpoint of step 6
+        pytest.param("step:8", (0, 1), 6, marks=pytest.mark.zoo),
         # the third checkpoint, that of step 5, half-written
         pytest.param("write:3", (1, 0), 4, marks=pytest.mark.zoo),
         # `last` of step 8: whole, with no pointer to it

@@ -87,15 +87,16 @@ def test_a_study_goes_on_by_its_own_settings_alone(tmp_path: Path, data: Path) -
 # A process takes longer to import torch and its friends than to train.
 @pytest.mark.parametrize("seeds", [(1,), pytest.param((0, 1), marks=pytest.mark.zoo)], ids=str)
 def test_runs_beside_each_other_are_the_same_runs(
-    tmp_path: Path, data: Path, done: tuple[Report, Path], seeds: tuple[int, ...]
+    tmp_path: Path, data: Path, seeds: tuple[int, ...]
 ) -> None:
     """Their processes compute with another number of threads: the same but for rounding."""
-    alone = done[0].rows[0]
-    options = {"data": data, "changes": SHORT, "only": ["plain"]}
-    beside = study("branches", tmp_path, seeds=seeds, jobs=2, **options)
-    assert beside.rows[0].values == tuple(alone.values[seed] for seed in seeds)
+    options = {"data": data, "changes": SHORT, "only": ["plain"], "seeds": seeds}
+    alone, beside = (
+        study("branches", tmp_path / str(jobs), jobs=jobs, **options) for jobs in (1, 2)
+    )
+    assert beside.rows[0].values == alone.rows[0].values
     for seed in seeds:
-        one, two = (last(at / "runs" / "plain" / f"seed-{seed}") for at in (done[1], tmp_path))
+        one, two = (last(tmp_path / at / "runs" / "plain" / f"seed-{seed}") for at in "12")
         assert one.keys() == two.keys()
         for name, tensor in one.items():
             assert torch.allclose(tensor, two[name], rtol=1e-4, atol=1e-6), name

@@ -12,7 +12,6 @@ from torch import fx, nn
 from refold.errors import InputError
 from refold.graph.copies.modules import all_modules, modules_by_path, submodule
 from refold.graph.copies.skeleton import held_tensors, skeleton, storage_key
-from refold.graph.copies.watching import watchable
 from refold.graph.trace.aliases import effects
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.doubts import doubt, doubt_of_calls, may_run, reached
@@ -119,7 +118,6 @@ def capture(model: nn.Module, example: tuple[Any, ...] | None = None) -> list[Ca
     return capture_all(model, example).captures
 
 
-@watchable()
 def capture_all(
     model: nn.Module, example: tuple[Any, ...] | None = None, *, to_edit: bool = True
 ) -> Captures:
