@@ -43,12 +43,14 @@ def _summary(rows: list[dict[str, Any]], missing: list[str]) -> str:
     good = sum(not row["faults"] for row in rows)
     free = sum(row["norms"][0] > 0 == row["norms"][1] for row in rows)
     had = sum(row["norms"][0] > 0 for row in rows)
-    worst = max(row["error"] for row in rows)
+    sharp = sum(bool(row.get("note")) for row in rows)
+    apart = f" ({sharp} that makes much of a rounding apart)" if sharp else ""
+    worst = max(row["error"] for row in rows if not row.get("note"))
     whole = sum(row["parts"] == 1 for row in rows)
     text = (
         f"{len(rows)} networks of {len(versions)} packages; {good} without a fault, largest error "
-        f"{worst:.0e}; {whole} recorded as a whole; of {had} that have norms {free} run none "
-        f"afterwards.\n\n{_machine()} {', '.join(f'{k} {v}' for k, v in versions.items())}.\n"
+        f"{worst:.0e}{apart}; {whole} recorded as a whole; of {had} that have norms {free} run "
+        f"none afterwards.\n\n{_machine()} {', '.join(f'{k} {v}' for k, v in versions.items())}.\n"
     )
     return text + (f"\nNot installed: {', '.join(missing)}.\n" if missing else "")
 

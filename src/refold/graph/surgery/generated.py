@@ -16,6 +16,7 @@ from typing import Any, cast
 from weakref import WeakValueDictionary
 
 from torch import fx, nn
+from torch.fx.graph import CodeGen
 
 from refold.errors import RefusedError
 from refold.graph.copies.modules import _BASE
@@ -46,7 +47,7 @@ def method_from_graph(graph: fx.Graph) -> Method:
     return Method(code.src, names)
 
 
-class NamesFrom(fx.graph.CodeGen):
+class NamesFrom(CodeGen):
     """Writes a method whose arguments from some place on are given by name.
 
     Args:

@@ -17,19 +17,26 @@ class Named(dict[str, Any]):
     """
 
 
+def _flattened(named: Any) -> tuple[list[Any], list[str]]:
+    return list(named.values()), list(named)
+
+
+def _flattened_with_keys(named: Any) -> tuple[list[tuple[Any, Any]], list[str]]:
+    return [(_KEY(name), value) for name, value in named.items()], list(named)
+
+
 def _unflattened(values: Any, names: Any) -> Named:
     return Named(zip(names, values, strict=True))
 
 
-pytree.register_pytree_node(
+_KEY: Any = pytree.MappingKey
+_register: Any = pytree.register_pytree_node  # its types know no dict of one's own
+_register(
     Named,
-    lambda named: (list(named.values()), list(named)),
+    _flattened,
     _unflattened,
     serialized_type_name="refold.graph.trace.arguments.Named",
-    flatten_with_keys_fn=lambda named: (
-        [(pytree.MappingKey(name), value) for name, value in named.items()],
-        list(named),
-    ),
+    flatten_with_keys_fn=_flattened_with_keys,
 )
 
 
