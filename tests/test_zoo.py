@@ -21,6 +21,8 @@ from zoo.live import enliven
 from zoo.nets import Net, find
 from zoo.peers import fold_with_peer, relative_error
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-9
 SAMPLE = (
     "timm:repghostnet_050",  # timm itself leaves its branches
