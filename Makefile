@@ -14,6 +14,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := $(VENV)/bin
 READY := $(VENV)/.refold-ready
+# Workers share the machine: more threads would only wait for each other.
+test quick: export OMP_NUM_THREADS ?= 1
 # Pinned here, not in the package, which asks for torch>=2.13: the versions that are tested.
 TORCH := torch==2.14.1 torchvision==0.29.1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -39,10 +41,10 @@ demo: $(READY) ## train on digits, fold, prove, export, time; then three network
 	@$(BIN)/refold demo
 
 test: $(READY) lint ## run the whole suite: ruff, pyright, pytest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=10
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=10
 
 quick: $(READY) ## run the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not zoo'
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not zoo'
 
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check .

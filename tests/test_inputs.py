@@ -88,7 +88,7 @@ def test_what_is_no_input_is_refused_alike(verb: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "wrong"),
     [
-        ({"y": X}, r"Net\.forward\(x, mask, scale\) has no positional argument 'y'"),
+        ({"y": X}, r"Net\.forward\(x, mask, scale\) has no argument 'y'"),
         ({"scale": SCALE}, r"Net\.forward\(x, mask, scale\) needs 'x'"),
     ],
 )

@@ -45,6 +45,7 @@ INNER = {
         ["lift", "surgery"],
         ["fold", "agreement"],
         ["driver"],
+        ["rewriting"],
         ["__init__"],
     ],
     "training": [

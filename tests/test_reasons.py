@@ -33,7 +33,12 @@ PARTS = {  # of sentences, and names of steps
     *("the folded model gives another answer on the example", "… (other shapes)", "the code of …"),
     *("… (relative error …)", "…; the step was undone", "…, computed once by …", "… of a buffer"),
     *("drop what changes nothing", "drop what is undone", "norm gain into readers"),
-    *("weight computed once", "the code of ……, which could not be followed,", "… … … in place"),
+    *(
+        "value bias through attention",
+        "weight computed once",
+        "the code of ……, which could not be followed,",
+        "… … … in place",
+    ),
     *("… while … reads it", "of other numbers", "of another size or precision", "of another size"),
     *("of another batch size or precision", "of another batch size", "of another rank"),
     *("code outside it", "… sets its …", "its code changes … …"),

@@ -10,16 +10,26 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from refold.errors import InputError, cannot_run
-from refold.graph import unwrap
+from refold.graph import Named, call, parted, unwrap
+
+__all__ = [
+    "Arguments",
+    "arguments",
+    "call",
+    "parted",
+    "required",
+    "tensors",
+    "unrunnable",
+]
 
 Arguments = tuple[Any, ...]
-"""Positional arguments of a model: tensors, or lists and dicts of them."""
+"""Arguments of a model: tensors, or lists and dicts of them; `Named` ones come last."""
 
 _FORMS = "a tensor, a tuple of positional arguments, or a mapping of arguments by name"
 
 
 def arguments(model: nn.Module, example_inputs: object) -> Arguments | None:
-    """Return example inputs as the positional arguments of `model.forward`.
+    """Return example inputs as the arguments of `model.forward`.
 
     Args:
         model: what they are for; its signature puts named arguments in order.
@@ -67,18 +77,28 @@ def unrunnable(model: nn.Module, inputs: Arguments, error: Exception) -> InputEr
 
 
 def _in_order(model: nn.Module, named: Mapping[str, Any]) -> Arguments:
-    """Return named arguments in the order of the signature, gaps filled with defaults."""
+    """Return named arguments in the order of the signature, gaps filled with defaults.
+
+    Those that a forward takes by name alone come last.
+    """
     rows = inspect.signature(unwrap(model).forward).parameters.values()
-    places = [row for row in rows if row.kind is row.POSITIONAL_OR_KEYWORD]
+    places = [row for row in rows if row.kind in (row.POSITIONAL_ONLY, row.POSITIONAL_OR_KEYWORD)]
     names = [row.name for row in places]
+    apart = [row for row in rows if row.kind is row.KEYWORD_ONLY]
     count = max((names.index(key) + 1 for key in named if key in names), default=0)
-    values = [named.get(row.name, row.default) for row in places[:count]]
-    strange = [key for key in named if key not in names]
-    missing = [row.name for row, value in zip(places, values, strict=False) if value is row.empty]
+    given = {row.name: named.get(row.name, row.default) for row in places[:count]}
+    by_name = Named({row.name: named[row.name] for row in apart if row.name in named})
+    needed = {row.name: by_name.get(row.name, row.default) for row in apart}
+    strange = [key for key in named if key not in names and key not in needed]
+    if any(row.kind is row.VAR_KEYWORD for row in rows):
+        by_name.update((key, named[key]) for key in strange)
+        strange.clear()
+    missing = [key for key, value in (given | needed).items() if value is inspect.Parameter.empty]
     if strange or missing:
-        what = f"has no positional argument {strange[0]!r}" if strange else f"needs {missing[0]!r}"
+        what = f"has no argument {strange[0]!r}" if strange else f"needs {missing[0]!r}"
+        known = ", ".join((*names, *needed))
         raise InputError(
-            f"example_inputs: {type(unwrap(model)).__name__}.forward({', '.join(names)}) {what}; "
+            f"example_inputs: {type(unwrap(model)).__name__}.forward({known}) {what}; "
             "a mapping names arguments, (mapping,) is one argument"
         )
-    return tuple(values)
+    return (*given.values(), *((by_name,) if by_name else ()))

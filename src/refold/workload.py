@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from refold.graph import duplicate, hooks_kept, run_blank, unwrap
-from refold.inputs import Arguments, arguments, tensors, unrunnable
+from refold.inputs import Arguments, arguments, call, tensors, unrunnable
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def _count_macs(model: nn.Module, inputs: Arguments) -> int | None:
             pass
     try:
         with counting() as counter, hooks_kept(model):
-            _frozen_copy(model)(*pytree.tree_map_only(Tensor, torch.clone, inputs))
+            call(_frozen_copy(model), pytree.tree_map_only(Tensor, torch.clone, inputs))
     except Exception:
         _must_run(model, inputs)
         return None  # the counter cannot follow it
@@ -79,7 +79,7 @@ def _count_macs(model: nn.Module, inputs: Arguments) -> int | None:
 def _must_run(model: nn.Module, inputs: Arguments) -> None:
     try:
         with torch.random.fork_rng(devices=[]), hooks_kept(model):
-            duplicate(model)(*pytree.tree_map_only(Tensor, torch.clone, inputs))
+            call(duplicate(model), pytree.tree_map_only(Tensor, torch.clone, inputs))
     except Exception as error:
         raise unrunnable(model, inputs, error) from error
 

@@ -216,7 +216,7 @@ def test_inputs_that_do_not_fit_are_one_sentence(reference: nn.Sequential) -> No
     with pytest.raises(InputError, match=r"Sequential cannot run .*\(1, 4, 8, 8\)") as caught:
         verify(reference, reference, torch.zeros(1, 4, 8, 8))
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="has no positional argument 'x'"):
+    with pytest.raises(InputError, match="has no argument 'x'"):
         verify(reference, reference, {"x": EXAMPLE})
 
 

@@ -139,3 +139,29 @@ def test_without_a_fault_nothing_is_undone() -> None:
     folded = refold.reparameterize(net, x)
     assert norms(folded) == 0
     assert off(net, folded, x) <= LIMIT
+
+
+class Sharp(nn.Module):
+    """Makes much of a rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(torch.tanh(self.norm(self.conv(x))) * 1e10)
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_a_model_that_makes_much_of_a_rounding_is_folded_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, is_wrong: bool
+) -> None:
+    torch.manual_seed(0)
+    net, x = Sharp().double().eval(), torch.randn(2, 3, 7, 6).double()
+    enliven(net, (x,))
+    if is_wrong:
+        wrong_kernel(monkeypatch)
+    done = fold_model(net, x, check=True)
+    assert norms(done.model) == int(is_wrong)
+    assert any("undone" in kept.reason for kept in done.kept) == is_wrong
+    assert off(net, done.model, x) < (LIMIT if is_wrong else 1e-3)

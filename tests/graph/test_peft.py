@@ -79,3 +79,13 @@ def test_disabled_adapters_are_left_out() -> None:
     model.disable_adapter_layers()  # type: ignore[operator]
     x = images(3, 6)
     assert gap(model, plan(model, x).apply(), x) <= 1e-9
+
+
+def test_a_model_without_a_task_takes_its_arguments_by_name() -> None:
+    """Its own forward says `*args, **kwargs`: whatever is named is handed on."""
+    model, x = adapted(Rows()), images(3, 6)
+    found = plan(model, {"x": x})
+    merged = found.apply()
+    assert sum(isinstance(module, LAYERS) for module in merged.modules()) == 2
+    assert gap(model, merged, x) <= 1e-9
+    assert torch.allclose(merged(x=x), model(x=x), rtol=1e-9)

@@ -117,7 +117,7 @@ _NETS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     ),
     "cvt": (
         "CvtForImageClassification", "CvtConfig",
-        {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 1, 3],
+        {"embed_dim": [16, 32, 48], "num_heads": [1, 2, 3], "depth": [1, 2, 3],
          "drop_path_rate": [0.0, 0.0, 0.1]}, 64,
     ),
     "swiftformer": (

@@ -80,7 +80,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
             lines.append(f"| **{here}** | | | | | | |")
             package = here
         norms, layers = (" → ".join(map(str, row[key])) for key in ("norms", "layers"))
-        fault = "; ".join(row["faults"])
+        fault = "; ".join([*row["faults"], *filter(None, [row.get("note")])])
         lines.append(
             f"| {name} | {row['parts']} | {norms} | {layers} | {row['error']:.0e} "
             f"| {row['seconds']:.1f} | {fault} |"

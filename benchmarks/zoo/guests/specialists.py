@@ -120,7 +120,7 @@ def _others() -> Iterator[Guest]:
     yield Guest("torchxrayvision", "DenseNet", chest, called(1, 1, 65, 65))
     bare = {"pretrained": None}
     names = ("nasnetamobile", "bninception")
-    old = dict.fromkeys(names, (bare, (1, 3, 97, 97)))
+    old = dict.fromkeys(names, (bare, (1, 3, 224, 224)))
     yield from listed("pretrainedmodels", "pretrainedmodels", old)
     for name in ("SimCLRProjectionHead", "BYOLPredictionHead", "SwaVProjectionHead"):
         head = made("lightly.models.modules", name, 16, 24, 12)

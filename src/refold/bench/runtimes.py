@@ -19,14 +19,14 @@ from refold.exporting import (
     run_openvino,
     write_unfused,
 )
-from refold.inputs import Arguments, tensors
+from refold.inputs import Arguments, call, tensors
 
 Call = Callable[[], object]
 
 
 def _eager(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
     copied, given = prepared(model, inputs)
-    return lambda: copied(*given)
+    return lambda: call(copied, given)
 
 
 def _inductor(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
@@ -34,7 +34,7 @@ def _inductor(model: nn.Module, inputs: Arguments, folder: Path) -> Call:
     on_gpu = any(tensor.is_cuda for tensor in tensors(given))
     # On a GPU, small layers wait for their launches: CUDA graphs are what one deploys.
     compiled = torch.compile(copied, dynamic=False, mode="reduce-overhead" if on_gpu else None)
-    return lambda: compiled(*given)
+    return lambda: call(compiled, given)
 
 
 def _onnxruntime(model: nn.Module, inputs: Arguments, folder: Path) -> Call:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from refold.algebra.norm import norm_affine
 from refold.errors import InputError
-from refold.inputs import required
+from refold.inputs import call, required
 
 Pair = tuple[nn.Module, nn.Module]
 
@@ -79,12 +79,12 @@ class _Moments:
 
 def _run(model: nn.Module, inputs: Iterable[Any]) -> None:
     modes = {part: part.training for part in model.modules()}
-    call: Callable[..., Any] = model.eval()
+    run: Callable[..., Any] = model.eval()
     count = 0
     try:
         with torch.no_grad():
             for item in inputs:
-                call(*required(model, item))
+                call(run, required(model, item))
                 count += 1
     finally:
         for part, mode in modes.items():

@@ -22,7 +22,7 @@ from refold.graph import (
     untouched,
     unwrap,
 )
-from refold.inputs import Arguments, required, unrunnable
+from refold.inputs import Arguments, call, required, unrunnable
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -148,12 +148,12 @@ def run(model: nn.Module, inputs: Arguments) -> object:
     """
     try:
         with torch.no_grad(), _kept_state(model), untouched(model, _parameters(model)):
-            return model(*pytree.tree_map_only(Tensor, torch.clone, inputs))
+            return call(model, pytree.tree_map_only(Tensor, torch.clone, inputs))
     except StateChangeError:
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
     with torch.no_grad(), _kept_state(model, parameters=True):
-        return model(*pytree.tree_map_only(Tensor, torch.clone, inputs))
+        return call(model, pytree.tree_map_only(Tensor, torch.clone, inputs))
 
 
 def _parameters(model: nn.Module) -> frozenset[int]:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from refold.equivalence import tensor_paths
 from refold.errors import InputError
 from refold.graph import unwrap
-from refold.inputs import Arguments
+from refold.inputs import Arguments, parted
 
 
 def input_names(model: nn.Module, inputs: Arguments, given: Sequence[str] | None) -> list[str]:
@@ -29,16 +29,21 @@ def input_names(model: nn.Module, inputs: Arguments, given: Sequence[str] | None
     """
     rows = list(inspect.signature(unwrap(model).forward).parameters.values())
     found: list[str] = []
-    for at, value in enumerate(inputs):
+    args, named = parted(inputs)
+    for at, value in enumerate(args):
         row = rows[min(at, len(rows) - 1)] if rows else None
         word = f"input{at}" if row is None else row.name
         if row is not None and row.kind is row.VAR_POSITIONAL:
-            word = f"{word}{at - rows.index(row)}" if len(inputs) > 1 else "input"
-        leaves = pytree.tree_flatten_with_path(value)[0]
-        found += [
-            f"{word}{pytree.keystr(path)}" for path, leaf in leaves if isinstance(leaf, Tensor)
-        ]
+            word = f"{word}{at - rows.index(row)}" if len(args) > 1 else "input"
+        found += _paths(word, value)
+    for word, value in named.items():
+        found += _paths(word, value)
     return _settled(found, given, "input")
+
+
+def _paths(word: str, value: object) -> list[str]:
+    leaves = pytree.tree_flatten_with_path(value)[0]
+    return [f"{word}{pytree.keystr(path)}" for path, leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def output_names(outputs: object, given: Sequence[str] | None) -> list[str]:

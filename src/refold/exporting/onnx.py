@@ -15,7 +15,7 @@ from refold.exporting.onnx_graph import name_axes, name_values, strip
 from refold.exporting.provenance import keyed
 from refold.exporting.pt2 import trace
 from refold.exporting.request import Request
-from refold.inputs import Arguments, tensors
+from refold.inputs import Arguments, parted, tensors
 
 _PROTOBUF_LIMIT = 2_000_000_000  # bytes one ONNX file may hold; more goes to a file beside it
 _SILENT = 3  # ONNX Runtime's log level for errors only
@@ -80,9 +80,17 @@ def write_unfused(model: nn.Module, inputs: Arguments, path: Path) -> Path:
     """
     require("onnxscript", "onnx")
     exporter: Any = torch.onnx
+    args, kwargs = parted(inputs)
     names = [f"input{number}" for number in range(len(tensors(inputs)))]
     exporter.export(
-        model, inputs, path, dynamo=True, optimize=False, verbose=False, input_names=names
+        model,
+        args,
+        path,
+        kwargs=kwargs,
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+        input_names=names,
     )
     return path
 

@@ -16,6 +16,7 @@ from refold.equivalence import run, tensor_leaves
 from refold.errors import ExportError, one_line
 from refold.exporting.provenance import PT2_ENTRY, keyed
 from refold.exporting.request import Request
+from refold.inputs import parted
 
 # What says where a step comes from: lines of source with absolute paths.
 _PRIVATE = ("stack_trace", "from_node", "source_fn_stack")
@@ -30,7 +31,8 @@ def trace(request: Request) -> ExportedProgram:
     model, axes = request.model, request.axes
     try:
         shapes = _in_signature(model, axes.dynamic_shapes)
-        program = torch.export.export(model, axes.example, dynamic_shapes=shapes)
+        args, kwargs = parted(axes.example)
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:  # torch.export has dozens of them, without a common base
         free = f" with {', '.join(axes.sizes)} free" if axes.sizes else ""
         cure = "may neither fix that size nor" if axes.sizes else "may not"
@@ -46,13 +48,17 @@ def trace(request: Request) -> ExportedProgram:
     return program
 
 
-def _in_signature(model: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return what is said of each argument; those that `*args` takes are one to torch.export."""
-    kinds = [row.kind for row in inspect.signature(model.forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL not in kinds:
-        return shapes
-    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-    return (*shapes[:first], shapes[first:]) if len(shapes) > first else shapes
+def _in_signature(model: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what is said of each argument; what `*args` or `**kwargs` takes is one to torch."""
+    shapes, named = parted(given)
+    rows = inspect.signature(model.forward).parameters
+    kinds = [row.kind for row in rows.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+        shapes = (*shapes[:first], shapes[first:]) if len(shapes) > first else shapes
+    open_ones = {name: shape for name, shape in named.items() if name not in rows}
+    known = (shape for name, shape in named.items() if name in rows)
+    return (*shapes, *known, *([open_ones] if open_ones else ()))
 
 
 def write_pt2(request: Request, path: Path) -> None:

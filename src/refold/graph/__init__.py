@@ -21,10 +21,8 @@ from refold.graph.copies.skeleton import (
 from refold.graph.driver import (
     FoldedGraph,
     FoldedModel,
-    Rewritten,
     fold_graph,
     fold_model,
-    rewrite,
 )
 from refold.graph.fold.lower import Like, like_of, lower
 from refold.graph.fold.record import COMPUTED, Fold, Kept
@@ -47,9 +45,11 @@ from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Piece
 from refold.graph.lift.ranges import Ranges, through
 from refold.graph.lift.windows import conv_axes, transposed_axes
+from refold.graph.rewriting import Rewritten, rewrite
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError, alive
 from refold.graph.threads import undisturbed
+from refold.graph.trace.arguments import Named, call, parted
 from refold.graph.trace.capture import Capture, Shapes, capture, capture_all, leaf_modules
 from refold.graph.trace.frames import Frame, frame_of, nodes_in, walk
 from refold.graph.trace.genuine import disguise, layer_class
@@ -81,6 +81,7 @@ __all__ = [
     "Like",
     "Limit",
     "Link",
+    "Named",
     "Piece",
     "Ranges",
     "Regions",
@@ -93,6 +94,7 @@ __all__ = [
     "WholeWindows",
     "activation",
     "alive",
+    "call",
     "canonical",
     "capture",
     "capture_all",
@@ -117,6 +119,7 @@ __all__ = [
     "name_of",
     "nodes_in",
     "own_tensors",
+    "parted",
     "pinned_reason",
     "place_of",
     "point",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,16 @@ from torch.utils import _pytree as pytree
 
 from refold.graph.copies.modules import stored_tensors
 from refold.graph.copies.skeleton import duplicate, skeleton
+from refold.graph.trace.arguments import parted
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded
 from refold.graph.trace.recording import run_blank
 from refold.graph.trace.state import StateChangeError, hooks_kept, untouched
 
+S = TypeVar("S")
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 _ROUNDED = 5e-2  # of activations in half precision
+_CHAOS = 1e-3  # what a model makes of a rounding, at most
 
 
 def disagreement(
@@ -35,8 +38,8 @@ def disagreement(
     Args:
         model: the one that is right.
         folded: the other one.
-        inputs: positional arguments of both.
-        named: their arguments by name.
+        inputs: arguments of both.
+        named: more of them, by name.
         tolerance: the largest relative error; by default what fits the type of an output.
 
     Examples:
@@ -55,7 +58,30 @@ def disagreement(
         found = _difference(first, second, tolerance)
         if found is None or _difference(first, _result(model, inputs, named)) is not None:
             return None
-        return found
+        shaken = _result(model, *pytree.tree_map_only(Tensor, _shaken, (inputs, named)))
+        return _difference(first, second, _rounding(first, shaken, tolerance))
+
+
+def _shaken(tensor: Tensor) -> Tensor:
+    """Return a tensor with its numbers off by a few roundings."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps)
+
+
+def _rounding(
+    first: list[Tensor], shaken: list[Tensor] | Exception, tolerance: float | None
+) -> float | None:
+    """Return the tolerance for a model that makes much of a rounding, as it does itself.
+
+    However exact a fold is, it rounds in other places. No fault of a hundredth hides below.
+    """
+    if tolerance is not None or isinstance(shaken, Exception):
+        return tolerance
+    pairs = [(a, b) for a, b in zip(first, shaken, strict=False) if a.shape == b.shape]
+    moved = [_error(a, b) for a, b in pairs if a.is_floating_point() and a.numel()]
+    most = max((_TOLERANCE.get(a.dtype, _ROUNDED) for a, _ in pairs), default=_ROUNDED)
+    return max(most, min(10 * max(moved, default=0.0), _CHAOS))
 
 
 def misfit(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str | None:
@@ -75,6 +101,27 @@ def misfit(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str 
         return f"the folded model fails ({type(error).__name__}: {error})"
     same = [x.shape for x in first] == [x.shape for x in second]
     return None if same else "the folded model gives another answer (other shapes)"
+
+
+def wrong_step(steps: Sequence[S], is_right_without: Callable[[list[S]], bool]) -> list[S]:
+    """Return the step that is wrong, in a list; empty where there is no step.
+
+    Args:
+        steps: of a result that differs from the model.
+        is_right_without: does them anew without some, and says whether the result agrees.
+
+    Examples:
+        >>> wrong_step([1, 2, 3, 4], lambda left_out: 3 in left_out)
+        [3]
+    """
+    suspects, aside = list(steps), list[S]()
+    while len(suspects) > 1:  # halve: with those aside left out, one of the others is wrong
+        half = suspects[: len(suspects) // 2]
+        if is_right_without([*aside, *half]):
+            suspects = half
+        else:
+            aside, suspects = [*aside, *half], suspects[len(half) :]
+    return suspects
 
 
 def narrowest(model: nn.Module) -> torch.dtype:
@@ -118,8 +165,9 @@ def _result(
             runs = copy(model)
             guard = untouched(runs) if copy is skeleton else torch.no_grad()
             with guard, seeded(), hooks_kept(model):
-                args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (inputs, named or {}))
-                result = runs(*args, **kwargs)
+                given = pytree.tree_map_only(Tensor, torch.clone, (inputs, named or {}))
+                args, kwargs = parted(given[0])
+                result = runs(*args, **kwargs, **given[1])
         except StateChangeError:
             continue
         except Exception as error:

@@ -105,6 +105,9 @@ _NATIVE_NORM = "input weight bias mean var momentum eps"
 _INSTANCE_NORM = (
     "input mean=None var=None weight=None bias=None use_input_stats=True momentum=0.1 eps=1e-05"
 )
+_ATTENTION = (
+    "query key value attn_mask=None dropout_p=0.0 is_causal=False scale=None enable_gqa=False"
+)
 _RESIZE = (
     "input size=None scale_factor=None mode='nearest' align_corners=None "
     "recompute_scale_factor=None antialias=False"
@@ -161,6 +164,9 @@ _TABLE = (
     Fact("sum_list", "items start=0", "builtins.sum"),
     Fact("mean", "input dim=None keepdim=False dtype=None"),
     Fact("matmul", "input other", "mm"),
+    Fact("bmm", "input other"),
+    Fact("softmax", "input dim=None dtype=None _stacklevel=3"),
+    Fact("attention", _ATTENTION, "scaled_dot_product_attention"),
     Fact("addmm", "bias input other beta=1 alpha=1"),
     Fact("zeros_like", "input"),
     Fact("stack", "tensors dim=0"),

@@ -1,14 +1,11 @@
-"""The driver: copy, capture, run passes, write back. It owns what passes must not care about.
-
-`fold_model` folds; `rewrite` runs any other pass over every capture of a folded copy.
-"""
+"""The driver: copy, capture, fold, write back, compare. It owns what passes must not care about."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,10 +14,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
-from refold.graph.agreement import disagreement, in_double, misfit, narrowest
+from refold.graph.agreement import disagreement, in_double, misfit, narrowest, wrong_step
 from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
-from refold.graph.copies.watching import watchable
 from refold.graph.fold.borders import pad_before_layers
 from refold.graph.fold.computed_weights import store_constants, store_weights
 from refold.graph.fold.fold_pass import FoldPass
@@ -28,16 +24,16 @@ from refold.graph.fold.leftovers import drop_idle, drop_layouts
 from refold.graph.fold.norm_gains import push_gains
 from refold.graph.fold.parallel_paths import merge_siblings
 from refold.graph.fold.record import COMPUTED, Fold, Kept
-from refold.graph.fold.relayout import unify_layouts
-from refold.graph.fold.same_reads import unify_reads
+from refold.graph.fold.relayout import unify_layouts, unify_reads
 from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
 from refold.graph.fold.shared_norms import push_into_readers
 from refold.graph.fold.shared_weights import merge_readers
 from refold.graph.fold.survey import survey
+from refold.graph.fold.value_biases import push_value_biases
 from refold.graph.lift.lifter import Lifter
 from refold.graph.policy import Policy
 from refold.graph.surgery.editor import Editor
-from refold.graph.surgery.edits import Edits, UnwritableError
+from refold.graph.surgery.edits import Edits
 from refold.graph.threads import undisturbed
 from refold.graph.trace.capture import Capture, Captures, capture_all
 from refold.graph.trace.examples import as_arguments, drawn
@@ -108,7 +104,7 @@ def fold_model(
         )
     _check_shapes(plain)
     policy = Policy(allow_growth, frozenset(apart), frozenset(grown))
-    with undisturbed(), watchable(), hooks_kept(plain):
+    with undisturbed(), hooks_kept(plain):
         made = _fold(plain, as_arguments(example_inputs), policy, check)
         if drop_unused:
             drop(made.model, made.unrun)
@@ -360,16 +356,9 @@ def _agreed(
         reason = differs(made, left)
         if reason is None:
             return made, left
+        is_right = partial(_is_right_without, differs, fold, left)
         suspects = [step for step in made.steps if part in (None, step[0])]
-        aside = list[tuple[str, Step]]()
-        while len(suspects) > 1:  # halve: with those aside left out, one of the others is wrong
-            half = suspects[: len(suspects) // 2]
-            fewer = _leave(left, [*aside, *half], reason)
-            if differs(fold(fewer), fewer) is None:
-                suspects = half
-            else:
-                aside, suspects = [*aside, *half], suspects[len(half) :]
-        left = _leave(left, suspects, reason)
+        left = _leave(left, wrong_step(suspects, is_right), reason)
         made = fold(left)
     reason = differs(made, left)
     if reason is not None:
@@ -378,6 +367,13 @@ def _agreed(
                 alone.whole = f"{reason}; every step was undone"
         made = fold(left)
     return made, left
+
+
+def _is_right_without(
+    differs: _Differs, fold: Callable[[_Left], _Made], left: _Left, steps: list[tuple[str, Step]]
+) -> bool:
+    fewer = _leave(left, steps, "")
+    return differs(fold(fewer), fewer) is None
 
 
 _MAX_WRONG = 3
@@ -454,6 +450,7 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
     store_constants(fold)
     drop_layouts(fold)
     push_gains(fold)
+    push_value_biases(fold)
     _must_hold(fold, capture, left)
     return fold
 
@@ -493,82 +490,3 @@ def _passed_at_the_end(
     while more := {n for n in past - loose if (nodes - loose).isdisjoint(first.readers[n])}:
         loose |= more
     return loose
-
-
-class Pass(Protocol):
-    """Edits one capture and notes what it did and what it left."""
-
-    folds: list[Fold]
-    kept: list[Kept]
-
-    def run(self) -> None:
-        """Make the edits."""
-        ...
-
-
-P = TypeVar("P", bound=Pass)
-
-
-@dataclass(frozen=True, eq=False)
-class Rewritten(Generic[P]):
-    """What a pass made of a model.
-
-    Args:
-        model: the result.
-        folded: the model as it was before the pass.
-        passes: the pass of each capture, with its account.
-        failures: parts whose code could not be followed, with the reason.
-    """
-
-    model: nn.Module
-    folded: nn.Module
-    passes: tuple[P, ...]
-    failures: dict[str, str]
-
-
-def rewrite(
-    model: nn.Module, example_inputs: Any, make: Callable[[Lifter, Editor], P]
-) -> Rewritten[P]:
-    """Return a folded copy of `model` after a pass.
-
-    Args:
-        model: any module in eval mode; it stays as it is.
-        example_inputs: a tensor or a tuple of tensors that the model accepts.
-        make: builds the pass of one capture.
-
-    Raises:
-        RefusedError: when the model is in training mode.
-        InputError: when it is not a module, has no example, or cannot run on it.
-    """
-    if example_inputs is None:
-        raise InputError(
-            "example_inputs is required, a tensor or a tuple of tensors: the result depends on "
-            "sizes"
-        )
-    folded = unwrap(fold_model(model, example_inputs).model)
-    inputs = as_arguments(example_inputs)
-    found = capture_all(folded, inputs)
-    target = skeleton(folded)
-    passes: list[P] = []
-    for capture in found.captures:
-        editor = Editor(capture)
-        passes.append(make(Lifter.of(capture), editor))
-        with torch.no_grad():
-            passes[-1].run()
-            target = _commit(passes[-1], editor, target)
-    own_tensors(target, folded)
-    failures = {path: why for path, why in found.failures.items() if why != NO_FORWARD}
-    if any(done.folds for done in passes):
-        target = fold_model(target, example_inputs, inplace=True).model
-    return Rewritten(target, folded, tuple(passes), failures)
-
-
-def _commit(done: Pass, editor: Editor, target: nn.Module) -> nn.Module:
-    """Write one capture back; where its code cannot be written it stays, and the others do not."""
-    try:
-        return editor.commit(target) if done.folds else target
-    except UnwritableError as error:  # raised before anything is written
-        root = editor.capture
-        done.folds.clear()
-        done.kept[:] = [Kept(root.path or type(root.module).__name__, str(error))]
-        return target

@@ -47,7 +47,9 @@ class DeadChannelPass:
     def __init__(self, lifter: Lifter, editor: Editor, round_to: int = 1) -> None:
         self.lifter, self.editor, self.round_to = lifter, editor, round_to
         self.folds: list[Fold] = []
+        self.starts: list[str] = []
         self.kept: list[Kept] = []
+        self.left: dict[str, str] = {}
 
     def run(self) -> None:
         """Drop dead channels; note the reason for every layer that keeps one."""
@@ -60,6 +62,8 @@ class DeadChannelPass:
 
     def _try(self, maker: Link) -> None:
         try:
+            if maker.node.name in self.left:
+                raise RefusedError(self.left[maker.node.name])
             self._drop(span_of(self.lifter, maker))
         except RefusedError as error:
             if _constants(cast(Conv, maker.ops[0])):
@@ -116,6 +120,7 @@ class DeadChannelPass:
         count = span.made.out_channels - changes[0][1].out_channels
         where = self._path(span.maker.node)
         self.folds.append(Fold(where, "dead channels", f"{count} channels", before, after))
+        self.starts.append(span.maker.node.name)
 
     def _slice_functions(self, span: Span, keep: list[int]) -> None:
         """Give functions with a number per channel those of the channels that are left."""

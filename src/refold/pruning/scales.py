@@ -35,7 +35,7 @@ from refold.graph import (
     submodule,
     unwrap,
 )
-from refold.inputs import Arguments
+from refold.inputs import Arguments, call
 from refold.pruning.spans import max_pool
 
 _PRINT = 8  # numbers that a channel is known by
@@ -114,7 +114,7 @@ def _called_with(
         for path in paths
     ]
     try:
-        model(*pytree.tree_map_only(Tensor, torch.clone, inputs))
+        call(model, pytree.tree_map_only(Tensor, torch.clone, inputs))
     finally:
         for hook in hooks:
             hook.remove()

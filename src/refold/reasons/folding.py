@@ -10,7 +10,7 @@ BORDERS = (
             "a bias meets the second convolution's zero padding: …",
             "a constant meets zero padding",
             "a constant meets the border zeros that the pool counts",
-            "the norm's shift meets zero padding",
+            "the shift meets zero padding",
         ),
         "A norm or a bias in front of a padded convolution adds a constant to every pixel, but "
         "not to the zeros around the map. Folded, the constant would reach the border as well, "
@@ -133,6 +133,7 @@ BRANCHES = (
             "it is multiplied by a gate that is not one number per channel",
             "it is multiplied by a gate that is computed from the input",
             "its weight is computed from the input",
+            "its number of groups is computed",
         ),
         "A factor or weight that depends on the input (squeeze and excite, attention, dynamic "
         "convolution) makes the branch no fixed linear map.",
@@ -236,6 +237,26 @@ NORMS = (
         "along the norm's axis.",
         "The sentence says which reader stands in the way. `elementwise_affine=False` avoids the "
         "gain in the first place.",
+    ),
+    Reason(
+        "The bias of an attention's values stays",
+        (
+            "its bias stays: …",
+            "the mask of the attention may leave a query without keys",
+            "dropout is active in the attention",
+            "its heads serve several queries each (enable_gqa)",
+            "its softmax is computed in a precision of its own",
+            "… reads its values as well",
+            "its keys have channels of their own",
+            "… works along another axis",
+            "… decides on the layout",
+            "the shapes of the attention are not known",
+        ),
+        "The weights of an attention add up to one, so that a bias of the values comes out as it "
+        "went in and fits into the layer behind. Here nothing proves that they do, or something "
+        "else reads the values.",
+        "Nothing is wrong: one addition stays. An attention without a mask, or one written with "
+        "`softmax`, lets the bias go.",
     ),
     Reason(
         "The folded weight has no such number",

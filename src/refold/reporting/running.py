@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from refold.graph import Capture
-from refold.inputs import Arguments, tensors
+from refold.inputs import Arguments, parted, tensors
 from refold.workload import counting
 
 _SAMPLES = 8192
@@ -68,7 +68,8 @@ def run(capture: Capture | None, inputs: Arguments | None) -> Values:
 
 def _fed(inputs: Arguments) -> list[Any]:
     """Return what the graph of a call takes: the arguments that hold tensors, each as it is."""
-    return [value for value in inputs if tensors(value)]
+    args, kwargs = parted(inputs)
+    return [value for value in (*args, *kwargs.values()) if tensors(value)]
 
 
 class _Runner(fx.Interpreter):

@@ -29,7 +29,9 @@ class ResidualPass:
         self.lifter, self.editor = lifter, editor
         self.ranges = Ranges(lifter)
         self.folds: list[Fold] = []
+        self.starts: list[str] = []
         self.kept: list[Kept] = []
+        self.left: dict[str, str] = {}
 
     def run(self) -> None:
         """Remove what can be removed; note the reason for every sum that stays."""
@@ -45,6 +47,9 @@ class ResidualPass:
         return self.lifter.capture.full(frame_of(node).path)
 
     def _remove(self, node: fx.Node) -> None:
+        start = node.name
+        if start in self.left:
+            raise RefusedError(self.left[start])
         residual = find_residual(self.lifter, node)
         check_kinds(residual)
         check_readers(self.lifter, residual)
@@ -54,6 +59,7 @@ class ResidualPass:
         after = sum(_size(c.module) for c in (*changes, *(g for c in changes for g in c.gate)))
         detail = f"{len(residual.branch)} steps carry the shortcut along"
         self.folds.append(Fold(self.path(node), "reserve, merge", detail, before, after))
+        self.starts.append(start)
 
     def _plan(self, residual: Residual) -> list[Change]:
         """Return the cheapest plan: with small groups, without, or without any groups."""

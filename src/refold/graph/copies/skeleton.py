@@ -55,8 +55,9 @@ def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return _in_mode_of(module, copy.deepcopy(module, memo))
     made = cls.__new__(cls)
     memo[id(module)] = made
-    if cls.__getstate__ is object.__getstate__ and cls.__setstate__ is nn.Module.__setstate__:
+    if cls.__getstate__ is _GETSTATE and cls.__setstate__ is _SETSTATE:
         _copy_into(made.__dict__, module.__dict__, memo)
+        made.__dict__.pop("_compiled_call_impl", None)  # as torch does
         return made
     state = module.__getstate__()
     memo.setdefault(id(memo), []).append(state)  # kept alive: ids must stay those of what was met
@@ -79,6 +80,7 @@ def _copy_into(made: dict[str, Any], state: dict[str, Any], memo: dict[int, Any]
             made[name] = _value(value, memo)
 
 
+_GETSTATE, _SETSTATE = nn.Module.__getstate__, nn.Module.__setstate__
 _OWN_TABLES = frozenset(
     name for name, value in nn.Module().__dict__.items() if type(value) in TABLES
 )

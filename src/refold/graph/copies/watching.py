@@ -1,104 +1,93 @@
-"""Watchers of every call of a module and of every assignment to an attribute of one.
+"""Watchers of every call of a module, and of every assignment to an attribute of a model's modules.
 
 When a special method of `nn.Module` is replaced, Python visits every subclass; libraries define
-thousands, and each time takes a millisecond. So `watchable` replaces the methods once around the
-many recordings of a fold, and a watcher only puts itself in front of what is called then.
+thousands, and each time takes ten milliseconds. So calls are watched where `__call__` leads, at
+`_call_impl`, and assignments in the classes of the model that is watched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
+from refold.graph.copies.modules import all_modules
 
-class _Method:
-    """A special method of `nn.Module` that watchers can stand in front of."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._chain: list[Callable[..., Any]] = []  # torch's own first, the latest watcher last
-
-    @contextmanager
-    def replaced(self) -> Generator[None]:
-        """Call the latest watcher instead; where that is so already, leave it at that."""
-        chain = self._chain
-        if chain:
-            yield
-            return
-        chain.append(getattr(nn.Module, self._name))
-
-        def latest(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-            return chain[-1](module, *args, **kwargs)
-
-        setattr(nn.Module, self._name, latest)
-        try:
-            yield
-        finally:
-            setattr(nn.Module, self._name, chain.pop())
-
-    @contextmanager
-    def behind(
-        self, watcher: Callable[[Callable[..., Any]], Callable[..., Any]]
-    ) -> Generator[None]:
-        """Call what `watcher` makes of the method as it is without it."""
-        with self.replaced():
-            self._chain.append(watcher(self._chain[-1]))
-            try:
-                yield
-            finally:
-                self._chain.pop()
-
-
-_CALL, _ASSIGN = _Method("__call__"), _Method("__setattr__")
+_CALL = nn.Module.__call__
+_Method = Callable[..., Any]
 
 
 @contextmanager
-def watchable() -> Generator[None]:
-    """Make it cheap to watch modules, as often as you like."""
-    with _CALL.replaced(), _ASSIGN.replaced():
-        yield
-
-
-@contextmanager
-def watched_calls(watch: Callable[..., Any]) -> Generator[None]:
-    """Let `watch` answer every call of a module.
+def watched_calls(root: nn.Module, watch: _Method) -> Generator[None]:
+    """Let `watch` answer every call of a module, of one that is no part of `root`, too.
 
     Args:
+        root: the model. What its modules have in place of `_call_impl` is called as well.
         watch: is given what calls the module, the module, its arguments, and those by name.
 
     Examples:
-        >>> with watched_calls(lambda call, module, args, kwargs: -call(module, *args)):
-        ...     nn.Identity()(3)
+        >>> net = nn.Identity()
+        >>> with watched_calls(net, lambda call, module, args, kwargs: -call(module, *args)):
+        ...     net(3)
         -3
     """
 
-    def watcher(below: Callable[..., Any]) -> Callable[..., Any]:
+    def watcher(below: _Method) -> _Method:
         def call(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
             return watch(below, module, args, kwargs)
 
         return call
 
-    with _CALL.behind(watcher):
+    own = {type(module) for module in all_modules(root) if _calls_by_itself(module)}
+    kinds = [kind for kind in own if kind.__call__ is _CALL]
+    with _replaced([nn.Module], "_call_impl", watcher), _replaced(kinds, "__call__", watcher):
         yield
 
 
+def _calls_by_itself(module: nn.Module) -> bool:
+    replaced = type(module)._call_impl is not nn.Module._call_impl  # pyright: ignore[reportPrivateUsage]
+    return replaced or "_call_impl" in module.__dict__
+
+
 @contextmanager
-def watched_attributes(note: Callable[[nn.Module, str, Any], bool]) -> Generator[None]:
-    """Tell `note` of every assignment to an attribute of any module; True keeps it from happening.
+def watched_attributes(
+    root: nn.Module, note: Callable[[nn.Module, str, Any], bool]
+) -> Generator[None]:
+    """Tell `note` of every assignment to an attribute of a module of `root`, or of its like.
 
     Args:
-        note: is given the module, the name, and the new value.
+        root: the model.
+        note: is given the module, the name, and the new value; True keeps it from happening.
     """
 
-    def watcher(below: Callable[..., Any]) -> Callable[..., Any]:
+    def watcher(below: _Method) -> _Method:
         def assign(module: nn.Module, name: str, value: Any) -> None:
             if not note(module, name, value):
                 below(module, name, value)
 
         return assign
 
-    with _ASSIGN.behind(watcher):
+    with _replaced({type(module) for module in all_modules(root)}, "__setattr__", watcher):
         yield
+
+
+@contextmanager
+def _replaced(
+    kinds: Iterable[type[nn.Module]], name: str, watcher: Callable[[_Method], _Method]
+) -> Generator[None]:
+    """Put watchers in front of a method of several classes, each of what it has or inherits."""
+    found = [(kind, kind.__dict__.get(name), watcher(getattr(kind, name))) for kind in kinds]
+    done = list[tuple[type[nn.Module], Any]]()
+    try:
+        for kind, own, watching in found:
+            setattr(kind, name, watching)
+            done.append((kind, own))
+        yield
+    finally:
+        for kind, own in done:
+            if own is None:
+                delattr(kind, name)
+            else:
+                setattr(kind, name, own)

@@ -61,7 +61,7 @@ def push_gains(fold: FoldPass) -> None:
         try:
             gain = _gain(fold.lifter, node)
             if gain is not None and (readers := _readers(fold.lifter, node, gain)):
-                made = [_taken_in(fold, reader, gain, path) for reader, path in readers.items()]
+                made = [taken_in(fold, reader, gain.op, path) for reader, path in readers.items()]
                 write = partial(_push, fold, node, gain, list(readers), made)
                 fold.attempt([node, *readers], write)
         except RefusedError as error:
@@ -86,7 +86,7 @@ def _gain(lifter: Lifter, node: fx.Node) -> _Gain | None:
     scale, shift = module._parameters.get("weight"), module._parameters.get("bias")
     if scale is None and shift is None:
         return None
-    if reason := _holds(lifter, path, module):
+    if reason := holds(lifter, path, module):
         raise RefusedError(reason)
     is_last = isinstance(module, nn.LayerNorm | nn.RMSNorm)
     if is_last and len(module.normalized_shape) > 1:
@@ -123,7 +123,8 @@ def _gain_of_call(lifter: Lifter, node: fx.Node) -> _Gain | None:
     return _Gain(Affine(*found), is_last, remove)
 
 
-def _holds(lifter: Lifter, path: str, module: nn.Module) -> str | None:
+def holds(lifter: Lifter, path: str, module: nn.Module) -> str | None:
+    """Return why the parameters of a layer must stay as they are, or None."""
     if path in lifter.capture.pinned:
         return lifter.capture.pinned[path]
     if lifter.capture.calls.get(path, 1) > 1:
@@ -172,7 +173,7 @@ def _reached(lifter: Lifter, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node
         for user in value.users:
             if reads_shape_only(user, value):
                 continue
-            if _is_layer(lifter, user) and list(user.all_input_nodes) == [value]:
+            if is_layer(lifter, user) and list(user.all_input_nodes) == [value]:
                 layers.append(user)
             elif _is_view(lifter, user):
                 views.append(user)
@@ -182,7 +183,8 @@ def _reached(lifter: Lifter, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node
     return layers, views, others
 
 
-def _is_layer(lifter: Lifter, node: fx.Node) -> bool:
+def is_layer(lifter: Lifter, node: fx.Node) -> bool:
+    """Say whether a call is one linear layer or convolution."""
     piece = lifter.lift(node)
     if not isinstance(piece, Piece) or node.op != "call_module" or piece.through:
         return False
@@ -206,7 +208,7 @@ def _path(regions: Regions, node: fx.Node, layer: fx.Node) -> Path:
         RefusedError: when a change of layout moves the channels apart.
     """
     if node in layer.all_input_nodes:
-        return (_conv(regions.lifter, layer),)
+        return (conv_of(regions.lifter, layer),)
     region = regions.region(layer)
     if region is not None:
         start, *parts = chain(region.op)
@@ -236,7 +238,7 @@ def _push(
     readers: list[fx.Node],
     made: list[tuple[Conv, nn.Module]],
 ) -> bool:
-    before = [_conv(fold.lifter, reader) for reader in readers]
+    before = [conv_of(fold.lifter, reader) for reader in readers]
     after = [op for op, _ in made]
     gain.remove(fold)
     for reader, (_, module) in zip(readers, made, strict=True):
@@ -256,14 +258,20 @@ def _push(
     return True
 
 
-def _taken_in(fold: FoldPass, reader: fx.Node, gain: _Gain, path: Path) -> tuple[Conv, nn.Module]:
-    """Return a reader that does what the gain and it did.
+def taken_in(fold: FoldPass, reader: fx.Node, gain: Affine, path: Path) -> tuple[Conv, nn.Module]:
+    """Return a reader that does what a gain before it and it did.
+
+    Args:
+        fold: the fold that it is a step of.
+        reader: the layer.
+        gain: the scale and the shift of every channel.
+        path: what lies between the two, the layer last.
 
     Raises:
         RefusedError: when that is not one layer.
     """
-    conv = _conv(fold.lifter, reader)
-    shadow, replay = fold.decisions.stand_in(sequence(gain.op, *path))
+    conv = conv_of(fold.lifter, reader)
+    shadow, replay = fold.decisions.stand_in(sequence(gain, *path))
     rewrite = fold.decisions.rewrite(shadow)
     *before, op = chain(replay.run(rewrite))
     if not isinstance(op, Conv) or before != list(path[:-1]):
@@ -273,12 +281,13 @@ def _taken_in(fold: FoldPass, reader: fx.Node, gain: _Gain, path: Path) -> tuple
     return op, lower(op, like_of(held, len(conv.axes)))
 
 
-def _why(gain: _Gain, conv: Conv) -> str:
-    meets = gain.op.shift is not None and conv.zero_pads
-    return "the norm's shift meets zero padding" if meets else "it is not a single layer"
+def _why(gain: Affine, conv: Conv) -> str:
+    meets = gain.shift is not None and conv.zero_pads
+    return "the shift meets zero padding" if meets else "it is not a single layer"
 
 
-def _conv(lifter: Lifter, reader: fx.Node) -> Conv:
+def conv_of(lifter: Lifter, reader: fx.Node) -> Conv:
+    """Return what a layer of `is_layer` computes."""
     piece = lifter.lift(reader)
     assert isinstance(piece, Piece)
     assert isinstance(piece.ops[0], Conv)

@@ -25,6 +25,8 @@ def _conv(context: Context, node: fx.Node, call: Call) -> Lifted:
         return tensors
     weight, bias = tensors
     assert weight is not None
+    if not isinstance(call["groups"], int):
+        return "its number of groups is computed"
     kernel = tuple(weight.shape[2:])
     if call.arguments.get("transposed") or call.name.startswith("conv_transpose"):
         axes = transposed_axes(

@@ -17,7 +17,7 @@ from torch import fx
 from refold.errors import RefusedError
 from refold.graph.copies.modules import submodule
 from refold.graph.surgery.edits import Edits, UnwritableError, alive
-from refold.graph.surgery.generated import check_baked
+from refold.graph.surgery.generated import NamesFrom, check_baked
 from refold.graph.surgery.plain_modules import is_layer_subclass
 from refold.graph.trace.doubts import mentions
 from refold.graph.trace.frames import (
@@ -112,6 +112,13 @@ class FrameBody:
                 checks.append((place, value, parameter.name))
         for place, value, name in checks:
             self.graph.call_function(check_baked, (place, value, name))
+        self._name_only([parameter.kind for parameter in parameters])
+
+    def _name_only(self, kinds: list[Any]) -> None:
+        """Take by name alone what the module takes so."""
+        only, rest = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_POSITIONAL
+        if only in kinds and rest not in kinds:
+            self.graph.set_codegen(NamesFrom(kinds.index(only)))
 
     def _placeholder(self, name: str, default: Any) -> fx.Node:
         if default is inspect.Parameter.empty:

@@ -46,6 +46,23 @@ def method_from_graph(graph: fx.Graph) -> Method:
     return Method(code.src, names)
 
 
+class NamesFrom(fx.graph.CodeGen):
+    """Writes a method whose arguments from some place on are given by name.
+
+    Args:
+        place: of the first of them, behind `self`.
+    """
+
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.place = place
+
+    def gen_fn_def(self, free_vars: list[str], *rest: Any, **options: Any) -> str:
+        """Write the line with the arguments."""
+        given = [*free_vars[: self.place], "*", *free_vars[self.place :]]
+        return super().gen_fn_def(given, *rest, **options)
+
+
 def refuse_calls(module: nn.Module, method: str, where: str) -> None:
     """Let a method refuse to run: the layers of its code were folded elsewhere.
 

@@ -12,8 +12,8 @@ from torch import fx, nn
 from refold.errors import InputError
 from refold.graph.copies.modules import all_modules, modules_by_path, submodule
 from refold.graph.copies.skeleton import held_tensors, skeleton, storage_key
-from refold.graph.copies.watching import watchable
 from refold.graph.trace.aliases import effects
+from refold.graph.trace.arguments import parted
 from refold.graph.trace.doubts import doubt, doubt_of_calls, may_run, reached
 from refold.graph.trace.evidence import Evidence
 from refold.graph.trace.examples import drawn, made_examples
@@ -118,7 +118,6 @@ def capture(model: nn.Module, example: tuple[Any, ...] | None = None) -> list[Ca
     return capture_all(model, example).captures
 
 
-@watchable()
 def capture_all(
     model: nn.Module, example: tuple[Any, ...] | None = None, *, to_edit: bool = True
 ) -> Captures:
@@ -140,7 +139,7 @@ def capture_all(
     """
     if not isinstance(cast(object, model), nn.Module):
         raise InputError(f"expected an nn.Module, got {type(model).__name__}")
-    arguments = None if example is None else (example, {})
+    arguments = None if example is None else parted(example)
     search = _Search(skeleton(model), arguments, to_edit=to_edit)
     with hooks_kept(model):
         search.visit("", search.root)

@@ -38,6 +38,8 @@ _OTHER_AXIS = (
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _MAX_FLIPS = 24
 _LADDER = (4, 8, 17, 33, 100, 512, 2048)  # where a size became a number: below and above any bound
+_MOST = 2048**2  # positions of a map
+_NEAR = 33  # of the other sides, where all of a step of the ladder would be too many positions
 _OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 _FLAGS = ("output_hidden_states", "output_attentions")  # of Hugging Face's models
 
@@ -93,11 +95,24 @@ class Evidence:
             for change in (_one_more, _halved):
                 self._at(change, "of another size")
         if self.recorder.loses_size or self.recorder.looked_up:
-            for side in _LADDER:
-                self._at(partial(_of_side, side=side), "of another size")
+            for change in self._ladder():
+                self._at(change, "of another size")
         if self.recorder.asks_rank:
             for change in (_without_batch, _with_batch):
                 self._at(change, "of another rank")
+
+    def _ladder(self) -> Iterable[Callable[[Tensor], list[int]]]:
+        """Yield shapes below and above any bound: all sides alike, or one where all are too many.
+
+        What code makes of plain numbers takes memory: a volume of 2048 a side has none.
+        """
+        given = [leaf for leaf in leaves(self.arguments) if isinstance(leaf, Tensor)]
+        rank = max((tensor.ndim - 2 for tensor in given), default=0)
+        for side in _LADDER:
+            if side**rank <= _MOST:
+                yield partial(_of_side, side=side)
+            else:
+                yield from (partial(_of_side, side=side, axis=axis) for axis in range(rank))
 
     def stays(self) -> dict[fx.Node, str]:
         """Return the calls that no fold may take away, since their frame's code stays."""
@@ -374,8 +389,10 @@ def _halved(value: Tensor) -> list[int]:
     return [1, *value.shape[1:2], *(max(1, side // 2) for side in value.shape[2:])]
 
 
-def _of_side(value: Tensor, *, side: int) -> list[int]:
-    return [1, *value.shape[1:2], *(side for _ in value.shape[2:])]
+def _of_side(value: Tensor, *, side: int, axis: int | None = None) -> list[int]:
+    others = side if axis is None else _NEAR
+    sides = [side if at == axis else others for at in range(value.ndim - 2)]
+    return [1, *value.shape[1:2], *sides]
 
 
 def _without_batch(value: Tensor) -> list[int]:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from refold.errors import InputError
 from refold.graph.copies.modules import modules_by_path, submodule
 from refold.graph.copies.skeleton import duplicate, skeleton
+from refold.graph.trace.arguments import parted
 from refold.graph.trace.leaves import one_line
 from refold.graph.trace.recorder.chance import Chance
 from refold.graph.trace.recorder.recorder import Recorder
@@ -145,7 +146,7 @@ def run_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = False
 
     Args:
         model: any module.
-        args: its positional arguments.
+        args: its arguments.
         runs_all: run every operator, for whoever counts them.
 
     Examples:
@@ -155,7 +156,7 @@ def run_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = False
     recorder = Recorder(skeleton(model), {}, Changes())
     recorder.runs_all = runs_all
     with hooks_kept(model):
-        _run(recorder, (args, {}))
+        _run(recorder, parted(args))
     return recorder.result
 
 

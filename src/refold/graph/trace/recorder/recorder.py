@@ -98,12 +98,12 @@ class Recorder(TorchCalls):
         args, kwargs = self._inputs(forward, args, kwargs)
         self._keep_graphs(self.root_frame)
         self._watch_methods(root, "")
-        watched = watched_attributes(self._note_assignment)
+        watched = watched_attributes(root, self._note_assignment)
         guard = untouched(root) if self.real else _nothing()
         grad = torch.is_grad_enabled()
         torch.set_grad_enabled(True)  # so that a `with torch.no_grad()` in the model shows
         try:
-            with guard, watched, watched_calls(self._called), self:
+            with guard, watched, watched_calls(root, self._called), self:
                 self.result = forward(*args, **kwargs)
             self.is_whole = True
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -43,6 +44,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
     ) -> None:
         super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)
         self.unanswered: str | None = None
+        self._sized = False  # sizes have decided the value that is being found out
         self.runs_all = real  # else what calls give is told where that is certain
         self._made: set[int] = set()  # storages that this run has made without inputs
         self._alive: list[Tensor] = []
@@ -210,7 +212,10 @@ class TorchCalls(Notebook, TorchFunctionMode):
     # numbers
 
     def _value(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        """Answer code that asks for numbers: from stored tensors, in a real run, or not at all."""
+        """Answer code that asks for numbers: from stored tensors and sizes, in a real run, or not.
+
+        An answer that sizes decide is a decision like a comparison of sizes.
+        """
         tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         marks = [self._mark(tensor) for tensor in tensors]
         if all(mark is None for mark in marks):
@@ -220,9 +225,11 @@ class TorchCalls(Notebook, TorchFunctionMode):
                         self._note_read(tensor)
                 return func(*map_tree(plain, args), **kwargs)
         else:
+            self._sized = False
             known = map_tree(self._known_value, (args, kwargs))
-            if not any(leaf is _UNKNOWN for leaf in leaves(known)):
-                return func(*known[0], **known[1])
+            is_known = not any(leaf is _UNKNOWN for leaf in leaves(known))
+            if is_known and (not self._sized or name in _SINGLE):
+                return self._answered(func(*known[0], **known[1]))
         frame = self.stack[-1]
         reason = f"its code asks for numbers that depend on the input ({where()})"
         if not self.real:
@@ -234,6 +241,15 @@ class TorchCalls(Notebook, TorchFunctionMode):
             if isinstance(leaf, Tensor):
                 setattr(leaf, MARK, (self, None))
         return result
+
+    def _answered(self, answer: Any) -> Any:
+        """Return an answer; where the sizes of inputs have decided it, note that they do."""
+        if not self._sized:
+            return answer
+        if isinstance(answer, bool):
+            return self.decide(answer)
+        self.lose()
+        return answer
 
     def _note_read(self, tensor: Tensor) -> None:
         key = storage_key(tensor)
@@ -251,7 +267,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
         return self._evaluate(node)
 
     def _evaluate(self, node: fx.Node) -> Any:
-        """Return the value of a node that only stored tensors make."""
+        """Return the value of a node that only stored tensors, and sizes of others, make."""
         if node.op == "get_attr":
             tensor = stored_value(node)
             if isinstance(tensor, Tensor):
@@ -259,6 +275,10 @@ class TorchCalls(Notebook, TorchFunctionMode):
             return tensor
         if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
             return _UNKNOWN
+        if node.op == "call_method" and node.target in ("size", "numel"):
+            return self._evaluated_size(node)
+        if node.target is getattr and node.args[1] in ("dtype", "device"):
+            return self._evaluated_kind(node)
         if _INPUT_DEPENDENT in node.meta or mutated(node) or str(node.target) in RANDOM:
             return _UNKNOWN
         args, kwargs = map_tree(self._evaluated, (node.args, dict(node.kwargs)))
@@ -270,11 +290,23 @@ class TorchCalls(Notebook, TorchFunctionMode):
                 return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
             return cast(Any, node.target)(*args, **kwargs)
 
+    def _evaluated_size(self, node: fx.Node) -> int:
+        self._sized = True
+        shape = self.shapes[cast(fx.Node, node.args[0])]
+        return prod(shape) if node.target == "numel" else shape[cast(int, node.args[1])]
+
+    def _evaluated_kind(self, node: fx.Node) -> Any:
+        """Return a type or a device that code has read off a tensor."""
+        read = (node.args[1], node.args[0])
+        known = (kind for kinds in self._kinds.values() for kind in kinds)
+        return next((value for name, value, of in known if (name, of) == read), _UNKNOWN)
+
     def _evaluated(self, leaf: Any) -> Any:
         return self._evaluate(leaf) if isinstance(leaf, fx.Node) else leaf
 
 
 _UNKNOWN = object()
+_SINGLE = frozenset({"__bool__", "__int__", "__float__", "__index__", "item"})
 _INPUT_DEPENDENT = "input dependent"
 _DEVICE = frozenset({"device", "is_cuda", "is_cpu", "is_mps", "is_xpu", "is_meta"})
 
