@@ -16,6 +16,8 @@ from refold.graph.copies.skeleton import own_tensors, skeleton
 from refold.graph.surgery.editor import Editor
 from refold.graph.trace.capture import capture_all
 
+pytestmark = pytest.mark.slow
+
 timm = pytest.importorskip("timm")
 
 
