@@ -25,6 +25,8 @@ from helpers.traps import live
 from refold.cli.app import EXAMPLES, app
 from refold.models import registry
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(

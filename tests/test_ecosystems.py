@@ -20,6 +20,8 @@ from zoo.guests.row import measure
 from zoo.live import enliven, is_norm
 from zoo.peers import relative_error
 
+pytestmark = pytest.mark.slow
+
 WHOLE = (
     "transformers:resnet", "transformers:mobilenet_v1", "transformers:hgnet_v2",
     "transformers:regnet", "transformers:textnet", "transformers:pp_lcnet",

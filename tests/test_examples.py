@@ -11,6 +11,8 @@ import pytest
 
 from helpers.nightly import some
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [p for p in sorted((ROOT / "examples").glob("*.py")) if "__main__" in p.read_text()]
 # Its network is folded by the tests of its family.

@@ -161,6 +161,7 @@ def test_weights_are_rounded_once() -> None:
     assert torch.equal(folded[0].weight, exact.to(torch.bfloat16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_depth_adds_up_roundings_and_keeps_no_norm(dtype: torch.dtype) -> None:
     """Each layer's rounding is right; forty of them move the answer by more than a fault may."""

@@ -69,6 +69,7 @@ def test_every_verb_takes_every_form(verb: str, form: str, tmp_path: Path) -> No
         assert not any(isinstance(part, nn.BatchNorm2d) for part in found.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_files_have_an_input_for_each_tensor(suffix: str, tmp_path: Path) -> None:
     path = refold.export(Net().eval(), tmp_path / f"net{suffix}", {"scale": SCALE, "x": X})

@@ -197,6 +197,7 @@ def cycle(edges: dict[Name, set[Name]]) -> list[Name]:
     return sorted(left)
 
 
+@pytest.mark.slow
 def test_no_file_imports_itself_through_others() -> None:
     """Imports for type checking count, too."""
     edges: dict[Name, set[Name]] = {}

@@ -20,6 +20,8 @@ from zoo.nets import find
 from zoo.operators import above, count_operators
 from zoo.peers import fold_with_peer
 
+pytestmark = pytest.mark.slow
+
 
 def norm(channels: int = 4) -> nn.Module:
     return nn.BatchNorm2d(channels)

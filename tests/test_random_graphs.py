@@ -17,6 +17,8 @@ from helpers.random_graph_judge import Fault, fault, run, shrink
 from refold import plan, reparameterize
 from refold.graph.lift.lifter import Lifter
 
+pytestmark = pytest.mark.slow
+
 BATCH, BATCHES = 10, 8
 MANY = 3000
 TABLES = (

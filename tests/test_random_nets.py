@@ -12,6 +12,8 @@ from helpers.random_count import count
 from helpers.random_nets import build, fault
 from refold import plan
 
+pytestmark = pytest.mark.slow
+
 BATCH, BATCHES, ALWAYS = 10, 30, 3
 
 

@@ -121,6 +121,7 @@ def test_the_page_is_what_the_code_writes() -> None:
     assert PAGE.read_text() == page()
 
 
+@pytest.mark.slow
 def test_every_reason_that_the_code_can_give_is_in_the_table(said: dict[str, str]) -> None:
     known = {*PARTS, *ERRORS}
     unknown = {text: name for text, name in said.items() if text not in known and not explain(text)}

@@ -14,6 +14,8 @@ from helpers.traps import bits, control, conv, gap, images, live, net, norms, sa
 from refold import plan, reparameterize
 from refold.errors import RefusedError
 
+pytestmark = pytest.mark.slow
+
 Norm = nn.BatchNorm2d
 Pair = namedtuple("Pair", "first second")
 

@@ -42,6 +42,7 @@ def as_grouped(conv: Conv, size: tuple[int, ...]) -> torch.Tensor:
     return torch.block_diag(*matrix.weight.chunk(conv.groups))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", SIZES)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_convolution_is_the_oracles_matrix(rank: int, mode: str) -> None:

@@ -15,6 +15,8 @@ from refold.bench.machine import describe_machine
 from refold.cli.bench import RUNTIME_NAMES
 from refold.errors import InputError, RefusedError
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = torch.ones(1, 3, 8, 8)
 
 

@@ -18,6 +18,7 @@ from refold.errors import InputError
 MACHINE = Machine("a processor", "Linux", 2, "cpu", "float32", {"torch": "2"})
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
     """Drawn from a population with the median 1: 95 of 100 intervals should hold it."""
     drawn = random.Random(1)
@@ -62,6 +63,7 @@ def test_processor_time_and_memory_stand_beside_the_clock() -> None:
     assert few is None or (many > 14 and many > few)
 
 
+@pytest.mark.slow
 def test_tables_are_drawn_side_by_side(tmp_path: Path) -> None:
     rows = [BenchmarkRow("eager", name, Spread(1.0, 2.0, 3.0)) for name in ("before", "after")]
     rows.append(BenchmarkRow("openvino", "after", skipped="it is not installed"))

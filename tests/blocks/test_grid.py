@@ -25,6 +25,8 @@ from blocks.cells import (
 from helpers.nightly import some
 from refold.errors import GeometryError, RefusedError
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 1e-9
 
 

@@ -76,6 +76,7 @@ def test_the_grid_is_whole() -> None:
 PARTS = 13  # of the grid, each with every option: one is always run, the others by hand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part", [0, *(pytest.param(n, marks=pytest.mark.zoo) for n in range(1, PARTS))]
 )

@@ -31,6 +31,8 @@ from refold.branches import collapse, expand, expand_plan
 from refold.errors import InputError, RefusedError
 from zoo.live import enliven
 
+pytestmark = pytest.mark.slow
+
 
 def stock(label: str) -> nn.Module:
     """Return the architecture with other weights."""

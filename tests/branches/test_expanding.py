@@ -33,6 +33,8 @@ from refold.errors import InputError, RefusedError
 from refold.graph.copies.held import storage_key
 from zoo.live import enliven
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("label", some(FAST, keep=2))

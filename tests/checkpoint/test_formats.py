@@ -208,6 +208,7 @@ def test_a_deep_json_header(tmp_path: Path) -> None:
     refuse(tmp_path, data, "cannot be read", "a.safetensors")
 
 
+@pytest.mark.slow
 def test_breadth_costs_no_more_than_its_size(tmp_path: Path) -> None:
     one = torch.ones(1)
     wide: dict[str, Tensor] = {f"module.layer{index}.weight": one for index in range(20_000)}

@@ -28,6 +28,8 @@ from refold.blocks import RepVGGBlock
 from refold.checkpoint import deploy_state_dict, load_checkpoint, read_state_dict
 from refold.errors import CheckpointError, InputError, MissingDependencyError
 
+pytestmark = pytest.mark.slow
+
 Change = Callable[[State], State]
 
 

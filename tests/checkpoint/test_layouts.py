@@ -34,6 +34,8 @@ from refold.blocks import RepVGGBlock
 from refold.checkpoint import deploy_state_dict, load_checkpoint, write_state_dict
 from refold.errors import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 EXACT = 1e-9
 FORMS: dict[str, Callable[[str], nn.Module]] = {"official": deployed, "engine": refolded}
 FOLDED = [("engine", "bare"), ("official", "optimizer"), ("official", "ema")]

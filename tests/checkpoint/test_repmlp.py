@@ -22,6 +22,8 @@ from refold.checkpoint import deploy_state_dict, load_checkpoint
 from refold.cli.app import main
 from refold.errors import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 EXACT = 1e-9
 OPTIONS: dict[str, Any] = {
     "num_classes": 5, "img_size": 32, "widths": (8, 16), "depths": (2, 1), "sets": (2, 4),

@@ -20,6 +20,8 @@ from refold.checkpoint import deploy_state_dict, load_in_order
 from refold.errors import CheckpointError
 from zoo.live import enliven
 
+pytestmark = pytest.mark.slow
+
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 LOG = NORM[2:]
 

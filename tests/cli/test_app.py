@@ -14,6 +14,8 @@ from refold.cli import app
 from refold.cli.console import UNBOUNDED, complain, out
 from refold.errors import CheckpointError, NotEquivalentError, RuleLoopError
 
+pytestmark = pytest.mark.slow
+
 Net = Callable[[str], str]
 COMMANDS = ("inspect", "convert", "verify", "expand", "collapse", "bench", "models", "demo")
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from refold.sources.networks import build
 
+pytestmark = pytest.mark.slow
+
 Net = Callable[[str], str]
 SMALL = ("--input-size", "3x9x9")
 

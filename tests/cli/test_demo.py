@@ -16,6 +16,8 @@ from refold.cli.demo_photos import PHOTOGRAPHS, labels, photographs, top5
 from refold.cli.demo_story import tell_story
 from refold.cli.subject import Subject
 
+pytestmark = pytest.mark.slow
+
 SHORTENED = ("cli.demo", "cli.demo_story", "training.data.digits")
 
 

@@ -13,6 +13,8 @@ from torch import nn
 import refold
 from refold.sources.networks import build
 
+pytestmark = pytest.mark.slow
+
 Net = Callable[[str], str]
 SMALL = ("--input-size", "3x9x9")
 

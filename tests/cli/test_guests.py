@@ -228,6 +228,7 @@ def test_a_factory_changes_nothing_for_those_who_come_after(
     assert capsys.readouterr() == ("", "to everyone\n")
 
 
+@pytest.mark.slow
 def test_a_forward_that_wanders_off_takes_no_file_along(
     run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,8 @@ import torch
 from refold.exporting import onnx_session, run_onnx
 from zoo.live import enliven
 
+pytestmark = pytest.mark.slow
+
 transformers = pytest.importorskip("transformers")
 
 

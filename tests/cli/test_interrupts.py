@@ -17,6 +17,8 @@ import pytest
 
 from refold.cli.interrupts import Interrupted, Interrupts
 
+pytestmark = pytest.mark.slow
+
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 Net = Callable[[str], str]
 

@@ -15,6 +15,8 @@ from helpers.layout_nets import NETS, live
 from helpers.nightly import rare
 from refold.sources.networks import build
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--input-size", "3x9x9")
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 Net = Callable[[str], str]
 SMALL = ("--input-size", "3x8x8", "--live-statistics")
 

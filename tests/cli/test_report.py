@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--input-size", "3x8x8", "--live-statistics")
 
 

@@ -6,6 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 Net = Callable[[str], str]
 SMALL = ("--input-size", "3x8x8", "--live-statistics")
 

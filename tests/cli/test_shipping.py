@@ -10,6 +10,8 @@ import pytest
 
 from refold.cli.app import main
 
+pytestmark = pytest.mark.slow
+
 NET = """
 import torch
 from torch import nn

@@ -72,6 +72,7 @@ def test_letters_of_any_script_are_kept() -> None:
     assert printable(text) == text
 
 
+@pytest.mark.slow
 def test_names_of_modules_and_files_do_nothing_to_a_terminal(run: Callable, tmp_path: Path) -> None:
     folder = tmp_path / "a[b:mask:\x1b[5m"
     folder.mkdir()

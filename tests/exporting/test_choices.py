@@ -32,6 +32,8 @@ from refold.exporting import (
     write,
 )
 
+pytestmark = pytest.mark.slow
+
 SUFFIXES = (".onnx", ".pt2", ".xml")
 IMAGE = torch.linspace(-2, 2, 3 * 8 * 12).reshape(1, 3, 8, 12)
 

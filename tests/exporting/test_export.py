@@ -25,6 +25,8 @@ from refold.exporting import (
     write_unfused,
 )
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = torch.linspace(-2, 2, 3 * 6 * 6).reshape(1, 3, 6, 6)
 
 

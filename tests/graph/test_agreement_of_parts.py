@@ -18,6 +18,8 @@ from helpers.traps import conv, images, live
 from refold.graph import Editor
 from refold.rules import norm
 
+pytestmark = pytest.mark.slow
+
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 

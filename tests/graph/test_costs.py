@@ -20,6 +20,8 @@ import refold
 from helpers.traps import live
 from refold.blocks import MobileOneBlock, RepVGGBlock
 
+pytestmark = pytest.mark.slow
+
 CHANNELS = 8
 
 

@@ -36,6 +36,7 @@ def flat(value: object) -> list[Tensor]:
     return [tensor for item in items for tensor in flat(item)]  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [resnet, mobilevit])
 def test_a_bare_model_folds_whole(make) -> None:
     model = live(make())

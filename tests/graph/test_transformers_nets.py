@@ -14,7 +14,7 @@ import refold
 from helpers.traps import EXACT, images, live
 
 hf: Any = pytest.importorskip("transformers")
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 
 def llama() -> tuple[nn.Module, Tensor]:

@@ -15,6 +15,8 @@ from refold.errors import InputError
 from refold.models import Backbone, TowerMaker
 from refold.workload import Workload, workload_of
 
+pytestmark = pytest.mark.slow
+
 
 class Figure(NamedTuple):
     """Millions of parameters and of multiply-adds as they are stated; None where they are not."""

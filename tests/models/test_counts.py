@@ -19,6 +19,9 @@ from helpers.nightly import some
 from models.nets import FAMILIES
 from refold.workload import workload_of
 
+pytestmark = pytest.mark.slow
+
+
 # Millions of parameters in deploy and train form, measured on the authors' code (RepVGG) and on
 # timm's networks (MobileOne), to as many digits as they were written down with.
 PUBLISHED = {

@@ -109,6 +109,7 @@ def check(name: str, tmp_path: Path, **options: Any) -> None:
     assert error(wanted, found.double()) <= max(SINGLE, 8 * own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_network_of_each_family(name: str, tmp_path: Path) -> None:
     check(name, tmp_path, **small(name))

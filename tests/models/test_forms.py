@@ -19,6 +19,9 @@ from refold.blocks.partition import PartitionBlock
 from refold.errors import CheckpointError
 from zoo.live import enliven
 
+pytestmark = pytest.mark.slow
+
+
 # The engine folds a sum and what follows it in one piece, and gives that piece a name of its own:
 # test_modules has the one network whose sum is followed by more than its norm. Those whose norms
 # stand outside blocks are in test_repmlp*, those that merge only under `allow_growth` in

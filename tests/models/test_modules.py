@@ -250,6 +250,7 @@ def test_equal_weights_are_the_global_average() -> None:
         assert error(x.mean((2, 3), keepdim=True), layer(x)) <= 1e-12
 
 
+@pytest.mark.slow
 def test_an_average_beside_the_global_depthwise_folds_into_it() -> None:
     model, x = alive("mobilefacenet_gdc_gap", num_classes=10)
     folded, found = folded_error(model, x)

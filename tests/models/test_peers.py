@@ -19,6 +19,8 @@ from refold.checkpoint import load_in_order
 from refold.models.registry import _MODELS
 from zoo.live import enliven
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-9
 # What timm has of ours, and by how much narrower: structure, not size, is what could differ.
 TIMM = {

@@ -17,6 +17,8 @@ from refold.errors import InputError
 from refold.models import Backbone, PSPNet, register_model
 from refold.models.registry import _MODELS
 
+pytestmark = pytest.mark.slow
+
 NAMES = refold.list_models()
 
 

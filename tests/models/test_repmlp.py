@@ -13,6 +13,8 @@ from models.nets import alive, build, error
 from refold.errors import InputError
 from refold.workload import Workload, workload_of
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-9
 # Millions of parameters and billions of multiply-adds when deployed, measured on the authors' code
 # with FC3 counted once a partition. None: not published.

@@ -18,6 +18,8 @@ from refold.models.margins import MarginLoss
 from refold.workload import Workload, workload_of
 from zoo.live import enliven
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-9
 
 

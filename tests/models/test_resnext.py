@@ -14,6 +14,8 @@ from models.nets import error
 from refold.errors import InputError
 from zoo.live import enliven, is_norm
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-9
 PATHS = 4
 SMALL: dict[str, Any] = {

@@ -24,6 +24,8 @@ from refold.residuals import removal
 from refold.workload import workload_of
 from zoo.live import enliven
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-9
 # Millions of parameters and billions of multiply-adds, in training form and in plain form.
 PUBLISHED = {

@@ -16,6 +16,8 @@ from refold.models import zoo
 from refold.models.registry import _MODELS
 from zoo.live import enliven, is_norm
 
+pytestmark = pytest.mark.slow
+
 NAMES = [
     name
     for name, entry in _MODELS.items()

@@ -40,6 +40,7 @@ def test_a_norm_after_a_convolution(tmp_path: Path, opset: int) -> None:
     assert folded(tmp_path, made, x=(2, 3, 8, 9)) == ["Conv", "Relu"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_parallel_branches_of_every_rank(tmp_path: Path, rank: int) -> None:
     sizes, ones = ", ".join(["s"] * rank), (1,) * rank
@@ -311,6 +312,7 @@ def training_form() -> nn.Module:
     return net.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.filterwarnings("ignore")
 def test_training_forms_become_plain(tmp_path: Path, dynamo: bool) -> None:

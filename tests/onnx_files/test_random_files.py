@@ -30,6 +30,7 @@ def check(folder: Path, made: Any) -> None:
     onnx.checker.check_model(onnx.load(out))
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(st.integers(0, 2**32 - 1))
 def test_random_files(folder: Path, seed: int) -> None:

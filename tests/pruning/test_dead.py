@@ -14,6 +14,8 @@ from helpers.pruning_nets import chain, difference, image, masked
 from helpers.random_residuals import Net, build, conv, norm
 from refold.pruning import drop_dead_channels, dropping
 
+pytestmark = pytest.mark.slow
+
 ACTS = [nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.GELU(), nn.Sigmoid(), nn.LeakyReLU(0.1)]
 
 

@@ -18,6 +18,8 @@ from helpers.random_residuals import conv, norm
 from refold.errors import InputError, RefusedError
 from refold.pruning import Layer, channel_mask, drop_dead_channels, pruning, restore_norms
 
+pytestmark = pytest.mark.slow
+
 
 class Basic(nn.Module):
     """A residual block whose output, and nothing else, goes through `end`."""

@@ -59,6 +59,7 @@ def numbers_of(text: str) -> Tensor:
     return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.int8).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_the_boxes_cost_what_the_network_costs(facts: Facts, model: nn.Module, side: str) -> None:
     example = torch.zeros(SIZE)

@@ -19,6 +19,8 @@ from refold.reporting.facts import gather
 from refold.reporting.page import LIMIT, render
 from reporting.nets import HOSTILE, Net, deep, facts_in, lively, repeated
 
+pytestmark = pytest.mark.slow
+
 
 class Reader(HTMLParser):
     """Collects the elements of a page and what they hold."""

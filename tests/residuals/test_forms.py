@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from helpers.random_residuals import Net, additions, pair
 from refold.residuals import Removal, removal
 
+pytestmark = pytest.mark.slow
+
 MAP = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 

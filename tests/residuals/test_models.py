@@ -23,6 +23,8 @@ from refold.residuals import removal
 from zoo.live import enliven
 from zoo.nets import Net
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("torchvision:resnet18", "timm:seresnet18")
 SLOW = (
     "torchvision:mnasnet1_0", "timm:resnet18d",

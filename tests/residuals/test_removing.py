@@ -22,6 +22,8 @@ from refold.graph.lift.interval import Interval
 from refold.residuals import plan as unbranch_plan
 from refold.residuals import removal
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-9
 
 

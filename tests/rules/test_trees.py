@@ -29,6 +29,8 @@ from rules.trees import (
     wild,
 )
 
+pytestmark = pytest.mark.slow
+
 EXACT = 1e-9
 KINDS: list[Callable[[Random], Case]] = [
     one_target,

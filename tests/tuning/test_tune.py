@@ -16,6 +16,8 @@ from refold.cli.app import main
 from refold.errors import InputError, RefusedError
 from refold.tuning import Choices, Speed, Trial, Tuning, load_tuning, save_tuning, tune, tuned
 
+pytestmark = pytest.mark.slow
+
 FASTER, SLOWER, SAME = Speed(1.1, 1.2, 1.3), Speed(0.7, 0.8, 0.9), Speed(0.95, 1.0, 1.05)
 IMAGE = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0)).double()
 

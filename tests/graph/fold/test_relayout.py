@@ -73,6 +73,7 @@ def test_the_block_with_sets_is_three_linear_layers(sets: int, size: tuple[int, 
     assert kinds(folded[2]) == ["Conv2d", "Conv2d", "Conv2d"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 2])
 def test_the_whole_network_keeps_one_norm_a_unit(cut: int) -> None:
     model, x = live(Net(cut=cut)), noise(2, 3, 32, 32)

@@ -17,6 +17,8 @@ from refold.graph.copies.skeleton import skeleton
 from refold.graph.surgery.editor import Editor
 from refold.graph.trace.capture import capture_all
 
+pytestmark = pytest.mark.slow
+
 timm = pytest.importorskip("timm")
 
 

@@ -22,6 +22,8 @@ from helpers.adversaries.values import VALUES
 from helpers.adversaries.wrappers import WRAPPERS
 from helpers.traps import live
 
+pytestmark = pytest.mark.slow
+
 TABLES = {
     "state": STATE,
     "chance": CHANCE,

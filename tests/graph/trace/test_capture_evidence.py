@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from helpers.traps import conv, live
 from refold import plan
 
+pytestmark = pytest.mark.slow
+
 X = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Norm = nn.BatchNorm2d
 

@@ -18,6 +18,8 @@ from refold.graph.copies.owned import duplicate
 from refold.graph.trace.genuine import call_disguise, disguise, layer_class
 from refold.graph.trace.leaves import pinned_reason
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(2, 3, 9, 9), (1, 3, 12, 7), (3, 3, 6, 6)]
 
 

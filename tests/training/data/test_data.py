@@ -13,6 +13,8 @@ from refold.training import open_data
 from refold.training.data.datasets import check_readable
 from training.pictures import add, cifar10, folders, masks, picture, shards
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_digits_are_split_for_good() -> None:
     data = open_data("digits")

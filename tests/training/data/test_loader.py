@@ -32,6 +32,7 @@ def same(one, other) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tmp_path: Path) -> None:
     data = open_data(folders(tmp_path, train=10))
     alone = batches(data, 0, epoch=1)
@@ -73,6 +74,7 @@ def test_every_image_is_judged_once(world: int) -> None:
     assert [len(order) for order in orders] == [len(list(order)) for order in orders]
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_replaced_and_named(tmp_path: Path) -> None:
     data = open_data(folders(tmp_path, train=10))
     broken = [data.train.files[3], data.train.files[4]]

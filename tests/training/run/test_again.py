@@ -28,6 +28,8 @@ from refold.training.stopping import Stopped
 from training.pictures import cifar10, folders, masks, picture, shards
 from training.runs import TINY, AtStep, Fragile, Told, last, records, same_bits, tiny
 
+pytestmark = pytest.mark.slow
+
 
 def net() -> Fragile:
     torch.manual_seed(5)

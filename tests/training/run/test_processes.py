@@ -24,6 +24,8 @@ from training.pictures import folders
 from training.run.processes import PAIR, fsdp_run, norm_case, shared_run
 from training.runs import AtStep, last, records, start
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("processes.py")
 
 

@@ -16,6 +16,8 @@ from refold.training.stopping import Stopped
 from training.pictures import folders
 from training.runs import WHOLE, AtStep, Fragile, last, records, same_bits, start, tiny
 
+pytestmark = pytest.mark.slow
+
 KILL = Path(__file__).with_name("kill.py")
 
 

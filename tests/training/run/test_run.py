@@ -20,6 +20,8 @@ from refold.training.loop.snapshot import Snapshot
 from training.pictures import folders, masks, shards
 from training.runs import WHOLE, Fragile, last, records, same_bits, tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

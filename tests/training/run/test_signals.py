@@ -17,6 +17,8 @@ from refold.training.stopping import Ears, Stopped, deafen
 from training.pictures import folders
 from training.runs import AtStep, Fragile, last, same_bits, tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(3, marks=pytest.mark.zoo)])
 def test_kills_at_random_moments_change_no_bit(tmp_path: Path, rounds: int) -> None:

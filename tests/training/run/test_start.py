@@ -22,6 +22,8 @@ from refold.training.run.network import make_teacher, remarks, start_network
 from training.pictures import folders
 from training.runs import LIGHT, Told, last, records, same_bits, tiny
 
+pytestmark = pytest.mark.slow
+
 NET = """
 import torch
 from torch import nn

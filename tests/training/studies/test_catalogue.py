@@ -14,6 +14,8 @@ from refold.errors import InputError
 from refold.training import STUDIES, load_recipe, study
 from refold.training.studies.runs import Job, wanted
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_variant_builds_and_has_a_start(name: str) -> None:

@@ -50,6 +50,7 @@ def test_fast_waves_shatter_and_slow_ones_do_not() -> None:
     assert abs(correlation(Waves(1e5), images())) < 0.1
 
 
+@pytest.mark.slow
 def test_residuals_keep_what_depth_takes_from_plain_networks() -> None:
     found = {}
     for name in ("repvgg_37", "resnet_37"):

@@ -17,6 +17,8 @@ from refold.training.studies.report import Report
 from training.pictures import folders
 from training.runs import LIGHT, last, records
 
+pytestmark = pytest.mark.slow
+
 SHORT = {
     "epochs": 1, "batch_size": 8, "model": "cifar_resnet20",
     "options": {"depths": [1, 1, 1], "widths": [2, 4, 8]},

@@ -129,7 +129,10 @@ def _beside(jobs: Sequence[Job], count: int) -> Iterator[Job]:
     context = multiprocessing.get_context("spawn")
     threads = max((os.cpu_count() or 1) // count, 1)
     with ProcessPoolExecutor(
-        count, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
+        min(count, len(jobs)),
+        mp_context=context,
+        initializer=torch.set_num_threads,
+        initargs=(threads,),
     ) as pool:
         pending = {pool.submit(_do, job, Reporter()): job for job in jobs}
         try:
