@@ -30,7 +30,7 @@ from refold import blocks
 from refold.account import Account
 from refold.branches import expand, expand_plan
 from refold.errors import InputError, RefusedError
-from refold.graph.copies.skeleton import storage_key
+from refold.graph.copies.held import storage_key
 from zoo.live import enliven
 
 pytestmark = pytest.mark.slow

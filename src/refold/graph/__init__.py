@@ -7,17 +7,11 @@ Rooms, lowest first: `copies`, `trace`, then `lift` and `surgery` (neither knows
 from __future__ import annotations
 
 from refold.graph.calls import Call, canonical, is_question, name_of, place_of
+from refold.graph.copies.held import held_tensors, storage_key
 from refold.graph.copies.modules import submodule
-from refold.graph.copies.skeleton import (
-    INSIDE,
-    copy_module,
-    duplicate,
-    held_tensors,
-    own_tensors,
-    skeleton,
-    storage_key,
-    unwrap,
-)
+from refold.graph.copies.owned import duplicate, own_tensors
+from refold.graph.copies.skeleton import INSIDE, copy_module, skeleton
+from refold.graph.copies.wrappers import unwrap
 from refold.graph.driver import (
     FoldedGraph,
     FoldedModel,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from refold.graph.copies.modules import stored_tensors
-from refold.graph.copies.skeleton import duplicate, skeleton
+from refold.graph.copies.owned import duplicate
+from refold.graph.copies.skeleton import skeleton
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded

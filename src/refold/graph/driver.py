@@ -16,7 +16,9 @@ from torch.nn.parameter import is_lazy
 from refold.errors import InputError, RefusedError
 from refold.graph.agreement import disagreement, in_double, misfit, narrowest, wrong_step
 from refold.graph.copies.modules import stored_tensors, submodule
-from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
+from refold.graph.copies.owned import own_tensors
+from refold.graph.copies.skeleton import skeleton
+from refold.graph.copies.wrappers import unwrap
 from refold.graph.fold.borders import pad_before_layers
 from refold.graph.fold.computed_weights import store_constants, store_weights
 from refold.graph.fold.fold_pass import FoldPass

@@ -12,7 +12,9 @@ from torch import nn
 
 from refold.errors import InputError
 from refold.graph.agreement import disagreement, in_double, narrowest, wrong_step
-from refold.graph.copies.skeleton import own_tensors, skeleton, unwrap
+from refold.graph.copies.owned import own_tensors
+from refold.graph.copies.skeleton import skeleton
+from refold.graph.copies.wrappers import unwrap
 from refold.graph.driver import fold_model
 from refold.graph.fold.record import Fold, Kept
 from refold.graph.lift.lifter import Lifter

@@ -12,7 +12,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from refold.errors import InputError
-from refold.graph.copies.skeleton import own_tensors, skeleton, storage_key, unwrap
+from refold.graph.copies.held import storage_key
+from refold.graph.copies.owned import own_tensors
+from refold.graph.copies.skeleton import skeleton
+from refold.graph.copies.wrappers import unwrap
 
 
 class Holder(nn.Module):

@@ -11,7 +11,8 @@ import torch
 from torch import fx, nn
 
 from refold.errors import InputError, RefusedError
-from refold.graph.copies.skeleton import own_tensors, skeleton
+from refold.graph.copies.owned import own_tensors
+from refold.graph.copies.skeleton import skeleton
 from refold.graph.surgery.editor import Editor
 from refold.graph.trace.capture import Capture, capture, capture_all
 

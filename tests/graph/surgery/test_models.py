@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import fx, nn
 
-from refold.graph.copies.skeleton import own_tensors, skeleton
+from refold.graph.copies.owned import own_tensors
+from refold.graph.copies.skeleton import skeleton
 from refold.graph.surgery.editor import Editor
 from refold.graph.trace.capture import capture_all
 

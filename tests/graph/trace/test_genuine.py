@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import refold
 from refold.branches import expand
-from refold.graph.copies.skeleton import duplicate
+from refold.graph.copies.owned import duplicate
 from refold.graph.trace.genuine import call_disguise, disguise, layer_class
 from refold.graph.trace.leaves import pinned_reason
 

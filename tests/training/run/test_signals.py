@@ -20,15 +20,14 @@ from training.runs import AtStep, Fragile, last, same_bits, tiny
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(3, marks=pytest.mark.zoo)])
-def test_kills_at_random_moments_change_no_bit(tmp_path: Path, rounds: int) -> None:
+def test_ten_kills_at_random_moments_change_no_bit(tmp_path: Path) -> None:
     """Each time the same command goes on, until the run is over."""
     moments = random.Random(7)
     with Nursery(tmp_path, epochs=8) as nursery:
         status, seconds, said = nursery.train("whole")
         assert status == 0, said
         begun, told = False, list[str]()
-        for number in SIGNALS * rounds:
+        for number in (*SIGNALS, *SIGNALS, signal.SIGKILL, signal.SIGTERM):
             delay = moments.uniform(0, seconds / 6)
             status, _, said = nursery.train("run", resume=begun, number=number, delay=delay)
             assert allowed(number, status), said

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
 from operator import is_
 from types import CellType, FunctionType, MethodType
@@ -14,21 +13,20 @@ import torch
 from torch import nn
 
 from refold.errors import InputError, one_line
+from refold.graph.copies.held import (
+    ATOMS,
+    CALLABLES,
+    SHARED_KINDS,
+    TABLES,
+    bound_values,
+    held_values,
+    is_filled,
+)
 from refold.graph.copies.modules import all_modules, is_generated
-
-ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
-"""Types whose values need no copy."""
-
-TABLES = frozenset({dict, OrderedDict})
-"""Types of the tables that a module keeps."""
 
 INSIDE = -1
 """Where a memo, whose other keys are ids, keeps the ids of all modules of the tree."""
 
-_CALLABLES = (FunctionType, MethodType, partial)
-_TENSORS = (torch.Tensor, torch.Generator)
-_HELD = frozenset({*_TENSORS, nn.Parameter})
-_NESTS = frozenset({dict, OrderedDict, list, tuple, set})
 
 _OWN_WAYS = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__", "__slots__")
 
@@ -81,6 +79,8 @@ def _copy_into(made: dict[str, Any], state: dict[str, Any], memo: dict[int, Any]
 
 
 _GETSTATE, _SETSTATE = nn.Module.__getstate__, nn.Module.__setstate__
+
+
 _OWN_TABLES = frozenset(
     name for name, value in nn.Module().__dict__.items() if type(value) in TABLES
 )
@@ -121,7 +121,7 @@ class _Sharing(dict[int, Any]):
             inside = all_modules(self._root)
             self[INSIDE] = frozenset(map(id, inside))
             for child in inside:
-                self.update((id(value), value) for value in _held(child))
+                self.update((id(value), value) for value in held_values(child))
 
 
 def _fill(memo: dict[int, Any]) -> None:
@@ -169,7 +169,7 @@ _COPIERS: dict[type, Callable[[Any, dict[int, Any]], Any]] = {
 
 def _value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in ATOMS or (kind in _HELD and isinstance(memo, _Sharing)):
+    if kind in ATOMS or (kind in SHARED_KINDS and isinstance(memo, _Sharing)):
         return value
     known = memo.get(id(value))
     if known is not None:
@@ -187,44 +187,9 @@ def _other(value: Any, memo: dict[int, Any]) -> Any:
     _fill(memo)
     if id(value) in memo:  # a tensor of another class
         return value
-    if type(value) in _CALLABLES:
+    if type(value) in CALLABLES:
         return _callable(value, memo)
     return copy.deepcopy(value, memo)
-
-
-# functions
-
-
-def bound_values(function: Any) -> Iterator[Any]:
-    """Yield what a function, bound method or partial brings along besides its code.
-
-    Examples:
-        >>> list(bound_values(partial(max, 1, key=abs))) == [max, 1, abs]
-        True
-    """
-    if isinstance(function, MethodType):
-        yield function.__self__
-        yield function.__func__
-    elif isinstance(function, partial):
-        bound = cast("partial[Any]", function)
-        yield from (bound.func, *bound.args, *bound.keywords.values())
-    elif isinstance(function, FunctionType):
-        yield from (cell.cell_contents for cell in function.__closure__ or () if is_filled(cell))
-        yield from function.__defaults__ or ()
-        yield from (function.__kwdefaults__ or {}).values()
-
-
-def is_filled(cell: CellType) -> bool:
-    """Say whether a variable of a function has a value yet.
-
-    Examples:
-        >>> is_filled(CellType(1)), is_filled(CellType())
-        (True, False)
-    """
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
 
 
 def _callable(value: Any, memo: dict[int, Any]) -> Any:
@@ -273,7 +238,7 @@ def _reaches(value: Any, memo: dict[int, Any], depth: int) -> bool:
         return id(value) in memo
     if depth > 6:
         return False
-    if type(value) in _CALLABLES:
+    if type(value) in CALLABLES:
         return any(_reaches(item, memo, depth + 1) for item in bound_values(value))
     if isinstance(value, list | tuple | set):
         return any(_reaches(item, memo, depth + 1) for item in cast("list[Any]", value))
@@ -283,9 +248,6 @@ def _reaches(value: Any, memo: dict[int, Any], depth: int) -> bool:
     return False
 
 
-_WRAPPERS = frozenset(
-    {"DataParallel", "DistributedDataParallel", "AveragedModel", "FullyShardedDataParallel"}
-)
 _MODULE_TABLES = frozenset({"_parameters", "_buffers", "_modules"})
 
 
@@ -319,41 +281,6 @@ def skeleton(module: nn.Module) -> nn.Module:
         ) from error
 
 
-def _held(module: nn.Module) -> list[Any]:
-    """Return the tensors and generators that a module itself holds, plain containers included."""
-    found: list[Any] = []
-    for name, value in module.__dict__.items():
-        kind = type(value)  # asking about tensors is slow, and most attributes are plain or empty
-        if kind in ATOMS or name == "_modules":
-            continue
-        if kind not in TABLES:
-            _share(value, 0, found)
-        elif value:
-            for item in value.values():
-                _share(item, 1, found)
-    return found
-
-
-def _share(value: Any, depth: int, found: list[Any]) -> None:
-    """Add the tensors and generators in a value to those found."""
-    kind = type(value)
-    if kind in ATOMS:
-        return
-    if kind in _HELD or (kind not in _NESTS and isinstance(value, _TENSORS)):
-        found.append(value)
-    elif depth < 6:
-        for item in _items(value):
-            _share(item, depth + 1, found)
-
-
-def _items(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return cast("dict[Any, Any]", value).values()
-    if isinstance(value, list | tuple):
-        return cast("list[Any]", value)
-    return bound_values(value) if type(value) in _CALLABLES or callable(value) else ()
-
-
 def _share_uncopyable(module: nn.Module, memo: dict[int, Any]) -> None:
     """Share the plain attributes that cannot be copied alone (locks, handles, process groups)."""
     submodules = {id(child): child for child in module.modules()}
@@ -365,259 +292,3 @@ def _share_uncopyable(module: nn.Module, memo: dict[int, Any]) -> None:
                 copy.deepcopy(value, {**memo, **submodules})
             except Exception:  # the reason does not matter: it is shared instead
                 memo[id(value)] = value
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """Return the network inside parallel, compiled and averaged wrappers.
-
-    Looks through DataParallel, DistributedDataParallel, `torch.compile`, `AveragedModel` and any
-    wrapper whose only child is `module` and that holds no parameter of its own (timm's ModelEma).
-
-    Examples:
-        >>> unwrap(nn.DataParallel(nn.Sequential(nn.ReLU())))
-        Sequential(
-          (0): ReLU()
-        )
-    """
-    while (inner := _inner(module)) is not None:
-        module = inner
-    return module
-
-
-def _inner(module: nn.Module) -> nn.Module | None:
-    children = dict(module.named_children())
-    if set(children) == {"_orig_mod"}:
-        return children["_orig_mod"]
-    holds_nothing = not any(True for _ in module.parameters(recurse=False))
-    if set(children) == {"module"} and holds_nothing and not _is_container(module):
-        return children["module"] if _passes_through(module) else None
-    return None
-
-
-def _is_container(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-
-
-def _passes_through(module: nn.Module) -> bool:
-    """Wrappers are known by name, or hold a network without a forward of their own.
-
-    A network that merely calls its one child `module` is not a wrapper: its forward may do more.
-    """
-    if type(module).forward is nn.Module.forward:
-        return "forward" not in module.__dict__
-    return any(
-        kind.__name__ in _WRAPPERS or kind.__name__.startswith("ModelEma")
-        for kind in type(module).__mro__
-    )
-
-
-def duplicate(module: nn.Module) -> nn.Module:
-    """Return a copy of `module` that shares nothing with it: whatever runs on it stays with it.
-
-    Raises:
-        InputError: when an attribute of the model cannot be copied or shared.
-
-    Examples:
-        >>> net = nn.Linear(2, 2)
-        >>> duplicate(net).weight.data_ptr() == net.weight.data_ptr()
-        False
-    """
-    copied = skeleton(module)
-    own_tensors(copied, module)
-    return copied
-
-
-def own_tensors(module: nn.Module, source: nn.Module) -> int:
-    """Clone the tensors of `module` that share storage with `source`; return the bytes copied.
-
-    Ties inside `module` stay ties: one Parameter under two names stays one object, overlapping
-    views of one storage still overlap. `requires_grad`, dtype, device, memory format, the Parameter
-    subclass and its attributes are kept.
-
-    Examples:
-        >>> net = nn.Linear(2, 2, bias=False)
-        >>> copied = skeleton(net)
-        >>> own_tensors(copied, net)
-        16
-        >>> bool((copied.weight == net.weight).all()), copied.weight is net.weight
-        (True, False)
-    """
-    foreign = {storage_key(t) for m in all_modules(source) for t in _tensors(m)}
-    shared: dict[int, torch.Tensor] = {}
-    holders: list[nn.Module] = []
-    for child in all_modules(module):
-        found = {id(t): t for t in _tensors(child) if storage_key(t) in foreign}
-        if found:
-            shared.update(found)
-            holders.append(child)
-    if not shared:
-        return 0
-    clones, copied = _clone_all(list(shared.values()))
-    for child in holders:
-        _swap_tensors(child, clones)
-    return copied
-
-
-def held_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors that a module itself holds, each under the name of its attribute.
-
-    Examples:
-        >>> [name for name, _ in held_tensors(nn.Linear(1, 1))]
-        ['weight', 'bias']
-    """
-    for name, value in module.__dict__.items():
-        kind = type(value)
-        if kind in ATOMS or (kind in TABLES and not value):
-            continue
-        if name in ("_parameters", "_buffers"):
-            for key, tensor in cast("dict[str, Any]", value).items():
-                if isinstance(tensor, torch.Tensor):
-                    yield key, tensor
-        elif name != "_modules":
-            found: list[Any] = []
-            _share(value, 0, found)
-            yield from ((name, t) for t in found if isinstance(t, torch.Tensor))
-
-
-def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    return (value for value in _held(module) if isinstance(value, torch.Tensor))
-
-
-def storage_key(tensor: torch.Tensor) -> int:
-    """Return a number that two tensors share exactly when they share their storage.
-
-    Examples:
-        >>> base = torch.zeros(4)
-        >>> storage_key(base) == storage_key(base[1:]), storage_key(base) == storage_key(base + 1)
-        (True, False)
-    """
-    try:
-        return cast(int, tensor.untyped_storage()._cdata)  # pyright: ignore[reportPrivateUsage]
-    except (NotImplementedError, RuntimeError):  # sparse tensors and wrappers have no storage
-        return -id(tensor)
-
-
-def _clone_all(tensors: list[torch.Tensor]) -> tuple[dict[int, torch.Tensor], int]:
-    by_storage: dict[int, list[torch.Tensor]] = {}
-    for tensor in tensors:
-        by_storage.setdefault(storage_key(tensor), []).append(tensor)
-    clones: dict[int, torch.Tensor] = {}
-    copied = 0
-    for group in by_storage.values():
-        for cluster in _overlapping(group):
-            for tensor, data in zip(cluster, _clone_cluster(cluster), strict=True):
-                clones[id(tensor)] = _like(tensor, data)
-            copied += _extent_bytes(cluster)
-    return clones, copied
-
-
-def byte_span(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return the first and one past the last byte of its storage that a tensor touches.
-
-    Examples:
-        >>> byte_span(torch.zeros(4)[1:3])
-        (4, 12)
-    """
-    if tensor.layout is not torch.strided:
-        return 0, 1
-    size, start = tensor.element_size(), int(tensor.storage_offset())
-    if tensor.numel() == 0:
-        return start * size, start * size
-    last = sum((n - 1) * int(step) for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return start * size, (start + last + 1) * size
-
-
-def _overlapping(group: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Split tensors of one storage into clusters of overlapping views."""
-    if len(group) == 1:
-        return [group]
-    clusters: list[list[torch.Tensor]] = []
-    end = -1
-    for tensor in sorted(group, key=byte_span):
-        low, high = byte_span(tensor)
-        if clusters and low < end:
-            clusters[-1].append(tensor)
-        else:
-            clusters.append([tensor])
-        end = max(end, high)
-    return clusters
-
-
-def _clone_cluster(cluster: list[torch.Tensor]) -> list[torch.Tensor]:
-    one_view = len({(t.shape, t.stride(), t.storage_offset(), t.dtype) for t in cluster}) == 1
-    if len(cluster) == 1 or one_view:
-        data = cluster[0].detach().clone(memory_format=torch.preserve_format)
-        return [data, *(data.view_as(data) for _ in cluster[1:])]
-    storage = cluster[0].untyped_storage().clone()
-    views: list[torch.Tensor] = []
-    for tensor in cluster:
-        empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        place = (storage, tensor.storage_offset(), tensor.shape, tensor.stride())
-        views.append(empty.set_(*place))
-    return views
-
-
-def _extent_bytes(cluster: list[torch.Tensor]) -> int:
-    return max(tensor.numel() * tensor.element_size() for tensor in cluster)
-
-
-def _like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    """Give `data` the class, attributes and `requires_grad` of `tensor`."""
-    requires_grad = tensor.requires_grad and tensor.is_leaf
-    if isinstance(tensor, nn.Parameter):
-        make = cast(Callable[..., torch.Tensor], torch.Tensor._make_subclass)  # pyright: ignore
-        fresh = make(type(tensor), data, requires_grad) if type(data) is torch.Tensor else None
-        fresh = nn.Parameter(data, requires_grad) if fresh is None else fresh
-    else:
-        fresh = data.requires_grad_(requires_grad) if requires_grad else data
-    for name, value in vars(tensor).items():
-        setattr(fresh, name, value)
-    return fresh
-
-
-def _swap_tensors(module: nn.Module, clones: dict[int, torch.Tensor]) -> None:
-    for name, value in list(module.__dict__.items()):
-        kind = type(value)
-        is_empty = kind in TABLES and not value
-        if kind not in ATOMS and not is_empty and name != "_modules":
-            swapped = _swapped(value, clones, depth=0)
-            if swapped is not value:
-                module.__dict__[name] = swapped
-    if isinstance(module, nn.RNNBase):  # it caches its parameters in a list and in weak references
-        module._init_flat_weights()  # pyright: ignore[reportPrivateUsage]
-
-
-def _swap_variables(function: Any, clones: dict[int, torch.Tensor], depth: int) -> None:
-    """Swap tensors in what a function is bound to, which is its own: the copy made it."""
-    if isinstance(function, MethodType):
-        _swap_variables(function.__func__, clones, depth)
-    elif type(function) is partial:
-        old = cast("partial[Any]", function)
-        state = (old.func, old.args, old.keywords, vars(old))
-        cast(Any, function).__setstate__(_swapped(state, clones, depth + 1))
-    elif isinstance(function, FunctionType):
-        for cell in function.__closure__ or ():
-            if is_filled(cell):
-                cell.cell_contents = _swapped(cell.cell_contents, clones, depth + 1)
-
-
-def _swapped(value: Any, clones: dict[int, torch.Tensor], depth: int) -> Any:
-    if isinstance(value, torch.Tensor):
-        return clones.get(id(value), value)
-    if depth >= 6 or type(value) in ATOMS:
-        return value
-    if callable(value):
-        _swap_variables(value, clones, depth)
-    if isinstance(value, dict):
-        table = cast("dict[Any, Any]", value)
-        for key, item in list(table.items()):
-            table[key] = _swapped(item, clones, depth + 1)
-    elif isinstance(value, list):
-        items = cast("list[Any]", value)
-        items[:] = [_swapped(item, clones, depth + 1) for item in items]
-    elif isinstance(value, tuple):
-        old = cast("tuple[Any, ...]", value)
-        new = [_swapped(item, clones, depth + 1) for item in old]
-        if any(a is not b for a, b in zip(old, new, strict=True)):
-            return cast(Any, type(old))(*new) if hasattr(old, "_fields") else tuple(new)
-    return value

@@ -18,8 +18,8 @@ from refold.graph.calls import (
     place_of,
     reads_shape_only,
 )
+from refold.graph.copies.held import byte_span, storage_key
 from refold.graph.copies.modules import attribute, modules_by_path, submodule
-from refold.graph.copies.skeleton import byte_span, storage_key
 from refold.graph.trace.aliases import tainted
 from refold.graph.trace.capture import Capture
 from refold.graph.trace.effects import maybe_mutated, mutated

@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 
 from refold.errors import InputError
+from refold.graph.copies.held import ATOMS
 from refold.graph.copies.modules import all_modules, modules_by_path, submodule
-from refold.graph.copies.skeleton import ATOMS
 from refold.graph.surgery.edits import Edits, alive
 from refold.graph.surgery.frames import FramePlan
 from refold.graph.surgery.generated import Method, method_from_graph, refuse_calls, regenerate

@@ -10,8 +10,9 @@ import torch
 from torch import fx, nn
 
 from refold.errors import InputError
+from refold.graph.copies.held import held_tensors, storage_key
 from refold.graph.copies.modules import all_modules, modules_by_path, submodule
-from refold.graph.copies.skeleton import held_tensors, skeleton, storage_key
+from refold.graph.copies.skeleton import skeleton
 from refold.graph.trace.aliases import effects
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.doubts import doubt, doubt_of_calls, may_run, reached

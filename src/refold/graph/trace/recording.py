@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from refold.errors import InputError
 from refold.graph.copies.modules import modules_by_path, submodule
-from refold.graph.copies.skeleton import duplicate, skeleton
+from refold.graph.copies.owned import duplicate
+from refold.graph.copies.skeleton import skeleton
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.leaves import one_line
 from refold.graph.trace.recorder.chance import Chance

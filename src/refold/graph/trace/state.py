@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from refold.graph.copies.held import ATOMS, held_tensors, storage_key
 from refold.graph.copies.modules import all_modules, modules_by_path
-from refold.graph.copies.skeleton import ATOMS, held_tensors, storage_key
 
 _MISSING = object()
 _CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, Counter, defaultdict})

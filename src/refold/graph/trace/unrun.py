@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from refold.graph.copies.skeleton import held_tensors
+from refold.graph.copies.held import held_tensors
 
 
 def unrun(root: nn.Module, ran: set[int], reads: set[int]) -> list[str]:

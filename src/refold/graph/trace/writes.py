@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from torch import Tensor, fx
 
+from refold.graph.copies.held import storage_key
 from refold.graph.copies.modules import attribute
-from refold.graph.copies.skeleton import storage_key
 from refold.graph.trace.effects import may_alias, mutated
 from refold.graph.trace.frames import ancestors, frame_of
 

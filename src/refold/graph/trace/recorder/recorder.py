@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from refold.graph.copies.held import storage_key
 from refold.graph.copies.modules import modules_by_path, stored_tensors
-from refold.graph.copies.skeleton import storage_key
 from refold.graph.copies.watching import watched_attributes, watched_calls
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in

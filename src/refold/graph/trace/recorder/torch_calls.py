@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from refold.graph.copies.skeleton import storage_key
+from refold.graph.copies.held import storage_key
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import leaves, map_tree
 from refold.graph.trace.recorder.forms import result_of_call
