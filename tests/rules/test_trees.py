@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from random import Random
 
 import pytest
@@ -107,13 +108,13 @@ def test_the_trees_exercise_every_rule() -> None:
 
     Branches that begin alike merge altogether where growth is allowed: see test_siblings.
     """
-    fired = {
-        step.rule.name
-        for kind in KINDS
-        for seed in range(90)
-        for step in simplify(kind(Random(seed)).op, allow_growth=True).steps
-    }
-    assert {rule.name for rule in RULES} - fired <= {"pass_pointwise_backward", "stack_heads"}
+    missing = {rule.name for rule in RULES} - {"pass_pointwise_backward", "stack_heads"}
+    for seed, kind in product(range(150), KINDS):
+        steps = simplify(kind(Random(seed)).op, allow_growth=True).steps
+        missing -= {step.rule.name for step in steps}
+        if not missing:
+            break
+    assert not missing
 
 
 @pytest.mark.parametrize("seed", range(5))
