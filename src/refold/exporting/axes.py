@@ -219,7 +219,7 @@ def _require_one_size(axes: Axes, names: Sequence[str]) -> None:
             if tensor.shape[axis] != axes.sizes[label]:
                 raise InputError(
                     f"dynamic gives axes of two sizes one name, {label!r}: "
-                    f"{tensor.shape[axis]} in {name}, {axes.sizes[label]} elsewhere; name them apart"
+                    f"{tensor.shape[axis]} in {name}, {axes.sizes[label]} elsewhere"
                 )
 
 
