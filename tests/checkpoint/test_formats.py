@@ -249,7 +249,7 @@ def test_a_member_named_twice(tmp_path: Path) -> None:
     stream = io.BytesIO(pth())
     with zipfile.ZipFile(stream, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("archive/data/0", bytes(48))
-    refuse(tmp_path, stream.getvalue(), "two members have one name")
+    refuse(tmp_path, stream.getvalue(), "two members share a name")
 
 
 def test_an_archive_that_unpacks_to_far_more(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_without_residuals_more_goes(run: Callable, net: Net) -> None:
 BAD = [
     ((), "--ratio 0.5"),
     (("--ratio", "1"), "below 1"),
-    (("--ratio", "0.5", "--threshold", "1"), "either ratio"),
+    (("--ratio", "0.5", "--threshold", "1"), "one of ratio"),
     (("--ratio", "0.5", "--floor", "few"), "--floor 'few'"),
     (("--ratio", "0.5", "--importance", "l2"), "l2"),
 ]

@@ -62,8 +62,8 @@ def test_what_was_assumed_and_fixed_is_said(
 ) -> None:
     assert main(["convert", f"{net}_one", "-o", str(tmp_path / "a.onnx")]) == 0
     said = capfd.readouterr().err
-    assert "note: a.onnx takes a batch of 1 and no other" in said
-    assert "the input is assumed to be 3x224x224" in said
+    assert "note: a.onnx takes only a batch of 1" in said
+    assert "assuming an input of 3x224x224" in said
     assert "input input: 1 x 3 x 224 x 224" in said
 
 

@@ -129,7 +129,7 @@ class Broken(io.StringIO):
 
 @pytest.mark.parametrize(
     ("error", "code", "said"),
-    [(32, 141, ""), (28, 74, "cannot write to the standard output: no space left on device")],
+    [(32, 141, ""), (28, 74, "cannot write to standard output: no space left on device")],
 )
 @pytest.mark.parametrize("words", [["models", "resnet18"], ["models", "x*", "--json"], ["--help"]])
 def test_a_broken_standard_output_is_no_defect(
@@ -244,6 +244,6 @@ def test_standard_streams_of_a_process(
     assert (done.returncode, done.stdout) == (code, said), done.stderr
     if "2>&-" not in redirection:
         chatter = ["from another program", "written", "printed", "at exit"]
-        full = [f"refold: cannot write to the standard output: {os.strerror(28).lower()}"]
+        full = [f"refold: cannot write to standard output: {os.strerror(28).lower()}"]
         wanted = sorted(chatter + (full if code == 74 else []))
         assert sorted(done.stderr.splitlines()) == wanted

@@ -103,7 +103,7 @@ def test_an_untrained_zoo_network_is_enlivened(capsys: pytest.CaptureFixture[str
 
 def test_an_assumed_size_is_said(net: Net, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(Network(net("branchy")))
-    assert "the input is assumed to be 3x224x224" in capsys.readouterr().err
+    assert "assuming an input of 3x224x224" in capsys.readouterr().err
     prepare(Network(net("branchy"), input_size=["3x8x8"]))
     prepare(Network("timm:test_resnet"))  # which states its own
     assert "assumed" not in capsys.readouterr().err

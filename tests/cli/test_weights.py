@@ -65,7 +65,7 @@ def test_the_record(run: Callable, tmp_path: Path, weights: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["-o", "a.onnx"], "reads the weights and never code"),
+        (["-o", "a.onnx"], "is read as weights alone"),
         (["-o", "a.safetensors", "--input-size", "3x9x9"], "belong to a network"),
         (["-o", "a.safetensors", "--checkpoint", "b.pth"], "belong to a network"),
     ],

@@ -92,7 +92,7 @@ def test_nothing_is_free_where_asked(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", some(SUFFIXES, keep=[".onnx", ".xml"]))
 def test_a_batch_that_the_net_fixes_is_fixed_and_said(tmp_path: Path, suffix: str) -> None:
     net = OneOnly().eval()
-    with pytest.warns(UserWarning, match="takes a batch of 1 and no other"):
+    with pytest.warns(UserWarning, match="takes only a batch of 1"):
         path = export(net, tmp_path / f"net{suffix}", IMAGE)
     torch.testing.assert_close(run_file(path, IMAGE), net(IMAGE), rtol=1e-4, atol=1e-5)
     with warnings.catch_warnings():
@@ -138,10 +138,10 @@ def test_axes_by_input(tmp_path: Path, suffix: str) -> None:
     [
         ("height", "is not a choice: use 'none'"),
         ("none,batch", "is not a choice"),
-        ({"picture": {0: "batch"}}, "names no input 'picture': there are image"),
+        ({"picture": {0: "batch"}}, "names 'picture', which is not an input: there are image"),
         ({"image": {4: "batch"}}, "names axis 4 of image, which has 4"),
         ({"image": {0: "a b"}}, "'a b' is not a name"),
-        ({"image": {2: "side", 3: "side"}}, "axes of two sizes 'side': 8 in image, 12"),
+        ({"image": {2: "side", 3: "side"}}, "axes of two sizes one name, 'side': 8 in image, 12"),
     ],
 )
 def test_choices_that_are_none(tmp_path: Path, dynamic: Any, reason: str) -> None:
@@ -272,7 +272,9 @@ def test_half_keeps_the_types_outside(tmp_path: Path, suffix: str) -> None:
 def test_a_weight_beyond_half_is_refused(tmp_path: Path) -> None:
     net = nn.Conv2d(3, 4, 3).eval()
     nn.init.constant_(net.weight, 1e5)
-    with pytest.raises(ExportError, match=r"weight reaches 1e\+05, and float16 ends at 65504"):
+    with pytest.raises(
+        ExportError, match=r"weight reaches 1e\+05, beyond the largest float16, 65504"
+    ):
         export(net, tmp_path / "net.onnx", IMAGE, half=True)
 
 

@@ -76,8 +76,8 @@ def test_a_program_returns_named_tuples_as_dicts(tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"input_names": ["x"], "output_names": ["x"]}, "both called 'x'"),
-        ({"opset": "17"}, "opset is a number"),
-        ({"half": "yes"}, "half is True or False"),
+        ({"opset": "17"}, "opset must be a number"),
+        ({"half": "yes"}, "half must be True or False"),
         ({"dynamic": True}, "dynamic is a word"),
     ],
 )

@@ -104,9 +104,9 @@ def added(name: str, field: str, few: int, many: int) -> float:
 
 
 MOST = {
-    "repvgg": Cost(calls=19_000, operators=110, bytes=14_000),
-    "mobileone": Cost(calls=19_000, operators=105, bytes=3_600),
-    "conv and norm": Cost(calls=6_500, operators=45, bytes=6_100),
+    "repvgg": Cost(calls=18_500, operators=110, bytes=14_000),
+    "mobileone": Cost(calls=18_600, operators=105, bytes=3_300),
+    "conv and norm": Cost(calls=5_900, operators=45, bytes=6_100),
 }
 
 
@@ -120,7 +120,7 @@ def test_a_block_costs_no_more_than_it_did(name: str) -> None:
 def test_cost_is_linear_in_depth(field: str) -> None:
     """A block deep in a network costs what one of a shallow network does."""
     few, many = added("repvgg", field, 4, 8), added("repvgg", field, 8, 16)
-    assert many <= 1.03 * few
+    assert many <= 1.05 * few  # the tables that a process has filled before differ a little
 
 
 def test_memory_is_that_of_the_new_weights_and_the_work_on_one_block() -> None:

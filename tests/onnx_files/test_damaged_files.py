@@ -49,7 +49,7 @@ def edited(made: Any, change: Any) -> Any:
         (lambda m: m.ClearField("opset_import"), "imports no opset"),
         (lambda m: setattr(m.opset_import[0], "version", 999), "opset 999"),
         (lambda m: setattr(m.opset_import[0], "version", 6), "opset 6"),
-        (lambda m: m.graph.node[1].output.__setitem__(0, "a"), "'a' is made twice"),
+        (lambda m: m.graph.node[1].output.__setitem__(0, "a"), "'a' is computed twice"),
         (
             lambda m: m.graph.node[2].input.__setitem__(0, "c"),
             "reads 'c' before any node computes it",

@@ -252,7 +252,7 @@ def test_the_command_writes_a_file_and_convert_follows_it(
         keys = list(weights.keys())
     assert {key.partition(".")[0] for key in keys} == {"a", "b"}
     assert main(["convert", factory, *size, "-o", out, "--tuning", file, "--allow-growth"]) == 2
-    assert "--tuning says which merges" in capsys.readouterr().err
+    assert "--tuning already decides which merges" in capsys.readouterr().err
     assert main(["tune", factory, *size, "-o", str(tmp_path / "t.txt")]) == 2
 
 

@@ -1,4 +1,4 @@
-"""From the weights of branches to those of the one convolution they add up to, without a model."""
+"""Fold the weights of branches into the one convolution they add up to, without a model."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ def to_deploy(state: Mapping[str, Tensor], eps: float = DEFAULT_EPS) -> Deployed
 
 
 def without_auxiliary(state: Mapping[str, Tensor], but: Collection[str] = ()) -> dict[str, Tensor]:
-    """Return the weights without those of RepVGGplus's auxiliary heads, but for some."""
+    """Return the weights without RepVGGplus's auxiliary heads, except those named in `but`."""
     return {k: tensor for k, tensor in state.items() if k in but or not _AUXILIARY.match(k)}
 
 
 def without_statistics(state: Mapping[str, Tensor], but: Collection[str] = ()) -> dict[str, Tensor]:
-    """Return the weights without what RMNet's residuals log of their input and sum, but for some.
+    """Return the weights without the statistics that RMNet's residuals log, except `but`.
 
     Examples:
         >>> state = {"layer1.0.running1.running_mean": torch.zeros(4), "fc.bias": torch.zeros(2)}
@@ -112,7 +112,7 @@ def _refuse_partial(state: Mapping[str, Tensor], blocks: Iterable[TrainBlock]) -
     if gates or any(map(is_statistic, state)):
         what = f"{gates[0].prefix[:-1]}'s gates" if gates else "residual blocks"
         raise CheckpointError(
-            f"a plain network takes more than these weights tell of {what}; give the network: "
+            f"weights alone do not tell a plain network's {what}; give the network: "
             "refold.load_checkpoint(model, file), then refold.remove_residuals(model, x), or "
             "refold.reparameterize(model, x, allow_growth=True)"
         )
@@ -131,7 +131,7 @@ def fold_blocks(
     replaced = {key for block in todo.values() for key in block.keys}
     results = {key for block in todo.values() for key in block.deploy_keys}
     if twice := [key for key in state if key in results - replaced]:
-        raise CheckpointError(f"{some(twice)} stand beside the branches that fold to them")
+        raise CheckpointError(f"{some(twice)} stand beside the branches that fold into them")
     folded: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if key in todo:

@@ -1,4 +1,4 @@
-"""Where the weights lie in the content of a checkpoint: every training script wraps its own way."""
+"""Find the weights in a checkpoint: every training script wraps them in its own way."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Choice:
 
 
 def find(content: object, file: Path, key: str | None = None) -> list[Choice]:
-    """Return the sets of weights in a file's content; mostly one.
+    """Return the sets of weights in a file's content, usually one.
 
     Where a container has a name that training scripts keep weights under, it is the only choice,
     and averaged weights come first.
@@ -85,7 +85,7 @@ class _Search:
     def run(self, content: object, path: tuple[str, ...], above: tuple[int, ...]) -> list[Choice]:
         if len(above) > _DEEPEST or id(content) in above:
             raise CheckpointError(
-                f"checkpoint {self._file} holds containers in containers without end "
+                f"checkpoint {self._file} nests containers without end "
                 f"({' > '.join(path[:3])} ...); save model.state_dict() alone"
             )
         if id(content) in self._seen:

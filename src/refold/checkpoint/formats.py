@@ -106,7 +106,7 @@ def require_whole_archive(file: Path) -> None:
         require_size(file, sum(member.file_size for member in members))
         if len(set(names)) < len(names):
             raise CheckpointError(
-                f"checkpoint {file} is damaged: two members have one name; copy it again"
+                f"checkpoint {file} is damaged: two members share a name; copy it again"
             )
         for member in members:
             if member.CRC:  # 0 where torch was told to compute no checksums

@@ -96,7 +96,7 @@ def _require_plain(path: str, dataset: Any, file: Path) -> None:
     if dtype.kind not in "fiub" or dtype.itemsize > _WIDEST or dataset.shape is None:
         raise CheckpointError(
             f"dataset {path!r} of {file} holds {dtype}, not an array of numbers that torch "
-            "has; a checkpoint holds one such array a key"
+            "has; a checkpoint holds one such array per key"
         )
     if dataset.size and not stored:
         raise CheckpointError(

@@ -66,7 +66,7 @@ def settle(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, .
 
 
 def span(state: Mapping[str, Tensor]) -> int:
-    """Return how many bytes tensors take that say they are larger than their memory."""
+    """Return how many bytes are claimed by tensors larger than their own storage."""
     sizes = ((t.numel() * t.element_size(), t) for t in state.values() if not t.is_meta)
     dense = ((size, t) for size, t in sizes if t.layout is torch.strided and not t.is_nested)
     return sum(size for size, t in dense if size > t.untyped_storage().nbytes())

@@ -101,7 +101,7 @@ def is_statistic(key: str) -> bool:
 
 
 def layouts(state: Mapping[str, Tensor]) -> list[str]:
-    """Return the known layouts that the keys are of, mostly one.
+    """Return the known layouts that the keys belong to, usually one.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Translate the names of weights: official repositories and timm spell the same networks apart."""
+"""Translate the names of weights: repositories and timm spell networks differently."""
 
 from __future__ import annotations
 

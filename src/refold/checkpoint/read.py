@@ -63,7 +63,7 @@ def _named(content: object, key: str, file: Path) -> list[Choice]:
 
 
 def _below(choice: Choice, prefix: str) -> Choice:
-    """Return those of some weights whose names begin alike, without that."""
+    """Return the weights below a prefix, the prefix removed from their names."""
     start, names = f"{prefix}.", strip(choice.state)[0]
     state = {
         short[len(start) :]: choice.state[full]

@@ -1,4 +1,4 @@
-"""Under which prefix of a file's names the model's stand: wrappers put their own name in front."""
+"""Which prefix of a file's names to leave out: wrappers put their own name in front."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, OutputLost):
         if error.reader_left:
             return READER_LEFT
-        complain(f"cannot write to the standard output: {error}")
+        complain(f"cannot write to standard output: {error}")
         return OUTPUT_FULL
     if isinstance(error, typer.TyperException):
         complain(f"{error.format_message()} (see refold --help)")

@@ -49,7 +49,7 @@ Sizes = Annotated[
     ),
 ]
 Rounds = Annotated[
-    int, typer.Option("--rounds", min=1, help="How often each network is timed, in turn.")
+    int, typer.Option("--rounds", min=1, help="How many times each network is timed, in turn.")
 ]
 Peers = Annotated[
     bool,
@@ -175,7 +175,7 @@ def _table(
         )
     models = {"before": subject.model, "after": folded}
     if peers:
-        with step("let the peers convert it"):
+        with step("convert it with the peers"):
             others, missing = peers_of(subject)
         models |= others
         for reason in missing:

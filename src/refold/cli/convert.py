@@ -40,11 +40,9 @@ NormEps = Annotated[
 
 TuningFile = Annotated[
     Path | None,
-    typer.Option(
-        "--tuning", metavar="FILE", help="Make the choices that `refold tune` has written."
-    ),
+    typer.Option("--tuning", metavar="FILE", help="Make the choices that `refold tune` wrote."),
 ]
-_NO_EPS = "--norm-eps is only for weights alone: a network already states the eps of its norms"
+_NO_EPS = "--norm-eps is for a file of weights alone: a network already states the eps of its norms"
 
 
 def convert(
@@ -113,7 +111,7 @@ def _makers(
 
     if any(wanted.values()):
         raise InputError(
-            "--tuning says which merges are made: leave out --allow-growth and --drop-unused"
+            "--tuning already decides which merges are made: drop --allow-growth and --drop-unused"
         )
     make = partial(tuned, choices=load_tuning(tuning, subject.model).choices)
 

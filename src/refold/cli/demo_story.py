@@ -91,7 +91,7 @@ def _test_images() -> tuple[Tensor, Tensor]:
 
 
 def _there(network: nn.Module | None) -> nn.Module:
-    """Return a network of a run, which lacks it after a dry run alone."""
+    """Return a network of a run; only a dry run has none."""
     return cast("nn.Module", network)
 
 

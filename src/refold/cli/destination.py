@@ -39,7 +39,7 @@ def check_destination(path: Path, suffixes: tuple[str, ...] = ()) -> Path:
 
 
 def whole(path: Path) -> Path:
-    """Return the whole path of a file, which holds wherever a network's code may go later.
+    """Return the absolute path of a file: a network's code may change the current folder later.
 
     Raises:
         InputError: when the current folder is gone.
@@ -48,5 +48,5 @@ def whole(path: Path) -> Path:
         return path.absolute()
     except OSError as error:
         raise InputError(
-            f"the current folder no longer exists, so {path} cannot be found: change folder first"
+            f"the current folder no longer exists, so {path} cannot be found: change to another"
         ) from error

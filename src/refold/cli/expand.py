@@ -144,7 +144,7 @@ def _load(wide: nn.Module, checkpoint: Path, what: str) -> tuple[str, ...]:
         report = refold.load_checkpoint(wide, checkpoint)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}; the file must hold {what}, and the --where it was expanded with"
+            f"{error}; the file must hold {what}, expanded with the same --where"
         ) from error
     check_finite(wide, str(checkpoint))
     return report.notes

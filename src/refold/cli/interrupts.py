@@ -94,7 +94,7 @@ class Interrupts:
 
 
 def _send(number: int) -> None:
-    """Send a signal to the main thread, so that it wakes from what it waits for."""
+    """Send a signal to the main thread, so that it wakes from whatever it waits for."""
     main = threading.main_thread().ident
     if main is not None and hasattr(signal, "pthread_kill"):
         signal.pthread_kill(main, number)

@@ -84,8 +84,8 @@ def _observe(
             model(*batch)
     except Exception as error:
         raise InputError(
-            f"norms cannot observe a batch of {len(batch[0])} ({one_line(error)}): "
-            "pass --no-live-statistics"
+            f"the norms cannot take statistics from a batch of {len(batch[0])} "
+            f"({one_line(error)}): pass --no-live-statistics"
         ) from error
     finally:
         for norm, momentum in momenta.items():

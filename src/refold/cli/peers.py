@@ -59,7 +59,7 @@ def _fused(model: nn.Module) -> nn.Module:
 
 
 def _switched(model: nn.Module) -> nn.Module | None:
-    """Call what many authors' blocks have for the end of training."""
+    """Call `switch_to_deploy`, which the blocks of many authors have."""
     copied = copy.deepcopy(model)
     blocks = [part for part in copied.modules() if hasattr(part, "switch_to_deploy")]
     for block in blocks:

@@ -46,13 +46,13 @@ def predict(
     """Say what a trained network sees in images, prepared exactly as its evaluation did.
 
     Classification names the likeliest classes; segmentation writes a coloured mask for each image;
-    embeddings are printed by --json and --csv, else how alike each image is to the first.
+    embeddings are printed by --json and --csv, else how similar each image is to the first.
     """
     from refold.training.run.prediction import predict as run
 
     if as_csv and as_json:
         raise InputError("give either --csv or --json")
-    with step(f"look at the images with {place}"):
+    with step(f"run {place} on the images"):
         answers = list(run(place, images))
     for answer in answers:
         if answer.error:
@@ -106,7 +106,7 @@ def _csv_lines(records: Sequence[dict[str, Any]]) -> list[str]:
 def _say(records: Sequence[dict[str, Any]], task: str, top: int) -> None:
     if task == "embed":
         rows = [[record["image"], f"{record['likeness']:.4f}"] for record in records]
-        table("", ["image", "likeness to the first"], rows)
+        table("", ["image", "similarity to the first"], rows)
         return
     rows = [
         [record["image"], *(f"{row['class']} {row['share']:.1%}" for row in record["classes"])]

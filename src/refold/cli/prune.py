@@ -42,22 +42,28 @@ Ratio = Annotated[
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option("--threshold", help="Instead: drop channels of at most this importance."),
+    typer.Option(
+        "--threshold", help="Instead of --ratio: drop channels of at most this importance."
+    ),
 ]
 Macs = Annotated[
     float | None,
-    typer.Option("--macs", help="Instead: the multiply-adds left, a share (0.5) or their number."),
+    typer.Option(
+        "--macs", help="Instead of --ratio: multiply-adds to keep, a share (0.5) or a number."
+    ),
 ]
 Params = Annotated[
     float | None,
-    typer.Option("--params", help="Instead: the parameters left, a share (0.5) or their number."),
+    typer.Option(
+        "--params", help="Instead of --ratio: parameters to keep, a share (0.5) or a number."
+    ),
 ]
 RoundTo = Annotated[
     int,
     typer.Option(
         "--round-to",
         min=1,
-        help="Layers keep a multiple of so many channels, which runtimes compute faster; 1: any.",
+        help="Each layer keeps a multiple of this many channels, which runs faster; 1: any number.",
     ),
 ]
 By = Annotated[
@@ -78,7 +84,7 @@ Remove = Annotated[
     bool,
     typer.Option(
         "--remove-residuals",
-        help="Remove residuals first, so that channels which a sum ties together can go, too.",
+        help="Remove residuals first, so that channels tied together by a sum can go too.",
     ),
 ]
 Runtime = Annotated[list[str] | None, measured_in("onnxruntime")]

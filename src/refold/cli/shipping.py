@@ -146,7 +146,7 @@ def say_provenance(path: Path, as_json: bool) -> None:
     if as_json:
         print_json({"file": str(path), "provenance": found})
     elif not found:
-        say(f"{path}: it does not say where it comes from; refold did not write it")
+        say(f"{path} does not say where it comes from: refold did not write it")
     else:
         say(f"{path}: written by refold {found.pop('version', 'unknown')}")
         say(*(f"{key}: {text}" for key, text in found.items()))

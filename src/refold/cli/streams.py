@@ -12,7 +12,7 @@ from typing import Any, TextIO, cast
 
 
 class OutputLost(Exception):  # noqa: N818 - no error of ours: the reader has left, or the disk is full
-    """Standard output cannot be written any longer."""
+    """Standard output can no longer be written to."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__((error.strerror or str(error)).lower())

@@ -23,7 +23,7 @@ Output = Annotated[
         "-o",
         "--output",
         metavar="FOLDER",
-        help="Folder. Default: study-NAME. An unfinished study in it is continued.",
+        help="Folder. Default: study-NAME. An unfinished study in it continues.",
     ),
 ]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Runs of each variant.")]

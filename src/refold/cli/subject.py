@@ -59,7 +59,7 @@ def prepare(network: Network) -> Subject:
     is_given = bool(network.input_size) or exported_inputs is not None
     if not is_given and stated(model) is None:
         assumed = "x".join(map(str, example_inputs[0].shape[1:]))
-        note(f"the input is assumed to be {assumed}, as nothing says its size (--input-size)")
+        note(f"assuming an input of {assumed}, as nothing states its size (--input-size sets it)")
     if enlivened:
         note(
             f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps theirs)"

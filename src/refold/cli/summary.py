@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from refold.reasons import Reason
     from refold.workload import Workload
 
-COSTLIER = "exact, but needs more multiply-adds (--allow-growth makes it)"
+COSTLIER = "exact, but needs more multiply-adds (--allow-growth allows it)"
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ Pretrained = Annotated[
 ]
 NumClasses = Annotated[
     int | None,
-    typer.Option("--num-classes", min=1, help="Check that the images have so many classes."),
+    typer.Option("--num-classes", min=1, help="Check that the images have this many classes."),
 ]
 Freeze = Annotated[
     list[str] | None,
@@ -61,7 +61,7 @@ FreezeNorms = Annotated[
 ]
 Teacher = Annotated[
     str | None,
-    typer.Option("--teacher", metavar="MODEL", help="A trained network to learn from as well."),
+    typer.Option("--teacher", metavar="MODEL", help="A trained network to learn from too."),
 ]
 TeacherCheckpoint = Annotated[
     str | None,
@@ -80,7 +80,7 @@ Task = Annotated[
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the images.")]
 Patience = Annotated[
     int | None,
-    typer.Option("--patience", min=1, help="Stop after so many epochs without a better one."),
+    typer.Option("--patience", min=1, help="Stop after this many epochs without a better one."),
 ]
 BatchSize = Annotated[
     int | None,
@@ -125,7 +125,7 @@ Tracker = Annotated[
 ]
 Fsdp = Annotated[
     bool,
-    typer.Option("--fsdp", help="Under torchrun: shard the weights across processes, too (FSDP2)."),
+    typer.Option("--fsdp", help="Under torchrun: also shard the weights across processes (FSDP2)."),
 ]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="List the recipes and exit.")]

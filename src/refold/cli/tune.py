@@ -15,17 +15,15 @@ from refold.cli.subject import prepare
 
 Out = Annotated[
     Path | None,
-    typer.Option(
-        "-o", "--output", metavar="FILE", help="Write the choices: convert --tuning makes them."
-    ),
+    typer.Option("-o", "--output", metavar="FILE", help="Write the choices, for convert --tuning."),
 ]
 Runtime = Annotated[str, typer.Option("--runtime", help=f"{RUNTIME_NAMES}.")]
 Rounds = Annotated[
-    int, typer.Option("--rounds", min=1, help="How often each of two forms is timed, in turn.")
+    int, typer.Option("--rounds", min=1, help="How many times each of two forms is timed, in turn.")
 ]
 Trials = Annotated[
     int,
-    typer.Option("--trials", min=0, help="How many other forms of single parts are tried."),
+    typer.Option("--trials", min=0, help="How many other forms of single parts to try."),
 ]
 
 
@@ -61,4 +59,4 @@ def tune(
     say_block(str(found))
     if output is not None:
         command = f"refold convert {network.model} --tuning {output}"
-        note(f"wrote {output}; {command} makes these choices again")
+        note(f"wrote {output}; to make these choices again: {command}")

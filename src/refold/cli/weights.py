@@ -53,9 +53,8 @@ def convert_weights(
         options = "--checkpoint, --input-size and --report belong to a network"
         what = options if given else f"not {output}"
         raise InputError(
-            f"of {source} refold reads the weights and never code, and weights become a "
-            f".safetensors file: {what}; give the network (MODEL --checkpoint {source}) to export "
-            "it"
+            f"{source} is read as weights alone, which become a .safetensors file: {what}; to "
+            f"export a network, give it (MODEL --checkpoint {source})"
         )
     check_destination(output)
     with step(f"read {source}"):
@@ -88,7 +87,10 @@ def convert_weights(
     table(f"{source.name} ({deployed.layout}) -> {output}", ["", "before", "after"], rows)
     say(f"folds: {deployed.folded}" + ("" if deployed.folded else " (it is in deploy form)"))
     if deployed.folded and eps is None:
-        note(f"the norms are taken to have eps {DEFAULT_EPS:g}, which no weights tell (--norm-eps)")
+        note(
+            f"assuming that the norms have eps {DEFAULT_EPS:g}, which weights do not store "
+            "(--norm-eps sets it)"
+        )
     if deployed.left_out:
         note(f"left out {len(deployed.left_out)} tensors of heads that only training uses")
     for remark in notes:

@@ -168,7 +168,9 @@ def choose(dynamic: Dynamic, inputs: Arguments, names: Sequence[str]) -> Axes:
     for key, axes in dynamic.items():
         at = key if isinstance(key, int) else names.index(key) if key in names else -1
         if not 0 <= at < len(held):
-            raise InputError(f"dynamic names no input {key!r}: there are {', '.join(names)}")
+            raise InputError(
+                f"dynamic names {key!r}, which is not an input: there are {', '.join(names)}"
+            )
         free[at] = _by_hand(axes, held[at], names[at])
     axes = Axes(inputs, tuple(free))
     _require_one_size(axes, names)
@@ -204,7 +206,7 @@ def _by_hand(axes: Any, tensor: Tensor, name: str) -> dict[int, str]:
     row: dict[int, str] = {}
     for axis, label in rows:
         if not isinstance(axis, int) or not -tensor.ndim <= axis < tensor.ndim:
-            raise InputError(f"dynamic names axis {axis!r} of {name}, which has {tensor.ndim}")
+            raise InputError(f"dynamic names axis {axis!r} of {name}, which has {tensor.ndim} axes")
         if not str(label).isidentifier():
             raise InputError(f"dynamic: {label!r} is not a name for an axis: use letters and _")
         row[axis % tensor.ndim] = str(label)
@@ -216,8 +218,8 @@ def _require_one_size(axes: Axes, names: Sequence[str]) -> None:
         for axis, label in row.items():
             if tensor.shape[axis] != axes.sizes[label]:
                 raise InputError(
-                    f"dynamic calls axes of two sizes {label!r}: {tensor.shape[axis]} in {name}, "
-                    f"{axes.sizes[label]} elsewhere; an axis of its own needs a name of its own"
+                    f"dynamic gives axes of two sizes one name, {label!r}: "
+                    f"{tensor.shape[axis]} in {name}, {axes.sizes[label]} elsewhere"
                 )
 
 

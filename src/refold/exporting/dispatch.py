@@ -163,7 +163,9 @@ def write(
     _require_options(options, suffix)
     model = unwrap(model)
     if isinstance(model, torch.jit.ScriptModule):
-        raise InputError("a TorchScript module is a program already: export the module it is of")
+        raise InputError(
+            "a TorchScript module is a program already: export the module it was made from"
+        )
     copied, inputs = prepared(model, example_inputs, device="cpu")
     _require_type(copied, inputs, suffix)
     names = name_inputs(model, inputs, options.input_names)
@@ -188,7 +190,7 @@ def write(
                 raise
             if choice == "batch":
                 size = request.axes.sizes["batch"]
-                notes = (f"{target.name} takes a batch of {size} and no other: {error}",)
+                notes = (f"{target.name} takes only a batch of {size}: {error}",)
     return Exported(target, _shapes(request), notes)
 
 
@@ -227,20 +229,20 @@ def _write(request: Request, target: Path) -> None:
 
 
 def _require_apart(inputs: Sequence[str], outputs: Sequence[str], options: Options) -> None:
-    """Refuse names that were asked for and that one file cannot have."""
+    """Refuse requested names that cannot stand in one file."""
     given = [*(options.input_names or ()), *(options.output_names or ())]
     twice = [name for name in given if name in inputs and name in outputs]
     if twice:
         raise InputError(
-            f"an input and an output are both called {twice[0]!r}: in a file every name is once"
+            f"an input and an output are both called {twice[0]!r}: names in a file are unique"
         )
 
 
 def _require_options(options: Options, suffix: str) -> None:
     if options.opset is not None and not isinstance(cast(Any, options.opset), int):
-        raise InputError(f"opset is a number, such as 17, got {options.opset!r}")
+        raise InputError(f"opset must be a number, such as 17, got {options.opset!r}")
     if not isinstance(cast(Any, options.half), bool):
-        raise InputError(f"half is True or False, got {options.half!r}")
+        raise InputError(f"half must be True or False, got {options.half!r}")
     if options.opset is not None and suffix != ".onnx":
         raise InputError(f"opset is ONNX's: {suffix} has none; leave it out, or write .onnx")
     if (options.input_names or options.output_names) and suffix not in _NAMED:

@@ -1,4 +1,4 @@
-"""A model in float16 that is called like the model it was: the cast is inside."""
+"""A model in float16 that is called as before: the casts are inside."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def halved(model: nn.Module) -> nn.Module:
             largest = float(tensor.abs().max()) if tensor.numel() else 0.0
             if largest > _LARGEST:
                 raise ExportError(
-                    f"{name} reaches {largest:.3g}, and float16 ends at {_LARGEST:.5g}: export "
-                    "without half=True"
+                    f"{name} reaches {largest:.3g}, beyond the largest float16, {_LARGEST:.5g}: "
+                    "export without half=True"
                 )
     outer = _Outer(next((p.dtype for p in model.parameters() if p.is_floating_point()), None))
     model.half()

@@ -16,7 +16,7 @@ _REPORTERS = {"openvino": "openvino_telemetry"}
 
 
 def require(library: str, extra: str) -> Any:
-    """Import a library; what refold does with it is reported to nobody.
+    """Import a library with its telemetry off.
 
     Raises:
         MissingDependencyError: When it is not installed; names the extra that brings it.
@@ -32,7 +32,7 @@ def require(library: str, extra: str) -> Any:
 
 @contextmanager
 def _without(name: str | None) -> Generator[None]:
-    """Import as if a module were not installed; one that is imported already stays in use."""
+    """Import as if a module were not installed, unless it is imported already."""
     if name is None or name in sys.modules:
         yield
         return

@@ -1,4 +1,4 @@
-"""What a file says of itself: plain text by key, in whichever place its format has for it."""
+"""What a file says about itself: plain text by key, in whichever place its format has for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file calls its inputs and outputs: by the forward's own words, so that they stay."""
+"""What a file calls its inputs and outputs: the forward's own names, which stay the same."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _settled(found: Iterable[str], given: Sequence[str] | None, what: str) -> li
 
 
 def unique(names: Iterable[str], taken: Iterable[Any] = ()) -> list[str]:
-    """Return the names with a number behind those that are there before.
+    """Return the names, a number added to those that repeat an earlier one.
 
     Examples:
         >>> unique(["a", "b", "a"])

@@ -64,7 +64,7 @@ def _require_opset(opset: int | None, onnxruntime: Any) -> None:
 
 
 def _unopened(request: Request, error: Exception, path: Path) -> str:
-    """Return why ONNX Runtime refused a file, without the temporary place of it."""
+    """Return why ONNX Runtime refused a file, its temporary path left out."""
     reason = str(error).replace(str(path), path.name).replace(str(path.parent), "")
     return (
         f"ONNX Runtime cannot open {type(request.model).__name__} as .onnx: "

@@ -45,7 +45,7 @@ def name_axes(model: Any, shapes: Sequence[tuple[int | str, ...] | None]) -> Non
 
 
 def name_values(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Rename inputs and outputs; another value that has such a name gets a number behind it."""
+    """Rename inputs and outputs; another value of such a name gets a number added."""
     ends = [*model.graph.inputs, *model.graph.outputs]
     if len(outputs) != len(model.graph.outputs):  # an output that is not a tensor has a value, too
         ends, outputs = list(model.graph.inputs), ()

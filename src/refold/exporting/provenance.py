@@ -32,7 +32,7 @@ def version() -> str:
 
 
 def keyed(provenance: Mapping[str, str]) -> dict[str, str]:
-    """Return the provenance under keys that cannot meet those of others."""
+    """Return the provenance under keys that clash with no others."""
     return {VERSION: version()} | {f"{PREFIX}{key}": text for key, text in provenance.items()}
 
 

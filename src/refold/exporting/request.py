@@ -1,4 +1,4 @@
-"""What is to be written, and the check that the file computes it."""
+"""What to write, and the check that the file computes it."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _OF_SIZES = _COMPUTED.difference(
     ("Equal", "Where", "Range", "Size", "ReduceProd", "Not", "And", "Or", "Greater", "Less"),
     ("Flatten", "Split"),
 )
-"""What may be computed of sizes: nothing that could come out alike for two sizes and not others."""
+"""What may be computed from sizes: nothing that agrees at two sizes and differs at others."""
 
 
 class Constants:

@@ -24,7 +24,7 @@ Slot = tuple[int, int | str]
 
 
 class Opaque:
-    """Stands in a graph for a node that is not to be understood.
+    """Stands in a graph for a node that refold does not interpret.
 
     Args:
         name: what messages call it.
@@ -237,7 +237,7 @@ def inner_reads(node: Any) -> set[str]:
 
 
 def opaque(network: Network, node: Any) -> fx.Node:
-    """Add a node that is not to be understood; it reads every value that its node reads."""
+    """Add a node that refold does not interpret; it reads every value that its node reads."""
     names = [*node.input, *sorted(inner_reads(node))]
     args = tuple(network.value(name) for name in names if network.is_value(name))
     return network.function(Opaque(title(node)), args)

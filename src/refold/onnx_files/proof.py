@@ -122,7 +122,7 @@ def _trial(
 def _is_random(
     session: Any, names: list[str], wanted: list[Any], arrays: Arrays, bounds: list[float]
 ) -> bool:
-    """Say whether the file itself never answers twice alike: it draws random numbers."""
+    """Say whether the file draws random numbers: two runs of it differ."""
     again = session.run(names, arrays)
     rows = zip(wanted, again, bounds, strict=True)
     return any(not _difference(one, other) <= bound for one, other, bound in rows)

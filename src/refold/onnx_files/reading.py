@@ -1,4 +1,4 @@
-"""An ONNX file as it lies on the disk: read, and sound enough to be worked on.
+"""An ONNX file as it is on disk: read, and checked to be sound.
 
 The protobuf itself is kept, so that whatever is not touched is written back as it was.
 """
@@ -62,7 +62,7 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
     except Exception as error:  # protobuf's own, without a common base
         reason = one_line(error).removeprefix("Error parsing message with type ")
         raise InputError(
-            f"{path} cannot be read as ONNX ({reason}): it is damaged, or no .onnx file"
+            f"{path} cannot be read as ONNX ({reason}): it is damaged, or not an .onnx file"
         ) from error
     try:
         _check_names(model.graph)
@@ -107,7 +107,7 @@ def _check_names(graph: Any) -> None:
 
 
 def damage(model: Any) -> str | None:
-    """Return what onnx's own checker says against a model, None where it finds it sound."""
+    """Return what onnx's own checker finds wrong with a model, None where it is sound."""
     onnx = require("onnx", "onnx")
     try:
         onnx.checker.check_model(model)
@@ -119,7 +119,7 @@ def damage(model: Any) -> str | None:
 def _check(model: Any) -> None:
     graph = model.graph
     if not model.ir_version or not graph.node or not graph.output:
-        raise InputError("it holds no network: the file is damaged or not finished")
+        raise InputError("it holds no network: the file is damaged or incomplete")
     known = _given(graph)
     for node in graph.node:
         for name in chain(node.input, *map(captured, subgraphs(node))):
@@ -129,7 +129,7 @@ def _check(model: Any) -> None:
                 )
         for name in filter(None, node.output):
             if name in known:
-                raise InputError(f"{name!r} is made twice, at last by {title(node)}")
+                raise InputError(f"{name!r} is computed twice, the second time by {title(node)}")
             known.add(name)
     missing = [value.name for value in graph.output if value.name not in known]
     if missing:

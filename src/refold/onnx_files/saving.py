@@ -24,7 +24,7 @@ def companion(path: Path) -> str:
 
 
 def apply(file: OnnxFile, written: Written) -> None:
-    """Put the folded graph in place of the old one; what it no longer needs goes."""
+    """Put the folded graph in place of the old one, and drop what it no longer needs."""
     graph = file.model.graph
     was_read = {name for node in file.nodes for name in reads(node)}
     del graph.node[:]

@@ -80,7 +80,7 @@ def feeds(model: Any, run: Any, seed: int = 0) -> list[Arrays]:
             break
     if not found:
         raise InputError(
-            f"no input could be made up that it runs on ({failure}): give example_inputs, "
+            f"it runs on none of the inputs made up for it ({failure}): give example_inputs, "
             "a mapping of input names to arrays"
         )
     return found

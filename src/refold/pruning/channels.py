@@ -215,7 +215,7 @@ class _Case:
         if best is None:
             least = budget.of(self._without(self._chosen(1 - 1e-9, None)).done.cost_after)
             raise RefusedError(
-                f"channels alone bring this network to {least:,} {budget.what}, not to "
+                f"dropping channels alone takes this network to {least:,} {budget.what}, not to "
                 f"{budget.most:,}: ask for more, lower floor or round_to, or pass "
                 "remove_residuals=True"
             )

@@ -39,18 +39,18 @@ class Amount:
     def __post_init__(self) -> None:
         if sum(value is not None for value in vars(self).values()) != 1:
             raise InputError(
-                "give either ratio, the share of channels to drop, or threshold, macs or params"
+                "give one of ratio (the share of channels to drop), threshold, macs and params"
             )
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise InputError(
-                f"ratio is a share of the channels, at least 0 and below 1, got {self.ratio}"
+                f"ratio must be a share of the channels, at least 0 and below 1, got {self.ratio}"
             )
         if self.threshold is not None and not 0 <= self.threshold < inf:
-            raise InputError(f"threshold is an importance, at least 0, got {self.threshold}")
+            raise InputError(f"threshold must be an importance, at least 0, got {self.threshold}")
         for name in ("macs", "params"):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
-                raise InputError(f"{name} is a share below 1, or a number, got {value}")
+                raise InputError(f"{name} must be a share below 1, or a number, got {value}")
 
     def budget(self, before: Workload) -> Budget | None:
         """Return what the result may cost at most; None where that is not what was given."""
@@ -79,7 +79,7 @@ def check_step(round_to: int) -> int:
         InputError: when it is not a positive whole number.
     """
     if not isinstance(cast(object, round_to), int) or round_to < 1:
-        raise InputError(f"round_to is a number of channels, at least 1, got {round_to!r}")
+        raise InputError(f"round_to must be a number of channels, at least 1, got {round_to!r}")
     return round_to
 
 
@@ -150,12 +150,12 @@ def _floors(layers: list[Layer], floor: Floor) -> list[int]:
         return [_floor(layer, floor) for layer in layers]
     strange = set(floor) - {layer.path for layer in layers}
     if strange:
-        raise InputError(f"floor names {sorted(strange)}, but no channel of theirs can go")
+        raise InputError(f"floor names {sorted(strange)}, none of whose channels can go")
     return [_floor(layer, floor.get(layer.path, 1)) for layer in layers]
 
 
 def _floor(layer: Layer, floor: float) -> int:
     is_share = isinstance(floor, float)
     if not (0 <= floor <= 1 if is_share else floor >= 1):
-        raise InputError(f"floor is a number of channels, at least 1, or a share, got {floor}")
+        raise InputError(f"floor must be a number of channels, at least 1, or a share, got {floor}")
     return max(1, ceil(floor * len(layer.rows)) if is_share else int(floor))

@@ -93,7 +93,9 @@ def worth(
     if importance == "l1":
         return [_filters(layer) for layer in layers]
     if importance != "bn" and not callable(importance):
-        raise InputError(f'importance is "bn", "l1" or a function of a layer, got {importance!r}')
+        raise InputError(
+            f'importance must be "bn", "l1" or a function of a layer, got {importance!r}'
+        )
     scales = norm_scales(model, plain, inputs, [layer.path for layer in layers])
     told = [Layer(x.path, x.weight, x.rows, scales.get(x.path, x.scale)) for x in layers]
     if callable(importance):

@@ -95,7 +95,7 @@ def _scales(model: nn.Module, on: Target) -> list[Tensor]:
     if on == "masks":
         convs: list[Any] = [m for m in model.modules() if isinstance(m, tuple(CONVS.values()))]
         return [conv.weight for conv in convs if _masks(conv)]
-    raise InputError(f'on is "norms" or "masks", got {on!r}')
+    raise InputError(f'on must be "norms" or "masks", got {on!r}')
 
 
 def _masks(conv: Any) -> bool:

@@ -1,6 +1,6 @@
 """Where a convolution's channels go: the steps that keep them apart, and the layer that reads them.
 
-What prunes asks here whether a channel may go at all, before anything is masked.
+Pruning asks here whether a channel may go at all, before anything is masked.
 """
 
 from __future__ import annotations

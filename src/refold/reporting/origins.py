@@ -1,4 +1,4 @@
-"""Which boxes of a network became which box of the one that was made of it."""
+"""Which boxes of a network became which box of its result."""
 
 from __future__ import annotations
 

@@ -81,13 +81,13 @@ def _asset(name: str) -> str:
 
 
 def _library() -> str:
-    """Return the graph layout with its licence; its map of sources would be one more file."""
+    """Return the graph layout with its licence, without its source map, which is another file."""
     code = re.sub(r"^//# sourceMappingURL=.*$", "", _asset("vendor/dagre.min.js"), flags=re.M)
     return f"/*! @dagrejs/dagre 3.1.3\n\n{_asset('vendor/dagre.LICENSE')}*/\n{code}"
 
 
 def _embedded(facts: dict[str, Any]) -> str:
-    """Return JSON that no name in it can end: ASCII only, without `<`, `>` and `&`."""
+    """Return JSON in which no name can end the script: ASCII only, without `<`, `>` and `&`."""
     text = json.dumps(facts, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

@@ -14,7 +14,7 @@ from refold.inputs import Arguments, parted, tensors
 from refold.workload import counting
 
 _SAMPLES = 8192
-"""Numbers that are kept of each value: those of a thousand layers fit into memory."""
+"""How many numbers of each value are kept: those of a thousand layers fit into memory."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from refold.reporting.flow import Box
 
 _FEW, _MANY = 4, 16
 _HEAVY = 0.5
-"""The share of the cost from which on a part is shown as its own parts."""
+"""A part with at least this share of the cost is shown as its own parts."""
 
 
 def stages(boxes: Sequence[Box], costs: Sequence[float]) -> list[str]:

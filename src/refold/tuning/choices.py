@@ -18,7 +18,7 @@ from refold.workload import workload_of
 
 @dataclass(frozen=True)
 class Choices:
-    """Which of the exact forms of a network is meant. The first of each pair is what a fold does.
+    """Which exact form of a network to make. The first of each pair is what a fold does.
 
     Args:
         folded: fold at all.
@@ -97,7 +97,7 @@ def _without_residuals(model: nn.Module, inputs: Arguments) -> Plan:
 
 
 def digest(model: nn.Module) -> str:
-    """Return what tells the structure of a network: the names and shapes of all it stores.
+    """Return a digest of a network's structure: the names and shapes of all it stores.
 
     Examples:
         >>> digest(nn.Linear(2, 3)) == digest(nn.Linear(2, 3)), len(digest(nn.ReLU()))

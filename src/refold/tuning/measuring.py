@@ -12,7 +12,7 @@ from refold.inputs import Arguments
 
 
 class Speed(NamedTuple):
-    """How many times as fast: the median of paired rounds, and where it lies 95 times in 100."""
+    """A speedup: the median of paired rounds, and its 95 % interval."""
 
     low: float
     median: float

@@ -1,4 +1,4 @@
-"""Try the exact forms of a network one after the other, and keep what is surely faster."""
+"""Try the exact forms of a network one after the other, and keep what is clearly faster."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 import refold
 from helpers.nightly import some
 from helpers.traps import bits, live, same_bits
-from refold.errors import InputError
 
 Twist = Callable[[Any, Tensor], Tensor]
 SIZES = ((2, 4, 9, 7), (1, 4, 4, 4), (3, 4, 12, 12))
@@ -305,19 +304,3 @@ def test_a_cache_of_the_process_keeps_no_tensor_of_a_recording() -> None:
     model = live(Twisted(TWISTS["cached grid"], 0)).double().eval()
     refold.reparameterize(model, draw(SIZES[0], 9))
     assert not _grid(SIZES[0][2], SIZES[0][3]).is_meta
-
-
-class Counted(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
-
-    def forward(self, x: Tensor, *, scale: float) -> Tensor:
-        return self.norm(self.conv(x)) * scale
-
-
-def test_arguments_by_name_alone_are_refused_in_one_sentence() -> None:
-    with pytest.raises(InputError, match="scale"):
-        refold.plan(Counted().eval(), {"x": draw((1, 4, 5, 5), 0), "scale": 2.0})
-    with pytest.raises(InputError, match="no positional argument"):
-        refold.plan(Counted().eval(), {"y": draw((1, 4, 5, 5), 0)})

@@ -155,4 +155,4 @@ def test_embeddings_are_vectors(tmp_path: Path, data: Path, say: Say) -> None:
     rows = json.loads(say(tmp_path / "run", data / "val", "--json"))
     assert rows[0]["likeness"] == pytest.approx(1)
     assert np.isfinite(rows[1]["vector"]).all()
-    assert "likeness to the first" in say(tmp_path / "run", data / "val")
+    assert "similarity to the first" in say(tmp_path / "run", data / "val")
