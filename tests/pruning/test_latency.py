@@ -73,7 +73,9 @@ def test_the_share_is_that_of_the_network_as_it_was_given() -> None:
         seen.append(first)
         return counted(first, second)
 
-    done = pruning(model, X, latency=0.9, clock=clock, round_to=1, remove_residuals=True)
+    done = pruning(
+        model, X, latency=0.9, clock=clock, round_to=1, importance="l1", remove_residuals=True
+    )
     assert left(done) <= 0.9
     assert {workload_of(first, X).macs for first in seen} == {done.cost_before.macs}
 

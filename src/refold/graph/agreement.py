@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from refold.graph.copies.modules import modules_by_path, stored_tensors, submodule
+from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.owned import duplicate
 from refold.graph.copies.skeleton import skeleton
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded
+from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recording import recorded_blank, run_blank
 from refold.graph.trace.state import StateChangeError, hooks_kept, untouched
 
 S = TypeVar("S")
-Planned = Counter[tuple[str, type[nn.Module]]]
+Planned = Counter[type[nn.Module]]
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 _ROUNDED = 5e-2  # of activations in half precision
 _CHAOS = 1e-3  # what a model makes of a rounding, at most
@@ -99,8 +100,8 @@ def misfit(
         model: the one that is right.
         folded: the other one.
         inputs: arguments of both.
-        planned: how often the folded one should call each of its layers, by path and class; not
-            compared where nobody knows.
+        planned: how many layers of each class the folded one should call; not compared where
+            nobody knows.
 
     Examples:
         >>> misfit(nn.Linear(2, 3), nn.Linear(2, 4), (torch.zeros(1, 2),))
@@ -117,25 +118,18 @@ def misfit(
     second = [x for x in leaves(run.result) if isinstance(x, Tensor)]
     if [x.shape for x in first] != [x.shape for x in second]:
         return "the folded model gives another answer (other shapes)"
-    return None if planned is None else _unplanned(folded, run.calls, planned)
+    return None if planned is None else _unplanned(run, planned)
 
 
-def _unplanned(folded: nn.Module, called: Counter[str], planned: Planned) -> str | None:
-    """Return which layer a folded model calls more or less often than its graph does."""
-    paths = {id(module): path for path, module in modules_by_path(folded)}
-    wanted = Counter[str]()
-    for (path, kind), count in planned.items():
-        try:
-            layer = submodule(folded, path)
-        except AttributeError:
-            return f"the folded model lacks {path}, which its graph calls"
-        if type(layer) is not kind:
-            return f"the folded model has a {type(layer).__name__} at {path}, not a {kind.__name__}"
-        wanted[paths[id(layer)]] += count
-    for path in dict.fromkeys((*wanted, *called)):
-        is_nothing = path not in wanted and type(submodule(folded, path)) is nn.Identity
-        if wanted[path] != called[path] and not is_nothing:
-            return f"the folded model calls {path} {called[path]} times, its graph {wanted[path]}"
+def _unplanned(run: Recorder, planned: Planned) -> str | None:
+    """Return the kind of layer that a folded model calls more or less often than its graph does."""
+    called = Planned()
+    for path, count in run.calls.items():
+        called[type(submodule(run.root, path))] += count
+    for kind in dict.fromkeys((*planned, *called)):
+        if called[kind] != planned[kind] and kind is not nn.Identity:  # which says where one was
+            what = f"{called[kind]} layers of class {kind.__name__}"
+            return f"the folded model calls {what}, and {planned[kind]} are in its graph"
     return None
 
 

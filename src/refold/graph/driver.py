@@ -431,7 +431,7 @@ def _fold_capture(capture: Capture, made: _Made, policy: Policy, left: LeftAlone
     if fold.folds:
         made.model = fold.commit(made.model)
     if capture.path == "" and not capture.opaque:  # else code that was not followed calls layers
-        made.calls = Counter((str(n.target), type(layer)) for n, layer in leaf_modules(capture))
+        made.calls = Counter(type(layer) for _, layer in leaf_modules(capture))
     made.folds.extend(fold.folds)
     made.kept.extend(kept)
     made.steps.extend((capture.path, step) for step in fold.steps)
