@@ -81,7 +81,7 @@ def test_the_share_is_that_of_the_network_as_it_was_given() -> None:
 
 
 def test_what_cannot_be_reached_is_refused_with_what_can() -> None:
-    with pytest.raises(RefusedError, match=r"to 1\.00 of its time, not to 0\.50 of its time"):
+    with pytest.raises(RefusedError, match=r"to 1\.00 of its time, not to 0\.50: ask"):
         refold.prune(chain(), X, latency=0.5, clock=lambda first, second: 1.0)
 
 

@@ -128,8 +128,10 @@ def _unplanned(run: Recorder, planned: Planned) -> str | None:
         called[type(submodule(run.root, path))] += count
     for kind in dict.fromkeys((*planned, *called)):
         if called[kind] != planned[kind] and kind is not nn.Identity:  # which says where one was
-            what = f"{called[kind]} layers of class {kind.__name__}"
-            return f"the folded model calls {what}, and {planned[kind]} are in its graph"
+            return (
+                f"the folded model calls {called[kind]} layers of class {kind.__name__}, its graph "
+                f"{planned[kind]}"
+            )
     return None
 
 

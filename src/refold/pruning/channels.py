@@ -228,9 +228,9 @@ class _Case:
         if best is None:
             least = self._costed(self._chosen(1 - 1e-9, None), budget)[1]
             raise RefusedError(
-                f"dropping channels alone takes this network to {budget.text.format(least)}, not "
-                f"to {budget.text.format(budget.most)}: ask for more, lower floor or round_to, or "
-                "pass remove_residuals=True"
+                f"dropping channels alone takes this network to {budget.shown(least)} "
+                f"{budget.what}, not to {budget.shown(budget.most)}: ask for more, lower floor or "
+                "round_to, or pass remove_residuals=True"
             )
         return best
 

@@ -69,10 +69,10 @@ class Amount:
         """
         if self.macs is not None:
             most = _part(self.macs, before.macs or 0)
-            return Budget("{:,.0f} multiply-adds", most, lambda _, cost: cost.macs or 0)
+            return Budget("multiply-adds", most, lambda _, cost: cost.macs or 0)
         if self.params is not None:
             most = _part(self.params, before.parameters)
-            return Budget("{:,.0f} parameters", most, lambda _, cost: cost.parameters)
+            return Budget("parameters", most, lambda _, cost: cost.parameters)
         if self.latency is None:
             return None
         if clock is None:
@@ -80,7 +80,7 @@ class Amount:
                 "latency is measured: pass clock as well, such as "
                 "refold.bench.share_of_time(example_inputs, 'onnxruntime')"
             )
-        return Budget("{:.2f} of its time", self.latency, lambda model, _: clock(model))
+        return Budget("of its time", self.latency, lambda model, _: clock(model))
 
 
 Clock = Callable[[nn.Module], float]
@@ -90,14 +90,19 @@ class Budget(NamedTuple):
     """How much there may be of something.
 
     Args:
-        text: says an amount of it.
+        what: its name.
         most: what there may be.
         of: how much there is, told from a network and its workload.
     """
 
-    text: str
+    what: str
     most: float
     of: Callable[[nn.Module, Workload], float]
+
+    @staticmethod
+    def shown(amount: float) -> str:
+        """Return an amount for people: a count, or a share."""
+        return f"{amount:,.0f}" if amount > 1 else f"{amount:.2f}"
 
 
 def check_step(round_to: int) -> int:
