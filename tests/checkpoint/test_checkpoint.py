@@ -174,7 +174,7 @@ def test_damaged_files_are_refused(tmp_path: Path, state: State, suffix: str) ->
     for name, content in damaged.items():
         file = tmp_path / f"{name}{suffix}"
         file.write_bytes(content)
-        _refuse(file, "cannot be read .* damaged, truncated or no checkpoint|holds posix.system")
+        _refuse(file, "cannot be read .* damaged, truncated or not a checkpoint|holds posix.system")
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_every_flipped_bit_of_the_weights_is_noticed(tmp_path: Path) -> None:
     for offset in range(0, 48, 7):
         damaged = bytearray(data)
         damaged[place + offset] ^= 1
-        refuse(tmp_path, bytes(damaged), "data/0 in it is not what its checksum says")
+        refuse(tmp_path, bytes(damaged), "data/0 does not match its checksum")
 
 
 def test_an_archive_without_checksums_is_read(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_an_archive_that_unpacks_to_far_more(tmp_path: Path) -> None:
     data = bytearray(packed("archive/data.pkl"))
     entry = data.index(b"PK\x01\x02")
     data[entry + 24 : entry + 28] = struct.pack("<I", 2**32 - 2)  # the size once unpacked
-    refuse(tmp_path, bytes(data), r"says that it holds 4,294,967,294")
+    refuse(tmp_path, bytes(data), r"claims to hold 4,294,967,294")
 
 
 def test_a_plain_pickle_runs_nothing(tmp_path: Path) -> None:

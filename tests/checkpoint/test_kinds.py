@@ -163,7 +163,7 @@ def test_strides_and_shared_memory_are_only_a_matter_of_memory(
 
 def test_a_tensor_far_larger_than_its_memory_is_refused_unread(tmp_path: Path) -> None:
     file = saved(tmp_path, {"0.weight": torch.ones(1).expand(10**6, 10**6)})
-    refuse(file, "bytes and says that it holds 4,000,000,000,000")
+    refuse(file, "bytes but claims to hold 4,000,000,000,000")
 
 
 def test_layers_that_are_one_tensor_need_one_value(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,3 +70,26 @@ def test_both_are_timed_where_asked(run: Callable, net: Net) -> None:
         ("eager", "unpruned"), ("eager", "pruned"),
     ]  # fmt: skip
     assert json.loads(run(*words, "--json").out)["timings"] is None
+
+
+def test_a_share_of_the_time(run: Callable, net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timed by counting here: a test must not depend on the machine."""
+    from refold.workload import workload_of
+
+    asked: list[str] = []
+
+    def counting(example: Any, runtime: str) -> Any:
+        asked.append(runtime)
+
+        def share(first: Any, second: Any) -> float:
+            cost = [workload_of(model, example).macs or 0 for model in (first, second)]
+            return cost[1] / cost[0]
+
+        return share
+
+    monkeypatch.setattr("refold.bench.share_of_time", counting)
+    words = ("prune", net("residual"), *SMALL, "--latency", "0.8", "--round-to", "1", "--json")
+    done = json.loads(run(*words, "--runtime", "eager").out)
+    assert done["after"]["macs"] <= 0.8 * done["before"]["macs"]
+    assert {row["runtime"] for row in done["timings"]["rows"]} == {"eager"}
+    assert asked == ["eager"]

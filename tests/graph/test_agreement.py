@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import refold
 from refold.graph import fold_model
 from refold.graph.fold import emit
+from refold.graph.surgery.commit import Commit
 from zoo.live import enliven
 
 LIMIT = 1e-9
@@ -165,3 +166,41 @@ def test_a_model_that_makes_much_of_a_rounding_is_folded_all_the_same(
     assert norms(done.model) == int(is_wrong)
     assert any("undone" in kept.reason for kept in done.kept) == is_wrong
     assert off(net, done.model, x) < (LIMIT if is_wrong else 1e-3)
+
+
+def forgotten_layer(net: nn.Module) -> None:
+    """An activation is gone from what was written, though not from the graph."""
+    at = next(name for name, part in net.named_children() if isinstance(part, nn.GELU))
+    net._modules[at] = nn.Identity()
+
+
+def layer_called_twice(net: nn.Module) -> None:
+    """A layer of as many channels as it gives runs once more."""
+    at = next(name for name, part in net.named_children() if isinstance(part, nn.GELU))
+    net._modules[at] = nn.Sequential(net._modules[at], net._modules[at])
+
+
+def other_layer(net: nn.Module) -> None:
+    at = next(name for name, part in net.named_children() if isinstance(part, nn.GELU))
+    net._modules[at] = nn.SiLU()
+
+
+@pytest.mark.parametrize("spoil", [forgotten_layer, layer_called_twice, other_layer])
+def test_without_a_check_the_layers_are_still_those_of_the_graph(
+    spoil: Callable[[nn.Module], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes would not tell: the writer is spoilt, and what it writes is recorded again."""
+    run = Commit.run
+
+    def spoilt(self: Commit) -> nn.Module:
+        written = run(self)
+        spoil(written)
+        return written
+
+    net, x = chain(4, 5, 5)
+    assert off(net, fold_model(net, x).model, x) <= LIMIT
+    monkeypatch.setattr(Commit, "run", spoilt)
+    outcome = fold_model(net, x)
+    assert off(net, outcome.model, x) <= LIMIT
+    assert not outcome.folds
+    assert any("layers of class" in kept.reason for kept in outcome.kept)

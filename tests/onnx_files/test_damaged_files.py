@@ -55,7 +55,7 @@ def edited(made: Any, change: Any) -> Any:
             "reads 'c' before any node computes it",
         ),
         (lambda m: setattr(m.graph.output[0], "name", "z"), "no node computes its output 'z'"),
-        (lambda m: m.graph.initializer[0].dims.__setitem__(0, 10**9), "need .* and there are"),
+        (lambda m: m.graph.initializer[0].dims.__setitem__(0, 10**9), "need .* but there are"),
         (lambda m: m.graph.initializer[0].dims.__setitem__(0, -8), "negative size"),
         (lambda m: m.graph.node[0].attribute[0].ints.append(7), "ONNX Runtime cannot open it"),
     ],
@@ -163,7 +163,7 @@ def test_weights_that_are_cut_off_or_gone_are_refused(tmp_path: Path) -> None:
     source = outside(tmp_path)
     data = tmp_path / "weights.bin"
     data.write_bytes(data.read_bytes()[:-9])
-    refused(source, "cut off|need .* and there are")
+    refused(source, "cut off|need .* but there are")
     data.unlink()
     refused(source, "cannot be read")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from refold.bench.clock import benchmark, benchmark_files
+from refold.bench.clock import benchmark, benchmark_files, share_of_time
 from refold.bench.drawing import plot
 from refold.bench.machine import describe_machine
 from refold.bench.runtimes import FILE_RUNTIMES, RUNTIMES
@@ -19,4 +19,5 @@ __all__ = [
     "benchmark_files",
     "describe_machine",
     "plot",
+    "share_of_time",
 ]

@@ -75,6 +75,35 @@ def benchmark(
     return _table(rows, first, inputs, runtimes, rounds)
 
 
+def share_of_time(
+    example_inputs: Any, runtime: str = "onnxruntime", *, rounds: int = 10
+) -> Callable[[nn.Module, nn.Module], float]:
+    """Return what measures the share of a network's time that another one takes, both in turn.
+
+    Args:
+        example_inputs: As for `benchmark`.
+        runtime: Where they run, as for `benchmark`.
+        rounds: How often each is timed.
+
+    Raises:
+        InputError: From what is returned, when the runtime cannot run one of them.
+
+    Examples:
+        >>> share = share_of_time(torch.ones(1, 2), "eager", rounds=3)
+        >>> share(nn.Linear(2, 3).eval(), nn.Linear(2, 3).eval()) > 0
+        True
+    """
+
+    def share(first: nn.Module, second: nn.Module) -> float:
+        models = {"first": first, "second": second}
+        row = benchmark(models, example_inputs, (runtime,), rounds=rounds).rows[-1]
+        if row.speedup is None:
+            raise InputError(f"the network cannot be timed in {runtime}: {row.skipped}")
+        return 1 / row.speedup.median
+
+    return share
+
+
 def benchmark_files(
     files: Mapping[str, Path],
     inputs: Arguments,

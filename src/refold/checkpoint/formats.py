@@ -122,8 +122,8 @@ def require_size(file: Path, size: int) -> None:
     own = file.stat().st_size
     if size > max(_ALWAYS_FINE, _RATIO * own):
         raise CheckpointError(
-            f"checkpoint {file} has {own:,} bytes and says that it holds {size:,}: it is damaged, "
-            "or made to fill the memory; save the plain weights again"
+            f"checkpoint {file} has {own:,} bytes but claims to hold {size:,}: it is damaged, or "
+            "built to fill the memory; save the plain weights again"
         )
 
 
@@ -134,8 +134,8 @@ def _read_through(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Path)
                 pass
     except zipfile.BadZipFile as error:
         raise CheckpointError(
-            f"checkpoint {file} is damaged: {member.filename} in it is not what its checksum "
-            "says; copy or download it again"
+            f"checkpoint {file} is damaged: {member.filename} does not match its "
+            "checksum; copy or download it again"
         ) from error
 
 

@@ -37,8 +37,8 @@ def read_hdf5(file: Path) -> dict[str, Tensor]:
             _require_plain(path, dataset, file)
             if name in found:
                 raise CheckpointError(
-                    f"two datasets of {file} are called {name!r}; a checkpoint holds one array a "
-                    "key"
+                    f"two datasets of {file} are called {name!r}; a checkpoint holds one array "
+                    "per key"
                 )
             found[name] = dataset
         require_size(file, sum(map(_memory, found.values())))
@@ -70,7 +70,7 @@ def _datasets(content: Any, file: Path) -> Iterator[tuple[str, Any]]:
             elif isinstance(item, h5py.Group):
                 if _address(item) in seen:
                     raise CheckpointError(
-                        f"{path!r} of {file} is a group that is in the file twice, or holds "
+                        f"{path!r} of {file} is a group that appears twice, or contains "
                         "itself; save the weights once"
                     )
                 seen.add(_address(item))

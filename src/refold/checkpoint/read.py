@@ -176,7 +176,7 @@ def _read(file: Path) -> object:
 def _unreadable(file: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"checkpoint {file} cannot be read ({type(error).__name__}): it is damaged, truncated or "
-        "no checkpoint; copy it again, or save model.state_dict() with torch.save"
+        "not a checkpoint; copy it again, or save model.state_dict() with torch.save"
     )
 
 

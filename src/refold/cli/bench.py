@@ -35,7 +35,7 @@ def measured_in(default: str) -> Any:
     """Return the option that says where `--measure` times a network."""
     return typer.Option(
         "--runtime",
-        help=f"For --measure: {RUNTIME_NAMES}; repeat for several. Default: {default}.",
+        help=f"Where --measure times: {RUNTIME_NAMES}; repeat for several. Default: {default}.",
     )
 
 

@@ -22,6 +22,10 @@ from refold.cli.summary import kept_lines
 from refold.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
     from refold.bench import BenchmarkTable
     from refold.equivalence import Proof
     from refold.pruning import Pruning
@@ -56,6 +60,14 @@ Params = Annotated[
     float | None,
     typer.Option(
         "--params", help="Instead of --ratio: parameters to keep, a share (0.5) or a number."
+    ),
+]
+Latency = Annotated[
+    float | None,
+    typer.Option(
+        "--latency",
+        help="Instead of --ratio: share of the folded network's time to keep, such as 0.6, as "
+        "--runtime measures it.",
     ),
 ]
 RoundTo = Annotated[
@@ -96,6 +108,7 @@ def prune(
     threshold: Threshold = None,
     macs: Macs = None,
     params: Params = None,
+    latency: Latency = None,
     importance: By = Importance.bn,
     floor: Floor = "1",
     round_to: RoundTo = 8,
@@ -111,9 +124,13 @@ def prune(
     from refold.pruning import drop_dead_channels, pruning
 
     least = parse_floor(floor)
-    targets = {"ratio": ratio, "threshold": threshold, "macs": macs, "params": params}
+    targets = {
+        "ratio": ratio, "threshold": threshold, "macs": macs, "params": params, "latency": latency,
+    }  # fmt: skip
     if all(target is None for target in targets.values()):
-        raise InputError("pass --ratio, --threshold, --macs or --params, such as --ratio 0.5")
+        raise InputError(
+            "pass --ratio, --threshold, --macs, --params or --latency, such as --ratio 0.5"
+        )
     place, page = None if output is None else check_destination(output), check_page(report)
     subject = prepare(network)
     with step("choose and drop channels"):
@@ -121,6 +138,7 @@ def prune(
             subject.model,
             subject.example_inputs,
             **targets,
+            clock=None if latency is None else _clock(subject, runtime),
             importance=importance.value,
             floor=least,
             round_to=round_to,
@@ -132,7 +150,8 @@ def prune(
         fold = partial(drop_dead_channels, round_to=round_to)
         masked = replace(subject, model=done.masked)
         proof = prove(masked, done.model, fold)
-    timings = _time(done, subject, runtime) if measure else None
+    is_timed = measure or latency is not None
+    timings = _time(done, subject, runtime) if is_timed else None
     if place is not None:
         ship(done.model, output or place, place, subject)
     write_page(page, masked, done, proof, fold=fold, verb="pruned")
@@ -140,6 +159,12 @@ def prune(
         _print_record(done, proof, timings, output)
         return
     _say_outcome(done, proof, timings)
+
+
+def _clock(subject: Subject, runtime: list[str] | None) -> Callable[[nn.Module, nn.Module], float]:
+    from refold.bench import share_of_time
+
+    return share_of_time(subject.example_inputs, (runtime or ["onnxruntime"])[0])
 
 
 def _time(done: Pruning, subject: Subject, runtime: list[str] | None) -> BenchmarkTable:

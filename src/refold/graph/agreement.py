@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -9,16 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from refold.graph.copies.modules import stored_tensors
+from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.owned import duplicate
 from refold.graph.copies.skeleton import skeleton
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded
-from refold.graph.trace.recording import run_blank
+from refold.graph.trace.recorder.recorder import Recorder
+from refold.graph.trace.recording import recorded_blank, run_blank
 from refold.graph.trace.state import StateChangeError, hooks_kept, untouched
 
 S = TypeVar("S")
+Planned = Counter[type[nn.Module]]
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 _ROUNDED = 5e-2  # of activations in half precision
 _CHAOS = 1e-3  # what a model makes of a rounding, at most
@@ -85,8 +88,20 @@ def _rounding(
     return max(most, min(10 * max(moved, default=0.0), _CHAOS))
 
 
-def misfit(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str | None:
+def misfit(
+    model: nn.Module,
+    folded: nn.Module,
+    inputs: tuple[Any, ...],
+    planned: Planned | None = None,
+) -> str | None:
     """Return the error or the other shapes that a folded model gives; it computes no numbers.
+
+    Args:
+        model: the one that is right.
+        folded: the other one.
+        inputs: arguments of both.
+        planned: how many layers of each class the folded one should call; not compared where
+            nobody knows.
 
     Examples:
         >>> misfit(nn.Linear(2, 3), nn.Linear(2, 4), (torch.zeros(1, 2),))
@@ -97,11 +112,27 @@ def misfit(model: nn.Module, folded: nn.Module, inputs: tuple[Any, ...]) -> str 
     except Exception:  # code that asks for numbers, say
         return None
     try:
-        second = [x for x in leaves(run_blank(folded, inputs)) if isinstance(x, Tensor)]
+        run = recorded_blank(folded, inputs)
     except Exception as error:
         return f"the folded model fails ({type(error).__name__}: {error})"
-    same = [x.shape for x in first] == [x.shape for x in second]
-    return None if same else "the folded model gives another answer (other shapes)"
+    second = [x for x in leaves(run.result) if isinstance(x, Tensor)]
+    if [x.shape for x in first] != [x.shape for x in second]:
+        return "the folded model gives another answer (other shapes)"
+    return None if planned is None else _unplanned(run, planned)
+
+
+def _unplanned(run: Recorder, planned: Planned) -> str | None:
+    """Return the kind of layer that a folded model calls more or less often than its graph does."""
+    called = Planned()
+    for path, count in run.calls.items():
+        called[type(submodule(run.root, path))] += count
+    for kind in dict.fromkeys((*planned, *called)):
+        if called[kind] != planned[kind] and kind is not nn.Identity:  # which says where one was
+            return (
+                f"the folded model calls {called[kind]} layers of class {kind.__name__}, its graph "
+                f"{planned[kind]}"
+            )
+    return None
 
 
 def wrong_step(steps: Sequence[S], is_right_without: Callable[[list[S]], bool]) -> list[S]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -14,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
-from refold.graph.agreement import disagreement, in_double, misfit, narrowest, wrong_step
+from refold.graph.agreement import Planned, disagreement, in_double, misfit, narrowest, wrong_step
 from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.owned import own_tensors
 from refold.graph.copies.skeleton import skeleton
@@ -37,7 +38,7 @@ from refold.graph.policy import Policy
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import Edits
 from refold.graph.threads import undisturbed
-from refold.graph.trace.capture import Capture, Captures, capture_all
+from refold.graph.trace.capture import Capture, Captures, capture_all, leaf_modules
 from refold.graph.trace.examples import as_arguments, drawn
 from refold.graph.trace.frames import map_tree
 from refold.graph.trace.leaves import NO_FORWARD
@@ -213,6 +214,7 @@ class _Made:
     kept: list[Kept] = field(default_factory=list[Kept])
     steps: list[tuple[str, Step]] = field(default_factory=list[tuple[str, Step]])
     alone: dict[str, Arguments] = field(default_factory=dict[str, Arguments])
+    calls: Planned | None = None  # of each layer, where the whole model is one graph
 
 
 _Left = dict[str, LeftAlone]
@@ -320,7 +322,7 @@ def _comparison(
     In half precision they always do, and a CPU takes long to say so.
     """
     if not check:
-        return lambda made, left: misfit(plain, made.model, example)
+        return lambda made, left: misfit(plain, made.model, example, made.calls)
     example = _with_numbers(plain, example)
     twins = cache(lambda: (in_double(plain, example), in_double(ready, example)))
     kind = narrowest(plain)
@@ -428,6 +430,8 @@ def _fold_capture(capture: Capture, made: _Made, policy: Policy, left: LeftAlone
         raise left.leave([], error) from error
     if fold.folds:
         made.model = fold.commit(made.model)
+    if capture.path == "" and not capture.opaque:  # else code that was not followed calls layers
+        made.calls = Counter(type(layer) for _, layer in leaf_modules(capture))
     made.folds.extend(fold.folds)
     made.kept.extend(kept)
     made.steps.extend((capture.path, step) for step in fold.steps)

@@ -109,7 +109,7 @@ def _trial(
         value = names[first_wrong]
         if not _is_finite(wanted[first_wrong]):
             raise InputError(
-                f"{original.path}: its own value {value!r} is infinite or no number on the inputs "
+                f"{original.path}: its own value {value!r} is infinite or NaN on the inputs "
                 "tried, so the folded file cannot be compared with it: give example_inputs, or a "
                 "file with sound weights"
             )

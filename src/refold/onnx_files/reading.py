@@ -76,8 +76,8 @@ def _opset(model: Any) -> int:
     found = [item.version for item in model.opset_import if item.domain in DEFAULT]
     if not found:
         raise InputError(
-            "it imports no opset of ONNX's own operators, so nobody knows what they mean: "
-            "the file is damaged or not finished"
+            "it imports no opset of ONNX's own operators, so they have no meaning: "
+            "the file is damaged or incomplete"
         )
     onnx = require("onnx", "onnx")
     newest = int(onnx.defs.onnx_opset_version())

@@ -126,7 +126,7 @@ def check_size(tensor: Any, folder: Path) -> None:
     if got != wanted:
         raise InputError(
             f"the weights of {tensor.name!r} of shape {shape} need {wanted} bytes or numbers, "
-            f"and there are {got}: the file is damaged"
+            f"but there are {got}: the file is damaged"
         )
 
 

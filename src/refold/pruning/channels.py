@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,7 +15,7 @@ from refold.account import Account
 from refold.errors import RefusedError
 from refold.graph import Fold, Kept, fold_model, submodule
 from refold.inputs import required
-from refold.pruning.choice import Amount, Floor, check_step, choose
+from refold.pruning.choice import Amount, Budget, Floor, check_step, choose
 from refold.pruning.dead_channels import dropping
 from refold.pruning.layers import Importance, Layer, find_layers, worth
 from refold.residuals import removal
@@ -68,6 +69,8 @@ def prune(
     threshold: float | None = None,
     macs: float | None = None,
     params: float | None = None,
+    latency: float | None = None,
+    clock: Callable[[nn.Module, nn.Module], float] | None = None,
     importance: Importance = "bn",
     floor: Floor = 1,
     round_to: int = 8,
@@ -82,11 +85,15 @@ def prune(
     Args:
         model: any module in eval mode, norms not yet folded; it stays as it is.
         example_inputs: a tensor, a tuple or list of arguments, or a mapping of them by name.
-        ratio: the share of the channels that may go; either this or one of the next three.
+        ratio: the share of the channels that may go; either this or one of the next four.
         threshold: channels of at most this importance go.
         macs: what may be left of the folded network's multiply-adds: a share such as 0.5, or their
             number.
         params: the same of its parameters.
+        latency: what may be left of the folded network's time: a share such as 0.6, as `clock`
+            measures it.
+        clock: returns the share of the first network's time that the second one takes, such as
+            `refold.bench.share_of_time(example_inputs, "onnxruntime")`.
         importance: `"bn"`, the scale of the norm that made a channel (for the sum of a removed
             residual, the root of the summed squares); `"l1"`, the L1 norm of its folded filter
             over the mean of its layer; or a function of a `refold.pruning.Layer` that returns a
@@ -122,6 +129,8 @@ def prune(
         threshold=threshold,
         macs=macs,
         params=params,
+        latency=latency,
+        clock=clock,
         importance=importance,
         floor=floor,
         round_to=round_to,
@@ -137,6 +146,8 @@ def pruning(
     threshold: float | None = None,
     macs: float | None = None,
     params: float | None = None,
+    latency: float | None = None,
+    clock: Callable[[nn.Module, nn.Module], float] | None = None,
     importance: Importance = "bn",
     floor: Floor = 1,
     round_to: int = 8,
@@ -148,9 +159,10 @@ def pruning(
         RefusedError: when the model is in training mode, or no channel of it can go.
         InputError: when an argument is invalid, or the model cannot run on the example.
     """
-    amount = Amount(ratio, threshold, macs, params)
+    amount = Amount(ratio, threshold, macs, params, latency)
     inputs = required(model, example_inputs)
     plain, stays, before = _plain(model, inputs, remove_residuals)
+    folded = fold_model(model, inputs).model if remove_residuals and latency else plain
     layers, kept = find_layers(plain, inputs)
     if not layers:
         reasons = "; ".join(f"{item.where}: {item.reason}" for item in kept) or "it has no layer"
@@ -158,7 +170,8 @@ def pruning(
     values = worth(layers, importance, model, plain, inputs)
     case = _Case(plain, inputs, layers, values, floor, check_step(round_to))
     cost_plain = workload_of(plain, inputs)
-    found = case.within(amount, before or cost_plain)
+    budget = amount.budget(before or cost_plain, partial(clock, folded) if clock else None)
+    found = case.within(amount, budget)
     return Pruning(
         model=found.done.model,
         steps=tuple(_slimmed(found.masked, found.done.model)),
@@ -191,35 +204,39 @@ class _Case:
     floor: Floor
     round_to: int
 
-    def within(self, amount: Amount, before: Workload) -> _Try:
+    def within(self, amount: Amount, budget: Budget | None) -> _Try:
         """Return the network without as much as was asked for.
 
         Raises:
             RefusedError: when no ratio leads to so little.
         """
-        budget = amount.budget(before)
         if budget is None:
             return self._without(self._chosen(amount.ratio, amount.threshold))
         low, high, best = 0.0, 1.0, None
-        tried: dict[str, _Try] = {}
+        tried: dict[str, tuple[_Try, float]] = {}
         for _ in range(_ROUNDS):
             ratio = (low + high) / 2
             silenced = self._chosen(ratio, None)
             key = str(silenced)
             if key not in tried:
-                tried[key] = self._without(silenced)
-            if budget.of(tried[key].done.cost_after) <= budget.most:
-                high, best = ratio, tried[key]
+                tried[key] = self._costed(silenced, budget)
+            found, cost = tried[key]
+            if cost <= budget.most:
+                high, best = ratio, found
             else:
                 low = ratio
         if best is None:
-            least = budget.of(self._without(self._chosen(1 - 1e-9, None)).done.cost_after)
+            least = self._costed(self._chosen(1 - 1e-9, None), budget)[1]
             raise RefusedError(
-                f"dropping channels alone takes this network to {least:,} {budget.what}, not to "
-                f"{budget.most:,}: ask for more, lower floor or round_to, or pass "
-                "remove_residuals=True"
+                f"dropping channels alone takes this network to {budget.shown(least)} "
+                f"{budget.what}, not to {budget.shown(budget.most)}: ask for more, lower floor or "
+                "round_to, or pass remove_residuals=True"
             )
         return best
+
+    def _costed(self, silenced: dict[str, list[int]], budget: Budget) -> tuple[_Try, float]:
+        found = self._without(silenced)
+        return found, budget.of(found.done.model, found.done.cost_after)
 
     def _chosen(self, ratio: float | None, threshold: float | None) -> dict[str, list[int]]:
         return choose(

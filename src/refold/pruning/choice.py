@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil, inf
 from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from refold.errors import InputError
 from refold.pruning.layers import Layer
@@ -26,6 +26,7 @@ class Amount:
         threshold: channels of at most this importance go.
         macs: the multiply-adds that are left: a share below 1, or their number.
         params: the same of the parameters.
+        latency: the share of the time that is left.
 
     Raises:
         InputError: when none or several are given, or one is out of range.
@@ -35,12 +36,16 @@ class Amount:
     threshold: float | None = None
     macs: float | None = None
     params: float | None = None
+    latency: float | None = None
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in vars(self).values()) != 1:
             raise InputError(
-                "give one of ratio (the share of channels to drop), threshold, macs and params"
+                "give one of ratio (the share of channels to drop), threshold, macs, params and "
+                "latency"
             )
+        if self.latency is not None and not 0 < self.latency < 1:
+            raise InputError(f"latency must be a share below 1 of the time, got {self.latency}")
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise InputError(
                 f"ratio must be a share of the channels, at least 0 and below 1, got {self.ratio}"
@@ -52,24 +57,52 @@ class Amount:
             if value is not None and not 0 < value < inf:
                 raise InputError(f"{name} must be a share below 1, or a number, got {value}")
 
-    def budget(self, before: Workload) -> Budget | None:
-        """Return what the result may cost at most; None where that is not what was given."""
+    def budget(self, before: Workload, clock: Clock | None) -> Budget | None:
+        """Return what the result may cost at most; None where that is not what was given.
+
+        Args:
+            before: the cost of the folded network.
+            clock: returns the share of the folded network's time that another one takes.
+
+        Raises:
+            InputError: when time is to be measured and there is no clock.
+        """
         if self.macs is not None:
-            return Budget("multiply-adds", _part(self.macs, before.macs or 0))
+            most = _part(self.macs, before.macs or 0)
+            return Budget("multiply-adds", most, lambda _, cost: cost.macs or 0)
         if self.params is not None:
-            return Budget("parameters", _part(self.params, before.parameters))
-        return None
+            most = _part(self.params, before.parameters)
+            return Budget("parameters", most, lambda _, cost: cost.parameters)
+        if self.latency is None:
+            return None
+        if clock is None:
+            raise InputError(
+                "latency is measured: pass clock as well, such as "
+                "refold.bench.share_of_time(example_inputs, 'onnxruntime')"
+            )
+        return Budget("of its time", self.latency, lambda model, _: clock(model))
+
+
+Clock = Callable[[nn.Module], float]
 
 
 class Budget(NamedTuple):
-    """How much there may be of something."""
+    """How much there may be of something.
+
+    Args:
+        what: its name.
+        most: what there may be.
+        of: how much there is, told from a network and its workload.
+    """
 
     what: str
-    most: int
+    most: float
+    of: Callable[[nn.Module, Workload], float]
 
-    def of(self, cost: Workload) -> int:
-        """Return how much there is of it."""
-        return cost.parameters if self.what == "parameters" else cost.macs or 0
+    @staticmethod
+    def shown(amount: float) -> str:
+        """Return an amount for people: a count, or a share."""
+        return f"{amount:,.0f}" if amount > 1 else f"{amount:.2f}"
 
 
 def check_step(round_to: int) -> int:

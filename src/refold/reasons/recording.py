@@ -80,6 +80,14 @@ CODE = (
         " is read again.",
     ),
     Reason(
+        "The caller would get one value twice",
+        ("the result would share its memory with an input or with another result",),
+        "Without the step, a result is a value of its own, which the caller may change in place. "
+        "With it, the result would be the input itself, or another result.",
+        "Nothing is wrong: what stays is a copy. Return the value once, or `.clone()` it where two "
+        "are needed.",
+    ),
+    Reason(
         "The code is random",
         ("its code draws random numbers of Python or NumPy",),
         "Two calls of the module take different ways.",
@@ -217,6 +225,7 @@ WRITING = (
             "the folded model gives another answer on the example (…); the step was undone",
             "the folded model gives another answer (…); the step was undone",
             "the folded model fails (…); the step was undone",
+            "the folded model calls … layers of class …, its graph …; the step was undone",
             "the folded model fails on the example (…); the step was undone",
             "…; every step was undone",
         ),

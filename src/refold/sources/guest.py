@@ -195,7 +195,9 @@ def _torch() -> Generator[None]:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
-        torch.use_deterministic_algorithms(strict, warn_only=lenient)
+        now = torch.are_deterministic_algorithms_enabled()
+        if (now, torch.is_deterministic_algorithms_warn_only_enabled()) != (strict, lenient):
+            torch.use_deterministic_algorithms(strict, warn_only=lenient)  # imports a compiler
 
 
 @contextmanager

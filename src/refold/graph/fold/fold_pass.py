@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import Tensor, fx, nn
 
@@ -15,9 +15,11 @@ from refold.algebra.operator import (
     Concat,
     Conv,
     Flatten,
+    Identity,
     Input,
     Operator,
     Resample,
+    Select,
     Sequence,
     Sum,
     chain,
@@ -25,7 +27,7 @@ from refold.algebra.operator import (
     made_of,
     sequence,
 )
-from refold.algebra.row import Unflatten
+from refold.algebra.row import Reshaped, Unflatten
 from refold.algebra.shapes import multiply_adds
 from refold.errors import RefusedError
 from refold.graph.calls import place_of
@@ -39,6 +41,8 @@ from refold.graph.lift.piece import Piece
 from refold.graph.policy import Policy
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError, alive
+from refold.graph.trace.aliases import AliasGroups
+from refold.graph.trace.effects import may_alias
 from refold.rules import RULES
 from refold.rules.decisions import Decisions
 from refold.rules.fresh import made_ready
@@ -254,11 +258,29 @@ class FoldPass:
     ) -> tuple[Emitter, Operator] | None:
         sliced = fold_in_slices(rewrite, region.op) or fold_rows_in_slices(rewrite, region.op)
         real = sliced or replay.run(rewrite)
+        first, *rest = chain(real)
+        is_view = isinstance(first, Input) and all(isinstance(part, _VIEWS) for part in rest)
+        if is_view and self.shares_anew(region.root, cast(fx.Node, cast(Input, first).key)):
+            self._refuse(region.nodes, _TWICE)
+            return None
         try:
             return Emitter(self.lifter, self.editor, region, real), real
         except RefusedError as error:
             self._refuse(region.nodes, str(error))
             return None
+
+    def shares_anew(self, root: fx.Node, source: fx.Node) -> bool:
+        """Say whether a value that is another's from now on shares memory that the caller has.
+
+        A caller may change a result in place; an input or another result must not change with it.
+        """
+        if not _is_handed_out(root):
+            return False
+        groups = AliasGroups(self.lifter.capture.graph)
+        if groups.find(root) is groups.find(source):
+            return False  # it did so all along
+        known = groups.members(source)
+        return any(n.op in ("placeholder", "get_attr") or _is_output(n) for n in known)
 
     def _note(
         self,
@@ -351,6 +373,27 @@ def _runs(op: Operator) -> Iterator[tuple[Operator, ...]]:
         for join in parts:
             for branch in join.parts if isinstance(join, (Sum, Concat)) else ():
                 yield from _runs(branch)
+
+
+_VIEWS = (Identity, Flatten, Unflatten, Reshaped, Select)
+_TWICE = "the result would share its memory with an input or with another result"
+
+
+def _is_handed_out(node: fx.Node) -> bool:
+    """Say whether the caller gets a value, or a view of it."""
+    pending, seen = [node], {node}
+    while pending:
+        current = pending.pop()
+        if _is_output(current):
+            return True
+        views = {user for user in current.users if current in may_alias(user)} - seen
+        seen |= views
+        pending.extend(views)
+    return False
+
+
+def _is_output(node: fx.Node) -> bool:
+    return any(user.op == "output" for user in node.users)
 
 
 def _is_join(op: Operator) -> bool:

@@ -53,6 +53,8 @@ def _drop(fold: FoldPass, node: fx.Node, value: fx.Node) -> bool:
     """Let readers read `value` instead of `node`, and note it unless nothing was computed."""
     if node in fold.lifter.tainted or value in fold.lifter.tainted:
         return False
+    if fold.shares_anew(node, value):
+        return False
     where, name, count = fold.path(node), name_of(node), 0
     if node.op == "call_module":
         layer = submodule(fold.lifter.capture.module, str(node.target))

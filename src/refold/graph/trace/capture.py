@@ -389,7 +389,7 @@ def record_root(
         made.shapes = found.shapes
     if not search.to_edit:
         return made
-    made.evidence = Evidence(found, again(found), arguments, calls_known=calls_known)
+    made.evidence = Evidence(found, again(found), arguments, calls_known, made_up)
     made.evidence.vary()
     made.stays, made.elsewhere = made.evidence.stays(), made.evidence.elsewhere()
     return made

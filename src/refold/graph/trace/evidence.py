@@ -53,12 +53,14 @@ class Evidence:
         run: records anew, given arguments and options of the recorder.
         arguments: what the root was called with.
         calls_known: whether no call of the root gives other arguments.
+        made_up: whether nobody is known to call it with inputs of that rank.
     """
 
     recorder: Recorder
     run: Callable[..., Recorder]
     arguments: Arguments
     calls_known: bool = False
+    made_up: bool = False
     first: Snapshot = field(init=False)
     variants: list[Variant] = field(default_factory=list[Variant])
 
@@ -97,7 +99,7 @@ class Evidence:
         if self.recorder.loses_size or self.recorder.looked_up:
             for change in self._ladder():
                 self._at(change, "of another size")
-        if self.recorder.asks_rank:
+        if self.recorder.asks_rank or (self.made_up and self.recorder.hands_shape):
             for change in (_without_batch, _with_batch):
                 self._at(change, "of another rank")
 

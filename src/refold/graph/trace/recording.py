@@ -154,11 +154,16 @@ def run_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = False
         >>> run_blank(nn.Linear(2, 3), (torch.zeros(1, 2),)).shape
         torch.Size([1, 3])
     """
+    return recorded_blank(model, args, runs_all=runs_all).result
+
+
+def recorded_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = False) -> Recorder:
+    """Return the recording of a run without storage; see `run_blank`."""
     recorder = Recorder(skeleton(model), {}, Changes())
     recorder.runs_all = runs_all
     with hooks_kept(model):
         _run(recorder, parted(args))
-    return recorder.result
+    return recorder
 
 
 def again(first: Recorder) -> Callable[..., Recorder]:

@@ -58,7 +58,7 @@ class Notebook:
         self.looked_up: list[tuple[Frame, str]] = []  # sizes that are keys of tables
         self.bakes: dict[Frame, str] = {}  # frames whose forward cannot be written down, and why
         self.constants: dict[str, Tensor] = {}
-        self.asks_rank = self.loses_size = False
+        self.asks_rank = self.hands_shape = self.loses_size = False
         self.device: torch.device | None = None
         self.result: Any = None
         self._paused = 0
@@ -184,6 +184,7 @@ class Notebook:
 
     def _nested(self, tree: Any) -> Any:
         """Return an argument that may hold others, or is of a type of its own."""
+        self.hands_shape |= isinstance(tree, torch.Size)  # as many sizes as there are axes
         if isinstance(tree, tuple):
             items = [self._argument(item) for item in cast("tuple[Any, ...]", tree)]
             return cast(Any, type(tree))(*items) if hasattr(tree, "_fields") else tuple(items)
