@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.nightly import some
 import refold
+from helpers.nightly import some
 from models.nets import alive, build, error
 from refold.errors import InputError
 from refold.workload import Workload, workload_of

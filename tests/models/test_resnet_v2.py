@@ -14,8 +14,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.nightly import some
 import refold
+from helpers.nightly import some
 from models.nets import error
 from refold.errors import InputError
 from refold.models import ResNetV2
