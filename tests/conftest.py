@@ -15,6 +15,11 @@ import torch.onnx
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what takes long first: else one worker ends with it, and the other waits."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_collection_finish() -> None:
     """Take what was imported and collected out of the collector's rounds; make them rare."""
     gc.collect()

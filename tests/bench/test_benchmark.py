@@ -77,7 +77,7 @@ def test_every_runtime_gives_figures(models: dict[str, nn.Module]) -> None:
     assert "input 1x3x8x8, 2 rounds in turn" in text
 
 
-@pytest.mark.slow
+@pytest.mark.zoo  # it compiles C++ for half a minute
 def test_inductor_gives_figures_or_a_reason(models: dict[str, nn.Module]) -> None:
     table = benchmark(models, EXAMPLE, ("inductor",), rounds=2)
     assert all(bool(row.skipped) != bool(row.milliseconds) for row in table.rows)

@@ -55,7 +55,7 @@ def _positive(net: Any, x: Tensor) -> Tensor:
 # random networks
 
 
-@pytest.mark.parametrize("seed", some(range(24), keep=10))
+@pytest.mark.parametrize("seed", some(range(24), keep=6))
 def test_random_networks_lose_every_addition_and_stay_equal(seed: int) -> None:
     model = build(seed)
     example = inputs(seed)[0]
