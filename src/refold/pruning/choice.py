@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, inf
 from typing import NamedTuple, cast
 
@@ -69,10 +70,10 @@ class Amount:
         """
         if self.macs is not None:
             most = _part(self.macs, before.macs or 0)
-            return Budget("multiply-adds", most, lambda _, cost: cost.macs or 0)
+            return Budget("multiply-adds", most, _macs)
         if self.params is not None:
             most = _part(self.params, before.parameters)
-            return Budget("parameters", most, lambda _, cost: cost.parameters)
+            return Budget("parameters", most, _parameters)
         if self.latency is None:
             return None
         if clock is None:
@@ -80,10 +81,22 @@ class Amount:
                 "latency is measured: pass clock as well, such as "
                 "refold.bench.share_of_time(example_inputs, 'onnxruntime')"
             )
-        return Budget("of its time", self.latency, lambda model, _: clock(model))
+        return Budget("of its time", self.latency, partial(_time, clock))
 
 
 Clock = Callable[[nn.Module], float]
+
+
+def _macs(model: nn.Module, cost: Workload) -> float:
+    return cost.macs or 0
+
+
+def _parameters(model: nn.Module, cost: Workload) -> float:
+    return cost.parameters
+
+
+def _time(clock: Clock, model: nn.Module, cost: Workload) -> float:
+    return clock(model)
 
 
 class Budget(NamedTuple):
