@@ -54,6 +54,7 @@ PARTS = {  # of sentences, and names of steps
     "a choice of positions",
     *("the folded model fails (…: …)", "the folded model fails on the example (…: …)"),
     "the folded model gives another answer (other shapes)",
+    "the folded model calls … layers of class …, its graph …",
     *("its optional argument… … may be given", "… may run its parts one by one"),
     *("no recorded call runs it…", "… asks for the size of …, and the fold would … it"),
     "eq ne lt le gt ge mod floordiv and_ or_ not_ getattr getitem",
