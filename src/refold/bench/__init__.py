@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from refold.bench.clock import benchmark, benchmark_files, share_of_time
+from refold.bench.clock import benchmark, benchmark_files, paired, share_of_time
 from refold.bench.drawing import plot
 from refold.bench.machine import describe_machine
 from refold.bench.runtimes import FILE_RUNTIMES, RUNTIMES
@@ -18,6 +18,7 @@ __all__ = [
     "benchmark",
     "benchmark_files",
     "describe_machine",
+    "paired",
     "plot",
     "share_of_time",
 ]

@@ -75,6 +75,20 @@ def benchmark(
     return _table(rows, first, inputs, runtimes, rounds)
 
 
+def paired(
+    first: nn.Module, second: nn.Module, example_inputs: Any, runtime: str, rounds: int
+) -> BenchmarkRow:
+    """Time two models in turn; return the row of the second, whose ratio is to the first.
+
+    Examples:
+        >>> net = nn.Linear(2, 3).eval()
+        >>> paired(net, net, torch.ones(1, 2), "eager", 3).runtime
+        'eager'
+    """
+    models = {"first": first, "second": second}
+    return benchmark(models, example_inputs, (runtime,), rounds=rounds).rows[-1]
+
+
 def share_of_time(
     example_inputs: Any, runtime: str = "onnxruntime", *, rounds: int = 10
 ) -> Callable[[nn.Module, nn.Module], float]:
@@ -95,8 +109,7 @@ def share_of_time(
     """
 
     def share(first: nn.Module, second: nn.Module) -> float:
-        models = {"first": first, "second": second}
-        row = benchmark(models, example_inputs, (runtime,), rounds=rounds).rows[-1]
+        row = paired(first, second, example_inputs, runtime, rounds)
         if row.speedup is None:
             raise InputError(f"the network cannot be timed in {runtime}: {row.skipped}")
         return 1 / row.speedup.median

@@ -214,7 +214,7 @@ class _Made:
     kept: list[Kept] = field(default_factory=list[Kept])
     steps: list[tuple[str, Step]] = field(default_factory=list[tuple[str, Step]])
     alone: dict[str, Arguments] = field(default_factory=dict[str, Arguments])
-    calls: Planned | None = None  # of each layer, where the whole model is one graph
+    calls: Planned | None = None  # layers of each class, where the whole model is one graph
 
 
 _Left = dict[str, LeftAlone]

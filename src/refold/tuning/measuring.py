@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from refold.bench import benchmark
+from refold.bench import paired
 from refold.inputs import Arguments
 
 
@@ -42,8 +42,7 @@ def by_clock(inputs: Arguments, runtime: str, rounds: int) -> Measure:
     """
 
     def compare(first: nn.Module, second: nn.Module) -> Speed | str:
-        models = {"first": first, "second": second}
-        row = benchmark(models, inputs, (runtime,), rounds=rounds).rows[-1]
+        row = paired(first, second, inputs, runtime, rounds)
         if row.interval is None or row.speedup is None:
             return row.skipped or "the other form cannot run"
         low, high = row.interval

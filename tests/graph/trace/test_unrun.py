@@ -67,3 +67,22 @@ def test_the_plan_says_what_it_made_up() -> None:
     plan = refold.plan(model)
     assert plan.made_up == ((2, 3, 64, 64),)
     assert plan.summary().endswith("recorded on an input made up for it, 2x3x64x64")
+
+
+class Scaled(nn.Module):
+    """Reads the gain of a part that it never calls, in a product whose result is plain to see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.part = nn.Conv2d(3, 4, 3), nn.Module()
+        self.part.gain = nn.Parameter(torch.tensor([0.5, -2.0, 1.5, 3.0]).view(4, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).relu() * self.part.gain
+
+
+def test_a_weight_that_is_only_multiplied_with_is_read() -> None:
+    net = live(Scaled())
+    assert refold.plan(net, X).unrun == ()
+    folded = refold.reparameterize(net, X, drop_unused=True)
+    torch.testing.assert_close(folded(X), net(X), rtol=1e-9, atol=1e-9)

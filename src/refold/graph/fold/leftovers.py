@@ -82,8 +82,6 @@ def _may_go(lifter: Lifter, node: fx.Node, value: fx.Node) -> bool:
         return not isinstance(layer, nn.Identity) and _is_single(lifter, node)
     if Kind.BROADCASTS not in kind_of(node):
         return True
-    if value.op == "placeholder" and any(user.op == "output" for user in node.users):
-        return False  # it gives the caller a copy of the input
     return _keeps_precision(lifter, node, value)
 
 

@@ -59,22 +59,9 @@ class Attributes:
         self.root = root
         self._before = [_Before(module) for module in all_modules(root)]
 
-    def changed(self) -> Iterator[tuple[nn.Module, str]]:
-        """Yield every attribute that is another one now, with its module."""
-        for kept in self._before:
-            yield from ((kept.module, name) for name in kept.changed())
-
     def restore(self) -> list[tuple[nn.Module, str]]:
         """Put everything back, new attributes gone; return what was another one."""
-        found = list(self.changed())
-        known = {id(kept.module): kept for kept in self._before} if found else {}
-        for module, name in found:
-            kept = known[id(module)]
-            if name in kept.values:
-                module.__dict__[name] = kept.before(name)
-            else:
-                del module.__dict__[name]
-        return found
+        return [(kept.module, name) for kept in self._before for name in kept.restore()]
 
 
 class _Before:
@@ -104,6 +91,16 @@ class _Before:
         ):
             return []
         return [*self._differing(now)]
+
+    def restore(self) -> list[str]:
+        """Put them back; return the names of those that were others."""
+        found = self.changed()
+        for name in found:
+            if name in self.values:
+                self.module.__dict__[name] = self.before(name)
+            else:
+                del self.module.__dict__[name]
+        return found
 
     def _differing(self, now: dict[str, Any]) -> Iterator[str]:
         for name, value in now.items():
