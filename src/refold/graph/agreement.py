@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.owned import duplicate
 from refold.graph.copies.skeleton import skeleton
+from refold.graph.threads import threads_of_caller
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded
@@ -93,6 +94,7 @@ def misfit(
     folded: nn.Module,
     inputs: tuple[Any, ...],
     planned: Planned | None = None,
+    shapes: list[torch.Size] | None = None,
 ) -> str | None:
     """Return the error or the other shapes that a folded model gives; it computes no numbers.
 
@@ -102,23 +104,33 @@ def misfit(
         inputs: arguments of both.
         planned: how many layers of each class the folded one should call; not compared where
             nobody knows.
+        shapes: of the right model's results, where a recording has told them.
 
     Examples:
         >>> misfit(nn.Linear(2, 3), nn.Linear(2, 4), (torch.zeros(1, 2),))
         'the folded model gives another answer (other shapes)'
     """
     try:
-        first = [x for x in leaves(run_blank(model, inputs)) if isinstance(x, Tensor)]
+        first = shapes_of(run_blank(model, inputs)) if shapes is None else shapes
     except Exception:  # code that asks for numbers, say
         return None
     try:
         run = recorded_blank(folded, inputs)
     except Exception as error:
         return f"the folded model fails ({type(error).__name__}: {error})"
-    second = [x for x in leaves(run.result) if isinstance(x, Tensor)]
-    if [x.shape for x in first] != [x.shape for x in second]:
+    if first != shapes_of(run.result):
         return "the folded model gives another answer (other shapes)"
     return None if planned is None else _unplanned(run, planned)
+
+
+def shapes_of(result: Any) -> list[torch.Size]:
+    """Return the shapes of the tensors of a result.
+
+    Examples:
+        >>> shapes_of({"a": [torch.zeros(2, 3)], "b": 1})
+        [torch.Size([2, 3])]
+    """
+    return [x.shape for x in leaves(result) if isinstance(x, Tensor)]
 
 
 def _unplanned(run: Recorder, planned: Planned) -> str | None:
@@ -196,7 +208,7 @@ def _result(
         try:
             runs = copy(model)
             guard = untouched(runs) if copy is skeleton else torch.no_grad()
-            with guard, seeded(), hooks_kept(model):
+            with guard, seeded(), hooks_kept(model), threads_of_caller():
                 given = pytree.tree_map_only(Tensor, torch.clone, (inputs, named or {}))
                 args, kwargs = parted(given[0])
                 result = runs(*args, **kwargs, **given[1])

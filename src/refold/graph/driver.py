@@ -15,7 +15,15 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from refold.errors import InputError, RefusedError
-from refold.graph.agreement import Planned, disagreement, in_double, misfit, narrowest, wrong_step
+from refold.graph.agreement import (
+    Planned,
+    disagreement,
+    in_double,
+    misfit,
+    narrowest,
+    shapes_of,
+    wrong_step,
+)
 from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.owned import own_tensors
 from refold.graph.copies.skeleton import skeleton
@@ -215,6 +223,7 @@ class _Made:
     steps: list[tuple[str, Step]] = field(default_factory=list[tuple[str, Step]])
     alone: dict[str, Arguments] = field(default_factory=dict[str, Arguments])
     calls: Planned | None = None  # layers of each class, where the whole model is one graph
+    shapes: list[torch.Size] | None = None  # of its results, where one recording ran it whole
 
 
 _Left = dict[str, LeftAlone]
@@ -322,7 +331,10 @@ def _comparison(
     In half precision they always do, and a CPU takes long to say so.
     """
     if not check:
-        return lambda made, left: misfit(plain, made.model, example, made.calls)
+        told = ready is plain  # else nothing has run without the stored weights
+        return lambda made, left: misfit(
+            plain, made.model, example, made.calls, made.shapes if told else None
+        )
     example = _with_numbers(plain, example)
     twins = cache(lambda: (in_double(plain, example), in_double(ready, example)))
     kind = narrowest(plain)
@@ -432,6 +444,8 @@ def _fold_capture(capture: Capture, made: _Made, policy: Policy, left: LeftAlone
         made.model = fold.commit(made.model)
     if capture.path == "" and not capture.opaque:  # else code that was not followed calls layers
         made.calls = Counter(type(layer) for _, layer in leaf_modules(capture))
+        if capture.evidence is not None and not capture.evidence.recorder.real:
+            made.shapes = shapes_of(capture.evidence.recorder.result)
     made.folds.extend(fold.folds)
     made.kept.extend(kept)
     made.steps.extend((capture.path, step) for step in fold.steps)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
+
+_GIVEN: ContextVar[int | None] = ContextVar("threads of the caller", default=None)
 
 
 @contextmanager
@@ -18,11 +21,31 @@ def undisturbed() -> Generator[None]:
     whole process takes longer than the fold; what it would free is freed afterwards.
     """
     threads, collects = torch.get_num_threads(), gc.isenabled()
+    outer = _GIVEN.set(_GIVEN.get() or threads)
     torch.set_num_threads(1)
     gc.disable()
     try:
         yield
     finally:
+        _GIVEN.reset(outer)
         torch.set_num_threads(threads)
         if collects:
             gc.enable()
+
+
+@contextmanager
+def threads_of_caller() -> Generator[None]:
+    """Compute in as many threads as the caller had: a model's own forward is long operations.
+
+    Examples:
+        >>> before = torch.get_num_threads()
+        >>> with undisturbed(), threads_of_caller():
+        ...     torch.get_num_threads() == before
+        True
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(_GIVEN.get() or threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
