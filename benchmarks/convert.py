@@ -1,10 +1,11 @@
-"""Folding RepVGG-B3 against timm's own conversion: time and memory, each run in a fresh process.
+"""Folding against timm's own conversion: time and memory, each run in a fresh process.
 
-    python benchmarks/convert.py [--model repvgg_b3] [--runs 3]
+    python benchmarks/convert.py [--model NAME ...] [--runs 3] [--before DIR] [--example]
 
-Both convert the same float32 network with live norm statistics; runs alternate. "Extra" is resident
-memory after the conversion minus before, with the source model still alive, as a caller keeps it;
-"peak" is the highest point in between.
+All convert the same float32 network with live norm statistics; runs alternate. `unchecked` is
+refold with `check=False`: like timm it then runs neither form on numbers. `before` is refold as it
+is in another checkout, DIR. "Extra" is resident memory after the conversion minus before, with the
+source model still alive, as a caller keeps it; "peak" is the highest point in between.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import platform
 import resource
 import statistics
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -30,45 +33,62 @@ from torch import nn
 import refold
 
 _MIB = 2**20
-_TOOLS = ("timm", "refold")
+_MODELS = ("repvgg_b3", "repvgg_d2se", "mobileone_s0", "fastvit_ma36", "repvit_m2_3")
+_TOOLS = ("timm", "refold", "unchecked")
+_BEFORE = "before"
 
 
 def main() -> None:
     """Compare, or (with --child) do one conversion and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--model", default="repvgg_b3")
+    parser.add_argument("--model", nargs="+", default=_MODELS)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--child", choices=_TOOLS)
+    parser.add_argument("--before", type=Path, help="a checkout of another revision")
+    parser.add_argument("--example", action="store_true", help="give refold an example input")
+    parser.add_argument("--child", choices=(*_TOOLS, _BEFORE))
     options = parser.parse_args()
     if options.child:
-        sys.stdout.write(json.dumps(convert(options.child, options.model)))
+        figures = convert(options.child, options.model[0], example=options.example)
+        sys.stdout.write(json.dumps(figures))
         return
-    rows: dict[str, list[dict[str, float]]] = {tool: [] for tool in _TOOLS}
-    for _ in range(options.runs):
-        for tool in _TOOLS:
-            rows[tool].append(_child(tool, options.model))
-    report(options.model, rows)
+    tools = _TOOLS if options.before is None else (*_TOOLS, _BEFORE)
+    for model in options.model:
+        rows: dict[str, list[dict[str, float]]] = {tool: [] for tool in tools}
+        for _ in range(options.runs):
+            for tool in tools:
+                rows[tool].append(_child(tool, model, options.before, example=options.example))
+        report(model, rows)
 
 
-def _child(tool: str, model: str) -> dict[str, float]:
+def _child(tool: str, model: str, before: Path | None, *, example: bool) -> dict[str, float]:
     command = [sys.executable, str(Path(__file__)), "--child", tool, "--model", model]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    command += ["--example"] * example
+    elsewhere = {"PYTHONPATH": str(before / "src")} if tool == _BEFORE and before else {}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, **elsewhere}
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def convert(tool: str, name: str) -> dict[str, float]:
+def convert(tool: str, name: str, *, example: bool = False) -> dict[str, float]:
     """Convert one network in this process and return seconds, MiB and the error of one output."""
     torch.manual_seed(0)
     model = _with_live_norms(timm.create_model(name)).eval()
     tensors = [*model.parameters(), *model.buffers()]
     weights = sum(t.numel() * t.element_size() for t in tensors) / _MIB
+    size: Any = model.pretrained_cfg["input_size"]
+    given = (torch.randn(1, *size),) if example and tool != "timm" else ()
+    unchecked = {"check": False} if tool == "unchecked" else {}
     gc.collect()
     before, start = _resident(), time.perf_counter()
-    done = refold.reparameterize(model) if tool == "refold" else reparameterize_model(model)
+    if tool == "timm":
+        done = reparameterize_model(model)
+    else:
+        done = refold.reparameterize(model, *given, **unchecked)
     seconds = time.perf_counter() - start
     extra, peak = _resident() - before, _peak() - before
     with torch.no_grad():
-        x = torch.randn(1, 3, 64, 64)
+        x = torch.randn(1, 3, 64, 64) if "vgg" in name else torch.randn(1, *size)
         expected = model(x)
         error = ((done(x) - expected).abs().max() / expected.abs().max()).item()
     convs = sum(isinstance(module, nn.Conv2d) for module in done.modules())
@@ -120,14 +140,21 @@ def report(model: str, rows: dict[str, list[dict[str, float]]]) -> None:
             f"{first['error']:.1e}",
         )
     console.print(table)
-    pairs = zip(rows["timm"], rows["refold"], strict=True)
-    ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
+    for tool in [tool for tool in rows if tool not in ("timm", "refold")]:
+        console.print(_ratio(rows, tool, "refold"))
+    console.print(_ratio(rows, "timm", "unchecked"))
+    console.print(_ratio(rows, "timm", "refold"))
     share = statistics.median(run["peak"] / run["weights"] for run in rows["refold"])
-    console.print(f"refold is {ratio:.2f}x as fast as timm's conversion (median of paired runs)")
     console.print(f"refold's peak extra memory is {share:.2f}x the weights")
     console.print(
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
+
+
+def _ratio(rows: dict[str, list[dict[str, float]]], one: str, other: str) -> str:
+    pairs = zip(rows[one], rows[other], strict=True)
+    ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
+    return f"{other} is {ratio:.2f}x as fast as {one} (median of paired runs)"
 
 
 def _spread(runs: list[dict[str, float]], key: str) -> str:
