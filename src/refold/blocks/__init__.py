@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from refold.blocks.acb import ACBlock as ACBlock
 from refold.blocks.base import BranchedBlock as BranchedBlock
+from refold.blocks.base import recompute_branches as recompute_branches
 from refold.blocks.dbb import DiverseBranchBlock as DiverseBranchBlock
 from refold.blocks.dilated import DilatedReparamBlock as DilatedReparamBlock
 from refold.blocks.large_kernel import LargeKernelBlock as LargeKernelBlock

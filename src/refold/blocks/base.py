@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as NormLayer
 from refold.algebra.apply import pad
 from refold.blocks.arguments import written_out
 from refold.blocks.layers import Maker
+from refold.blocks.recompute import recomputed
 from refold.blocks.spec import ConvSpec
 from refold.errors import RefusedError
 from refold.graph import like_of, lower
@@ -44,12 +45,15 @@ class BranchedBlock(nn.Module):
         deploy_name: what the one convolution is called.
         main: where the main branch has its convolution and its norm.
         after: the children that follow the sum, in order; deploying keeps them.
+        recompute: keep the input alone in training, and compute the branches again in the backward
+            pass; see `recompute_branches`.
     """
 
     __signature__: ClassVar[inspect.Signature]
     deploy_name: ClassVar[str] = "reparam_conv"
     main: ClassVar[tuple[str, str]]
     after: ClassVar[tuple[str, ...]] = ("activation",)
+    recompute: bool = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Give `inspect`, `help` and `expand` the constructor's whole signature."""
@@ -92,7 +96,11 @@ class BranchedBlock(nn.Module):
 
     def linear(self, x: Tensor) -> Tensor:
         """Return the affine part, in training or deploy form."""
-        return self._conv()(x) if self.deploy else self.branches(x)
+        if self.deploy:
+            return self._conv()(x)
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return recomputed(self, self.branches, x)
+        return self.branches(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's value; shape as the convolution's."""
@@ -262,6 +270,29 @@ class _AffinePart(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block.branches(x)
+
+
+def recompute_branches(network: nn.Module, wanted: bool = True) -> int:
+    """Have every block of a network compute its branches again in the backward pass.
+
+    It takes less memory and more time, and changes no number.
+
+    Args:
+        network: any module with blocks of refold in it.
+        wanted: False keeps all values again.
+
+    Returns:
+        How many blocks it has.
+
+    Examples:
+        >>> from refold import blocks
+        >>> recompute_branches(nn.Sequential(blocks.RepVGGBlock(4, 4, 3, padding=1), nn.ReLU()))
+        1
+    """
+    blocks = [module for module in network.modules() if isinstance(module, BranchedBlock)]
+    for block in blocks:
+        block.recompute = wanted
+    return len(blocks)
 
 
 def channels_of(state: Mapping[str, Tensor], kernel: Tensor) -> tuple[int, int]:

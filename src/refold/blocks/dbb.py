@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from refold.algebra.geometry import Size
 from refold.blocks.arguments import BlockOptions, parse
 from refold.blocks.base import Activation, BranchedBlock
-from refold.blocks.layers import BNAndPad, Maker, avg_pool, chain
+from refold.blocks.layers import BNAndPad, Maker, WindowMean, chain
 from refold.blocks.spec import ConvSpec
 from refold.branches import register_block
 from refold.checkpoint.families import State, register_family
@@ -108,11 +108,11 @@ def _averaged(spec: ConvSpec, make: Maker) -> nn.Sequential:
     """Return the averaging branch; a depthwise one averages the padded input itself."""
     last = make.norm(spec.out_channels, spec.ndim)
     if spec.is_depthwise:
-        return chain(avg=avg_pool(spec.out_channels, spec, make.options), avgbn=last)
+        return chain(avg=WindowMean(spec.out_channels, spec, **make.options), avgbn=last)
     norm = BNAndPad(make.norm(spec.out_channels, spec.ndim), spec.padding)
     conv = make.conv(_pointwise(spec, spec.out_channels))
     unpadded = replace(spec, padding=(0,) * spec.ndim)
-    pool = avg_pool(spec.out_channels, unpadded, make.options)
+    pool = WindowMean(spec.out_channels, unpadded, **make.options)
     return chain(conv=conv, bn=norm, avg=pool, avgbn=last)
 
 

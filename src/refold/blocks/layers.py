@@ -14,10 +14,11 @@ from refold.algebra.apply import pad
 from refold.algebra.norm import norm_affine
 from refold.blocks.spec import Amounts, ConvSpec
 from refold.errors import RefusedError
-from refold.ranked import CONVS, NORMS, POOLS
+from refold.ranked import CONVS, NORMS
 from refold.transforms import avg_pool_to_conv
 
 CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 SCATTER: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 _OPEN = 100.0
@@ -149,9 +150,7 @@ class BNAndPad(nn.Module):
         if not self.bn.training or not any(ring for ring, _ in self.rings):
             return self.bn(pad(x, self.rings, "zeros", 0.0))
         inner = self.bn(x)  # first: it moves the running statistics
-        value = self._of_zero().to(x.dtype).reshape(-1, *(1,) * len(self.rings))
-        inside = pad(torch.ones_like(x[:1, :1]), self.rings, "zeros", 0.0)
-        return pad(inner, self.rings, "zeros", 0.0) + (1 - inside) * value
+        return cast(Tensor, _Ringed.apply(inner, self._of_zero().to(inner.dtype), self.rings))
 
     def _of_zero(self) -> Tensor:
         """Return what the norm makes of zero with its running statistics."""
@@ -163,8 +162,34 @@ class BNAndPad(nn.Module):
         return cast(Tensor, op.shift)
 
 
+class _Ringed(torch.autograd.Function):
+    """A map inside a ring of one constant per channel, written in place of a sum over the map."""
+
+    @staticmethod
+    def forward(ctx: Any, inner: Tensor, value: Tensor, rings: Amounts) -> Tensor:
+        """Return the map with its ring."""
+        ctx.rings = rings
+        y = pad(inner, rings, "zeros", 0.0)
+        around = value.reshape(-1, *(1,) * len(rings))
+        for axis, (before, after) in enumerate(rings, 2):
+            y.narrow(axis, 0, before).copy_(around)
+            y.narrow(axis, y.shape[axis] - after, after).copy_(around)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """Return the gradient inside the ring."""
+        for axis, (before, after) in enumerate(ctx.rings, 2):
+            grad = grad.narrow(axis, before, grad.shape[axis] - before - after)
+        return grad, None, None
+
+
 class WindowMean(nn.Module):
     """An average over a convolution's windows, border zeros counted.
+
+    It is torch's average pool wherever there is one, but in training a depthwise convolution where
+    that takes less time: pooling and its backward pass are several times as slow on a CPU in
+    torch's own layout, and on a GPU in channels-last (`benchmarks/train_cost.py`).
 
     Args:
         channels: of the map.
@@ -184,22 +209,25 @@ class WindowMean(nn.Module):
             channels, spec.kernel_size, groups=channels, ndim=spec.ndim, dtype=dtype
         )
         self.register_buffer("kernel", kernel.to(device), persistent=False)
+        rows = zip(spec.padding, spec.kernel_size, strict=True)
+        fits = all(p <= k // 2 for p, k in rows) and (spec.ndim < 3 or not any(spec.padding))
+        # avg_pool3d does not count padding into a map's size
+        self.has_pool = fits and set(spec.dilation) == {1}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the averages."""
         spec = self.spec
+        if self.has_pool and not (self.training and _pools_slowly(x)):
+            return AVERAGE[spec.ndim](x, spec.kernel_size, spec.stride, spec.padding)
         return CONVOLVE[spec.ndim](
             x, self.kernel, None, spec.stride, spec.padding, spec.dilation, self.channels
         )
 
 
-def avg_pool(channels: int, spec: ConvSpec, options: dict[str, Any]) -> nn.Module:
-    """Return the average over a convolution's windows: torch's own layer where there is one."""
-    rows = zip(spec.padding, spec.kernel_size, strict=True)
-    fits = all(p <= k // 2 for p, k in rows) and (spec.ndim < 3 or not any(spec.padding))
-    if fits and set(spec.dilation) == {1}:  # avg_pool3d does not count padding into a map's size
-        return POOLS[spec.ndim](spec.kernel_size, spec.stride, spec.padding)
-    return WindowMean(channels, spec, **options)
+def _pools_slowly(x: Tensor) -> bool:
+    if x.ndim != 4:
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) == (x.device.type != "cpu")
 
 
 class SqueezeExcite(nn.Module):

@@ -127,6 +127,15 @@ Fsdp = Annotated[
     bool,
     typer.Option("--fsdp", help="Under torchrun: also shard the weights across processes (FSDP2)."),
 ]
+Recompute = Annotated[
+    bool,
+    typer.Option(
+        "--recompute",
+        help="Compute the blocks' branches again in the backward pass: less memory, more time, "
+        "the same numbers.",
+    ),
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="List the recipes and exit.")]
 
@@ -160,6 +169,8 @@ def train(
     save_minutes: SaveMinutes = 10.0,
     tracker: Tracker = None,
     fsdp: Fsdp = False,
+    recompute: Recompute = False,
+    compiled: Compile = False,
     cpu: Cpu = False,
     recipes: Recipes = False,
     as_json: options.Json = False,
@@ -189,7 +200,10 @@ def train(
             recipe if resume else _recipe_of(recipe, given), output=output, data=data,
             changes=_all_changes(given, changes or []), resume=resume,
             data_changed=data_changed, dry_run=dry_run, cpu=cpu, tracker=tracker,
-            habits=training.Habits(save_minutes=save_minutes, workers=workers, fsdp=fsdp),
+            habits=training.Habits(
+                save_minutes=save_minutes, workers=workers, fsdp=fsdp, recompute=recompute,
+                compile=compiled,
+            ),
             reporter=make_reporter(), num_classes=num_classes,
         )  # fmt: skip
     if _is_main():

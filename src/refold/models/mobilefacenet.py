@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from refold.blocks import BranchedBlock
-from refold.blocks.layers import Maker, avg_pool, chain
+from refold.blocks.layers import Maker, WindowMean, chain
 from refold.blocks.spec import ConvSpec
 from refold.errors import InputError
 from refold.models.backbone import Backbone, Trunk, make_classifier
@@ -111,7 +111,7 @@ class GlobalDepthwise(BranchedBlock):
         super().__init__(spec, None)
         make = Maker(deploy=deploy)
         self.conv = make.conv(spec)
-        self.average = avg_pool(channels, spec, make.options) if average else None
+        self.average = WindowMean(channels, spec, **make.options) if average else None
         self.bn = make.norm(channels, spec.ndim)
         self._finish(make)
 

@@ -1,4 +1,4 @@
-"""How a run behaves, whatever it trains: none of it changes the result."""
+"""How a run behaves, whatever it trains: none of it changes the result, roundings apart."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ class Habits:
         log_steps: measure one step of so many.
         workers: processes that read images.
         fsdp: whether processes shard the weights as well as each batch.
+        recompute: whether blocks compute their branches again in the backward pass, which takes
+            less memory and more time.
+        compile: whether torch.compile compiles the network, which rounds in other places.
     """
 
     save_minutes: float = 10.0
@@ -22,3 +25,5 @@ class Habits:
     log_steps: int = 50
     workers: int = 2
     fsdp: bool = False
+    recompute: bool = False
+    compile: bool = False

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refold.errors import DivergedError, TrainingError
+from refold.errors import DivergedError, TrainingError, one_line
 from refold.training.data.loader import Batch, TrainOrder
 from refold.training.loop.collectives import total, union
 from refold.training.loop.evaluation import MAIN, Judged, judge
@@ -165,13 +165,29 @@ class Engine:
             images = images.contiguous(memory_format=torch.channels_last)
         targets = piece.targets.to(device, non_blocking=True)
         images, targets = self._mixed(images, targets, number, at)
-        with self.accelerator.accumulate(self.wrapped):
+        with self.accelerator.accumulate(self.wrapped), self._compile_errors():
             outcome = BatchOutcome(*self.wrapped(images, targets))
             loss = outcome.loss
             for penalty in self.penalties:
                 loss = loss + self.parts.penalised(penalty)
             self.accelerator.backward(loss)
         return BatchOutcome(*(value.detach() for value in outcome))
+
+    @contextmanager
+    def _compile_errors(self) -> Generator[None]:
+        """Say plainly that torch.compile failed, where it was asked for."""
+        if not self.habits.compile:
+            yield
+            return
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            yield
+        except TorchDynamoException as error:
+            raise TrainingError(
+                f"torch.compile cannot compile {self.recipe.model} here ({one_line(error)}): leave "
+                "out --compile"
+            ) from error
 
     def _mixed(
         self, images: Tensor, targets: Tensor, number: int, at: int
@@ -307,7 +323,7 @@ class Engine:
         """Evaluate a network on the validation images."""
         network.eval()
         task, device = self.recipe.task, self.accelerator.device
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self._compile_errors():
             return judge(network, self.judged, task, self.classes, device)
 
     def _save(self, pointers: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from refold.blocks import recompute_branches
 from refold.errors import InputError, MissingDependencyError
 from refold.training.data.augment import eval_transform, image_side, train_transform
 from refold.training.data.datasets import Data, check_readable
@@ -167,6 +168,11 @@ def make_engine(
         network.to(memory_format=torch.channels_last)
     if recipe.deploy.remove_residuals:
         check_removable(network, image)
+    if habits.recompute and not recompute_branches(network):
+        raise InputError(
+            f"--recompute (Habits(recompute=True)) is for refold's blocks, and {recipe.model} has "
+            "none: add --block, or leave it out"
+        )
     with seeded(recipe.seed, "loss"):
         teacher = None if recipe.distill is None else make_teacher(recipe, data, image)
         if teacher is not None:
@@ -180,6 +186,8 @@ def make_engine(
         from timm.utils.model_ema import ModelEmaV3
 
         average = ModelEmaV3(learner.network, recipe.ema)
+    if habits.compile:
+        learner.network.compile()
     prepare = _prepare
     if habits.fsdp:
         from refold.training.loop.fsdp import prepare_sharded as prepare
