@@ -5,7 +5,7 @@
 
 Every row is a process of its own that takes turns with the others: in each round all take a few
 steps (forward, backward, SGD). `recompute` computes the branches again in the backward pass.
-"Calls" are operators that a step dispatches: what is launched on a GPU, whatever the clock says.
+"Calls" are operators that the forward and backward pass dispatch: what is launched on a GPU.
 "Kept" is what the forward pass keeps for the backward pass, weights aside. On a GPU the default is
 224 pixels, a batch of 128 and bfloat16.
 """
@@ -112,16 +112,19 @@ def _asked(child: subprocess.Popen[str], what: str) -> dict[str, Any]:
 
 def serve(row: str, options: argparse.Namespace) -> None:
     """Answer on standard output what a step takes."""
-    step, network = _ready(row, options)
+    step, learn, network = _ready(row, options)
     for _ in range(2):
         step()
     for line in sys.stdin:
-        answer = _facts(step, network) if line.strip() == "facts" else _timed(step, options.steps)
+        facts = line.strip() == "facts"
+        answer = _facts(step, learn, network) if facts else _timed(step, options.steps)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
 
-def _ready(row: str, options: argparse.Namespace) -> tuple[Callable[[], None], nn.Module]:
+def _ready(
+    row: str, options: argparse.Namespace
+) -> tuple[Callable[[], None], Callable[[], None], nn.Module]:
     from timm import create_model
 
     torch.manual_seed(0)
@@ -143,14 +146,17 @@ def _ready(row: str, options: argparse.Namespace) -> tuple[Callable[[], None], n
     targets = torch.randint(100, (options.batch,), device=device)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, 0.9)
 
-    def step() -> None:
+    def learn() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=gpu):
             loss = F.cross_entropy(network(images), targets)
         loss.backward()
+
+    def step() -> None:
+        learn()
         optimizer.step()
         optimizer.zero_grad()
 
-    return step, network
+    return step, learn, network
 
 
 def _timed(step: Callable[[], None], steps: int) -> dict[str, float]:
@@ -162,7 +168,9 @@ def _timed(step: Callable[[], None], steps: int) -> dict[str, float]:
     return {"ms": 1e3 * (time.perf_counter() - start) / steps}
 
 
-def _facts(step: Callable[[], None], network: nn.Module) -> dict[str, float]:
+def _facts(
+    step: Callable[[], None], learn: Callable[[], None], network: nn.Module
+) -> dict[str, float]:
     weights = {x.untyped_storage().data_ptr() for x in (*network.parameters(), *network.buffers())}
     kept: dict[int, int] = {}
 
@@ -178,7 +186,8 @@ def _facts(step: Callable[[], None], network: nn.Module) -> dict[str, float]:
     for handle in inputs:
         handle.remove()
     with Calls() as calls:
-        step()
+        learn()
+    network.zero_grad()
     facts = {"kept": sum(kept.values()) / _MIB, "calls": float(calls.count)}
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

@@ -116,23 +116,21 @@ class OREPABlock(BranchedBlock):
 
     def weight_gen(self) -> Tensor:
         """Return the summed kernel, (O, I/groups, *kernel)."""
-        rows, ones = (
-            self.vector.unbind(0),
-            (1,) * (self.spec.ndim + 1),
-        )  # one read, which tracing allows
-        scales = [rows[index].reshape(-1, *ones) for index in range(len(_START))]
-        kernels = (
-            self.weight_orepa_origin,
-            self.weight_orepa_avg_conv * self.weight_orepa_avg_avg,
-            self.weight_orepa_pfir_conv * self.weight_orepa_prior.unsqueeze(1),
-            self._pointwise_kxk(),
-            F.pad(self.weight_orepa_1x1, self.rings),
-            self._separable(),
-        )
-        total = kernels[0] * scales[0]
-        for kernel, scale in zip(kernels[1:], scales[1:], strict=True):
-            total = total + kernel * scale
-        return total
+        # one read of the scales, which tracing allows
+        main, average, prior, mixed, point, apart = self.vector[..., None, None].unbind(0)
+        points = (self.weight_orepa_avg_conv, self.weight_orepa_pfir_conv, self.weight_orepa_1x1)
+        outer = torch.stack([kernel.flatten(1) for kernel in points], 2)
+        taps = self._taps() * torch.cat([average, prior, point], 1)
+        total = torch.baddbmm(self.weight_orepa_origin.flatten(2) * main, outer, taps)
+        total = total + self._pointwise_kxk(mixed) + self._separable(apart)
+        return total.unflatten(2, self.spec.kernel_size)
+
+    def _taps(self) -> Tensor:
+        """Return what the three pointwise kernels are spread over: (O, 3, taps)."""
+        shape = self.weight_orepa_prior.shape
+        average = self.weight_orepa_avg_avg.expand(shape)
+        centre = F.pad(average.new_ones(shape[0], *(1,) * self.spec.ndim), self.rings)
+        return torch.stack([average, self.weight_orepa_prior, centre], 1).flatten(2)
 
     def init_gamma(self, value: float) -> None:
         """Set the scale of every branch."""
@@ -168,24 +166,24 @@ class OREPABlock(BranchedBlock):
             for row, scale in zip(self.vector, scales, strict=True):
                 row.fill_(scale)
 
-    def _pointwise_kxk(self) -> Tensor:
-        groups, kernel = self.spec.groups, self.spec.kernel_size
+    def _pointwise_kxk(self, scale: Tensor) -> Tensor:
+        """Return the kernel of the 1x1 and the KxK, (O, I/groups, taps): itself a convolution."""
+        groups = self.spec.groups
         first = (self.weight_orepa_1x1_kxk_idconv1 + self.id_tensor).flatten(1)
-        second = self.weight_orepa_1x1_kxk_conv2.flatten(2).unflatten(0, (groups, -1))
-        mixed = torch.einsum("gti,gotk->goik", first.unflatten(0, (groups, -1)), second)
-        return mixed.flatten(0, 1).unflatten(2, kernel)
+        second = self.weight_orepa_1x1_kxk_conv2.flatten(2) * scale
+        maps = second.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
+        turned = first.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        mixed = F.conv1d(maps, turned[..., None], groups=groups)
+        return mixed.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
 
-    def _separable(self) -> Tensor:
+    def _separable(self, scale: Tensor) -> Tensor:
+        """Return the kernel of the depthwise-separable branch, (O, I/groups, taps)."""
         spec = self.spec
         split = (spec.groups, spec.in_channels // spec.groups, _EXPANSION)
         depthwise = self.weight_orepa_gconv_dw.flatten(1).unflatten(0, split)
-        pointwise = (
-            self.weight_orepa_gconv_pw.flatten(1)
-            .unflatten(1, split[1:])
-            .unflatten(0, (split[0], -1))
-        )
-        mixed = torch.einsum("gitk,goit->goik", depthwise, pointwise)
-        return mixed.flatten(0, 1).unflatten(2, spec.kernel_size)
+        scaled = self.weight_orepa_gconv_pw.flatten(1) * scale[..., 0]
+        pointwise = scaled.unflatten(1, split[1:]).unflatten(0, (split[0], -1))
+        return torch.einsum("gitk,goit->goik", depthwise, pointwise).flatten(0, 1)
 
     def _make_weights(self, inner: int, options: dict[str, Any]) -> None:
         spec = self.spec
