@@ -119,8 +119,10 @@ def test_a_block_costs_no_more_than_it_did(name: str) -> None:
 @pytest.mark.parametrize("field", Cost._fields)
 def test_cost_is_linear_in_depth(field: str) -> None:
     """A block deep in a network costs what one of a shallow network does."""
-    few, many = added("repvgg", field, 4, 8), added("repvgg", field, 8, 16)
-    assert many <= 1.05 * few  # the tables that a process has filled before differ a little
+    few, many = added("repvgg", field, 4, 8), added("repvgg", field, 32, 64)
+    # The tables that a process has filled before differ a little. One walk over the whole graph for
+    # each block, as cheap as it is, would add a twentieth here and the whole again at 2,000 blocks.
+    assert many <= 1.02 * few
 
 
 def test_memory_is_that_of_the_new_weights_and_the_work_on_one_block() -> None:

@@ -115,7 +115,7 @@ class ResidualPass:
             return self._put(node, module, value)
         if reads is not value:
             for reader in (node, *change.readers):
-                reader.replace_input_with(reads, value)
+                self.editor.reread(reader, reads, value)
         for gated in change.gate:
             assert gated.module is not None
             self._put(gated.node, gated.module, gated.node.all_input_nodes[0])
@@ -126,7 +126,7 @@ class ResidualPass:
         calls = self.lifter.capture.calls.get(str(node.target), 1)
         if node.op == "call_module" and calls == 1 and node in self.editor.edits.before:
             if node.args[0] is not value:
-                node.replace_input_with(node.all_input_nodes[0], value)
+                self.editor.reread(node, node.all_input_nodes[0], value)
             self.editor.replace_module(node, module)
             return node
         name = "carry" if node.op != "call_module" else str(node.target).rpartition(".")[2]

@@ -54,7 +54,7 @@ def pad_before_layers(lifter: Lifter, editor: Editor) -> bool:
     borders = [border for border in found if border is not None]
     for border in borders:
         padded = editor.insert_function(F.pad, (border.source, border.amounts), before=border.layer)
-        border.layer.replace_input_with(border.source, padded)
+        editor.reread(border.layer, border.source, padded)
         editor.replace(border.pad, border.layer)
         editor.discard([border.pad, *border.writes])
         _note_shapes(lifter, border, padded)

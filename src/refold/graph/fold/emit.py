@@ -172,7 +172,7 @@ class Emitter:
     def _redirect(self, node: fx.Node, value: fx.Node) -> None:
         for reader in self.asked.readers[node]:
             if value is not node and node in reader.all_input_nodes and alive(reader):
-                reader.replace_input_with(node, value)
+                self.editor.reread(reader, node, value)
 
     def _move_ahead(self) -> None:
         """Compute the new value first of all, since its size is asked for in between."""
@@ -290,7 +290,7 @@ class Emitter:
         """Keep an unchanged layer and let it read its new input."""
         old = source_of(self.lifter, node)
         if old is not source:
-            reader_of(self.lifter, node).replace_input_with(old, source)
+            self.editor.reread(reader_of(self.lifter, node), old, source)
         if node < source:
             source.append(node)
         self.made.append(node)

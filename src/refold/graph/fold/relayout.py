@@ -61,7 +61,7 @@ def _read_rows_off_maps(lifter: Lifter, editor: Editor, value: fx.Node) -> None:
         editor.replace(maps, before)
         maps = before
     for node in rows:
-        node.replace_input_with(value, maps)
+        editor.reread(node, value, maps)
 
 
 def _add_first(lifter: Lifter, editor: Editor, node: fx.Node) -> None:

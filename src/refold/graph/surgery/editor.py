@@ -47,6 +47,7 @@ class Editor:
         stored = (cast(str, n.target) for n in self.graph.nodes if n.op == "get_attr")
         self._owners = {path.rpartition(".")[0] for path in stored}
         self._read = {value for pair in pairs for value in nodes_in(pair)}
+        self._left: dict[fx.Node, None] = {}  # new, or without a reader that they had: see sweep
 
     def replace_module(self, node: fx.Node, module: nn.Module) -> None:
         """Give the layer that `node` calls a new content; its place and name stay.
@@ -128,6 +129,11 @@ class Editor:
         """Let every reader of `node` read `new`; `sweep` then removes what nobody reads."""
         self._redirect(node, new)
 
+    def reread(self, reader: fx.Node, value: fx.Node, new: fx.Node) -> None:
+        """Let one reader of `value` read `new` instead."""
+        reader.replace_input_with(value, new)
+        self._left[value] = None
+
     def discard(self, nodes: Sequence[fx.Node]) -> None:
         """Remove the nodes among these, in-place ones too, that nothing outside them reads."""
         for node in sorted(nodes, reverse=True):
@@ -140,15 +146,11 @@ class Editor:
         Nodes that change a value in place stay, and so does what was never read in the first place.
         """
         removed: list[fx.Node] = []
-        dead = [n for n in reversed(list(self.graph.nodes)) if self._is_dead(n)]
-        while dead:
-            node = dead.pop()
-            if not alive(node) or not self._is_dead(node):
-                continue
-            inputs = node.all_input_nodes
-            self._erase(node)
-            removed.append(node)
-            dead.extend(inputs)
+        while self._left:
+            node, _ = self._left.popitem()
+            if alive(node) and self._is_dead(node):
+                self._erase(node)
+                removed.append(node)
         return removed
 
     def commit(self, target: nn.Module) -> nn.Module:
@@ -218,6 +220,7 @@ class Editor:
             raise InputError(f"{node.name} cannot replace itself")
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         self.edits.swapped[node] = new
+        self._left[node] = None
         if node in self.capture.elsewhere:
             self.capture.elsewhere[new] = self.capture.elsewhere[node]
 
@@ -226,6 +229,7 @@ class Editor:
         if node.op == "call_module":
             path = cast(str, node.target)
             self.capture.calls[path] = self.capture.calls.get(path, 1) - 1
+        self._left.update(dict.fromkeys(node.all_input_nodes))
         self.graph.erase_node(node)
 
     def _is_dead(self, node: fx.Node) -> bool:
@@ -237,6 +241,7 @@ class Editor:
         node.meta["frame"] = frame
         self.edits.home[node] = frame
         self.edits.inserted.add(node)
+        self._left[node] = None
         after = node.next
         while after.op != "root" and self.edits.home[after] is not frame:
             after = after.next

@@ -60,8 +60,8 @@ class FrameBody:
         if self.frame.fixed is not None:
             raise self._refusal(self.frame.fixed)
         self._placeholders()
-        for node in self.plan.order:
-            if alive(node) and self.edits.inside(node, self.frame) and node.op != "placeholder":
+        for node in self.plan.within.get(self.frame, ()):
+            if alive(node) and node.op != "placeholder":
                 self._emit(node)
         self.graph.output(map_tree(self._result, self._literal(self.frame.output)))
         self._drop_unread()
@@ -308,7 +308,10 @@ class FramePlan:
         self.owned: dict[Frame, list[fx.Node]] = {}
         for node, frame in edits.home.items():
             self.owned.setdefault(frame, []).append(node)
-        self.order = list(edits.capture.graph.nodes)
+        self.within: dict[Frame, list[fx.Node]] = {}  # in the order of the graph
+        for node in edits.capture.graph.nodes:
+            for frame in ancestors(edits.home[node]):
+                self.within.setdefault(frame, []).append(node)
         self.root = edits.capture.root
         counts = Counter((f.path, f.method) for f in walk(self.root))
         self.repeated = {f for f in walk(self.root) if counts[f.path, f.method] > 1}

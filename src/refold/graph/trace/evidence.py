@@ -68,6 +68,7 @@ class Evidence:
         self.first = Snapshot.of(self.recorder.graph)
         self.root = self.recorder.root_frame
         self._names = {node.name: node for node in self.first.order}
+        self._places = {node: place for place, node in enumerate(self.first.order)}
         self._deeper: dict[int, tuple[Recorder, Variant] | None] = {}
         self._flipped: dict[str, list[Variant | str]] = {}
         self._optional: list[Variant | str] | None = None
@@ -152,7 +153,7 @@ class Evidence:
         """
         chosen = {node for node in nodes if node in self.first.home}
         chosen |= {self._names[name] for name in names if name in self._names}
-        places = [node for node in self.first.order if node in chosen]
+        places = sorted(chosen, key=self._places.__getitem__)
         for variant in self.variants:
             if reason := variant.objection(places):
                 return f"{reason} ({_named(variant, places)})"
