@@ -31,7 +31,7 @@ _Parts = tuple[Operator, ...]
 @rule(
     "parallel",
     exact="maps of one known size",
-    source="RepMLP, arXiv:2105.01883, section 3.3; for any channels: systems 0.9",
+    source="RepMLP, arXiv:2105.01883, section 3.3; for any channels: docs/arithmetic.md",
 )
 def add_to_matrix(op: Operator) -> Outcome:
     """Convolutions, identities and scales beside a linear layer on the flattened map are in it."""

@@ -30,7 +30,7 @@ from refold.rules.weights import as_conv, channels_into, device_of, rank_of, reg
 @rule(
     "series",
     exact="where the second pads, the first finds nothing but that padding; no bias meets zeros",
-    source="DBB, arXiv:2103.13425, Transform III; its border condition: systems 0.6",
+    source="DBB, arXiv:2103.13425, Transform III",
 )
 def merge_convs_in_series(op: Operator) -> Outcome:
     """Two convolutions (or average pools) in a row are one: 1×1→k×k, k×k→1×1 and the like."""
