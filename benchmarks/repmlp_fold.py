@@ -43,9 +43,9 @@ from refold.algebra.operator import Affine, Conv, Flatten, Input, add, leaves, p
 from refold.algebra.row import Unflatten
 from refold.blocks import RepMLPBlock
 from refold.blocks.partition import PartitionBlock
-from refold.rules.decisions import Decisions
-from refold.rules.fresh import made_ready
-from refold.rules.row_slices import fold_rows_in_slices
+from refold.engine.decisions import Decisions
+from refold.engine.memory import made_ready
+from refold.engine.row_slices import fold_rows_in_slices
 
 _MIB = 2**20
 _METHODS = ("identity", "matrices", "network")

@@ -17,6 +17,7 @@ ROOMS = [
     ["errors", "reasons"],
     ["algebra"],
     ["rules", "ranked"],
+    ["engine"],
     ["graph"],
     ["files", "table", "inputs"],
     ["equivalence", "workload"],
@@ -63,7 +64,7 @@ FRONT_DOORS = {
     *("graph", "equivalence", "transforms", "branches", "residuals", "pruning", "exporting"),
     *("bench", "tuning", "models", "onnx_files", "reasons", "reporting"),
 }
-NO_MODULES = {"errors", "algebra", "rules"}  # know neither nn.Module nor fx
+NO_MODULES = {"errors", "algebra", "rules", "engine"}  # know neither nn.Module nor fx
 ZOOS = {"timm", "torchvision"}
 NAME_ZOOS = ("models/zoo.py", "sources/networks.py")  # whose job is to name the zoos' networks
 # What training takes of them, which are no networks.

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from refold.checkpoint import load_checkpoint, read_state_dict
-from refold.checkpoint.inert import Name, Thing, read_pickle
+from refold.checkpoint.pickle_reader import Name, Thing, read_pickle
 from refold.errors import CheckpointError
 
 STATE = {"weight": torch.linspace(-1, 1, 12).reshape(4, 3), "bias": torch.linspace(1, 2, 4)}

@@ -14,7 +14,7 @@ import refold
 from models.nets import alive, build, error
 from refold.errors import InputError
 from refold.models import AMSoftmax, ArcFace, PSPNet
-from refold.models.margins import MarginLoss
+from refold.models.margin_losses import MarginLoss
 from refold.workload import Workload, workload_of
 from zoo.live import enliven
 

@@ -25,7 +25,7 @@ from refold.algebra.operator import (
     points,
     sequence,
 )
-from refold.rules.engine import simplify
+from refold.engine.simplify import simplify
 from refold.rules.norm import fold_affine_ahead_of_conv, response
 from refold.rules.series import merge_convs_in_series
 

@@ -12,7 +12,7 @@ from helpers.nightly import some
 from helpers.strategies import Maker, gap, matrix_of, oracle
 from refold.algebra.geometry import Axis
 from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, add, leaves, sequence
-from refold.rules.engine import simplify
+from refold.engine.simplify import simplify
 
 EXACT = 1e-9
 KERNELS: dict[int, list[tuple[int, ...]]] = {

@@ -22,7 +22,7 @@ from refold.algebra.operator import (
     sequence,
 )
 from refold.algebra.row import Reshaped, Unflatten
-from refold.rules.engine import simplify
+from refold.engine.simplify import simplify
 from rules.cases_rows import SIZE, full, matrix, row_of
 from rules.parts import KERNEL, NEAR, NORM, POINT, SHAPE, conv, tensor
 

@@ -11,7 +11,7 @@ from refold.algebra.cost import measure, work
 from refold.algebra.geometry import Axis
 from refold.algebra.operator import Affine, Concat, Conv, Operator, Select, Sum, chain, points
 from refold.algebra.operator import sequence as row
-from refold.rules.engine import simplify
+from refold.engine.simplify import simplify
 
 MAKER = Maker(Random(3), 2)
 NEAR, POINT = (Axis(3, 1, 1, 1, 1),) * 2, points(2)

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from helpers.strategies import Case, gap, oracle
 from refold.algebra.operator import Conv, leaves
+from refold.engine.replay import Replay
+from refold.engine.simplify import simplify
 from refold.rules import RULES
-from refold.rules.engine import simplify
-from refold.rules.replay import Replay
 from rules.trees import (
     flattened,
     foldable,

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from refold.checkpoint.inert import Name, Thing
 from refold.checkpoint.kinds import some
+from refold.checkpoint.pickle_reader import Name, Thing
 from refold.checkpoint.rebuilding import as_tensor, is_array
 from refold.errors import CheckpointError
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refold.checkpoint.inert import Name, Rebuilders, Thing
+from refold.checkpoint.pickle_reader import Name, Rebuilders, Thing
 
 _STORED = {
     **{"FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16},

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from refold.checkpoint.formats import ARCHIVE
-from refold.checkpoint.inert import Thing, read_pickle
+from refold.checkpoint.pickle_reader import Thing, read_pickle
 from refold.checkpoint.rebuilding import Storage, rebuilders, stored_dtype
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # begins a file of torch before 1.6

@@ -195,16 +195,16 @@ def train(
     from refold import training
     from refold.cli.progress import make_reporter
 
+    habits = training.Habits(
+        save_minutes=save_minutes, workers=workers, fsdp=fsdp, recompute=recompute,
+        compile=compiled,
+    )  # fmt: skip
     with _stoppable(output):
         trained = training.train(
             recipe if resume else _recipe_of(recipe, given), output=output, data=data,
-            changes=_all_changes(given, changes or []), resume=resume,
-            data_changed=data_changed, dry_run=dry_run, cpu=cpu, tracker=tracker,
-            habits=training.Habits(
-                save_minutes=save_minutes, workers=workers, fsdp=fsdp, recompute=recompute,
-                compile=compiled,
-            ),
-            reporter=make_reporter(), num_classes=num_classes,
+            changes=_all_changes(given, changes or []), resume=resume, data_changed=data_changed,
+            dry_run=dry_run, cpu=cpu, tracker=tracker, habits=habits, reporter=make_reporter(),
+            num_classes=num_classes,
         )  # fmt: skip
     if _is_main():
         _report(trained, as_json=as_json, dry_run=dry_run)

@@ -46,8 +46,8 @@ from refold.graph.threads import undisturbed
 from refold.graph.trace.arguments import Named, call, parted
 from refold.graph.trace.capture import Capture, Shapes, capture, capture_all, leaf_modules
 from refold.graph.trace.frames import Frame, frame_of, nodes_in, walk
-from refold.graph.trace.genuine import disguise, layer_class
 from refold.graph.trace.leaves import is_layer, pinned_reason
+from refold.graph.trace.overridden import disguise, layer_class
 from refold.graph.trace.recording import run_blank
 from refold.graph.trace.state import Attributes, StateChangeError, hooks_kept, untouched
 

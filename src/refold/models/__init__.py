@@ -9,8 +9,8 @@ from refold.models.backbone import FeatureInfo as FeatureInfo
 from refold.models.cifar_quick import CifarQuick as CifarQuick
 from refold.models.face import FaceResNet as FaceResNet
 from refold.models.inception import Inception as Inception
-from refold.models.margins import AMSoftmax as AMSoftmax
-from refold.models.margins import ArcFace as ArcFace
+from refold.models.margin_losses import AMSoftmax as AMSoftmax
+from refold.models.margin_losses import ArcFace as ArcFace
 from refold.models.mobilefacenet import GlobalDepthwise as GlobalDepthwise
 from refold.models.mobilefacenet import MobileFaceNet as MobileFaceNet
 from refold.models.mobilenetv1 import MobileNetV1 as MobileNetV1

@@ -27,9 +27,9 @@ from refold.algebra.operator import (
     made_of,
     sequence,
 )
+from refold.engine.decisions import Decisions
 from refold.errors import RefoldError
 from refold.graph import Capture, Lifter, Regions, undisturbed
-from refold.rules.decisions import Decisions
 from refold.rules.parallel import branches_as_convs, common_axes, summands, taps_within
 from refold.rules.weights import add_blocks, turned
 

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, Resample, sequence
+from refold.engine.simplify import simplify
 from refold.errors import RefusedError
 from refold.graph import (
     UNKNOWN,
@@ -33,7 +34,6 @@ from refold.residuals.find import Residual
 from refold.residuals.functions import wider_function
 from refold.residuals.reserve import Carry, Slots, both, merging_parts, parts_of, wanted, widened
 from refold.residuals.shortcut import Shortcut, carries, normal_form
-from refold.rules.engine import simplify
 from refold.rules.weights import as_conv, regroup
 
 OPEN = 100.0

@@ -24,9 +24,9 @@ from refold.algebra.operator import (
     points,
     sequence,
 )
+from refold.engine.simplify import simplify
 from refold.errors import GeometryError, RefusedError
 from refold.residuals.reserve import Carry
-from refold.rules.engine import simplify
 from refold.rules.weights import as_conv, regroup
 
 

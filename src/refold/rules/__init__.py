@@ -1,4 +1,4 @@
-"""The rules, in the one order in which they are tried, and the engine that runs them.
+"""The rules, in the one order in which the engine tries them.
 
 Each rule is exact under the condition it states; order only decides which of several equal forms
 is reached first.

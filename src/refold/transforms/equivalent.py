@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from refold.algebra.operator import Conv, Operator, chain, sequence
+from refold.engine.ledger import Rewrite
+from refold.engine.replay import Replay
+from refold.engine.row_slices import fold_rows_in_slices
+from refold.engine.simplify import simplify
 from refold.errors import NotAffineError, RefusedError
 from refold.graph import (
     Capture,
@@ -18,10 +22,6 @@ from refold.graph import (
     skeleton,
     undisturbed,
 )
-from refold.rules.engine import simplify
-from refold.rules.ledger import Rewrite
-from refold.rules.replay import Replay
-from refold.rules.row_slices import fold_rows_in_slices
 
 
 def equivalent_conv(module: nn.Module, example: Tensor) -> Conv:

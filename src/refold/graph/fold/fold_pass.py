@@ -29,6 +29,12 @@ from refold.algebra.operator import (
 )
 from refold.algebra.row import Reshaped, Unflatten
 from refold.algebra.shapes import multiply_adds
+from refold.engine.decisions import Decisions
+from refold.engine.ledger import Rewrite
+from refold.engine.memory import made_ready
+from refold.engine.replay import Replay
+from refold.engine.row_slices import fold_rows_in_slices
+from refold.engine.slices import fold_in_slices
 from refold.errors import RefusedError
 from refold.graph.calls import place_of
 from refold.graph.fold.emit import Emitter
@@ -44,12 +50,6 @@ from refold.graph.surgery.edits import UnwritableError, alive
 from refold.graph.trace.aliases import AliasGroups
 from refold.graph.trace.effects import may_alias
 from refold.rules import RULES
-from refold.rules.decisions import Decisions
-from refold.rules.fresh import made_ready
-from refold.rules.ledger import Rewrite
-from refold.rules.replay import Replay
-from refold.rules.row_slices import fold_rows_in_slices
-from refold.rules.slices import fold_in_slices
 
 T = TypeVar("T")
 CHAIN_RULES = tuple(rule for rule in RULES if rule.window in ("series", "commute"))

@@ -35,7 +35,7 @@ from refold.graph.fold.record import Fold, Kept
 from refold.graph.fold.region import Regions
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
-from refold.graph.trace.genuine import layer_class
+from refold.graph.trace.overridden import layer_class
 
 RULE = "norm gain into readers"
 

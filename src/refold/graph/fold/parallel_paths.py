@@ -27,6 +27,7 @@ from refold.algebra.operator import (
     sequence,
 )
 from refold.algebra.shapes import multiply_adds, shape_after
+from refold.engine.decisions import Decisions
 from refold.errors import RefusedError
 from refold.graph.calls import place_of, shape_readers
 from refold.graph.copies.modules import submodule
@@ -41,7 +42,6 @@ from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.links import Link, link
 from refold.graph.surgery.editor import Editor
 from refold.rules.channels import slices
-from refold.rules.decisions import Decisions
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,12 +26,12 @@ from refold.algebra.operator import (
     chain,
     leaves,
 )
+from refold.engine.ledger import Rewrite
+from refold.engine.replay import Replay
 from refold.graph.calls import reads_shape_only
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.region import Region, Regions, node_of
 from refold.graph.lift.piece import Piece
-from refold.rules.ledger import Rewrite
-from refold.rules.replay import Replay
 
 
 @dataclass(frozen=True, eq=False)

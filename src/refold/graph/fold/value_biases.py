@@ -27,7 +27,7 @@ from refold.graph.fold.norm_gains import conv_of, holds, is_layer, taken_in
 from refold.graph.fold.record import Fold, Kept
 from refold.graph.lift.lifter import Lifter
 from refold.graph.trace.frames import map_tree
-from refold.graph.trace.genuine import layer_class
+from refold.graph.trace.overridden import layer_class
 
 RULE = "value bias through attention"
 

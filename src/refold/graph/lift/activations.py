@@ -17,7 +17,7 @@ from refold.graph.copies.modules import submodule
 from refold.graph.layers import ChannelClamp, ChannelSlope
 from refold.graph.lift.context import Context
 from refold.graph.lift.interval import Interval, point
-from refold.graph.trace.genuine import layer_class
+from refold.graph.trace.overridden import layer_class
 
 Limit = Tensor | float
 

@@ -8,7 +8,7 @@ from refold.graph.calls import Kind, kind_of, name_of
 from refold.graph.copies.modules import submodule
 from refold.graph.lift.context import Context
 from refold.graph.lift.piece import Piece
-from refold.graph.trace.genuine import layer_class
+from refold.graph.trace.overridden import layer_class
 
 _POOLS = ("max_pool1d", "max_pool2d", "max_pool3d")
 _SHAPE_KEEPING = tuple(

@@ -24,7 +24,7 @@ from refold.graph.trace.aliases import tainted
 from refold.graph.trace.capture import Capture
 from refold.graph.trace.effects import maybe_mutated, mutated
 from refold.graph.trace.frames import map_tree
-from refold.graph.trace.genuine import layer_class
+from refold.graph.trace.overridden import layer_class
 
 _UNKNOWN = object()
 

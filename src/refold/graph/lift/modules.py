@@ -13,7 +13,7 @@ from refold.algebra.operator import Affine, AvgPool, Conv, Pad, Resample, Select
 from refold.graph.layers import Crop, Cropped, ScaleShift, SelectChannels
 from refold.graph.lift.piece import Lifted, Piece, norm_piece, nothing, unary
 from refold.graph.lift.windows import conv_axes, pool_axes, transposed_axes, tuple_of
-from refold.graph.trace.genuine import disguise, layer_class
+from refold.graph.trace.overridden import disguise, layer_class
 
 Shape = tuple[int, ...] | None
 ModuleHandler = Callable[[Any, fx.Node, Shape], Lifted]

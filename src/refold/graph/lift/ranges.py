@@ -30,7 +30,7 @@ from refold.graph.lift.activations import activation
 from refold.graph.lift.interval import UNKNOWN, Interval, point
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
-from refold.graph.trace.genuine import layer_class
+from refold.graph.trace.overridden import layer_class
 from refold.ranked import MAX_POOLS, POOLS
 
 ZERO = point(0.0)

@@ -20,7 +20,7 @@ from refold.graph.lift.context import Context, Handler, Shape
 from refold.graph.lift.indexing import axes_of
 from refold.graph.lift.piece import Lifted, Piece, RankedOp, relayout, unary
 from refold.graph.lift.windows import tuple_of
-from refold.graph.trace.genuine import layer_class
+from refold.graph.trace.overridden import layer_class
 
 
 def _reshape(context: Context, node: fx.Node, call: Call) -> Lifted:

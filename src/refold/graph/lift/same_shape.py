@@ -29,7 +29,7 @@ from refold.graph.copies.modules import submodule
 from refold.graph.lift.axes import keeps_shape
 from refold.graph.lift.context import Context
 from refold.graph.lift.piece import Piece
-from refold.graph.trace.genuine import layer_class
+from refold.graph.trace.overridden import layer_class
 
 Windows = tuple[tuple[int, int], ...]
 """(stride, slack) per spatial axis: n positions become (n + slack) // stride + 1."""

@@ -11,8 +11,8 @@ from torch import fx, nn
 from refold.graph.calls import Kind, is_question, kind_by_name, name_of, writes_by_name
 from refold.graph.copies.modules import submodule
 from refold.graph.trace.frames import frame_of, nodes_in, root_of
-from refold.graph.trace.genuine import layer_class
 from refold.graph.trace.leaves import is_layer
+from refold.graph.trace.overridden import layer_class
 
 _FRESH_LAYERS = (
     nn.modules.conv._ConvNd,

@@ -23,7 +23,7 @@ from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.trace.doubts import is_default, keywords_read, mentions
 from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves, map_tree
-from refold.graph.trace.genuine import layer_class
+from refold.graph.trace.overridden import layer_class
 from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recorder.torch_calls import RecordError

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from refold.errors import InputError
-from refold.graph.trace.genuine import layer_class
+from refold.graph.trace.overridden import layer_class
 
 _SIDES = (64, 224, 32, 28, 16, 8, 128, 256, 299, 384)
 _OF_ANYTHING = ((2, 3, 64, 64), (2, 4, 8, 8), (2, 3, 64), (2, 8))

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from refold.graph.calls import is_question, name_of
 from refold.graph.trace.frames import Frame, frame_of, nodes_in, walk
-from refold.graph.trace.genuine import access_disguise, call_disguise, disguise
+from refold.graph.trace.overridden import access_disguise, call_disguise, disguise
 
 NO_FORWARD = "it has no forward"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from refold.graph.trace.genuine import layer_class
 from refold.graph.trace.leaves import has_hooks
+from refold.graph.trace.overridden import layer_class
 
 
 def result_of_layer(module: nn.Module, args: tuple[Any, ...], dtype: torch.dtype) -> Tensor | None:

@@ -22,7 +22,6 @@ from refold.graph.copies.modules import modules_by_path, stored_tensors
 from refold.graph.copies.watching import watched_attributes, watched_calls
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in
-from refold.graph.trace.genuine import disguise
 from refold.graph.trace.leaves import (
     current_modes,
     drop_checks,
@@ -30,6 +29,7 @@ from refold.graph.trace.leaves import (
     is_layer,
     pinned_reason,
 )
+from refold.graph.trace.overridden import disguise
 from refold.graph.trace.recorder.chance import Chance
 from refold.graph.trace.recorder.forms import result_of_layer
 from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip

@@ -28,9 +28,9 @@ from refold.algebra.operator import (
     wide,
 )
 from refold.algebra.row import Taps, Unflatten, size_after
+from refold.engine.ledger import Rewrite
+from refold.engine.memory import fresh
 from refold.errors import GeometryError
-from refold.rules.fresh import fresh
-from refold.rules.ledger import Rewrite
 from refold.rules.norm import scale_outputs
 from refold.rules.parallel import add_convs, branches_as_convs, summands
 from refold.rules.row import Host, host_of, without_source

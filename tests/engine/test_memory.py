@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
-from refold.rules import fresh as module
-from refold.rules.fresh import fresh, made_ready
+from refold.engine import memory as module
+from refold.engine.memory import fresh, made_ready
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 import refold
 from refold.branches import expand
 from refold.graph.copies.owned import duplicate
-from refold.graph.trace.genuine import call_disguise, disguise, layer_class
 from refold.graph.trace.leaves import pinned_reason
+from refold.graph.trace.overridden import call_disguise, disguise, layer_class
 
 pytestmark = pytest.mark.slow
 

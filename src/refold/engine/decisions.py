@@ -12,10 +12,10 @@ from dataclasses import fields
 from torch import Tensor
 
 from refold.algebra.operator import Concat, Input, Operator, Sequence, Sum
+from refold.engine.ledger import Rewrite
+from refold.engine.replay import Replay
+from refold.engine.simplify import simplify
 from refold.rules import RULES, Rule
-from refold.rules.engine import simplify
-from refold.rules.ledger import Rewrite
-from refold.rules.replay import Replay
 
 _Rules = tuple[Rule, ...]
 

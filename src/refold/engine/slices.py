@@ -24,8 +24,8 @@ from refold.algebra.operator import (
     points,
     sequence,
 )
-from refold.rules.fresh import fresh
-from refold.rules.ledger import Rewrite
+from refold.engine.ledger import Rewrite
+from refold.engine.memory import fresh
 from refold.rules.norm import merge_affines, scale_outputs, scale_rows
 from refold.rules.parallel import add_convs, summands, taps_within
 

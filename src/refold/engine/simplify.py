@@ -22,13 +22,13 @@ from refold.algebra.operator import (
     leaves,
     sequence,
 )
+from refold.engine.ledger import Ledger, RuleStep
+from refold.engine.ledger import Rewrite as Rewrite
+from refold.engine.neighbours import Witness, source_of
 from refold.rules import RULES, Rule
-from refold.rules.ledger import Ledger, RuleStep
-from refold.rules.ledger import Rewrite as Rewrite
 from refold.rules.parallel import summands
 from refold.rules.rule import Window
 from refold.rules.siblings import head_of
-from refold.rules.witness import Witness, source_of
 
 
 def simplify(

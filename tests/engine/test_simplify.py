@@ -32,9 +32,9 @@ from refold.algebra.operator import (
     points,
     sequence,
 )
+from refold.engine.simplify import simplify
 from refold.errors import RuleLoopError
 from refold.rules import RULES
-from refold.rules.engine import simplify
 from refold.rules.rule import Rule, rule
 from rules.trees import foldable, one_target, wild
 

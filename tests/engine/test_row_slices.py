@@ -22,10 +22,10 @@ from refold.algebra.operator import (
     sequence,
 )
 from refold.algebra.row import Reshaped, Unflatten
-from refold.rules import row_slices
-from refold.rules.engine import simplify
-from refold.rules.replay import Replay
-from refold.rules.row_slices import fold_rows_in_slices
+from refold.engine import row_slices
+from refold.engine.replay import Replay
+from refold.engine.row_slices import fold_rows_in_slices
+from refold.engine.simplify import simplify
 from rules.cases_rows import SIZE, full, matrix, row_of
 from rules.parts import HALF, KERNEL, NEAR, NORM, POINT, SCALE, SHAPE, conv, tensor
 

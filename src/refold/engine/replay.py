@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from refold.algebra.operator import Concat, Identity, Input, Operator, Sequence, Sum
-from refold.rules.ledger import Rewrite
+from refold.engine.ledger import Rewrite
 
 
 class Replay:

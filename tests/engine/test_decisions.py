@@ -12,8 +12,8 @@ from torch import Tensor
 from refold.algebra.apply import apply
 from refold.algebra.geometry import Axes, Axis
 from refold.algebra.operator import Affine, Conv, Input, Operator, Sequence, Sum, add, sequence
-from refold.rules import engine
-from refold.rules.decisions import Decisions, structure
+from refold.engine import simplify as engine
+from refold.engine.decisions import Decisions, structure
 
 _AXES = (Axis(3, 1, 1, 1, 1), Axis(3, 1, 1, 1, 1))
 
@@ -49,7 +49,7 @@ def test_the_same_structure_is_decided_once(monkeypatch: pytest.MonkeyPatch) -> 
         calls.append(op)
         return original(op, *args, **options)
 
-    monkeypatch.setattr("refold.rules.decisions.simplify", counted)
+    monkeypatch.setattr("refold.engine.decisions.simplify", counted)
     decisions = Decisions()
     x = torch.randn(2, 4, 5, 7, dtype=torch.float64)
     for key in "abc":
