@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from refold.graph import Capture, Fold, Kept, fold_graph
 from refold.onnx_files.constants import Constants, sizes_of
 from refold.onnx_files.network import Network
 from refold.onnx_files.proof import examples, prove
-from refold.onnx_files.reading import OnnxFile, damage, read
+from refold.onnx_files.reading import OnnxFile, damage, quantized_reason, read
 from refold.onnx_files.report import OnnxReport, count
 from refold.onnx_files.saving import apply, companion, copy_of, has_weights_outside, save, tensors
 from refold.onnx_files.scales import hand_over_scales
@@ -23,8 +22,6 @@ from refold.onnx_files.tensors import check_size
 from refold.onnx_files.translating import translate
 from refold.onnx_files.trials import open_original
 from refold.onnx_files.writing import Writer, Written
-
-_QUANTIZED = re.compile(r"Q(uantize)?Linear|Dequantize|Integer$|^DynamicQuantize")
 
 
 def fold_onnx(
@@ -114,12 +111,8 @@ def _fold(
 def _folded(
     file: OnnxFile, allow_growth: bool
 ) -> tuple[Written, tuple[Fold, ...], tuple[Kept, ...]]:
-    quantized = next((n for n in file.nodes if _QUANTIZED.search(n.op_type)), None)
-    if quantized is not None:
-        reason = (
-            f"it is quantized ({quantized.op_type} {quantized.name!r}): a fold would change what "
-            "the quantizer measured; fold the float model, then quantize"
-        )
+    reason = quantized_reason(file)
+    if reason is not None:
         return Written(list(file.nodes)), (), (Kept(file.path.name, reason),)
     sizes = sizes_of(file)
     constants = Constants(file, sizes.types)

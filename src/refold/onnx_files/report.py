@@ -25,6 +25,7 @@ class OnnxReport:
         nodes_after: the same of the result.
         changed: whether the result differs from the file at all.
         trials: the runs that both files were compared on.
+        done: what happened to each step, in one word.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class OnnxReport:
     nodes_after: dict[str, int]
     changed: bool = False
     trials: tuple[Trial, ...] = ()
+    done: str = "folded"
 
     @property
     def error(self) -> float:
@@ -56,7 +58,7 @@ class OnnxReport:
     def __str__(self) -> str:
         """Return a table of all steps and all that was kept, then one line of totals."""
         rows = [
-            [step.where, "folded", step.detail,
+            [step.where, self.done, step.detail,
              f"{step.parameters_before:,} -> {step.parameters_after:,}"]
             for step in self.steps
         ]  # fmt: skip
@@ -68,7 +70,7 @@ class OnnxReport:
         """Return how much was done and what it changed, as one line."""
         before, after = sum(self.nodes_before.values()), sum(self.nodes_after.values())
         kept = f", {len(self.kept)} kept" if self.kept else ""
-        text = f"{len(self.steps)} folded{kept}; nodes {before} -> {after}"
+        text = f"{len(self.steps)} {self.done}{kept}; nodes {before} -> {after}"
         return f"{text}; {self.proof()}" if self.trials else text
 
     def proof(self) -> str:
