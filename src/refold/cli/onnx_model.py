@@ -16,6 +16,8 @@ from refold.errors import InputError, NotEquivalentError
 from refold.files import atomic_path
 
 if TYPE_CHECKING:
+    import torch
+
     from refold.bench import BenchmarkTable
     from refold.onnx_files import OnnxReport, Trial
 
@@ -169,13 +171,13 @@ def bench_onnx(
     import refold
 
     check_runtimes(network.model, runtimes)
+    inputs = file_inputs(network)
     with tempfile.TemporaryDirectory(prefix="refold-") as folder:
         folded = Path(folder) / "folded.onnx"
         with step("fold"):
             refold.fold_onnx(network.model, folded, allow_growth=allow_growth)
-        return time_files(
-            network, runtimes, {"before": Path(network.model), "after": folded}, rounds
-        )
+        files = {"before": Path(network.model), "after": folded}
+        return time_files(files, inputs, runtimes, rounds)
 
 
 def check_runtimes(model: str, runtimes: tuple[str, ...]) -> None:
@@ -193,17 +195,29 @@ def check_runtimes(model: str, runtimes: tuple[str, ...]) -> None:
         )
 
 
-def time_files(
-    network: Network, runtimes: tuple[str, ...], files: dict[str, Path], rounds: int
-) -> BenchmarkTable:
-    """Time some .onnx files in turn, on inputs that the file of a command takes."""
+def file_inputs(network: Network) -> tuple[torch.Tensor, ...]:
+    """Return inputs to time the file of a command on.
+
+    Raises:
+        InputError: when it does not run on the sizes asked for.
+    """
     import torch
 
-    from refold.bench import benchmark_files
     from refold.onnx_files import inputs_for, read
 
     sizes = [parse_size(text) for text in network.input_size or ()]
     arrays = inputs_for(read(network.model), sizes, network.batch, network.seed)
-    inputs = tuple(torch.from_numpy(array) for array in arrays.values())
+    return tuple(torch.from_numpy(array) for array in arrays.values())
+
+
+def time_files(
+    files: dict[str, Path],
+    inputs: tuple[torch.Tensor, ...],
+    runtimes: tuple[str, ...],
+    rounds: int,
+) -> BenchmarkTable:
+    """Time some .onnx files in turn."""
+    from refold.bench import benchmark_files
+
     with step("time"):
         return benchmark_files(files, inputs, runtimes, rounds=rounds)

@@ -13,6 +13,7 @@ from refold.cli.onnx_model import (
     SUFFIXES,
     check_options,
     check_runtimes,
+    file_inputs,
     node_rows,
     time_files,
     to_openvino,
@@ -110,7 +111,8 @@ def _time(network: Network, folder: Path, made: Path, runtimes: tuple[str, ...])
 
     folded = folder / "folded.onnx"
     refold.fold_onnx(network.model, folded)
-    return time_files(network, runtimes, {"folded": folded, "after": made}, _ROUNDS)
+    files = {"folded": folded, "after": made}
+    return time_files(files, file_inputs(network), runtimes, _ROUNDS)
 
 
 def _show(model: str, account: OnnxAccount) -> None:

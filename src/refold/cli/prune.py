@@ -134,7 +134,11 @@ def prune(
         raise InputError(
             "pass --ratio, --threshold, --macs, --params or --latency, such as --ratio 0.5"
         )
-    least_kept = {"floor": least, "round_to": round_to, "remove_residuals": remove_residuals}
+    least_kept: dict[str, Any] = {
+        "floor": least,
+        "round_to": round_to,
+        "remove_residuals": remove_residuals,
+    }
     if is_onnx(network.model):
         prune_file(network, output, locals(), targets | least_kept)
         return

@@ -60,7 +60,7 @@ def cost_of(network: Network, capture: Capture) -> Workload:
     return Workload(parameters, None if batch is None else macs // batch)
 
 
-def _work(layer: nn.Module, shape: tuple[int, ...]) -> int | None:
+def _work(layer: Any, shape: tuple[int, ...]) -> int | None:
     """Return the multiply-adds of one layer on a value of this shape."""
     if isinstance(layer, nn.Linear):
         return prod(shape[:-1]) * layer.weight.numel()

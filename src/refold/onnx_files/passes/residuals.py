@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +69,7 @@ def remove_residuals_onnx(
             require_none(account.kept)
         trials = compared(read(source), plain, example_inputs)
         published(plain, target)
-    return OnnxAccount(**{**vars(account), "trials": trials})
+    return replace(account, trials=trials)
 
 
 class Removed(NamedTuple):
