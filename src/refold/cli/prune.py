@@ -126,7 +126,6 @@ def prune(
     """
     from refold.pruning import drop_dead_channels, pruning
 
-    least = parse_floor(floor)
     targets = {
         "ratio": ratio, "threshold": threshold, "macs": macs, "params": params, "latency": latency,
     }  # fmt: skip
@@ -134,13 +133,11 @@ def prune(
         raise InputError(
             "pass --ratio, --threshold, --macs, --params or --latency, such as --ratio 0.5"
         )
-    least_kept: dict[str, Any] = {
-        "floor": least,
-        "round_to": round_to,
-        "remove_residuals": remove_residuals,
-    }
+    least: dict[str, Any] = {
+        "floor": parse_floor(floor), "round_to": round_to, "remove_residuals": remove_residuals,
+    }  # fmt: skip
     if is_onnx(network.model):
-        prune_file(network, output, locals(), targets | least_kept)
+        prune_file(network, output, locals(), targets | least)
         return
     place, page = None if output is None else check_destination(output), check_page(report)
     subject = prepare(network)
@@ -151,7 +148,7 @@ def prune(
             **targets,
             clock=None if latency is None else _clock(subject, runtime),
             importance=(importance or Importance.bn).value,
-            **least_kept,
+            **least,
         )
     if not as_json:
         _say_cost(done, network.model)
