@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from refold.errors import InputError, RefoldError
 from refold.files import atomic_path
@@ -86,7 +86,7 @@ def _fold(
     for tensor in tensors(file.model.graph):
         check_size(tensor, file.folder)
     before = count(file.nodes)
-    written, steps, kept = _folded(file, allow_growth)
+    written, steps, kept, _ = folded(file, allow_growth=allow_growth)
     report = OnnxReport(
         path=file.path, output=target, steps=steps, kept=kept,
         nodes_before=before, nodes_after=count(written.nodes), changed=written.changed,
@@ -108,27 +108,43 @@ def _fold(
     return replace(report, trials=trials)
 
 
-def _folded(
-    file: OnnxFile, allow_growth: bool
-) -> tuple[Written, tuple[Fold, ...], tuple[Kept, ...]]:
+class Folded(NamedTuple):
+    """A folded file that is not written yet.
+
+    Args:
+        written: its nodes.
+        steps: what was folded.
+        kept: what was left, and why.
+        capture: its graph; None for a file that is left alone.
+    """
+
+    written: Written
+    steps: tuple[Fold, ...]
+    kept: tuple[Kept, ...]
+    capture: Capture | None
+
+
+def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Folded:
+    """Fold what was read, in memory; `exactly` keeps the weights in float64, to look at only."""
     reason = quantized_reason(file)
     if reason is not None:
-        return Written(list(file.nodes)), (), (Kept(file.path.name, reason),)
+        return Folded(Written(list(file.nodes)), (), (Kept(file.path.name, reason),), None)
     sizes = sizes_of(file)
     constants = Constants(file, sizes.types)
-    made = list[Network]()
+    made = list[tuple[Network, Capture]]()
 
     def make() -> Capture:
-        network, capture = translate(file, sizes, constants)
-        made[:] = [network]
-        return capture
+        made[:] = [translate(file, sizes, constants)]
+        if exactly:
+            made[0][1].module.double()
+        return made[0][1]
 
     names: dict[str, str] = {}
     scales = list[Fold]()
 
     def write(capture: Capture) -> Written:
         scales[:] = hand_over_scales(capture)
-        writer = Writer(made[0], capture)
+        writer = Writer(made[0][0], capture)
         written = writer.write()
         names.clear()
         names.update(writer.called)
@@ -141,7 +157,10 @@ def _folded(
     if done.result.computed:
         steps += (_computed(done.result.computed),)
     kept = tuple(replace(item, where=_called(item.where, names)) for item in done.kept)
-    return done.result, steps, kept
+    capture = made[0][1]
+    for call in capture.graph.nodes:  # what a fold made is called what the file calls it
+        call.meta.setdefault("place", names.get(str(call.target), call.name))
+    return Folded(done.result, steps, kept, capture)
 
 
 def _computed(count: int) -> Fold:

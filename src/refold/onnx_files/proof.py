@@ -81,9 +81,9 @@ def prove(
     names = outputs + [n for n in names_of(original.model) if n in made and n not in outputs]
     if _is_large(original):
         names = outputs
-    first, moved = _watched(original, names), _moved(original, names)
+    first, moved = watched(original, names), _moved(original, names)
     try:
-        second = _watched(read(candidate), names)
+        second = watched(read(candidate), names)
     except Exception as error:
         raise NotEquivalentError(
             f"ONNX Runtime cannot open the folded file: {one_line(error)} "
@@ -193,7 +193,7 @@ def _moved(file: OnnxFile, names: list[str]) -> Any:
         step = 1 + up.double() * torch.finfo(values.dtype).eps
         tensor.CopyFrom(to_proto((values.double() * step).to(values.dtype), tensor.name))
     try:
-        return _watched(OnnxFile(file.path, copied, file.opset), names)
+        return watched(OnnxFile(file.path, copied, file.opset), names)
     except Exception:  # then the general bound is all there is
         return None
 
@@ -237,7 +237,7 @@ def _difference(wanted: Any, got: Any) -> float:
     return 0.0 if not delta else delta / scale if scale else float("inf")
 
 
-def _watched(file: OnnxFile, names: list[str]) -> Any:
+def watched(file: OnnxFile, names: list[str]) -> Any:
     """Open a file so that these values can be asked for."""
     if _is_large(file):
         return session(file.path)
