@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from refold.errors import InputError, RefoldError
 from refold.files import atomic_path
 from refold.graph import Capture, Fold, Kept, fold_graph
+from refold.onnx_files.bodies import Bodies, fold_bodies
 from refold.onnx_files.constants import Constants, sizes_of
 from refold.onnx_files.network import Network
 from refold.onnx_files.proof import examples, prove
@@ -86,7 +88,10 @@ def _fold(
     for tensor in tensors(file.model.graph):
         check_size(tensor, file.folder)
     before = count(file.nodes)
+    bodies = _bodies_folded(file, allow_growth, check)
     written, steps, kept, _ = folded(file, allow_growth=allow_growth)
+    written.changed = written.changed or bool(bodies.steps)
+    steps, kept = (*bodies.steps, *steps), (*bodies.kept, *kept)
     report = OnnxReport(
         path=file.path, output=target, steps=steps, kept=kept,
         nodes_before=before, nodes_after=count(written.nodes), changed=written.changed,
@@ -106,6 +111,13 @@ def _fold(
         save(file, temporary, outside=outside)
         trials = prove(original, temporary, inputs, written.made) if check else ()
     return replace(report, trials=trials)
+
+
+def _bodies_folded(file: OnnxFile, allow_growth: bool, check: bool) -> Bodies:
+    """Fold the graphs inside nodes, where the file's weights lie inside and are not quantized."""
+    if quantized_reason(file) is not None or has_weights_outside(file):
+        return Bodies()
+    return fold_bodies(file, partial(fold_onnx, allow_growth=allow_growth, check=check))
 
 
 class Folded(NamedTuple):

@@ -41,6 +41,9 @@ class OnnxFile:
     def __post_init__(self) -> None:
         self.computed: dict[object, Any] = {}  # what was computed of small constants
         self.nodes: list[Any] = list(self.model.graph.node)  # alive, so that each has one identity
+        self.was_read = set[str]()  # by any of them, also inside
+        for node in self.nodes:
+            self.was_read.update(node.input, *map(captured, subgraphs(node)))
 
     @property
     def folder(self) -> Path:

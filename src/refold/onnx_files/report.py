@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from refold.graph import Fold, Kept
 from refold.onnx_files.proof import Trial
+from refold.onnx_files.reading import subgraphs
 from refold.table import render
 
 
@@ -83,6 +85,13 @@ class OnnxReport:
         )
 
 
-def count(nodes: list[Any]) -> dict[str, int]:
-    """Return how many nodes there are of each operator, constants left out."""
-    return dict(Counter(node.op_type for node in nodes if node.op_type != "Constant"))
+def count(nodes: Iterable[Any]) -> dict[str, int]:
+    """Return how many nodes there are of each operator, those inside others too; no constants."""
+    return dict(Counter(node.op_type for node in _all(nodes) if node.op_type != "Constant"))
+
+
+def _all(nodes: Iterable[Any]) -> Iterator[Any]:
+    for node in nodes:
+        yield node
+        for below in subgraphs(node):
+            yield from _all(below.node)
