@@ -21,7 +21,10 @@ SOURCE = ROOT / "src" / "refold"
 PAGE = ROOT / "docs" / "why-not-folded.md"
 # Where reasons come from, and the files there that hold tables of calls or the tests' own oracle.
 ROOMS = ("algebra", "rules", "graph", "residuals", "pruning", "branches")
-FILES = ("planning.py", *(f"onnx_files/{name}.py" for name in ("folding", "lowering", "writing")))
+FILES = (
+    "planning.py",
+    *(f"onnx_files/{name}.py" for name in ("bodies", "folding", "lowering", "writing")),
+)
 NO_REASONS = ("graph/calls.py", "graph/lift/ranges.py", "algebra/apply.py", "algebra/dense.py")
 # What is told to the caller at once, to the log, or to Python.
 NOT_KEPT = {
@@ -50,6 +53,7 @@ PARTS = {  # of sentences, and names of steps
     "<refold generated … …>",
     *("1 node that no input decides", "… nodes that no input decides", "a scale of nothing"),
     *("a convolution of another window, padded by its size", "a padding that goes around"),
+    "bounds that differ by channel",
     *("an average with a divisor of its own", "values side by side along an unknown axis"),
     "a choice of positions",
     *("the folded model fails (…: …)", "the folded model fails on the example (…: …)"),

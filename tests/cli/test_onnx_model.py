@@ -64,6 +64,38 @@ def test_bench(file: str, capfd: Capture) -> None:
     ]
 
 
+DEEP = """(float[n, 4, 8, 8] x) => (float[n, 4, 8, 8] y) {
+  r = Relu(x) a = Conv<pads=[1,1,1,1]>(r, wa) b = Relu(a) c = Conv<pads=[1,1,1,1]>(b, wc)
+  y = Add(c, r) }"""
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> str:
+    weights = {"wa": (4, 4, 3, 3), "wc": (4, 4, 3, 3)}
+    return str(written(tmp_path, model(DEEP, weights), "deep.onnx"))
+
+
+def test_prune(deep: str, tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "out.onnx"
+    words = ["prune", deep, "--ratio", "0.5", "--round-to", "1", "-o", str(out)]
+    assert main(words) == 0
+    said = capfd.readouterr()
+    assert "4 -> 2 channels" in said.out
+    assert "chosen channels are silenced: equal in ONNX Runtime" in said.out
+    assert "less accurate until it is trained again" in said.err
+    assert main([*words[:-2], "--measure", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["cost_after"]["parameters"] == found["cost_before"]["parameters"] // 2
+    assert [row["model"] for row in found["timings"]["rows"]] == ["folded", "after"]
+
+
+def test_remove_residuals(deep: str, tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "out.xml"
+    assert main(["remove-residuals", deep, "-o", str(out)]) == 0
+    assert "removed: 1" in capfd.readouterr().out
+    assert main(["verify", deep, str(out)]) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -75,8 +107,14 @@ def test_bench(file: str, capfd: Capture) -> None:
         (["bench", "{}", "--runtime", "eager"], "give one of onnxruntime, openvino"),
         (["bench", "{}", "--device", "cuda"], "is a finished file: --device cannot change it"),
         (["bench", "{}", "--input-size", "4x8x8"], "fixes the size of 'x' to 3x8x8, not 4x8x8"),
-        (["prune", "{}", "--ratio", "0.5"], "is an ONNX file, which convert, inspect"),
-        (["remove-residuals", "{}"], "is an ONNX file, which convert, inspect"),
+        (["prune", "{}", "--ratio", "0.5", "--importance", "bn"], "give --importance l1"),
+        (["prune", "{}", "--latency", "0.5"], "give --ratio, --params or --macs"),
+        (["prune", "{}", "--ratio", "0.5", "--report", "a.html"], "leave it out"),
+        (["prune", "{}", "--ratio", "0.5", "-o", "a.pt2"], "end it in one of .onnx .xml"),
+        (["prune", "{}", "--ratio", "0.5"], "no channel of this file can be dropped: Conv_0"),
+        (["remove-residuals", "{}", "--checkpoint", "a.pt"], "--checkpoint cannot change it"),
+        (["remove-residuals", "{}", "--runtime", "eager"], "give one of onnxruntime, openvino"),
+        (["tune", "{}", "-o", "a.json"], "is an ONNX file, which convert, inspect"),
     ],
 )
 def test_what_it_cannot_do(

@@ -13,7 +13,7 @@ from torch import nn
 from helpers.onnx_texts import assert_same, kinds, model, norm, run, written
 from refold import blocks
 from refold.errors import NotEquivalentError
-from refold.onnx_files import fold_onnx
+from refold.onnx_files import fold_onnx, proof, read
 from refold.onnx_files.folding import Writer
 
 IMAGE = "(float[n, 3, h, w] x) => (float[n, c, i, j] y)"
@@ -349,3 +349,16 @@ def test_bfloat16_weights(tmp_path: Path) -> None:
     assert report.nodes_after == {"Conv": 1}
     [stored] = onnx.load(tmp_path / "out.onnx").graph.initializer
     assert stored.data_type == TensorProto.BFLOAT16
+
+
+def test_pools_of_large_maps_round_more(tmp_path: Path) -> None:
+    """A norm passes the pool; float32 loses more in a sum of two million numbers than in layers."""
+    text = """(float[n, 2, h, w] x) => (float[n, 3] y) {
+      a = BatchNormalization(x, gn, bn, mn, vn) b = GlobalAveragePool(a) c = Flatten(b)
+      y = MatMul(c, w) }"""
+    source = read(written(tmp_path, model(text, {"w": (2, 3), **norm("n", 2)})))
+    arrays = {"x": np.ones((2, 2, 6, 7), np.float32)}
+    assert proof._longest_sum(source, arrays) == 42
+    assert proof.bound_of(source, 1 << 21) > 100 * proof.bound_of(source)
+    no_pool = read(written(tmp_path, model(IMAGE + "{ y = Relu(x) }", {}), "relu.onnx"))
+    assert proof._longest_sum(no_pool, arrays) == 1

@@ -16,6 +16,8 @@ from refold.errors import InputError, NotEquivalentError
 from refold.files import atomic_path
 
 if TYPE_CHECKING:
+    import torch
+
     from refold.bench import BenchmarkTable
     from refold.onnx_files import OnnxReport, Trial
 
@@ -72,7 +74,7 @@ def convert_onnx(network: Network, output: Path, given: dict[str, Any]) -> None:
     if given["as_json"]:
         print_json(report.to_dict() | {"output": str(output)})
         return
-    table(f"{model} -> {output}", ["", "before", "after"], _rows(report))
+    table(f"{model} -> {output}", ["", "before", "after"], node_rows(report))
     say(f"folds: {len(report.steps)}", *kept_lines(report.kept))
     if report.trials:
         say(report.proof())
@@ -85,23 +87,35 @@ def convert_onnx(network: Network, output: Path, given: dict[str, Any]) -> None:
 
 def _written(model: Path, place: Path, allow_growth: bool) -> OnnxReport:
     import refold
-    from refold.onnx_files import compare, write_openvino
 
     if place.suffix.lower() == ".onnx":
         return refold.fold_onnx(model, place, allow_growth=allow_growth)
     with tempfile.TemporaryDirectory(prefix="refold-") as folder:
         folded = Path(folder) / "folded.onnx"
         report = refold.fold_onnx(model, folded, allow_growth=allow_growth)
-        with atomic_path(place, [place.with_suffix(".bin").name]) as temporary:
-            write_openvino(folded, temporary)
-            trials = compare(model, temporary)
-            wrong = [trial for trial in trials if not trial.error <= trial.bound]
-            if wrong:
-                raise NotEquivalentError(_difference(place, wrong[0]))
+        to_openvino(folded, place, model)
     return report
 
 
-def _rows(report: OnnxReport) -> list[list[str]]:
+def to_openvino(source: Path, place: Path, like: Path) -> None:
+    """Write an .onnx file in OpenVINO's format, and compare it with another that is the same.
+
+    Raises:
+        InputError: when OpenVINO cannot read it.
+        NotEquivalentError: when they differ; nothing is written then.
+    """
+    from refold.onnx_files import compare, write_openvino
+
+    with atomic_path(place, [place.with_suffix(".bin").name]) as temporary:
+        write_openvino(source, temporary)
+        trials = compare(like, temporary)
+        wrong = [trial for trial in trials if not trial.error <= trial.bound]
+        if wrong:
+            raise NotEquivalentError(_difference(place, wrong[0]))
+
+
+def node_rows(report: OnnxReport) -> list[list[str]]:
+    """Return how many nodes there are before and after, and of which kinds other numbers."""
     kinds = dict.fromkeys((*report.nodes_before, *report.nodes_after))
     pairs = {k: (report.nodes_before.get(k, 0), report.nodes_after.get(k, 0)) for k in kinds}
     rows = [[k, str(a), str(b)] for k, (a, b) in sorted(pairs.items()) if a != b]
@@ -154,25 +168,56 @@ def bench_onnx(
     network: Network, runtimes: tuple[str, ...], rounds: int, allow_growth: bool
 ) -> BenchmarkTable:
     """Time an .onnx file before and after folding, in turn."""
-    import torch
-
     import refold
-    from refold.bench import FILE_RUNTIMES, benchmark_files
-    from refold.onnx_files import inputs_for, read
 
-    unknown = [runtime for runtime in runtimes if runtime not in FILE_RUNTIMES]
-    if unknown:
-        raise InputError(
-            f"--runtime {unknown[0]} does not run {network.model}: "
-            f"give one of {', '.join(FILE_RUNTIMES)}"
-        )
-    sizes = [parse_size(text) for text in network.input_size or ()]
-    arrays = inputs_for(read(network.model), sizes, network.batch, network.seed)
+    check_runtimes(network.model, runtimes)
+    inputs = file_inputs(network)
     with tempfile.TemporaryDirectory(prefix="refold-") as folder:
         folded = Path(folder) / "folded.onnx"
         with step("fold"):
             refold.fold_onnx(network.model, folded, allow_growth=allow_growth)
-        with step("time"):
-            inputs = tuple(torch.from_numpy(array) for array in arrays.values())
-            files = {"before": Path(network.model), "after": folded}
-            return benchmark_files(files, inputs, runtimes, rounds=rounds)
+        files = {"before": Path(network.model), "after": folded}
+        return time_files(files, inputs, runtimes, rounds)
+
+
+def check_runtimes(model: str, runtimes: tuple[str, ...]) -> None:
+    """Refuse runtimes that run no .onnx file.
+
+    Raises:
+        InputError: naming the first.
+    """
+    from refold.bench import FILE_RUNTIMES
+
+    unknown = [runtime for runtime in runtimes if runtime not in FILE_RUNTIMES]
+    if unknown:
+        raise InputError(
+            f"--runtime {unknown[0]} does not run {model}: give one of {', '.join(FILE_RUNTIMES)}"
+        )
+
+
+def file_inputs(network: Network) -> tuple[torch.Tensor, ...]:
+    """Return inputs to time the file of a command on.
+
+    Raises:
+        InputError: when it does not run on the sizes asked for.
+    """
+    import torch
+
+    from refold.onnx_files import inputs_for, read
+
+    sizes = [parse_size(text) for text in network.input_size or ()]
+    arrays = inputs_for(read(network.model), sizes, network.batch, network.seed)
+    return tuple(torch.from_numpy(array) for array in arrays.values())
+
+
+def time_files(
+    files: dict[str, Path],
+    inputs: tuple[torch.Tensor, ...],
+    runtimes: tuple[str, ...],
+    rounds: int,
+) -> BenchmarkTable:
+    """Time some .onnx files in turn."""
+    from refold.bench import benchmark_files
+
+    with step("time"):
+        return benchmark_files(files, inputs, runtimes, rounds=rounds)

@@ -14,6 +14,8 @@ from refold.cli import options
 from refold.cli.bench import Measure, measured_in
 from refold.cli.console import count, note, print_json, say, say_block, step, table
 from refold.cli.destination import check_destination
+from refold.cli.onnx_model import is_onnx
+from refold.cli.onnx_passes import UNTUNED, prune_file
 from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove
 from refold.cli.shipping import ship
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from refold.bench import BenchmarkTable
     from refold.equivalence import Proof
     from refold.pruning import Pruning
-
-UNTUNED = "a pruned network is less accurate until it is trained again"
 
 
 class Importance(StrEnum):
@@ -79,11 +79,11 @@ RoundTo = Annotated[
     ),
 ]
 By = Annotated[
-    Importance,
+    Importance | None,
     typer.Option(
         "--importance",
         help="bn: the scale of the norm that made the channel; l1: the L1 norm of its filter, over "
-        "the mean of its layer.",
+        "the mean of its layer. Default: bn; l1 for an .onnx file.",
     ),
 ]
 Floor = Annotated[
@@ -109,7 +109,7 @@ def prune(
     macs: Macs = None,
     params: Params = None,
     latency: Latency = None,
-    importance: By = Importance.bn,
+    importance: By = None,
     floor: Floor = "1",
     round_to: RoundTo = 8,
     remove_residuals: Remove = False,
@@ -120,10 +120,12 @@ def prune(
     report: options.Report = None,
     as_json: options.Json = False,
 ) -> None:
-    """Drop the least important channels; print what is saved, and verify against masks."""
+    """Drop the least important channels; print what is saved, and verify against masks.
+
+    An .onnx file, whoever wrote it, becomes an .onnx or .xml file with fewer channels.
+    """
     from refold.pruning import drop_dead_channels, pruning
 
-    least = parse_floor(floor)
     targets = {
         "ratio": ratio, "threshold": threshold, "macs": macs, "params": params, "latency": latency,
     }  # fmt: skip
@@ -131,6 +133,12 @@ def prune(
         raise InputError(
             "pass --ratio, --threshold, --macs, --params or --latency, such as --ratio 0.5"
         )
+    least: dict[str, Any] = {
+        "floor": parse_floor(floor), "round_to": round_to, "remove_residuals": remove_residuals,
+    }  # fmt: skip
+    if is_onnx(network.model):
+        prune_file(network, output, locals(), targets | least)
+        return
     place, page = None if output is None else check_destination(output), check_page(report)
     subject = prepare(network)
     with step("choose and drop channels"):
@@ -139,10 +147,8 @@ def prune(
             subject.example_inputs,
             **targets,
             clock=None if latency is None else _clock(subject, runtime),
-            importance=importance.value,
-            floor=least,
-            round_to=round_to,
-            remove_residuals=remove_residuals,
+            importance=(importance or Importance.bn).value,
+            **least,
         )
     if not as_json:
         _say_cost(done, network.model)

@@ -12,6 +12,8 @@ from refold.cli import options
 from refold.cli.bench import Measure, measured_in
 from refold.cli.console import note, print_json, say, say_block, step, table
 from refold.cli.destination import check_destination
+from refold.cli.onnx_model import is_onnx
+from refold.cli.onnx_passes import rewrite_file
 from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove
 from refold.cli.shipping import ship
@@ -43,11 +45,17 @@ def remove_residuals(
     report: options.Report = None,
     as_json: options.Json = False,
 ) -> None:
-    """Rewrite a network without residual additions; print what that costs, verify in float64."""
+    """Rewrite a network without residual additions; print what that costs, verify in float64.
+
+    An .onnx file, whoever wrote it, becomes an .onnx or .xml file without them.
+    """
     import refold
     from refold.account import require_none
     from refold.residuals import removal
 
+    if is_onnx(network.model):
+        rewrite_file(network, output, locals(), strict=strict)
+        return
     place, page = None if output is None else check_destination(output), check_page(report)
     subject = prepare(network)
     with step("fold and remove residuals"):

@@ -6,6 +6,7 @@ Rooms, lowest first: `copies`, `trace`, then `lift` and `surgery` (neither knows
 
 from __future__ import annotations
 
+from refold.graph.agreement import wrong_step
 from refold.graph.calls import Call, canonical, is_question, name_of, place_of
 from refold.graph.copies.held import held_tensors, storage_key
 from refold.graph.copies.modules import submodule
@@ -130,4 +131,5 @@ __all__ = [
     "untouched",
     "unwrap",
     "walk",
+    "wrong_step",
 ]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from refold.errors import InputError, RefoldError
 from refold.files import atomic_path
 from refold.graph import Capture, Fold, Kept, fold_graph
+from refold.onnx_files.bodies import Bodies, fold_bodies
 from refold.onnx_files.constants import Constants, sizes_of
 from refold.onnx_files.network import Network
 from refold.onnx_files.proof import examples, prove
-from refold.onnx_files.reading import OnnxFile, damage, read
+from refold.onnx_files.reading import OnnxFile, damage, quantized_reason, read
 from refold.onnx_files.report import OnnxReport, count
 from refold.onnx_files.saving import apply, companion, copy_of, has_weights_outside, save, tensors
 from refold.onnx_files.scales import hand_over_scales
@@ -23,8 +24,6 @@ from refold.onnx_files.tensors import check_size
 from refold.onnx_files.translating import translate
 from refold.onnx_files.trials import open_original
 from refold.onnx_files.writing import Writer, Written
-
-_QUANTIZED = re.compile(r"Q(uantize)?Linear|Dequantize|Integer$|^DynamicQuantize")
 
 
 def fold_onnx(
@@ -89,7 +88,10 @@ def _fold(
     for tensor in tensors(file.model.graph):
         check_size(tensor, file.folder)
     before = count(file.nodes)
-    written, steps, kept = _folded(file, allow_growth)
+    bodies = _bodies_folded(file, allow_growth, check)
+    written, steps, kept, _ = folded(file, allow_growth=allow_growth)
+    written.changed = written.changed or bool(bodies.steps)
+    steps, kept = (*bodies.steps, *steps), (*bodies.kept, *kept)
     report = OnnxReport(
         path=file.path, output=target, steps=steps, kept=kept,
         nodes_before=before, nodes_after=count(written.nodes), changed=written.changed,
@@ -111,31 +113,50 @@ def _fold(
     return replace(report, trials=trials)
 
 
-def _folded(
-    file: OnnxFile, allow_growth: bool
-) -> tuple[Written, tuple[Fold, ...], tuple[Kept, ...]]:
-    quantized = next((n for n in file.nodes if _QUANTIZED.search(n.op_type)), None)
-    if quantized is not None:
-        reason = (
-            f"it is quantized ({quantized.op_type} {quantized.name!r}): a fold would change what "
-            "the quantizer measured; fold the float model, then quantize"
-        )
-        return Written(list(file.nodes)), (), (Kept(file.path.name, reason),)
+def _bodies_folded(file: OnnxFile, allow_growth: bool, check: bool) -> Bodies:
+    """Fold the graphs inside nodes, where the file's weights lie inside and are not quantized."""
+    if quantized_reason(file) is not None or has_weights_outside(file):
+        return Bodies()
+    return fold_bodies(file, partial(fold_onnx, allow_growth=allow_growth, check=check))
+
+
+class Folded(NamedTuple):
+    """A folded file that is not written yet.
+
+    Args:
+        written: its nodes.
+        steps: what was folded.
+        kept: what was left, and why.
+        capture: its graph; None for a file that is left alone.
+    """
+
+    written: Written
+    steps: tuple[Fold, ...]
+    kept: tuple[Kept, ...]
+    capture: Capture | None
+
+
+def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Folded:
+    """Fold what was read, in memory; `exactly` keeps the weights in float64, to look at only."""
+    reason = quantized_reason(file)
+    if reason is not None:
+        return Folded(Written(list(file.nodes)), (), (Kept(file.path.name, reason),), None)
     sizes = sizes_of(file)
     constants = Constants(file, sizes.types)
-    made = list[Network]()
+    made = list[tuple[Network, Capture]]()
 
     def make() -> Capture:
-        network, capture = translate(file, sizes, constants)
-        made[:] = [network]
-        return capture
+        made[:] = [translate(file, sizes, constants)]
+        if exactly:
+            made[0][1].module.double()
+        return made[0][1]
 
     names: dict[str, str] = {}
     scales = list[Fold]()
 
     def write(capture: Capture) -> Written:
         scales[:] = hand_over_scales(capture)
-        writer = Writer(made[0], capture)
+        writer = Writer(made[0][0], capture)
         written = writer.write()
         names.clear()
         names.update(writer.called)
@@ -148,7 +169,10 @@ def _folded(
     if done.result.computed:
         steps += (_computed(done.result.computed),)
     kept = tuple(replace(item, where=_called(item.where, names)) for item in done.kept)
-    return done.result, steps, kept
+    capture = made[0][1]
+    for call in capture.graph.nodes:  # what a fold made is called what the file calls it
+        call.meta.setdefault("place", names.get(str(call.target), call.name))
+    return Folded(done.result, steps, kept, capture)
 
 
 def _computed(count: int) -> Fold:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from refold.graph import Crop, Cropped
 from refold.onnx_files.network import Network, Opaque
 from refold.onnx_files.reading import DEFAULT, title
-from refold.ranked import CONVS, POOLS, SCATTERS
+from refold.ranked import CONVS, MAX_POOLS, POOLS, SCATTERS
 
 Builder = Callable[[Network, Any, dict[str, Any]], fx.Node | None]
 """Returns the call that a node is, or None where it is opaque."""
@@ -214,6 +214,18 @@ def _average_pool(network: Network, node: Any, given: dict[str, Any]) -> fx.Node
     return network.layer(pool, network.value(node.input[0]), node)
 
 
+def _max_pool(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
+    kernel = tuple(given["kernel_shape"])
+    pads = pads_of(network, node, given, kernel)
+    if pads is None or len(kernel) not in MAX_POOLS or given.get("ceil_mode"):
+        return None
+    if any(lo != hi or lo > k // 2 for (lo, hi), k in zip(pads, kernel, strict=True)):
+        return None
+    strides, dilations = _tuple(given, "strides", kernel), _tuple(given, "dilations", kernel)
+    pool = MAX_POOLS[len(kernel)](kernel, strides, tuple(lo for lo, _ in pads), dilations)
+    return network.layer(pool, network.value(node.input[0]), node)
+
+
 def _global_pool(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
     rank = network.rank(node.input[0])
     if rank is None or rank - 2 not in _ADAPTIVE:
@@ -243,6 +255,7 @@ LAYERS: dict[str, Builder] = {
     "MatMul": _matmul,
     "BatchNormalization": _batch_norm,
     "AveragePool": _average_pool,
+    "MaxPool": _max_pool,
     "GlobalAveragePool": _global_pool,
     "Identity": _identity,
     "Dropout": _dropout,

@@ -11,10 +11,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from refold.exporting import require
-from refold.graph import Crop, Cropped, ScaleShift, SelectChannels, UnwritableError
+from refold.graph import (
+    ChannelClamp,
+    ChannelSlope,
+    Crop,
+    Cropped,
+    ScaleShift,
+    SelectChannels,
+    UnwritableError,
+)
 from refold.onnx_files.tensors import to_proto
 from refold.ranked import CONVS, POOLS, SCATTERS
 
+_BROADCASTS = 8  # the opset from which Max and Min take a bound per channel
 _MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
@@ -82,6 +91,8 @@ class Lowering:
             (Crop, self._crop),
             (SelectChannels, self._select),
             (nn.PReLU, self._prelu),
+            (ChannelSlope, self._slope),
+            (ChannelClamp, self._clamp),
         ]
 
     def _stored(self, module: Any, name: str) -> list[str]:
@@ -232,13 +243,25 @@ class Lowering:
         self.node("Gather", [source, index], output, name, axis=-1 - module.rank)
 
     def _prelu(self, call: fx.Node, module: Any, source: str, output: str, name: str) -> None:
+        self._bend(call, module.weight, source, output, name)
+
+    def _slope(self, call: fx.Node, module: Any, source: str, output: str, name: str) -> None:
+        self._bend(call, module.slope, source, output, name)
+
+    def _bend(self, call: fx.Node, slope: Tensor, source: str, output: str, name: str) -> None:
         spatial = int(call.meta.get("axes", 2)) - 2
-        slope = (
-            module.weight
-            if module.weight.numel() == 1
-            else module.weight.reshape(-1, *(1,) * spatial)
-        )
-        self.node("PRelu", [source, self.weight(slope, f"{name}.slope")], output, name)
+        laid = slope if slope.numel() == 1 else slope.reshape(-1, *(1,) * spatial)
+        self.node("PRelu", [source, self.weight(laid, f"{name}.slope")], output, name)
+
+    def _clamp(self, call: fx.Node, module: Any, source: str, output: str, name: str) -> None:
+        if self.opset < _BROADCASTS:
+            raise _foreign(call, "bounds that differ by channel")
+        low, high = (self.weight(t, f"{name}.{w}") for t, w in zip(
+            (module.low, module.high), ("low", "high"), strict=True
+        ))  # fmt: skip
+        raised = self.fresh(f"{output}.raised")
+        self.node("Max", [source, low], raised, name)
+        self.node("Min", [raised, high], output, f"{name}.high")
 
     # functions
 

@@ -6,6 +6,7 @@ The protobuf itself is kept, so that whatever is not touched is written back as 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +20,7 @@ from refold.files import is_file
 DEFAULT = ("", "ai.onnx")
 """The names of the domain of ONNX's own operators."""
 _OLDEST = 7
+_QUANTIZED = re.compile(r"Q(uantize)?Linear|Dequantize|Integer$|^DynamicQuantize")
 _EXTERNAL = 1  # TensorProto.EXTERNAL
 
 
@@ -39,6 +41,9 @@ class OnnxFile:
     def __post_init__(self) -> None:
         self.computed: dict[object, Any] = {}  # what was computed of small constants
         self.nodes: list[Any] = list(self.model.graph.node)  # alive, so that each has one identity
+        self.was_read = set[str]()  # by any of them, also inside
+        for node in self.nodes:
+            self.was_read.update(node.input, *map(captured, subgraphs(node)))
 
     @property
     def folder(self) -> Path:
@@ -104,6 +109,17 @@ def _check_names(graph: Any) -> None:
     for node in graph.node:
         for below in subgraphs(node):
             _check_names(below)
+
+
+def quantized_reason(file: OnnxFile) -> str | None:
+    """Return why a quantized file stays as it is, None for any other."""
+    node = next((node for node in file.nodes if _QUANTIZED.search(node.op_type)), None)
+    if node is None:
+        return None
+    return (
+        f"it is quantized ({node.op_type} {node.name!r}): a fold would change what "
+        "the quantizer measured; fold the float model, then quantize"
+    )
 
 
 def damage(model: Any) -> str | None:

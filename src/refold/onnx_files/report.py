@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from refold.graph import Fold, Kept
 from refold.onnx_files.proof import Trial
+from refold.onnx_files.reading import subgraphs
 from refold.table import render
 
 
@@ -25,6 +27,7 @@ class OnnxReport:
         nodes_after: the same of the result.
         changed: whether the result differs from the file at all.
         trials: the runs that both files were compared on.
+        done: what happened to each step, in one word.
     """
 
     path: Path
@@ -35,6 +38,7 @@ class OnnxReport:
     nodes_after: dict[str, int]
     changed: bool = False
     trials: tuple[Trial, ...] = ()
+    done: str = "folded"
 
     @property
     def error(self) -> float:
@@ -56,7 +60,7 @@ class OnnxReport:
     def __str__(self) -> str:
         """Return a table of all steps and all that was kept, then one line of totals."""
         rows = [
-            [step.where, "folded", step.detail,
+            [step.where, self.done, step.detail,
              f"{step.parameters_before:,} -> {step.parameters_after:,}"]
             for step in self.steps
         ]  # fmt: skip
@@ -68,7 +72,7 @@ class OnnxReport:
         """Return how much was done and what it changed, as one line."""
         before, after = sum(self.nodes_before.values()), sum(self.nodes_after.values())
         kept = f", {len(self.kept)} kept" if self.kept else ""
-        text = f"{len(self.steps)} folded{kept}; nodes {before} -> {after}"
+        text = f"{len(self.steps)} {self.done}{kept}; nodes {before} -> {after}"
         return f"{text}; {self.proof()}" if self.trials else text
 
     def proof(self) -> str:
@@ -81,6 +85,13 @@ class OnnxReport:
         )
 
 
-def count(nodes: list[Any]) -> dict[str, int]:
-    """Return how many nodes there are of each operator, constants left out."""
-    return dict(Counter(node.op_type for node in nodes if node.op_type != "Constant"))
+def count(nodes: Iterable[Any]) -> dict[str, int]:
+    """Return how many nodes there are of each operator, those inside others too; no constants."""
+    return dict(Counter(node.op_type for node in _all(nodes) if node.op_type != "Constant"))
+
+
+def _all(nodes: Iterable[Any]) -> Iterator[Any]:
+    for node in nodes:
+        yield node
+        for below in subgraphs(node):
+            yield from _all(below.node)

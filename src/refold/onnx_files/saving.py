@@ -26,7 +26,6 @@ def companion(path: Path) -> str:
 def apply(file: OnnxFile, written: Written) -> None:
     """Put the folded graph in place of the old one, and drop what it no longer needs."""
     graph = file.model.graph
-    was_read = {name for node in file.nodes for name in reads(node)}
     del graph.node[:]
     graph.node.extend(written.nodes)
     file.nodes = list(graph.node)
@@ -39,7 +38,7 @@ def apply(file: OnnxFile, written: Written) -> None:
         )
     read = {name for node in file.nodes for name in reads(node)}
     read.update(value.name for value in graph.output)
-    gone = {t.name for t in graph.initializer if t.name in was_read and t.name not in read}
+    gone = {t.name for t in graph.initializer if t.name in file.was_read and t.name not in read}
     _drop(graph.initializer, "name", gone)
     _drop(graph.input, "name", gone)
     known = {name for node in file.nodes for name in node.output}

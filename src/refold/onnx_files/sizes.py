@@ -73,6 +73,18 @@ def free_sizes(model: Any) -> dict[str, tuple[int | str, ...]]:
     return found
 
 
+def inferred_batch(model: Any) -> int | None:
+    """Return how many examples the first choice of free sizes has; None where other axes are free.
+
+    A file whose sizes are all fixed is taken as one example.
+    """
+    sizes = [
+        (axis, size) for shape in free_sizes(model).values() for axis, size in enumerate(shape)
+    ]
+    free = {axis for axis, size in sizes if isinstance(size, str)}
+    return 1 if not free else _BATCHES[0] if free == {0} else None
+
+
 def _named(size: Any, name: str, axis: int) -> str:
     text = str(size.dim_param)
     return text if text.strip("?-1 ") else f"{name}:{axis}"

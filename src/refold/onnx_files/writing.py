@@ -20,6 +20,7 @@ from refold.onnx_files.lowering import Lowering
 from refold.onnx_files.network import Network, Opaque, Origin, inner_reads
 from refold.onnx_files.reading import captured, subgraphs
 from refold.onnx_files.tensors import dtype_of, to_proto
+from refold.ranked import MAX_POOLS
 
 _BENT = frozenset(
     {
@@ -354,10 +355,12 @@ def name_at(origin: Origin, slot: tuple[int, int | str]) -> str:
 
 def is_fixed(call: fx.Node) -> bool:
     """Say whether no fold can change what a call reads."""
-    if isinstance(call.target, Opaque) or call.target in _BENT:
-        origin = origin_of(call)
-        return origin is not None and bool(origin.nodes)
-    return False
+    origin = origin_of(call)
+    if origin is None or not origin.nodes:
+        return False
+    if isinstance(origin.module, tuple(MAX_POOLS.values())):
+        return True
+    return isinstance(call.target, Opaque) or call.target in _BENT
 
 
 def ordered(nodes: list[Any]) -> list[Any]:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from refold.pruning.channels import Pruning, Slimmed, prune, pruning
-from refold.pruning.dead_channels import drop_dead_channels, dropping
-from refold.pruning.layers import Importance, Layer
+from refold.pruning.channels import Pruning, Slimmed, prune, pruning, silence, slimmed
+from refold.pruning.choice import Amount, Floor, check_step, choose, within
+from refold.pruning.dead_channels import DeadChannelPass, drop_dead_channels, dropping
+from refold.pruning.layers import Importance, Layer, filter_norms, layers_of
 from refold.pruning.norms import restore_norms
 from refold.pruning.slimming import channel_mask, clear_masks, slimming_penalty
 
 __all__ = [
+    "Amount",
+    "DeadChannelPass",
+    "Floor",
     "Importance",
     "Layer",
     "Pruning",
     "Slimmed",
     "channel_mask",
+    "check_step",
+    "choose",
     "clear_masks",
     "drop_dead_channels",
     "dropping",
+    "filter_norms",
+    "layers_of",
     "prune",
     "pruning",
     "restore_norms",
+    "silence",
+    "slimmed",
     "slimming_penalty",
+    "within",
 ]

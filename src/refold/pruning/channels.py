@@ -15,7 +15,7 @@ from refold.account import Account
 from refold.errors import RefusedError
 from refold.graph import Fold, Kept, fold_model, submodule
 from refold.inputs import required
-from refold.pruning.choice import Amount, Budget, Floor, check_step, choose
+from refold.pruning.choice import Amount, Budget, Floor, check_step, choose, within
 from refold.pruning.dead_channels import dropping
 from refold.pruning.layers import Importance, Layer, find_layers, worth
 from refold.residuals import removal
@@ -174,7 +174,7 @@ def pruning(
     found = case.within(amount, budget)
     return Pruning(
         model=found.done.model,
-        steps=tuple(_slimmed(found.masked, found.done.model)),
+        steps=tuple(slimmed(found.masked, found.done.model)),
         kept=(*stays, *kept, *found.done.kept),
         cost_before=before or cost_plain,
         cost_after=found.done.cost_after,
@@ -212,27 +212,16 @@ class _Case:
         """
         if budget is None:
             return self._without(self._chosen(amount.ratio, amount.threshold))
-        low, high, best = 0.0, 1.0, None
         tried: dict[str, tuple[_Try, float]] = {}
-        for _ in range(_ROUNDS):
-            ratio = (low + high) / 2
+
+        def attempt(ratio: float) -> tuple[_Try, float]:
             silenced = self._chosen(ratio, None)
             key = str(silenced)
             if key not in tried:
                 tried[key] = self._costed(silenced, budget)
-            found, cost = tried[key]
-            if cost <= budget.most:
-                high, best = ratio, found
-            else:
-                low = ratio
-        if best is None:
-            least = self._costed(self._chosen(1 - 1e-9, None), budget)[1]
-            raise RefusedError(
-                f"dropping channels alone takes this network to {budget.shown(least)} "
-                f"{budget.what}, not to {budget.shown(budget.most)}: ask for more, lower floor or "
-                "round_to, or pass remove_residuals=True"
-            )
-        return best
+            return tried[key]
+
+        return within(budget, attempt)
 
     def _costed(self, silenced: dict[str, list[int]], budget: Budget) -> tuple[_Try, float]:
         found = self._without(silenced)
@@ -248,9 +237,6 @@ class _Case:
         masked = copy.deepcopy(self.plain)
         silence(masked, silenced)
         return _Try(silenced, masked, dropping(masked, self.inputs, round_to=self.round_to))
-
-
-_ROUNDS = 9  # of halving: the ratio is then found to a few thousandths
 
 
 def _plain(
@@ -272,7 +258,7 @@ def silence(plain: nn.Module, channels: dict[str, list[int]]) -> None:
                 layer.bias[rows] = 0
 
 
-def _slimmed(plain: nn.Module, pruned: nn.Module) -> Iterator[Slimmed]:
+def slimmed(plain: nn.Module, pruned: nn.Module) -> Iterator[Slimmed]:
     """Yield the layers of a network that have fewer channels in its pruned form."""
     left = dict(pruned.named_modules())
     for path, layer in plain.named_modules():

@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, inf
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from refold.errors import InputError
+from refold.errors import InputError, RefusedError
 from refold.pruning.layers import Layer
 from refold.workload import Workload
 
+T = TypeVar("T")
 Floor = int | float | Mapping[str, int | float]
+_ROUNDS = 9  # of halving: the ratio is then found to a few thousandths
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,34 @@ class Budget(NamedTuple):
     def shown(amount: float) -> str:
         """Return an amount for people: a count, or a share."""
         return f"{amount:,.0f}" if amount > 1 else f"{amount:.2f}"
+
+
+def within(budget: Budget, attempt: Callable[[float], tuple[T, float]]) -> T:
+    """Return what the smallest ratio gives that keeps to a budget.
+
+    Args:
+        budget: what there may be.
+        attempt: returns the result for a ratio, and what it costs.
+
+    Raises:
+        RefusedError: when no ratio leads to so little.
+    """
+    low, high, best = 0.0, 1.0, None
+    for _ in range(_ROUNDS):
+        ratio = (low + high) / 2
+        found, cost = attempt(ratio)
+        if cost <= budget.most:
+            high, best = ratio, found
+        else:
+            low = ratio
+    if best is None:
+        least = attempt(1 - 1e-9)[1]
+        raise RefusedError(
+            f"dropping channels alone takes this network to {budget.shown(least)} "
+            f"{budget.what}, not to {budget.shown(budget.most)}: ask for more, lower floor or "
+            "round_to, or pass remove_residuals=True"
+        )
+    return best
 
 
 def check_step(round_to: int) -> int:

@@ -70,8 +70,8 @@ class DeadChannelPass:
                 self.kept.append(Kept(self._path(maker.node), str(error)))
 
     def _path(self, node: fx.Node) -> str:
-        capture = self.lifter.capture
-        return capture.full(str(node.target) if node.op == "call_module" else frame_of(node).path)
+        own = str(node.target) if node.op == "call_module" else frame_of(node).path
+        return self.lifter.capture.full(str(node.meta.get("place", own)))
 
     def _drop(self, span: Span) -> None:
         made, read = span.made, span.read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from refold.algebra.operator import Conv
 from refold.errors import InputError, RefusedError
-from refold.graph import Kept, Lifter, capture_all
+from refold.graph import Capture, Kept, Lifter, capture_all
 from refold.inputs import Arguments
 from refold.pruning.scales import norm_scales
 from refold.pruning.spans import Span, makers, span_of
@@ -42,10 +42,14 @@ function that returns a number for each channel of a layer."""
 
 def find_layers(plain: nn.Module, inputs: Arguments) -> tuple[list[Layer], list[Kept]]:
     """Return the layers of a folded network that can lose channels, and why the others cannot."""
-    found = capture_all(plain, inputs)
+    return layers_of(capture_all(plain, inputs).captures)
+
+
+def layers_of(captures: Iterable[Capture]) -> tuple[list[Layer], list[Kept]]:
+    """Return the layers of folded graphs that can lose channels, and why the others cannot."""
     layers: list[Layer] = []
     kept: list[Kept] = []
-    for capture in found.captures:
+    for capture in captures:
         lifter = Lifter.of(capture)
         for maker in makers(lifter):
             path = capture.full(str(maker.node.target))
@@ -91,7 +95,7 @@ def worth(
             channel, or `"bn"` finds no norm.
     """
     if importance == "l1":
-        return [_filters(layer) for layer in layers]
+        return [filter_norms(layer) for layer in layers]
     if importance != "bn" and not callable(importance):
         raise InputError(
             f'importance must be "bn", "l1" or a function of a layer, got {importance!r}'
@@ -108,7 +112,8 @@ def worth(
     return [layer.scale for layer in told]
 
 
-def _filters(layer: Layer) -> Tensor:
+def filter_norms(layer: Layer) -> Tensor:
+    """Return the L1 norm of each channel's filter over the mean of its layer, float64."""
     norms = layer.weight.abs().double().flatten(1).sum(1).cpu()
     return norms / norms[layer.rows].mean().clamp_min(torch.finfo(torch.float64).tiny)
 

@@ -150,6 +150,17 @@ ONNX = (
         "Fold the float model, then quantize it.",
     ),
     Reason(
+        "A graph inside a node cannot be checked",
+        (
+            "its body cannot be run alone on random inputs, so no fold of it could be checked: it "
+            "stays",
+            "its body gave another answer and stays: …",
+        ),
+        "The graph inside an `If`, `Loop` or `Scan` is folded as a file of its own, which needs "
+        "types and sizes of what it reads from outside.",
+        "Run shape inference on the file first, or fold the network in PyTorch.",
+    ),
+    Reason(
         "ONNX has no node for the result",
         (
             "ONNX has no node for what the fold would make: …",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from refold.reporting.comparison import Comparison
+from refold.reporting.files import report_onnx
 from refold.reporting.page import write_report
 from refold.reporting.verb import report
 
-__all__ = ["Comparison", "report", "write_report"]
+__all__ = ["Comparison", "report", "report_onnx", "write_report"]

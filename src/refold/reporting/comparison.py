@@ -115,11 +115,21 @@ def _values_of(fold: Fold | None, flow: Flow, model: nn.Module, inputs: Argument
         other = draw(capture_all(unwrap(fold(model, inputs)), inputs).captures)
     except RefoldError:
         return None
-    if [_mark(box) for box in flow.boxes] != [_mark(box) for box in other.boxes]:
+    if not _is_like(flow, other):
         return None
-    values = run(other.root, inputs)
+    return matched(flow, other, run(other.root, inputs))
+
+
+def matched(flow: Flow, other: Flow, values: Values) -> Values:
+    """Return the values of the steps of a network, told from another of the same steps."""
+    if not _is_like(flow, other):
+        return {}
     own = zip(flow.boxes, other.boxes, strict=True)
     return {one.node: values[two.node] for one, two in own if two.node in values}
+
+
+def _is_like(one: Flow, other: Flow) -> bool:
+    return [_mark(box) for box in one.boxes] == [_mark(box) for box in other.boxes]
 
 
 def _mark(box: Box) -> tuple[str, ...]:

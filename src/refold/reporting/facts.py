@@ -38,7 +38,11 @@ def gather(subject: Comparison) -> Data:
     Raises:
         InputError: when a network cannot be recorded.
     """
-    before, after = record(subject)
+    return facts_of(subject, *record(subject))
+
+
+def facts_of(subject: Comparison, before: Side, after: Side) -> Data:
+    """Return what the page shows of a comparison whose sides are recorded."""
     origins = trace_back(before.flow, after.flow, subject.account)
     facts = {
         "name": printable(subject.name),

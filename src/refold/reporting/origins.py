@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from refold.account import Account
@@ -48,9 +48,10 @@ def trace_back(before: Flow, after: Flow, account: Account) -> Origins:
     for number, box in enumerate(after.boxes):
         if box.place in named:
             sources, steps = named[box.place]
-            found.steps[number] = steps
-            if sources:
-                found.of[number], found.layers[number] = sorted(sources), sorted(sources)
+            for owner, part in _shares(number, sources, before.boxes, after.boxes, named).items():
+                found.steps[owner] = steps
+                if part:
+                    found.of[owner], found.layers[owner] = part, list(part)
     taken = {source for sources in found.of.values() for source in sources}
     for one, other in _same(before.boxes, after.boxes, taken):
         found.of.setdefault(other, []).append(one)
@@ -81,6 +82,27 @@ def _named(boxes: list[Box], account: Account) -> dict[str, tuple[set[int], list
                 named.pop(place, None)
         named[step.where] = sources, [*dict.fromkeys([*steps, step])]
     return named
+
+
+def _shares(
+    number: int, sources: set[int], before: list[Box], after: list[Box], named: Collection[str]
+) -> dict[int, list[int]]:
+    """Return which of the boxes that a step names became which box: it may leave a chain of some.
+
+    Args:
+        number: the box that the step ends in.
+        sources: the boxes before.
+        before: all boxes before.
+        after: all boxes of the result.
+        named: the places that steps end in.
+    """
+    heirs = {box.place: at for at, box in enumerate(after) if box.place not in named}
+    heirs[after[number].place] = owner = number
+    shares: dict[int, list[int]] = {number: []}
+    for source in sorted(sources):
+        owner = heirs.get(before[source].place, owner)
+        shares.setdefault(owner, []).append(source)
+    return shares
 
 
 def _folds(account: Account) -> Iterator[Fold]:

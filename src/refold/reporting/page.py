@@ -35,7 +35,12 @@ def write_report(subject: Comparison, path: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: when a network cannot be recorded, or the place cannot be written.
     """
-    text = render(gather(subject))
+    return write_page(gather(subject), path)
+
+
+def write_page(facts: dict[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write the page of some facts, whole or not at all."""
+    text = render(facts)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)

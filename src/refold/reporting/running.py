@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from refold.graph import Capture
 from refold.inputs import Arguments, parted, tensors
@@ -48,16 +49,23 @@ class Value:
 Values = dict[fx.Node, Value]
 
 
-def run(capture: Capture | None, inputs: Arguments | None) -> Values:
+def run(
+    capture: Capture | None,
+    inputs: Arguments | None,
+    known: Mapping[fx.Node, Any] | None = None,
+    module: nn.Module | None = None,
+) -> Values:
     """Return what every step of a capture gives on the inputs; nothing where it does not run.
 
     Args:
         capture: of a whole network in the precision that is wanted.
         inputs: what it was recorded on.
+        known: what steps give that torch cannot run.
+        module: the modules to run, where the capture's own have another precision.
     """
     if capture is None or inputs is None:
         return {}
-    runner = _Runner(capture)
+    runner = _Runner(capture, known or {}, module)
     try:
         with torch.no_grad():
             runner.run(*_fed(inputs))
@@ -75,19 +83,24 @@ def _fed(inputs: Arguments) -> list[Any]:
 class _Runner(fx.Interpreter):
     """Runs a capture and keeps some numbers of every value."""
 
-    def __init__(self, capture: Capture) -> None:
-        module = capture.graph_module()
-        super().__init__(module, garbage_collect_values=True)
-        self.originals = dict(zip(module.graph.nodes, capture.graph.nodes, strict=True))
+    def __init__(
+        self, capture: Capture, known: Mapping[fx.Node, Any], module: nn.Module | None
+    ) -> None:
+        runs = capture.graph_module(module)
+        super().__init__(runs, garbage_collect_values=True)
+        self.originals = dict(zip(runs.graph.nodes, capture.graph.nodes, strict=True))
+        self.known = known
         self.values: Values = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one step and note its value."""
+        original = self.originals[n]
         with counting() as counter:
-            value: Any = super().run_node(n)
+            is_known = original in self.known
+            value: Any = self.known[original] if is_known else super().run_node(n)
         if isinstance(value, Tensor) and value.is_floating_point():
             macs = counter.get_total_flops() // 2
-            self.values[self.originals[n]] = _noted(value.detach(), macs)
+            self.values[original] = _noted(value.detach(), macs)
         return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from refold.residuals.functions import sliced_function
+from refold.residuals.passes import ResidualPass
 from refold.residuals.removing import Removal, removal, remove_residuals
 
-__all__ = ["Removal", "removal", "remove_residuals", "sliced_function"]
+__all__ = ["Removal", "ResidualPass", "removal", "remove_residuals", "sliced_function"]

@@ -43,8 +43,9 @@ class ResidualPass:
                     self.kept.append(Kept(self.path(node), str(error)))
 
     def path(self, node: fx.Node) -> str:
-        """Return the path of the module in which a node runs."""
-        return self.lifter.capture.full(frame_of(node).path)
+        """Return the path of the module in which a node runs; in a file, the node's own name."""
+        place = str(node.meta.get("place", frame_of(node).path))
+        return self.lifter.capture.full(place)
 
     def _remove(self, node: fx.Node) -> None:
         start = node.name

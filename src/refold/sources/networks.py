@@ -121,7 +121,8 @@ def build_to_train(name: str, /, *, num_classes: int, in_chans: int, **options: 
 def _unknown_form(name: str) -> str:
     if name.lower().endswith(".onnx"):
         return (
-            f"{name} is an ONNX file, which convert, inspect, verify and bench take; "
+            f"{name} is an ONNX file, which convert, inspect, verify, bench, prune, "
+            "remove-residuals and report take; "
             "this command needs the network in PyTorch"
         )
     if name.endswith(".py"):

@@ -19,6 +19,11 @@
   const verdict = () => {
     const proof = facts.proof;
     if (!proof) return null;
+    if (proof.runtime) {
+      const exact = proof.exact === null ? "" : `Largest difference ${tiny(proof.exact)} in float64; `;
+      return h("p", { class: "verdict" }, h("b", {}, "✓ Same function. "), exact,
+        `${tiny(proof.shipped)} in ${proof.runtime} with the weights as written, over ${plural(proof.inputs, "input")}.`);
+    }
     if (proof.vacuous) {
       return h("p", { class: "verdict warn" }, h("b", {}, "Checked, but it proves little. "),
         "Every norm still has its initial statistics: load trained weights.");
