@@ -5,7 +5,8 @@
 
 Blocks are RepVGG's in one `nn.Sequential`: 8 channels wide and many, or few and wide. The chain is
 1x1 convolutions with norms and ReLUs. Each fold is a process of its own with an example of 8 x 8
-pixels, after a small one that fills the caches; rounds alternate between rows. `--check` runs both forms on numbers as well, as
+pixels, after a small one that fills the caches; rounds alternate between rows. `--check` runs both
+forms on numbers as well, as
 `reparameterize` does by default. The last lines fit seconds = a + b blocks + c parameters to the
 rows of RepVGG and say what that gives for a network of 10 billion parameters.
 """
