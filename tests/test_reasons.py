@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "refold"
 PAGE = ROOT / "docs" / "why-not-folded.md"
 # Where reasons come from, and the files there that hold tables of calls or the tests' own oracle.
-ROOMS = ("algebra", "rules", "graph", "residuals", "pruning", "branches")
+ROOMS = ("algebra", "rules", "engine", "graph", "residuals", "pruning", "branches")
 FILES = (
     "planning.py",
     *(f"onnx_files/{name}.py" for name in ("bodies", "folding", "lowering", "writing")),

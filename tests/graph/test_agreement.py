@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import refold
+from helpers.traps import live
 from refold.graph import fold_model
 from refold.graph.fold import emit
 from refold.graph.surgery.commit import Commit
@@ -204,3 +205,31 @@ def test_without_a_check_the_layers_are_still_those_of_the_graph(
     assert off(net, outcome.model, x) <= LIMIT
     assert not outcome.folds
     assert any("layers of class" in kept.reason for kept in outcome.kept)
+
+
+class Cast(nn.Module):
+    """Computes one step in float32, whatever precision its weights have, and has a residual."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)).relu()
+        return (x.relu() + self.last(y.float().softmax(1).to(self.dtype))).relu()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("verb", [refold.reparameterize, refold.remove_residuals])
+def test_code_that_names_a_precision_has_no_twin_in_double(
+    dtype: torch.dtype, verb: Callable[..., nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    model = live(Cast(dtype)).to(dtype)
+    x = torch.randn(2, 4, 7, 6, dtype=dtype)
+    folded = verb(model, x)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    wanted, found = model(x).double(), folded(x).double()
+    assert (found - wanted).abs().max() <= 0.02 * wanted.abs().max()

@@ -111,7 +111,8 @@ def fault(net: Net) -> str | None:
     if not error <= TOLERANCE:
         return f"error {error:.2e}"
     found = count(folded, net.inputs)
-    return None if found == net.minimal else f"{found} operators, minimal {net.minimal}"
+    # A stage that happens to compute nothing may leave fewer.
+    return None if found <= net.minimal else f"{found} operators, minimal {net.minimal}"
 
 
 def _too_long(*_: object) -> None:

@@ -131,9 +131,13 @@ def _difference(
     if kind == torch.float64 or (reason is None and kind.itemsize == 4):
         return reason
     twin = in_double(made.folded, inputs)
-    if twin is None:
+    try:
+        other = None if twin is None else _rewritten(*twin, make, left).model
+    except InputError:  # its code names a precision (`x.float()`), and so has no twin
+        other = None
+    if twin is None or other is None:
         return disagreement(made.folded, made.model, inputs)
-    return disagreement(twin[0], _rewritten(*twin, make, left).model, twin[1])
+    return disagreement(twin[0], other, twin[1])
 
 
 def _rewritten(

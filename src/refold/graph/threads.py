@@ -9,7 +9,7 @@ from contextvars import ContextVar
 
 import torch
 
-_GIVEN: ContextVar[int | None] = ContextVar("threads of the caller", default=None)
+_GIVEN: ContextVar[int | None] = ContextVar("_GIVEN", default=None)
 
 
 @contextmanager

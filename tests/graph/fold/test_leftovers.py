@@ -202,3 +202,41 @@ def test_a_chain_of_dropouts_leaves_no_call() -> None:
     assert calls(folded) == ["conv2d"]
     assert len(folded) == 5
     assert isinstance(fx.symbolic_trace(folded), fx.GraphModule)
+
+
+class Written(nn.Module):
+    """A frozen norm that is written out, whose scale comes to one, before some readers."""
+
+    def __init__(self, readers: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(1, 4, 1, 1))
+        self.register_buffer("shift", torch.randn(1, 4, 1, 1))
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(readers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat((x, x.relu()), 1) * self.scale + self.shift
+        return sum(conv(y).sigmoid() for conv in self.convs)
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_a_product_with_ones_goes_with_the_sum_that_folds(readers: int) -> None:
+    torch.manual_seed(0)
+    model = Written(readers).double().eval()
+    x = torch.randn(2, 2, 5, 6, dtype=torch.double)
+    folded = reparameterize(model, x)
+    assert torch.allclose(folded(x), model(x), rtol=0, atol=1e-12)
+    assert "mul" not in calls(folded, x)
+    assert "add" not in calls(folded, x) or readers > 1  # which are added to each other
+
+
+def test_a_product_with_ones_that_may_widen_the_precision_stays_by_itself() -> None:
+    class Widened(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.ones(1, 4, 1, 1, dtype=torch.double))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (torch.cat((x, x.relu()), 1) * self.scale).sigmoid()
+
+    model, x = Widened().eval(), torch.randn(2, 2, 5, 6)
+    assert reparameterize(model, x)(x).dtype == torch.double

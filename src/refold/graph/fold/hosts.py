@@ -9,7 +9,7 @@ from refold.algebra.shapes import multiply_adds, shape_after
 from refold.graph.calls import place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.asked_sizes import Asked, Sizes, size_of, starting
-from refold.graph.fold.region import node_of, nodes_of, source_of
+from refold.graph.fold.region import computes_nothing, node_of, nodes_of, source_of
 from refold.graph.fold.result import Emitted, Result
 from refold.graph.layers import Cropped
 from refold.graph.lift.lifter import Lifter
@@ -94,6 +94,7 @@ def write_chain(
             editor.replace_module(node, modules[leaf])
             emitted.where = str(node.target)
     gone = result.owners - {node for _, node in hosts}
+    gone |= {node for node in result.region.nodes if computes_nothing(lifter, node)}
     for node in result.region.nodes:
         if node in gone and alive(node):
             editor.bypass(node, source_of(lifter, node))

@@ -25,7 +25,7 @@ from refold.algebra.operator import (
     made_of,
     sequence,
 )
-from refold.graph.calls import is_kind_question, reads_shape_only
+from refold.graph.calls import Kind, is_kind_question, kind_of, reads_shape_only
 from refold.graph.lift.axes import same_layout
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Lifted, Piece
@@ -193,7 +193,8 @@ class Regions:
     def _entries(self, found: _Expression) -> dict[fx.Node, fx.Node]:
         """Return, for each input, the last value that is still the input itself.
 
-        Where only one path leads in, the identities on it belong to what came before.
+        Where only one path leads in, the identities on it belong to what came before; but a product
+        with ones is computed, and goes with what it stands before.
         """
         entries: dict[fx.Node, fx.Node] = {}
         for source in set(inputs_of(found.op)):
@@ -207,7 +208,9 @@ class Regions:
     def _only_nothing(self, value: fx.Node, nodes: tuple[fx.Node, ...]) -> fx.Node | None:
         readers = [node for node in nodes if value in node.all_input_nodes]
         piece = self.piece(readers[0]) if len(readers) == 1 else None
-        return readers[0] if isinstance(piece, Piece) and piece.is_nothing else None
+        if not isinstance(piece, Piece) or not piece.is_nothing:
+            return None
+        return None if computes_nothing(self.lifter, readers[0]) else readers[0]
 
     def _passed(self, source: fx.Node, last: fx.Node) -> Iterator[fx.Node]:
         while last is not source:
@@ -339,6 +342,21 @@ def _join(piece: Piece, branches: list[Operator]) -> Operator:
 def _single_path(node: fx.Node, piece: Piece, reader: fx.Node) -> bool:
     allowed = {*piece.through, reader}
     return all(user in allowed or reads_shape_only(user, node) for user in node.users)
+
+
+def computes_nothing(lifter: Lifter, node: fx.Node) -> bool:
+    """Say whether a node is a product with ones or a sum with zeros.
+
+    By itself it stays where another input may have a precision that it widens; what folds around it
+    takes it along, as that widens alike.
+    """
+    if Kind.BROADCASTS not in kind_of(node) or node not in lifter.shapes:
+        return False
+    piece = lifter.lift(node)
+    if not isinstance(piece, Piece) or not piece.is_nothing:
+        return False
+    given = piece.sources[0].meta.get("dtype")
+    return given is not None and node.meta.get("dtype") == given
 
 
 def reader_of(lifter: Lifter, node: fx.Node) -> fx.Node:

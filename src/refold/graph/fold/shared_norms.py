@@ -30,7 +30,7 @@ from refold.engine.ledger import Rewrite
 from refold.engine.replay import Replay
 from refold.graph.calls import reads_shape_only
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.region import Region, Regions, node_of
+from refold.graph.fold.region import Region, Regions, computes_nothing, node_of
 from refold.graph.lift.piece import Piece
 
 
@@ -49,7 +49,7 @@ def push_into_readers(fold: FoldPass) -> bool:
     """
     readers: _Readers | None = None
     for region in fold.largest:
-        path = _path_from_scale(region)
+        path = _path_from_scale(fold, region)
         if path is None or len(set(region.root.users)) < 2:
             continue
         readers = readers or _Readers(fold.regions)
@@ -64,13 +64,18 @@ def _push(fold: FoldPass, readers: _Readers, path: frozenset[fx.Node]) -> bool:
     return bool(pushes) and fold.write_all([(p.region, p.rewrite, p.replay) for p in pushes])
 
 
-def _path_from_scale(region: Region) -> list[fx.Node] | None:
-    """Return the nodes from a region's last scale to its value, if all of them let it pass."""
+def _path_from_scale(fold: FoldPass, region: Region) -> list[fx.Node] | None:
+    """Return the nodes from a region's last scale to its value, if all of them let it pass.
+
+    A product with ones before it goes with it.
+    """
     parts = chain(region.op)
     last = max((i for i, part in enumerate(parts) if isinstance(part, Affine)), default=None)
     if last is None or not all(_is_transparent(part) for part in parts[last + 1 :]):
         return None
     start = region.nodes.index(node_of(parts[last]))
+    while start and computes_nothing(fold.lifter, region.nodes[start - 1]):
+        start -= 1
     return list(region.nodes[start:])
 
 

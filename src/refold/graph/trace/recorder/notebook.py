@@ -155,7 +155,7 @@ class Notebook:
         node.meta["stored"] = tensor
         node.meta["unpacks"] = True
         self._stored[key] = node
-        self.shapes[node] = tuple(tensor.shape)
+        self._note_form(node, tensor)
         return node
 
     def _number_node(self, value: Size | Ratio) -> Any:
@@ -273,13 +273,17 @@ class Notebook:
             elif MARK in result.__dict__ or self._is_twin(result):
                 result = result.detach()
             setattr(result, MARK, (self, node))
-            self.shapes[node] = tuple(result.shape)
+            self._note_form(node, result)
             return result
         if isinstance(result, torch.Size):
             return result
         if isinstance(result, tuple | list | dict) or tuple(tree_items(result)):
             self._unpack(result, node)
         return result
+
+    def _note_form(self, node: fx.Node, tensor: Tensor) -> None:
+        self.shapes[node] = tuple(tensor.shape)
+        node.meta["dtype"] = tensor.dtype
 
     def _is_twin(self, tensor: Tensor) -> bool:
         return id(tensor) in self._are_twins or id(tensor) in self._stored_paths
@@ -288,7 +292,7 @@ class Notebook:
         """Let the tensors of a nest stand for items of a node."""
         if isinstance(tree, Tensor):
             setattr(tree, MARK, (self, node))
-            self.shapes[node] = tuple(tree.shape)
+            self._note_form(node, tree)
             return
         for access, key, item in tree_items(tree):
             if any(isinstance(leaf, Tensor) for leaf in leaves(item)):
