@@ -141,3 +141,5 @@ def test_what_cannot_train_on_is_said_first(
     result = run("prune", "resnet18", "--ratio", "0.5", *words)
     assert result.code == 2
     assert said in result.err
+    finished = run("prune", "net.onnx", "--ratio", "0.5", *words)
+    assert "is a finished file" in finished.err

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refold.cli import options
-from refold.cli.console import count, note, print_json, step, table
+from refold.cli.console import note, print_json, step
 from refold.cli.subject import Subject
 from refold.cli.train import (
-    TITLES,
     Cpu,
     Data,
     Epochs,
@@ -29,7 +28,7 @@ from refold.sources.networks import brings_weights
 if TYPE_CHECKING:
     from refold.pruning import Pruning
     from refold.sources.pruned import Origin
-    from refold.training import Course, Trained
+    from refold.training import Course
 
 RUN = Path("refold-run")
 
@@ -116,24 +115,5 @@ def train_on(
         print_json(trained.summary)
         return
     say_summary(trained)
-    _say_stages(trained)
-
-
-def _say_stages(trained: Trained) -> None:
-    summary = trained.summary
-    pruning, start = summary["pruning"], summary["start"]
-    stages: list[tuple[str, dict[str, Any]]] = [
-        ("before pruning", {**pruning["before"], **pruning["judged_before"]}),
-        ("pruned", {**pruning["after"], **start}),
-        ("trained on", summary["train_form"]),
-        ("deployed", summary["deployed_form"]),
-    ]
-    metric = next(name for name in TITLES if name in start)
-    rows = [
-        [stage, count(found["parameters"]), count(found["macs"]), f"{found[metric]:.2%}"]
-        for stage, found in stages
-    ]
-    title = f"{pruning['model']}, pruned and trained on"
-    table(title, ["", "parameters", "multiply-adds", TITLES[metric]], rows)
     model = trained.folder / "deploy.safetensors"
     note(f"to train it on again: refold train --model {model} --restore-norms")

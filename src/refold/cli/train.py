@@ -332,3 +332,23 @@ def say_summary(trained: Trained) -> None:
         if names:
             say(f"{len(names)} images of {part} could not be read: {', '.join(names)}")
     say(f"the run is in {trained.folder}: {', '.join([*summary['files'], 'summary.json'])}")
+    if "pruning" in summary:
+        _say_stages(summary)
+
+
+def _say_stages(summary: dict[str, Any]) -> None:
+    """Print what each stage of a run achieves that began with pruning."""
+    pruning, start = summary["pruning"], summary["start"]
+    stages: list[tuple[str, dict[str, Any]]] = [
+        ("before pruning", {**pruning["before"], **pruning["judged_before"]}),
+        ("pruned", {**pruning["after"], **start}),
+        ("trained on", summary["train_form"]),
+        ("deployed", summary["deployed_form"]),
+    ]
+    metric = next(name for name in TITLES if name in start)
+    rows = [
+        [stage, count(found["parameters"]), count(found["macs"]), f"{found[metric]:.2%}"]
+        for stage, found in stages
+    ]
+    title = f"{pruning['model']}, pruned and trained on"
+    table(title, ["", "parameters", "multiply-adds", TITLES[metric]], rows)
