@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from typer.main import get_command
 
 import refold
 from helpers.traps import live
-from refold.cli.app import EXAMPLES, app
+from refold.cli.app import EXAMPLES, app, main
 from refold.models import registry
+from refold.sources.networks import build
+from training.pictures import folders
 
 pytestmark = pytest.mark.slow
 
@@ -153,7 +156,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     registry._MODELS.update(known)
 
 
-RUNNING = [page for page in PAGES if any(block.kind == "python" for block in blocks(page))]
+STORIES = ("my-network", "my-images", "smaller-and-faster")  # whose commands run, too
+RUNNING = [
+    page
+    for page in PAGES
+    if page.stem not in STORIES and any(block.kind == "python" for block in blocks(page))
+]
 
 
 @pytest.mark.usefixtures("folder")
@@ -169,6 +177,34 @@ def test_python_of_the_docs_runs(page: Path) -> None:
                 exec(code, names)
             except ModuleNotFoundError as error:
                 pytest.skip(f"{error.name} is not installed")
+
+
+@pytest.fixture
+def told(folder: None) -> None:
+    """What the stories take for granted: net.py, trained weights, images of two classes."""
+    first = next(block for block in blocks(ROOT / "docs" / "my-network.md"))
+    Path("net.py").write_text(first.code)
+    torch.manual_seed(0)
+    torch.save(build("net.py:build").model.state_dict(), "net.pth")
+    folders(Path("photos"), train=6, val=2, side=32)
+
+
+@pytest.mark.usefixtures("told")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("story", STORIES)
+def test_a_story_runs_as_written(
+    story: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "net", raising=False)
+    names: Names = {}
+    for block in blocks(ROOT / "docs" / f"{story}.md"):
+        if block.kind == "python":
+            exec(compile(block.code, f"{story}.md", "exec"), names)
+            continue
+        for line in block.code.splitlines():
+            capsys.readouterr()
+            assert main(shlex.split(line)[2:]) == 0, (line, capsys.readouterr().err)
 
 
 def test_every_block_says_what_it_is() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from refold.checkpoint import load_checkpoint, load_in_order, read_state_dict
 from refold.errors import CheckpointError
+from refold.graph.layers import ChannelClamp
 
 State = dict[str, Tensor]
 
@@ -246,3 +247,20 @@ def test_published_weights_recognise_photographs() -> None:
     assert answers[0] & tabby_tiger_egyptian
     assert answers[1] & espresso
     assert answers[2] & missile_or_projectile
+
+
+def test_infinity_is_read_where_the_model_has_a_range_without_end(tmp_path: Path) -> None:
+    low, high = torch.tensor([0.0, -torch.inf]), torch.tensor([6.0, torch.inf])
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), ChannelClamp(low, high, 2))
+    other = copy.deepcopy(net)
+    other[0].weight.data.fill_(2)
+    safetensors.torch.save_file(other.state_dict(), tmp_path / "net.safetensors")
+    load_checkpoint(net, tmp_path / "net.safetensors")
+    assert is_loaded(net, other.state_dict())
+    for diverged in ("0.weight", "1.low"):
+        bad = copy.deepcopy(other.state_dict())
+        bad[diverged].view(-1)[0] = torch.nan if diverged == "1.low" else torch.inf
+        net[0].weight.data.fill_(torch.inf)  # the model's own weights decide nothing
+        safetensors.torch.save_file(bad, tmp_path / "bad.safetensors")
+        with pytest.raises(CheckpointError, match=f"NaN or infinity in {diverged}"):
+            load_checkpoint(net, tmp_path / "bad.safetensors")

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from training.pictures import folders
+
 pytestmark = pytest.mark.slow
 
 Net = Callable[[str], str]
@@ -93,3 +95,51 @@ def test_a_share_of_the_time(run: Callable, net: Net, monkeypatch: pytest.Monkey
     assert done["after"]["macs"] <= 0.8 * done["before"]["macs"]
     assert {row["runtime"] for row in done["timings"]["rows"]} == {"eager"}
     assert asked == ["eager"]
+
+
+CLASSIFIER = """
+from torch import nn
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+"""
+
+
+def test_it_trains_on_and_what_it_wrote_is_a_model(run: Callable, tmp_path: Path) -> None:
+    data = folders(tmp_path / "data")
+    (tmp_path / "net.py").write_text(CLASSIFIER)
+    done = run(
+        "prune", f"{tmp_path / 'net.py'}:build", "--importance", "l1", "--ratio", "0.5",
+        "--round-to", "1", "--then-train", "--data", data, "--epochs", "1", "--set",
+        "augment.size=12", "--set", "deploy.files=[safetensors]", "--workers", "0", "--cpu",
+        "--tracker", "none", "-o", tmp_path / "run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    stages = ["before pruning", "pruned", "trained on", "deployed"]
+    table = done.out[done.out.index("pruned and trained on") :]
+    assert [word for word in stages if f"\n  {word}" in table] == stages
+    small = tmp_path / "run" / "deploy.safetensors"
+    read = run("convert", small, "-o", tmp_path / "again.safetensors", "--json")
+    assert read.code == 0, read.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert json.loads(read.out)["after"]["macs"] == summary["pruning"]["after"]["macs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--data", "photos"), "pass --then-train"),
+        (("--then-train",), "resnet18 is untrained"),
+        (("--then-train", "--checkpoint", "run", "--data", "nowhere"), "nowhere"),
+    ],
+)
+def test_what_cannot_train_on_is_said_first(
+    run: Callable, words: tuple[str, ...], said: str
+) -> None:
+    result = run("prune", "resnet18", "--ratio", "0.5", *words)
+    assert result.code == 2
+    assert said in result.err
+    finished = run("prune", "net.onnx", "--ratio", "0.5", *words)
+    assert "is a finished file" in finished.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from refold.cli.live_statistics import enliven, initial_norms
 from refold.cli.options import Network
 from refold.cli.subject import check_finite, parse_size, prepare, stated_size
 from refold.errors import InputError
+from refold.graph.layers import ChannelClamp
+from refold.workload import workload_of
 
 Net = Callable[[str], str]
 
@@ -116,3 +119,34 @@ def test_a_network_is_built_for_a_number_of_classes(net: Net) -> None:
         assert subject.model(*subject.example_inputs).shape == (1, 7)
     with pytest.raises(InputError, match="takes no such argument: leave --num-classes out"):
         prepare(Network(net("branchy"), num_classes=7))
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_the_work_of_an_exported_program_is_that_of_the_batch_asked_for(
+    tmp_path: Path, free: bool
+) -> None:
+    """One exported with two examples, as a batch of any size has to be, is not counted twice."""
+    shapes = ({0: torch.export.Dim.DYNAMIC},) if free else None
+    net, x = nn.Conv2d(3, 4, 3).eval(), torch.zeros(2, 3, 8, 9)
+    program = torch.export.export(net, (x,), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "net.pt2")
+    counts = []
+    for batch in (1, 3):
+        subject = prepare(Network(str(tmp_path / "net.pt2"), batch=batch))
+        assert subject.example_inputs[0].shape == ((batch if free else 2), 3, 8, 9)
+        counts.append(workload_of(subject.model, subject.example_inputs).macs)
+    alone = workload_of(net, x[:1]).macs
+    assert alone is not None
+    assert counts == ([alone, 3 * alone] if free else [2 * alone, 2 * alone])
+
+
+def test_only_a_range_may_have_no_end() -> None:
+    clamp = ChannelClamp(torch.tensor([-torch.inf, 0.0]), torch.tensor([torch.inf, 6.0]), 2)
+    check_finite(clamp, "net")
+    clamp.high[0] = torch.nan
+    with pytest.raises(InputError, match="'high' holds NaN"):
+        check_finite(clamp, "net")
+    norm = nn.BatchNorm2d(2)
+    norm.running_var[0] = torch.inf
+    with pytest.raises(InputError, match="'running_var' holds NaN or infinity"):
+        check_finite(norm, "net")

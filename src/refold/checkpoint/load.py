@@ -207,6 +207,12 @@ class _Target:
         self.ours, self._stripped = strip(targets)  # a wrapped model has prefixes of its own
         self._own = {name: targets[key] for name, key in self.ours.items()}
         self._told = _told(model, self.ours)
+        buffers = {key for key, _ in model.named_buffers()}
+        self._unbounded = {
+            name
+            for name, own in self._own.items()
+            if self.ours[name] in buffers and bool(torch.isinf(own).any())
+        }  # the range of a clamp, say: the file's may hold infinity as well
 
     def fits(self, choice: Choice) -> list[_Fit]:
         """Return how the weights fit under the likeliest reading of their names that does.
@@ -214,7 +220,7 @@ class _Target:
         Raises:
             CheckpointError: when they do not fit; it speaks of their names as they are.
         """
-        require_finite(choice.state, self._file)
+        require_finite(choice.state, self._file, choice.state if self._unbounded else ())
         names, stripped = plain_names(choice.state, self._file)
         required = {name for name in self._own if not name.endswith(OPTIONAL)}
         first: CheckpointError | None = None
@@ -240,7 +246,7 @@ class _Target:
             name: adapted.state[key].to(own[name].dtype).reshape(own[name].shape)
             for name, key in adapted.names.items()
         }
-        require_finite(state, file)
+        require_finite(state, file, self._unbounded)
         _refuse_torn(own, state, file)
         prefixes = (*(p for p in stripped if p not in self._stripped), *reading.stripped)
         used = set(reading.names.values()) | COUNTERS

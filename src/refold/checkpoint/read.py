@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from operator import ne
 from pathlib import Path
@@ -195,13 +195,24 @@ def strip(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     return plain, tuple(stripped)
 
 
-def require_finite(state: Mapping[str, Tensor], file: Path) -> None:
+def require_finite(
+    state: Mapping[str, Tensor], file: Path, unbounded: Collection[str] = ()
+) -> None:
     """Refuse NaN and infinity, naming the tensors.
+
+    Args:
+        state: the tensors by name.
+        file: for the message.
+        unbounded: names of those in which infinity means something, such as the range of a clamp.
 
     Raises:
         CheckpointError: when there are any.
     """
-    bad = [key for key, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
+    bad = [
+        key
+        for key, tensor in state.items()
+        if bool((torch.isnan(tensor) if key in unbounded else ~torch.isfinite(tensor)).any())
+    ]
     if bad:
         raise CheckpointError(
             f"checkpoint {file} holds NaN or infinity in {some(bad)}; the training diverged or "

@@ -15,11 +15,12 @@ from refold.cli.destination import check_destination
 from refold.cli.onnx_model import convert_onnx, is_onnx
 from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove, say_proof
-from refold.cli.shipping import Wishes, ship
+from refold.cli.shipping import Wishes, ship, ship_origin
 from refold.cli.subject import Subject, prepare
 from refold.cli.summary import kept_lines, record, size_of, size_rows, unrun_lines
 from refold.cli.weights import convert_weights, is_weights
 from refold.errors import InputError
+from refold.sources.pruned import is_pruned, origin_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,7 +82,10 @@ def convert(
         folded = plan.apply()
     with step("verify in float64"):
         proof = prove(subject, folded, again)
+    pruned = origin_of(Path(network.model)) if is_pruned(network.model) else None
     done = ship(folded, output, place, subject, wishes=wishes, provenance=_origin(plan, proof))
+    if pruned is not None:
+        ship_origin(folded, place, pruned)
     write_page(page, subject, plan, proof, fold=again)
     before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)
     if as_json:

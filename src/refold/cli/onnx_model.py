@@ -55,6 +55,7 @@ def check_options(network: Network, given: dict[str, Any]) -> None:
 _OF_NETWORKS = (
     *("checkpoint", "weights_key", "num_classes", "live_statistics", "dynamic", "opset", "half"),
     *("input_names", "output_names", "norm_eps", "peers", "channels_last", "tuning"),
+    *("then_train", "data", "recipe", "epochs", "lr", "changes"),
 )
 
 

@@ -15,15 +15,19 @@ import typer
 Result = TypeVar("Result")
 
 MODEL_HELP = (
-    "One of our names, timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, or an "
-    "exported .pt2 file; `refold models` lists names. convert, inspect, verify and bench also take "
-    "an .onnx file of any origin."
+    "One of our names, timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, an "
+    "exported .pt2 file, or a .safetensors file of `refold prune`; `refold models` lists names. "
+    "convert, inspect, verify and bench also take an .onnx file of any origin."
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option("--checkpoint", metavar="FILE", help="Weights to load: .pt, .pth, .safetensors."),
+    typer.Option(
+        "--checkpoint",
+        metavar="FILE",
+        help="Weights to load: .pt, .pth, .safetensors, or the folder of a run (its best epoch).",
+    ),
 ]
 WeightsKey = Annotated[
     str | None,

@@ -18,9 +18,10 @@ from refold.cli.onnx_model import is_onnx
 from refold.cli.onnx_passes import UNTUNED, prune_file
 from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove
-from refold.cli.shipping import ship
+from refold.cli.shipping import ship, ship_origin
 from refold.cli.subject import Subject, prepare
 from refold.cli.summary import kept_lines
+from refold.cli.then_train import Further, judge_unpruned, plan_training, train_on
 from refold.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from refold.bench import BenchmarkTable
     from refold.equivalence import Proof
     from refold.pruning import Pruning
+    from refold.sources.pruned import Origin
 
 
 class Importance(StrEnum):
@@ -117,15 +119,63 @@ def prune(
     runtime: Runtime = None,
     output: options.Output = None,
     network: options.Network,
+    further: Further,
     report: options.Report = None,
     as_json: options.Json = False,
 ) -> None:
     """Drop the least important channels; print what is saved, and verify against masks.
 
     An .onnx file, whoever wrote it, becomes an .onnx or .xml file with fewer channels.
+
+    With --then-train the pruned network trains on: one folder, one summary. Where it is stopped,
+    refold train -o RUN --resume continues.
     """
     from refold.pruning import drop_dead_channels, pruning
 
+    targets = _required(ratio, threshold, macs, params, latency)
+    least: dict[str, Any] = {
+        "floor": parse_floor(floor), "round_to": round_to, "remove_residuals": remove_residuals,
+    }  # fmt: skip
+    if is_onnx(network.model):
+        prune_file(network, output, locals() | vars(further), targets | least)
+        return
+    planned = plan_training(further, network, output)
+    course, network = planned or (None, network)
+    place = None if output is None or course else check_destination(output)
+    page, subject = check_page(report), prepare(network)
+    judged = None if course is None else judge_unpruned(subject, course)
+    with step("choose and drop channels"):
+        done = pruning(
+            subject.model, subject.example_inputs, **targets, **least,
+            clock=None if latency is None else _clock(subject, runtime),
+            importance=(importance or Importance.bn).value,
+        )  # fmt: skip
+    origin = origin_of(done, network, subject)
+    if not as_json:
+        _say_cost(done, network.model)
+    with step("verify in float64"):
+        fold = partial(drop_dead_channels, round_to=round_to)
+        masked = replace(subject, model=done.masked)
+        proof = prove(masked, done.model, fold)
+    timings = _time(done, subject, runtime) if measure or latency is not None else None
+    if place is not None:
+        ship(done.model, output or place, place, subject)
+        ship_origin(done.model, place, origin)
+    write_page(page, masked, done, proof, fold=fold, verb="pruned")
+    if not as_json:
+        _say_proof(done, proof, timings)
+    if course is not None and judged is not None:
+        train_on(done, origin, course, judged, as_json=as_json)
+    elif as_json:
+        _print_record(done, proof, timings, output)
+    else:
+        note(UNTUNED)
+
+
+def _required(
+    ratio: float | None, threshold: float | None, macs: float | None, params: float | None,
+    latency: float | None,
+) -> dict[str, float | None]:  # fmt: skip
     targets = {
         "ratio": ratio, "threshold": threshold, "macs": macs, "params": params, "latency": latency,
     }  # fmt: skip
@@ -133,38 +183,7 @@ def prune(
         raise InputError(
             "pass --ratio, --threshold, --macs, --params or --latency, such as --ratio 0.5"
         )
-    least: dict[str, Any] = {
-        "floor": parse_floor(floor), "round_to": round_to, "remove_residuals": remove_residuals,
-    }  # fmt: skip
-    if is_onnx(network.model):
-        prune_file(network, output, locals(), targets | least)
-        return
-    place, page = None if output is None else check_destination(output), check_page(report)
-    subject = prepare(network)
-    with step("choose and drop channels"):
-        done = pruning(
-            subject.model,
-            subject.example_inputs,
-            **targets,
-            clock=None if latency is None else _clock(subject, runtime),
-            importance=(importance or Importance.bn).value,
-            **least,
-        )
-    if not as_json:
-        _say_cost(done, network.model)
-    with step("verify in float64"):
-        fold = partial(drop_dead_channels, round_to=round_to)
-        masked = replace(subject, model=done.masked)
-        proof = prove(masked, done.model, fold)
-    is_timed = measure or latency is not None
-    timings = _time(done, subject, runtime) if is_timed else None
-    if place is not None:
-        ship(done.model, output or place, place, subject)
-    write_page(page, masked, done, proof, fold=fold, verb="pruned")
-    if as_json:
-        _print_record(done, proof, timings, output)
-        return
-    _say_outcome(done, proof, timings)
+    return targets
 
 
 def _clock(subject: Subject, runtime: list[str] | None) -> Callable[[nn.Module, nn.Module], float]:
@@ -182,6 +201,15 @@ def _time(done: Pruning, subject: Subject, runtime: list[str] | None) -> Benchma
             subject.example_inputs,
             runtimes=tuple(runtime or ("onnxruntime",)),
         )
+
+
+def origin_of(done: Pruning, network: options.Network, subject: Subject) -> Origin:
+    """Return what a pruned network comes from, as its file says it."""
+    from refold.sources.pruned import Narrowing, next_origin
+
+    classes = {} if network.num_classes is None else {"num_classes": network.num_classes}
+    sizes = tuple(tuple(x.shape[1:]) for x in subject.example_inputs)
+    return next_origin(network.model, sizes, Narrowing(done.gone, done.chained), classes)
 
 
 def parse_floor(text: str) -> int | float:
@@ -216,7 +244,7 @@ def _say_cost(done: Pruning, name: str) -> None:
     table("channels", ["layer", "before", "after"], rows)
 
 
-def _say_outcome(done: Pruning, proof: Proof, timings: BenchmarkTable | None) -> None:
+def _say_proof(done: Pruning, proof: Proof, timings: BenchmarkTable | None) -> None:
     error = proof.exact.max_rel_error
     say(f"equal to the network with those channels masked: largest error {error:.1e} in float64")
     say(*kept_lines(done.kept))
@@ -225,7 +253,6 @@ def _say_outcome(done: Pruning, proof: Proof, timings: BenchmarkTable | None) ->
         for row in timings.rows:
             if row.interval is not None and row.interval[0] <= 1:
                 note(f"warning: in {row.runtime} the pruned network is not shown to be faster")
-    note(UNTUNED)
 
 
 def _print_record(

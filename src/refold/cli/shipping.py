@@ -11,12 +11,13 @@ import typer
 
 from refold.cli.console import note, say, step
 from refold.cli.subject import Subject
-from refold.errors import InputError
+from refold.errors import InputError, RefusedError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from refold.exporting import Exported
+    from refold.sources.pruned import Origin
 
 Dynamic = Annotated[
     list[str] | None,
@@ -102,6 +103,25 @@ def ship(
         for name, shape in done.shapes.items():
             note(f"input {name}: {' x '.join(map(str, shape))}")
     return done
+
+
+def ship_origin(model: nn.Module, place: Path, origin: Origin) -> None:
+    """Make a written file of weights a MODEL, or say why it holds them alone.
+
+    Args:
+        model: the pruned network that was written.
+        place: the file; one of another format stays as it is.
+        origin: what it was pruned from.
+    """
+    from refold.sources.networks import note_origin
+
+    if place.suffix.lower() != ".safetensors":
+        return
+    try:
+        with step("build the network again from the file"):
+            note_origin(model, place, origin)
+    except RefusedError as error:
+        note(f"note: {error}")
 
 
 def parse_dynamic(words: Sequence[str] | None) -> Any:

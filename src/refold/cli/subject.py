@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refold.cli.console import note, step
@@ -37,26 +39,23 @@ def prepare(network: Network) -> Subject:
     """
     import torch
 
-    import refold
-
     torch.manual_seed(network.seed)
     notes: tuple[str, ...] = ()
     with step(f"build {network.model}"):
-        model, exported_inputs = build(network.model, network.num_classes)
+        model, exported_inputs, sizes = build(network.model, network.num_classes)
         if network.checkpoint is not None:
-            report = refold.load_checkpoint(model, network.checkpoint, key=network.weights_key)
-            notes = report.notes
+            notes = load_weights(model, network.checkpoint, network.weights_key)
         check_finite(model, network.model)
-        example_inputs = examples(model, network)
+        example_inputs = examples(model, network, sizes)
         if exported_inputs is not None and not network.input_size:
-            example_inputs = exported_inputs
+            example_inputs = _accepted(model, example_inputs if sizes else None, exported_inputs)
         check_runs(model, example_inputs, network.model)
         untrained = is_zoo(network.model) and network.checkpoint is None
         wanted = untrained if network.live_statistics is None else network.live_statistics
         enlivened = enliven(model, example_inputs, network.seed) if wanted else 0
     for remark in notes:
         note(f"{network.checkpoint}: {remark}")
-    is_given = bool(network.input_size) or exported_inputs is not None
+    is_given = bool(network.input_size or sizes) or exported_inputs is not None
     if not is_given and stated(model) is None:
         assumed = "x".join(map(str, example_inputs[0].shape[1:]))
         note(f"assuming an input of {assumed}, as nothing states its size (--input-size sets it)")
@@ -65,6 +64,34 @@ def prepare(network: Network) -> Subject:
             f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps theirs)"
         )
     return Subject(network.model, model, example_inputs)
+
+
+def _accepted(
+    model: nn.Module, wanted: tuple[torch.Tensor, ...] | None, own: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Return inputs of the asked batch where an exported program takes them, else its own."""
+    if wanted is None:
+        return own
+    try:
+        check_runs(model, wanted, "")
+    except InputError:
+        return own
+    return wanted
+
+
+def load_weights(model: nn.Module, place: Path, key: str | None) -> tuple[str, ...]:
+    """Load the weights of a file, or of a run by its folder, and return what was done on the way.
+
+    Raises:
+        RefoldError: when they cannot be read, or do not fit.
+    """
+    if place.is_dir() or place.name in ("best", "last"):
+        from refold.training import load_run
+
+        return load_run(model, place)
+    import refold
+
+    return refold.load_checkpoint(model, place, key=key).notes
 
 
 def parse_size(text: str) -> tuple[int, ...]:
@@ -83,12 +110,15 @@ def parse_size(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def examples(model: nn.Module, network: Network) -> tuple[torch.Tensor, ...]:
-    """Return random inputs of the asked sizes, else of the sizes that the network itself states."""
+def examples(
+    model: nn.Module, network: Network, said: Sequence[tuple[int, ...]] = ()
+) -> tuple[torch.Tensor, ...]:
+    """Return random inputs of the asked sizes, else of the sizes that its file or it says."""
     import torch
 
     generator = torch.Generator().manual_seed(network.seed)
-    sizes = [parse_size(text) for text in network.input_size or ()] or [stated_size(model)]
+    sizes = [parse_size(text) for text in network.input_size or ()]
+    sizes = sizes or list(said) or [stated_size(model)]
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return tuple(
         torch.randn((network.batch, *size), generator=generator).to(dtype) for size in sizes
@@ -120,16 +150,19 @@ def stated(model: nn.Module) -> tuple[int, ...] | None:
 
 
 def check_finite(model: nn.Module, name: str) -> None:
-    """Refuse a network with a NaN or infinite weight, naming the first one."""
+    """Refuse a network with a NaN or infinite weight, naming the first one.
+
+    Buffers other than a norm's may hold infinity: the range of a clamp, a mask of attention.
+    """
     import torch
 
     state: dict[str, Any] = model.state_dict()  # a module may store anything there
+    weights = {key for key, _ in model.named_parameters()}
     for key, tensor in state.items():
-        if (
-            isinstance(tensor, torch.Tensor)
-            and tensor.is_floating_point()
-            and not bool(torch.isfinite(tensor).all())
-        ):
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            continue
+        strict = key in weights or key.rpartition(".")[2] in ("running_mean", "running_var")
+        if bool((~torch.isfinite(tensor) if strict else torch.isnan(tensor)).any()):
             raise InputError(
                 f"{name}: weight {key!r} holds NaN or infinity, so a fold would be meaningless: "
                 "give a checkpoint with finite weights"

@@ -17,6 +17,7 @@ from refold.errors import InputError
 if TYPE_CHECKING:
     from refold.training import Trained
 
+TITLES = {"top1": "top-1", "top5": "top-5", "miou": "mean IoU", "verification": "verification"}
 SIGNALLED = 128  # and the signal's number, as a shell has it
 
 Data = Annotated[
@@ -58,6 +59,12 @@ Freeze = Annotated[
 ]  # fmt: skip
 FreezeNorms = Annotated[
     bool, typer.Option("--freeze-norms", help="Leave every norm's statistics and scales alone.")
+]
+RestoreNorms = Annotated[
+    bool,
+    typer.Option(
+        "--restore-norms", help="Give a pruned or folded network norms first, which change nothing."
+    ),
 ]
 Teacher = Annotated[
     str | None,
@@ -150,6 +157,7 @@ def train(
     num_classes: NumClasses = None,
     freeze: Freeze = None,
     freeze_norms: FreezeNorms = False,
+    restore_norms: RestoreNorms = False,
     teacher: Teacher = None,
     teacher_checkpoint: TeacherCheckpoint = None,
     block: Block = None,
@@ -188,6 +196,7 @@ def train(
     given = {
         "model": model, "checkpoint": checkpoint, "pretrained": pretrained or None, "seed": seed,
         "freeze": freeze or None, "freeze_norms": freeze_norms or None, "block": block,
+        "restore_norms": restore_norms or None,
         "distill.teacher": teacher, "distill.checkpoint": teacher_checkpoint, "task": task,
         "epochs": epochs, "patience": patience, "batch_size": batch_size, "optimizer.lr": lr,
         "optimizer.factors": _factors(lr_factor), "augment.size": image_size,
@@ -199,7 +208,7 @@ def train(
         save_minutes=save_minutes, workers=workers, fsdp=fsdp, recompute=recompute,
         compile=compiled,
     )  # fmt: skip
-    with _stoppable(output):
+    with stoppable(output):
         trained = training.train(
             recipe if resume else _recipe_of(recipe, given), output=output, data=data,
             changes=_all_changes(given, changes or []), resume=resume, data_changed=data_changed,
@@ -211,7 +220,7 @@ def train(
 
 
 @contextmanager
-def _stoppable(output: Path) -> Generator[None]:
+def stoppable(output: Path) -> Generator[None]:
     """Exit as a signal asks for once the run has saved, and leave the other processes in order."""
     from refold.training import Stopped
 
@@ -250,7 +259,7 @@ def _report(trained: Trained, *, as_json: bool, dry_run: bool) -> None:
     elif dry_run:
         _say_dry_run(trained.summary)
     else:
-        _say_summary(trained)
+        say_summary(trained)
 
 
 def _recipe_of(recipe: str | None, given: dict[str, Any]) -> str | None:
@@ -298,17 +307,17 @@ def _say_dry_run(plan: dict[str, Any]) -> None:
     note("dry run: nothing was written")
 
 
-def _say_summary(trained: Trained) -> None:
+def say_summary(trained: Trained) -> None:
+    """Print what a run led to."""
     summary = trained.summary
     before, after = summary["train_form"], summary["deployed_form"]
-    titles = {"top1": "top-1", "top5": "top-5", "miou": "mean IoU", "verification": "verification"}
     rows = [
         [title, count(before[name]), count(after[name])]
         for name, title in (("parameters", "parameters"), ("macs", "multiply-adds"))
     ]
     rows += [
         [title, f"{before[name]:.2%}", f"{after[name]:.2%}"]
-        for name, title in titles.items()
+        for name, title in TITLES.items()
         if name in before
     ]
     title = f"{summary['model']}, epoch {summary['best_epoch']} of {summary['epochs']}"
@@ -323,3 +332,23 @@ def _say_summary(trained: Trained) -> None:
         if names:
             say(f"{len(names)} images of {part} could not be read: {', '.join(names)}")
     say(f"the run is in {trained.folder}: {', '.join([*summary['files'], 'summary.json'])}")
+    if "pruning" in summary:
+        _say_stages(summary)
+
+
+def _say_stages(summary: dict[str, Any]) -> None:
+    """Print what each stage of a run achieves that began with pruning."""
+    pruning, start = summary["pruning"], summary["start"]
+    stages: list[tuple[str, dict[str, Any]]] = [
+        ("before pruning", {**pruning["before"], **pruning["judged_before"]}),
+        ("pruned", {**pruning["after"], **start}),
+        ("trained on", summary["train_form"]),
+        ("deployed", summary["deployed_form"]),
+    ]
+    metric = next(name for name in TITLES if name in start)
+    rows = [
+        [stage, count(found["parameters"]), count(found["macs"]), f"{found[metric]:.2%}"]
+        for stage, found in stages
+    ]
+    title = f"{pruning['model']}, pruned and trained on"
+    table(title, ["", "parameters", "multiply-adds", TITLES[metric]], rows)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from refold.cli.console import count, note, print_json, say, step, table
 from refold.cli.destination import check_destination
 from refold.errors import CheckpointError, InputError
+from refold.sources.pruned import is_pruned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,12 +18,14 @@ SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".tar", ".h5", ".hdf
 
 
 def is_weights(name: str) -> bool:
-    """Say whether MODEL names a file of weights; one that is missing too, by its suffix.
+    """Say whether MODEL names a file of weights alone; one that is missing too, by its suffix.
 
     >>> is_weights("RepVGG-A0-train.pth"), is_weights("timm:repvgg_a0"), is_weights("net.py:build")
     (True, False, False)
     """
-    return Path(name).suffix.lower() in SUFFIXES and not name.startswith(("timm:", "torchvision:"))
+    if Path(name).suffix.lower() not in SUFFIXES or name.startswith(("timm:", "torchvision:")):
+        return False
+    return not is_pruned(name)
 
 
 def convert_weights(

@@ -6,7 +6,8 @@ from refold.pruning.channels import Pruning, Slimmed, prune, pruning, silence, s
 from refold.pruning.choice import Amount, Floor, check_step, choose, within
 from refold.pruning.dead_channels import DeadChannelPass, drop_dead_channels, dropping
 from refold.pruning.layers import Importance, Layer, filter_norms, layers_of
-from refold.pruning.norms import restore_norms
+from refold.pruning.narrowing import narrow
+from refold.pruning.norms import join_norms, restore_norms
 from refold.pruning.slimming import channel_mask, clear_masks, slimming_penalty
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "drop_dead_channels",
     "dropping",
     "filter_norms",
+    "join_norms",
     "layers_of",
+    "narrow",
     "prune",
     "pruning",
     "restore_norms",

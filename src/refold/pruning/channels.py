@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -16,7 +16,7 @@ from refold.errors import RefusedError
 from refold.graph import Fold, Kept, fold_model, submodule
 from refold.inputs import required
 from refold.pruning.choice import Amount, Budget, Floor, check_step, choose, within
-from refold.pruning.dead_channels import dropping
+from refold.pruning.dead_channels import Dropped, dropping
 from refold.pruning.layers import Importance, Layer, find_layers, worth
 from refold.residuals import removal
 from refold.workload import Workload, workload_of
@@ -47,12 +47,16 @@ class Pruning(Account):
         masked: the same function with every channel still there: the plain network, weights and
             biases of the chosen channels 0.
         silenced: the channels that were chosen, by layer of the plain network.
+        gone: those that went, among them what was dead or unread already.
+        chained: whether residuals were removed first.
         cost_plain: before pruning, with residuals removed where that was asked for.
     """
 
     steps: tuple[Slimmed, ...]
     masked: nn.Module = field(repr=False)
     silenced: dict[str, list[int]]
+    gone: dict[str, list[int]]
+    chained: bool
     cost_plain: Workload
 
     @property
@@ -161,7 +165,7 @@ def pruning(
     """
     amount = Amount(ratio, threshold, macs, params, latency)
     inputs = required(model, example_inputs)
-    plain, stays, before = _plain(model, inputs, remove_residuals)
+    plain, stays, before = plain_form(model, inputs, remove_residuals)
     folded = fold_model(model, inputs).model if remove_residuals and latency else plain
     layers, kept = find_layers(plain, inputs)
     if not layers:
@@ -181,6 +185,8 @@ def pruning(
         done="narrowed",
         masked=found.masked,
         silenced=found.silenced,
+        gone=_gone(found.done.steps),
+        chained=remove_residuals,
         cost_plain=cost_plain,
     )
 
@@ -239,9 +245,10 @@ class _Case:
         return _Try(silenced, masked, dropping(masked, self.inputs, round_to=self.round_to))
 
 
-def _plain(
+def plain_form(
     model: nn.Module, example_inputs: Any, remove_residuals: bool
 ) -> tuple[nn.Module, tuple[Kept, ...], Workload | None]:
+    """Return the folded network, the residuals that stay, and its cost before their removal."""
     if not remove_residuals:
         return fold_model(model, example_inputs).model, (), None
     done = removal(model, example_inputs)
@@ -267,6 +274,14 @@ def slimmed(plain: nn.Module, pruned: nn.Module) -> Iterator[Slimmed]:
             counts = [sum(p.numel() for p in one.parameters()) for one in (layer, left[path])]
             detail = f"{before} -> {after} channels"
             yield Slimmed(path, "prune", detail, counts[0], counts[1], before=before, after=after)
+
+
+def _gone(steps: Iterable[Fold]) -> dict[str, list[int]]:
+    found: dict[str, set[int]] = {}
+    for step in steps:
+        if isinstance(step, Dropped):
+            found.setdefault(step.where, set()).update(step.channels)
+    return {where: sorted(channels) for where, channels in found.items()}
 
 
 def _width(layer: nn.Module | None) -> int:

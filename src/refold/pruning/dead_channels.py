@@ -5,7 +5,7 @@ A masked network and its pruned form are equal.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -35,6 +35,17 @@ from refold.residuals import sliced_function
 from refold.workload import workload_of
 
 
+@dataclass(frozen=True)
+class Dropped(Fold):
+    """Channels that one layer lost.
+
+    Args:
+        channels: which ones, by their number in the folded network.
+    """
+
+    channels: tuple[int, ...] = ()
+
+
 class DeadChannelPass:
     """Drops dead channels of one capture, from the input on.
 
@@ -50,6 +61,7 @@ class DeadChannelPass:
         self.starts: list[str] = []
         self.kept: list[Kept] = []
         self.left: dict[str, str] = {}
+        self._alive: dict[str, list[int]] = {}  # of a layer: what its channels were at first
 
     def run(self) -> None:
         """Drop dead channels; note the reason for every layer that keeps one."""
@@ -97,8 +109,15 @@ class DeadChannelPass:
             if step.ops and isinstance(step.ops[0], Conv):
                 changes.append((step, _rows(step.ops[0], rows, len(keep))))
         changes.append((span.reader, _columns(read, rows, lost)))
-        self._write(span, changes)
+        self._write(span, changes, self._numbers(span, keep))
         self._slice_functions(span, keep)
+
+    def _numbers(self, span: Span, keep: list[int]) -> tuple[int, ...]:
+        """Note which channels of a layer stay, and return which go, as they were at first."""
+        name = span.maker.node.name
+        before = self._alive.get(name) or list(range(span.made.out_channels))
+        self._alive[name] = [before[channel] for channel in keep]
+        return tuple(sorted({*before} - {*self._alive[name]}))
 
     def _round(self, span: Span, lost: dict[int, float]) -> None:
         """Take channels out of those that go, so that what stays is a multiple."""
@@ -111,15 +130,14 @@ class DeadChannelPass:
             reason = f"{stay} dead channels fill up a multiple of {self.round_to} (round_to)"
             self.kept.append(Kept(self._path(span.maker.node), reason))
 
-    def _write(self, span: Span, changes: list[tuple[Link, Conv]]) -> None:
+    def _write(self, span: Span, changes: list[tuple[Link, Conv]], gone: tuple[int, ...]) -> None:
         ready = [(step.node, self._lowered(step, op)) for step, op in changes]
         before = sum(parameters(step.ops[0]) for step, _ in changes)
         for node, module in ready:
             self.editor.replace_module(node, module)
         after = sum(parameters(op) for _, op in changes)
-        count = span.made.out_channels - changes[0][1].out_channels
-        where = self._path(span.maker.node)
-        self.folds.append(Fold(where, "dead channels", f"{count} channels", before, after))
+        where, what = self._path(span.maker.node), f"{len(gone)} channels"
+        self.folds.append(Dropped(where, "dead channels", what, before, after, channels=gone))
         self.starts.append(span.maker.node.name)
 
     def _slice_functions(self, span: Span, keep: list[int]) -> None:

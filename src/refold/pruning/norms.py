@@ -14,6 +14,11 @@ from refold.errors import RefusedError
 from refold.graph import duplicate, layer_class
 from refold.ranked import CONVS, NORMS
 
+
+class Normed(nn.Sequential):
+    """A convolution and the norm that `restore_norms` put behind it."""
+
+
 _NORMS: dict[type, Any] = {conv: NORMS[rank] for rank, conv in CONVS.items()}
 
 
@@ -45,14 +50,34 @@ def restore_norms(model: nn.Module, inputs: Iterable[Any]) -> nn.Module:
     if model.training:
         raise RefusedError("the model is in training mode; call model.eval() first")
     result = duplicate(model)
-    pairs: dict[int, nn.Sequential] = {}
+    pairs: dict[int, Normed] = {}
     for parent in list(result.modules()):
         for name, child in list(parent.named_children()):
             if layer_class(child) in _NORMS:
-                pair = pairs.setdefault(id(child), nn.Sequential(child, _norm(child)))
+                pair = pairs.setdefault(id(child), Normed(child, _norm(child)))
                 parent._modules[name] = pair
     calibrate(result.eval(), [(pair[0], pair[1]) for pair in pairs.values()], inputs)
     return result.eval()
+
+
+def join_norms(model: nn.Module) -> nn.Module:
+    """Put convolutions back where `restore_norms` found them, in place; return the model.
+
+    Args:
+        model: with the norms folded; where one is left, its pair stays.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()).eval()
+        >>> trained = restore_norms(net, [torch.randn(8, 1, 4, 4)])
+        >>> trained[0][1] = nn.Identity()
+        >>> join_norms(trained)[0]
+        Conv2d(1, 2, kernel_size=(1, 1), stride=(1, 1))
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Normed) and isinstance(child[1], nn.Identity):
+                parent._modules[name] = child[0]
+    return model
 
 
 def _norm(conv: Any) -> nn.Module:

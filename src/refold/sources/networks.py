@@ -14,22 +14,27 @@ from refold.errors import InputError, MissingDependencyError, one_line
 from refold.files import is_file
 from refold.sources.guest import PREFIX, hosted
 from refold.sources.names import suggest
+from refold.sources.pruned import Origin, is_pruned, mark_pruned, rebuilt
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 FORMS = (
-    "timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, a .pt2 file, "
-    "or one of our names"
+    "timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, a .pt2 file, a pruned "
+    ".safetensors file, or one of our names"
 )
 
 
 class Built(NamedTuple):
-    """A network, and the inputs it was exported with if it says so."""
+    """A network; where its file says so, inputs it was exported with, and sizes of one example.
+
+    Sizes are without the batch, and say that it may be any.
+    """
 
     model: nn.Module
     example_inputs: tuple[torch.Tensor, ...] | None = None
+    sizes: tuple[tuple[int, ...], ...] = ()
 
 
 def is_zoo(name: str) -> bool:
@@ -54,7 +59,7 @@ def build(name: str, num_classes: int | None = None) -> Built:
 
     Args:
         name: one of `refold.list_models()`, `timm:NAME`, `torchvision:NAME`, `hf:FOLDER`,
-            `path/to/file.py:factory` or a `.pt2` path.
+            `path/to/file.py:factory`, a `.pt2` path, or a `.safetensors` of `refold prune`.
         num_classes: outputs of the classifier; None for as many as it has by itself.
 
     Raises:
@@ -64,8 +69,26 @@ def build(name: str, num_classes: int | None = None) -> Built:
     if name.lower().endswith(".pt2"):
         _refuse_classes(name, num_classes)
         return _from_exported(Path(name))
+    if is_pruned(name):
+        _refuse_classes(name, num_classes)
+        model, example = rebuilt(Path(name), _built)
+        return Built(model.eval(), sizes=tuple(tuple(x.shape[1:]) for x in example))
     options = {} if num_classes is None else {"num_classes": num_classes}
     return Built(_built(name, options).eval())
+
+
+def note_origin(model: nn.Module, path: Path, origin: Origin) -> None:
+    """Say in a written `.safetensors` file what its network was pruned from, so that it is a MODEL.
+
+    Args:
+        model: the pruned network, whose weights the file holds.
+        path: the file.
+        origin: what it comes from.
+
+    Raises:
+        RefusedError: when its shape cannot be made again; the file then stays as it was.
+    """
+    mark_pruned(model, path, origin, _built)
 
 
 def _built(name: str, options: dict[str, Any], *, demands: bool = True) -> nn.Module:
@@ -84,6 +107,8 @@ def _built(name: str, options: dict[str, Any], *, demands: bool = True) -> nn.Mo
         return _from_hugging_face(Path(rest))
     if ".py:" in name:
         return _from_file(name, demands=demands, **options)
+    if is_pruned(name):
+        return rebuilt(Path(name), _built)[0]
     if name in own_names():
         from refold.models import create_model  # late, as it takes torch along
 
@@ -124,6 +149,11 @@ def _unknown_form(name: str) -> str:
             f"{name} is an ONNX file, which convert, inspect, verify, bench, prune, "
             "remove-residuals and report take; "
             "this command needs the network in PyTorch"
+        )
+    if name.lower().endswith(".safetensors"):
+        return (
+            f"{name} is not a pruned network but weights alone, or nothing: give the network, and "
+            "the weights with --checkpoint"
         )
     if name.endswith(".py"):
         return f"{name!r} names no factory: write {name}:FUNCTION, a callable returning the network"
@@ -298,7 +328,23 @@ def _from_exported(path: Path) -> Built:
     # An exported module has its mode traced in and forbids .eval(): only the flags are missing.
     for module in model.modules():
         module.training = False
-    return Built(model, _tensors(program.example_inputs))
+    inputs = _tensors(program.example_inputs)
+    return Built(model, inputs, _sizes_of_one(program, inputs))
+
+
+def _sizes_of_one(
+    program: torch.export.ExportedProgram, inputs: tuple[torch.Tensor, ...] | None
+) -> tuple[tuple[int, ...], ...]:
+    """Return the sizes of one example, where a program takes batches of any size."""
+    import torch
+
+    given = set(program.graph_signature.user_inputs)
+    values = [node.meta.get("val") for node in program.graph.nodes if node.name in given]
+    if not inputs or not all(x.is_floating_point() for x in inputs):
+        return ()  # numbers that mean something, such as words: those of the file are right
+    if not all(x is not None and x.ndim and isinstance(x.shape[0], torch.SymInt) for x in values):
+        return ()
+    return tuple(tuple(x.shape[1:]) for x in inputs)
 
 
 def _tensors(example_inputs: Any) -> tuple[torch.Tensor, ...] | None:

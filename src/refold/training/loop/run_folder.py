@@ -24,6 +24,8 @@ from refold.training.recipes.cookbook import from_yaml, to_yaml
 CONFIG, ENVIRONMENT, IMAGES, METRICS, SUMMARY = (
     "config.yaml", "environment.json", "images.txt.gz", "metrics.jsonl", "summary.json",
 )  # fmt: skip
+PRUNED, PRUNING = "pruned.safetensors", "pruning.json"
+"""Of a run that begins with pruning: the network that it starts from, and what went."""
 _PACKAGES = ("refold", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
 
 
@@ -121,6 +123,11 @@ class RunFolder:
         """Return how the network was judged before its first step; None where it was not."""
         found = (record for _, record in self._measured() if record["kind"] == "start")
         return next((record["judged"] for record in found), None)
+
+    def pruning(self) -> dict[str, Any] | None:
+        """Return what went before a run that begins with pruning; None where none did."""
+        path = self.path / PRUNING
+        return json.loads(path.read_text()) if path.is_file() else None
 
     def came_far(self) -> bool:
         """Say whether the run got past its first epoch, and so must have saved."""

@@ -222,6 +222,8 @@ class Recipe(_Strict):
         checkpoint: weights to start from: a file, or the folder of a run; None for none.
         pretrained: start from the weights that a zoo has published.
         freeze: patterns of what does not train, by name: "layer1*".
+        restore_norms: whether convolutions of a network that was folded or pruned get norms first,
+            which change nothing yet.
         freeze_norms: whether norms keep their statistics, scales and shifts.
         block: what its convolutions become: a registered block; None to leave them.
         block_options: of that block.
@@ -250,6 +252,7 @@ class Recipe(_Strict):
     options: dict[str, Any] = {}
     checkpoint: str | None = None
     pretrained: bool = False
+    restore_norms: bool = False
     freeze: tuple[str, ...] = ()
     freeze_norms: bool = False
     block: str | None = None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from refold.errors import InputError
-from refold.training.loop.run_folder import CONFIG, RunFolder
+from refold.training.loop.run_folder import CONFIG, PRUNED, RunFolder
 from refold.training.recipes.cookbook import changed, check_recipe
 
 if TYPE_CHECKING:
@@ -72,7 +73,15 @@ def read_begun(folder: RunFolder) -> Begun:
     place = str(folder.path / CONFIG)
     if set(config) - {"asked"} != {"data", "given_model", "recipe"}:
         raise InputError(f"{place} is not what a run wrote: it must have data and recipe")
-    values = cast("dict[str, Any]", config["recipe"])
+    values = _here(folder, cast("dict[str, Any]", config["recipe"]))
     before = cast("Mapping[str, Any]", config.get("asked", {}))
     recipe, asked = (check_recipe(one, place) for one in (values, changed(values, before)))
     return Begun(recipe, asked, str(config["data"]), bool(config["given_model"]))
+
+
+def _here(folder: RunFolder, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe whose network is in the folder itself with the place that has now."""
+    own = folder.path / PRUNED
+    if Path(str(recipe.get("model"))).name == PRUNED and own.is_file():
+        return {**recipe, "model": str(own.absolute())}
+    return recipe

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,12 +17,16 @@ from refold.equivalence import prove
 from refold.errors import MissingDependencyError, RefusedError
 from refold.exporting import describe, export
 from refold.folding import reparameterize
+from refold.pruning import join_norms
 from refold.residuals import remove_residuals
+from refold.sources.networks import note_origin
+from refold.sources.pruned import is_pruned, origin_of
 from refold.training.data.augment import preprocessing
 from refold.training.data.datasets import Data
 from refold.training.loop.collectives import total, union
 from refold.training.loop.engine import Engine
 from refold.training.loop.evaluation import Judged
+from refold.training.loop.run_folder import PRUNED
 from refold.workload import workload_of
 
 if TYPE_CHECKING:
@@ -78,6 +83,7 @@ def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
         "task": engine.recipe.task,
         "epochs": engine.parts.position.epoch,
         "best_epoch": engine.parts.position.best_epoch,
+        **({"pruning": told} if (told := _pruning(engine)) else {}),
         **({"start": started} if (started := folder.start()) else {}),
         "train_form": _form(engine, network, example, judged[0]),
         "deployed_form": _form(engine, deployed, example, judged[1]),
@@ -93,6 +99,12 @@ def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
         folder.summarise(summary)
     accelerator.wait_for_everyone()
     return Finished(summary, network, deployed)
+
+
+def _pruning(engine: Engine) -> dict[str, Any] | None:
+    """Return what went before the run, where it began with pruning."""
+    own = Path(engine.recipe.model) == (engine.folder.path / PRUNED).absolute()
+    return engine.folder.pruning() if own else None
 
 
 def _stock(engine: Engine, network: nn.Module, example: Tensor) -> dict[str, Any]:
@@ -132,7 +144,8 @@ def folding(recipe: Recipe) -> Fold:
     def fold(network: nn.Module, example: Any) -> nn.Module:
         if wanted.remove_residuals:
             network = remove_residuals(network, example, strict=True)
-        return reparameterize(network, example, allow_growth=wanted.allow_growth)
+        plain = reparameterize(network, example, allow_growth=wanted.allow_growth)
+        return join_norms(plain) if recipe.restore_norms else plain
 
     return fold
 
@@ -162,8 +175,12 @@ def _exported(
             file = export(plain, engine.folder.path / name, example.cpu())
             describe(file, {"model": engine.recipe.model, "task": engine.recipe.task, **about})
             files.append(name)
+            if suffix == "safetensors" and is_pruned(engine.recipe.model):
+                note_origin(plain, file, origin_of(Path(engine.recipe.model)))
         except MissingDependencyError as error:
             engine.reporter.note(f"{name} is left out: {error}")
+        except RefusedError as error:
+            engine.reporter.note(str(error))
     return files
 
 

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from refold.blocks import BranchedBlock
 from refold.branches import block_factory, expand, expand_plan
 from refold.errors import CheckpointError, InputError
 from refold.folding import reparameterize
+from refold.pruning import restore_norms
 from refold.residuals import removal
 from refold.sources.networks import brings_weights, build_to_train
-from refold.training.data.augment import image_side
+from refold.training.data.augment import eval_transform, image_side
 from refold.training.data.datasets import Data, open_data
+from refold.training.data.loader import Samples
 from refold.training.loop.freezing import freeze
 from refold.training.loop.run_folder import RunFolder
 from refold.training.loop.snapshot import read_snapshot
@@ -30,6 +32,9 @@ from refold.training.run.begun import Begun, begun_with
 from refold.training.run.heads import class_counts, fit_head, hand_over
 from refold.training.run.weights import Weights, weights_at
 from refold.training.seeds import seeded
+
+_PLAIN, _NORMED, _WIDE = range(3)  # the forms of a network, each with what the one before lacks
+_SEEN, _AT_ONCE = 256, 32  # images whose statistics restored norms start with
 
 
 class Builder(Protocol):
@@ -86,14 +91,16 @@ def start_network(
     brings = started or given is not None or build is not None or brings_weights(recipe.model)
     plan = _Plan(recipe, data, given, build, brings)
     if loads and started:
-        network, is_wide, replaced = _pretrained(plan) if recipe.pretrained else _loaded(plan)
+        network, form, replaced = _pretrained(plan) if recipe.pretrained else _loaded(plan)
     else:
-        network, is_wide, replaced = plan.plain(plan.classes), False, ()
+        network, form, replaced = plan.plain(plan.classes), _PLAIN, ()
     if given is None and plan.classes:
         side = image_side(recipe.augment, data)
         with seeded(recipe.seed, "head"):
             replaced += fit_head(network, plan.classes, (data.channels, side, side))
-    if recipe.block is not None and not is_wide:
+    if recipe.restore_norms and form < _NORMED:
+        network = plan.normed(network, _images(recipe, data) if loads else None)
+    if recipe.block is not None and form < _WIDE:
         network = plan.widened(network)
     notes = _set_scales(network, recipe, brings)
     freeze(network, recipe.freeze, norms=recipe.freeze_norms)
@@ -122,7 +129,8 @@ def make_teacher(recipe: Recipe, data: Data, image: tuple[int, ...]) -> nn.Modul
     own = {
         "model": wanted.teacher, "options": wanted.options, "checkpoint": wanted.checkpoint,
         "pretrained": False, "block": None, "block_options": {}, "freeze": (),
-        "freeze_norms": False, "gamma": None, "slimming": None, "distill": None,
+        "freeze_norms": False, "restore_norms": False, "gamma": None, "slimming": None,
+        "distill": None,
     }  # fmt: skip
     start = start_network(recipe.model_copy(update=own), data)
     if start.replaced:
@@ -162,6 +170,31 @@ def network_at(run: Path, saved: Path) -> nn.Module:
     return network
 
 
+def load_run(model: nn.Module, place: str | Path) -> tuple[str, ...]:
+    """Load what a run trained into a model, without the run's branches where the model has none.
+
+    Args:
+        model: changed in place.
+        place: the folder of a run, whose best weights are meant, or its `checkpoints/last`.
+
+    Returns:
+        What was done to the weights on the way.
+
+    Raises:
+        InputError: when there is no run.
+        CheckpointError: when its weights do not fit; the model is then unchanged.
+    """
+    first: CheckpointError | None = None
+    with weights_at(str(place), network_at) as weights:
+        for file in weights.files():
+            try:
+                return weights.load(model, file)
+            except CheckpointError as error:
+                first = first or error
+    assert first is not None
+    raise first
+
+
 def remarks(start: Start, recipe: Recipe) -> Iterator[str]:
     """Yield what a user should know of how a network starts."""
     if recipe.checkpoint is not None:
@@ -171,6 +204,8 @@ def remarks(start: Start, recipe: Recipe) -> Iterator[str]:
             f"new layers, as the number of classes is another one: {', '.join(start.replaced)}; "
             "until they are trained, the answers are chance"
         )
+    if recipe.restore_norms:
+        yield "every convolution got a norm that changes nothing yet"
     if start.brings and recipe.block is not None:
         yield f"{recipe.block} branches were added so that the network computes what it did"
     yield from start.notes
@@ -200,6 +235,26 @@ class _Plan:
         with seeded(recipe.seed, "weights"):
             return build(recipe.model, num_classes=classes, **options)
 
+    def normed(self, network: nn.Module, images: Iterable[Tensor] | None = None) -> nn.Module:
+        """Return a network with a norm behind every convolution.
+
+        Args:
+            network: without norms.
+            images: batches that give the norms their statistics; None where others replace them.
+
+        Raises:
+            InputError: when it has norms.
+        """
+        norms = [name for name, part in network.named_modules() if isinstance(part, BatchNorm)]
+        if norms:
+            raise InputError(
+                f"restore_norms is for a network whose norms were folded, and {self.recipe.model} "
+                f"has {len(norms)}, such as {norms[0]}: leave it out"
+            )
+        side = image_side(self.recipe.augment, self.data)
+        blank = [torch.zeros(1, self.data.channels, side, side)]
+        return restore_norms(network.eval(), blank if images is None else images)
+
     def widened(self, network: nn.Module) -> nn.Module:
         """Return a network with its branches.
 
@@ -218,17 +273,17 @@ class _Plan:
             return expand(network, block, preserve=self.brings)
 
 
-def _pretrained(plan: _Plan) -> tuple[nn.Module, bool, tuple[str, ...]]:
+def _pretrained(plan: _Plan) -> tuple[nn.Module, int, tuple[str, ...]]:
     """Return a zoo's network with its published weights, and the layers that are new."""
     if plan.given is not None:
         raise InputError("pretrained is for a network by name: yours has its weights already")
     target = plan.plain(plan.classes)
     recipe, build = plan.recipe, plan.build or build_to_train
     source = build(recipe.model, in_chans=plan.data.channels, pretrained=True, **recipe.options)
-    return target, False, hand_over(source, target)
+    return target, _PLAIN, hand_over(source, target)
 
 
-def _loaded(plan: _Plan) -> tuple[nn.Module, bool, tuple[str, ...]]:
+def _loaded(plan: _Plan) -> tuple[nn.Module, int, tuple[str, ...]]:
     """Return the network with the weights of the checkpoint, in whichever form they fit.
 
     Raises:
@@ -248,13 +303,13 @@ def _loaded(plan: _Plan) -> tuple[nn.Module, bool, tuple[str, ...]]:
 
 def _fitting(
     plan: _Plan, weights: Weights, counts: list[int]
-) -> tuple[nn.Module, bool, tuple[str, ...]] | CheckpointError:
+) -> tuple[nn.Module, int, tuple[str, ...]] | CheckpointError:
     """Load the weights into the network of one of some numbers of classes, or say why not."""
     first: CheckpointError | None = None
-    forms = (False, True) if plan.recipe.block is not None else (False,)
+    wanted = {_NORMED: plan.recipe.restore_norms, _WIDE: plan.recipe.block is not None}
     for count in counts:
-        for is_wide in forms:
-            network = _form(plan, count, is_wide)
+        for form in (_PLAIN, *(form for form, is_wanted in wanted.items() if is_wanted)):
+            network = _form(plan, count, form)
             for file in weights.files():
                 try:
                     weights.load(network, file)
@@ -262,15 +317,25 @@ def _fitting(
                     first = first or error
                     continue
                 if count == plan.classes:
-                    return network, is_wide, ()
-                target = _form(plan, plan.classes, is_wide)
-                return target, is_wide, hand_over(network, target)
+                    return network, form, ()
+                target = _form(plan, plan.classes, form)
+                return target, form, hand_over(network, target)
     return first or CheckpointError(f"{weights.place} fits no form of {plan.recipe.model}")
 
 
-def _form(plan: _Plan, classes: int, is_wide: bool) -> nn.Module:
+def _form(plan: _Plan, classes: int, form: int) -> nn.Module:
     network = plan.plain(classes)
-    return plan.widened(network) if is_wide else network
+    if form >= _NORMED and plan.recipe.restore_norms:
+        network = plan.normed(network)
+    return plan.widened(network) if form == _WIDE else network
+
+
+def _images(recipe: Recipe, data: Data) -> Iterator[Tensor]:
+    """Yield batches of training images, spread over all of them, as evaluation prepares them."""
+    samples = Samples(data.train, eval_transform(recipe.augment, data), recipe.seed)
+    chosen = range(0, len(samples), -(-len(samples) // _SEEN))
+    for first in range(0, len(chosen), _AT_ONCE):
+        yield torch.stack([samples[0, index].image for index in chosen[first : first + _AT_ONCE]])
 
 
 def chosen_block(name: str, options: dict[str, Any]) -> str | partial[nn.Module]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from refold.errors import InputError, TrainingError
+from refold.sources.pruned import is_pruned
 from refold.training.data.datasets import DIGITS, open_data
 from refold.training.loop.penalties import Penalty
 from refold.training.loop.progress import Reporter, RunPlan
@@ -154,7 +155,8 @@ def _placed(changes: dict[str, Any]) -> dict[str, Any]:
     found = dict(changes)
     for key in ("model", "checkpoint", "distill.teacher", "distill.checkpoint"):
         value = found.get(key)
-        if isinstance(value, str) and (key.endswith("checkpoint") or ".py:" in value):
+        is_file = key.endswith("checkpoint") or ".py:" in str(value) or is_pruned(str(value))
+        if isinstance(value, str) and is_file:
             found[key] = os.path.abspath(value)  # noqa: PTH100 (keeps links)
     return found
 

@@ -217,11 +217,25 @@ def _prepare(
 
 
 def judged_batches(order: Order, rank: int, processes: int) -> Any:
-    """Return the batches to judge by."""
-    recipe, data = order.recipe, order.data
+    """Return the batches that one of several processes judges by."""
+    return batches_to_judge(order.recipe, order.data, order.habits.workers, rank, processes)
+
+
+def batches_to_judge(
+    recipe: Recipe, data: Data, workers: int, rank: int = 0, processes: int = 1
+) -> Any:
+    """Return the validation images in batches, prepared as the recipe judges.
+
+    Args:
+        recipe: says how images are prepared, and how many a batch has at most.
+        data: the images.
+        workers: processes that read.
+        rank: which of the processes that judge this is.
+        processes: how many there are.
+    """
     samples = Samples(data.val, eval_transform(recipe.augment, data), recipe.seed)
     size = max(1, min(_JUDGED_AT_ONCE, recipe.batch_size // processes))
-    return loader(samples, EvalOrder(len(data.val), size, rank, processes), order.habits.workers)
+    return loader(samples, EvalOrder(len(data.val), size, rank, processes), workers)
 
 
 def image_shape(order: Order) -> tuple[int, ...]:
