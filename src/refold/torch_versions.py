@@ -24,6 +24,20 @@ PROGRAM_MEMBERS = ("/archive_format", "/models/model.json", "serialized_exported
 """What the names of members of a .pt2 archive end in; the last until torch 2.7."""
 
 
+def default_device() -> torch.device:
+    """Return where new tensors are made, also where torch 2.6 does not know."""
+    return torch.empty(0).device
+
+
+def reset_default_device() -> None:
+    """Take a default device back, so that it can be asked for: torch 2.6 fails then by itself."""
+    torch.set_default_device(None)
+    try:
+        torch.get_default_device()
+    except AttributeError:
+        del torch._GLOBAL_DEVICE_CONTEXT.device_context
+
+
 def module_of(program: torch.export.ExportedProgram) -> nn.Module:
     """Return an exported program as a module that does not check its inputs, where torch does."""
     make: Any = program.module
