@@ -7,7 +7,12 @@ SHELL := /bin/bash
 # Compiled files are kept: without them every process that a test starts compiles refold anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-VENV ?= .venv
+# The torch that is tested; `make test TORCH=2.6.0` runs the suite on another, in a folder of its own.
+TESTED := 2.14.1
+TORCH ?= $(TESTED)
+# torchvision 0.(n+15) is made for torch 2.n; the rest of the numbers is the same.
+TORCHVISION ?= $(shell echo $(TORCH) | awk -F. '{ print "0." $$2 + 15 "." $$3 }')
+VENV ?= .venv$(if $(filter-out $(TESTED),$(TORCH)),-torch-$(TORCH))
 JOBS ?= 2
 # The first interpreter that runs and is new enough; `make PYTHON=/path/to/python` overrides it.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -16,8 +21,6 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.refold-ready
 # Workers share the machine: more threads would only wait for each other.
 test quick: export OMP_NUM_THREADS ?= 1
-# Pinned here, not in the package, which asks for torch>=2.13: the versions that are tested.
-TORCH := torch==2.14.1 torchvision==0.29.1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help: ## list the commands
@@ -32,15 +35,16 @@ $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	  echo "could not create $(VENV): on Debian or Ubuntu, apt install python3-venv" >&2; exit 1; }
 	@echo "setting up $(VENV): torch first (minutes, once)"
-	@$(PIP) $(TORCH)
+	@$(PIP) torch==$(TORCH) torchvision==$(TORCHVISION)
 	@echo "setting up $(VENV): refold with everything"
-	@$(PIP) -e '.[all,dev]'
+	@$(PIP) -e '.[all,dev]' torch==$(TORCH) torchvision==$(TORCHVISION)
 	@touch $@
 
 demo: $(READY) ## train on digits, fold, prove, export, time; then three networks more
 	@$(BIN)/refold demo
 
-test: $(READY) lint ## run the whole suite: ruff, pyright, pytest
+# Types are those of the tested torch: on another one only the tests run.
+test: $(READY) $(if $(filter $(TESTED),$(TORCH)),lint) ## run the whole suite: ruff, pyright, pytest
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=10
 
 quick: $(READY) ## run the tests that take seconds
@@ -63,5 +67,5 @@ docs: $(READY) ## build the site into site/
 	$(BIN)/mkdocs build --strict
 
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) build dist site demo-out .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-torch-* $(VENV) build dist site demo-out .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,6 +17,7 @@ import torch
 
 from refold.errors import InputError
 from refold.sources.networks import build
+from refold.torch_versions import reset_default_device
 
 GUEST = """
 import os, sys
@@ -216,7 +217,7 @@ def test_a_factory_changes_nothing_for_those_who_come_after(
         model = build("net.py:build").model
         after = state()
     finally:  # whatever this test finds, those after it start clean
-        torch.set_default_device(None)
+        reset_default_device()
         torch.set_default_dtype(torch.float32)
         torch.use_deterministic_algorithms(False)
         signal.signal(signal.SIGTERM, before["handler"])  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from refold.errors import CheckpointError
+from refold.torch_versions import PROGRAM_MEMBERS
 
 Form = Literal["archive", "pickle", "safetensors", "hdf5"]
 
@@ -50,8 +51,7 @@ _ZIP = "is a zip archive that torch.save did not write: unpack it first"
 # What a zip archive holds that is of another kind: how such a member's name ends.
 _FOREIGN_MEMBERS: tuple[tuple[str, str], ...] = (
     ("/constants.pkl", _SCRIPT),
-    ("/archive_format", _PROGRAM),
-    ("/models/model.json", _PROGRAM),
+    *((member, _PROGRAM) for member in PROGRAM_MEMBERS),
     (".npy", _NUMPY),
 )
 

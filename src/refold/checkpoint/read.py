@@ -18,8 +18,9 @@ from refold.checkpoint.finding import Choice, find, has_container, listed
 from refold.checkpoint.formats import recognise, require_size, require_whole_archive
 from refold.checkpoint.hdf5 import read_hdf5
 from refold.checkpoint.kinds import settle, some, span
-from refold.checkpoint.untrusted import read_untrusted
+from refold.checkpoint.untrusted import read_untrusted, require_storages
 from refold.errors import CheckpointError, RefoldError
+from refold.torch_versions import CHECKS_STORAGES
 
 COUNTERS = frozenset({"n_averaged", "step", "initted"})
 """What averaging keeps beside the wrapped names."""
@@ -157,6 +158,8 @@ def _read(file: Path) -> object:
             return read_hdf5(file)
         if form == "archive":
             require_whole_archive(file)
+            if not CHECKS_STORAGES:
+                require_storages(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on pickle protocols before it refuses
             # Not mapped into memory: torch would take a tensor that is longer than its member of

@@ -195,6 +195,8 @@ def _by_word(
             row[0] = "batch"
         if "size" in words:
             for axis, axis_name in enumerate(_SPATIAL.get(tensor.ndim - 2, ()), 2):
+                if tensor.shape[axis] == 1 < max(x.shape[axis] for x in held if x.ndim > axis):
+                    continue  # it is spread over the others' size
                 same = taken.setdefault(axis_name, tensor.shape[axis]) == tensor.shape[axis]
                 row[axis] = axis_name if same else f"{name}_{axis_name}"
         free.append(row)

@@ -14,6 +14,7 @@ import safetensors
 
 from refold.errors import InputError, one_line
 from refold.exporting.libraries import require
+from refold.torch_versions import EXTRA_MEMBER
 
 PREFIX = "refold."
 """Begins the keys of ONNX and safetensors, which others write to as well."""
@@ -102,7 +103,7 @@ def _from_safetensors(path: Path) -> dict[str, str]:
 
 def _from_pt2(path: Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if "/extra/" in name]
+        names = [name for name in archive.namelist() if EXTRA_MEMBER.search(name)]
         entries = {name.rpartition("/")[2]: archive.read(name).decode() for name in names}
     found: Any = json.loads(entries.pop(PT2_ENTRY, "{}"))
     pairs = cast(dict[object, object], found) if isinstance(found, dict) else {}

@@ -17,6 +17,7 @@ from refold.errors import ExportError, one_line
 from refold.exporting.provenance import PT2_ENTRY, keyed
 from refold.exporting.request import Request
 from refold.inputs import parted
+from refold.torch_versions import drop_unreadable_guards
 
 # What says where a step comes from: lines of source with absolute paths.
 _PRIVATE = ("stack_trace", "from_node", "source_fn_stack")
@@ -32,7 +33,7 @@ def trace(request: Request) -> ExportedProgram:
     try:
         shapes = _in_signature(model, axes.dynamic_shapes)
         args, kwargs = parted(axes.example)
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export has dozens of them, without a common base
         free = f" with {', '.join(axes.sizes)} free" if axes.sizes else ""
         cure = "may neither fix that size nor" if axes.sizes else "may not"
@@ -45,6 +46,7 @@ def trace(request: Request) -> ExportedProgram:
             for node in module.graph.nodes:
                 for key in _PRIVATE:
                     node.meta.pop(key, None)
+    drop_unreadable_guards(program)
     return program
 
 

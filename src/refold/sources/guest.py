@@ -180,7 +180,9 @@ def _handlers() -> Generator[None]:
 def _torch() -> Generator[None]:
     import torch
 
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    from refold.torch_versions import default_device, reset_default_device
+
+    dtype, device = torch.get_default_dtype(), default_device()
     grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
     precision = torch.get_float32_matmul_precision()
     strict = torch.are_deterministic_algorithms_enabled()
@@ -189,8 +191,9 @@ def _torch() -> Generator[None]:
         yield
     finally:
         torch.set_default_dtype(dtype)
-        if torch.get_default_device() != device:
-            torch.set_default_device(None if device == torch.device("cpu") else device)
+        if default_device() != device:
+            is_plain = device == torch.device("cpu")
+            reset_default_device() if is_plain else torch.set_default_device(device)
         torch.set_grad_enabled(grad)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)

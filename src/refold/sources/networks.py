@@ -317,6 +317,8 @@ def _run_file(path: Path, name: str) -> Any:
 def _from_exported(path: Path) -> Built:
     import torch
 
+    from refold.torch_versions import module_of
+
     if not is_file(path):
         raise InputError(f"there is no file {str(path)!r}: give {FORMS}")
     try:
@@ -324,7 +326,7 @@ def _from_exported(path: Path) -> Built:
             program = torch.export.load(stream)
     except Exception as error:
         raise InputError(f"{path} is not an exported program: {_brief(error)}") from error
-    model = program.module(check_guards=False)
+    model = module_of(program)
     # An exported module has its mode traced in and forbids .eval(): only the flags are missing.
     for module in model.modules():
         module.training = False
