@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from refold.account import Account
 from refold.errors import RefusedError
-from refold.graph import Fold, Kept, fold_model, submodule
+from refold.graph import Cropped, Fold, Kept, fold_model, submodule
 from refold.inputs import required
 from refold.pruning.choice import Amount, Budget, Floor, check_step, choose, within
 from refold.pruning.dead_channels import Dropped, dropping
@@ -259,16 +259,24 @@ def silence(plain: nn.Module, channels: dict[str, list[int]]) -> None:
     """Set weights and biases of some channels to 0, in place."""
     with torch.no_grad():
         for path, rows in channels.items():
-            layer = cast(nn.Conv2d, submodule(plain, path))
+            layer = cast(nn.Conv2d, _bare(submodule(plain, path)))
             layer.weight[rows] = 0
             if layer.bias is not None:
                 layer.bias[rows] = 0
 
 
+def _bare(layer: nn.Module | None) -> nn.Module | None:
+    """Return a layer without the padding that its own arguments cannot say."""
+    return layer.parts()[1] if isinstance(layer, Cropped) else layer
+
+
 def slimmed(plain: nn.Module, pruned: nn.Module) -> Iterator[Slimmed]:
     """Yield the layers of a network that have fewer channels in its pruned form."""
     left = dict(pruned.named_modules())
+    inside = [f"{path}." for path, layer in plain.named_modules() if isinstance(layer, Cropped)]
     for path, layer in plain.named_modules():
+        if path.startswith(tuple(inside)):
+            continue
         before, after = _width(layer), _width(left.get(path))
         if before and after and after < before:
             counts = [sum(p.numel() for p in one.parameters()) for one in (layer, left[path])]
@@ -285,5 +293,6 @@ def _gone(steps: Iterable[Fold]) -> dict[str, list[int]]:
 
 
 def _width(layer: nn.Module | None) -> int:
-    width = getattr(layer, "out_channels", getattr(layer, "out_features", None))
+    bare = _bare(layer)
+    width = getattr(bare, "out_channels", getattr(bare, "out_features", None))
     return width if isinstance(width, int) else 0

@@ -162,7 +162,7 @@ class DeadChannelPass:
 
     def _lowered(self, step: Link, op: Conv) -> nn.Module:
         old = submodule(self.lifter.capture.module, str(step.node.target))
-        return lower(op, like_of(list(old.parameters(recurse=False)), len(op.axes)))
+        return lower(op, like_of(list(old.parameters()), len(op.axes)))
 
 
 def _constants(op: Conv) -> dict[int, float]:

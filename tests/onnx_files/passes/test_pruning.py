@@ -80,6 +80,16 @@ def test_a_dead_channel_that_the_border_shows_stays(tmp_path: Path) -> None:
     assert any("2 channels are constant but not 0" in item.reason for item in done.kept)
 
 
+def test_a_layer_padded_unevenly(tmp_path: Path) -> None:
+    text = TEXT.replace("pads=[1,1,1,1]>(x", "pads=[2,1,0,1]>(x")
+    made, out = model(text, WEIGHTS), tmp_path / "out.onnx"
+    done = prune_onnx(written(tmp_path, made), out, ratio=0.5, round_to=1)
+    assert layers(out) == [[4, 3, 3, 3], [4, 4, 3, 3]]
+    assert [step.detail for step in done.steps] == ["8 -> 4 channels"]
+    masked = written(tmp_path, silenced(made, done.silenced["Conv_0"]), "masked.onnx")
+    assert_same(masked, out, x=(3, 3, 8, 8))
+
+
 def test_names_metadata_and_strange_nodes_stay(tmp_path: Path) -> None:
     text = """(float[n, 3, 8, 8] x) => (float[n, 4, 8, 8] y, float[n, 3, 8, 8] z) {
       z = com.microsoft.Gelu(x) a = Conv<pads=[1,1,1,1]>(z, wa, ba) b = LeakyRelu<alpha=0.3>(a)
