@@ -35,6 +35,7 @@ CODE = (
             "its optional arguments … may be given",
             "its optional argument … may be left out",
             "its keyword argument … may be given",
+            "its argument … may have another value",
             "it may be called with … arguments",
             "… may be asked for",
             "its argument … is missing",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -68,6 +69,7 @@ class Variant:
         self._items, self._others = first.items(), self.second.items()
         self._roots = root.module, other.root
         self._align(root, other.root_frame)
+        self._align_elsewhere()
         for frame in [root, *self._frames()]:
             self._compare(frame)
         del self._items, self._others
@@ -94,6 +96,15 @@ class Variant:
                 self.same[one] = two
                 if isinstance(one, Frame) and isinstance(two, Frame):
                     pending.append((one, two))
+
+    def _align_elsewhere(self) -> None:
+        """Match calls of one module that the other run makes at another place."""
+        taken = {id(match) for match in self.same.values()}
+        ours = _called_once(frame for frame in self._items if frame not in self.same)
+        theirs = _called_once(frame for frame in self._others if id(frame) not in taken)
+        for key, frame in ours.items():
+            if key in theirs and frame not in self.same:
+                self._align(frame, theirs[key])
 
     def _compare(self, frame: Frame) -> None:
         match = self.same[frame]
@@ -187,6 +198,13 @@ class Variant:
             if not self.read_by_same(node) or not all(map(self.reads_same, inner)):
                 return self.what
         return None
+
+
+def _called_once(frames: Iterable[Frame]) -> dict[tuple[Any, ...], Frame]:
+    found: dict[tuple[Any, ...], list[Frame]] = {}
+    for frame in frames:
+        found.setdefault(_key(frame), []).append(frame)
+    return {key: calls[0] for key, calls in found.items() if len(calls) == 1}
 
 
 def _key(item: Item) -> tuple[Any, ...]:
