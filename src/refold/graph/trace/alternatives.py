@@ -6,7 +6,7 @@ import ast
 import enum
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 from refold.graph.trace.doubts import source_of
 
@@ -27,13 +27,13 @@ def other_values(value: Any, functions: Iterable[Callable[..., Any]]) -> list[An
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, enum.Enum):
-        return [other for other in cast("type[enum.Enum]", type(value)) if other is not value]
+        return [other for other in type(value) if other is not value]
     if not isinstance(value, int | float | str | None):
         return []
     found = [constant for function in functions for constant in _compared(function)]
     texts = [constant for constant in dict.fromkeys(found) if isinstance(constant, str)][:_MOST]
     if isinstance(value, str):
-        return [text for text in texts if text != value]
+        return [*(text for text in texts if text != value), f"not {value}"]
     if value is None:
         return [*texts, texts, dict.fromkeys(texts, True)] if texts else []
     numbers = [n for n in found if isinstance(n, int | float) and not isinstance(n, bool)]

@@ -140,6 +140,22 @@ def runs_apart(module: nn.Module, names: set[str], followed: set[str]) -> bool:
     return any(use.name in wanted and use.method not in followed for use in uses)
 
 
+def attributes_read(kind: type, method: str, names: frozenset[str]) -> tuple[tuple[str, bool], ...]:
+    """Return which of these children a method reads, and whether it does more than call them.
+
+    Examples:
+        >>> class Cast(nn.Module):
+        ...     def forward(self, x):
+        ...         return self.norm(x.to(self.conv.weight.dtype))
+        >>> attributes_read(Cast, "forward", frozenset({"conv", "norm"}))
+        ()
+    """
+    owner = next((base for base in kind.__mro__ if method in base.__dict__), kind)
+    uses = _uses(owner) or ()
+    found = (use for use in uses if use.method == method and use.name in names)
+    return tuple((use.name, use.member is not None) for use in found)
+
+
 def _reads(parent: nn.Module, name: str) -> bool:
     if isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential):
         return True

@@ -197,7 +197,7 @@ class Evidence:
         """
         if not places or self._touches(frame, places):
             return bool(places)
-        parts, followed = {self._part(frame, node) for node in places}, {frame.method}
+        parts, followed = {self._part(frame, node) for node in places}, set[str]()
         call = parts.pop()
         while isinstance(call, Frame) and call.module is frame.module:
             followed.add(call.method)

@@ -122,12 +122,24 @@ class Recorder(TorchCalls):
             raise RecordError(self.late[""])
         output = map_tree(self._as_node, self.result)
         self.root_frame.output = output
-        node = self.graph.output(self._argument(self.result))
+        told = self._argument(self.result)
+        held = [self._as_node(tensor) for tensor in self._held(self.result)]
+        node = self.graph.output((told, held) if held else told)
         self._own(node)
         self.note_writes()
         drop_checks(self.graph, self.root_frame)
         self._drop_unread()
         return self.graph
+
+    def _held(self, result: Any, depth: int = 0) -> list[Tensor]:
+        """Return the values of this run that objects in a result hold as their attributes."""
+        found: list[Tensor] = []
+        for one in leaves(result):
+            if isinstance(one, Tensor):
+                found += [one] if depth and self._mark(one) is not None else []
+            elif hasattr(one, "__dict__") and not isinstance(one, type) and depth < _DEEPEST:
+                found += self._held(list(vars(one).values()), depth + 1)
+        return found
 
     def _drop_unread(self) -> None:
         """Remove what only unpacks a value, or reads a stored tensor, for nobody."""
@@ -400,6 +412,8 @@ class Recorder(TorchCalls):
             self.changes.assigned.setdefault(id(module), f"{where} sets its {name}")
         return False
 
+
+_DEEPEST = 4  # objects that hold objects
 
 _Quiet = torch._C.DisableTorchFunction  # our own questions are none of the model's
 
