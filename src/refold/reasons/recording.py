@@ -64,6 +64,7 @@ CODE = (
         "The code writes into a tensor that the fold would read",
         (
             "its code changes … by assignment",
+            "its code calls … with another …",
             "its code changes … in place",
             "its code assigns to the … of …",
             "… changes … in place",

@@ -42,12 +42,28 @@ def other_values(value: Any, functions: Iterable[Callable[..., Any]]) -> list[An
     return [other for other in dict.fromkeys(others) if other != value][:_MOST]
 
 
+def branches_on(function: Callable[..., Any], name: str) -> bool:
+    """Say whether a function decides by an argument of its own what it runs.
+
+    Examples:
+        >>> branches_on(max, "key")
+        False
+    """
+    choices = [n for n in ast.walk(_parsed(function)) if isinstance(n, ast.If | ast.IfExp)]
+    tests = [part for choice in choices for part in ast.walk(choice.test)]
+    return any(isinstance(part, ast.Name) and part.id == name for part in tests)
+
+
+def _parsed(function: Callable[..., Any]) -> ast.AST:
+    try:
+        return ast.parse(textwrap.dedent(source_of(function) or ""))
+    except SyntaxError:  # a lambda in the middle of a line
+        return ast.Module([], [])
+
+
 def _compared(function: Callable[..., Any]) -> list[Any]:
     """Return the constants that a function compares something with, or looks up."""
-    try:
-        tree = ast.parse(textwrap.dedent(source_of(function) or ""))
-    except SyntaxError:  # a lambda in the middle of a line
-        return []
+    tree = _parsed(function)
     found = [part for node in ast.walk(tree) for part in _sides(node)]
     return [part.value for part in found if isinstance(part, ast.Constant)]
 

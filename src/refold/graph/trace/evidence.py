@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
-from refold.graph.trace.alternatives import other_values
+from refold.graph.trace.alternatives import branches_on, other_values
 from refold.graph.trace.doubts import is_default, keywords_read, mentions, reached, runs_apart
 from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves, map_tree, walk
 from refold.graph.trace.overridden import layer_class
@@ -51,11 +51,13 @@ class Unknown:
 
     Args:
         what: how a call may differ, for a refusal.
+        name: of the argument.
         value: what the recorded call gave.
     """
 
     what: str
-    value: Any
+    name: str = ""
+    value: Any = None
 
 
 @dataclass(eq=False)
@@ -300,19 +302,22 @@ class Evidence:
             if isinstance(found, Variant):
                 reason = found.objection(places)
             else:
-                frames = self._given(found.value)
+                frames = self._given(found.name, found.value)
                 reaches = any(self._reaches(frame, places) for frame in frames)
                 reason = found.what if reaches else None
             if reason:
                 return reason
         return None
 
-    def _given(self, value: Any) -> list[Frame]:
-        """Return the root, and the frames below it that are given a value of its arguments."""
+    def _given(self, name: str, value: Any) -> list[Frame]:
+        """Return the root, and the frames below it that are given a value of its arguments.
+
+        None is given to many for other reasons: there the argument has to have the same name, and
+        the code to branch on it.
+        """
         found = [self.root]
         for frame in walk(self.root):
-            plain = leaves((frame.args, frame.kwargs))
-            if frame.parent in found and any(is_default(leaf, value) for leaf in plain):
+            if name and frame.parent in found and _is_given(frame, name, value):
                 found.append(frame)
         return found
 
@@ -389,11 +394,11 @@ class Evidence:
                 yield found
                 return
             others.append(_sides(first))
-        code = [getattr(frame.module, frame.method) for frame in self._given(value)]
+        code = [getattr(frame.module, frame.method) for frame in self._given(name, value)]
         others += other_values(value, code)
         tried = [found for v in others for found in self._try([{**named, name: v}], what)]
         runs = [found for found in tried if isinstance(found, Variant)]
-        yield from runs or [Unknown(what, value)]
+        yield from runs or [Unknown(what, name, value)]
 
     def _try(
         self,
@@ -412,7 +417,7 @@ class Evidence:
                 continue
             yield Variant(what, self.first, self.root, found)
             return
-        yield Unknown(what, None)
+        yield Unknown(what)
 
 
 def _child(frame: Frame, part: Item | None) -> str:
@@ -420,6 +425,13 @@ def _child(frame: Frame, part: Item | None) -> str:
     path = part.path if isinstance(part, Frame) else str(part.target) if part is not None else ""
     prefix = f"{frame.path}." if frame.path else ""
     return path.removeprefix(prefix).partition(".")[0]
+
+
+def _is_given(frame: Frame, name: str, value: Any) -> bool:
+    if value is None:
+        is_named = name in frame.kwargs and frame.kwargs[name] is None
+        return is_named and branches_on(getattr(frame.module, frame.method), name)
+    return any(is_default(leaf, value) for leaf in leaves((frame.args, frame.kwargs)))
 
 
 def _holds_tensors(value: Any) -> bool:
