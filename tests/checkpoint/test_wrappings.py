@@ -240,7 +240,7 @@ def test_the_key_on_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 def test_what_a_profiler_counted_is_no_weight(tmp_path: Path) -> None:
-    """thop leaves `total_ops` and `total_params` in every module; others that are odd still stop."""
+    """A profiler leaves `total_ops` and `total_params` in every module; what else is odd stops."""
     counts = {f"{at}{name}": torch.zeros(1) for at in ("", "stem.0.") for name in _COUNTED}
     source = alive(3)
     torch.save({"model": {**source.state_dict(), **counts}}, tmp_path / "net.pth")
