@@ -59,6 +59,8 @@ class FrameBody:
         """
         if self.frame.fixed is not None:
             raise self._refusal(self.frame.fixed)
+        if self.frame in self.plan.decides and self.plan.missed(self.frame):
+            raise self._refusal(self.plan.decides[self.frame])
         self._placeholders()
         for node in self.plan.within.get(self.frame, ()):
             if alive(node) and node.op != "placeholder":
@@ -316,6 +318,7 @@ class FramePlan:
                 self.within.setdefault(frame, []).append(node)
         self.root = edits.capture.root
         self._lost = edits.lost_layers()
+        self.decides = _decisions(edits)
         counts = Counter((f.path, f.method) for f in walk(self.root))
         self.repeated = {f for f in walk(self.root) if counts[f.path, f.method] > 1}
         for frame in reversed(list(walk(self.root))):
@@ -378,9 +381,9 @@ class FramePlan:
             return False
         if not all(self._call_unchanged(child, frame) for child in frame.children):
             return False
-        return not self._missed(frame)
+        return not self.missed(frame)
 
-    def _missed(self, frame: Frame) -> set[fx.Node]:
+    def missed(self, frame: Frame) -> set[fx.Node]:
         """Return the calls of layers that are gone, of which a frame's own code reads more."""
         if not self._lost:
             return set()
@@ -421,7 +424,7 @@ class FramePlan:
 
     def _changed(self, frame: Frame) -> set[fx.Node]:
         """Return the nodes because of which a frame's own code no longer does."""
-        found = self._missed(frame)
+        found = self.missed(frame)
         for node in self.owned.get(frame, []):
             if not self._node_unchanged(node, frame):
                 found.update((node, *self._read_anew(node, frame)))
@@ -467,6 +470,20 @@ class FramePlan:
         inside = self.edits.inside
         reads = all(inside(arg, frame) or arg in inputs for arg in node.all_input_nodes)
         return reads and (node in slots or all(inside(user, frame) for user in node.users))
+
+
+def _decisions(edits: Edits) -> dict[Frame, str]:
+    """Return the frames whose code may take another path for another input, with the reason.
+
+    A step that such a path would not bear has been refused by now; to write a whole forward anew
+    is more than that.
+    """
+    evidence = edits.capture.evidence
+    if evidence is None:
+        return {}
+    recorder = evidence.recorder
+    tables = {f: f"its code looks a size up in a table ({w})" for f, w in recorder.looked_up}
+    return {**tables, **{f: f"its code branches on a size ({w})" for f, w in recorder.decisions}}
 
 
 def _same(expected: Any, current: Any) -> bool:

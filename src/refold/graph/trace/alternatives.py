@@ -11,6 +11,7 @@ from typing import Any
 from refold.graph.trace.doubts import source_of
 
 _MOST = 8
+_WIDEST = 2048
 
 
 def other_values(value: Any, functions: Iterable[Callable[..., Any]]) -> list[Any]:
@@ -40,6 +41,17 @@ def other_values(value: Any, functions: Iterable[Callable[..., Any]]) -> list[An
     kind = type(value)
     others = [value + 1, *(kind(n + step) for n in numbers for step in (-1, 0, 1))]
     return [other for other in dict.fromkeys(others) if other != value][:_MOST]
+
+
+def compared_sizes(function: Callable[..., Any]) -> list[int]:
+    """Return the numbers in a function that the sides of a map may be compared with.
+
+    Examples:
+        >>> compared_sizes(max)
+        []
+    """
+    found = (str(constant) for constant in _compared(function))
+    return [int(text) for text in found if text.isdigit() and 1 < int(text) < _WIDEST]
 
 
 def branches_on(function: Callable[..., Any], name: str) -> bool:

@@ -144,15 +144,14 @@ def attributes_read(kind: type, method: str, names: frozenset[str]) -> tuple[tup
     """Return which of these children a method reads, and whether it does more than call them.
 
     Examples:
-        >>> class Cast(nn.Module):
-        ...     def forward(self, x):
-        ...         return self.norm(x.to(self.conv.weight.dtype))
-        >>> attributes_read(Cast, "forward", frozenset({"conv", "norm"}))
-        ()
+        >>> attributes_read(nn.Linear, "forward", frozenset({"weight"}))
+        (('weight', False),)
     """
-    owner = next((base for base in kind.__mro__ if method in base.__dict__), kind)
-    uses = _uses(owner) or ()
-    found = (use for use in uses if use.method == method and use.name in names)
+    try:
+        tree = ast.parse(textwrap.dedent(source_of(getattr(kind, method)) or ""))
+    except SyntaxError:  # a lambda in the middle of a line
+        return ()
+    found = (use for use in _uses_in(tree) if use.name in names)
     return tuple((use.name, use.member is not None) for use in found)
 
 

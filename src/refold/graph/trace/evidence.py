@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
-from refold.graph.trace.alternatives import branches_on, other_values
+from refold.graph.trace.alternatives import branches_on, compared_sizes, other_values
 from refold.graph.trace.doubts import is_default, keywords_read, mentions, reached, runs_apart
 from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves, map_tree, walk
 from refold.graph.trace.overridden import layer_class
@@ -38,7 +38,10 @@ _OTHER_AXIS = (
 )
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _MAX_FLIPS = 24
+_MOST_ON_A_LINE = 6
+_LONG = 64  # a loop that asks the same for ever gets a true answer in the end
 _LADDER = (4, 8, 17, 33, 100, 512, 2048)  # where a size became a number: below and above any bound
+_MOST_KNOWN = 4  # sizes that the code names
 _MOST = 2048**2  # positions of a map
 _NEAR = 33  # of the other sides, where all of a step of the ladder would be too many positions
 _OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -127,7 +130,12 @@ class Evidence:
         """
         given = [leaf for leaf in leaves(self.arguments) if isinstance(leaf, Tensor)]
         rank = max((tensor.ndim - 2 for tensor in given), default=0)
-        for side in _LADDER:
+        known = [
+            size
+            for frame in walk(self.root)
+            for size in compared_sizes(getattr(frame.module, frame.method))
+        ]
+        for side in (*_LADDER, *dict.fromkeys(known[:_MOST_KNOWN])):
             if side**rank <= _MOST:
                 yield partial(_of_side, side=side)
             else:
@@ -233,17 +241,20 @@ class Evidence:
         return None
 
     def _flip(self, where: str) -> list[Variant | str]:
-        """Record anew with the decisions of a line the other way round: all of them, and the first.
+        """Record anew with the decisions of a line the other way round: each, and all of them.
 
-        One line may decide for many modules, or several times for one.
+        One line may decide for many modules, or several times for one (`x.shape == (3, 4)`).
         """
         what = f"its code branches on a size ({where})"
         if len(self._flipped) >= _MAX_FLIPS:
             return [what]
         count = sum(place == where for _, place in self.recorder.decisions)
-        found = self._run_flipped(Flip(where), what)
-        every = self._run_flipped(Flip(where, count), what) if count > 1 else None
-        return [run for run in (every, found) if run is not None]
+        flips = [Flip(where, skip=at) for at in range(min(count, _MOST_ON_A_LINE))]
+        if count > 1:
+            flips.append(Flip(where, count))
+        flips += [Flip(where, _LONG, always=answer) for answer in (True, False)]
+        runs = (self._run_flipped(flip, what) for flip in flips)
+        return [run for run in runs if run is not None]
 
     def _run_flipped(self, flip: Flip, what: str) -> Variant | str | None:
         try:

@@ -7,6 +7,7 @@ whatever Python it asks (types, containers, exceptions, helpers) is answered as 
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -20,7 +21,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from refold.graph.copies.held import storage_key
 from refold.graph.copies.modules import modules_by_path, stored_tensors
-from refold.graph.copies.watching import watched_attributes, watched_calls
+from refold.graph.copies.watching import watched_attributes, watched_calls, watched_functions
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in
 from refold.graph.trace.leaves import (
@@ -104,13 +105,23 @@ class Recorder(TorchCalls):
         grad = torch.is_grad_enabled()
         torch.set_grad_enabled(True)  # so that a `with torch.no_grad()` in the model shows
         try:
-            with guard, watched, watched_calls(root, self._called), _uncompiled(), self:
+            with guard, watched, watched_calls(root, self._called), self._ways(), self:
                 self.result = forward(*args, **kwargs)
             self.is_whole = True
         finally:
             self._take_back()
             torch.set_grad_enabled(grad)
         return self._finish()
+
+    @contextmanager
+    def _ways(self) -> Generator[None]:
+        """Let functions that make plain numbers of sizes unseen say so; run nothing compiled."""
+        with _uncompiled(), watched_functions(math, _UNSEEN, self._note_loss):
+            yield
+
+    def _note_loss(self, args: tuple[Any, ...]) -> None:
+        if any(isinstance(value, Size) for value in args):
+            self.lose()
 
     def _finish(self) -> fx.Graph:
         self._note_chance()
@@ -428,6 +439,7 @@ class Recorder(TorchCalls):
         return False
 
 
+_UNSEEN = ("log", "log2", "log10", "isqrt", "gcd", "lcm")  # they ask no whole number anything
 _DEEPEST = 4  # objects that hold objects
 _NO_HOLDERS = (type, int, float, str, Ratio, nn.Module)
 

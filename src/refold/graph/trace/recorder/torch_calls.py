@@ -67,7 +67,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
         if name in SIZES:
             return self._size(func, name, args, kwargs)
         if name in QUESTIONS:
-            return self._run(func, args, kwargs)
+            return self._asked(func, name, args, kwargs)
         if name in VALUES or (name == "where" and len(args) == 1):
             return self._value(func, name, args, kwargs)
         return self._call(func, name, args, kwargs)
@@ -156,6 +156,8 @@ class TorchCalls(Notebook, TorchFunctionMode):
             return answer
         value = func(self._twin(tensor) if name == "dtype" and self.elsewhere else tensor)
         self.asks_rank |= name == "ndim" and node is not None
+        if name in ("requires_grad", "is_leaf") and node is not None:
+            return self.decide(value)
         if name == "dtype":
             self._note_kind(name, value, tensor, node)
         if isinstance(value, Tensor) and self._is_followed(tensor):
@@ -192,6 +194,20 @@ class TorchCalls(Notebook, TorchFunctionMode):
             return tensor.shape
         found = enumerate(tensor.shape)
         return torch.Size([Size(n, (Tensor.size, node, i), self) for i, n in found])
+
+    def _asked(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Answer a question about a value; how it lies in memory is another matter next time."""
+        answer = self._run(func, args, kwargs)
+        node = self._mark(args[0]) if args else None
+        if node is None or node in self._static:
+            return answer
+        if name == "is_contiguous":
+            return self.decide(answer)
+        if name == "stride":
+            if isinstance(answer, int):
+                return Size(answer, (Tensor.stride, node, *args[1:], *kwargs.values()), self)
+            return tuple(Size(n, (Tensor.stride, node, i), self) for i, n in enumerate(answer))
+        return answer
 
     def _size(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         value = func(*map_tree(plain, args), **kwargs)
