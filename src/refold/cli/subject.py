@@ -183,7 +183,7 @@ def check_runs(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], name:
         what = one_line(error) if isinstance(error, Exception) else describe(error)
         cure = "pass a size that fits with --input-size"
         if isinstance(error, TypeError) and "required positional argument" in what:
-            cure = "the command line gives it one tensor: let the factory wrap it, or call refold.export"
+            cure = "the command line gives it one tensor: let the factory wrap it"
         raise InputError(
             f"{name} does not run on an input of {sizes} (batch {len(example_inputs[0])})"
             f"{place_of(error)}: {what}; {cure}"

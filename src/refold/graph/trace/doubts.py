@@ -147,12 +147,17 @@ def attributes_read(kind: type, method: str, names: frozenset[str]) -> tuple[tup
         >>> attributes_read(nn.Linear, "forward", frozenset({"weight"}))
         (('weight', False),)
     """
+    found = (use for use in _uses_of(getattr(kind, method)) if use.name in names)
+    return tuple((use.name, use.member is not None) for use in found)
+
+
+@functools.lru_cache(maxsize=1024)
+def _uses_of(function: Any) -> tuple[_Use, ...]:
     try:
-        tree = ast.parse(textwrap.dedent(source_of(getattr(kind, method)) or ""))
+        tree = ast.parse(textwrap.dedent(source_of(function) or ""))
     except SyntaxError:  # a lambda in the middle of a line
         return ()
-    found = (use for use in _uses_in(tree) if use.name in names)
-    return tuple((use.name, use.member is not None) for use in found)
+    return tuple(_uses_in(tree))
 
 
 def _reads(parent: nn.Module, name: str) -> bool:

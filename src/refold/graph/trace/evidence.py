@@ -241,20 +241,23 @@ class Evidence:
         return None
 
     def _flip(self, where: str) -> list[Variant | str]:
-        """Record anew with the decisions of a line the other way round: each, and all of them.
+        """Record anew with the decisions of a line the other way round: all of them, and the first.
 
-        One line may decide for many modules, or several times for one (`x.shape == (3, 4)`).
+        One line may decide for many modules, or several times for one (`max(x.shape) > 9`): where
+        these runs are no others, each of its decisions is tried, and the same answer to all.
         """
         what = f"its code branches on a size ({where})"
         if len(self._flipped) >= _MAX_FLIPS:
             return [what]
         count = sum(place == where for _, place in self.recorder.decisions)
-        flips = [Flip(where, skip=at) for at in range(min(count, _MOST_ON_A_LINE))]
-        if count > 1:
-            flips.append(Flip(where, count))
+        flips = [Flip(where)] if count < 2 else [Flip(where), Flip(where, count)]
+        found = [run for flip in flips if (run := self._run_flipped(flip, what)) is not None]
+        if any(isinstance(run, str) or run.differs for run in found):
+            return found
+        flips = [Flip(where, skip=at) for at in range(1, min(count, _MOST_ON_A_LINE))]
         flips += [Flip(where, _LONG, always=answer) for answer in (True, False)]
-        runs = (self._run_flipped(flip, what) for flip in flips)
-        return [run for run in runs if run is not None]
+        more = (self._run_flipped(flip, what) for flip in flips)
+        return [*found, *(run for run in more if run is not None)]
 
     def _run_flipped(self, flip: Flip, what: str) -> Variant | str | None:
         try:
