@@ -38,6 +38,7 @@ PARTS = {  # of sentences, and names of steps
     *("drop what changes nothing", "drop what is undone", "norm gain into readers"),
     *(
         "value bias through attention",
+        "norms of slices into layer",
         "weight computed once",
         "the code of ……, which could not be followed,",
         "… … … in place",

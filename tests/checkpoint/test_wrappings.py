@@ -237,3 +237,20 @@ def test_the_key_on_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert "--weights-key student" in capfd.readouterr().err
     assert main([*words, "--weights-key", "teacher"]) == 0
     assert torch.equal(read_state_dict(tmp_path / "b.safetensors")["weight"], two["weight"])
+
+
+def test_what_a_profiler_counted_is_no_weight(tmp_path: Path) -> None:
+    """A profiler leaves `total_ops` and `total_params` in every module; what else is odd stops."""
+    counts = {f"{at}{name}": torch.zeros(1) for at in ("", "stem.0.") for name in _COUNTED}
+    source = alive(3)
+    torch.save({"model": {**source.state_dict(), **counts}}, tmp_path / "net.pth")
+    net = alive(4)
+    report = load_checkpoint(net, tmp_path / "net.pth")
+    assert is_loaded(net, source.state_dict())
+    assert set(report.left_out) == set(counts)
+    torch.save({**source.state_dict(), "stem.0.gain": torch.zeros(1)}, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"unexpected: stem\.0\.gain"):
+        load_checkpoint(net, tmp_path / "odd.pth")
+
+
+_COUNTED = ("total_ops", "total_params")

@@ -11,7 +11,7 @@ from torch import nn
 
 from refold.cli.live_statistics import enliven, initial_norms
 from refold.cli.options import Network
-from refold.cli.subject import check_finite, parse_size, prepare, stated_size
+from refold.cli.subject import check_finite, check_runs, parse_size, prepare, stated_size
 from refold.errors import InputError
 from refold.graph.layers import ChannelClamp
 from refold.workload import workload_of
@@ -150,3 +150,12 @@ def test_only_a_range_may_have_no_end() -> None:
     norm.running_var[0] = torch.inf
     with pytest.raises(InputError, match="'running_var' holds NaN or infinity"):
         check_finite(norm, "net")
+
+
+def test_a_network_of_several_inputs_is_told_the_way() -> None:
+    class Pair(nn.Module):
+        def forward(self, image: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            return image + other
+
+    with pytest.raises(InputError, match=r"'other'; the command line gives it one tensor"):
+        check_runs(Pair(), (torch.zeros(1, 3, 4, 4),), "net.py:pair")

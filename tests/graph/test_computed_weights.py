@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import refold
 from helpers.traps import gap, images, live, net
@@ -24,6 +24,31 @@ KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+MASKS: dict[str, Callable[[nn.Module], object]] = {
+    "unstructured": lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
+    "structured": lambda layer: prune.ln_structured(layer, "weight", 0.3, n=2, dim=0),
+    "of the bias": lambda layer: prune.random_unstructured(layer, "bias", 0.3),
+    "twice": lambda layer: [prune.l1_unstructured(layer, "weight", 0.3) for _ in range(2)],
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_mask_of_torch_is_gone_and_the_next_norm_folds(mask: str) -> None:
+    """The oracle is the masked network, in float64."""
+    layer = nn.Conv2d(4, 6, 3, padding=1)
+    MASKS[mask](layer)
+    model = live(nn.Sequential(layer, nn.BatchNorm2d(6), nn.ReLU()))
+    folded = refold.reparameterize(model, image(2))
+    assert [type(part) for part in folded] == [nn.Conv2d, nn.Identity, nn.ReLU]
+    assert list(folded.state_dict()) == ["0.weight", "0.bias"]
+    assert gap(folded, model, image(2)) <= 1e-9
+    unmasked = live(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()))
+    original = {name.removesuffix("_orig"): value for name, value in model[0].named_parameters()}
+    unmasked[0].load_state_dict(original)
+    unmasked[1].load_state_dict(model[1].state_dict())
+    assert gap(unmasked, model, image(2)) > 1e-3  # the mask does matter
 
 
 def image(rank: int, channels: int = 4) -> torch.Tensor:

@@ -238,7 +238,8 @@ class _Target:
 
     def _fit(self, choice: Choice, reading: Reading, stripped: tuple[str, ...]) -> _Fit:
         own, file = self._own, self._file
-        raw = {name: choice.state[full] for name, full in reading.names.items()}
+        names = {n: full for n, full in reading.names.items() if n in own or not _is_count(n)}
+        raw = {name: choice.state[full] for name, full in names.items()}
         adapted = adapt(raw, own, file, eps=self._eps, told=self._told)
         _require_fit(own, adapted, file)
         _refuse_transposed(self._model, [self.ours[name] for name in adapted.folded], file)
@@ -249,13 +250,18 @@ class _Target:
         require_finite(state, file, self._unbounded)
         _refuse_torn(own, state, file)
         prefixes = (*(p for p in stripped if p not in self._stripped), *reading.stripped)
-        used = set(reading.names.values()) | COUNTERS
+        used = set(names.values()) | COUNTERS
         left_out = (*adapted.left_out, *(name for name in choice.state if name not in used))
         report = LoadReport(
             file, len(state), choice.path, prefixes, adapted.layout, len(adapted.folded),
             left_out, choice.notes,
         )  # fmt: skip
         return _Fit(state, report, choice, reading)
+
+
+def _is_count(name: str) -> bool:
+    """Say whether a profiler (thop) has left a tensor in the network: it counts operations."""
+    return name.rpartition(".")[2] in ("total_ops", "total_params")
 
 
 def load_in_order(model: nn.Module, state: Mapping[str, Tensor]) -> int:

@@ -181,7 +181,10 @@ def check_runs(model: nn.Module, example_inputs: tuple[torch.Tensor, ...], name:
         raise
     except BaseException as error:
         what = one_line(error) if isinstance(error, Exception) else describe(error)
+        cure = "pass a size that fits with --input-size"
+        if isinstance(error, TypeError) and "required positional argument" in what:
+            cure = "the command line gives it one tensor: let the factory wrap it"
         raise InputError(
             f"{name} does not run on an input of {sizes} (batch {len(example_inputs[0])})"
-            f"{place_of(error)}: {what}; pass a size that fits with --input-size"
+            f"{place_of(error)}: {what}; {cure}"
         ) from error

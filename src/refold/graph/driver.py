@@ -32,12 +32,13 @@ from refold.graph.fold.borders import pad_before_layers
 from refold.graph.fold.computed_weights import store_constants, store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.leftovers import drop_idle, drop_layouts
-from refold.graph.fold.norm_gains import push_gains
+from refold.graph.fold.norms.gains import push_gains
+from refold.graph.fold.norms.shared import push_into_readers
+from refold.graph.fold.norms.slices import pull_from_slices
 from refold.graph.fold.parallel_paths import merge_siblings
 from refold.graph.fold.record import COMPUTED, Fold, Kept
 from refold.graph.fold.relayout import unify_layouts, unify_reads
 from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
-from refold.graph.fold.shared_norms import push_into_readers
 from refold.graph.fold.shared_weights import merge_readers
 from refold.graph.fold.survey import survey
 from refold.graph.fold.value_biases import push_value_biases
@@ -467,7 +468,7 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
         drop_idle(fold)
     merge_siblings(fold)
     fold.run()
-    while push_into_readers(fold) or merge_siblings(fold):
+    while push_into_readers(fold) or merge_siblings(fold) or pull_from_slices(fold):
         fold.run()
     store_weights(fold)
     store_constants(fold)

@@ -35,6 +35,7 @@ CODE = (
             "its optional arguments … may be given",
             "its optional argument … may be left out",
             "its keyword argument … may be given",
+            "its argument … may have another value",
             "it may be called with … arguments",
             "… may be asked for",
             "its argument … is missing",
@@ -63,6 +64,7 @@ CODE = (
         "The code writes into a tensor that the fold would read",
         (
             "its code changes … by assignment",
+            "its code calls … with another …",
             "its code changes … in place",
             "its code assigns to the … of …",
             "… changes … in place",

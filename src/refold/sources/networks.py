@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 FORMS = (
-    "timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, a .pt2 file, a pruned "
-    ".safetensors file, or one of our names"
+    "timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, an .onnx or .pt2 file, a "
+    "pruned .safetensors file, or one of our names"
 )
 
 

@@ -13,9 +13,9 @@ from refold import plan
 from refold.errors import RefusedError
 from refold.graph import driver
 from refold.graph.fold import parallel_paths as siblings
-from refold.graph.fold import shared_norms as fanout
 from refold.graph.fold.emit import Emitter
 from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.norms import shared as fanout
 from refold.graph.fold.region import Region
 from refold.graph.fold.setbacks import LeftAlone, Step
 from refold.graph.surgery.editor import Editor

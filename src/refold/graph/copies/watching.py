@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -91,3 +92,38 @@ def _replaced(
                 delattr(kind, name)
             else:
                 setattr(kind, name, own)
+
+
+@contextmanager
+def watched_functions(
+    home: ModuleType, names: Iterable[str], note: Callable[[tuple[Any, ...]], None]
+) -> Generator[None]:
+    """Tell `note` of the arguments of every call of some functions of a library.
+
+    Args:
+        home: the library.
+        names: of the functions.
+        note: is given the arguments, before the call.
+
+    Examples:
+        >>> import math
+        >>> with watched_functions(math, ["log2"], print):
+        ...     value = math.log2(8)
+        (8,)
+    """
+
+    def watcher(below: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            note(args)
+            return below(*args)
+
+        return call
+
+    before = {name: getattr(home, name) for name in names}
+    try:
+        for name, function in before.items():
+            setattr(home, name, watcher(function))
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(home, name, function)

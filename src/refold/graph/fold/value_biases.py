@@ -23,7 +23,7 @@ from refold.graph.calls import canonical, fact_of, place_of, reads_shape_only
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.lower import like_of, lower
-from refold.graph.fold.norm_gains import conv_of, holds, is_layer, taken_in
+from refold.graph.fold.norms.gains import conv_of, holds, is_layer, taken_in
 from refold.graph.fold.record import Fold, Kept
 from refold.graph.lift.lifter import Lifter
 from refold.graph.trace.frames import map_tree

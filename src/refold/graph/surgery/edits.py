@@ -49,6 +49,13 @@ class Edits:
         before = {n: (n.op, n.target, n.args, dict(n.kwargs)) for n in nodes}
         return cls(capture, before, {node: frame_of(node) for node in nodes})
 
+    def lost_layers(self) -> dict[str, fx.Node]:
+        """Return the calls of layers of which nothing is left at their path, by path."""
+        calls = (node for node, was in self.before.items() if was[0] == "call_module")
+        gone = {str(self.before[node][1]): node for node in calls if not alive(node)}
+        kept = {str(node.target) for node in self.capture.graph.nodes if node.op == "call_module"}
+        return {path: node for path, node in gone.items() if path not in kept}
+
     def now(self, node: fx.Node) -> fx.Node:
         """Return what readers of an original node read today."""
         while node in self.swapped:

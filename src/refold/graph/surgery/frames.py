@@ -19,7 +19,7 @@ from refold.graph.copies.modules import submodule
 from refold.graph.surgery.edits import Edits, UnwritableError, alive
 from refold.graph.surgery.generated import NamesFrom, check_baked
 from refold.graph.surgery.plain_modules import is_layer_subclass
-from refold.graph.trace.doubts import mentions
+from refold.graph.trace.doubts import attributes_read, mentions
 from refold.graph.trace.frames import (
     Frame,
     ancestors,
@@ -59,6 +59,8 @@ class FrameBody:
         """
         if self.frame.fixed is not None:
             raise self._refusal(self.frame.fixed)
+        if self.frame in self.plan.decides and self.plan.missed(self.frame):
+            raise self._refusal(self.plan.decides[self.frame])
         self._placeholders()
         for node in self.plan.within.get(self.frame, ()):
             if alive(node) and node.op != "placeholder":
@@ -224,6 +226,8 @@ class FrameBody:
         for name, child in module.named_modules(remove_duplicate=False):
             if wanted is not None and child is wanted:
                 return name
+        if isinstance(root.__dict__.get(path), torch.Tensor):
+            return path  # a constant of the recording, which the module gets
         raise self._refusal(f"it uses {path}, which is not below it")
 
     # result
@@ -313,6 +317,8 @@ class FramePlan:
             for frame in ancestors(edits.home[node]):
                 self.within.setdefault(frame, []).append(node)
         self.root = edits.capture.root
+        self._lost = edits.lost_layers()
+        self.decides = _decisions(edits)
         counts = Counter((f.path, f.method) for f in walk(self.root))
         self.repeated = {f for f in walk(self.root) if counts[f.path, f.method] > 1}
         for frame in reversed(list(walk(self.root))):
@@ -373,7 +379,21 @@ class FramePlan:
             return False
         if not all(self._node_unchanged(node, frame) for node in self.owned.get(frame, [])):
             return False
-        return all(self._call_unchanged(child, frame) for child in frame.children)
+        if not all(self._call_unchanged(child, frame) for child in frame.children):
+            return False
+        return not self.missed(frame)
+
+    def missed(self, frame: Frame) -> set[fx.Node]:
+        """Return the calls of layers that are gone, of which a frame's own code reads more."""
+        if not self._lost:
+            return set()
+        prefix = f"{frame.path}." if frame.path else ""
+        below = {path.removeprefix(prefix): node for path, node in self._lost.items()}
+        read = attributes_read(type(frame.module), frame.method, frozenset(below))
+        own = {name for name, node in below.items() if self.edits.home[node] is frame}
+        owners = {path.rpartition(".")[0] for path in frame.asks}
+        asked = {node for path, node in self._lost.items() if path in owners}
+        return asked | {below[name] for name, is_more in read if is_more or name not in own}
 
     def _spoils(self, child: Frame) -> bool:
         if self.status[child] == "inline":
@@ -404,7 +424,7 @@ class FramePlan:
 
     def _changed(self, frame: Frame) -> set[fx.Node]:
         """Return the nodes because of which a frame's own code no longer does."""
-        found: set[fx.Node] = set()
+        found = self.missed(frame)
         for node in self.owned.get(frame, []):
             if not self._node_unchanged(node, frame):
                 found.update((node, *self._read_anew(node, frame)))
@@ -450,6 +470,20 @@ class FramePlan:
         inside = self.edits.inside
         reads = all(inside(arg, frame) or arg in inputs for arg in node.all_input_nodes)
         return reads and (node in slots or all(inside(user, frame) for user in node.users))
+
+
+def _decisions(edits: Edits) -> dict[Frame, str]:
+    """Return the frames whose code may take another path for another input, with the reason.
+
+    A step that such a path would not bear has been refused by now; to write a whole forward anew
+    is more than that.
+    """
+    evidence = edits.capture.evidence
+    if evidence is None:
+        return {}
+    recorder = evidence.recorder
+    tables = {f: f"its code looks a size up in a table ({w})" for f, w in recorder.looked_up}
+    return {**tables, **{f: f"its code branches on a size ({w})" for f, w in recorder.decisions}}
 
 
 def _same(expected: Any, current: Any) -> bool:

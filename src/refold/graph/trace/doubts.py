@@ -121,6 +121,45 @@ def reached(parent: nn.Module, name: str, child: nn.Module) -> list[str]:
     return [use.member for use in uses if use.member is not None and _reaches_in(use, child)]
 
 
+def runs_apart(module: nn.Module, names: set[str], followed: set[str]) -> bool:
+    """Say whether code of a module may run some of its children outside the methods followed.
+
+    Args:
+        module: the module.
+        names: of the children.
+        followed: the methods whose calls of them are known.
+
+    Examples:
+        >>> runs_apart(nn.Sequential(nn.ReLU()), {"0"}, {"forward"})
+        False
+    """
+    uses = _uses_in_forward(type(module))
+    if uses is None:
+        return True
+    wanted = names | _BY_ANY_NAME
+    return any(use.name in wanted and use.method not in followed for use in uses)
+
+
+def attributes_read(kind: type, method: str, names: frozenset[str]) -> tuple[tuple[str, bool], ...]:
+    """Return which of these children a method reads, and whether it does more than call them.
+
+    Examples:
+        >>> attributes_read(nn.Linear, "forward", frozenset({"weight"}))
+        (('weight', False),)
+    """
+    found = (use for use in _uses_of(getattr(kind, method)) if use.name in names)
+    return tuple((use.name, use.member is not None) for use in found)
+
+
+@functools.lru_cache(maxsize=1024)
+def _uses_of(function: Any) -> tuple[_Use, ...]:
+    try:
+        tree = ast.parse(textwrap.dedent(source_of(function) or ""))
+    except SyntaxError:  # a lambda in the middle of a line
+        return ()
+    return tuple(_uses_in(tree))
+
+
 def _reads(parent: nn.Module, name: str) -> bool:
     if isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential):
         return True
@@ -154,7 +193,7 @@ def mentions(function: Any, name: str) -> bool:
         >>> mentions(forward, "x"), mentions(len, "obj")
         (True, True)
     """
-    source = _source(function)
+    source = source_of(function)
     return source is None or source.count(name) > 1
 
 
@@ -168,7 +207,7 @@ def keywords_read(function: Any, name: str) -> list[str]:
         ['flip', 'back']
     """
     try:
-        tree = ast.parse(textwrap.dedent(_source(function) or ""))
+        tree = ast.parse(textwrap.dedent(source_of(function) or ""))
     except SyntaxError:  # a lambda in the middle of a line
         return []
     keys: list[Any] = []
@@ -187,7 +226,13 @@ def keywords_read(function: Any, name: str) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def _source(function: Any) -> str | None:
+def source_of(function: Any) -> str | None:
+    """Return the source of a function, None where there is none to be read.
+
+    Examples:
+        >>> source_of(len) is None
+        True
+    """
     plain = inspect.unwrap(getattr(function, "__func__", function))
     if not hasattr(plain, "__code__"):
         return None

@@ -21,8 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
-from refold.graph.trace.doubts import is_default, keywords_read, mentions
-from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves, map_tree
+from refold.graph.trace.alternatives import branches_on, compared_sizes, other_values
+from refold.graph.trace.doubts import is_default, keywords_read, mentions, reached, runs_apart
+from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves, map_tree, walk
 from refold.graph.trace.overridden import layer_class
 from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
 from refold.graph.trace.recorder.recorder import Recorder
@@ -37,11 +38,29 @@ _OTHER_AXIS = (
 )
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _MAX_FLIPS = 24
+_MOST_ON_A_LINE = 6
+_LONG = 64  # a loop that asks the same for ever gets a true answer in the end
 _LADDER = (4, 8, 17, 33, 100, 512, 2048)  # where a size became a number: below and above any bound
+_MOST_KNOWN = 4  # sizes that the code names
 _MOST = 2048**2  # positions of a map
 _NEAR = 33  # of the other sides, where all of a step of the ladder would be too many positions
 _OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 _FLAGS = ("output_hidden_states", "output_attentions")  # of Hugging Face's models
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """An argument of which no other value is known that the code takes.
+
+    Args:
+        what: how a call may differ, for a refusal.
+        name: of the argument.
+        value: what the recorded call gave.
+    """
+
+    what: str
+    name: str = ""
+    value: Any = None
 
 
 @dataclass(eq=False)
@@ -71,7 +90,7 @@ class Evidence:
         self._places = {node: place for place, node in enumerate(self.first.order)}
         self._deeper: dict[int, tuple[Recorder, Variant] | None] = {}
         self._flipped: dict[str, list[Variant | str]] = {}
-        self._optional: list[Variant | str] | None = None
+        self._optional: list[Variant | Unknown] | None = None
 
     def vary(self) -> None:
         """Record other sizes, another precision and another device, as far as the code takes them.
@@ -111,7 +130,12 @@ class Evidence:
         """
         given = [leaf for leaf in leaves(self.arguments) if isinstance(leaf, Tensor)]
         rank = max((tensor.ndim - 2 for tensor in given), default=0)
-        for side in _LADDER:
+        known = [
+            size
+            for frame in walk(self.root)
+            for size in compared_sizes(getattr(frame.module, frame.method))
+        ]
+        for side in (*_LADDER, *dict.fromkeys(known[:_MOST_KNOWN])):
             if side**rank <= _MOST:
                 yield partial(_of_side, side=side)
             else:
@@ -158,10 +182,10 @@ class Evidence:
             if reason := variant.objection(places):
                 return f"{reason} ({_named(variant, places)})"
         for frame, where in self.recorder.decisions:
-            if self._touches(frame, places) and (reason := self._decided(where, places)):
+            if self._reaches(frame, places) and (reason := self._decided(where, places)):
                 return reason
         for frame, where in self.recorder.looked_up:
-            if self._touches(frame, places):
+            if self._reaches(frame, places):
                 return f"its code looks a size up in a table ({where})"
         return self._other_rank(places) or self._argued(places)
 
@@ -174,6 +198,27 @@ class Evidence:
         parts.discard(None)
         outside = any(not is_inside(self.first.home[node], frame) for node in places)
         return bool(parts) and (outside or len(parts) > 1)
+
+    def _reaches(self, frame: Frame, places: list[fx.Node]) -> bool:
+        """Say whether another path of a frame's code may run only some parts of a step.
+
+        It may where the step joins parts of the frame; or where it lies within one call, of a
+        method or of a child, and the code also names the parts of that call themselves.
+        """
+        if not places or self._touches(frame, places):
+            return bool(places)
+        parts, followed = {self._part(frame, node) for node in places}, set[str]()
+        call = parts.pop()
+        while isinstance(call, Frame) and call.module is frame.module:
+            followed.add(call.method)
+            parts = {self._part(call, node) for node in places}
+            call = parts.pop()
+            if parts:
+                names = {_child(frame, part) for part in (call, *parts)}
+                return runs_apart(frame.module, names, followed)
+        name = _child(frame, call)
+        child = frame.module._modules.get(name)
+        return child is not None and bool(reached(frame.module, name, child))
 
     def _part(self, frame: Frame, node: fx.Node) -> Item | None:
         """Return the node or the call of a frame that a node belongs to, None outside it."""
@@ -198,15 +243,21 @@ class Evidence:
     def _flip(self, where: str) -> list[Variant | str]:
         """Record anew with the decisions of a line the other way round: all of them, and the first.
 
-        One line may decide for many modules, or several times for one.
+        One line may decide for many modules, or several times for one (`max(x.shape) > 9`): where
+        these runs are no others, each of its decisions is tried, and the same answer to all.
         """
         what = f"its code branches on a size ({where})"
         if len(self._flipped) >= _MAX_FLIPS:
             return [what]
         count = sum(place == where for _, place in self.recorder.decisions)
-        found = self._run_flipped(Flip(where), what)
-        every = self._run_flipped(Flip(where, count), what) if count > 1 else None
-        return [run for run in (every, found) if run is not None]
+        flips = [Flip(where)] if count < 2 else [Flip(where), Flip(where, count)]
+        found = [run for flip in flips if (run := self._run_flipped(flip, what)) is not None]
+        if any(isinstance(run, str) or run.differs for run in found):
+            return found
+        flips = [Flip(where, skip=at) for at in range(1, min(count, _MOST_ON_A_LINE))]
+        flips += [Flip(where, _LONG, always=answer) for answer in (True, False)]
+        more = (self._run_flipped(flip, what) for flip in flips)
+        return [*found, *(run for run in more if run is not None)]
 
     def _run_flipped(self, flip: Flip, what: str) -> Variant | str | None:
         try:
@@ -258,20 +309,34 @@ class Evidence:
         shape = recorder.shapes.get(other) if isinstance(other, fx.Node) else None
         return None if shape is None else len(shape)
 
-    # optional arguments
+    # other arguments
 
     def _argued(self, places: list[fx.Node]) -> str | None:
         for found in self.optional():
             if isinstance(found, Variant):
                 reason = found.objection(places)
             else:
-                reason = found if self._touches(self.root, places) else None
+                frames = self._given(found.name, found.value)
+                reaches = any(self._reaches(frame, places) for frame in frames)
+                reason = found.what if reaches else None
             if reason:
                 return reason
         return None
 
-    def optional(self) -> list[Variant | str]:
-        """Return the runs with optional arguments given or left out, or why one is not known."""
+    def _given(self, name: str, value: Any) -> list[Frame]:
+        """Return the root, and the frames below it that are given a value of its arguments.
+
+        None is given to many for other reasons: there the argument has to have the same name, and
+        the code to branch on it.
+        """
+        found = [self.root]
+        for frame in walk(self.root):
+            if name and frame.parent in found and _is_given(frame, name, value):
+                found.append(frame)
+        return found
+
+    def optional(self) -> list[Variant | Unknown]:
+        """Return the runs with other arguments than the recorded ones, or which are not known."""
         if self._optional is None:
             self._optional = [] if self.calls_known else list(self._other_arguments())
         return self._optional
@@ -286,7 +351,7 @@ class Evidence:
                     found.setdefault(node, variant.what)
         return found
 
-    def _other_arguments(self) -> Iterable[Variant | str]:
+    def _other_arguments(self) -> Iterable[Variant | Unknown]:
         args, kwargs = self.arguments
         signature = inspect.signature(self.recorder.root.forward)
         bound = signature.bind(*args, **kwargs).arguments
@@ -299,14 +364,14 @@ class Evidence:
             yield from self._flagged(named)
         first = next((leaf for leaf in leaves(self.arguments) if isinstance(leaf, Tensor)), None)
         for parameter in parameters.values():
-            if parameter.default is not parameter.empty:
-                yield from self._one_argument(parameter, named, first)
-            elif parameter.kind is parameter.VAR_KEYWORD:
+            if parameter.kind is parameter.VAR_KEYWORD:
                 for name in keywords_read(self.recorder.root.forward, parameter.name):
                     what = f"its keyword argument {name} may be given"
                     yield from self._try([{**named, name: v} for v in (True, _like(first))], what)
+            elif parameter.default is not parameter.empty or parameter.name in named:
+                yield from self._one_argument(parameter, named, first)
 
-    def _more_or_fewer(self, args: tuple[Any, ...], kwargs: Any) -> Iterable[Variant | str]:
+    def _more_or_fewer(self, args: tuple[Any, ...], kwargs: Any) -> Iterable[Variant | Unknown]:
         """Call a forward that takes any number of arguments with one more and with one less."""
         for other in ((*args, *args[-1:]), args[:-1]):
             what = f"it may be called with {len(other)} arguments"
@@ -316,7 +381,7 @@ class Evidence:
                 continue
             yield Variant(what, self.first, self.root, found)
 
-    def _flagged(self, named: dict[str, Any]) -> Iterable[Variant | str]:
+    def _flagged(self, named: dict[str, Any]) -> Iterable[Variant | Unknown]:
         """Ask for more results, by flags that a Hugging Face model takes among its keywords."""
         for name in _FLAGS:
             if hasattr(getattr(self.recorder.root, "config", None), name):
@@ -325,27 +390,37 @@ class Evidence:
 
     def _one_argument(
         self, parameter: inspect.Parameter, named: dict[str, Any], first: Tensor | None
-    ) -> Iterable[Variant | str]:
+    ) -> Iterable[Variant | Unknown]:
         name, default = parameter.name, parameter.default
-        what = f"its optional argument {name} may be given"
-        if name in named and not is_default(named[name], default):
+        what, value = f"its optional argument {name} may be given", named.get(name, default)
+        if default is parameter.empty:
+            what = f"its argument {name} may have another value"
+        elif name in named and not is_default(value, default):
             left = {key: value for key, value in named.items() if key != name}
             what = f"its optional argument {name} may be left out"
             yield from self._try([left], what, is_sure=True)
-        elif not mentions(self.recorder.root.forward, name):
+        if _holds_tensors(value) or not mentions(self.recorder.root.forward, name):
             return
-        elif isinstance(default, bool):
-            yield from self._try([{**named, name: not default}], what)
-        elif isinstance(default, int | float):
-            yield from self._try([{**named, name: default + 1}], what)
-        elif default is None:
-            yield from self._try([{**named, name: v} for v in (_like(first), True)], what)
-        else:
-            yield what
+        others: list[Any] = []
+        if value is None:
+            [found] = self._try([{**named, name: other} for other in (_like(first), True)], what)
+            if isinstance(found, Variant):
+                yield found
+                return
+            others.append(_sides(first))
+        code = [getattr(frame.module, frame.method) for frame in self._given(name, value)]
+        others += other_values(value, code)
+        tried = [found for v in others for found in self._try([{**named, name: v}], what)]
+        runs = [found for found in tried if isinstance(found, Variant)]
+        yield from runs or [Unknown(what, name, value)]
 
     def _try(
-        self, calls: list[dict[str, Any]], what: str, *, is_sure: bool = False
-    ) -> Iterable[Variant | str]:
+        self,
+        calls: list[dict[str, Any]],
+        what: str,
+        *,
+        is_sure: bool = False,
+    ) -> Iterable[Variant | Unknown]:
         """Record the first of these calls that runs; where `is_sure`, one that fails is wrong."""
         for call in calls:
             try:
@@ -356,7 +431,25 @@ class Evidence:
                 continue
             yield Variant(what, self.first, self.root, found)
             return
-        yield what
+        yield Unknown(what)
+
+
+def _child(frame: Frame, part: Item | None) -> str:
+    """Return the name of the child of a frame's module that a part of the frame calls or reads."""
+    path = part.path if isinstance(part, Frame) else str(part.target) if part is not None else ""
+    prefix = f"{frame.path}." if frame.path else ""
+    return path.removeprefix(prefix).partition(".")[0]
+
+
+def _is_given(frame: Frame, name: str, value: Any) -> bool:
+    if value is None:
+        is_named = name in frame.kwargs and frame.kwargs[name] is None
+        return is_named and branches_on(getattr(frame.module, frame.method), name)
+    return any(is_default(leaf, value) for leaf in leaves((frame.args, frame.kwargs)))
+
+
+def _holds_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in leaves(value))
 
 
 def _named(variant: Variant, places: list[fx.Node]) -> str:
@@ -408,6 +501,10 @@ def _with_axis(value: Tensor, *, size: int) -> list[int]:
 
 def _with_batch(value: Tensor) -> list[int]:
     return [1, *value.shape]
+
+
+def _sides(first: Tensor | None) -> Any:
+    return None if first is None else tuple(side + 1 for side in first.shape[2:])
 
 
 def _like(first: Tensor | None) -> Any:

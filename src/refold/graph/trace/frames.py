@@ -33,6 +33,7 @@ class Frame:
         method: the function that ran: `forward`, or a helper such as `forward_features`.
         context: gradient and autocast modes in which the call was made.
         fixed: why no forward can be generated for it, if so.
+        asks: the paths of the stored tensors whose dtype or device its code reads.
     """
 
     path: str
@@ -46,6 +47,7 @@ class Frame:
     method: str = "forward"
     context: tuple[bool, ...] = ()
     fixed: str | None = None
+    asks: set[str] = field(default_factory=set[str])
 
     def __repr__(self) -> str:
         return f"Frame({self.path!r}, {type(self.module).__name__}.{self.method})"

@@ -1,7 +1,7 @@
 """Layers whose weight other modules or hooks compute at every call: given the weight itself.
 
-`weight_norm`, `spectral_norm` and every `torch.nn.utils.parametrize` are functions of what a layer
-keeps, in eval mode constants.
+`weight_norm`, `spectral_norm`, the masks of `torch.nn.utils.prune` and every
+`torch.nn.utils.parametrize` are functions of what a layer keeps, in eval mode constants.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import (
     SpectralNorm,
     SpectralNormLoadStateDictPreHook,
@@ -74,7 +75,11 @@ def _is_computed(module: nn.Module) -> bool:
 
 
 def _is_norm_hook(hook: Any) -> bool:
-    return isinstance(hook, WeightNorm | SpectralNorm)
+    return isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod)
+
+
+def _weight_name(hook: Any) -> str:
+    return hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name
 
 
 def _parametrized(path: str, module: nn.Module) -> Iterator[Computed]:
@@ -121,25 +126,28 @@ def _store(module: nn.Module, name: str, value: Tensor, originals: list[nn.Param
 def _hooked(path: str, module: nn.Module) -> Iterator[Computed]:
     """Store what the older hooks of torch.nn.utils compute."""
     for key, hook in list(module._forward_pre_hooks.items()):
-        if not isinstance(hook, WeightNorm | SpectralNorm):
+        if not _is_norm_hook(hook):
             continue
+        name = _weight_name(hook)
         with torch.no_grad():
             if isinstance(hook, WeightNorm):
                 value = cast(Tensor, hook.compute_weight(module)).clone()
-            else:
+            elif isinstance(hook, SpectralNorm):
                 value = hook.compute_weight(module, do_power_iteration=False).clone()
-        gone = [hook.name + end for end in ("_g", "_v", "_orig", "_u")]
+            else:
+                value = cast(BasePruningMethod, hook).apply_mask(module).clone()
+        gone = [name + end for end in ("_g", "_v", "_orig", "_u", "_mask")]
         originals = [p for end in gone if (p := module._parameters.pop(end, None)) is not None]
-        if isinstance(hook, SpectralNorm):
+        if not isinstance(hook, WeightNorm):
             for end in gone:
                 module._buffers.pop(end, None)
-        module.__dict__.pop(hook.name, None)
+        module.__dict__.pop(name, None)
         del module._forward_pre_hooks[key]
         module._forward_pre_hooks_with_kwargs.pop(key, None)
         _drop_state_hooks(module)
-        _store(module, hook.name, value, originals)
+        _store(module, name, value, originals)
         count = sum(original.numel() for original in originals)
-        yield Computed(path, hook.name, type(hook).__name__, count, value.numel())
+        yield Computed(path, name, type(hook).__name__, count, value.numel())
 
 
 def _drop_state_hooks(module: nn.Module) -> None:

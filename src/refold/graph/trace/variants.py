@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -68,6 +69,7 @@ class Variant:
         self._items, self._others = first.items(), self.second.items()
         self._roots = root.module, other.root
         self._align(root, other.root_frame)
+        self._align_elsewhere()
         for frame in [root, *self._frames()]:
             self._compare(frame)
         del self._items, self._others
@@ -94,6 +96,15 @@ class Variant:
                 self.same[one] = two
                 if isinstance(one, Frame) and isinstance(two, Frame):
                     pending.append((one, two))
+
+    def _align_elsewhere(self) -> None:
+        """Match calls of one module that the other run makes at another place."""
+        taken = {id(match) for match in self.same.values()}
+        ours = _called_once(frame for frame in self._items if frame not in self.same)
+        theirs = _called_once(frame for frame in self._others if id(frame) not in taken)
+        for key, frame in ours.items():
+            if key in theirs and frame not in self.same:
+                self._align(frame, theirs[key])
 
     def _compare(self, frame: Frame) -> None:
         match = self.same[frame]
@@ -136,7 +147,7 @@ class Variant:
             return self.same.get(one) is two and _holds_same(one, two)
         if type(one) is not type(two):
             return False
-        return self._is_same_module(one, two) or _is_equal(one, two)
+        return self._is_same_module(one, two) or _is_equal(one, two) or _are_alike(one, two)
 
     def _is_same_module(self, one: Any, two: Any) -> bool:
         """Say whether two modules stand in one place, each in the copy that its run was made on."""
@@ -189,6 +200,13 @@ class Variant:
         return None
 
 
+def _called_once(frames: Iterable[Frame]) -> dict[tuple[Any, ...], Frame]:
+    found: dict[tuple[Any, ...], list[Frame]] = {}
+    for frame in frames:
+        found.setdefault(_key(frame), []).append(frame)
+    return {key: calls[0] for key, calls in found.items() if len(calls) == 1}
+
+
 def _key(item: Item) -> tuple[Any, ...]:
     if isinstance(item, Frame):
         return ("frame", item.path, item.method)
@@ -214,6 +232,19 @@ def _holds_same(one: fx.Node, two: fx.Node) -> bool:
 
 def _is_constant(node: fx.Node) -> bool:
     return node.op == "get_attr" and "_tensor_constant" in str(node.target)
+
+
+def _are_alike(one: Any, two: Any) -> bool:
+    """Say whether two objects made anew in each run hold the same, their tensors aside."""
+    if isinstance(one, nn.Module | type) or type(one).__eq__ is not object.__eq__:
+        return False
+    if not hasattr(one, "__dict__") or vars(one).keys() != vars(two).keys():
+        return False
+    ours, theirs = leaves(vars(one)), leaves(vars(two))
+    if len(ours) != len(theirs):
+        return False
+    pairs = zip(ours, theirs, strict=True)
+    return all(isinstance(a, Tensor) or _is_equal(a, b) for a, b in pairs)
 
 
 def _is_equal(one: Any, two: Any) -> bool:

@@ -26,10 +26,14 @@ class Flip:
     Args:
         line: where they are made.
         left: how many more; a loop that asks the same for ever gets a true answer in the end.
+        skip: how many to answer truly before.
+        always: the answer to all of them, where it is not just the other one.
     """
 
     line: str
     left: int = 1
+    skip: int = 0
+    always: bool | None = None
 
 
 class Notebook:
@@ -82,10 +86,16 @@ class Notebook:
         if self._paused or not self._is_running():
             return answer
         self.decisions.append((self.stack[-1], where()))
-        return not answer if self._is_flipped() else answer
+        if not self._is_flipped():
+            return answer
+        always = cast(Flip, self.flip).always
+        return not answer if always is None else always
 
     def _is_flipped(self) -> bool:
         if self.flip is None or self.flip.left == 0 or self.decisions[-1][1] != self.flip.line:
+            return False
+        if self.flip.skip:
+            self.flip.skip -= 1
             return False
         self.flip.left -= 1
         return True
@@ -167,7 +177,7 @@ class Notebook:
             return known[1]
         function, *rest = value.source
         args = tuple(self._as_node(item) for item in rest)
-        if function in (Tensor.size, Tensor.numel):
+        if function in (Tensor.size, Tensor.numel, Tensor.stride):
             node = self._node("call_method", function.__name__, args, {})
         else:
             node = self._node("call_function", function, args, {})

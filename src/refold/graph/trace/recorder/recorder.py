@@ -7,9 +7,11 @@ whatever Python it asks (types, containers, exceptions, helpers) is answered as 
 from __future__ import annotations
 
 import inspect
+import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import MethodType
 from typing import Any, cast
 
@@ -19,7 +21,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from refold.graph.copies.held import storage_key
 from refold.graph.copies.modules import modules_by_path, stored_tensors
-from refold.graph.copies.watching import watched_attributes, watched_calls
+from refold.graph.copies.watching import watched_attributes, watched_calls, watched_functions
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in
 from refold.graph.trace.leaves import (
@@ -103,13 +105,23 @@ class Recorder(TorchCalls):
         grad = torch.is_grad_enabled()
         torch.set_grad_enabled(True)  # so that a `with torch.no_grad()` in the model shows
         try:
-            with guard, watched, watched_calls(root, self._called), self:
+            with guard, watched, watched_calls(root, self._called), self._ways(), self:
                 self.result = forward(*args, **kwargs)
             self.is_whole = True
         finally:
             self._take_back()
             torch.set_grad_enabled(grad)
         return self._finish()
+
+    @contextmanager
+    def _ways(self) -> Generator[None]:
+        """Let functions that make plain numbers of sizes unseen say so; run nothing compiled."""
+        with _uncompiled(), watched_functions(math, _UNSEEN, self._note_loss):
+            yield
+
+    def _note_loss(self, args: tuple[Any, ...]) -> None:
+        if any(isinstance(value, Size) for value in args):
+            self.lose()
 
     def _finish(self) -> fx.Graph:
         self._note_chance()
@@ -122,12 +134,24 @@ class Recorder(TorchCalls):
             raise RecordError(self.late[""])
         output = map_tree(self._as_node, self.result)
         self.root_frame.output = output
-        node = self.graph.output(self._argument(self.result))
+        told = self._argument(self.result)
+        held = [self._as_node(tensor) for tensor in self._held(self.result)]
+        node = self.graph.output((told, held) if held else told)
         self._own(node)
         self.note_writes()
         drop_checks(self.graph, self.root_frame)
         self._drop_unread()
         return self.graph
+
+    def _held(self, result: Any, depth: int = 0) -> list[Tensor]:
+        """Return the values of this run that objects in a result hold as their attributes."""
+        found: list[Tensor] = []
+        for one in leaves(result):
+            if isinstance(one, Tensor):
+                found += [one] if depth and self._mark(one) is not None else []
+            elif depth < _DEEPEST and hasattr(one, "__dict__") and not isinstance(one, _NO_HOLDERS):
+                found += self._held(list(vars(one).values()), depth + 1)
+        return found
 
     def _drop_unread(self) -> None:
         """Remove what only unpacks a value, or reads a stored tensor, for nobody."""
@@ -200,12 +224,15 @@ class Recorder(TorchCalls):
             call = _call_uncompiled
         if path is None:
             return self._stray(call, module, args, kwargs)
+        if not is_layer(module) and not _may_call(module, args, kwargs):
+            return call(module, *args, **kwargs)  # it raises a TypeError, before any code runs
         with _Quiet():
             self._note_call(module, args, kwargs)
         if self._paused:
             return call(module, *args, **kwargs)
         if is_layer(module):
-            return self._leaf(call, module, path, args, kwargs)
+            self._must_be_its_own(module, path)
+            return self._leaf(call, module, path, *_in_order(module, args, kwargs))
         reason = self.forced.get(path) or pinned_reason(module)
         if reason is None and path in self._framed:
             reason = self.late[path] = "it is called more than once"
@@ -214,9 +241,20 @@ class Recorder(TorchCalls):
             return self._leaf(call, module, path, args, kwargs)
         return self._enter(module, path, "forward", call, (module, *args), args, kwargs)
 
+    def _must_be_its_own(self, module: nn.Module, path: str) -> None:
+        """Follow no frame that lends a layer other weights (`torch.func.functional_call`)."""
+        for name, tensor in module._parameters.items():
+            if tensor is not None and id(tensor) not in self._stored_paths:
+                self._leave(self.stack[-1], f"its code calls {path} with another {name}")
+                return
+
     def _stray(self, call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Call a module made inside a forward: a part of its caller, if it holds no state."""
-        held = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+        """Call a module made inside a forward: a part of its caller, if it holds no state.
+
+        What it only groups anew (`self.features[:3]`) belongs to the model.
+        """
+        strangers = [part for part in module.modules() if id(part) not in self._paths]
+        held = any(part._parameters or part._buffers for part in strangers)
         if held and not self._paused:
             kind = type(module).__name__
             self._leave(self.stack[-1], f"a {kind} that is not a registered submodule is called")
@@ -401,6 +439,10 @@ class Recorder(TorchCalls):
         return False
 
 
+_UNSEEN = ("log", "log2", "log10", "isqrt", "gcd", "lcm")  # they ask no whole number anything
+_DEEPEST = 4  # objects that hold objects
+_NO_HOLDERS = (type, int, float, str, Ratio, nn.Module)
+
 _Quiet = torch._C.DisableTorchFunction  # our own questions are none of the model's
 
 
@@ -414,9 +456,39 @@ def _call_uncompiled(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return cast(nn.Module, module._modules["_orig_mod"])(*args, **kwargs)
 
 
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled functions of the model's code (`torch.compile(self.step)`) as they are written.
+
+    Where nothing has loaded the compiler, which takes seconds, there are none.
+    """
+    is_loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if is_loaded else _nothing()
+
+
 @contextmanager
 def _nothing() -> Generator[None]:
     yield
+
+
+def _may_call(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Say whether a module's forward takes such arguments at all, hooks that change them aside."""
+    if not kwargs or module._forward_pre_hooks:
+        return True
+    try:
+        inspect.signature(module.forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # a built-in function without a signature
+        return True
+    return True
+
+
+def _in_order(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Give a layer its one tensor by place where code gives it by name (`conv(input=x)`)."""
+    if args or list(kwargs) != ["input"]:
+        return args, kwargs
+    first = next(iter(inspect.signature(module.forward).parameters), None)
+    return ((kwargs["input"],), {}) if first == "input" else (args, kwargs)
 
 
 def _accept_any_rank(value: Any) -> None:

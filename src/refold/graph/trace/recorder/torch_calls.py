@@ -67,7 +67,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
         if name in SIZES:
             return self._size(func, name, args, kwargs)
         if name in QUESTIONS:
-            return self._run(func, args, kwargs)
+            return self._asked(func, name, args, kwargs)
         if name in VALUES or (name == "where" and len(args) == 1):
             return self._value(func, name, args, kwargs)
         return self._call(func, name, args, kwargs)
@@ -96,6 +96,9 @@ class TorchCalls(Notebook, TorchFunctionMode):
         return any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves(tree))
 
     def _call(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        if name == "to" and id(args[-1]) in self._stored_paths and len(args) == 2:
+            self.stack[-1].asks.add(self._stored_paths[id(args[1])])
+            args = args[0], _kind_alone(args[1])
         flat = leaves((args, kwargs))
         tensors = [leaf for leaf in flat if isinstance(leaf, Tensor)]
         sized = any(isinstance(leaf, Size | Ratio) for leaf in flat)
@@ -148,22 +151,39 @@ class TorchCalls(Notebook, TorchFunctionMode):
             return self._shape(tensor, node)
         if name in _DEVICE:
             answer = self._device_answer(func, name, tensor)
-            if name == "device" and node is not None:
-                self._kinds.setdefault(self.stack[-1], []).append(("device", answer, node))
+            if name == "device":
+                self._note_kind(name, answer, tensor, node)
             return answer
         value = func(self._twin(tensor) if name == "dtype" and self.elsewhere else tensor)
         self.asks_rank |= name == "ndim" and node is not None
-        if name == "dtype" and node is not None:
-            self._kinds.setdefault(self.stack[-1], []).append(("dtype", value, node))
+        if name in ("requires_grad", "is_leaf") and node is not None:
+            return self.decide(value)
+        if name == "dtype":
+            self._note_kind(name, value, tensor, node)
         if isinstance(value, Tensor) and self._is_followed(tensor):
             return self._results(
                 value, self._node("call_function", getattr, (self._as_node(tensor), name), {})
             )
         return value
 
+    def _note_kind(self, name: str, value: Any, tensor: Tensor, node: fx.Node | None) -> None:
+        """Note that code has read a dtype or a device off a value, or off a stored tensor.
+
+        A fold may take the stored one away: an empty tensor that moves with the model tells it.
+        """
+        kinds = self._kinds.setdefault(self.stack[-1], [])
+        path = self._stored_paths.get(id(tensor))
+        if node is None and path is not None:
+            self.stack[-1].asks.add(path)
+            known = (of for read, one, of in kinds if (read, one) == (name, value))
+            node = next(known, None) or self._stored_node(_kind_alone(tensor))
+        if node is not None:
+            kinds.append((name, value, node))
+
     def _device_answer(self, func: Any, name: str, tensor: Tensor) -> Any:
         """Tell the device of the model, not that of tensors without storage."""
-        if not tensor.is_meta or self.device is None:
+        moves = tensor.is_meta or (self.elsewhere and id(tensor) in self._stored_paths)
+        if not moves or self.device is None:
             return func(tensor)
         if name == "device":
             return self.device
@@ -174,6 +194,20 @@ class TorchCalls(Notebook, TorchFunctionMode):
             return tensor.shape
         found = enumerate(tensor.shape)
         return torch.Size([Size(n, (Tensor.size, node, i), self) for i, n in found])
+
+    def _asked(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Answer a question about a value; how it lies in memory is another matter next time."""
+        answer = self._run(func, args, kwargs)
+        node = self._mark(args[0]) if args else None
+        if node is None or node in self._static:
+            return answer
+        if name == "is_contiguous":
+            return self.decide(answer)
+        if name == "stride":
+            if isinstance(answer, int):
+                return Size(answer, (Tensor.stride, node, *args[1:], *kwargs.values()), self)
+            return tuple(Size(n, (Tensor.stride, node, i), self) for i, n in enumerate(answer))
+        return answer
 
     def _size(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         value = func(*map_tree(plain, args), **kwargs)
@@ -314,6 +348,11 @@ _DEVICE = frozenset({"device", "is_cuda", "is_cpu", "is_mps", "is_xpu", "is_meta
 def _writes(name: str, kwargs: dict[str, Any]) -> bool:
     inplace = name.endswith("_") and not name.endswith("__")
     return inplace or name == "__setitem__" or name.startswith("__i") or "out" in kwargs
+
+
+def _kind_alone(tensor: Tensor) -> Tensor:
+    """Return an empty tensor of the same dtype on the same device."""
+    return tensor.detach().new_empty(0)
 
 
 def _cloned(value: Any) -> Any:

@@ -1,0 +1,144 @@
+"""Norms of slices of a layer's output: into the layer, where no other slice has their channels.
+
+The q, k and v of one projection, each with a norm of its own or none, are the usual case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, fx, nn
+
+from refold.algebra.cost import parameters
+from refold.algebra.operator import Affine, Conv, Operator, Select, chain, sequence
+from refold.graph.calls import canonical, place_of, reads_shape_only
+from refold.graph.copies.modules import submodule
+from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.lower import like_of, lower
+from refold.graph.fold.norms.gains import conv_of, holds, is_layer
+from refold.graph.fold.record import Fold
+from refold.graph.lift.lifter import Lifter
+from refold.graph.lift.piece import Piece
+
+RULE = "norms of slices into layer"
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A slice of a layer's channels, and the norm that alone reads it, if one does."""
+
+    node: fx.Node
+    op: Select
+    norm: fx.Node | None = None
+    scaled: Affine | None = None
+
+
+def pull_from_slices(fold: FoldPass) -> bool:
+    """Give layers the norms of their slices; return whether any took one in."""
+    lifter, done = fold.lifter, False
+    for layer in list(lifter.capture.graph.nodes):
+        if not is_layer(lifter, layer) or len(layer.users) < 1:
+            continue
+        path = str(layer.target)
+        if holds(lifter, path, submodule(lifter.capture.module, path)) is not None:
+            continue
+        parts = _parts(lifter, layer)
+        taken = [part for part in parts if part.norm is not None and _is_alone(part, parts)]
+        if taken:
+            nodes = [layer, *(n for part in taken for n in (part.node, part.norm) if n is not None)]
+            done |= fold.attempt(nodes, partial(_pull, fold, layer, taken))
+    return done
+
+
+def _parts(lifter: Lifter, layer: fx.Node) -> list[_Part]:
+    """Return the slices of a layer's channels; none where something else reads it."""
+    rank, parts = len(conv_of(lifter, layer).axes), list[_Part]()
+    for node in _slices(layer):
+        op = _at_rank(lifter, node, layer, rank)
+        if not isinstance(op, Select) or node in lifter.tainted:
+            return []
+        readers = [user for user in node.users if not reads_shape_only(user, node)]
+        norm = readers[0] if len(readers) == 1 and len(node.users) == 1 else None
+        scaled = None if norm is None else _at_rank(lifter, norm, node, rank)
+        if isinstance(scaled, Affine) and norm not in lifter.tainted:
+            parts.append(_Part(node, op, norm, scaled))
+        else:
+            parts.append(_Part(node, op))
+    return [] if layer in lifter.tainted else parts
+
+
+def _slices(layer: fx.Node) -> Iterator[fx.Node]:
+    for user in layer.users:
+        call = canonical(user)
+        if reads_shape_only(user, layer):
+            continue
+        if call is not None and call.name in ("chunk", "split", "tensor_split"):
+            yield from user.users
+        else:
+            yield user
+
+
+def _at_rank(lifter: Lifter, node: fx.Node, source: fx.Node, rank: int) -> Operator | None:
+    """Return what a node does to maps of a rank, None where it reads more, or changes it."""
+    piece = lifter.lift(node)
+    if not isinstance(piece, Piece) or piece.join != "none" or piece.sources != (source,):
+        return None
+    if piece.by_rank is not None:
+        made = piece.by_rank(rank)
+        return made[0] if isinstance(made, tuple) and made[1] in (None, rank) else None
+    return piece.ops[0] if piece.rank_in in (None, rank) else None
+
+
+def _is_alone(part: _Part, parts: list[_Part]) -> bool:
+    """Say whether no other slice has channels of this one, which has each of them once."""
+    own = set(part.op.index)
+    rest = (set(other.op.index) for other in parts if other is not part)
+    return len(own) == len(part.op.index) and all(own.isdisjoint(other) for other in rest)
+
+
+def _pull(fold: FoldPass, layer: fx.Node, taken: list[_Part]) -> bool:
+    conv = conv_of(fold.lifter, layer)
+    scale, shift = _whole(conv, taken)
+    shadow, replay = fold.decisions.stand_in(sequence(conv, Affine(scale, shift)))
+    [op] = chain(replay.run(fold.decisions.rewrite(shadow)))
+    if not isinstance(op, Conv):
+        return False
+    held: list[Tensor] = [tensor for tensor in (conv.weight, conv.bias) if tensor is not None]
+    module: nn.Module = lower(op, like_of(held, len(conv.axes)))
+    places = [(place_of(part.norm), fold.path(part.norm)) for part in taken if part.norm]
+    before = parameters(conv) + sum(parameters(part.scaled) for part in taken if part.scaled)
+    fold.editor.replace_module(layer, module)
+    for part in taken:
+        assert part.norm is not None
+        fold.editor.bypass(part.norm, part.node)
+    fold.editor.sweep()
+    fold.edited()
+    fold.folds.append(
+        Fold(
+            where=fold.path(layer),
+            rule=RULE,
+            detail=" + ".join((place_of(layer), *(name for name, _ in places))),
+            parameters_before=before,
+            parameters_after=parameters(op),
+            made_of=(fold.path(layer), *(path for _, path in places)),
+        )
+    )
+    return True
+
+
+def _whole(conv: Conv, taken: list[_Part]) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of every channel of the layer: one and zero where no norm is."""
+    count = taken[0].op.channels
+    scale = conv.weight.new_ones(count, dtype=torch.float64)
+    shift = torch.zeros_like(scale)
+    for part in taken:
+        assert part.scaled is not None
+        places = list(part.op.index)
+        if part.scaled.scale is not None:
+            scale[places] = part.scaled.scale.to(scale)
+        if part.scaled.shift is not None:
+            shift[places] = part.scaled.shift.to(shift)
+    return scale, shift

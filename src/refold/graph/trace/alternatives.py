@@ -1,0 +1,93 @@
+"""What else a plain argument may be: the values that code compares it with."""
+
+from __future__ import annotations
+
+import ast
+import enum
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from refold.graph.trace.doubts import source_of
+
+_MOST = 8
+_WIDEST = 2048
+
+
+def other_values(value: Any, functions: Iterable[Callable[..., Any]]) -> list[Any]:
+    """Return other values that an argument may have, as far as its kind and the code tell.
+
+    Args:
+        value: the one that was given.
+        functions: the code that it is given to.
+
+    Examples:
+        >>> other_values(True, []), other_values(2, [])
+        ([False], [3])
+    """
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, enum.Enum):
+        return [other for other in type(value) if other is not value]
+    if not isinstance(value, int | float | str | None):
+        return []
+    found = [constant for function in functions for constant in _compared(function)]
+    texts = [constant for constant in dict.fromkeys(found) if isinstance(constant, str)][:_MOST]
+    if isinstance(value, str):
+        return [*(text for text in texts if text != value), f"not {value}"]
+    if value is None:
+        return [*texts, texts, dict.fromkeys(texts, True)] if texts else []
+    numbers = [n for n in found if isinstance(n, int | float) and not isinstance(n, bool)]
+    kind = type(value)
+    others = [value + 1, *(kind(n + step) for n in numbers for step in (-1, 0, 1))]
+    return [other for other in dict.fromkeys(others) if other != value][:_MOST]
+
+
+def compared_sizes(function: Callable[..., Any]) -> list[int]:
+    """Return the numbers in a function that the sides of a map may be compared with.
+
+    Examples:
+        >>> compared_sizes(max)
+        []
+    """
+    found = (str(constant) for constant in _compared(function))
+    return [int(text) for text in found if text.isdigit() and 1 < int(text) < _WIDEST]
+
+
+def branches_on(function: Callable[..., Any], name: str) -> bool:
+    """Say whether a function decides by an argument of its own what it runs.
+
+    Examples:
+        >>> branches_on(max, "key")
+        False
+    """
+    choices = [n for n in ast.walk(_parsed(function)) if isinstance(n, ast.If | ast.IfExp)]
+    tests = [part for choice in choices for part in ast.walk(choice.test)]
+    return any(isinstance(part, ast.Name) and part.id == name for part in tests)
+
+
+def _parsed(function: Callable[..., Any]) -> ast.AST:
+    try:
+        return ast.parse(textwrap.dedent(source_of(function) or ""))
+    except SyntaxError:  # a lambda in the middle of a line
+        return ast.Module([], [])
+
+
+def _compared(function: Callable[..., Any]) -> list[Any]:
+    """Return the constants that a function compares something with, or looks up."""
+    tree = _parsed(function)
+    found = [part for node in ast.walk(tree) for part in _sides(node)]
+    return [part.value for part in found if isinstance(part, ast.Constant)]
+
+
+def _sides(node: ast.AST) -> Iterator[ast.AST | None]:
+    match node:
+        case ast.Compare(left=left, comparators=others):
+            for side in (left, *others):
+                yield from ast.walk(side)
+        case ast.Dict(keys=keys):
+            yield from keys
+        case ast.MatchValue(value=value):
+            yield value
+        case _:
+            pass
