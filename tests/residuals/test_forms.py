@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from helpers.random_residuals import Net, additions, pair
 from refold.residuals import Removal, removal
+from refold.torch_versions import module_of
 
 pytestmark = pytest.mark.slow
 
@@ -120,7 +121,7 @@ def test_a_grouped_branch_carries_the_chosen_channels() -> None:
 def test_an_exported_program_loses_its_residuals() -> None:
     blocks = [Net(lambda net, x: x + net.f(x), f=pair(act)) for act in (nn.ReLU6(), nn.LeakyReLU())]
     program = torch.export.export(nn.Sequential(*blocks).eval(), (MAP,))
-    model = program.module(check_guards=False)
+    model = module_of(program)
     for module in model.modules():
         module.training = False
     check(removal(model, MAP), model, MAP)
