@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # Compiled files are kept: without them every process that a test starts compiles refold anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-# The torch that is tested; `make test TORCH=2.6.0` runs the suite on another, in a folder of its own.
+# The torch that is tested; `make test TORCH=2.7.1` runs the suite on another, in a folder of its own.
 TESTED := 2.14.1
 TORCH ?= $(TESTED)
 # torchvision 0.(n+15) is made for torch 2.n; the rest of the numbers is the same.
