@@ -68,7 +68,7 @@ def _store_constant(fold: FoldPass, node: fx.Node) -> bool:
     root = lifter.capture.module
     own = [(submodule(root, p.rpartition(".")[0]), p.rpartition(".")[2]) for p in paths]
     stays = any(name not in owner._non_persistent_buffers_set for owner, name in own)
-    where = fold.path(node)
+    where = _where(fold, node, paths)
     new = fold.editor.insert_stored(value.contiguous().clone(), instead=node, persistent=stays)
     lifter.shapes[new] = tuple(value.shape)
     fold.editor.replace(node, new)
@@ -77,6 +77,14 @@ def _store_constant(fold: FoldPass, node: fx.Node) -> bool:
     fold.edited()
     fold.folds.append(Fold(where, COMPUTED, f"{name_of(node)} of a buffer", 0, 0))
     return True
+
+
+def _where(fold: FoldPass, node: fx.Node, paths: tuple[str, ...]) -> str:
+    """Return where a value is computed: at the module of its tensor, where code above reads that."""
+    owner = paths[0].rpartition(".")[0] if paths else ""
+    if fold.editor.edits.home[node].path or not owner:
+        return fold.path(node)
+    return fold.lifter.capture.full(f"{owner}.{name_of(node)}")
 
 
 def is_computed(lifter: Lifter, node: fx.Node) -> bool:
