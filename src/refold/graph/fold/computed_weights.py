@@ -80,7 +80,7 @@ def _store_constant(fold: FoldPass, node: fx.Node) -> bool:
 
 
 def _where(fold: FoldPass, node: fx.Node, paths: tuple[str, ...]) -> str:
-    """Return where a value is computed: at the module of its tensor, where code above reads that."""
+    """Return where a value is computed: at its tensor's module, where code above reads that."""
     owner = paths[0].rpartition(".")[0] if paths else ""
     if fold.editor.edits.home[node].path or not owner:
         return fold.path(node)
