@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +36,18 @@ def test_a_file_may_import_its_neighbours(tmp_path: Path) -> None:
     model = build(f"{tmp_path / 'net.py'}:build").model
     assert isinstance(model, nn.Linear)
     assert model.in_features == 5
+
+
+def test_a_file_edited_within_a_second_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "net.py"
+    for width in (4, 5):
+        file.write_text(f"from torch import nn\nbuild = lambda: nn.Linear(2, {width})\n")
+        os.utime(file, (1e9, 1e9))
+        assert build(f"{file}:build").model.out_features == width
+    assert [path.name for path in tmp_path.iterdir()] == ["net.py"]
 
 
 def test_zoo_networks_build_without_weights() -> None:

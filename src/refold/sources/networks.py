@@ -7,7 +7,9 @@ import inspect
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from refold.errors import InputError, MissingDependencyError, one_line
@@ -301,11 +303,25 @@ def _taken(factory: Any, options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if is_open or name in names}
 
 
+class _AsItStands(SourceFileLoader):
+    """Compiles a file each time: Python takes one that was edited within a second for the old one.
+
+    It leaves no compiled files beside it, either.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the code of the file."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _run_file(path: Path, name: str) -> Any:
     module_name = f"{PREFIX}{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is not a Python file")
+    if isinstance(spec.loader, SourceFileLoader):
+        spec.loader = _AsItStands(module_name, str(path))
     module = importlib.util.module_from_spec(spec)
     # Registered first, as for any import: dataclasses and fx look a class's module up by name.
     sys.modules[module_name] = module
