@@ -318,6 +318,12 @@ class FramePlan:
                 self.within.setdefault(frame, []).append(node)
         self.root = edits.capture.root
         self._lost = edits.lost_layers()
+        self._lost_below: dict[str, dict[str, fx.Node]] = {}  # by the path of what holds them
+        for path, node in self._lost.items():
+            parts = path.split(".")
+            for depth in range(len(parts)):
+                held = self._lost_below.setdefault(".".join(parts[:depth]), {})
+                held[".".join(parts[depth:])] = node
         self.decides = _decisions(edits)
         counts = Counter((f.path, f.method) for f in walk(self.root))
         self.repeated = {f for f in walk(self.root) if counts[f.path, f.method] > 1}
@@ -387,12 +393,11 @@ class FramePlan:
         """Return the calls of layers that are gone, of which a frame's own code reads more."""
         if not self._lost:
             return set()
-        prefix = f"{frame.path}." if frame.path else ""
-        below = {path.removeprefix(prefix): node for path, node in self._lost.items()}
+        below = self._lost_below.get(frame.path, {})
         read = attributes_read(type(frame.module), frame.method, frozenset(below))
         own = {name for name, node in below.items() if self.edits.home[node] is frame}
         owners = {path.rpartition(".")[0] for path in frame.asks}
-        asked = {node for path, node in self._lost.items() if path in owners}
+        asked = {self._lost[path] for path in owners if path in self._lost}
         return asked | {below[name] for name, is_more in read if is_more or name not in own}
 
     def _spoils(self, child: Frame) -> bool:
