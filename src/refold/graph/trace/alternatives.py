@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ast
 import enum
-import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from refold.graph.trace.doubts import source_of
+from refold.graph.trace.doubts import parsed
 
 _MOST = 8
 _WIDEST = 2048
@@ -61,22 +60,14 @@ def branches_on(function: Callable[..., Any], name: str) -> bool:
         >>> branches_on(max, "key")
         False
     """
-    choices = [n for n in ast.walk(_parsed(function)) if isinstance(n, ast.If | ast.IfExp)]
+    choices = [n for n in ast.walk(parsed(function)) if isinstance(n, ast.If | ast.IfExp)]
     tests = [part for choice in choices for part in ast.walk(choice.test)]
     return any(isinstance(part, ast.Name) and part.id == name for part in tests)
 
 
-def _parsed(function: Callable[..., Any]) -> ast.AST:
-    try:
-        return ast.parse(textwrap.dedent(source_of(function) or ""))
-    except SyntaxError:  # a lambda in the middle of a line
-        return ast.Module([], [])
-
-
 def _compared(function: Callable[..., Any]) -> list[Any]:
     """Return the constants that a function compares something with, or looks up."""
-    tree = _parsed(function)
-    found = [part for node in ast.walk(tree) for part in _sides(node)]
+    found = [part for node in ast.walk(parsed(function)) for part in _sides(node)]
     return [part.value for part in found if isinstance(part, ast.Constant)]
 
 

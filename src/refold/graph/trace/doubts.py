@@ -153,11 +153,7 @@ def attributes_read(kind: type, method: str, names: frozenset[str]) -> tuple[tup
 
 @functools.lru_cache(maxsize=1024)
 def _uses_of(function: Any) -> tuple[_Use, ...]:
-    try:
-        tree = ast.parse(textwrap.dedent(source_of(function) or ""))
-    except SyntaxError:  # a lambda in the middle of a line
-        return ()
-    return tuple(_uses_in(tree))
+    return tuple(_uses_in(parsed(function)))
 
 
 def _reads(parent: nn.Module, name: str) -> bool:
@@ -193,7 +189,7 @@ def mentions(function: Any, name: str) -> bool:
         >>> mentions(forward, "x"), mentions(len, "obj")
         (True, True)
     """
-    source = source_of(function)
+    source = _source(function)
     return source is None or source.count(name) > 1
 
 
@@ -206,12 +202,8 @@ def keywords_read(function: Any, name: str) -> list[str]:
         >>> keywords_read(forward, "options")
         ['flip', 'back']
     """
-    try:
-        tree = ast.parse(textwrap.dedent(source_of(function) or ""))
-    except SyntaxError:  # a lambda in the middle of a line
-        return []
     keys: list[Any] = []
-    for node in ast.walk(tree):
+    for node in ast.walk(parsed(function)):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id=table)), args=[key, *_]):
                 pass
@@ -226,13 +218,20 @@ def keywords_read(function: Any, name: str) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def source_of(function: Any) -> str | None:
-    """Return the source of a function, None where there is none to be read.
+def parsed(function: Any) -> ast.Module:
+    """Return the syntax tree of a function, an empty one where there is none to be read.
 
     Examples:
-        >>> source_of(len) is None
-        True
+        >>> parsed(len).body
+        []
     """
+    try:
+        return ast.parse(textwrap.dedent(_source(function) or ""))
+    except SyntaxError:  # a lambda in the middle of a line
+        return ast.Module([], [])
+
+
+def _source(function: Any) -> str | None:
     plain = inspect.unwrap(getattr(function, "__func__", function))
     if not hasattr(plain, "__code__"):
         return None
