@@ -131,13 +131,14 @@ def _difference(
     if kind == torch.float64 or (reason is None and kind.itemsize == 4):
         return reason
     twin = in_double(made.folded, inputs)
-    try:
-        other = None if twin is None else _rewritten(*twin, make, left).model
-    except InputError:  # its code names a precision (`x.float()`), and so has no twin
-        other = None
-    if twin is None or other is None:
-        return disagreement(made.folded, made.model, inputs)
-    return disagreement(twin[0], other, twin[1])
+    if twin is not None:
+        try:
+            other = _rewritten(*twin, make, left).model
+        except InputError:  # its code names a precision (`x.float()`), and so has no twin
+            pass
+        else:
+            return disagreement(twin[0], other, twin[1])
+    return disagreement(made.folded, made.model, inputs)
 
 
 def _rewritten(

@@ -318,12 +318,7 @@ class FramePlan:
                 self.within.setdefault(frame, []).append(node)
         self.root = edits.capture.root
         self._lost = edits.lost_layers()
-        self._lost_below: dict[str, dict[str, fx.Node]] = {}  # by the path of what holds them
-        for path, node in self._lost.items():
-            parts = path.split(".")
-            for depth in range(len(parts)):
-                held = self._lost_below.setdefault(".".join(parts[:depth]), {})
-                held[".".join(parts[depth:])] = node
+        self._lost_below = _by_holder(self._lost)
         self.decides = _decisions(edits)
         counts = Counter((f.path, f.method) for f in walk(self.root))
         self.repeated = {f for f in walk(self.root) if counts[f.path, f.method] > 1}
@@ -475,6 +470,17 @@ class FramePlan:
         inside = self.edits.inside
         reads = all(inside(arg, frame) or arg in inputs for arg in node.all_input_nodes)
         return reads and (node in slots or all(inside(user, frame) for user in node.users))
+
+
+def _by_holder(calls: dict[str, fx.Node]) -> dict[str, dict[str, fx.Node]]:
+    """Return calls by the path of each module above them, each by its path below that one."""
+    found: dict[str, dict[str, fx.Node]] = {}
+    for path, node in calls.items():
+        parts = path.split(".")
+        for depth in range(len(parts)):
+            held = found.setdefault(".".join(parts[:depth]), {})
+            held[".".join(parts[depth:])] = node
+    return found
 
 
 def _decisions(edits: Edits) -> dict[Frame, str]:
