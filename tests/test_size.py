@@ -16,11 +16,8 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def length(function: Function) -> int:
-    """Return the lines of a function, its docstring left out, and a command's table of options."""
-    last, names = function.end_lineno or function.lineno, function.args.args
-    is_command = len(names) > 20 and all(name.annotation for name in names)
-    first = function.body[0].lineno if is_command else function.lineno
-    lines = last - first + 1
+    """Return the lines of a function, its docstring left out."""
+    lines = (function.end_lineno or function.lineno) - function.lineno + 1
     if ast.get_docstring(function) is None:
         return lines
     doc = function.body[0]

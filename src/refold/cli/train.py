@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,7 +148,19 @@ Cpu = Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="List the recipes and exit.")]
 
 
+@dataclass(frozen=True)
+class Behaviour:
+    """How a run behaves; the names are those of `refold.training.Habits`."""
+
+    workers: Workers = 2
+    save_minutes: SaveMinutes = 10.0
+    fsdp: Fsdp = False
+    recompute: Recompute = False
+    compile: Compile = False
+
+
 def train(
+    *,
     data: Data = None,
     recipe: Recipe = None,
     output: Output = Path("refold-run"),
@@ -173,12 +186,8 @@ def train(
     resume: Resume = False,
     data_changed: DataChanged = False,
     dry_run: DryRun = False,
-    workers: Workers = 2,
-    save_minutes: SaveMinutes = 10.0,
+    behaviour: Behaviour,
     tracker: Tracker = None,
-    fsdp: Fsdp = False,
-    recompute: Recompute = False,
-    compiled: Compile = False,
     cpu: Cpu = False,
     recipes: Recipes = False,
     as_json: options.Json = False,
@@ -204,16 +213,12 @@ def train(
     from refold import training
     from refold.cli.progress import make_reporter
 
-    habits = training.Habits(
-        save_minutes=save_minutes, workers=workers, fsdp=fsdp, recompute=recompute,
-        compile=compiled,
-    )  # fmt: skip
     with stoppable(output):
         trained = training.train(
             recipe if resume else _recipe_of(recipe, given), output=output, data=data,
             changes=_all_changes(given, changes or []), resume=resume, data_changed=data_changed,
-            dry_run=dry_run, cpu=cpu, tracker=tracker, habits=habits, reporter=make_reporter(),
-            num_classes=num_classes,
+            dry_run=dry_run, cpu=cpu, tracker=tracker, num_classes=num_classes,
+            habits=training.Habits(**vars(behaviour)), reporter=make_reporter(),
         )  # fmt: skip
     if _is_main():
         _report(trained, as_json=as_json, dry_run=dry_run)
