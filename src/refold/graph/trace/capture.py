@@ -22,7 +22,8 @@ from refold.graph.trace.frames import Frame, walk
 from refold.graph.trace.leaves import is_layer, pinned_reason, untraceable_reason
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recording import Arguments, Seen, TraceError, again, record
-from refold.graph.trace.state import Changes, hooks_kept
+from refold.graph.trace.state import Changes
+from refold.graph.trace.surroundings import Surroundings, surroundings_kept
 from refold.graph.trace.unrun import unrun
 
 Shapes = dict[fx.Node, tuple[int, ...]]
@@ -142,7 +143,7 @@ def capture_all(
         raise InputError(f"expected an nn.Module, got {type(model).__name__}")
     arguments = None if example is None else parted(example)
     search = _Search(skeleton(model), arguments, to_edit=to_edit)
-    with hooks_kept(model):
+    with surroundings_kept(model):
         search.visit("", search.root)
     search.count_across()
     search.note_effects()
@@ -166,7 +167,7 @@ class _Search:
         self.visited: set[int] = set()
         self.covered: set[int] = set()
         self.framed: set[int] = set()
-        self.changes = Changes()
+        self.changes = Changes(around=Surroundings(root))
         self.unrun: list[str] = []
         self.made_up: tuple[Any, ...] | None = None
         self._names: dict[int, list[str]] | None = None
