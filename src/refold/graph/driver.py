@@ -52,7 +52,7 @@ from refold.graph.trace.examples import as_arguments, drawn
 from refold.graph.trace.frames import map_tree
 from refold.graph.trace.leaves import NO_FORWARD, is_layer
 from refold.graph.trace.parametrized import Computed, with_computed_weights
-from refold.graph.trace.recording import Arguments
+from refold.graph.trace.recording import Arguments, Runs
 from refold.graph.trace.surroundings import surroundings_kept
 from refold.graph.trace.unrun import drop
 from refold.graph.trace.variants import Snapshot
@@ -152,7 +152,7 @@ def _fold_ready(
     check: bool,
 ) -> _Made | None:
     """Fold a model whose weights are stored; None where it is then another function."""
-    fold = partial(_settled, ready, inputs, policy)
+    fold = partial(_settled, ready, inputs, policy, runs=Runs())
     left: dict[str, LeftAlone] = {}
     made = fold(left)
     example = made.made_up if inputs is None else inputs
@@ -290,20 +290,19 @@ def _written(
 
 
 def _settled(
-    plain: nn.Module, inputs: tuple[Any, ...] | None, policy: Policy, left: _Left
+    plain: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    policy: Policy,
+    left: _Left,
+    runs: Runs | None = None,
 ) -> _Made:
+    runs = runs or Runs()
     while True:  # each setback takes a step away
         try:
-            return _fold_once(plain, inputs, policy, left)
+            with surroundings_kept(plain):
+                return _fold_captures(plain, capture_all(plain, inputs, runs=runs), policy, left)
         except SetbackError:
             continue
-
-
-def _fold_once(
-    plain: nn.Module, inputs: tuple[Any, ...] | None, policy: Policy, left: _Left
-) -> _Made:
-    with surroundings_kept(plain):
-        return _fold_captures(plain, capture_all(plain, inputs), policy, left)
 
 
 def _fold_captures(plain: nn.Module, found: Captures, policy: Policy, left: _Left) -> _Made:

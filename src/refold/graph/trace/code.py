@@ -39,12 +39,7 @@ def functions_of(kind: type) -> tuple[FunctionType, ...]:
         >>> functions_of(nn.ReLU)
         ()
     """
-    methods: dict[str, list[FunctionType]] = {}
-    for base in kind.__mro__:
-        for name, value in () if is_foreign(base) else vars(base).items():
-            plain = getattr(value, "fget", None) or getattr(value, "__func__", value)
-            if isinstance(plain, FunctionType):
-                methods.setdefault(name, []).append(plain)
+    methods = _methods_of(kind)
     found: dict[FunctionType, None] = {}
     pending = list(methods.get("forward", ()))
     while pending and len(found) < _MOST:
@@ -54,9 +49,23 @@ def functions_of(kind: type) -> tuple[FunctionType, ...]:
         found[function] = None
         for name in names_in(function.__code__):
             pending.extend(methods.get(name, ()))
-        helpers = (value for _, _, value in named_in(function))
-        pending.extend(h for h in helpers if isinstance(h, FunctionType) and not is_foreign(h))
+        for _, _, value in named_in(function):
+            if isinstance(value, FunctionType) and not is_foreign(value):
+                pending.append(value)
+            elif not isinstance(value, type | ModuleType) and not is_foreign(type(value)):
+                held = _methods_of(type(value))  # of an object of the user's own
+                pending.extend(f for n in names_in(function.__code__) for f in held.get(n, ()))
     return tuple(found)
+
+
+def _methods_of(kind: type) -> dict[str, list[FunctionType]]:
+    found: dict[str, list[FunctionType]] = {}
+    for base in kind.__mro__:
+        for name, value in () if is_foreign(base) else vars(base).items():
+            plain = getattr(value, "fget", None) or getattr(value, "__func__", value)
+            if isinstance(plain, FunctionType):
+                found.setdefault(name, []).append(plain)
+    return found
 
 
 def named_in(function: FunctionType) -> Iterator[tuple[str, dict[str, Any], Any]]:
@@ -111,7 +120,8 @@ def uses_of(function: FunctionType, name: str, *, is_global: bool) -> Uses:
         [False, True]
     """
     names = names_in(function.__code__)
-    if name not in names and (is_global or not names & _BY_ANY_NAME):
+    is_said = name in names or name in function.__code__.co_varnames  # a default may hold things
+    if not is_said and (is_global or not names & _BY_ANY_NAME):
         return Uses(reads=False, names=False)
     tree = parsed(function)
     if not tree.body:  # no source: it may do anything

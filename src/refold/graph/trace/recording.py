@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +12,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from refold.errors import InputError
+from refold.graph.copies.held import ATOMS
 from refold.graph.copies.modules import modules_by_path
 from refold.graph.copies.owned import duplicate
 from refold.graph.copies.skeleton import skeleton
 from refold.graph.trace.arguments import parted
+from refold.graph.trace.frames import leaves
 from refold.graph.trace.leaves import one_line
 from refold.graph.trace.recorder.chance import Chance
+from refold.graph.trace.recorder.notebook import DEVICE_MARK
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recorder.torch_calls import RecordError
 from refold.graph.trace.state import Attributes, Changes, StateChangeError
@@ -167,7 +171,43 @@ def recorded_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = 
     return recorder
 
 
-def again(first: Recorder) -> Callable[..., Recorder]:
+class Runs:
+    """Other runs of a model's code, kept while it is folded again and again.
+
+    Nothing edits the graph of another run. Arguments with numbers are told apart by what they are,
+    not by what they hold, and so kept alive.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[Any, Recorder | Exception]] = {}
+
+    def get(self, key: Any, arguments: Arguments, make: Callable[[], Recorder]) -> Recorder:
+        """Return the run under a key and with such arguments; make it, if it is the first.
+
+        It raises what making it raised.
+        """
+        key = (key, tuple(map(_told_apart, leaves(arguments))))
+        if key not in self._known:
+            try:
+                found: Recorder | Exception = make()
+            except Exception as error:
+                found = error
+            self._known[key] = arguments, found
+        found = self._known[key][1]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def _told_apart(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return (type(leaf), leaf) if type(leaf) in ATOMS else id(leaf)
+    if not leaf.is_meta:
+        return id(leaf)
+    return leaf.shape, leaf.dtype, leaf.stride(), leaf.__dict__.get(DEVICE_MARK)
+
+
+def again(first: Recorder, path: str, runs: Runs) -> Callable[..., Recorder]:
     """Return what records a root another time, with other arguments or options.
 
     It raises where the code does. It has a copy of the root, as the first one will be edited. Asked
@@ -192,7 +232,12 @@ def again(first: Recorder) -> Callable[..., Recorder]:
         finally:
             before.restore()
 
-    return run
+    def known(arguments: Arguments, **options: Any) -> Recorder:
+        names = tuple((name, repr(value)) for name, value in options.items())
+        key = path, first.real, frozenset(first.forced), names
+        return runs.get(key, arguments, partial(run, arguments, **options))
+
+    return known
 
 
 def _run(recorder: Recorder, arguments: Arguments, *, stays: bool = False) -> None:

@@ -166,8 +166,12 @@ class Surroundings:
             if name in rebound:
                 yield _Binding(name, cell)
             yield from self._within(name, _content(cell), 0)
-        for value in function.__defaults__ or ():
-            yield from self._within(function.__name__, value, 0)
+        given = function.__defaults__ or ()
+        code = function.__code__
+        for name, value in zip(
+            code.co_varnames[code.co_argcount - len(given) :], given, strict=False
+        ):
+            yield from self._within(name, value, 0)
 
     def _of_hook(self, hook: Any) -> Iterator[_Binding | _Content]:
         """Look around a hook: a function, a method of an object, an object that is called."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -149,6 +150,8 @@ class StateNotes(TorchCalls):
         for one in leaves(value):
             if isinstance(one, Tensor):
                 found += [one] if depth and self._mark(one) is not None else []
+            elif isinstance(one, deque | set | frozenset):
+                found += self.held_in(list(cast("Iterable[Any]", one)), depth)
             elif depth < _DEEPEST and hasattr(one, "__dict__") and not isinstance(one, _NO_HOLDERS):
                 found += self.held_in(list(vars(one).values()), depth + 1)
         return found
