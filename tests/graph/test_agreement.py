@@ -251,10 +251,11 @@ class PadsOneSide(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 2), nn.BatchNorm2d(4)
+        self.gain = nn.Parameter(torch.tensor(1.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = nn.functional.pad(torch.relu(self.a(x)), (0, 1, 0, 1))
-        return self.norm(self.b(y)) + y.mean()
+        y = torch.relu(self.a(x)) * self.gain
+        return self.norm(self.b(nn.functional.pad(y, (0, 1, 0, 1))))
 
 
 @pytest.mark.parametrize(
