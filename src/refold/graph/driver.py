@@ -299,8 +299,7 @@ def _settled(
     runs = runs or Runs()
     while True:  # each setback takes a step away
         try:
-            with surroundings_kept(plain):
-                return _fold_captures(plain, capture_all(plain, inputs, runs=runs), policy, left)
+            return _fold_captures(plain, capture_all(plain, inputs, runs=runs), policy, left)
         except SetbackError:
             continue
 

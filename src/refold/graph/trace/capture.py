@@ -23,7 +23,7 @@ from refold.graph.trace.leaves import is_layer, pinned_reason, untraceable_reaso
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recording import Arguments, Runs, Seen, TraceError, again, record
 from refold.graph.trace.state import Changes
-from refold.graph.trace.surroundings import Surroundings, surroundings_kept
+from refold.graph.trace.surroundings import surroundings_kept
 from refold.graph.trace.unrun import unrun
 
 Shapes = dict[fx.Node, tuple[int, ...]]
@@ -147,8 +147,9 @@ def capture_all(
     if not isinstance(cast(object, model), nn.Module):
         raise InputError(f"expected an nn.Module, got {type(model).__name__}")
     arguments = None if example is None else parted(example)
-    search = _Search(skeleton(model), arguments, to_edit=to_edit, runs=runs or Runs())
-    with surroundings_kept(model):
+    with surroundings_kept(model) as around:
+        changes = Changes(around=around)
+        search = _Search(skeleton(model), arguments, changes, to_edit=to_edit, runs=runs or Runs())
         search.visit("", search.root)
     search.count_across()
     search.note_effects()
@@ -162,7 +163,13 @@ class _Search:
     """The walk over the model: captures found so far and which modules they cover."""
 
     def __init__(
-        self, root: nn.Module, arguments: Arguments | None, *, to_edit: bool, runs: Runs
+        self,
+        root: nn.Module,
+        arguments: Arguments | None,
+        changes: Changes,
+        *,
+        to_edit: bool,
+        runs: Runs,
     ) -> None:
         self.root, self.arguments, self.to_edit, self.runs = root, arguments, to_edit, runs
         self.seen = Seen()
@@ -172,7 +179,7 @@ class _Search:
         self.visited: set[int] = set()
         self.covered: set[int] = set()
         self.framed: set[int] = set()
-        self.changes = Changes(around=Surroundings(root))
+        self.changes = changes
         self.unrun: list[str] = []
         self.made_up: tuple[Any, ...] | None = None
         self._names: dict[int, list[str]] | None = None

@@ -24,7 +24,7 @@ from refold.graph.trace.recorder.notebook import DEVICE_MARK
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recorder.torch_calls import RecordError
 from refold.graph.trace.state import Attributes, Changes, StateChangeError
-from refold.graph.trace.surroundings import Surroundings, surroundings_kept
+from refold.graph.trace.surroundings import surroundings_kept
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _MAX_RECORDINGS = 32
@@ -164,9 +164,9 @@ def run_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = False
 
 def recorded_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = False) -> Recorder:
     """Return the recording of a run without storage; see `run_blank`."""
-    recorder = Recorder(skeleton(model), {}, Changes(around=Surroundings(model)))
-    recorder.runs_all = runs_all
-    with surroundings_kept(model):
+    with surroundings_kept(model) as around:
+        recorder = Recorder(skeleton(model), {}, Changes(around=around))
+        recorder.runs_all = runs_all
         _run(recorder, parted(args))
     return recorder
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dis
 import functools
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType, ModuleType
@@ -24,6 +24,7 @@ from refold.graph.trace.code import functions_of, is_foreign, named_in, names_in
 _MISSING = object()
 _NO_OBJECTS = (type, ModuleType, FunctionType, nn.Module, torch.Tensor)
 _DEEPEST = 3
+_PLAIN = ATOMS | {dict, OrderedDict, list, tuple, set, torch.Tensor, nn.Parameter, torch.Size}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -137,7 +138,8 @@ class Surroundings:
                 yield from self._of_function(function)
         for module in modules:
             for value in module.__dict__.values():
-                yield from self._object(value, 1)
+                if type(value) not in _PLAIN:  # nearly all are
+                    yield from self._object(value, 1)
 
     def _around_hooks(self, root: nn.Module) -> Iterator[_Binding | _Content]:
         for module in all_modules(root):
@@ -206,7 +208,7 @@ class Surroundings:
 
 
 @contextmanager
-def surroundings_kept(root: nn.Module) -> Generator[None]:
+def surroundings_kept(root: nn.Module) -> Generator[Surroundings]:
     """Put back what lies around a model, and its hooks, while a copy of it runs.
 
     A hook that removes itself (`handle.remove()`) knows the model that it was registered on.
@@ -227,7 +229,7 @@ def surroundings_kept(root: nn.Module) -> Generator[None]:
         if (table := module.__dict__.get(name))
     ]
     try:
-        yield
+        yield around
     finally:
         around.restore()
         for table, before in tables:
