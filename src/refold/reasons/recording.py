@@ -59,8 +59,8 @@ CODE = (
             "it changes what it keeps",
         ),
         "Counters, caches and buffers that the forward writes make the next call another one than"
-        " the first. Where the code only stores a value and never reads it, it keeps its forward, and"
-        " its layers still fold.",
+        " the first. Code that only stores a value, and never reads it, keeps its forward, and its"
+        " layers still fold.",
         "Drop the bookkeeping for deployment, or guard it with `if self.training`.",
     ),
     Reason(

@@ -24,7 +24,8 @@ def is_foreign(value: Any) -> bool:
     """Say whether a function or a class is one of Python's, torch's or NumPy's own.
 
     Examples:
-        >>> is_foreign(nn.ReLU), is_foreign(is_foreign)
+        >>> import torch
+        >>> is_foreign(torch.nn.ReLU), is_foreign(is_foreign)
         (True, True)
     """
     home = getattr(value, "__module__", None)
@@ -36,7 +37,8 @@ def functions_of(kind: type) -> tuple[FunctionType, ...]:
     """Return the functions that a class's forward may run: its methods, helpers that they name.
 
     Examples:
-        >>> functions_of(nn.ReLU)
+        >>> import torch
+        >>> functions_of(torch.nn.ReLU)
         ()
     """
     methods = _methods_of(kind)
@@ -190,7 +192,8 @@ def is_read_by(kind: type, name: str, *, is_global: bool = False) -> bool:
     """Say whether code of a class may read what an earlier call has kept under a name.
 
     Examples:
-        >>> is_read_by(nn.ReLU, "calls")
+        >>> import torch
+        >>> is_read_by(torch.nn.ReLU, "calls")
         False
     """
     return any(uses_of(f, name, is_global=is_global).reads for f in functions_of(kind))
@@ -200,7 +203,8 @@ def names_it(kind: type, name: str) -> bool:
     """Say whether code of a class names a global.
 
     Examples:
-        >>> names_it(nn.ReLU, "STORE")
+        >>> import torch
+        >>> names_it(torch.nn.ReLU, "STORE")
         False
     """
     return any(uses_of(f, name, is_global=True).names for f in functions_of(kind))

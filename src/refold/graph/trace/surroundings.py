@@ -107,7 +107,8 @@ class Surroundings:
     Examples:
         >>> seen = []
         >>> net = nn.ReLU()
-        >>> handle = net.register_forward_hook(lambda *call: seen.append(1))
+        >>> hook = functools.partial(lambda seen, *call: seen.append(1), seen)
+        >>> handle = net.register_forward_hook(hook)
         >>> around = Surroundings(net)
         >>> _ = net(torch.zeros(1))
         >>> around.restore()
