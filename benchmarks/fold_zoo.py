@@ -3,6 +3,7 @@
     python benchmarks/fold_zoo.py                    the whole table (some minutes)
     python benchmarks/fold_zoo.py --only resnet18    one network
     python benchmarks/fold_zoo.py --json rows.json   the numbers as well
+    python benchmarks/fold_zoo.py --before DIR       the time alone, beside another checkout
 
 The peer is timm's `reparameterize_model` followed by torch.fx's `fuse`; for ultralytics its own
 `fuse()`. Every comparison is in float64 with live norm statistics. A network passes when no norm
@@ -27,6 +28,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from zoo.clock import FORMS, Timed, clock
 from zoo.measure import TOLERANCE, Row, measure
 from zoo.nets import NETS, find
 
@@ -42,6 +44,10 @@ def main(
         Path | None, typer.Option("--json", help="also write the rows here")
     ] = None,
     reasons: Annotated[bool, typer.Option(help="say why the remaining norms stay")] = False,
+    before: Annotated[
+        Path | None, typer.Option(help="time the folds beside the refold of this checkout")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="folds of each form with --before")] = 3,
 ) -> None:
     """Print the table; exit 1 when a network fails."""
     warnings.simplefilter("ignore")
@@ -51,6 +57,9 @@ def main(
     if not nets:
         raise typer.BadParameter(f"no such network; one of {', '.join(n.label for n in NETS)}")
     console = Console(width=None if sys.stdout.isatty() else 200)
+    if before is not None:
+        console.print(_times(clock(nets, before, rounds)))
+        return
     progress = Console(stderr=True)
     rows: list[Row] = []
     for net in nets:
@@ -62,6 +71,25 @@ def main(
     if json_file is not None:
         json_file.write_text(json.dumps([row.to_dict() for row in rows], indent=1) + "\n")
     raise typer.Exit(any(row.faults for row in rows))
+
+
+def _times(found: list[Timed]) -> Table:
+    table = Table("network", *FORMS, title="seconds for one fold, median; times of before")
+    whole = [timed for timed in found if all(timed.seconds.values())]
+    for timed in whole:
+        medians = {form: timed.median(form) or 0.0 for form in FORMS}
+        first = medians["before"]
+        cells = (f"{value:.2f} ({value / first:.2f}x)" for value in medians.values())
+        table.add_row(timed.label, *cells)
+    sums = {form: sum(timed.median(form) or 0.0 for timed in whole) for form in FORMS}
+    cells = (f"{value:.1f} ({value / sums['before']:.2f}x)" for value in sums.values())
+    table.add_section()
+    table.add_row(f"all {len(whole)}", *cells)
+    for timed in found:
+        if timed not in whole:
+            failed = [form for form in FORMS if not timed.seconds[form]]
+            table.add_row(timed.label, f"failed: {', '.join(failed)}")
+    return table
 
 
 def _line(row: Row) -> str:

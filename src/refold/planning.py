@@ -16,7 +16,7 @@ from refold.graph import (
     Kept,
     duplicate,
     fold_model,
-    hooks_kept,
+    surroundings_kept,
     unwrap,
 )
 from refold.inputs import Arguments, arguments
@@ -194,7 +194,7 @@ def costed(
         done: what folding it gave.
         dropped: whether the parts that no call runs are left out.
     """
-    with hooks_kept(unwrap(model)):  # the folded model's hooks are the model's own
+    with surroundings_kept(unwrap(model)):  # the folded model's hooks are the model's own
         before, after = workload_of(unwrap(model), inputs), workload_of(done.model, inputs)
     return Plan(
         model=done.model,

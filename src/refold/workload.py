@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from refold.graph import duplicate, hooks_kept, run_blank, unwrap
+from refold.graph import duplicate, run_blank, surroundings_kept, unwrap
 from refold.inputs import Arguments, arguments, call, tensors, unrunnable
 
 
@@ -68,7 +68,7 @@ def _count_macs(model: nn.Module, inputs: Arguments) -> int | None:
         except Exception:  # whatever data-free tensors cannot do, the real ones decide
             pass
     try:
-        with counting() as counter, hooks_kept(model):
+        with counting() as counter, surroundings_kept(model):
             call(_frozen_copy(model), pytree.tree_map_only(Tensor, torch.clone, inputs))
     except Exception:
         _must_run(model, inputs)
@@ -78,7 +78,7 @@ def _count_macs(model: nn.Module, inputs: Arguments) -> int | None:
 
 def _must_run(model: nn.Module, inputs: Arguments) -> None:
     try:
-        with torch.random.fork_rng(devices=[]), hooks_kept(model):
+        with torch.random.fork_rng(devices=[]), surroundings_kept(model):
             call(duplicate(model), pytree.tree_map_only(Tensor, torch.clone, inputs))
     except Exception as error:
         raise unrunnable(model, inputs, error) from error

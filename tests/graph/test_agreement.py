@@ -16,6 +16,7 @@ from helpers.traps import live
 from refold.graph import fold_model
 from refold.graph.fold import emit
 from refold.graph.surgery.commit import Commit
+from refold.graph.trace.leaves import is_layer
 from zoo.live import enliven
 
 LIMIT = 1e-9
@@ -233,3 +234,45 @@ def test_code_that_names_a_precision_has_no_twin_in_double(
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
     wanted, found = model(x).double(), folded(x).double()
     assert (found - wanted).abs().max() <= 0.02 * wanted.abs().max()
+
+
+class RowNorm(nn.LayerNorm):
+    """A subclass of a torch.nn layer that is not one itself, as timm writes its LayerNorm2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        x = nn.functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class PadsOneSide(nn.Module):
+    """A padding on one side, which a fold puts in the place of the convolution, before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 2), nn.BatchNorm2d(4)
+        self.gain = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.a(x)) * self.gain
+        return self.norm(self.b(nn.functional.pad(y, (0, 1, 0, 1))))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nn.Sequential(nn.Conv2d(3, 4, 1), RowNorm(4), nn.Conv2d(4, 5, 1)), PadsOneSide],
+    ids=["row norm", "one side"],
+)
+def test_without_a_check_a_right_fold_stays(make: Callable[[], nn.Module]) -> None:
+    model, x = live(make()), torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    checked, unchecked = (fold_model(model, x, check=check) for check in (True, False))
+    assert checked.folds
+    assert unchecked.folds == checked.folds
+    assert unchecked.kept == checked.kept
+
+
+def test_a_generated_forward_makes_no_layer_of_a_module() -> None:
+    model = live(nn.Sequential(nn.Conv2d(3, 4, 1), RowNorm(4), nn.Conv2d(4, 5, 1)))
+    folded = refold.reparameterize(model, torch.randn(2, 3, 6, 5, dtype=torch.float64))
+    assert type(folded.get_submodule("1")) is not RowNorm
+    assert not is_layer(folded.get_submodule("1"))

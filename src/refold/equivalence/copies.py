@@ -19,6 +19,7 @@ from refold.graph import (
     copy_module,
     held_tensors,
     storage_key,
+    surroundings_kept,
     untouched,
     unwrap,
 )
@@ -170,7 +171,8 @@ def _kept_state(model: nn.Module, *, parameters: bool = False) -> Generator[None
         (t, t.clone() if own else t.data) for t, own in zip(held.values(), keeps, strict=True)
     ]
     try:
-        yield
+        with surroundings_kept(model):
+            yield
     finally:
         attributes.restore()
         for tensor, before in tensors:

@@ -50,7 +50,8 @@ from refold.graph.trace.frames import Frame, frame_of, nodes_in, walk
 from refold.graph.trace.leaves import is_layer, pinned_reason
 from refold.graph.trace.overridden import disguise, layer_class
 from refold.graph.trace.recording import run_blank
-from refold.graph.trace.state import Attributes, StateChangeError, hooks_kept, untouched
+from refold.graph.trace.state import Attributes, StateChangeError, untouched
+from refold.graph.trace.surroundings import surroundings_kept
 
 __all__ = [
     "COMPUTED",
@@ -102,7 +103,6 @@ __all__ = [
     "fold_model",
     "frame_of",
     "held_tensors",
-    "hooks_kept",
     "is_layer",
     "is_question",
     "layer_class",
@@ -125,6 +125,7 @@ __all__ = [
     "skeleton",
     "storage_key",
     "submodule",
+    "surroundings_kept",
     "through",
     "transposed_axes",
     "undisturbed",

@@ -19,7 +19,8 @@ from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recording import recorded_blank, run_blank
-from refold.graph.trace.state import StateChangeError, hooks_kept, untouched
+from refold.graph.trace.state import StateChangeError, untouched
+from refold.graph.trace.surroundings import surroundings_kept
 
 S = TypeVar("S")
 Planned = Counter[type[nn.Module]]
@@ -58,7 +59,7 @@ def disagreement(
         first = _result(model, inputs, named)
         if isinstance(first, Exception) or any(tensor.is_meta for tensor in first):
             return None
-        with hooks_kept(model):  # the folded model's hooks are the model's own
+        with surroundings_kept(model):  # the folded model's hooks are the model's own
             second = _result(folded, inputs, named)
         found = _difference(first, second, tolerance)
         if found is None or _difference(first, _result(model, inputs, named)) is not None:
@@ -208,7 +209,7 @@ def _result(
         try:
             runs = copy(model)
             guard = untouched(runs) if copy is skeleton else torch.no_grad()
-            with guard, seeded(), hooks_kept(model), threads_of_caller():
+            with guard, seeded(), surroundings_kept(model), threads_of_caller():
                 given = pytree.tree_map_only(Tensor, torch.clone, (inputs, named or {}))
                 args, kwargs = parted(given[0])
                 result = runs(*args, **kwargs, **given[1])

@@ -50,10 +50,10 @@ from refold.graph.threads import undisturbed
 from refold.graph.trace.capture import Capture, Captures, capture_all, leaf_modules
 from refold.graph.trace.examples import as_arguments, drawn
 from refold.graph.trace.frames import map_tree
-from refold.graph.trace.leaves import NO_FORWARD
+from refold.graph.trace.leaves import NO_FORWARD, is_layer
 from refold.graph.trace.parametrized import Computed, with_computed_weights
-from refold.graph.trace.recording import Arguments
-from refold.graph.trace.state import hooks_kept
+from refold.graph.trace.recording import Arguments, Runs
+from refold.graph.trace.surroundings import surroundings_kept
 from refold.graph.trace.unrun import drop
 from refold.graph.trace.variants import Snapshot
 
@@ -116,7 +116,7 @@ def fold_model(
         )
     _check_shapes(plain)
     policy = Policy(allow_growth, frozenset(apart), frozenset(grown))
-    with undisturbed(), hooks_kept(plain):
+    with undisturbed(), surroundings_kept(plain):
         made = _fold(plain, as_arguments(example_inputs), policy, check)
         if drop_unused:
             drop(made.model, made.unrun)
@@ -152,7 +152,7 @@ def _fold_ready(
     check: bool,
 ) -> _Made | None:
     """Fold a model whose weights are stored; None where it is then another function."""
-    fold = partial(_settled, ready, inputs, policy)
+    fold = partial(_settled, ready, inputs, policy, runs=Runs())
     left: dict[str, LeftAlone] = {}
     made = fold(left)
     example = made.made_up if inputs is None else inputs
@@ -290,20 +290,18 @@ def _written(
 
 
 def _settled(
-    plain: nn.Module, inputs: tuple[Any, ...] | None, policy: Policy, left: _Left
+    plain: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    policy: Policy,
+    left: _Left,
+    runs: Runs | None = None,
 ) -> _Made:
+    runs = runs or Runs()
     while True:  # each setback takes a step away
         try:
-            return _fold_once(plain, inputs, policy, left)
+            return _fold_captures(plain, capture_all(plain, inputs, runs=runs), policy, left)
         except SetbackError:
             continue
-
-
-def _fold_once(
-    plain: nn.Module, inputs: tuple[Any, ...] | None, policy: Policy, left: _Left
-) -> _Made:
-    with hooks_kept(plain):
-        return _fold_captures(plain, capture_all(plain, inputs), policy, left)
 
 
 def _fold_captures(plain: nn.Module, found: Captures, policy: Policy, left: _Left) -> _Made:
@@ -447,12 +445,17 @@ def _fold_capture(capture: Capture, made: _Made, policy: Policy, left: LeftAlone
     if fold.folds:
         made.model = fold.commit(made.model)
     if capture.path == "" and not capture.opaque:  # else code that was not followed calls layers
-        made.calls = Counter(type(layer) for _, layer in leaf_modules(capture))
+        made.calls = Counter(kind for _, leaf in leaf_modules(capture) for kind in _kinds_in(leaf))
         if capture.evidence is not None and not capture.evidence.recorder.real:
             made.shapes = shapes_of(capture.evidence.recorder.result)
     made.folds.extend(fold.folds)
     made.kept.extend(kept)
     made.steps.extend((capture.path, step) for step in fold.steps)
+
+
+def _kinds_in(leaf: nn.Module) -> list[type[nn.Module]]:
+    """Return the classes of the layers that a call runs: a fold may put several in one place."""
+    return [type(part) for part in leaf.modules() if is_layer(part)]
 
 
 def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:

@@ -54,10 +54,13 @@ CODE = (
             "its code changes a tensor in place that stays for the next call",
             "its code reads a value that unseen code keeps",
             "its code reads …, which changes",
+            "its code changes …, which is no part of the model, for the next call",
+            "its code takes another path at a later call",
             "it changes what it keeps",
         ),
         "Counters, caches and buffers that the forward writes make the next call another one than"
-        " the first.",
+        " the first. Code that only stores a value, and never reads it, keeps its forward, and its"
+        " layers still fold.",
         "Drop the bookkeeping for deployment, or guard it with `if self.training`.",
     ),
     Reason(

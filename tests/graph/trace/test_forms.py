@@ -21,6 +21,11 @@ LAYERS = [
     (nn.Linear(4, 6), (2, 3, 4)),
     (nn.BatchNorm2d(4).eval(), (2, 4, 5, 5)),
     (nn.GELU(), (2, 4)),
+    (nn.ReLU6(inplace=True), (2, 4)),
+    (nn.Softshrink(), (2, 4)),
+    (nn.LayerNorm(4), (2, 3, 4)),
+    (nn.LayerNorm((3, 4)), (2, 3, 4)),
+    (nn.GroupNorm(2, 4), (2, 4, 3)),
 ]
 
 
@@ -43,9 +48,10 @@ def test_a_layer_gives_what_it_is_said_to_give(layer: nn.Module, shape: tuple[in
         (nn.Conv2d(4, 6, 3), (4, 5, 5)),  # these are unusual
         (nn.Conv2d(4, 6, 3, padding="same"), (1, 4, 5, 5)),
         (nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (1, 4, 5, 5)),
-        (nn.ReLU(inplace=True), (1, 4)),
         (nn.BatchNorm2d(4).train(), (1, 4, 5, 5)),
         (nn.AvgPool2d(2), (1, 4, 6, 6)),
+        (nn.LayerNorm(4), (2, 3, 5)),
+        (nn.GroupNorm(2, 4), (2, 6, 3)),
     ],
     ids=str,
 )
@@ -75,6 +81,40 @@ def test_a_norm_called_as_a_function(channels: int, options: dict[str, Any], is_
     x, mean, var = torch.empty(2, channels, 3, 3), torch.zeros(4), torch.ones(4)
     told = result_of_call(F.batch_norm, (x, mean, var), options, [x, mean, var, *options.values()])
     assert (told is not None) == is_told
+
+
+@pytest.mark.parametrize(
+    ("call", "is_told"),
+    [
+        (lambda x: (F.layer_norm, (x, (5,)), {}), True),
+        (
+            lambda x: (
+                F.layer_norm,
+                (x,),
+                {"normalized_shape": [3, 5], "weight": torch.ones(3, 5)},
+            ),
+            True,
+        ),
+        (lambda x: (F.layer_norm, (x, (4,)), {}), False),  # an error
+        (lambda x: (F.layer_norm, (x, (5,), torch.ones(5).double()), {}), False),
+        (lambda x: (F.layer_norm, (x.transpose(0, 1), (5,)), {}), False),
+        (lambda x: (torch.clamp, (x, 0, 6), {}), True),
+        (lambda x: (torch.clamp, (x, torch.zeros(2, 3, 5), None), {}), False),
+        (lambda x: (F.hardtanh, (x, 0.0, 6.0), {"inplace": True}), True),
+        (lambda x: (torch.relu_, (x,), {}), True),
+        (lambda x: (F.dropout, (x, 0.5, True), {}), False),
+    ],
+)
+def test_a_call_gives_what_it_is_said_to_give(call: Any, is_told: bool) -> None:
+    blank, x = torch.empty(2, 3, 5, device="meta"), torch.randn(2, 3, 5)
+    func, args, options = call(blank)
+    told = result_of_call(func, args, options, [*args, *options.values()])
+    assert (told is not None) == is_told
+    if told is not None:
+        func, args, options = call(x)
+        ran = func(*args, **options)
+        assert (told.shape, told.stride(), told.dtype) == (ran.shape, ran.stride(), ran.dtype)
+        assert (told is blank) == (ran is x)
 
 
 def test_a_norm_without_statistics_is_run() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from functools import partial
 from types import CellType, FunctionType, MethodType
@@ -139,3 +139,31 @@ def byte_span(tensor: torch.Tensor) -> tuple[int, int]:
         return start * size, start * size
     last = sum((n - 1) * int(step) for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     return start * size, (start + last + 1) * size
+
+
+def same_value(old: Any, new: Any) -> bool:
+    """Say whether an attribute is the same object, an equal plain value, or holds the same items.
+
+    Examples:
+        >>> same_value(1, 1), same_value(1, True), same_value([1], [1])
+        (True, False, True)
+    """
+    if old is new:
+        return True
+    if type(old) is not type(new):
+        return False
+    if type(old) in ATOMS:
+        return bool(old == new)
+    if isinstance(old, dict):
+        if not old and not new:
+            return True
+        first, second = cast("dict[Any, Any]", old), cast("dict[Any, Any]", new)
+        return list(first) == list(second) and all(map(_same_item, first.values(), second.values()))
+    if isinstance(old, list | tuple | deque):
+        items, others = cast("list[Any]", old), cast("list[Any]", new)
+        return len(items) == len(others) and all(map(_same_item, items, others))
+    return isinstance(old, set) and old == new
+
+
+def _same_item(old: Any, new: Any) -> bool:
+    return old is new or (type(old) is type(new) and type(old) in ATOMS and bool(old == new))

@@ -21,8 +21,9 @@ from refold.graph.trace.examples import drawn, made_examples
 from refold.graph.trace.frames import Frame, walk
 from refold.graph.trace.leaves import is_layer, pinned_reason, untraceable_reason
 from refold.graph.trace.recorder.recorder import Recorder
-from refold.graph.trace.recording import Arguments, Seen, TraceError, again, record
-from refold.graph.trace.state import Changes, hooks_kept
+from refold.graph.trace.recording import Arguments, Runs, Seen, TraceError, again, record
+from refold.graph.trace.state import Changes
+from refold.graph.trace.surroundings import surroundings_kept
 from refold.graph.trace.unrun import unrun
 
 Shapes = dict[fx.Node, tuple[int, ...]]
@@ -120,7 +121,11 @@ def capture(model: nn.Module, example: tuple[Any, ...] | None = None) -> list[Ca
 
 
 def capture_all(
-    model: nn.Module, example: tuple[Any, ...] | None = None, *, to_edit: bool = True
+    model: nn.Module,
+    example: tuple[Any, ...] | None = None,
+    *,
+    to_edit: bool = True,
+    runs: Runs | None = None,
 ) -> Captures:
     """Record `model`, or every largest submodule of it that can be recorded.
 
@@ -134,6 +139,7 @@ def capture_all(
             not reach, some are made up.
         to_edit: forwards will be written from the captures: their code is recorded on arguments
             of other shapes and precision, too.
+        runs: those of earlier captures of the same model on the same example.
 
     Raises:
         InputError: when the model cannot be copied.
@@ -141,8 +147,9 @@ def capture_all(
     if not isinstance(cast(object, model), nn.Module):
         raise InputError(f"expected an nn.Module, got {type(model).__name__}")
     arguments = None if example is None else parted(example)
-    search = _Search(skeleton(model), arguments, to_edit=to_edit)
-    with hooks_kept(model):
+    with surroundings_kept(model) as around:
+        changes = Changes(around=around)
+        search = _Search(skeleton(model), arguments, changes, to_edit=to_edit, runs=runs or Runs())
         search.visit("", search.root)
     search.count_across()
     search.note_effects()
@@ -156,9 +163,15 @@ class _Search:
     """The walk over the model: captures found so far and which modules they cover."""
 
     def __init__(
-        self, root: nn.Module, arguments: Arguments | None = None, *, to_edit: bool = True
+        self,
+        root: nn.Module,
+        arguments: Arguments | None,
+        changes: Changes,
+        *,
+        to_edit: bool,
+        runs: Runs,
     ) -> None:
-        self.root, self.arguments, self.to_edit = root, arguments, to_edit
+        self.root, self.arguments, self.to_edit, self.runs = root, arguments, to_edit, runs
         self.seen = Seen()
         self.known: set[int] = set()  # modules that are called in no other way than was seen
         self.captures: list[Capture] = []
@@ -166,7 +179,7 @@ class _Search:
         self.visited: set[int] = set()
         self.covered: set[int] = set()
         self.framed: set[int] = set()
-        self.changes = Changes()
+        self.changes = changes
         self.unrun: list[str] = []
         self.made_up: tuple[Any, ...] | None = None
         self._names: dict[int, list[str]] | None = None
@@ -389,7 +402,8 @@ def record_root(
         made.shapes = found.shapes
     if not search.to_edit:
         return made
-    made.evidence = Evidence(found, again(found), arguments, calls_known, made_up)
+    run = again(found, path, search.runs)
+    made.evidence = Evidence(found, run, arguments, calls_known, made_up)
     made.evidence.vary()
     made.stays, made.elsewhere = made.evidence.stays(), made.evidence.elsewhere()
     return made

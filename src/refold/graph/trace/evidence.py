@@ -101,8 +101,22 @@ class Evidence:
             self._at(None, "of other numbers")
         else:
             self._vary_shapes()
+        if self.recorder.keeps:
+            self._later()
         for frame, reason in self.recorder.bakes.items():
             frame.fixed = frame.fixed or reason
+
+    def _later(self) -> None:
+        """Record later calls, which find what earlier ones have left behind."""
+        what = "its code takes another path at a later call"
+        for calls in (2, 3):
+            try:
+                found = self.run(self.arguments, calls=calls)
+            except Exception:  # nothing is known then of the calls to come
+                for frame in walk(self.root):
+                    frame.fixed = frame.fixed or what
+            else:
+                self._add(what, found)
 
     def _vary_shapes(self) -> None:
         for what, sizes, other in (

@@ -33,7 +33,7 @@ def is_layer(module: nn.Module) -> bool:
     home = type(module).__module__
     if home.startswith("torch.nn.parallel") or isinstance(module, _CONTAINERS):
         return False
-    if type(module) is nn.Module:  # a bare holder of other modules
+    if home == nn.Module.__module__:  # a bare holder of modules, with a generated forward or none
         return False
     return home.startswith(("torch.nn.", "torch.ao.nn.")) and disguise(module) is None
 

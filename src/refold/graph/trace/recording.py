@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +12,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from refold.errors import InputError
-from refold.graph.copies.modules import modules_by_path, submodule
+from refold.graph.copies.held import ATOMS
+from refold.graph.copies.modules import modules_by_path
 from refold.graph.copies.owned import duplicate
 from refold.graph.copies.skeleton import skeleton
 from refold.graph.trace.arguments import parted
+from refold.graph.trace.frames import leaves
 from refold.graph.trace.leaves import one_line
 from refold.graph.trace.recorder.chance import Chance
+from refold.graph.trace.recorder.notebook import DEVICE_MARK
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recorder.torch_calls import RecordError
-from refold.graph.trace.state import Attributes, Changes, StateChangeError, hooks_kept
+from refold.graph.trace.state import Attributes, Changes, StateChangeError
+from refold.graph.trace.surroundings import surroundings_kept
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _MAX_RECORDINGS = 32
@@ -159,60 +164,94 @@ def run_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = False
 
 def recorded_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = False) -> Recorder:
     """Return the recording of a run without storage; see `run_blank`."""
-    recorder = Recorder(skeleton(model), {}, Changes())
-    recorder.runs_all = runs_all
-    with hooks_kept(model):
+    with surroundings_kept(model) as around:
+        recorder = Recorder(skeleton(model), {}, Changes(around=around))
+        recorder.runs_all = runs_all
         _run(recorder, parted(args))
     return recorder
 
 
-def again(first: Recorder) -> Callable[..., Recorder]:
+class Runs:
+    """Other runs of a model's code, kept while it is folded again and again.
+
+    Nothing edits the graph of another run. Arguments with numbers are told apart by what they are,
+    not by what they hold, and so kept alive.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[Any, Recorder | Exception]] = {}
+
+    def get(self, key: Any, arguments: Arguments, make: Callable[[], Recorder]) -> Recorder:
+        """Return the run under a key and with such arguments; make it, if it is the first.
+
+        It raises what making it raised.
+        """
+        key = (key, tuple(map(_told_apart, leaves(arguments))))
+        if key not in self._known:
+            try:
+                found: Recorder | Exception = make()
+            except Exception as error:
+                found = error
+            self._known[key] = arguments, found
+        found = self._known[key][1]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def _told_apart(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return (type(leaf), leaf) if type(leaf) in ATOMS else id(leaf)
+    if not leaf.is_meta:
+        return id(leaf)
+    return leaf.shape, leaf.dtype, leaf.stride(), leaf.__dict__.get(DEVICE_MARK)
+
+
+def again(first: Recorder, path: str, runs: Runs) -> Callable[..., Recorder]:
     """Return what records a root another time, with other arguments or options.
 
-    It raises where the code does. It has a copy of the root, as the first one will be edited.
+    It raises where the code does. It has a copy of the root, as the first one will be edited. Asked
+    for the third of `calls`, it runs the code twice before.
     """
     root = skeleton(first.root)
 
-    def run(arguments: Arguments, **options: Any) -> Recorder:
-        other = Recorder(root, dict(first.forced), Changes(), real=first.real, **options)
-        _run(other, arguments)
-        return other
+    def run(arguments: Arguments, *, calls: int = 1, **options: Any) -> Recorder:
+        before = Attributes(root)
+        around = first.changes.around
 
-    return run
+        def one(*, stays: bool) -> Recorder:
+            changes = Changes(around=around)
+            other = Recorder(root, dict(first.forced), changes, real=first.real, **options)
+            _run(other, arguments, stays=stays)
+            return other
+
+        try:
+            for _ in range(calls - 1):
+                one(stays=True)
+            return one(stays=False)
+        finally:
+            before.restore()
+
+    def known(arguments: Arguments, **options: Any) -> Recorder:
+        names = tuple((name, repr(value)) for name, value in options.items())
+        key = path, first.real, frozenset(first.forced), names
+        return runs.get(key, arguments, partial(run, arguments, **options))
+
+    return known
 
 
-def _run(recorder: Recorder, arguments: Arguments) -> None:
-    before = Attributes(recorder.root)
+def _run(recorder: Recorder, arguments: Arguments, *, stays: bool = False) -> None:
+    """Run a recorder; what the code has changed stays for the next run, or is put back."""
+    recorder.before = Attributes(recorder.root)
     try:
         with torch.random.fork_rng(devices=[], enabled=recorder.real):
             recorder.run(*arguments)
-    except BaseException:
-        before.restore()
-        raise
-    _must_be_unchanged(recorder, before.restore())
-
-
-def _must_be_unchanged(recorder: Recorder, changed: list[tuple[nn.Module, str]]) -> None:
-    """Note where code changed an attribute in a way that the recording did not see."""
-    if not changed:
-        return
-    opaque = {id(m) for p in recorder.opaque for m in submodule(recorder.root, p).modules()}
-    owners = {id(frame.module): frame for frame in _frames(recorder)}
-    for module, name in changed:
-        if (id(module), name) in recorder.was_set or id(module) in opaque:
-            continue
-        reason = f"its code changes {name} of a {type(module).__name__} for the next call"
-        recorder.changes.assigned.setdefault(id(module), reason)
-        frame = owners.get(id(module))
-        recorder.late.setdefault("" if frame is None else frame.path, reason)
-
-
-def _frames(recorder: Recorder) -> list[Any]:
-    found, pending = [], [recorder.root_frame]
-    while pending:
-        found.append(pending.pop())
-        pending.extend(found[-1].children)
-    return found
+    finally:
+        around = recorder.changes.around
+        if not stays:
+            recorder.before.restore()
+        if not stays and around is not None:
+            around.restore()
 
 
 def _called(recorder: Recorder) -> set[str]:

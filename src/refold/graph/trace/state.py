@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from refold.graph.copies.held import ATOMS, held_tensors, storage_key
+from refold.graph.copies.held import held_tensors, same_value, storage_key
 from refold.graph.copies.modules import all_modules, modules_by_path
+from refold.graph.trace.surroundings import Surroundings
 
 _MISSING = object()
 _CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, Counter, defaultdict})
@@ -33,11 +34,13 @@ class Changes:
         written: the stored tensors that change in place, by storage, each with the reason.
         assigned: by id, the modules whose attributes code outside them sets, with the reason.
         read: the stored tensors whose numbers code asks for, by storage, each with its path.
+        around: what the code may change outside the model.
     """
 
     written: dict[int, str] = field(default_factory=dict[int, str])
     assigned: dict[int, str] = field(default_factory=dict[int, str])
     read: dict[int, str] = field(default_factory=dict[int, str])
+    around: Surroundings | None = None
 
 
 class StateChangeError(Exception):
@@ -58,6 +61,10 @@ class Attributes:
     def __init__(self, root: nn.Module) -> None:
         self.root = root
         self._before = [_Before(module) for module in all_modules(root)]
+
+    def changed(self) -> list[tuple[nn.Module, str]]:
+        """Return what is another one now."""
+        return [(kept.module, name) for kept in self._before for name in kept.changed()]
 
     def restore(self) -> list[tuple[nn.Module, str]]:
         """Put everything back, new attributes gone; return what was another one."""
@@ -118,63 +125,6 @@ class _Before:
             value = value.copy()
             value.clear()
         return value
-
-
-@contextmanager
-def hooks_kept(root: nn.Module) -> Generator[None]:
-    """Put back the hooks that are removed from a model while a copy of it runs.
-
-    A hook that removes itself (`handle.remove()`) knows the model that it was registered on.
-
-    Examples:
-        >>> net = nn.ReLU()
-        >>> handle = net.register_forward_hook(print)
-        >>> with hooks_kept(net):
-        ...     handle.remove()
-        >>> len(net._forward_hooks)
-        1
-    """
-    tables: list[tuple[dict[Any, Any], dict[Any, Any]]] = [
-        (table, dict(table))
-        for module in all_modules(root)
-        for name in ("_forward_hooks", "_forward_pre_hooks")
-        if (table := module.__dict__.get(name))
-    ]
-    try:
-        yield
-    finally:
-        for table, before in tables:
-            if table.keys() != before.keys():
-                table.clear()
-                table.update(before)
-
-
-def same_value(old: Any, new: Any) -> bool:
-    """Say whether an attribute is the same object, an equal plain value, or holds the same items.
-
-    Examples:
-        >>> same_value(1, 1), same_value(1, True), same_value([1], [1])
-        (True, False, True)
-    """
-    if old is new:
-        return True
-    if type(old) is not type(new):
-        return False
-    if type(old) in ATOMS:
-        return bool(old == new)
-    if isinstance(old, dict):
-        if not old and not new:
-            return True
-        first, second = cast("dict[Any, Any]", old), cast("dict[Any, Any]", new)
-        return list(first) == list(second) and all(map(_same_item, first.values(), second.values()))
-    if isinstance(old, list | tuple | deque):
-        items, others = cast("list[Any]", old), cast("list[Any]", new)
-        return len(items) == len(others) and all(map(_same_item, items, others))
-    return isinstance(old, set) and old == new
-
-
-def _same_item(old: Any, new: Any) -> bool:
-    return old is new or (type(old) is type(new) and type(old) in ATOMS and bool(old == new))
 
 
 @contextmanager

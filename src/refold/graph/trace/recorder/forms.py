@@ -36,7 +36,9 @@ def result_of_layer(module: nn.Module, args: tuple[Any, ...], dtype: torch.dtype
     if not value.is_floating_point():
         return None
     if kind in _ELEMENTWISE:
-        return None if getattr(module, "inplace", False) else value.detach()
+        return value if getattr(module, "inplace", False) else value.detach()
+    if kind in _ROW_NORMS:
+        return _after_row_norm(value, module, dtype)
     if kind in _NORMS:
         fixed = not module.training and module._buffers.get("running_mean") is not None
         return value.detach() if fixed else None
@@ -47,6 +49,17 @@ def result_of_layer(module: nn.Module, args: tuple[Any, ...], dtype: torch.dtype
         return None
     sizes = _after_linear(value, weight) if kind is nn.Linear else _after_conv(value, module)
     return None if sizes is None else torch.empty(sizes, dtype=dtype, device="meta")
+
+
+def _after_row_norm(value: Tensor, module: Any, dtype: torch.dtype) -> Tensor | None:
+    """Tell what a norm over rows or groups gives, of rows that lie one after the other."""
+    if isinstance(module, nn.GroupNorm):
+        fits = value.ndim > 1 and value.shape[1] == module.num_channels
+    else:
+        rows = tuple(module.normalized_shape)
+        fits = tuple(value.shape[-len(rows) :]) == rows
+    is_plain = value.is_meta and value.is_contiguous() and value.dtype == dtype
+    return value.detach() if fits and is_plain else None
 
 
 def _after_linear(value: Tensor, weight: Tensor) -> list[int] | None:
@@ -92,11 +105,17 @@ def result_of_call(
     """
     tensors = [leaf for leaf in flat if isinstance(leaf, Tensor)]
     first = tensors[0] if tensors else None
-    changes = any(leaf is True for leaf in flat)  # `inplace=True`, `training=True`
-    if first is None or changes or flat[0] is not first or not first.is_floating_point():
+    if first is None or flat[0] is not first or not first.is_floating_point():
         return None
     name = getattr(func, "__name__", "")
-    if func is functional.batch_norm:
+    if name in _IN_PLACE or (kwargs.get("inplace") is True and name in _OF_ONE):
+        return first if len(tensors) == 1 else None
+    if any(leaf is True for leaf in flat):  # `training=True`
+        return None
+    if func is functional.layer_norm:
+        rows = kwargs["normalized_shape"] if "normalized_shape" in kwargs else args[1]
+        is_same = _is_row_norm(tensors, rows, type_of)
+    elif func is functional.batch_norm:
         is_same = _is_fixed_norm(tensors, args, kwargs)
     elif name in _OF_ONE:
         is_same = len(tensors) == 1
@@ -116,6 +135,18 @@ def _spreads_over(small: torch.Size, large: torch.Size) -> bool:
     return len(small) <= len(large) and all(n in (1, m) for n, m in zip(small, ends, strict=True))
 
 
+def _is_row_norm(
+    tensors: list[Tensor], rows: Any, type_of: Callable[[Tensor], torch.dtype]
+) -> bool:
+    """Say whether rows that lie one after the other are as long as the norm's weights."""
+    first, *stored = tensors
+    if not first.is_meta or not first.is_contiguous() or not isinstance(rows, tuple | list):
+        return False
+    ends = first.shape[first.ndim - len(cast("list[Any]", rows)) :]
+    fits = tuple(ends) == tuple(cast("list[Any]", rows))
+    return fits and all(t.shape == ends and type_of(t) == first.dtype for t in stored)
+
+
 def _is_fixed_norm(tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
     """Say whether a norm with stored statistics is given as many channels as it has."""
     first, *stored = tensors
@@ -126,13 +157,17 @@ def _is_fixed_norm(tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
 
 _WEIGHED = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d})
 _NORMS = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm})
+_ROW_NORMS = frozenset({nn.LayerNorm, nn.GroupNorm})
 _ELEMENTWISE = frozenset(
-    {nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish}
+    {nn.Softsign, nn.CELU, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.LogSigmoid, nn.Threshold}
+    | {nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish}
     | {nn.Hardsigmoid, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.SELU, nn.Softplus, nn.Identity}
     | {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d}
 )
 _OF_ONE = frozenset(
     {"relu", "relu6", "gelu", "silu", "mish", "sigmoid", "tanh", "hardswish", "hardsigmoid"}
     | {"hardtanh", "leaky_relu", "elu", "selu", "celu", "softplus", "softsign", "dropout"}
+    | {"clamp", "hardshrink", "softshrink", "threshold"}
 )
+_IN_PLACE = frozenset({"relu_", "relu6_", "hardtanh_", "clamp_", "leaky_relu_", "elu_", "sigmoid_"})
 _OF_TWO = frozenset({"add", "sub", "mul", "__add__", "__sub__", "__mul__", "__radd__", "__rmul__"})

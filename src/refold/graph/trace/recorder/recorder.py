@@ -36,12 +36,13 @@ from refold.graph.trace.recorder.chance import Chance
 from refold.graph.trace.recorder.forms import result_of_layer
 from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
-from refold.graph.trace.recorder.torch_calls import RecordError, TorchCalls, UnansweredError
-from refold.graph.trace.state import Changes, same_value, untouched
-from refold.graph.trace.writes import is_stored_value, stored_value, stored_writes
+from refold.graph.trace.recorder.state_notes import StateNotes
+from refold.graph.trace.recorder.torch_calls import RecordError, UnansweredError
+from refold.graph.trace.state import Changes, untouched
+from refold.graph.trace.writes import stored_value, stored_writes
 
 
-class Recorder(TorchCalls):
+class Recorder(StateNotes):
     """Runs one module and notes what its code calls.
 
     Args:
@@ -76,12 +77,8 @@ class Recorder(TorchCalls):
         self.seen: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
         self.is_whole = False  # the root's forward has come to its end
         self.ran: set[int] = set()
-        self.was_set: set[tuple[int, str]] = set()
-        self.set_here: list[tuple[str, Frame]] = []
         self._framed: set[str] = set()
         self._ours: list[tuple[dict[str, Any], str, Callable[..., Any]]] = []
-        self._sets: list[str] = []
-        self._paths: dict[int, str] = {}
         self.chance: Chance | None = None  # set where Python's random numbers were seen to be drawn
 
     # the run
@@ -100,7 +97,7 @@ class Recorder(TorchCalls):
         args, kwargs = self._inputs(forward, args, kwargs)
         self._keep_graphs(self.root_frame)
         self._watch_methods(root, "")
-        watched = watched_attributes(root, self._note_assignment)
+        watched = watched_attributes(root, self.note_assignment)
         guard = untouched(root) if self.real else _nothing()
         grad = torch.is_grad_enabled()
         torch.set_grad_enabled(True)  # so that a `with torch.no_grad()` in the model shows
@@ -125,7 +122,7 @@ class Recorder(TorchCalls):
 
     def _finish(self) -> fx.Graph:
         self._note_chance()
-        self._must_keep_state(self.root_frame, 0)
+        self.note_state(_frames(self.root_frame))
         for path, reason in self.caught.items():
             self.late.setdefault(path, reason)
         if self.unanswered is not None:
@@ -135,23 +132,13 @@ class Recorder(TorchCalls):
         output = map_tree(self._as_node, self.result)
         self.root_frame.output = output
         told = self._argument(self.result)
-        held = [self._as_node(tensor) for tensor in self._held(self.result)]
+        held = [self._as_node(tensor) for tensor in (*self.held_in(self.result), *self.stored)]
         node = self.graph.output((told, held) if held else told)
         self._own(node)
         self.note_writes()
         drop_checks(self.graph, self.root_frame)
         self._drop_unread()
         return self.graph
-
-    def _held(self, result: Any, depth: int = 0) -> list[Tensor]:
-        """Return the values of this run that objects in a result hold as their attributes."""
-        found: list[Tensor] = []
-        for one in leaves(result):
-            if isinstance(one, Tensor):
-                found += [one] if depth and self._mark(one) is not None else []
-            elif depth < _DEEPEST and hasattr(one, "__dict__") and not isinstance(one, _NO_HOLDERS):
-                found += self._held(list(vars(one).values()), depth + 1)
-        return found
 
     def _drop_unread(self) -> None:
         """Remove what only unpacks a value, or reads a stored tensor, for nobody."""
@@ -336,7 +323,6 @@ class Recorder(TorchCalls):
             self._watch_methods(module, path)
         parent.children.append(frame)
         self.stack.append(frame)
-        mark = len(self.set_here)
         try:
             result = run(*given, **kwargs)
             self._note_chance()
@@ -348,7 +334,6 @@ class Recorder(TorchCalls):
         finally:
             self.stack.pop()
         self._hand_down(result, frame, parent)
-        self._must_keep_state(frame, mark)
         return result
 
     def _keep_graphs(self, frame: Frame) -> None:
@@ -371,11 +356,6 @@ class Recorder(TorchCalls):
                 known = self._numbers.get((id(leaf), id(above)))
                 if known is not None:
                     self._numbers[id(leaf), id(below)] = known
-
-    def _must_keep_state(self, frame: Frame, mark: int) -> None:
-        if len(self.set_here) > mark:
-            reason = self.set_here[mark][0]
-            self._leave(frame, reason)
 
     # methods
 
@@ -411,37 +391,8 @@ class Recorder(TorchCalls):
 
         return call
 
-    def _note_assignment(self, module: nn.Module, name: str, value: Any) -> bool:
-        """Note an assignment to an attribute; True where it assigns what is there already."""
-        if id(module) not in self._paths:
-            return False
-        frame = self.stack[-1]
-        old = {**module.__dict__, **module._parameters, **module._buffers}.get(name)
-        is_stored = isinstance(old, Tensor)
-        marked = self._mark(value)
-        if is_stored and marked is not None and is_stored_value(marked, old):
-            return True  # `self.n += 1` has changed the tensor itself
-        if same_value(old, value) and (name in module.__dict__ or is_stored):
-            return False
-        path = self._paths[id(module)]
-        whole = f"{path}.{name}" if path else name
-        self.was_set.add((id(module), name))
-        reason = f"its code sets {whole}, which stays for the next call"
-        if self._paused:
-            below = self._sets[-1] if self._sets else frame.path
-            if path and not f"{path}.".startswith(f"{below}."):
-                self.changes.assigned.setdefault(id(module), f"the code of {below} sets its {name}")
-            return False
-        self.set_here.append((reason, frame))
-        if module is not frame.module:
-            where = f"the code of {frame.path}" if frame.path else "code outside it"
-            self.changes.assigned.setdefault(id(module), f"{where} sets its {name}")
-        return False
-
 
 _UNSEEN = ("log", "log2", "log10", "isqrt", "gcd", "lcm")  # they ask no whole number anything
-_DEEPEST = 4  # objects that hold objects
-_NO_HOLDERS = (type, int, float, str, Ratio, nn.Module)
 
 _Quiet = torch._C.DisableTorchFunction  # our own questions are none of the model's
 
