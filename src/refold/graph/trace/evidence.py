@@ -114,7 +114,7 @@ class Evidence:
                 found = self.run(self.arguments, calls=calls)
             except Exception:  # nothing is known then of the calls to come
                 for frame in walk(self.root):
-                    frame.fixed = frame.fixed or what
+                    frame.fixed, frame.runs = frame.fixed or what, True
             else:
                 self._add(what, found)
 
@@ -179,7 +179,7 @@ class Evidence:
         if variant.differs:
             self.variants.append(variant)
             for frame in variant.differs:
-                frame.fixed = frame.fixed or what
+                frame.fixed, frame.runs = frame.fixed or what, True
         return variant
 
     def objection(self, nodes: Iterable[fx.Node], names: Iterable[str]) -> str | None:

@@ -33,6 +33,8 @@ class Frame:
         method: the function that ran: `forward`, or a helper such as `forward_features`.
         context: gradient and autocast modes in which the call was made.
         fixed: why no forward can be generated for it, if so.
+        runs: whether its own code must run: it stores something, or takes other paths for other
+            inputs. Else its calls may move into the code that calls it.
         asks: the paths of the stored tensors whose dtype or device its code reads.
     """
 
@@ -47,6 +49,7 @@ class Frame:
     method: str = "forward"
     context: tuple[bool, ...] = ()
     fixed: str | None = None
+    runs: bool = False
     asks: set[str] = field(default_factory=set[str])
 
     def __repr__(self) -> str:

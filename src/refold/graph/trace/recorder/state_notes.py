@@ -123,6 +123,7 @@ class StateNotes(TorchCalls):
         self.keeps = True
         for frame in calls:
             self.bakes.setdefault(frame, reason)
+            frame.runs = True
         self.stored += self.held_in(value if is_global else getattr(module, name, None), 1)
         self._read_above(path, name)
 
