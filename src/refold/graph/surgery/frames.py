@@ -160,7 +160,7 @@ class FrameBody:
             if child not in self.opened:
                 if self._can_call(child):
                     return child
-                if child.runs and child.fixed is not None:
+                if child.fixed is not None:
                     raise self._refusal(child.fixed)
                 self.opened.add(child)
         return None
@@ -338,7 +338,7 @@ class FramePlan:
                 self.bodies[frame] = FrameBody(self, frame).build()
             except RefusedError as error:
                 raise UnwritableError(str(error), self._changed(frame)) from error
-        elif frame.runs and frame.fixed is not None:
+        elif frame.fixed is not None:
             raise UnwritableError(frame.fixed, self._changed(frame))
         elif frame in self.repeated or self._is_gone(frame) or not self.is_closed(frame):
             self.status[frame] = "inline"

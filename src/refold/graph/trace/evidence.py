@@ -114,7 +114,7 @@ class Evidence:
                 found = self.run(self.arguments, calls=calls)
             except Exception:  # nothing is known then of the calls to come
                 for frame in walk(self.root):
-                    frame.fixed, frame.runs = frame.fixed or what, True
+                    frame.fixed = frame.fixed or what
             else:
                 self._add(what, found)
 
@@ -179,7 +179,7 @@ class Evidence:
         if variant.differs:
             self.variants.append(variant)
             for frame in variant.differs:
-                frame.fixed, frame.runs = frame.fixed or what, True
+                frame.fixed = frame.fixed or what
         return variant
 
     def objection(self, nodes: Iterable[fx.Node], names: Iterable[str]) -> str | None:
@@ -203,10 +203,15 @@ class Evidence:
                 return f"its code looks a size up in a table ({where})"
         return self._other_rank(places) or self._argued(places)
 
+    def _inner(self, places: list[fx.Node]) -> list[fx.Node]:
+        """Return the parts of a step that others of it read: what it ends in keeps its value."""
+        chosen = set(places)
+        return [node for node in places if not chosen.isdisjoint(self.first.readers[node])]
+
     def _touches(self, frame: Frame, places: list[fx.Node]) -> bool:
         """Say whether a step joins parts of one frame, not only within one of its calls."""
         given = set(leaves((frame.args, frame.kwargs)))
-        if frame.parent is not None and any(node in given for node in places):
+        if frame.parent is not None and any(node in given for node in self._inner(places)):
             return True
         parts = {self._part(frame, node) for node in places}
         parts.discard(None)

@@ -32,9 +32,8 @@ class Frame:
         children: the frames called from here, in order.
         method: the function that ran: `forward`, or a helper such as `forward_features`.
         context: gradient and autocast modes in which the call was made.
-        fixed: why no forward can be generated for it, if so.
-        runs: whether its own code must run: it stores something, or takes other paths for other
-            inputs. Else its calls may move into the code that calls it.
+        fixed: why its own code must run, if so: no forward can be generated for it, and its calls
+            cannot move into the code around it.
         asks: the paths of the stored tensors whose dtype or device its code reads.
     """
 
@@ -49,7 +48,6 @@ class Frame:
     method: str = "forward"
     context: tuple[bool, ...] = ()
     fixed: str | None = None
-    runs: bool = False
     asks: set[str] = field(default_factory=set[str])
 
     def __repr__(self) -> str:
