@@ -6,9 +6,9 @@ Two subjects: RepMLPNet-L256, and one block of C = O = 256 on a 14x14 map with 8
 a fresh process that computes in one thread, the methods alternate. "identity" and "matrices" do the
 same job: from float32 weights and live norms they make the FC3 of every block, the latter with the
 engine's operators and rules and, as in the engine, memory that a second core makes ready. "network"
-is `refold.reparameterize`: trace, fold everything else too and copy what stays. "CPU" is the
-processor time of all threads. "Peak" is the highest resident memory above that before, beside the
-size of what is made.
+is `refold.reparameterize`: record, fold everything else too, copy what stays and run both forms;
+"unchecked" does not run them. "CPU" is the processor time of all threads. "Peak" is the highest
+resident memory above that before, beside the size of what is made.
 
 The identity method is the paper's Algorithm 1 (arXiv:2105.01883) in the steps of the released code:
 all kernels padded to the largest and added, one unit a number of a group pushed through them as one
@@ -48,7 +48,7 @@ from refold.engine.memory import made_ready
 from refold.engine.row_slices import fold_rows_in_slices
 
 _MIB = 2**20
-_METHODS = ("identity", "matrices", "network")
+_METHODS = ("identity", "matrices", "network", "unchecked")
 _SUBJECTS = ("repmlpnet_l256", "block")
 
 
@@ -130,6 +130,11 @@ def by_network(model: nn.Module, blocks: list[PartitionBlock], x: Tensor) -> nn.
     return refold.reparameterize(model, x)
 
 
+def by_network_unchecked(model: nn.Module, blocks: list[PartitionBlock], x: Tensor) -> nn.Module:
+    """Return the folded network; neither form is run."""
+    return refold.reparameterize(model, x, check=False)
+
+
 def by_matrices(model: nn.Module, blocks: list[PartitionBlock], x: Tensor) -> list[Tensor]:
     """Return weight and bias of every block's FC3, folded by the rules."""
     decisions = Decisions()
@@ -205,6 +210,7 @@ _BY_NAME: dict[str, Callable[[nn.Module, list[PartitionBlock], Tensor], Any]] = 
     "identity": by_identity,
     "matrices": by_matrices,
     "network": by_network,
+    "unchecked": by_network_unchecked,
 }
 
 

@@ -45,7 +45,7 @@ from refold.graph.fold.value_biases import push_value_biases
 from refold.graph.lift.lifter import Lifter
 from refold.graph.policy import Policy
 from refold.graph.surgery.editor import Editor
-from refold.graph.surgery.edits import Edits
+from refold.graph.surgery.edits import Edits, alive
 from refold.graph.threads import undisturbed
 from refold.graph.trace.capture import Capture, Captures, capture_all, leaf_modules
 from refold.graph.trace.examples import as_arguments, drawn
@@ -495,13 +495,25 @@ def _must_hold(fold: FoldPass, capture: Capture, left: LeftAlone) -> None:
     for step in fold.steps:
         nodes = {first for node in step.nodes for first in (node, *stands_for.get(node, ()))}
         nodes -= _passed_at_the_end(nodes, step, edits, capture.evidence.first)
-        reason = capture.evidence.objection(nodes, step.parts)
+        only_read = {node.name for node in _only_read(nodes, edits)}
+        nodes = {node for node in nodes if node.name not in only_read}
+        reason = capture.evidence.objection(nodes, step.parts - only_read)
         if reason is not None:
             wrong.setdefault(reason, []).append(step)
     for reason, steps in wrong.items():
         back = left.leave(steps, RefusedError(reason))
         if reason == list(wrong)[-1]:
             raise back
+
+
+def _only_read(nodes: set[fx.Node], edits: Edits) -> set[fx.Node]:
+    """Return the calls at the start of a step that stay as they were: it only reads them."""
+    same = {n for n in nodes if n in edits.before and alive(n) and edits.is_same_call(n)}
+    rest, found = set(nodes), set[fx.Node]()
+    while first := {n for n in same - found if rest.isdisjoint(n.all_input_nodes)}:
+        found |= first
+        rest -= first
+    return found
 
 
 def _passed_at_the_end(

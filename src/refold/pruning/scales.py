@@ -33,6 +33,7 @@ from refold.graph import (
     layer_class,
     link,
     submodule,
+    surroundings_kept,
     unwrap,
 )
 from refold.inputs import Arguments, call
@@ -58,7 +59,7 @@ def norm_scales(
     inputs = _random(example_inputs)
     rounding = [torch.finfo(p.dtype).eps for p in plain.parameters() if p.is_floating_point()]
     book = _Book(max(_CLOSE, _STEPS * max(rounding, default=0.0)))
-    with torch.no_grad():
+    with torch.no_grad(), surroundings_kept(unwrap(model)):
         for capture, arguments in _captures(unwrap(model), inputs):
             book.add(capture, _scales(capture), arguments)
         found: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.traps import conv, live
+from helpers.traps import conv, images, live
 from refold import plan
 
 pytestmark = pytest.mark.slow
@@ -299,3 +299,34 @@ def test_a_part_under_two_names_that_unseen_code_runs_by_itself(kind, is_first, 
         torch.testing.assert_close(folded(X), model(X), rtol=1e-9, atol=1e-9)
     if kind is AgainByName:
         assert norms(folded) == 0
+
+
+class Halves(nn.Module):
+    """A map of an odd height is resized, since the code then reshapes it in pairs of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        even = -(-height // 2) * 2
+        is_odd = even != height
+        if is_odd:
+            x = nn.functional.interpolate(x, size=(even, width), mode="bilinear")
+        x = x.reshape(batch, channels, even // 2, 2, width).flip(3).reshape(batch, -1, even, width)
+        if is_odd:
+            x = nn.functional.interpolate(x, size=(height, width), mode="bilinear")
+        return self.proj(x)
+
+
+@pytest.mark.parametrize("height", [9, 8])
+def test_a_step_beside_a_call_that_may_be_left_out_is_made(height: int) -> None:
+    """The call before it stays as it is; what comes after it gets the value that it got."""
+    body = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(), nn.Identity()]
+    model = live(nn.Sequential(*body, Halves()))
+    folded = plan(model, images(2, 3, height, 7)).apply()
+    assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+    for size in (7, 8, 9, 12):
+        x = images(1, 3, size, 6)
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-9, atol=1e-12)

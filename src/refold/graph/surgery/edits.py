@@ -56,6 +56,12 @@ class Edits:
         kept = {str(node.target) for node in self.capture.graph.nodes if node.op == "call_module"}
         return {path: node for path, node in gone.items() if path not in kept}
 
+    def is_same_call(self, node: fx.Node) -> bool:
+        """Say whether a call that was recorded is the same call of the same values today."""
+        op, target, args, kwargs = self.before[node]
+        is_same = (op, target, args, kwargs) == (node.op, node.target, node.args, dict(node.kwargs))
+        return is_same and node not in self.swapped and target not in self.modules
+
     def now(self, node: fx.Node) -> fx.Node:
         """Return what readers of an original node read today."""
         while node in self.swapped:

@@ -160,6 +160,8 @@ class FrameBody:
             if child not in self.opened:
                 if self._can_call(child):
                     return child
+                if child.fixed is not None:
+                    raise self._refusal(child.fixed)
                 self.opened.add(child)
         return None
 
@@ -317,6 +319,7 @@ class FramePlan:
             for frame in ancestors(edits.home[node]):
                 self.within.setdefault(frame, []).append(node)
         self.root = edits.capture.root
+        self._stored = _only_stored(edits.capture.graph)
         self._lost = edits.lost_layers()
         self._lost_below = _by_holder(self._lost)
         self.decides = _decisions(edits)
@@ -335,6 +338,8 @@ class FramePlan:
                 self.bodies[frame] = FrameBody(self, frame).build()
             except RefusedError as error:
                 raise UnwritableError(str(error), self._changed(frame)) from error
+        elif frame.fixed is not None:
+            raise UnwritableError(frame.fixed, self._changed(frame))
         elif frame in self.repeated or self._is_gone(frame) or not self.is_closed(frame):
             self.status[frame] = "inline"
         else:
@@ -468,8 +473,22 @@ class FramePlan:
         self, node: fx.Node, frame: Frame, inputs: set[fx.Node], slots: set[fx.Node | None]
     ) -> bool:
         inside = self.edits.inside
-        reads = all(inside(arg, frame) or arg in inputs for arg in node.all_input_nodes)
-        return reads and (node in slots or all(inside(user, frame) for user in node.users))
+        if not all(inside(arg, frame) or arg in inputs for arg in node.all_input_nodes):
+            return False
+        if node in slots or all(inside(user, frame) for user in node.users):
+            return True
+        outside = [user for user in node.users if not inside(user, frame)]
+        return node in self._stored and all(user.op == "output" for user in outside)
+
+
+def _only_stored(graph: fx.Graph) -> set[fx.Node]:
+    """Return the values that code stores for later calls, and that no result shows."""
+    [output] = graph.find_nodes(op="output")
+    count = output.meta.get("stored values", 0)
+    if not count:
+        return set()
+    told, held = cast("tuple[Any, list[Any]]", output.args[0])
+    return {*nodes_in(held[-count:])} - {*nodes_in((told, held[:-count]))}
 
 
 def _by_holder(calls: dict[str, fx.Node]) -> dict[str, dict[str, fx.Node]]:

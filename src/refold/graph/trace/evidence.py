@@ -203,10 +203,15 @@ class Evidence:
                 return f"its code looks a size up in a table ({where})"
         return self._other_rank(places) or self._argued(places)
 
+    def _inner(self, places: list[fx.Node]) -> list[fx.Node]:
+        """Return the parts of a step that others of it read: what it ends in keeps its value."""
+        chosen = set(places)
+        return [node for node in places if not chosen.isdisjoint(self.first.readers[node])]
+
     def _touches(self, frame: Frame, places: list[fx.Node]) -> bool:
         """Say whether a step joins parts of one frame, not only within one of its calls."""
         given = set(leaves((frame.args, frame.kwargs)))
-        if frame.parent is not None and any(node in given for node in places):
+        if frame.parent is not None and any(node in given for node in self._inner(places)):
             return True
         parts = {self._part(frame, node) for node in places}
         parts.discard(None)

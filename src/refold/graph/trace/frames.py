@@ -32,7 +32,8 @@ class Frame:
         children: the frames called from here, in order.
         method: the function that ran: `forward`, or a helper such as `forward_features`.
         context: gradient and autocast modes in which the call was made.
-        fixed: why no forward can be generated for it, if so.
+        fixed: why its own code must run, if so: no forward can be generated for it, and its calls
+            cannot move into the code around it.
         asks: the paths of the stored tensors whose dtype or device its code reads.
     """
 

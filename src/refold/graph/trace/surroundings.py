@@ -163,6 +163,8 @@ class Surroundings:
         for name, table, value in named_in(function):
             if name in rebound:
                 yield _Binding(name, table)
+            if isinstance(value, type) and not is_foreign(value):
+                yield from self._of_class(value)
             yield from self._within(name, value, 0)
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         for name, cell in cells:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +19,8 @@ from refold.graph.trace.state import Changes
 MARK = "_refold_mark"
 DEVICE_MARK = "_refold_device"  # of a tensor without storage: where the real one is
 _TORCH = ("torch.", "torch", "refold.")
+_DEEPEST = 4  # objects that hold objects
+_NO_HOLDERS = (type, int, float, str, Ratio, nn.Module)
 
 
 @dataclass(eq=False)
@@ -62,6 +66,7 @@ class Notebook:
         self.looked_up: list[tuple[Frame, str]] = []  # sizes that are keys of tables
         self.bakes: dict[Frame, str] = {}  # frames whose forward cannot be written down, and why
         self.constants: dict[str, Tensor] = {}
+        self.stored: list[Tensor] = []  # values of this run that objects and later calls get to see
         self.asks_rank = self.hands_shape = self.loses_size = False
         self.device: torch.device | None = None
         self.result: Any = None
@@ -219,7 +224,25 @@ class Notebook:
                 named = {key: self._argument(item) for _, key, item in made}
                 return self._node("call_function", type(value), (), named)
             self.bakes.setdefault(self.stack[-1], f"it hands on a {type(value).__name__}")
+            self.stored += self.held_in(value)
         return value
+
+    def held_in(self, value: Any, depth: int = 0) -> list[Tensor]:
+        """Return the values of this run that a value holds, in objects with attributes as well.
+
+        Args:
+            value: a nest; tensors that are its own leaves are left out at the first depth.
+            depth: how many objects lie around it.
+        """
+        found: list[Tensor] = []
+        for one in leaves(value):
+            if isinstance(one, Tensor):
+                found += [one] if depth and self._mark(one) is not None else []
+            elif isinstance(one, deque | set | frozenset):
+                found += self.held_in(list(cast("Iterable[Any]", one)), depth)
+            elif depth < _DEEPEST and hasattr(one, "__dict__") and not isinstance(one, _NO_HOLDERS):
+                found += self.held_in(list(vars(one).values()), depth + 1)
+        return found
 
     def _kind(self, value: torch.dtype | torch.device) -> Any:
         """Return a dtype or device, read off the tensor that the code has read it off."""

@@ -134,6 +134,7 @@ class Recorder(StateNotes):
         told = self._argument(self.result)
         held = [self._as_node(tensor) for tensor in (*self.held_in(self.result), *self.stored)]
         node = self.graph.output((told, held) if held else told)
+        node.meta["stored values"] = len(self.stored)
         self._own(node)
         self.note_writes()
         drop_checks(self.graph, self.root_frame)

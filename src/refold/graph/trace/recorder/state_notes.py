@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from refold.graph.copies.held import same_value
 from refold.graph.copies.modules import submodule
 from refold.graph.trace.code import is_read_by, names_it
-from refold.graph.trace.frames import Frame, leaves
+from refold.graph.trace.frames import Frame
 from refold.graph.trace.recorder.notebook import Flip
-from refold.graph.trace.recorder.sizes import Ratio
 from refold.graph.trace.recorder.torch_calls import TorchCalls
 from refold.graph.trace.state import Attributes, Changes
 from refold.graph.trace.writes import is_stored_value
-
-_DEEPEST = 4  # objects that hold objects
-_NO_HOLDERS = (type, int, float, str, Ratio, nn.Module)
 
 
 class StateNotes(TorchCalls):
@@ -37,7 +32,6 @@ class StateNotes(TorchCalls):
         self.opaque: dict[str, str] = {}
         self.before: Attributes | None = None
         self.was_set: set[tuple[int, str]] = set()
-        self.stored: list[Tensor] = []  # values of this run that stay
         self.keeps = False  # whether anything stays for the next call
         self._paths: dict[int, str] = {}
         self._sets: list[str] = []
@@ -138,23 +132,6 @@ class StateNotes(TorchCalls):
             for frame in self._calls.get(path, ())[:1]:
                 if is_read_by(type(frame.module), name):
                     self._leave(frame, f"its code reads {name} of {below}, which changes")
-
-    def held_in(self, value: Any, depth: int = 0) -> list[Tensor]:
-        """Return the values of this run that a value holds, in objects with attributes as well.
-
-        Args:
-            value: a nest; tensors that are its own leaves are left out at the first depth.
-            depth: how many objects lie around it.
-        """
-        found: list[Tensor] = []
-        for one in leaves(value):
-            if isinstance(one, Tensor):
-                found += [one] if depth and self._mark(one) is not None else []
-            elif isinstance(one, deque | set | frozenset):
-                found += self.held_in(list(cast("Iterable[Any]", one)), depth)
-            elif depth < _DEEPEST and hasattr(one, "__dict__") and not isinstance(one, _NO_HOLDERS):
-                found += self.held_in(list(vars(one).values()), depth + 1)
-        return found
 
 
 def _sets_what(path: str, name: str) -> str:
