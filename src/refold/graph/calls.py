@@ -228,6 +228,27 @@ _INPLACE_NAMES = (
     "setitem delitem"
 )
 _INPLACE = frozenset(getattr(operator, name) for name in _INPLACE_NAMES.split())
+_OF_FIRST = (
+    "getitem slice select narrow pad constant_pad constant_pad_nd clone contiguous expand "
+    "expand_as broadcast_to repeat view reshape view_as reshape_as unsqueeze squeeze detach to "
+    "type type_as float double index_fill masked_fill"
+)
+_OF_ALL = (
+    "add sub subtract rsub neg negative iadd isub cat concat concatenate stack where setitem copy"
+)
+_FILLS = (
+    "full full_like zeros zeros_like ones ones_like empty empty_like new_full new_zeros new_ones "
+    "new_empty fill zero bool logical_not invert"
+)
+AFFINE_IN_FIRST = frozenset(_OF_FIRST.split())
+"""Bare names (`pad` of `pad_`) of calls that only move the numbers of their first argument."""
+AFFINE_IN_ALL = frozenset(_OF_ALL.split())
+"""Those of calls that add and join what they are given."""
+PRODUCTS = frozenset(
+    ["mul", "multiply", "imul", "div", "divide", "true_divide", "truediv", "itruediv"]
+)
+FILLS = frozenset(_FILLS.split())
+"""Those of calls that make numbers of none, or answers."""
 _SPACES: dict[str, Any] = {
     "torch": torch,
     "functional": F,

@@ -461,11 +461,11 @@ def _kinds_in(leaf: nn.Module) -> list[type[nn.Module]]:
 def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
     lifter = Lifter.of(capture)
     editor = Editor(capture)
-    if pad_before_layers(lifter, editor):
-        lifter = Lifter.of(capture)
+    fold = FoldPass(lifter, editor, policy, left)
+    if pad_before_layers(fold):
+        lifter = fold.lift_anew()
     unify_layouts(lifter, editor)
     unify_reads(lifter, editor)
-    fold = FoldPass(lifter, editor, policy, left)
     drop_idle(fold)
     if merge_readers(fold):
         drop_idle(fold)
