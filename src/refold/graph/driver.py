@@ -33,6 +33,7 @@ from refold.graph.fold.computed_weights import store_constants, store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.leftovers import drop_idle, drop_layouts
 from refold.graph.fold.norms.gains import push_gains
+from refold.graph.fold.norms.repeated import fold_repeated
 from refold.graph.fold.norms.shared import push_into_readers
 from refold.graph.fold.norms.slices import pull_from_slices
 from refold.graph.fold.parallel_paths import merge_siblings
@@ -469,6 +470,7 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
     drop_idle(fold)
     if merge_readers(fold):
         drop_idle(fold)
+    fold_repeated(fold)
     merge_siblings(fold)
     fold.run()
     while push_into_readers(fold) or merge_siblings(fold) or pull_from_slices(fold):
