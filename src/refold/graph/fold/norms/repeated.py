@@ -54,8 +54,9 @@ def _op(lifter: Lifter, node: fx.Node) -> Operator | None:
         return None
     layer = submodule(lifter.capture.module, str(node.target))
     piece = lift_module(layer, node.args[0], lifter.shape(node.args[0]))
-    plain = isinstance(piece, Piece) and piece.join == "none" and piece.by_rank is None
-    return piece.ops[0] if plain and piece.rank_in else None
+    if not isinstance(piece, Piece) or piece.join != "none" or piece.by_rank is not None:
+        return None
+    return piece.ops[0] if piece.rank_in else None
 
 
 def _may_take(
