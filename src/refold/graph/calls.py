@@ -119,7 +119,7 @@ _RESIZE = (
     "recompute_scale_factor=None antialias=False"
 )
 _ONE_BY_ONE = {  # what they take besides their input: their names
-    "": "sigmoid tanh exp logsigmoid",
+    "": "sigmoid tanh exp logsigmoid erf abs sqrt softsign",
     "inplace=False": "relu relu6 hardsigmoid selu silu hardswish mish",
     "min=None max=None": "clamp clip",
     "min": "clamp_min",
