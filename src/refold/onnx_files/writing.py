@@ -20,7 +20,6 @@ from refold.onnx_files.lowering import Lowering
 from refold.onnx_files.network import Network, Opaque, Origin, inner_reads
 from refold.onnx_files.reading import captured, subgraphs
 from refold.onnx_files.tensors import dtype_of, to_proto
-from refold.ranked import MAX_POOLS
 
 _BENT = frozenset(
     {
@@ -360,7 +359,7 @@ def is_fixed(call: fx.Node) -> bool:
     origin = origin_of(call)
     if origin is None or not origin.nodes:
         return False
-    if isinstance(origin.module, (HardGate, *MAX_POOLS.values())):
+    if isinstance(origin.module, HardGate):
         return True
     return isinstance(call.target, Opaque) or call.target in _BENT
 
