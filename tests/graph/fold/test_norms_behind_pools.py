@@ -41,6 +41,19 @@ class Scaled(nn.Module):
         return y * self.scale * 255 + self.mean
 
 
+class Bent(nn.Module):
+    """A scale behind a ReLU, as scaled activations have it."""
+
+    def __init__(self, bend: nn.Module, scale: float, shift: float = 0.0) -> None:
+        super().__init__()
+        self.conv, self.bend = nn.Conv2d(3, 4, 3), bend
+        self.scale, self.shift = scale, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bend(self.conv(x)) * self.scale
+        return y + self.shift if self.shift else y
+
+
 NETS = {
     "max pool": (2, lambda: (nn.Conv2d(3, 4, 3), nn.MaxPool2d(3, 2, 1), nn.BatchNorm2d(4))),
     "one axis": (1, lambda: (nn.Conv1d(3, 4, 3), nn.MaxPool1d(2), nn.BatchNorm1d(4))),
@@ -60,6 +73,31 @@ def test_the_norm_goes_into_the_layer(name: str) -> None:
     assert not [part for part in folded.modules() if "Norm" in type(part).__name__]
     assert gap(model, folded, x) < EXACT
     assert gap(model, folded, -30 * x) < EXACT
+
+
+@pytest.mark.parametrize("bend", [nn.ReLU(inplace=True), nn.LeakyReLU(0.2)])
+def test_a_scale_alone_passes_a_relu(bend: nn.Module) -> None:
+    model, x = live(Bent(bend, 1.7)), images()
+    folded = refold.reparameterize(model, x)
+    assert not torch.equal(folded.conv.weight, model.conv.weight)
+    torch.testing.assert_close(folded.conv.weight, model.conv.weight * 1.7)
+    assert gap(model, folded, 5 * x) < EXACT
+
+
+@pytest.mark.parametrize(
+    "model", [Bent(nn.ReLU6(), 1.7), Bent(nn.ReLU(), -1.7), Bent(nn.GELU(), 1.7)]
+)
+def test_no_other_function_lets_it_pass(model: nn.Module) -> None:
+    """The control: a ReLU6 bends at 6 as well, and a negative scale turns a ReLU over."""
+    model, x = live(model), images()
+    folded = refold.reparameterize(model, x)
+    assert torch.equal(folded.conv.weight, model.conv.weight)
+    assert gap(model, folded, 5 * x) == 0
+
+
+def test_a_shift_stays_behind_a_relu() -> None:
+    model, x = live(Bent(nn.ReLU(), 1.7, shift=0.3)), images()
+    assert gap(model, refold.reparameterize(model, x), 5 * x) < EXACT
 
 
 def test_a_negative_scale_behind_a_maximum_stays() -> None:

@@ -60,7 +60,9 @@ ONES: dict[str, Run] = {
     "pool of one": lambda n, x: F.max_pool2d(n.one(x), 1, stride=1),
     "shuffle of one": lambda n, x: F.pixel_shuffle(n.one(x), 1),
     "dropout of whole maps": lambda n, x: F.feature_alpha_dropout(n.one(x), 0.3, n.training),
+    "resized by one": lambda n, x: nn.Upsample(scale_factor=1)(n.one(x)),
     "mean of a stack": lambda n, x: torch.stack([n.one(x), n.two(x)]).mean(0),
+    "addcmul of two": lambda n, x: torch.addcmul(n.one(x), n.two(x), n.weight),
     "lerp by channel": lambda n, x: torch.lerp(n.one(x), n.two(x), n.weight),
 }
 
@@ -82,7 +84,7 @@ def test_what_changes_nothing_is_no_obstacle(name: str) -> None:
     folded = refold.reparameterize(model, images())
     assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
     convs = [part for part in folded.modules() if isinstance(part, nn.Conv2d)]
-    used = {"mean of a stack", "lerp by channel"}
+    used = {"mean of a stack", "lerp by channel", "addcmul of two"}
     assert len(convs) == (1 if name in used else 2)  # the other one is called by nothing
     assert gap(model, folded, 10 * images(2, 3, 6, 7)) < EXACT
 

@@ -191,7 +191,7 @@ def _div(context: Context, node: fx.Node, call: Call) -> Lifted:
 
 
 def _addcmul(context: Context, node: fx.Node, call: Call) -> Lifted:
-    """Lift input + value * x * other (addcdiv: x / other) where all but x is constant."""
+    """Lift input + value * x * other (addcdiv: x / other), where other is constant."""
     x, other, value = call["tensor1"], call["tensor2"], context.number(call["value"])
     divide = call.name == "addcdiv"
     if not divide and not context.depends(x):
@@ -204,6 +204,9 @@ def _addcmul(context: Context, node: fx.Node, call: Call) -> Lifted:
     [op] = factor.ops
     one = torch.ones((), dtype=torch.float64)
     scale = value * (op.scale if isinstance(op, Affine) and op.scale is not None else one)
+    if context.depends(call["input"]):
+        both = _sum(context, (call["input"], x), [Identity(), Affine(scale)])
+        return None if both is None else replace(both, rank_in=factor.rank_in)
     whole = shifted(context, x, scale, call["input"], 1.0)
     if not isinstance(whole, Piece) or factor.rank_in in (None, whole.rank_in):
         return whole

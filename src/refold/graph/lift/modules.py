@@ -102,6 +102,9 @@ def _adaptive_pool(rank: int) -> ModuleHandler:
 
 
 def _upsample(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+    factors = module.scale_factor
+    if factors is not None and set(factors if isinstance(factors, tuple) else (factors,)) == {1}:
+        return nothing(source)
     if shape is None:
         return None
     return unary(source, Resample(module, len(shape) - 2, 4.0, len(shape) - 2), rank=len(shape) - 2)

@@ -1,14 +1,14 @@
-"""Norms behind a max pool or a pixel shuffle: into the layer in front of it.
+"""Norms behind a max pool or a pixel shuffle, scales behind a ReLU: into the layer in front of it.
 
-A maximum may be taken before or after a scale that is nowhere negative, and a shift; a shuffle lays
-each channel of the layer into one channel of the norm.
+A maximum may be taken before or after a scale that is nowhere negative, and a shift; a ReLU before
+or after such a scale alone; a shuffle lays each channel of the layer into one channel of the norm.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from math import prod
+from math import inf, prod
 from typing import cast
 
 import torch
@@ -22,6 +22,7 @@ from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.lower import like_of, lower
 from refold.graph.fold.norms.gains import conv_of, holds, is_layer
 from refold.graph.fold.record import Fold, Kept
+from refold.graph.lift.activations import activation
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
 from refold.graph.trace.overridden import layer_class
@@ -37,14 +38,18 @@ class _Step:
     """A call between the layer and the norm.
 
     Args:
+        node: the call.
         source: what it reads.
         repeats: how many channels of the layer make one of the norm.
         is_max: whether it takes maxima.
+        bends: whether it is a line on either side of 0, which no shift passes.
     """
 
+    node: fx.Node
     source: fx.Node
     repeats: int = 1
     is_max: bool = False
+    bends: bool = False
 
 
 def pull_through_pools(fold: FoldPass) -> bool:
@@ -80,6 +85,12 @@ def _steps(lifter: Lifter, value: fx.Node) -> list[_Step]:
 
 
 def _step(lifter: Lifter, node: fx.Node) -> _Step | None:
+    found = activation(lifter, node)
+    if found is not None:
+        ends = [end for end in found.bounds or () if isinstance(end, float)]
+        is_relu = ends == [0.0, inf] or isinstance(found.slope, float)
+        single = node.op != "call_module" or lifter.capture.calls.get(str(node.target), 1) == 1
+        return _Step(node, found.source, is_max=True, bends=True) if is_relu and single else None
     if node.op == "call_module":
         path = str(node.target)
         layer = submodule(lifter.capture.module, path)
@@ -87,14 +98,14 @@ def _step(lifter: Lifter, node: fx.Node) -> _Step | None:
         if path in lifter.capture.pinned or not isinstance(source, fx.Node):
             return None
         if kind is nn.PixelShuffle:
-            return _Step(source, repeats=cast(int, layer.upscale_factor) ** 2)
+            return _Step(node, source, repeats=cast(int, layer.upscale_factor) ** 2)
         is_pool = kind in _POOLS and not layer.return_indices
-        return _Step(source, is_max=True) if is_pool else None
+        return _Step(node, source, is_max=True) if is_pool else None
     call = canonical(node)
     if call is not None and call.name == "pixel_shuffle" and isinstance(call["factor"], int):
-        return _Step(call["input"], repeats=call["factor"] ** 2)
+        return _Step(node, call["input"], repeats=call["factor"] ** 2)
     is_pool = call is not None and call.name in _POOL_CALLS and not call["return_indices"]
-    return _Step(call["input"], is_max=True) if call is not None and is_pool else None
+    return _Step(node, call["input"], is_max=True) if call is not None and is_pool else None
 
 
 def _pull(fold: FoldPass, norm: fx.Node, piece: Piece, steps: list[_Step]) -> bool:
@@ -107,6 +118,8 @@ def _pull(fold: FoldPass, norm: fx.Node, piece: Piece, steps: list[_Step]) -> bo
         return False
     repeats = prod(step.repeats for step in steps)
     affine = Affine(_spread(op.scale, repeats), _spread(op.shift, repeats))
+    if any(step.bends for step in steps) and op.shift is not None:
+        return False
     if any(step.is_max for step in steps) and not _rises(op):
         fold.refused[norm] = Kept(fold.path(norm), _FALLS)
         return False
@@ -118,6 +131,8 @@ def _pull(fold: FoldPass, norm: fx.Node, piece: Piece, steps: list[_Step]) -> bo
     path, where = fold.path(norm), fold.path(layer)
     fold.editor.replace_module(layer, lower(made, like_of(held, len(conv.axes))))
     fold.editor.bypass(norm, value)
+    for step in steps:
+        step.node.meta["rescaled"] = True
     fold.editor.sweep()
     fold.edited()
     fold.folds.append(
