@@ -111,7 +111,8 @@ def conv(g: Graph, x: str, out: int | None = None, kernel: int | None = None, **
 
 def norm(g: Graph, x: str) -> str:
     c = g.shapes[x][1]
-    tensors = [g.weight(c), g.weight(c), g.weight(c), g.weight(c, low=0.2)]
+    low = g.random.choice([None, 0.2])  # of the gains: positive ones pass through a max pool
+    tensors = [g.weight(c, low=low), g.weight(c), g.weight(c), g.weight(c, low=0.2)]
     given = {"epsilon": g.random.choice([1e-5, 1e-3])} if g.random.random() < 0.7 else {}
     return g.add("BatchNormalization", [x, *tensors], g.shapes[x], **given)
 
@@ -121,13 +122,15 @@ def scale(g: Graph, x: str) -> str:
     ones = [1] * (len(g.shapes[x]) - 2)
     shape = r.choice([[c, *ones], [1, c, *ones], [1] * len(ones), [], [c, *ones]])
     kind = r.choice(["Mul", "Add", "Sub", "Div"])
-    tensor = g.weight(*shape, low=0.4 if kind == "Div" else None)
+    tensor = g.weight(*shape, low=0.4 if kind == "Div" or r.random() < 0.4 else None)
     swapped = kind != "Div" and r.random() < 0.4
     return g.add(kind, [tensor, x] if swapped else [x, tensor], g.shapes[x])
 
 
 def bend(g: Graph, x: str) -> str:
     r, shape = g.random, g.shapes[x]
+    if g.dtype == np.float32 and r.random() < 0.25:
+        return rare_bend(g, x)
     kind = r.choice(
         ["Relu", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "PRelu", "Softmax", "Elu"]
     )
@@ -140,6 +143,20 @@ def bend(g: Graph, x: str) -> str:
         return g.add("PRelu", [x, g.weight(shape[1], *[1] * (len(shape) - 2))], shape)
     given = {"axis": 1} if kind == "Softmax" else {}
     return g.add(kind, [x], shape, **given)
+
+
+def rare_bend(g: Graph, x: str) -> str:
+    """Add a function that fewer files have, or one of several nodes."""
+    r, shape = g.random, g.shapes[x]
+    kind = r.choice(["HardSigmoid", "Selu", "Softsign", "Abs", "Exp", "SiLU", "Pow", "HardSwish"])
+    if kind == "HardSigmoid":
+        return g.add(kind, [x], shape, alpha=r.choice([1 / 6, 0.2]), beta=0.5)
+    if kind == "Pow":
+        return g.add(kind, [x, g.constant(np.array(r.choice([1, 2]), g.dtype))], shape)
+    if kind not in ("SiLU", "HardSwish"):
+        return g.add(kind, [x], shape)
+    gate = g.add("Sigmoid" if kind == "SiLU" else "HardSigmoid", [x], shape)
+    return g.add("Mul", r.choice([[x, gate], [gate, x]]), shape)
 
 
 def pad(g: Graph, x: str) -> str:

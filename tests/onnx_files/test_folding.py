@@ -362,3 +362,21 @@ def test_pools_of_large_maps_round_more(tmp_path: Path) -> None:
     assert proof.bound_of(source, 1 << 21) > 100 * proof.bound_of(source)
     no_pool = read(written(tmp_path, model(IMAGE + "{ y = Relu(x) }", {}), "relu.onnx"))
     assert proof._longest_sum(no_pool, arrays) == 1
+
+
+@pytest.mark.parametrize("bend", ["Relu(p)", "LeakyRelu(p)"])
+@pytest.mark.parametrize("scale", [1.0, -1.0])
+def test_a_scale_behind_a_max_pool_goes_in_front_of_it_if_positive(
+    tmp_path: Path, scale: float, bend: str
+) -> None:
+    text = """(float[n, 3, 8, 8] x) => (float[n, 4, 4, 4] y) {
+      a = Conv(x, w) p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a) b = BEND y = Mul(b, s) }"""
+    text = text.replace("BEND", bend)
+    made, out = model(text, {"w": (4, 3, 1, 1)}), tmp_path / "out.onnx"
+    factor = np.array([scale, 2.0, 0.5, 0.0], np.float32).reshape(4, 1, 1)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(factor, "s"))
+    source = written(tmp_path, made)
+    fold_onnx(source, out)
+    assert kinds(out)[:2] == ["Conv", "MaxPool"]
+    assert kinds(out)[3:] == (["Mul"] if scale < 0 else [])
+    assert_same(source, out, x=(2, 3, 8, 8))

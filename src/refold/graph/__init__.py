@@ -27,6 +27,7 @@ from refold.graph.layers import (
     ChannelSlope,
     Crop,
     Cropped,
+    HardGate,
     ScaleShift,
     SelectChannels,
     WholeWindows,
@@ -35,11 +36,12 @@ from refold.graph.lift.activations import Activation, Limit, activation
 from refold.graph.lift.constants import Constants
 from refold.graph.lift.interval import UNKNOWN, Interval, point
 from refold.graph.lift.lifter import Lifter
-from refold.graph.lift.links import Link, flat, link, pools, sigmoids
+from refold.graph.lift.links import Link, flat, link, passed_on, pools
 from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Piece
 from refold.graph.lift.ranges import Ranges, through
 from refold.graph.lift.windows import conv_axes, transposed_axes
+from refold.graph.lift.written_out import written_out
 from refold.graph.rewriting import Rewritten, rewrite
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError, alive
@@ -71,6 +73,7 @@ __all__ = [
     "FoldedGraph",
     "FoldedModel",
     "Frame",
+    "HardGate",
     "Interval",
     "Kept",
     "Lifter",
@@ -115,13 +118,13 @@ __all__ = [
     "nodes_in",
     "own_tensors",
     "parted",
+    "passed_on",
     "pinned_reason",
     "place_of",
     "point",
     "pools",
     "rewrite",
     "run_blank",
-    "sigmoids",
     "skeleton",
     "storage_key",
     "submodule",
@@ -132,5 +135,6 @@ __all__ = [
     "untouched",
     "unwrap",
     "walk",
+    "written_out",
     "wrong_step",
 ]

@@ -69,7 +69,7 @@ class Fact:
         A method that takes its sizes one by one gives them as one tuple.
         """
         names = list(self.parameters)
-        if len(args) > len(names) and names[-1] in ("shape", "dims"):
+        if len(args) > len(names) and names[-1] in ("shape", "dims", "operands"):
             args = (*args[: len(names) - 1], tuple(args[len(names) - 1 :]))
         bound = self.parameters | dict(zip(names, args, strict=False))
         for key, value in kwargs.items():
@@ -88,6 +88,8 @@ _ALIASES = {
     "split_size_or_sections": "split_size",
     "self": "input",
     "cudnn_enabled": "cudnn",
+    "upscale_factor": "factor",
+    "downscale_factor": "factor",
 }
 _CONV = "input weight bias=None stride=1 padding=0 dilation=1 groups=1"
 _TRANSPOSED = "input weight bias=None stride=1 padding=0 output_padding=0 groups=1 dilation=1"
@@ -98,7 +100,11 @@ _POOL = (
 _ADAPTIVE = "input output_size"
 _DIV = "input other rounding_mode=None"
 _DROPOUT = "input p=0.5 training=True inplace=False"
-_DROPOUTS = "dropout_ dropout1d dropout2d dropout3d alpha_dropout"
+_DROPOUTS = "dropout_ dropout1d dropout2d dropout3d"
+_ALPHA_DROPOUT = "input p=0.5 training=False inplace=False"
+_MAX_POOL = (
+    "input kernel_size stride=None padding=0 dilation=1 ceil_mode=False return_indices=False"
+)
 _ANY_CONV = "input weight bias stride padding dilation transposed output_padding groups"
 _NORM = "input mean var weight=None bias=None training=False momentum=0.1 eps=1e-05"
 _NATIVE_NORM = "input weight bias mean var momentum eps"
@@ -113,7 +119,7 @@ _RESIZE = (
     "recompute_scale_factor=None antialias=False"
 )
 _ONE_BY_ONE = {  # what they take besides their input: their names
-    "": "sigmoid tanh exp logsigmoid",
+    "": "sigmoid tanh exp logsigmoid erf abs sqrt softsign",
     "inplace=False": "relu relu6 hardsigmoid selu silu hardswish mish",
     "min=None max=None": "clamp clip",
     "min": "clamp_min",
@@ -138,7 +144,7 @@ _OTHER_RANDOM = (
     "rand rand_like randn randn_like randint randint_like randperm bernoulli normal poisson "
     "multinomial native_dropout rrelu empty empty_like new_empty gumbel_softmax"
 )
-_OTHER_DROPS = "drop_path stochastic_depth feature_dropout feature_alpha_dropout"
+_OTHER_DROPS = "drop_path stochastic_depth feature_dropout"
 _TABLE = (
     *(Fact(f"conv{rank}d", _CONV) for rank in (1, 2, 3)),
     *(Fact(f"conv_transpose{rank}d", _TRANSPOSED) for rank in (1, 2, 3)),
@@ -199,6 +205,19 @@ _TABLE = (
     Fact("same", "input", "clone lift_fresh_copy"),
     Fact("dropout", _DROPOUT, _DROPOUTS, VIEW | RANDOM),
     *(
+        Fact("dropout", _ALPHA_DROPOUT, f"functional.{name} {name}", VIEW | RANDOM)
+        for name in ("alpha_dropout", "feature_alpha_dropout")
+    ),
+    *(Fact(f"max_pool{rank}d", _MAX_POOL) for rank in (1, 2, 3)),
+    Fact("pixel_shuffle", "input factor"),
+    Fact("pixel_unshuffle", "input factor"),
+    Fact("pow", "input exponent", "pow_ __pow__"),
+    Fact("roll", "input shifts dims=None"),
+    Fact("repeat", "input dims"),
+    Fact("maximum", "input other", "minimum"),
+    Fact("einsum", "equation operands"),
+    Fact("tensordot", "input other dims=2 out=None"),
+    *(
         Fact(name, f"input {others}", f"{name}_", ELEMENTWISE)
         for others, names in _ONE_BY_ONE.items()
         for name in names.split()
@@ -228,6 +247,27 @@ _INPLACE_NAMES = (
     "setitem delitem"
 )
 _INPLACE = frozenset(getattr(operator, name) for name in _INPLACE_NAMES.split())
+_OF_FIRST = (
+    "getitem slice select narrow pad constant_pad constant_pad_nd clone contiguous expand "
+    "expand_as broadcast_to repeat view reshape view_as reshape_as unsqueeze squeeze detach to "
+    "type type_as float double index_fill masked_fill"
+)
+_OF_ALL = (
+    "add sub subtract rsub neg negative iadd isub cat concat concatenate stack where setitem copy"
+)
+_FILLS = (
+    "full full_like zeros zeros_like ones ones_like empty empty_like new_full new_zeros new_ones "
+    "new_empty fill zero bool logical_not invert"
+)
+AFFINE_IN_FIRST = frozenset(_OF_FIRST.split())
+"""Bare names (`pad` of `pad_`) of calls that only move the numbers of their first argument."""
+AFFINE_IN_ALL = frozenset(_OF_ALL.split())
+"""Those of calls that add and join what they are given."""
+PRODUCTS = frozenset(
+    ["mul", "multiply", "imul", "div", "divide", "true_divide", "truediv", "itruediv"]
+)
+FILLS = frozenset(_FILLS.split())
+"""Those of calls that make numbers of none, or answers."""
 _SPACES: dict[str, Any] = {
     "torch": torch,
     "functional": F,

@@ -32,7 +32,9 @@ from refold.graph.fold.borders import pad_before_layers
 from refold.graph.fold.computed_weights import store_constants, store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.leftovers import drop_idle, drop_layouts
+from refold.graph.fold.norms.behind_pools import pull_through_pools
 from refold.graph.fold.norms.gains import push_gains
+from refold.graph.fold.norms.repeated import fold_repeated
 from refold.graph.fold.norms.shared import push_into_readers
 from refold.graph.fold.norms.slices import pull_from_slices
 from refold.graph.fold.parallel_paths import merge_siblings
@@ -461,17 +463,18 @@ def _kinds_in(leaf: nn.Module) -> list[type[nn.Module]]:
 def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
     lifter = Lifter.of(capture)
     editor = Editor(capture)
-    if pad_before_layers(lifter, editor):
-        lifter = Lifter.of(capture)
+    fold = FoldPass(lifter, editor, policy, left)
+    if pad_before_layers(fold):
+        lifter = fold.lift_anew()
     unify_layouts(lifter, editor)
     unify_reads(lifter, editor)
-    fold = FoldPass(lifter, editor, policy, left)
     drop_idle(fold)
     if merge_readers(fold):
         drop_idle(fold)
+    fold_repeated(fold)
     merge_siblings(fold)
     fold.run()
-    while push_into_readers(fold) or merge_siblings(fold) or pull_from_slices(fold):
+    while _more(fold):
         fold.run()
     store_weights(fold)
     store_constants(fold)
@@ -480,6 +483,12 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
     push_value_biases(fold)
     _must_hold(fold, capture, left)
     return fold
+
+
+def _more(fold: FoldPass) -> bool:
+    """Do what a region alone does not show; return whether anything was done."""
+    done = push_into_readers(fold) or merge_siblings(fold) or pull_from_slices(fold)
+    return done or pull_through_pools(fold)
 
 
 def _must_hold(fold: FoldPass, capture: Capture, left: LeftAlone) -> None:

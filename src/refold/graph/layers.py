@@ -186,6 +186,32 @@ class ChannelClamp(nn.Module):
         return f"{self.low.numel()}, carries={int(torch.isinf(self.low).sum())}"
 
 
+class HardGate(nn.Module):
+    """A line that is cut off at 0 and 1: a hard sigmoid of any slope.
+
+    Args:
+        slope: of the line.
+        offset: its value at 0.
+
+    Examples:
+        >>> HardGate(0.2, 0.5)(torch.tensor([-9.0, 0.0, 1.0, 9.0]))
+        tensor([0.0000, 0.5000, 0.7000, 1.0000])
+    """
+
+    def __init__(self, slope: float, offset: float) -> None:
+        super().__init__()
+        self.slope, self.offset = slope, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return min(max(slope * x + offset, 0), 1)."""
+        return hard_gate(x, self.slope, self.offset)
+
+
+def hard_gate(x: Tensor, slope: float = 1 / 6, offset: float = 0.5) -> Tensor:
+    """Return min(max(slope * x + offset, 0), 1)."""
+    return (slope * x + offset).clamp(0.0, 1.0)
+
+
 class WholeWindows(nn.Module):
     """Let maps pass whose sides divide by the window of a pool that was folded away.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from refold.graph import HardGate
 from refold.onnx_files.layers import Builder
 from refold.onnx_files.network import Network
 
@@ -75,6 +76,34 @@ def _clip(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
     if (low is None and high is None) or not network.is_float(node.output[0]):
         return None
     return network.function(torch.clamp, (network.value(node.input[0]), low, high))
+
+
+def _hard_sigmoid(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
+    slope, offset = float(given.get("alpha", 0.2)), float(given.get("beta", 0.5))
+    if slope < 0 or offset < 0 or not network.is_float(node.output[0]):
+        return None
+    return network.layer(HardGate(slope, offset), network.value(node.input[0]), node)
+
+
+def _gelu(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
+    kind = given.get("approximate", "none")
+    if kind not in ("none", "tanh") or not network.is_float(node.output[0]):
+        return None
+    return network.function(F.gelu, (network.value(node.input[0]),), {"approximate": kind})
+
+
+def _threshold(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
+    if not network.is_float(node.output[0]):
+        return None
+    limit = float(given.get("alpha", 1.0))
+    return network.function(F.threshold, (network.value(node.input[0]), limit, 0.0))
+
+
+def _power(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
+    exponent = network.constant(node.input[1])
+    if exponent is None or exponent.numel() != 1 or not network.is_float(node.output[0]):
+        return None
+    return network.function(torch.pow, (network.value(node.input[0]), float(exponent)))
 
 
 def _prelu(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
@@ -298,6 +327,17 @@ FUNCTIONS: dict[str, Builder] = {
     "HardSwish": _plain(F.hardswish),
     "Softplus": _plain(F.softplus),
     "Mish": _plain(F.mish),
+    "Celu": _plain(F.celu, alpha=("alpha", 1.0)),
+    "Selu": _plain(F.selu),
+    "Softsign": _plain(F.softsign),
+    "Erf": _plain(torch.erf),
+    "Abs": _plain(torch.abs),
+    "Sqrt": _plain(torch.sqrt),
+    "Exp": _plain(torch.exp),
+    "HardSigmoid": _hard_sigmoid,
+    "Gelu": _gelu,
+    "ThresholdedRelu": _threshold,
+    "Pow": _power,
     "Clip": _clip,
     "PRelu": _prelu,
     "Concat": _concat,

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from refold.graph import Capture, UnwritableError, nodes_in, submodule
+from refold.graph import Capture, HardGate, UnwritableError, nodes_in, submodule
 from refold.onnx_files.lowering import Lowering
 from refold.onnx_files.network import Network, Opaque, Origin, inner_reads
 from refold.onnx_files.reading import captured, subgraphs
@@ -24,11 +24,16 @@ from refold.ranked import MAX_POOLS
 
 _BENT = frozenset(
     {
-        *(F.relu, F.elu, F.leaky_relu, F.hardswish, F.softplus, F.mish),
+        *(F.relu, F.elu, F.celu, F.selu, F.leaky_relu, F.threshold, F.softsign),
+        *(F.gelu, F.hardswish, F.softplus, F.mish),
         *(torch.sigmoid, torch.tanh, torch.clamp),
+        *(torch.erf, torch.abs, torch.sqrt, torch.exp, torch.pow),
     }
 )
-"""Functions that no fold moves: what they read today is what they read before."""
+"""Functions that no fold moves: what they read today is what they read before.
+
+Where a scale has moved from behind one to the layer in front of it the call says so ("rescaled").
+"""
 _MOST_STORED = 1 << 20  # bytes that a computed constant may take in the file
 
 
@@ -356,9 +361,9 @@ def name_at(origin: Origin, slot: tuple[int, int | str]) -> str:
 def is_fixed(call: fx.Node) -> bool:
     """Say whether no fold can change what a call reads."""
     origin = origin_of(call)
-    if origin is None or not origin.nodes:
+    if origin is None or not origin.nodes or "rescaled" in call.meta:
         return False
-    if isinstance(origin.module, tuple(MAX_POOLS.values())):
+    if isinstance(origin.module, (HardGate, *MAX_POOLS.values())):
         return True
     return isinstance(call.target, Opaque) or call.target in _BENT
 

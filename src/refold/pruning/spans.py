@@ -12,9 +12,9 @@ from typing import cast
 
 from torch import Tensor, fx
 
-from refold.algebra.operator import AvgPool, Conv, Identity, Resample, wide
+from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Resample, wide
 from refold.errors import RefusedError
-from refold.graph import Activation, Lifter, Limit, Link, layer_class, link, point, submodule
+from refold.graph import Activation, Lifter, Link, layer_class, link, submodule, written_out
 from refold.ranked import MAX_POOLS
 
 
@@ -57,7 +57,7 @@ class Span:
             if isinstance(op, Conv):
                 value = _constant(op, channel, value)
             elif step.activation is not None and value is not None:
-                value = _image(step.activation, channel, value)
+                value = step.activation.at(value, channel)
             elif isinstance(op, AvgPool) and value is not None:
                 taps = prod(axis.kernel for axis in op.axes)
                 value = None if value and op.zero_pads else value * op.factor * taps
@@ -87,9 +87,14 @@ def span_of(lifter: Lifter, maker: Link) -> Span:
         if any(user.op == "output" for user in node.users):
             raise RefusedError("its channels are an output")
         readers = [user for user in node.users if lifter.depends(user)]
-        if len(readers) != 1 or len(readers) < len(node.users):
+        if len(readers) < len(node.users):
             raise RefusedError("more than one layer reads its channels, or asks their number")
-        found = max_pool(lifter, readers[0]) or link(lifter, readers[0])
+        single = readers[0] if len(readers) == 1 else None
+        found = single and (max_pool(lifter, single) or link(lifter, single))
+        plain = isinstance(found, Link) and not any(isinstance(op, Affine) for op in found.ops)
+        found = found if plain else written_out(lifter, node) or found
+        if found is None and single is None:
+            raise RefusedError("more than one layer reads its channels, or asks their number")
         if not isinstance(found, Link) or found.gate or found.source is not node:
             raise RefusedError("what reads its channels does not keep them apart")
         if found.is_affine and isinstance(found.ops[0], Conv) and _reads_all(found):
@@ -148,21 +153,3 @@ def _constant(op: Conv, channel: int, value: float | None) -> float | None:
 def _reads_all(step: Link) -> bool:
     op = step.ops[0]
     return isinstance(op, Conv) and op.groups == 1 and not op.transposed and len(step.ops) == 1
-
-
-def _image(act: Activation, channel: int, value: float) -> float | None:
-    """Return what a function makes of a constant in one channel."""
-    if act.bounds is not None:
-        low, high = (_at(limit, channel) for limit in act.bounds)
-        return min(max(value, low), high)
-    if act.slope is not None:
-        return value if value >= 0 else value * _at(act.slope, channel)
-    image = act.image(point(value))
-    return image.low if image.low == image.high else None
-
-
-def _at(limit: Limit, channel: int) -> float:
-    if not isinstance(limit, Tensor):
-        return limit
-    flat = limit.detach().flatten()
-    return float(flat[channel if flat.numel() > 1 else 0])

@@ -183,6 +183,13 @@ NORMS = (
         "comes in between. Elsewhere put the norm directly behind a convolution.",
     ),
     Reason(
+        "The norm stands behind a maximum",
+        ("some of its scales are below zero, where the maximum before it would be a minimum",),
+        "A norm behind a max pool goes into the layer in front of it where all its scales are "
+        "positive; a negative one turns the maximum into a minimum.",
+        "Put the norm in front of the pool, and train on.",
+    ),
+    Reason(
         "Somebody else reads the value",
         (
             "the value of … is also read by …",

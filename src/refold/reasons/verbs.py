@@ -56,7 +56,7 @@ RESIDUALS = (
             "its grouped convolution reads the carried channels in another order",
             "its groups would need carried channels of one another",
             "its gate has no layer that could skip the carried channels",
-            "its gate does not end in a sigmoid, which is 1 for large numbers",
+            "its gate does not end in a function that is 1 for large numbers",
             "its gate reshapes to a fixed number of channels",
             "its gate is not made of dense layers",
         ),

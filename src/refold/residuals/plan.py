@@ -25,9 +25,9 @@ from refold.graph import (
     flat,
     like_of,
     lower,
+    passed_on,
     point,
     pools,
-    sigmoids,
     through,
 )
 from refold.residuals.find import Residual
@@ -59,9 +59,8 @@ def wider_gate(
     if not places or not all(pools(step) for step, _ in items[: places[0]]):
         raise RefusedError("its gate has no layer that could skip the carried channels")
     tail = [step for step, op in items[places[-1] + 1 :] if not isinstance(op, Identity)]
-    opens = [step for step in tail if sigmoids(step)]
-    if len(opens) != 1 or not all(pools(step) for step in tail if step not in opens):
-        raise RefusedError("its gate does not end in a sigmoid, which is 1 for large numbers")
+    if passed_on(list(dict.fromkeys(tail)), OPEN) != 1:
+        raise RefusedError("its gate does not end in a function that is 1 for large numbers")
     for step, op in items:
         _check_reshape(step, op, is_first)
     layers: list[tuple[Link, nn.Module]] = []

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import refold
+from helpers.nightly import some
 from helpers.traps import live
 
 Write = Callable[[Tensor, Tensor, int, int], None]
@@ -172,3 +173,159 @@ def test_a_reader_of_the_map_in_between_keeps_it() -> None:
     model = live(nn.Sequential(nn.Conv2d(3, 4, 1), Between(2, 1, ring), nn.Conv2d(4, 5, 3)))
     folded = refold.reparameterize(model, image(2))
     equal(model, folded, 2)
+
+
+# other spellings of the same border, of one place at each edge
+
+
+Spelling = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def copied(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    y = F.pad(y, [1] * 4)
+    for part in (y[:, :, :1], y[:, :, -1:], y[..., :1], y[..., -1:]):
+        part.copy_(v)
+    return y
+
+
+def by_place(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    y, v = F.pad(y, [1] * 4), v[..., 0]
+    y[:, :, 0], y[:, :, -1], y[..., 0], y[..., -1] = v, v, v, v
+    return y
+
+
+def narrowed(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    y = net.zeros(y)
+    for axis in (2, 3):
+        y.narrow(axis, 0, 1).copy_(v)
+        y.narrow(axis, y.shape[axis] - 1, 1).copy_(v)
+    return y
+
+
+def added(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    y = F.pad(y, [1] * 4)
+    y[:, :, :1] += v
+    y[:, :, -1:] += v
+    y[:, :, 1:-1, :1] += v
+    y[:, :, 1:-1, -1:] += v
+    return y
+
+
+def side_by_side(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    n, c, h, w = y.shape
+    row, column = v.expand(n, c, 1, w), v.expand(n, -1, h + 2, 1)
+    return torch.cat([column, torch.cat([row, y, row], 2), column], dim=-1)
+
+
+def masked(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    return torch.where(net.inner, F.pad(y, [1] * 4), v)
+
+
+def by_mask_of_its_size(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    inner = F.pad(torch.ones_like(y[:1, :1]), [1] * 4)
+    return F.pad(y, [1] * 4) * inner + v * (1 - inner)
+
+
+def there_and_back(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    return F.pad(y - v, [1] * 4) + v
+
+
+def filled(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    n, c, h, w = y.shape
+    made = v.expand(n, c, h + 2, w + 2).clone()
+    made[:, :, 1:-1, 1:-1] = y
+    return made
+
+
+def filled_to_sizes(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    n, c, h, w = y.shape
+    made = y.new_empty(n, c, h + 2, w + 2)
+    made[:] = v
+    made[:, :, 1 : h + 1, 1 : w + 1].copy_(y)
+    return made
+
+
+def asked_of_the_norm(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    v, y = net.bn(y.new_zeros(1, 4, 1, 1)), F.pad(y, [1] * 4)
+    y[:, :, :1], y[:, :, -1:], y[..., :1], y[..., -1:] = v, v, v, v
+    return y
+
+
+SPELLINGS = (
+    *(copied, by_place, narrowed, added, side_by_side, masked, by_mask_of_its_size),
+    *(there_and_back, filled, filled_to_sizes, asked_of_the_norm),
+)
+
+
+class Spelled(nn.Module):
+    """A pointwise layer, its norm, a padding in some spelling, and a window with a norm."""
+
+    def __init__(self, spelling: Spelling) -> None:
+        super().__init__()
+        self.first, self.bn = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)
+        self.last, self.spelling = nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)), spelling
+        self.zeros = nn.ZeroPad2d(1)
+        inner = torch.zeros(9, 10, dtype=torch.bool)
+        inner[1:-1, 1:-1] = True
+        self.register_buffer("inner", inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bn = self.bn
+        v = bn.bias - bn.running_mean * bn.weight / (bn.running_var + bn.eps).sqrt()
+        return self.last(self.spelling(self, bn(self.first(x)), v.view(1, -1, 1, 1)))
+
+
+@pytest.mark.parametrize("spelling", some(SPELLINGS, keep=(narrowed, side_by_side, filled)))
+def test_every_spelling_of_the_border_folds(spelling: Spelling) -> None:
+    model = live(Spelled(spelling))
+    folded = refold.reparameterize(model, image(2), allow_growth=True)
+    assert norms(folded) == int(spelling is asked_of_the_norm)  # whose numbers are still read
+    assert len([part for part in folded.modules() if isinstance(part, nn.Conv2d)]) == 1
+    sizes = [(7, 8)] if spelling is masked else [(7, 8), (3, 5), (12, 9)]
+    for height, width in sizes:
+        x = torch.randn(3, 3, height, width, dtype=torch.float64)
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+def three_from_the_top(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    made = filled(net, y, v)
+    made[:, :, 7:8] = v  # the last row but one of a map of height 7
+    return made
+
+
+def of_half_its_size(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    n, c, h, w = y.shape
+    made = v.expand(n, c, h + (h + 1) // 4, w + 2).clone()
+    made[:, :, 1 : h + 1, 1 : w + 1] = y
+    return made
+
+
+def of_one_size(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    y = F.pad(y, [1] * 4).index_fill(2, net.places, 0.0)
+    return torch.where(net.inner, y, v)
+
+
+def read_again(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    return side_by_side(net, y, v) + y.mean((2, 3), keepdim=True)
+
+
+def squared(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    return F.pad((y - v) * (y - v), [1] * 4) + v
+
+
+def sized_later(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    return side_by_side(net, y, v) * y.shape[-1]
+
+
+NEARLY = (three_from_the_top, of_half_its_size, of_one_size, read_again, squared, sized_later)
+
+
+@pytest.mark.parametrize("spelling", some(NEARLY, keep=(of_half_its_size, read_again, sized_later)))
+def test_what_only_looks_like_such_a_border_stays(spelling: Spelling) -> None:
+    model = live(Spelled(spelling))
+    model.register_buffer("places", torch.tensor([4]))
+    folded = refold.reparameterize(model, image(2), allow_growth=True)
+    assert norms(folded) == 1
+    for height, width in [(7, 8)] if spelling is of_one_size else [(7, 8), (3, 5), (12, 9)]:
+        x = torch.randn(2, 3, height, width, dtype=torch.float64)
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)

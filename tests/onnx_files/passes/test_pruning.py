@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from helpers.nightly import some
 from helpers.onnx_texts import assert_same, kinds, model, norm, run, written
 from refold.errors import InputError, RefusedError
 from refold.onnx_files import prune_onnx
@@ -146,3 +147,43 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="it is quantized"):
         prune_onnx(written(tmp_path, model(text, {})), out, ratio=0.5)
     assert not out.exists()
+
+
+WRITTEN_OUT = {
+    "SiLU": "b = Sigmoid(a) c = Mul(a, b)",
+    "quick GELU": "q = Mul(a, half) b = Sigmoid(q) c = Mul(b, a)",
+    "GELU": "b = Div(a, half) e = Erf(b) g = Add(e, one) h = Mul(a, g) c = Mul(h, half)",
+    "hard swish": "b = HardSigmoid<alpha=0.2>(a) c = Mul(a, b)",
+    "its old form": "b = Add(a, one) e = Clip(b, zero, one) g = Div(e, half) c = Mul(a, g)",
+    "Mish": "b = Softplus(a) e = Tanh(b) c = Mul(a, e)",
+    "one call": "c = Softsign(a)",
+    "threshold": "c = ThresholdedRelu(a)",
+    "not 0 at 0": "b = Sigmoid(a) c = Sub(b, half)",
+}
+
+
+@pytest.mark.parametrize("name", some(WRITTEN_OUT, keep=("SiLU", "GELU", "hard swish")))
+def test_functions_of_several_nodes_keep_channels_apart(tmp_path: Path, name: str) -> None:
+    text = f"""(float[n, 3, 8, 8] x) => (float[n, 4, 8, 8] y) {{
+      a = Conv<pads=[1,1,1,1]>(x, wa, ba) {WRITTEN_OUT[name]}
+      d = Conv<pads=[1,1,1,1]>(c, wd, bd) y = Relu(d) }}"""
+    made, out = model(text, WEIGHTS), tmp_path / "out.onnx"
+    for word, number in (("zero", 0.0), ("half", 0.5), ("one", 1.0)):
+        array = np.array(number, np.float32)
+        made.graph.initializer.append(numpy_helper.from_array(array, word))
+    done = prune_onnx(written(tmp_path, made), out, ratio=0.5, round_to=1)
+    assert [step.detail for step in done.steps] == ["8 -> 4 channels"]
+    [gone] = done.silenced.values()
+    masked = written(tmp_path, silenced(made, gone), "masked.onnx")
+    assert_same(masked, out, x=(3, 3, 8, 8))
+
+
+@pytest.mark.parametrize("function", ["b = Cos(a) c = Mul(a, b)", "b = Exp(a) c = Mul(a, b)"])
+def test_a_second_reader_or_another_node_keeps_them(tmp_path: Path, function: str) -> None:
+    """The control: `Cos` is not known, and what `Exp` gives is an output as well."""
+    ends = "float[n, 4, 8, 8] y" + (", float[n, 8, 8, 8] b" if "Exp" in function else "")
+    text = f"""(float[n, 3, 8, 8] x) => ({ends}) {{
+      a = Conv<pads=[1,1,1,1]>(x, wa, ba) {function}
+      d = Conv<pads=[1,1,1,1]>(c, wd, bd) y = Relu(d) }}"""
+    with pytest.raises(RefusedError, match="Conv_0"):
+        prune_onnx(written(tmp_path, model(text, WEIGHTS)), ratio=0.5, round_to=1)

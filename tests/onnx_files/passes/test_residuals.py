@@ -106,3 +106,40 @@ def test_random_files(tmp_path: Path, block: int) -> None:
             prune_onnx(source, ratio=0.4, round_to=1, remove_residuals=bool(seed % 2))
         except RefusedError as error:
             assert str(error).startswith("no channel")  # noqa: PT017
+
+
+GATES = {
+    "HardSigmoid": "k = HardSigmoid<alpha=0.2>(j)",
+    "its old form": "b = Add(j, three) e = Clip(b, zero, six) k = Div(e, six)",
+    "Tanh": "k = Tanh(j)",
+}
+CLOSED = {
+    "half open": "b = Sigmoid(j) k = Mul(b, three)",
+    "never flat": "k = Softplus(j)",
+}
+
+
+def gated(gate: str) -> Any:
+    text = f"""(float[n, 4, 8, 8] x) => (float[n, 4, 8, 8] y) {{
+      r = Relu(x) a = Conv<pads=[1,1,1,1]>(r, wa, ba) b0 = Relu(a) g = GlobalAveragePool(b0)
+      h = Conv(g, w1, b1) i = Relu(h) j = Conv(i, w2) {gate} c = Mul(b0, k)
+      d = Conv<pads=[1,1,1,1]>(c, wd) y = Add(d, r) }}"""
+    weights = {"w1": (2, 8, 1, 1), "b1": (2,), "w2": (8, 2, 1, 1)}
+    made = model(text, {"wa": (8, 4, 3, 3), "ba": (8,), "wd": (4, 8, 3, 3), **weights})
+    for word, number in (("zero", 0.0), ("three", 3.0), ("six", 6.0)):
+        array = np.array(number, np.float32)
+        made.graph.initializer.append(onnx.numpy_helper.from_array(array, word))
+    return made
+
+
+@pytest.mark.parametrize("name", some(GATES, keep=2))
+def test_a_gate_may_end_in_whatever_is_one_for_large_numbers(tmp_path: Path, name: str) -> None:
+    assert "Add" not in removed(tmp_path, gated(GATES[name]))[-1:]
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_one_that_is_not_keeps_its_residual(tmp_path: Path, name: str) -> None:
+    """The control: such a gate would not hand the shortcut on as it is."""
+    assert removed(tmp_path, gated(CLOSED[name]))[-1] == "Add"
+    [kept] = remove_residuals_onnx(tmp_path / "net.onnx").kept
+    assert "1 for large numbers" in kept.reason

@@ -1,197 +1,321 @@
-"""Padded maps whose border is then overwritten with what the layer before makes of zero.
+"""Padded maps whose border holds what the layer before makes of zero.
 
 `y = F.pad(norm(x), …); y[:, :, 0:p] = v; …` with v the norm's value of 0 is how several authors
 write a padding in front of the norm: `norm(F.pad(x, …))`. So it is spelled here before anything is
-folded. The same holds for a pointwise convolution and its bias.
+folded, whatever way the border was written. The same holds for a pointwise convolution's bias.
 """
 
 from __future__ import annotations
 
-import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from math import prod
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
 from refold.algebra.operator import Affine, Conv, Operator
-from refold.graph.calls import canonical
-from refold.graph.copies.modules import submodule
+from refold.graph.calls import Call, canonical, is_question
+from refold.graph.copies.modules import attribute, submodule
+from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.stretches import Stretch, free_values, moves_numbers
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Piece
-from refold.graph.surgery.editor import Editor
+from refold.graph.surgery.edits import alive
+from refold.graph.trace.frames import map_tree
 
 _CONVS = ("conv1d", "conv2d", "conv3d")
+_BY_CHANNEL = ("functional_batch_norm", "batch_norm", "add", "sub", "rsub", "mul", "div")
+_MOST_LAYERS = 4
+_NEAR, _FAR = 24, 4096
+_MOST_NUMBERS = 1 << 24
+_Image = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A call that maps each position alike.
+
+    Args:
+        node: the call.
+        source: what it reads.
+        image: what it makes of one value a channel (float64).
+    """
+
+    node: fx.Node
+    source: fx.Node
+    image: _Image
 
 
 @dataclass(frozen=True, eq=False)
 class _Border:
-    """A padded map with an overwritten border.
+    """A padded map with the border of another padding.
 
     Args:
-        pad: the call that pads.
-        writes: the assignments to its border.
-        layer: the call whose value is padded.
-        source: what the layer reads.
-        amounts: what the call pads.
+        end: the padded map.
+        calls: what makes it.
+        layers: the calls whose value is padded, the last one first; the padding belongs in front
+            of them all.
+        amounts: what `F.pad` is to pad there.
     """
 
-    pad: fx.Node
-    writes: list[fx.Node]
-    layer: fx.Node
-    source: fx.Node
+    end: fx.Node
+    calls: list[fx.Node]
+    layers: list[_Layer]
     amounts: list[int]
 
 
-def pad_before_layers(lifter: Lifter, editor: Editor) -> bool:
+def pad_before_layers(fold: FoldPass) -> bool:
     """Pad in front of a layer where the border behind it is its value of zero; say if anywhere."""
-    nodes = list(lifter.capture.graph.nodes)
-    if not any(node.target is operator.setitem for node in nodes):
-        return False
-    found = [_border(lifter, node) for node in nodes]
-    borders = [border for border in found if border is not None]
-    for border in borders:
-        padded = editor.insert_function(F.pad, (border.source, border.amounts), before=border.layer)
-        editor.reread(border.layer, border.source, padded)
-        editor.replace(border.pad, border.layer)
-        editor.discard([border.pad, *border.writes])
-        _note_shapes(lifter, border, padded)
-    if borders:
-        editor.sweep()
-    return bool(borders)
+    free, done = free_values(fold.lifter), False
+    for node in list(fold.lifter.capture.graph.nodes):
+        border = _border(fold.lifter, free, node) if alive(node) else None
+        if border is not None:
+            parts = [*border.calls, *(layer.node for layer in border.layers)]
+            done |= fold.attempt(parts, partial(_pad_before, fold, border))
+    if done:
+        fold.editor.sweep()
+    return done
 
 
-def _note_shapes(lifter: Lifter, border: _Border, padded: fx.Node) -> None:
-    shapes = lifter.capture.shapes
-    before, after = shapes.get(border.source), shapes.get(border.pad)
-    if before is not None and after is not None:
-        shapes[padded] = (*before[:2], *after[2:])
-        shapes[border.layer] = after
+def _pad_before(fold: FoldPass, border: _Border) -> bool:
+    last, first = border.layers[0].node, border.layers[-1]
+    args = (first.source, border.amounts)
+    padded = fold.editor.insert_function(F.pad, args, before=first.node)
+    fold.editor.reread(first.node, first.source, padded)
+    fold.editor.replace(border.end, last)
+    fold.editor.discard(border.calls)
+    fold.touch([*border.calls, *(layer.node for layer in border.layers)], [padded])
+    shapes = fold.lifter.capture.shapes
+    size = shapes[border.end][2:]
+    for node in (first.source, *(layer.node for layer in border.layers)):
+        shapes[padded if node is first.source else node] = (*shapes[node][:2], *size)
+    return True
 
 
-def _border(lifter: Lifter, node: fx.Node) -> _Border | None:
-    call = canonical(node)
-    if call is None or call.name != "pad" or call["mode"] != "constant" or call["value"]:
+def _border(lifter: Lifter, free: set[fx.Node], node: fx.Node) -> _Border | None:
+    shape = lifter.shape(node)
+    if shape is None or len(shape) < 3:
         return None
-    layer, amounts, shape = call["input"], call["pad"], lifter.shape(node)
-    if not isinstance(layer, fx.Node) or set(layer.users) != {node} or shape is None:
+    if not any(_may_pad(lifter, free, node, user) for user in node.users):
         return None
-    plain = isinstance(amounts, (tuple, list)) and len(amounts) == 2 * (len(shape) - 2)
-    if not plain or not all(isinstance(n, int) and n >= 0 for n in amounts):
+    layers = list(_layers(lifter, node))
+    if not layers or layers[-1].source in lifter.tainted:
         return None
-    users = sorted(node.users)
-    writes = [user for user in users if user.target is operator.setitem and user.args[0] is node]
-    if not writes or users[: len(writes)] != writes or any(write.users for write in writes):
-        return None
+    above = (*(layer.node for layer in layers[1:]), layers[-1].source)
+    stretch = Stretch.behind(lifter, free, node, above)
     unsure = lifter.capture.stays.keys() | lifter.capture.elsewhere.keys()
-    if not unsure.isdisjoint((node, layer, *writes)):
-        return None
-    image = _image_of_zero(lifter, layer)
-    if image is None or not _covers(lifter, writes, list(amounts), shape, image[1]):
-        return None
-    return _Border(node, writes, layer, image[0], list(amounts))
-
-
-def _image_of_zero(lifter: Lifter, layer: fx.Node) -> tuple[fx.Node, Tensor] | None:
-    """Return what a layer reads and what it makes of 0, in every channel, if it is pointwise."""
-    source = layer.args[0] if layer.args else layer.kwargs.get("input")
-    if not isinstance(source, fx.Node) or source in lifter.tainted:
-        return None
-    if layer.op == "call_function":
-        bias = _bias(lifter, layer)
-        return None if bias is None else (source, bias)
-    path = str(layer.target)
-    if layer.op != "call_module" or path in lifter.capture.pinned:
-        return None
-    if lifter.capture.calls.get(path, 1) > 1:
-        return None
-    module = submodule(lifter.capture.module, path)
-    piece = lift_module(module, source, lifter.shape(source))
-    value = _of_zero(piece.ops[0]) if isinstance(piece, Piece) else None
-    return None if value is None else (source, value)
-
-
-def _of_zero(op: Operator) -> Tensor | None:
-    if isinstance(op, Affine):
-        return op.shift
-    if isinstance(op, Conv) and not op.transposed:
-        pointwise = all(a.kernel == a.stride == 1 and a.lo == a.hi == 0 for a in op.axes)
-        return op.bias if pointwise and op.axes else None
+    for calls, end in stretch.ends():
+        found = _padding(stretch, calls, end, layers)
+        if found is not None and unsure.isdisjoint((*calls, *(at.node for at in found.layers))):
+            return found
     return None
 
 
-def _bias(lifter: Lifter, layer: fx.Node) -> Tensor | None:
-    """Return the bias of a pointwise convolution that is called as a function."""
-    name = getattr(layer.target, "__name__", "")
-    call = canonical(layer)
-    if call is None or name not in _CONVS:
+def _may_pad(lifter: Lifter, free: set[fx.Node], node: fx.Node, user: fx.Node) -> bool:
+    others = set(user.all_input_nodes) - {node}
+    return moves_numbers(lifter, user) and free.issuperset(others)
+
+
+# the layers in front of a padding
+
+
+def _layers(lifter: Lifter, node: fx.Node) -> Iterator[_Layer]:
+    """Yield the layer that makes a value, the one before it that it alone reads, and so on."""
+    for _ in range(_MOST_LAYERS):
+        layer = _layer(lifter, node)
+        if layer is None or lifter.shape(layer.source) is None:
+            return
+        yield layer
+        node = layer.source
+        if sum(not is_question(user) for user in node.users) > 1 or node in lifter.tainted:
+            return
+
+
+def _layer(lifter: Lifter, node: fx.Node) -> _Layer | None:
+    if node.op == "call_function":
+        return _function(lifter, node)
+    path = str(node.target)
+    if node.op != "call_module" or path in lifter.capture.pinned or not node.args:
         return None
-    weight, bias = (lifter.tensor(call[key]) for key in ("weight", "bias"))
-    if weight is None or bias is None or any(size != 1 for size in weight.shape[2:]):
+    source = node.args[0]
+    if not isinstance(source, fx.Node):
         return None
+    piece = lift_module(submodule(lifter.capture.module, path), source, lifter.shape(source))
+    if not isinstance(piece, Piece) or piece.join != "none" or piece.by_rank is not None:
+        return None
+    image = _image(piece.ops[0])
+    return None if image is None else _Layer(node, source, image)
+
+
+def _image(op: Operator) -> _Image | None:
+    """Return what a layer makes of one number a channel, if it maps each position alike."""
+    if isinstance(op, Affine):
+        scale, shift = op.scale, op.shift
+        wide = [tensor.detach().double() for tensor in (scale, shift) if tensor is not None]
+        return lambda v: (v if scale is None else v * wide[0]) + (0 if shift is None else wide[-1])
+    if not isinstance(op, Conv) or op.transposed or not op.axes:
+        return None
+    if not all(a.kernel == a.stride == 1 and a.lo == a.hi == 0 for a in op.axes):
+        return None
+    weight = op.weight.detach().double().flatten(2).squeeze(-1)[..., None]
+    bias = None if op.bias is None else op.bias.detach().double()
+    return lambda v: F.conv1d(v[None, :, None], weight, bias, groups=op.groups).flatten()
+
+
+def _function(lifter: Lifter, node: fx.Node) -> _Layer | None:
+    """Return the layer of a call of a function whose other arguments are constants."""
+    call = canonical(node)
+    if call is None or call.name not in (*_CONVS, *_BY_CHANNEL):
+        return None
+    values = [n for n in node.all_input_nodes if lifter.constants.value(n) is None]
+    if len(values) != 1 or (call.name in ("div", *_CONVS) and call["input"] is not values[0]):
+        return None
+    if call.name in _CONVS and not _is_pointwise(lifter, call):
+        return None
+    rank = len(lifter.shape(values[0]) or ()) - 2
+
+    def number(leaf: Any, value: Tensor) -> Any:
+        if leaf is values[0]:
+            return value
+        found = lifter.constants.value(leaf) if isinstance(leaf, fx.Node) else leaf
+        if isinstance(found, Tensor) and found.is_floating_point():
+            return found.detach().double()
+        return found
+
+    def image(value: Tensor) -> Tensor:
+        wide = value.reshape(1, -1, *(1,) * rank)
+        args, kwargs = map_tree(partial(number, value=wide), (node.args, dict(node.kwargs)))
+        made = cast(Any, node.target)(*args, **kwargs)
+        return made.flatten() if made.shape[2:] == wide.shape[2:] else made.new_empty(0)
+
+    return _Layer(node, values[0], image)
+
+
+def _is_pointwise(lifter: Lifter, call: Call) -> bool:
+    weight = lifter.tensor(call["weight"])
     steps = [call.arguments.get(key, default) for key, default in (("stride", 1), ("padding", 0))]
     flat = [set(s) if isinstance(s, (tuple, list)) else {s} for s in steps]
-    return bias if flat == [{1}, {0}] else None
+    return flat == [{1}, {0}] and weight is not None and all(n == 1 for n in weight.shape[2:])
 
 
-def _covers(
-    lifter: Lifter,
-    writes: list[fx.Node],
-    amounts: list[int],
-    shape: tuple[int, ...],
-    image: Tensor,
-) -> bool:
-    """Say whether the writes put this value into the whole of the border, and nowhere else."""
-    sides: dict[tuple[int, bool], int] = {}
-    for write in writes:
-        _, index, written = write.args
-        value = lifter.constants.value(written) if isinstance(written, fx.Node) else written
-        side = _side(index, len(shape))
-        if side is None or not _is_value(value, image, len(shape)):
-            return False
-        sides[side[0], side[1]] = side[2]
-    axes = range(len(shape) - 1, 1, -1)
-    wanted = {
-        (axis, is_end): amounts[2 * at + is_end]
-        for at, axis in enumerate(axes)
-        for is_end in (False, True)
-        if amounts[2 * at + is_end]
-    }
-    return sides == wanted
+# what the calls behind it compute
 
 
-def _side(index: Any, rank: int) -> tuple[int, bool, int] | None:
-    """Return the axis, the end and the width of a slice along one spatial axis."""
-    parts = list(index) if isinstance(index, tuple) else [index]
-    if Ellipsis in [part for part in parts if part is Ellipsis]:
-        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
-        parts[at : at + 1] = [slice(None)] * (rank - len(parts) + 1)
-    cuts = [(axis, part) for axis, part in enumerate(parts) if part != slice(None)]
-    if len(cuts) != 1 or len(parts) > rank or not isinstance(cuts[0][1], slice):
+def _padding(
+    stretch: Stretch, calls: list[fx.Node], end: fx.Node, layers: list[_Layer]
+) -> _Border | None:
+    """Return the border if the calls pad with what the layers make of zero, at every size."""
+    lifter = stretch.lifter
+    shape, after = lifter.shape(stretch.start), lifter.shape(end)
+    like = _like(lifter, layers)
+    reach = stretch.reach()
+    if shape is None or after is None or len(shape) != len(after) or like is None:
         return None
-    axis, cut = cuts[0]
-    if axis < 2 or cut.step not in (None, 1):
+    added = [high - low for low, high in zip(shape, after, strict=True)]
+    if added[:2] != [0, 0] or min(added) < 0 or not any(added) or reach > _FAR:
         return None
-    if cut.start in (None, 0) and isinstance(cut.stop, int) and cut.stop > 0:
-        return axis, False, cut.stop
-    if cut.stop is None and isinstance(cut.start, int) and cut.start < 0:
-        return axis, True, -cut.start
+    noise, found = torch.Generator(like.device).manual_seed(0), None
+    for size in _sizes(shape, reach):
+        if prod(size) > _MOST_NUMBERS:
+            return None
+        value = torch.randn(size, dtype=like.dtype, device=like.device, generator=noise)
+        made = stretch.run(calls, end, value)
+        if made is None and size != shape:
+            continue
+        if made is None or tuple(made.shape) != tuple(map(sum, zip(size, added, strict=True))):
+            return None
+        found = found or _surround(value, made, lifter, layers)
+        if found is None or not _is_padded(value, made, *found[:2]):
+            return None
+    if found is None or not _is_theirs(lifter, layers[: found[2]], calls):
+        return None
+    pairs = [(low, more - low) for low, more in zip(found[0], added[2:], strict=True)]
+    return _Border(end, calls, layers[: found[2]], [n for pair in reversed(pairs) for n in pair])
+
+
+def _sizes(shape: tuple[int, ...], reach: int) -> list[tuple[int, ...]]:
+    """Return the sizes to try: small ones, some that no number in the calls reaches, the recorded.
+
+    The calls tell places apart by their distance from an edge, which is a number of theirs. What
+    holds where the edges lie further apart than all these numbers holds for every larger size.
+    """
+    rank = len(shape) - 2
+    small, far = tuple(range(3, 3 + rank)), tuple(reach + 2 + at for at in range(rank))
+    tried = [small, (1,) * rank, (2,) * rank]
+    for low in ((1,) * rank, small):
+        tried += [(*low[:at], far[at], *low[at + 1 :]) for at in range(rank)]
+    if reach <= _NEAR:
+        tried.append(far)
+    fixed = [(count, *shape[1:]) for count in (1, shape[0] + 1)]
+    return [*((2, shape[1], *size) for size in tried), *fixed, shape]
+
+
+def _like(lifter: Lifter, layers: list[_Layer]) -> Tensor | None:
+    """Return a tensor of the layers, which tells type and device."""
+    for layer in layers:
+        for path in lifter.constants.sources(layer.node):
+            tensor = attribute(lifter.capture.module, path)
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                return None if tensor.is_meta else tensor
     return None
 
 
-def _is_value(value: Any, image: Tensor, rank: int) -> bool:
-    """Say whether a value, broadcast, is this number in every channel, but for rounding."""
-    if isinstance(value, (int, float)):
-        value = torch.tensor(float(value), dtype=torch.float64)
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.is_meta:
+def _surround(
+    value: Tensor, made: Tensor, lifter: Lifter, layers: list[_Layer]
+) -> tuple[list[int], Tensor, int] | None:
+    """Return where a value lies in what was made of it, what is around it, and the layers."""
+    first = value[(0,) * value.ndim]
+    nearest = int((made[0, 0] - first).abs().argmin())
+    lows = [int(at) for at in torch.unravel_index(torch.tensor(nearest), made.shape[2:])]
+    around = torch.ones(made.shape[2:], dtype=torch.bool, device=made.device)
+    around[_inner(lows, value)] = False
+    if not around.any():
+        return None
+    ring = made[0][:, around][:, 0]
+    for count in range(1, len(layers) + 1):
+        shape = lifter.shape(layers[count - 1].source)
+        image = torch.zeros(shape[1] if shape else 0, dtype=torch.float64, device=made.device)
+        for layer in reversed(layers[:count]):
+            image = layer.image(image)
+        if image.shape == ring.shape and image.any() and _is_close(ring, image, image):
+            return lows, image, count
+    return None
+
+
+def _inner(lows: list[int], value: Tensor) -> tuple[slice, ...]:
+    sizes = zip(lows, value.shape[2:], strict=True)
+    return tuple(slice(low, low + size) for low, size in sizes)
+
+
+def _is_padded(value: Tensor, made: Tensor, lows: list[int], image: Tensor) -> bool:
+    """Say whether a map is the value with these numbers around it, but for rounding."""
+    inner = (slice(None), slice(None), *_inner(lows, value))
+    whole = image.reshape(1, -1, *(1,) * len(lows)).expand(made.shape).clone()
+    if made.dtype != value.dtype or made[inner].shape != value.shape:
         return False
-    laid = value.reshape((1,) * (rank - value.ndim) + tuple(value.shape))
-    if laid.ndim != rank or laid.numel() not in (1, image.numel()):
+    if not _is_close(made[inner], value.double(), torch.cat((value.double().flatten(), image))):
         return False
-    if laid.numel() > 1 and laid.shape[1] != image.numel():
-        return False
-    given, known = laid.detach().double().flatten(), image.detach().double().to(laid.device)
-    slack = 32 * torch.finfo(value.dtype).eps * known.abs().max().clamp(min=1e-30)
-    return bool(((given - known).abs() <= slack).all())
+    whole[inner] = made[inner].double()
+    return _is_close(made, whole, image)
+
+
+def _is_close(given: Tensor, known: Tensor, scale: Tensor) -> bool:
+    slack = 32 * torch.finfo(given.dtype).eps * scale.abs().max().clamp(min=1e-30)
+    return bool(((given.detach().double() - known).abs() <= slack).all())
+
+
+def _is_theirs(lifter: Lifter, layers: list[_Layer], calls: list[fx.Node]) -> bool:
+    """Say whether nothing but these calls reads the layers, or calls them a second time."""
+    inside = {*calls, *(layer.node for layer in layers)}
+    for layer in layers:
+        path = str(layer.node.target)
+        again = sum(node.op == "call_module" and node.target == path for node in calls)
+        times = lifter.capture.calls.get(path, 1) if layer.node.op == "call_module" else 1
+        if times - again > 1 or not inside.issuperset(layer.node.users):
+            return False
+    return True

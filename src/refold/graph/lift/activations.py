@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
-from refold.graph.layers import ChannelClamp, ChannelSlope
+from refold.graph.layers import ChannelClamp, ChannelSlope, HardGate, hard_gate
 from refold.graph.lift.context import Context
 from refold.graph.lift.interval import Interval, point
 from refold.graph.trace.overridden import layer_class
@@ -41,6 +41,26 @@ class Activation:
     keeps: Interval | None = None
     bounds: tuple[Limit, Limit] | None = None
     slope: Limit | None = None
+
+    def at(self, value: float, channel: int | None = None) -> float | None:
+        """Return what becomes of a number; None where that, or the channel, is not known."""
+        if self.bounds is not None:
+            low, high = (_in_channel(limit, channel) for limit in self.bounds)
+            return None if low is None or high is None else min(max(value, low), high)
+        if self.slope is not None:
+            slope = _in_channel(self.slope, channel)
+            return value if value >= 0 else None if slope is None else value * slope
+        image = self.image(point(value))
+        return image.low if image.low == image.high else None
+
+
+def _in_channel(limit: Limit, channel: int | None) -> float | None:
+    if not isinstance(limit, Tensor):
+        return limit
+    flat = limit.detach().flatten()
+    if flat.numel() == 1:
+        return float(flat[0])
+    return None if channel is None else float(flat[channel])
 
 
 def activation(context: Context, node: fx.Node) -> Activation | None:
@@ -155,6 +175,8 @@ def _threshold(context: Context, source: fx.Node, given: dict[str, Any]) -> Acti
     least = float(limit) if limit in (value, -inf) else nextafter(limit, inf)
 
     def image(x: Interval) -> Interval:
+        if x.high <= limit:
+            return point(value)
         above = Interval(max(x.low, limit), max(x.high, limit))
         return above if x.low > limit else above.hull(point(value))
 
@@ -202,7 +224,7 @@ _SLOPES = frozenset({"leaky_relu", "prelu"})
 _SHRINKS = frozenset({"hardshrink", "softshrink"})
 _RISING: dict[str, Callable[..., Tensor]] = {
     "sigmoid": torch.sigmoid,
-    "hardsigmoid": F.hardsigmoid,
+    "hardsigmoid": hard_gate,
     "tanh": torch.tanh,
     "softplus": F.softplus,
     "exp": torch.exp,
@@ -240,6 +262,7 @@ _LAYERS: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     nn.SELU: ("selu", _nothing),
     nn.Sigmoid: ("sigmoid", _nothing),
     nn.Hardsigmoid: ("hardsigmoid", _nothing),
+    HardGate: ("hardsigmoid", lambda m: {"slope": m.slope, "offset": m.offset}),
     nn.Tanh: ("tanh", _nothing),
     nn.Softplus: ("softplus", lambda m: {"beta": m.beta, "threshold": m.threshold}),
     nn.LogSigmoid: ("logsigmoid", _nothing),

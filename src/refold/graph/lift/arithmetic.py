@@ -130,7 +130,21 @@ def _add(context: Context, node: fx.Node, call: Call) -> Lifted:
 def _lerp(context: Context, node: fx.Node, call: Call) -> Lifted:
     weight = context.number(call["weight"])
     ends = (call["input"], call["end"])
-    return None if weight is None else _combine(context, ends, (1.0 - weight, weight))
+    if weight is None:
+        return _lerp_by_channel(context, ends, call["weight"])
+    return _combine(context, ends, (1.0 - weight, weight))
+
+
+def _lerp_by_channel(context: Context, ends: tuple[Any, Any], weight: Any) -> Lifted:
+    """Lift (1 - w) * x + w * y for a constant tensor w."""
+    if context.depends(weight) or not all(map(context.depends, ends)):
+        return None
+    vector = per_channel(context, weight, ends[0])
+    if vector is None or isinstance(vector, str):
+        return vector
+    scale, rank = vector
+    whole = _sum(context, ends, [Affine(1.0 - scale), Affine(scale)])
+    return None if whole is None else replace(whole, rank_in=rank)
 
 
 def _combine(context: Context, terms: tuple[Any, Any], factors: tuple[float, float]) -> Lifted:
@@ -177,7 +191,7 @@ def _div(context: Context, node: fx.Node, call: Call) -> Lifted:
 
 
 def _addcmul(context: Context, node: fx.Node, call: Call) -> Lifted:
-    """Lift input + value * x * other (addcdiv: x / other) where all but x is constant."""
+    """Lift input + value * x * other (addcdiv: x / other), where other is constant."""
     x, other, value = call["tensor1"], call["tensor2"], context.number(call["value"])
     divide = call.name == "addcdiv"
     if not divide and not context.depends(x):
@@ -190,6 +204,9 @@ def _addcmul(context: Context, node: fx.Node, call: Call) -> Lifted:
     [op] = factor.ops
     one = torch.ones((), dtype=torch.float64)
     scale = value * (op.scale if isinstance(op, Affine) and op.scale is not None else one)
+    if context.depends(call["input"]):
+        both = _sum(context, (call["input"], x), [Identity(), Affine(scale)])
+        return None if both is None else replace(both, rank_in=factor.rank_in)
     whole = shifted(context, x, scale, call["input"], 1.0)
     if not isinstance(whole, Piece) or factor.rank_in in (None, whole.rank_in):
         return whole
@@ -223,8 +240,8 @@ def _sum_all(context: Context, items: list[Any], factor: float) -> Piece | None:
     return _sum(context, items, [_times(factor) for _ in items])
 
 
-def _sum_stack(context: Context, node: fx.Node, call: Call) -> Lifted:
-    """Lift the sum of values that were stacked along the summed axis."""
+def sum_stack(context: Context, node: fx.Node, call: Call) -> Lifted:
+    """Lift the sum or mean of values that were stacked along that axis."""
     stack = call["input"]
     inner = canonical(stack) if isinstance(stack, fx.Node) else None
     if inner is None or inner.name != "stack" or call["keepdim"] or call["dtype"] is not None:
@@ -232,7 +249,8 @@ def _sum_stack(context: Context, node: fx.Node, call: Call) -> Lifted:
     items, dim = inner["tensors"], call["dim"]
     if not isinstance(items, (list, tuple)) or dim not in (inner["dim"], [inner["dim"]]):
         return None
-    whole = _sum_all(context, list(cast("Sequence[Any]", items)), 1.0)
+    factor = 1.0 / len(items) if call.name == "mean" else 1.0
+    whole = _sum_all(context, list(cast("Sequence[Any]", items)), factor)
     return None if whole is None else replace(whole, through=(stack,))
 
 
@@ -248,5 +266,5 @@ ARITHMETIC: dict[str, Handler] = {
     "neg": _neg,
     "zeros_like": _zeros,
     "sum_list": _sum_list,
-    "sum": _sum_stack,
+    "sum": sum_stack,
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from torch import fx
+from torch import Tensor, fx
 
 from refold.algebra.norm import norm_affine
 from refold.algebra.operator import Conv
@@ -48,13 +49,97 @@ def _linear(context: Context, node: fx.Node, call: Call) -> Lifted:
 
 def _matmul(context: Context, node: fx.Node, call: Call) -> Lifted:
     """Lift x @ W + b with a constant matrix: a linear layer that was written out."""
-    if not context.depends(call["input"]) or call.arguments.get("alpha", 1) != 1:
+    if not context.depends(call["input"]):
+        return _left_matmul(context, call) if call.name == "matmul" else None
+    if call.arguments.get("alpha", 1) != 1:
         return None
     bias = call.arguments.get("bias") if call.arguments.get("beta", 1) == 1 else None
     if call.name == "addmm" and bias is None:
         return None
     op = matrix(context, call["other"], bias)
     return linear(call["input"], op) if isinstance(op, Conv) else op
+
+
+def _left_matmul(context: Context, call: Call) -> Lifted:
+    """Lift W @ x with a constant matrix: a pointwise convolution of x (N, C, L)."""
+    weights, shape = context.weights(call["input"]), context.shape(call["other"])
+    if not isinstance(weights, list) or shape is None or len(shape) != 3:
+        return weights if isinstance(weights, str) else None
+    [matrix] = weights
+    return _pointwise(call["other"], matrix, 1) if matrix is not None and matrix.ndim == 2 else None
+
+
+def _pointwise(value: fx.Node, weight: Tensor, rank: int) -> Piece:
+    """Return the piece of a convolution whose weight (O, I) sees one position each."""
+    axes = conv_axes((1,) * rank, 1, 0, 1)
+    return unary(value, Conv(weight[(..., *(None,) * rank)], None, axes), rank=rank)
+
+
+def _einsum(context: Context, node: fx.Node, call: Call) -> Lifted:
+    """Lift a sum of products with a constant matrix over one axis of a value."""
+    terms, operands = call["equation"], call["operands"]
+    if not isinstance(terms, str) or not isinstance(operands, (tuple, list)) or len(operands) != 2:
+        return None
+    given, arrow, made = terms.replace(" ", "").partition("->")
+    names = given.split(",")
+    at = 0 if context.depends(operands[0]) else 1
+    value, weight = operands[at], context.weights(operands[1 - at])
+    if not arrow or not context.depends(value) or context.depends(operands[1 - at]):
+        return None
+    if not isinstance(weight, list) or weight[0] is None:
+        return weight if isinstance(weight, str) else None
+    return _contracted(value, names[at], names[1 - at], made, weight[0])
+
+
+def _contracted(value: fx.Node, own: str, other: str, made: str, weight: Tensor) -> Lifted:
+    """Return the layer that takes one axis of a value to a new one in its place."""
+    old, new = [c for c in other if c not in made], [c for c in other if c not in own]
+    if len(other) != 2 or len(old) != 1 or len(new) != 1 or weight.ndim != 2:
+        return None
+    [gone], [comes] = old, new
+    if len(set(own.replace("...", ""))) != len(own.replace("...", "")) or gone not in own:
+        return None
+    if own.replace(gone, comes) != made:
+        return None
+    matrix = weight if other == comes + gone else weight.T
+    if own.endswith(gone):
+        return linear(value, Conv(matrix))
+    rank = len(own) - 2
+    return _pointwise(value, matrix, rank) if own.index(gone) == 1 and "." not in own else None
+
+
+def _tensordot(context: Context, node: fx.Node, call: Call) -> Lifted:
+    if call["dims"] != 1 or call["out"] is not None or not context.depends(call["input"]):
+        return None
+    op = matrix(context, call["other"], None)
+    return linear(call["input"], op) if isinstance(op, Conv) else op
+
+
+def _nothing_if(is_idle: Callable[[Context, Call], bool]) -> Handler:
+    """Return the handler of a call that gives its input back where its arguments say so."""
+
+    def handle(context: Context, node: fx.Node, call: Call) -> Lifted:
+        value = call["input"]
+        return nothing(value) if context.depends(value) and is_idle(context, call) else None
+
+    return handle
+
+
+def _repeats_once(context: Context, call: Call) -> bool:
+    shape, times = context.shape(call["input"]), call["dims"]
+    once = isinstance(times, (tuple, list)) and all(n == 1 for n in times if isinstance(n, int))
+    return once and shape is not None and len(times) == len(shape) and set(times) == {1}
+
+
+def _rolls_nowhere(context: Context, call: Call) -> bool:
+    shifts = call["shifts"]
+    return not any(shifts) if isinstance(shifts, (tuple, list)) else shifts == 0
+
+
+def _pools_one(context: Context, call: Call) -> bool:
+    sizes = [call["kernel_size"], call["stride"] or call["kernel_size"]]
+    flat = [n for size in sizes for n in (size if isinstance(size, (tuple, list)) else (size,))]
+    return set(flat) == {1} and not call["return_indices"] and call["padding"] in (0, (0, 0))
 
 
 def _norm(context: Context, node: fx.Node, call: Call) -> Lifted:
@@ -116,6 +201,15 @@ LAYERS: dict[str, Handler] = {
     "functional_batch_norm": _norm,
     "getitem": _getitem,
     "dropout": _dropout,
+    "einsum": _einsum,
+    "tensordot": _tensordot,
+    "pow": _nothing_if(lambda context, call: context.number(call["exponent"]) == 1),
+    "maximum": _nothing_if(lambda context, call: call["other"] is call["input"]),
+    "pixel_shuffle": _nothing_if(lambda context, call: call["factor"] == 1),
+    "pixel_unshuffle": _nothing_if(lambda context, call: call["factor"] == 1),
+    "repeat": _nothing_if(_repeats_once),
+    "roll": _nothing_if(_rolls_nowhere),
+    **{f"max_pool{rank}d": _nothing_if(_pools_one) for rank in (1, 2, 3)},
     "same": _same,
     "to": _cast,
 }

@@ -9,7 +9,17 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from refold.algebra.operator import AvgPool, Conv, Identity, Operator, Resample, Zero, chain, points
+from refold.algebra.operator import (
+    Affine,
+    AvgPool,
+    Conv,
+    Identity,
+    Operator,
+    Resample,
+    Zero,
+    chain,
+    points,
+)
 from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.lift.activations import Activation, activation
@@ -197,10 +207,22 @@ def pools(step: Link) -> bool:
     return step.is_affine and all(isinstance(op, (Identity, Resample, AvgPool)) for op in step.ops)
 
 
-def sigmoids(step: Link) -> bool:
-    """Say whether a step is a function that is exactly 1 at 100."""
-    name = "" if step.activation is None else step.activation.name
-    return name in ("sigmoid", "hardsigmoid")
+def passed_on(steps: Sequence[Link], value: float) -> float | None:
+    """Return what some steps make of a number, in any channel; None where they differ in that."""
+    for step in steps:
+        if step.activation is not None:
+            made = step.activation.at(value)
+            if made is None:
+                return None
+            value = made
+        elif not pools(step):
+            [op, *others] = step.ops or (None,)
+            numbers = [op.scale, op.shift] if isinstance(op, Affine) else []
+            if others or not numbers or any(n is not None and n.ndim for n in numbers):
+                return None
+            scale, shift = (None if n is None else float(n) for n in numbers)
+            value = value * (1.0 if scale is None else scale) + (shift or 0.0)
+    return value
 
 
 def flat(steps: Sequence[Link]) -> list[tuple[Link, Operator | None]]:

@@ -102,6 +102,9 @@ def _adaptive_pool(rank: int) -> ModuleHandler:
 
 
 def _upsample(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+    factors = module.scale_factor
+    if factors is not None and set(factors if isinstance(factors, tuple) else (factors,)) == {1}:
+        return nothing(source)
     if shape is None:
         return None
     return unary(source, Resample(module, len(shape) - 2, 4.0, len(shape) - 2), rank=len(shape) - 2)
@@ -125,6 +128,21 @@ def _dropout(module: Any, source: fx.Node, shape: Shape) -> Lifted:
     if module.training and module.p > 0:
         return "dropout is in training mode; call model.eval()"
     return nothing(source)
+
+
+def _nothing_at_one(name: str) -> ModuleHandler:
+    """Return the handler of a layer that does nothing where this argument is 1."""
+
+    def handle(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+        return nothing(source) if getattr(module, name) == 1 else None
+
+    return handle
+
+
+def _max_pool(module: Any, source: fx.Node, shape: Shape) -> Lifted:
+    sizes = (*tuple_of(module.kernel_size, 1), *tuple_of(module.stride, 1))
+    idle = set(sizes) == {1} and not any(tuple_of(module.padding, 1)) and not module.return_indices
+    return nothing(source) if idle else None
 
 
 def _cropped(module: Cropped, source: fx.Node, shape: Shape) -> Lifted:
@@ -196,6 +214,10 @@ _HANDLERS: dict[type, ModuleHandler] = {
         for name, mode in _PADS.items()
         for rank in (1, 2, 3)
     },
+    nn.FeatureAlphaDropout: _dropout,
+    nn.PixelShuffle: _nothing_at_one("upscale_factor"),
+    nn.PixelUnshuffle: _nothing_at_one("downscale_factor"),
+    **{getattr(nn, f"MaxPool{rank}d"): _max_pool for rank in (1, 2, 3)},
     **dict.fromkeys(
         (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout), _dropout
     ),

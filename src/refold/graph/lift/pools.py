@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from refold.algebra.operator import AvgPool, Pad, Resample
 from refold.graph.calls import Call
+from refold.graph.lift.arithmetic import sum_stack
 from refold.graph.lift.context import Context, Handler
 from refold.graph.lift.indexing import axes_of
 from refold.graph.lift.piece import Lifted, RankedOp, relayout, unary
@@ -66,6 +67,8 @@ def _mean(context: Context, node: fx.Node, call: Call) -> Lifted:
     dim, keep = call["dim"], bool(call["keepdim"])
     if dim is None or call["dtype"] is not None:
         return None
+    if (stacked := sum_stack(context, node, call)) is not None:
+        return stacked
     dims = tuple_of(dim, 1)
     shape = context.shape(call["input"])
 

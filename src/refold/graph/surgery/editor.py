@@ -49,22 +49,25 @@ class Editor:
         self._read = {value for pair in pairs for value in nodes_in(pair)}
         self._left: dict[fx.Node, None] = {}  # new, or without a reader that they had: see sweep
 
-    def replace_module(self, node: fx.Node, module: nn.Module) -> None:
+    def replace_module(self, node: fx.Node, module: nn.Module, *, times: int = 1) -> None:
         """Give the layer that `node` calls a new content; its place and name stay.
 
         Raises:
             InputError: when `node` calls no module.
-            RefusedError: when the module is called more than once.
+            RefusedError: when the module is called more than so many times.
         """
-        path = self._single_call(node)
+        path = self._single_call(node, times)
         module.train(submodule(self.capture.module, path).training)
         self.edits.modules[path] = module
         place_module(self.capture.module, path, module)
 
-    def bypass(self, node: fx.Node, value: fx.Node) -> None:
-        """Let every reader of `node` read `value` instead; a bypassed layer leaves an Identity."""
+    def bypass(self, node: fx.Node, value: fx.Node, *, times: int = 1) -> None:
+        """Let every reader of `node` read `value` instead; a bypassed layer leaves an Identity.
+
+        A layer that is called several `times` must be bypassed at each of them.
+        """
         if node.op == "call_module" and node in self.edits.before:
-            path = self._single_call(node)
+            path = self._single_call(node, times)
             if self.edits.now(value) is self.edits.now(self._input(node)) and not self._only_read(
                 path
             ):
@@ -207,11 +210,11 @@ class Editor:
         """Say whether the model also reads tensors of the layer itself (`self.bn.weight`)."""
         return path in self._owners
 
-    def _single_call(self, node: fx.Node) -> str:
+    def _single_call(self, node: fx.Node, times: int = 1) -> str:
         if node.op != "call_module":
             raise InputError(f"{node.name} calls no module but {node.target}")
         path = cast(str, node.target)
-        if self.capture.calls.get(path, 1) > 1:
+        if self.capture.calls.get(path, 1) > times:
             raise RefusedError(f"{self.capture.full(path)} is called more than once")
         return path
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
+from refold.graph import layers
 from refold.graph.calls import Kind, is_question, kind_by_name, name_of, writes_by_name
 from refold.graph.copies.modules import submodule
 from refold.graph.trace.frames import frame_of, nodes_in, root_of
@@ -183,7 +184,9 @@ def _first(node: fx.Node) -> list[fx.Node]:
 def _is_unknown(module: nn.Module | None) -> bool:
     """Unseen code may do anything; a subclass of a layer that makes a new value is trusted."""
     return module is None or not (
-        is_layer(module) or issubclass(layer_class(module), _FRESH_LAYERS)
+        is_layer(module)
+        or type(module).__module__ == layers.__name__
+        or issubclass(layer_class(module), _FRESH_LAYERS)
     )
 
 
@@ -192,7 +195,8 @@ def _may_pass_through(node: fx.Node) -> bool:
     if effects is not None:
         return effects[1]
     module = module_of(node)
-    return module is None or _is_unknown(module) or isinstance(module, _PASSING_LAYERS)
+    own = type(module).__module__ == layers.__name__
+    return module is None or _is_unknown(module) or own or isinstance(module, _PASSING_LAYERS)
 
 
 def _is_honest(target: Any) -> bool:
