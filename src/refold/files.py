@@ -132,6 +132,14 @@ def is_file(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Say whether there is such a folder; there is none whose name is too long to be one."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write plain data as JSON, whole or not at all.
 

@@ -45,7 +45,7 @@ app = typer.Typer(
     help="Fold the plain, fast, equal network out of a trained CNN. "
     "Every fold is exact for every input, or it is refused with a reason.",
     epilog="MODEL is one of our names, timm:NAME, torchvision:NAME, hf:FOLDER, "
-    "path/to/file.py:factory or an exported .pt2. "
+    "path/to/file.py:factory, an exported .pt2, or the folder of a run. "
     "--debug anywhere, or REFOLD_DEBUG=1, shows the traceback of an error. "
     "Example: refold convert timm:repvgg_a0 -o repvgg_a0.onnx",
     pretty_exceptions_enable=False,

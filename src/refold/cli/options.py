@@ -16,7 +16,8 @@ Result = TypeVar("Result")
 
 MODEL_HELP = (
     "One of our names, timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, an "
-    "exported .pt2 file, or a .safetensors file of `refold prune`; `refold models` lists names. "
+    "exported .pt2 file, the folder of a run of `refold train`, or a .safetensors file of "
+    "`refold prune`; `refold models` lists names. "
     "convert, inspect, verify and bench also take an .onnx file of any origin."
 )
 

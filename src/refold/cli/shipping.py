@@ -87,7 +87,7 @@ def ship(
     Raises:
         RefoldError: as `refold.export`.
     """
-    from refold.exporting import Options, write
+    from refold.exporting import Options, describe, write
 
     asked = wishes or Wishes()
     options = Options(
@@ -97,6 +97,8 @@ def ship(
     origin = {"source": subject.name} | dict(provenance or {})
     with step(f"export {output}"):
         done = write(model, place, subject.example_inputs, options, origin)
+        if subject.about:
+            describe(place, subject.about)
     for remark in done.notes:
         note(f"note: {remark}")
     if output.suffix.lower() != ".safetensors":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ class Subject:
     name: str
     model: nn.Module
     example_inputs: tuple[torch.Tensor, ...]
+    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Its classes, and how images are prepared, where the place that it is from says so."""
 
 
 def prepare(network: Network) -> Subject:
@@ -42,7 +44,7 @@ def prepare(network: Network) -> Subject:
     torch.manual_seed(network.seed)
     notes: tuple[str, ...] = ()
     with step(f"build {network.model}"):
-        model, exported_inputs, sizes = build(network.model, network.num_classes)
+        model, exported_inputs, sizes, about = build(network.model, network.num_classes)
         if network.checkpoint is not None:
             notes = load_weights(model, network.checkpoint, network.weights_key)
         check_finite(model, network.model)
@@ -63,7 +65,7 @@ def prepare(network: Network) -> Subject:
         note(
             f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps theirs)"
         )
-    return Subject(network.model, model, example_inputs)
+    return Subject(network.model, model, example_inputs, about)
 
 
 def _accepted(

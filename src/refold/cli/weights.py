@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from refold.cli.console import count, note, print_json, say, step, table
 from refold.cli.destination import check_destination
 from refold.errors import CheckpointError, InputError
+from refold.sources.networks import WEIGHTS
 from refold.sources.pruned import is_pruned
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".tar", ".h5", ".hdf5")
 
 
 def is_weights(name: str) -> bool:
@@ -23,7 +22,7 @@ def is_weights(name: str) -> bool:
     >>> is_weights("RepVGG-A0-train.pth"), is_weights("timm:repvgg_a0"), is_weights("net.py:build")
     (True, False, False)
     """
-    if Path(name).suffix.lower() not in SUFFIXES or name.startswith(("timm:", "torchvision:")):
+    if Path(name).suffix.lower() not in WEIGHTS or name.startswith(("timm:", "torchvision:")):
         return False
     return not is_pruned(name)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from refold.errors import InputError, TrainingError
 from refold.sources.pruned import is_pruned
+from refold.sources.runs import run_at
 from refold.training.data.datasets import DIGITS, open_data
 from refold.training.loop.penalties import Penalty
 from refold.training.loop.progress import Reporter, RunPlan
@@ -155,10 +156,13 @@ def _placed(changes: dict[str, Any]) -> dict[str, Any]:
     found = dict(changes)
     for key in ("model", "checkpoint", "distill.teacher", "distill.checkpoint"):
         value = found.get(key)
-        is_file = key.endswith("checkpoint") or ".py:" in str(value) or is_pruned(str(value))
-        if isinstance(value, str) and is_file:
+        if isinstance(value, str) and (key.endswith("checkpoint") or _is_place(value)):
             found[key] = os.path.abspath(value)  # noqa: PTH100 (keeps links)
     return found
+
+
+def _is_place(model: str) -> bool:
+    return ".py:" in model or is_pruned(model) or run_at(model) is not None
 
 
 def place_of(data: str | Path) -> str:
