@@ -176,11 +176,13 @@ def _unknown_form(name: str) -> str:
             f"{name} is an OpenVINO file, which is no network to fold: give what it was made from"
         )
     if path.suffix.lower() in WEIGHTS:
+        if not is_file(path):
+            return f"there is no file {name!r}: give {FORMS}"
         run = run_at(str(path.parent))
-        way = f"its run, {run[0]}, or the" if run and is_file(path) else "the"
+        way = f"its run, {run[0]}, or the" if run else "the"
         return (
-            f"{name} holds no network but weights alone, or nothing: give {way} network, and the "
-            "weights with --checkpoint"
+            f"{name} holds no network but weights alone: give {way} network, and the weights with "
+            "--checkpoint"
         )
     if is_folder(path):
         if is_file(path / "config.json"):
