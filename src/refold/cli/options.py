@@ -57,7 +57,9 @@ InputSize = Annotated[
     ),
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Batch size.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of weights and inputs.")]
+SEEDS = {"min": 0, "max": 2**63 - 1}
+"""What torch takes for a seed."""
+Seed = Annotated[int, typer.Option("--seed", help="Seed of weights and inputs.", **SEEDS)]
 LiveStatistics = Annotated[
     bool | None,
     typer.Option(

@@ -135,7 +135,9 @@ def parse_dynamic(words: Sequence[str] | None) -> Any:
     if not words:
         return "auto"
     if len(words) == 1 and ":" not in words[0]:
-        return words[0]
+        from refold.exporting import words_of
+
+        return ",".join(words_of(words[0]))
     return dict(map(_axes, words))
 
 

@@ -41,6 +41,8 @@ def prepare(network: Network) -> Subject:
     """
     import torch
 
+    if network.weights_key is not None and network.checkpoint is None:
+        raise InputError("--weights-key chooses weights of a --checkpoint: give that as well")
     torch.manual_seed(network.seed)
     notes: tuple[str, ...] = ()
     with step(f"build {network.model}"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from refold.cli.console import count, note, print_json, say, step, table
 from refold.cli.destination import check_destination
 from refold.errors import CheckpointError, InputError
+from refold.files import is_file
 from refold.sources.networks import WEIGHTS
 from refold.sources.pruned import is_pruned
 
@@ -51,6 +52,8 @@ def convert_weights(
     """
     from refold.checkpoint import DEFAULT_EPS, read_weights, to_deploy, write_state_dict
 
+    if not is_file(source):
+        raise InputError(f"there is no file {str(source)!r}: give a file of weights")
     if given or output.suffix.lower() != ".safetensors":
         options = "--checkpoint, --input-size and --report belong to a network"
         what = options if given else f"not {output}"

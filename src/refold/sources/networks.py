@@ -144,12 +144,14 @@ def _refuse_classes(name: str, wanted: int | None) -> None:
         )
 
 
-def build_to_train(name: str, /, *, num_classes: int, in_chans: int, **options: Any) -> nn.Module:
+def build_to_train(
+    name: str, /, *, num_classes: int | None = None, in_chans: int, **options: Any
+) -> nn.Module:
     """Return the network that MODEL names, fresh, for so many classes and channels.
 
     Args:
         name: as in `build`, but for `.pt2`, whose mode is traced in.
-        num_classes: outputs of the classifier; 0 for none.
+        num_classes: outputs of the classifier; 0 for none, None for as many as it has by itself.
         in_chans: channels of the image.
         options: of the network.
 
@@ -159,7 +161,8 @@ def build_to_train(name: str, /, *, num_classes: int, in_chans: int, **options: 
     """
     if name.lower().endswith(".pt2"):
         raise InputError(f"{name} is an exported program, which cannot be trained: give its source")
-    wanted = {"num_classes": num_classes, "in_chans": in_chans, **options}
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    wanted = {**classes, "in_chans": in_chans, **options}
     return _built(name, wanted, demands=False)
 
 
@@ -171,20 +174,20 @@ def _unknown_form(name: str) -> str:
             "this command needs the network in PyTorch"
         )
     path = Path(name)
+    if path.suffix.lower() in (".xml", *WEIGHTS) and not is_file(path):
+        return f"there is no file {name!r}: give {FORMS}"
     if path.suffix.lower() == ".xml":
         return (
             f"{name} is an OpenVINO file, which is no network to fold: give what it was made from"
         )
     if path.suffix.lower() in WEIGHTS:
-        if not is_file(path):
-            return f"there is no file {name!r}: give {FORMS}"
         run = run_at(str(path.parent))
         way = f"its run, {run[0]}, or the" if run else "the"
         return (
             f"{name} holds no network but weights alone: give {way} network, and the weights with "
             "--checkpoint"
         )
-    if is_folder(path):
+    if name and is_folder(path):
         if is_file(path / "config.json"):
             return f"{name} is a folder: if save_pretrained wrote it, give hf:{name}"
         return f"{name} is a folder without a run ({CONFIG} is missing): give {FORMS}"
@@ -208,6 +211,8 @@ def _from_timm(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mod
     try:
         with _downloading(f"timm:{name}", wanted=pretrained):
             return timm.create_model(name, pretrained=pretrained, **options)
+    except InputError:
+        raise
     except (TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"timm:{name} with {options}: {_brief(error)}") from error
 
@@ -364,13 +369,13 @@ def _run_file(path: Path, name: str) -> Any:
 def _from_exported(path: Path) -> Built:
     import torch
 
-    from refold.exporting import described
+    from refold.exporting import described, quiet
     from refold.torch_versions import module_of
 
     if not is_file(path):
         raise InputError(f"there is no file {str(path)!r}: give {FORMS}")
     try:
-        with path.open("rb") as stream:  # torch goes by a suffix in small letters
+        with path.open("rb") as stream, quiet():  # torch goes by a suffix in small letters
             program = torch.export.load(stream)
     except Exception as error:
         raise InputError(f"{path} is not an exported program: {_brief(error)}") from error

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from refold.errors import InputError
-from refold.files import atomic_path, write_json
+from refold.files import atomic_path, require_expanded, write_json
 from refold.sources.runs import CHECKPOINTS
 from refold.sources.runs import CONFIG as CONFIG
 from refold.training.recipes.cookbook import from_yaml, to_yaml
@@ -47,6 +47,7 @@ class RunFolder:
         Raises:
             InputError: if so, or if it cannot be made.
         """
+        require_expanded(self.path)
         if (self.path / CONFIG).exists():
             raise InputError(
                 f"{self.path} already holds a run: pass --resume to continue, or choose "

@@ -41,8 +41,10 @@ _SEEN, _AT_ONCE = 256, 32  # images whose statistics restored norms start with
 class Builder(Protocol):
     """Builds a network from the name in a recipe."""
 
-    def __call__(self, name: str, /, *, num_classes: int, in_chans: int, **options: Any) -> Any:
-        """Return the network."""
+    def __call__(
+        self, name: str, /, *, num_classes: int | None = None, in_chans: int, **options: Any
+    ) -> Any:
+        """Return the network; of published weights with the classes that it has by itself."""
         ...
 
 

@@ -146,7 +146,7 @@ def _caller(path: Path) -> Callable[[Tensor], Tensor]:
     if suffix == ".xml":
         compiled = openvino_model(path)
         return lambda images: run_openvino(compiled, ((images,), {}))[0]
-    return _running(torch.export.load(path).module())
+    return _running(build(str(path)).model)
 
 
 def predict(place: str | Path, images: Iterable[str | Path]) -> Iterator[Answer]:
