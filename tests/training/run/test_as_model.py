@@ -103,7 +103,9 @@ def test_a_run_that_has_not_finished_answers(run: Run, tmp_path: Path) -> None:
 def test_a_folder_that_is_no_model_is_one_sentence(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"folder without a run \(config\.yaml is missing\)"):
         build(str(run.folder / "checkpoints"))
-    with pytest.raises(InputError, match=r"holds no network but weights alone: give its run, .*run, or"):
+    with pytest.raises(
+        InputError, match=r"holds no network but weights alone: give its run, .*run, or"
+    ):
         build(str(run.folder / "deploy.safetensors"))
     with pytest.raises(InputError, match=r"--num-classes 5: .* is a trained network"):
         build(str(run.folder), num_classes=5)
