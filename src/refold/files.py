@@ -150,12 +150,14 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def require_named(what: str, path: str | os.PathLike[str]) -> None:
-    """Refuse an empty text, which would stand for the current folder.
+def require_named(what: str, path: object) -> None:
+    """Refuse what is no path, and an empty text, which would stand for the current folder.
 
     Raises:
         InputError: if it is one.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"{what} must be a path, got {type(path).__name__}")
     if isinstance(path, str) and not path:
         raise InputError(f"{what} is an empty text: give a path")
 

@@ -154,7 +154,7 @@ def stated(model: nn.Module) -> tuple[int, ...] | None:
 
 
 def check_finite(model: nn.Module, name: str) -> None:
-    """Refuse a network with a NaN or infinite weight, naming the first one.
+    """Refuse a network with a NaN or infinite weight or a negative variance, naming the first.
 
     Buffers other than a norm's may hold infinity: the range of a clamp, a mask of attention.
     """
@@ -170,6 +170,11 @@ def check_finite(model: nn.Module, name: str) -> None:
             raise InputError(
                 f"{name}: weight {key!r} holds NaN or infinity, so a fold would be meaningless: "
                 "give a checkpoint with finite weights"
+            )
+        if key.endswith("running_var") and bool((tensor < 0).any()):
+            raise InputError(
+                f"{name}: {key!r} holds a negative variance, whose root a norm takes: the weights "
+                "are damaged or were changed; give others"
             )
 
 

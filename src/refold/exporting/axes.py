@@ -218,6 +218,8 @@ def _by_word(
 
 
 def _by_hand(axes: Any, tensor: Tensor, name: str) -> dict[int, str]:
+    if not isinstance(axes, Mapping | Sequence | set) or isinstance(axes, str):
+        raise InputError(f"dynamic: {name} needs its axes, such as {{0: 'batch'}}, got {axes!r}")
     rows = axes.items() if isinstance(axes, Mapping) else [(at, f"{name}_{at}") for at in axes]
     row: dict[int, str] = {}
     for axis, label in rows:

@@ -184,8 +184,8 @@ def _unknown_form(name: str) -> str:
         run = run_at(str(path.parent))
         way = f"its run, {run[0]}, or the" if run else "the"
         return (
-            f"{name} holds no network but weights alone: give {way} network, and the weights with "
-            "--checkpoint"
+            f"{name} is no MODEL: of such a file weights alone are read. Give {way} network, and "
+            f"the weights with --checkpoint {name}"
         )
     if name and is_folder(path):
         if is_file(path / "config.json"):

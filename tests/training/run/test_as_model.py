@@ -104,7 +104,7 @@ def test_a_folder_that_is_no_model_is_one_sentence(run: Run, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"folder without a run \(config\.yaml is missing\)"):
         build(str(run.folder / "checkpoints"))
     with pytest.raises(
-        InputError, match=r"holds no network but weights alone: give its run, .*run, or"
+        InputError, match=r"of such a file weights alone are read\. Give its run, .*run, or"
     ):
         build(str(run.folder / "deploy.safetensors"))
     with pytest.raises(InputError, match=r"--num-classes 5: .* is a trained network"):
@@ -112,6 +112,9 @@ def test_a_folder_that_is_no_model_is_one_sentence(run: Run, tmp_path: Path) -> 
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="if save_pretrained wrote it, give hf:"):
         build(str(tmp_path))
+    with pytest.raises(InputError, match=r"there is no file '.*net\.xml'"):
+        build(str(tmp_path / "net.xml"))
+    (tmp_path / "net.xml").write_text("<net/>")
     with pytest.raises(InputError, match="is an OpenVINO file"):
         build(str(tmp_path / "net.xml"))
 

@@ -116,7 +116,7 @@ def train(
     """
     require_named("output", output)
     folder = RunFolder(Path(output))
-    given = model if isinstance(model, nn.Module) else None
+    given = _network(model)
     named = {"model": model} if isinstance(model, str) else {}
     if checkpoint is not None:
         named["checkpoint"] = str(checkpoint)
@@ -161,6 +161,14 @@ def _placed(changes: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, str) and (key.endswith("checkpoint") or _is_place(value)):
             found[key] = os.path.abspath(value)  # noqa: PTH100 (keeps links)
     return found
+
+
+def _network(model: Any) -> nn.Module | None:
+    """Return the network that was given; None for a name, or for none."""
+    if model is None or isinstance(model, str | nn.Module):
+        return model if isinstance(model, nn.Module) else None
+    what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+    raise InputError(f"model must be a network, or the name of one, got {what}")
 
 
 def _is_place(model: str) -> bool:
