@@ -29,8 +29,9 @@ def unwrap(module: nn.Module) -> nn.Module:
         )
     """
     if not isinstance(cast(Any, module), nn.Module):
-        what = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
-        raise InputError(f"expected a torch.nn.Module, got {what}")
+        is_class = isinstance(module, type)
+        name = module.__name__ if is_class else type(module).__name__
+        raise InputError(f"expected a torch.nn.Module, got {'the class ' * is_class}{name}")
     while (inner := _inner(module)) is not None:
         module = inner
     return module
