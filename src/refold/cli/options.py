@@ -57,9 +57,10 @@ InputSize = Annotated[
     ),
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Batch size.")]
-SEEDS = {"min": 0, "max": 2**63 - 1}
-"""What torch takes for a seed."""
-Seed = Annotated[int, typer.Option("--seed", help="Seed of weights and inputs.", **SEEDS)]
+Seed = Annotated[
+    int,  # as large as torch takes them
+    typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of weights and inputs."),
+]
 LiveStatistics = Annotated[
     bool | None,
     typer.Option(
