@@ -4,7 +4,8 @@
 
 One table: the choices, and how many times as fast as the unfolded network the plain fold and the
 tuned form are, with 95 % intervals. The last timing is a fresh one: what won by chance does not
-show there.
+show there. Each row is also printed to standard error as it is done; a runtime that
+writes files takes minutes for each.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def add_row(table: Table, name: str, runtime: str, options: argparse.Namespace) 
     model = enliven(timm.create_model(name).eval(), (x,))
     found = refold.tune(model, x, runtime=runtime, rounds=options.rounds, trials=options.trials)
     folded, tuned = _timed(model, x, found, options.rounds)
+    progress = Console(stderr=True, soft_wrap=True)
+    progress.print(f"{name} in {runtime}: folded {folded}, tuned {tuned}, {found.choices}")
     table.add_row(name, runtime, folded, tuned, str(found.choices))
     return found.machine
 

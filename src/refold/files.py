@@ -132,6 +132,14 @@ def is_file(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Say whether there is such a folder; there is none whose name is too long to be one."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write plain data as JSON, whole or not at all.
 
@@ -142,8 +150,35 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def require_named(what: str, path: object) -> None:
+    """Refuse what is no path, and an empty text, which would stand for the current folder.
+
+    Raises:
+        InputError: if it is one.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"{what} must be a path, got {type(path).__name__}")
+    if isinstance(path, str) and not path:
+        raise InputError(f"{what} is an empty text: give a path")
+
+
+def require_expanded(path: str | os.PathLike[str]) -> None:
+    """Refuse a place that begins with `~`, which a shell would have taken for the home folder.
+
+    Raises:
+        InputError: where no file or folder has that name.
+    """
+    first = (*Path(path).parts, "")[0]
+    if first.startswith("~") and not Path(first).exists():
+        raise InputError(
+            f"{path} begins with {first}, which only a shell takes for a home folder, and not "
+            "within quotes or behind = : write the whole path"
+        )
+
+
 def _resolve(path: str | os.PathLike[str]) -> Path:
     """Return the file that is meant, which is a regular one or not there yet."""
+    require_expanded(path)
     try:
         target = Path(os.path.realpath(path))
         mode = Path(path).stat().st_mode

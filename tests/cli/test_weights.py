@@ -82,4 +82,4 @@ def test_what_only_a_network_can_do(
 def test_a_missing_file_is_named(run: Callable, tmp_path: Path) -> None:
     result = run("convert", tmp_path / "none.pth", "-o", tmp_path / "a.safetensors")
     assert result.code == 2
-    assert "none.pth does not exist" in result.err
+    assert f"there is no file '{tmp_path / 'none.pth'}'" in result.err

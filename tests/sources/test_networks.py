@@ -58,7 +58,7 @@ def test_zoo_networks_build_without_weights() -> None:
 def test_an_exported_program_brings_its_inputs(tmp_path: Path) -> None:
     program = torch.export.export(nn.Conv2d(2, 3, 3).eval(), (torch.zeros(1, 2, 8, 9),))
     torch.export.save(program, tmp_path / "net.pt2")
-    model, inputs, sizes = build(str(tmp_path / "net.pt2"))
+    model, inputs, sizes, _ = build(str(tmp_path / "net.pt2"))
     assert sizes == ()  # its batch is fixed
     assert inputs is not None
     assert inputs[0].shape == (1, 2, 8, 9)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -161,6 +161,12 @@ def _check(
     rounds: int,
     known: tuple[str, ...] = tuple(RUNTIMES),
 ) -> None:
+    if not isinstance(cast(Any, models), Mapping):
+        raise InputError(
+            f"models must be given by name, such as {{'mine': model}}, got {type(models).__name__}"
+        )
+    if isinstance(runtimes, str):
+        raise InputError(f"runtimes are several: give ({runtimes!r},)")
     unknown = [runtime for runtime in runtimes if runtime not in known]
     if unknown or not models or rounds < 1:
         raise InputError(

@@ -14,7 +14,7 @@ from refold.branches.fitting import Norm, fit, rebuilt_conv, rebuilt_norm
 from refold.branches.norm_statistics import calibrate
 from refold.branches.origin import Origin, origin_of, place
 from refold.equivalence import verify
-from refold.errors import GeometryError, InputError, NotAffineError, RefusedError
+from refold.errors import GeometryError, NotAffineError, RefusedError
 from refold.graph import conv_axes, own_tensors, skeleton, transposed_axes, unwrap
 
 
@@ -51,8 +51,6 @@ def collapse(
         >>> plain[0], plain.state_dict().keys() == net.state_dict().keys()
         (Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), bias=False), True)
     """
-    if not isinstance(cast(object, model), nn.Module):
-        raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}")
     source = unwrap(model)
     target = skeleton(source)
     own_tensors(target, source)

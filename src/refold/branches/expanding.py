@@ -99,8 +99,6 @@ def expand_plan(model: nn.Module, block: Block = "dbb", *, where: Where = None) 
 def _expanded(
     model: nn.Module, block: Block, where: Where, preserve: bool
 ) -> tuple[nn.Module, Account]:
-    if not isinstance(cast(object, model), nn.Module):
-        raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}")
     build, source = builder(block), unwrap(model)
     _must_be_plain(source)
     target = skeleton(source)

@@ -21,6 +21,7 @@ from refold.checkpoint.layouts import Told
 from refold.checkpoint.read import (
     COUNTERS,
     OPTIONAL,
+    path_of,
     plain_names,
     read_choices,
     require_finite,
@@ -122,10 +123,10 @@ def load_checkpoint(
         >>> folder.cleanup()
     """
     try:
-        return _load(model, Path(path), key, eps)
+        return _load(model, path_of(path), key, eps)
     except CheckpointError:
         form: TrainForm | None = getattr(model, "train_form", None)
-        report = None if form is None else _load_folded(model, form, Path(path), key, eps)
+        report = None if form is None else _load_folded(model, form, path_of(path), key, eps)
         if report is None:
             raise
         return report

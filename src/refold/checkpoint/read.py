@@ -18,6 +18,7 @@ from refold.checkpoint.finding import Choice, find, has_container, listed
 from refold.checkpoint.formats import recognise, require_size, require_whole_archive
 from refold.checkpoint.hdf5 import read_hdf5
 from refold.checkpoint.kinds import settle, some, span
+from refold.checkpoint.shards import is_index, parts_of, shards_of
 from refold.checkpoint.untrusted import read_untrusted, require_storages
 from refold.errors import CheckpointError, RefoldError
 from refold.torch_versions import CHECKS_STORAGES
@@ -42,10 +43,23 @@ def read_choices(path: str | os.PathLike[str], key: str | None = None) -> list[C
     Raises:
         CheckpointError: When the file is missing, damaged or holds no weights, or none under `key`.
     """
-    file = Path(path)
+    file = path_of(path)
     content = _read(file)
     found = find(content, file) if key is None else _named(content, key, file)
     return [_settled(choice, file) for choice in found]
+
+
+def path_of(place: object) -> Path:
+    """Return the path of a checkpoint.
+
+    Raises:
+        CheckpointError: when it is not a path, but the weights themselves, say.
+    """
+    if isinstance(place, (str, os.PathLike)) and str(place):
+        return Path(place)
+    what = "an empty text" if isinstance(place, str) else f"a {type(place).__name__}"
+    cure = "; a dict of tensors is loaded by model.load_state_dict" * isinstance(place, Mapping)
+    raise CheckpointError(f"a checkpoint is the path of a file, got {what}{cure}")
 
 
 def _named(content: object, key: str, file: Path) -> list[Choice]:
@@ -150,6 +164,10 @@ def plain_names(names: Iterable[str], file: Path) -> tuple[dict[str, str], tuple
 
 
 def _read(file: Path) -> object:
+    if is_index(file):
+        shards = shards_of(file).items()
+        parts = [parts_of(shard, _read(shard), names) for shard, names in shards]
+        return {name: value for part in parts for name, value in part.items()}
     form = recognise(file)
     try:
         if form == "safetensors":

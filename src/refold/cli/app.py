@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -45,7 +46,7 @@ app = typer.Typer(
     help="Fold the plain, fast, equal network out of a trained CNN. "
     "Every fold is exact for every input, or it is refused with a reason.",
     epilog="MODEL is one of our names, timm:NAME, torchvision:NAME, hf:FOLDER, "
-    "path/to/file.py:factory or an exported .pt2. "
+    "path/to/file.py:factory, an exported .pt2, or the folder of a run. "
     "--debug anywhere, or REFOLD_DEBUG=1, shows the traceback of an error. "
     "Example: refold convert timm:repvgg_a0 -o repvgg_a0.onnx",
     pretty_exceptions_enable=False,
@@ -142,7 +143,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return (interrupts.exit_code or code) if code else 0
 
 
+_NO_VALUE = re.compile(r"(--[\w-]+)=")
+
+
+def _require_values(words: Sequence[str]) -> None:
+    """Refuse empty words: most come from a shell's variable that is not set.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for before, word in zip(["", *words], words, strict=False):
+        found = _NO_VALUE.fullmatch(word)
+        if word and not found:
+            continue
+        option = found[1] if found else before if before.startswith("-") else ""
+        what = f"the value of {option}" if option else "an argument"
+        raise InputError(f"{what} is empty: is it a variable of the shell that is not set?")
+
+
 def _run(words: list[str]) -> int:
+    _require_values(words)
     code = get_command(app).main(args=words, prog_name="refold", standalone_mode=False)
     sys.stdout.flush()
     return code if isinstance(code, int) else 0

@@ -20,11 +20,27 @@ if TYPE_CHECKING:
     from refold.bench import BenchmarkTable
 
 RUNTIME_NAMES = "eager, onnxruntime, onnxruntime-unfused, openvino or inductor"
+
+
+def known_runtimes(given: Any) -> Any:
+    """Refuse what is none of the runtimes before minutes of work go into it.
+
+    Raises:
+        typer.BadParameter: naming the first.
+    """
+    names = RUNTIME_NAMES.replace(" or", ",").split(", ")
+    for name in [given] if isinstance(given, str) else given or ():
+        if name not in names:
+            raise typer.BadParameter(f"{name!r} is not {RUNTIME_NAMES}")
+    return given
+
+
 ROUNDS = 30
 Runtime = Annotated[
     list[str] | None,
     typer.Option(
         "--runtime",
+        callback=known_runtimes,
         help=f"{RUNTIME_NAMES}; repeat for several. Default: eager; onnxruntime for .onnx files.",
     ),
 ]
@@ -35,6 +51,7 @@ def measured_in(default: str) -> Any:
     """Return the option that says where `--measure` times a network."""
     return typer.Option(
         "--runtime",
+        callback=known_runtimes,
         help=f"Where --measure times: {RUNTIME_NAMES}; repeat for several. Default: {default}.",
     )
 
@@ -151,6 +168,8 @@ def placed(subject: Subject, device: str, half: bool, channels_last: bool) -> Su
     """
     import torch
 
+    if device.startswith("meta"):
+        raise InputError("--device meta holds no numbers, so nothing is computed there")
     layout: Any = torch.channels_last if channels_last else torch.preserve_format
     try:
         model = subject.model.to(device=device, dtype=torch.float16 if half else None)

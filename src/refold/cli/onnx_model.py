@@ -105,10 +105,13 @@ def to_openvino(source: Path, place: Path, like: Path) -> None:
         InputError: when OpenVINO cannot read it.
         NotEquivalentError: when they differ; nothing is written then.
     """
+    from refold.exporting import describe, described
     from refold.onnx_files import compare, write_openvino
 
     with atomic_path(place, [place.with_suffix(".bin").name]) as temporary:
         write_openvino(source, temporary)
+        if about := described(like):
+            describe(temporary, about)
         trials = compare(like, temporary)
         wrong = [trial for trial in trials if not trial.error <= trial.bound]
         if wrong:

@@ -16,7 +16,8 @@ Result = TypeVar("Result")
 
 MODEL_HELP = (
     "One of our names, timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, an "
-    "exported .pt2 file, or a .safetensors file of `refold prune`; `refold models` lists names. "
+    "exported .pt2 file, the folder of a run of `refold train`, or a .safetensors file of "
+    "`refold prune`; `refold models` lists names. "
     "convert, inspect, verify and bench also take an .onnx file of any origin."
 )
 
@@ -56,7 +57,10 @@ InputSize = Annotated[
     ),
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Batch size.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of weights and inputs.")]
+Seed = Annotated[
+    int,  # as large as torch takes them
+    typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of weights and inputs."),
+]
 LiveStatistics = Annotated[
     bool | None,
     typer.Option(

@@ -87,7 +87,7 @@ def ship(
     Raises:
         RefoldError: as `refold.export`.
     """
-    from refold.exporting import Options, write
+    from refold.exporting import Options, describe, write
 
     asked = wishes or Wishes()
     options = Options(
@@ -97,6 +97,8 @@ def ship(
     origin = {"source": subject.name} | dict(provenance or {})
     with step(f"export {output}"):
         done = write(model, place, subject.example_inputs, options, origin)
+        if subject.about:
+            describe(place, subject.about)
     for remark in done.notes:
         note(f"note: {remark}")
     if output.suffix.lower() != ".safetensors":
@@ -133,7 +135,9 @@ def parse_dynamic(words: Sequence[str] | None) -> Any:
     if not words:
         return "auto"
     if len(words) == 1 and ":" not in words[0]:
-        return words[0]
+        from refold.exporting import words_of
+
+        return ",".join(words_of(words[0]))
     return dict(map(_axes, words))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ class Subject:
     name: str
     model: nn.Module
     example_inputs: tuple[torch.Tensor, ...]
+    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Its classes, and how images are prepared, where the place that it is from says so."""
 
 
 def prepare(network: Network) -> Subject:
@@ -39,10 +41,12 @@ def prepare(network: Network) -> Subject:
     """
     import torch
 
+    if network.weights_key is not None and network.checkpoint is None:
+        raise InputError("--weights-key chooses weights of a --checkpoint: give that as well")
     torch.manual_seed(network.seed)
     notes: tuple[str, ...] = ()
     with step(f"build {network.model}"):
-        model, exported_inputs, sizes = build(network.model, network.num_classes)
+        model, exported_inputs, sizes, about = build(network.model, network.num_classes)
         if network.checkpoint is not None:
             notes = load_weights(model, network.checkpoint, network.weights_key)
         check_finite(model, network.model)
@@ -63,7 +67,7 @@ def prepare(network: Network) -> Subject:
         note(
             f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps theirs)"
         )
-    return Subject(network.model, model, example_inputs)
+    return Subject(network.model, model, example_inputs, about)
 
 
 def _accepted(
@@ -150,7 +154,7 @@ def stated(model: nn.Module) -> tuple[int, ...] | None:
 
 
 def check_finite(model: nn.Module, name: str) -> None:
-    """Refuse a network with a NaN or infinite weight, naming the first one.
+    """Refuse a network with a NaN or infinite weight or a negative variance, naming the first.
 
     Buffers other than a norm's may hold infinity: the range of a clamp, a mask of attention.
     """
@@ -166,6 +170,11 @@ def check_finite(model: nn.Module, name: str) -> None:
             raise InputError(
                 f"{name}: weight {key!r} holds NaN or infinity, so a fold would be meaningless: "
                 "give a checkpoint with finite weights"
+            )
+        if key.endswith("running_var") and bool((tensor < 0).any()):
+            raise InputError(
+                f"{name}: {key!r} holds a negative variance, whose root a norm takes: the weights "
+                "are damaged or were changed; give others"
             )
 
 

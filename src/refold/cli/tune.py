@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from refold.cli import options
-from refold.cli.bench import RUNTIME_NAMES
+from refold.cli.bench import RUNTIME_NAMES, known_runtimes
 from refold.cli.console import note, print_json, say_block, step
 from refold.cli.destination import check_destination
 from refold.cli.subject import prepare
@@ -17,7 +17,9 @@ Out = Annotated[
     Path | None,
     typer.Option("-o", "--output", metavar="FILE", help="Write the choices, for convert --tuning."),
 ]
-Runtime = Annotated[str, typer.Option("--runtime", help=f"{RUNTIME_NAMES}.")]
+Runtime = Annotated[
+    str, typer.Option("--runtime", callback=known_runtimes, help=f"{RUNTIME_NAMES}.")
+]
 Rounds = Annotated[
     int, typer.Option("--rounds", min=1, help="How many times each of two forms is timed, in turn.")
 ]

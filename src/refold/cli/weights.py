@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from refold.cli.console import count, note, print_json, say, step, table
 from refold.cli.destination import check_destination
 from refold.errors import CheckpointError, InputError
+from refold.files import is_file
+from refold.sources.networks import WEIGHTS
 from refold.sources.pruned import is_pruned
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".tar", ".h5", ".hdf5")
 
 
 def is_weights(name: str) -> bool:
@@ -23,7 +23,7 @@ def is_weights(name: str) -> bool:
     >>> is_weights("RepVGG-A0-train.pth"), is_weights("timm:repvgg_a0"), is_weights("net.py:build")
     (True, False, False)
     """
-    if Path(name).suffix.lower() not in SUFFIXES or name.startswith(("timm:", "torchvision:")):
+    if Path(name).suffix.lower() not in WEIGHTS or name.startswith(("timm:", "torchvision:")):
         return False
     return not is_pruned(name)
 
@@ -52,6 +52,8 @@ def convert_weights(
     """
     from refold.checkpoint import DEFAULT_EPS, read_weights, to_deploy, write_state_dict
 
+    if not is_file(source):
+        raise InputError(f"there is no file {str(source)!r}: give a file of weights")
     if given or output.suffix.lower() != ".safetensors":
         options = "--checkpoint, --input-size and --report belong to a network"
         what = options if given else f"not {output}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from refold.exporting.axes import words_of
 from refold.exporting.dispatch import SUFFIXES, Exported, Options, export, write
 from refold.exporting.libraries import require
 from refold.exporting.metadata import describe, described
@@ -25,6 +26,7 @@ __all__ = [
     "run_onnx",
     "run_openvino",
     "version",
+    "words_of",
     "write",
     "write_unfused",
 ]

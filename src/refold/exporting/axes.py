@@ -177,15 +177,29 @@ def choose(dynamic: Dynamic, inputs: Arguments, names: Sequence[str]) -> Axes:
     return axes
 
 
-def _by_word(
-    dynamic: str, held: Sequence[Tensor], names: Sequence[str]
-) -> tuple[dict[int, str], ...]:
+def words_of(dynamic: str) -> list[str]:
+    """Return the words of a choice of axes.
+
+    Raises:
+        InputError: when it is none.
+
+    Examples:
+        >>> words_of("batch, size")
+        ['batch', 'size']
+    """
     words = [word.strip() for word in dynamic.split(",")]
     if not set(words) <= set(_WORDS) or ("none" in words and len(words) > 1):
         raise InputError(
             f"dynamic={dynamic!r} is not a choice: use 'none', 'batch', 'size', 'batch,size', or "
             "the axes by input, such as {'image': {0: 'batch', 2: 'height'}}"
         )
+    return words
+
+
+def _by_word(
+    dynamic: str, held: Sequence[Tensor], names: Sequence[str]
+) -> tuple[dict[int, str], ...]:
+    words = words_of(dynamic)
     count = held[0].shape[0] if held[0].ndim else None
     free: list[dict[int, str]] = []
     taken: dict[str, int] = {}
@@ -204,6 +218,8 @@ def _by_word(
 
 
 def _by_hand(axes: Any, tensor: Tensor, name: str) -> dict[int, str]:
+    if not isinstance(axes, Mapping | Sequence | set) or isinstance(axes, str):
+        raise InputError(f"dynamic: {name} needs its axes, such as {{0: 'batch'}}, got {axes!r}")
     rows = axes.items() if isinstance(axes, Mapping) else [(at, f"{name}_{at}") for at in axes]
     row: dict[int, str] = {}
     for axis, label in rows:

@@ -28,7 +28,7 @@ from refold.exporting.pt2 import write_pt2
 from refold.exporting.request import Request
 from refold.exporting.safetensors import write_safetensors
 from refold.exporting.silence import quiet
-from refold.files import atomic_path
+from refold.files import atomic_path, require_named
 from refold.graph import unwrap
 from refold.inputs import Arguments, tensors
 
@@ -152,6 +152,7 @@ def write(
     Raises:
         RefoldError: as there.
     """
+    require_named("path", path)
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in _WRITERS:

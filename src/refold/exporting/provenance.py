@@ -14,6 +14,7 @@ import safetensors
 
 from refold.errors import InputError, one_line
 from refold.exporting.libraries import require
+from refold.files import is_file
 from refold.torch_versions import EXTRA_MEMBER
 
 PREFIX = "refold."
@@ -72,6 +73,8 @@ def read_entries(path: Path) -> dict[str, str]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path} says nothing of its origin: give {', '.join(_READERS)}")
+    if not is_file(path):
+        raise InputError(f"there is no file {str(path)!r}: give one of refold's")
     try:
         return reader(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, ElementTree.ParseError) as error:

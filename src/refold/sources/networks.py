@@ -9,34 +9,44 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType
+from types import CodeType, MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from refold.errors import InputError, MissingDependencyError, one_line
-from refold.files import is_file
+from refold.files import is_file, is_folder
 from refold.sources.guest import PREFIX, hosted
 from refold.sources.names import suggest
-from refold.sources.pruned import Origin, is_pruned, mark_pruned, rebuilt
+from refold.sources.pruned import Origin, about_pruned, is_pruned, mark_pruned, rebuilt
+from refold.sources.runs import CONFIG, open_run, run_at
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 FORMS = (
-    "timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, an .onnx or .pt2 file, a "
-    "pruned .safetensors file, or one of our names"
+    "timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, an .onnx or .pt2 file, the "
+    "folder of a run, a pruned .safetensors file, or one of our names"
 )
 
 
-class Built(NamedTuple):
-    """A network; where its file says so, inputs it was exported with, and sizes of one example.
+WEIGHTS = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".tar", ".h5", ".hdf5")
+"""Files of weights alone."""
 
-    Sizes are without the batch, and say that it may be any.
+
+class Built(NamedTuple):
+    """A network, and what the place that it is from says of it.
+
+    Args:
+        model: in evaluation mode.
+        example_inputs: inputs it was exported with.
+        sizes: of one example, without the batch, which may then be any.
+        about: its classes, and how images are prepared.
     """
 
     model: nn.Module
     example_inputs: tuple[torch.Tensor, ...] | None = None
     sizes: tuple[tuple[int, ...], ...] = ()
+    about: Mapping[str, Any] = MappingProxyType({})
 
 
 def is_zoo(name: str) -> bool:
@@ -61,7 +71,8 @@ def build(name: str, num_classes: int | None = None) -> Built:
 
     Args:
         name: one of `refold.list_models()`, `timm:NAME`, `torchvision:NAME`, `hf:FOLDER`,
-            `path/to/file.py:factory`, a `.pt2` path, or a `.safetensors` of `refold prune`.
+            `path/to/file.py:factory`, a `.pt2` path, the folder of a run of `refold train` (its
+            best epoch) or `RUN/checkpoints/last`, or a `.safetensors` of `refold prune`.
         num_classes: outputs of the classifier; None for as many as it has by itself.
 
     Raises:
@@ -74,7 +85,12 @@ def build(name: str, num_classes: int | None = None) -> Built:
     if is_pruned(name):
         _refuse_classes(name, num_classes)
         model, example = rebuilt(Path(name), _built)
-        return Built(model.eval(), sizes=tuple(tuple(x.shape[1:]) for x in example))
+        sizes = tuple(tuple(x.shape[1:]) for x in example)
+        return Built(model.eval(), sizes=sizes, about=about_pruned(Path(name)))
+    if found := run_at(name):
+        _refuse_classes(name, num_classes)
+        model, image, about = open_run(*found)
+        return Built(model.eval(), sizes=(image,), about=about)
     options = {} if num_classes is None else {"num_classes": num_classes}
     return Built(_built(name, options).eval())
 
@@ -111,6 +127,8 @@ def _built(name: str, options: dict[str, Any], *, demands: bool = True) -> nn.Mo
         return _from_file(name, demands=demands, **options)
     if is_pruned(name):
         return rebuilt(Path(name), _built)[0]
+    if found := run_at(name):
+        return open_run(*found).model
     if name in own_names():
         from refold.models import create_model  # late, as it takes torch along
 
@@ -126,12 +144,14 @@ def _refuse_classes(name: str, wanted: int | None) -> None:
         )
 
 
-def build_to_train(name: str, /, *, num_classes: int, in_chans: int, **options: Any) -> nn.Module:
+def build_to_train(
+    name: str, /, *, num_classes: int | None = None, in_chans: int, **options: Any
+) -> nn.Module:
     """Return the network that MODEL names, fresh, for so many classes and channels.
 
     Args:
         name: as in `build`, but for `.pt2`, whose mode is traced in.
-        num_classes: outputs of the classifier; 0 for none.
+        num_classes: outputs of the classifier; 0 for none, None for as many as it has by itself.
         in_chans: channels of the image.
         options: of the network.
 
@@ -141,7 +161,8 @@ def build_to_train(name: str, /, *, num_classes: int, in_chans: int, **options: 
     """
     if name.lower().endswith(".pt2"):
         raise InputError(f"{name} is an exported program, which cannot be trained: give its source")
-    wanted = {"num_classes": num_classes, "in_chans": in_chans, **options}
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    wanted = {**classes, "in_chans": in_chans, **options}
     return _built(name, wanted, demands=False)
 
 
@@ -152,11 +173,24 @@ def _unknown_form(name: str) -> str:
             "remove-residuals and report take; "
             "this command needs the network in PyTorch"
         )
-    if name.lower().endswith(".safetensors"):
+    path = Path(name)
+    if path.suffix.lower() in (".xml", *WEIGHTS) and not is_file(path):
+        return f"there is no file {name!r}: give {FORMS}"
+    if path.suffix.lower() == ".xml":
         return (
-            f"{name} is not a pruned network but weights alone, or nothing: give the network, and "
-            "the weights with --checkpoint"
+            f"{name} is an OpenVINO file, which is no network to fold: give what it was made from"
         )
+    if path.suffix.lower() in WEIGHTS:
+        run = run_at(str(path.parent))
+        way = f"its run, {run[0]}, or the" if run else "the"
+        return (
+            f"{name} is no MODEL: of such a file weights alone are read. Give {way} network, and "
+            f"the weights with --checkpoint {name}"
+        )
+    if name and is_folder(path):
+        if is_file(path / "config.json"):
+            return f"{name} is a folder: if save_pretrained wrote it, give hf:{name}"
+        return f"{name} is a folder without a run ({CONFIG} is missing): give {FORMS}"
     if name.endswith(".py"):
         return f"{name!r} names no factory: write {name}:FUNCTION, a callable returning the network"
     near = suggest(name, own_names())
@@ -177,6 +211,8 @@ def _from_timm(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mod
     try:
         with _downloading(f"timm:{name}", wanted=pretrained):
             return timm.create_model(name, pretrained=pretrained, **options)
+    except InputError:
+        raise
     except (TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"timm:{name} with {options}: {_brief(error)}") from error
 
@@ -333,12 +369,13 @@ def _run_file(path: Path, name: str) -> Any:
 def _from_exported(path: Path) -> Built:
     import torch
 
+    from refold.exporting import described, quiet
     from refold.torch_versions import module_of
 
     if not is_file(path):
         raise InputError(f"there is no file {str(path)!r}: give {FORMS}")
     try:
-        with path.open("rb") as stream:  # torch goes by a suffix in small letters
+        with path.open("rb") as stream, quiet():  # torch goes by a suffix in small letters
             program = torch.export.load(stream)
     except Exception as error:
         raise InputError(f"{path} is not an exported program: {_brief(error)}") from error
@@ -347,7 +384,7 @@ def _from_exported(path: Path) -> Built:
     for module in model.modules():
         module.training = False
     inputs = _tensors(program.example_inputs)
-    return Built(model, inputs, _sizes_of_one(program, inputs))
+    return Built(model, inputs, _sizes_of_one(program, inputs), described(path))
 
 
 def _sizes_of_one(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from refold.errors import InputError, RefoldError, RefusedError
 from refold.files import is_file
+from refold.sources.runs import run_at
 
 if TYPE_CHECKING:
     import torch
@@ -50,11 +51,12 @@ class Origin:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def placed(self) -> Origin:
-        """Return it with the whole path of a file, so that it holds in any folder."""
+        """Return it with the whole path of a file or a run, so that it holds in any folder."""
         kind, colon, rest = self.model.partition("hf:")
         if colon and not kind:
             return replace(self, model=f"hf:{_whole(rest)}")
-        return replace(self, model=_whole(self.model)) if ".py:" in self.model else self
+        is_place = ".py:" in self.model or run_at(self.model) is not None
+        return replace(self, model=_whole(self.model)) if is_place else self
 
 
 def _whole(name: str) -> str:
@@ -129,6 +131,17 @@ def origin_of(path: Path) -> Origin:
         raise InputError(
             f"{path} does not say which network it was pruned from: write it with refold prune"
         ) from error
+
+
+def about_pruned(path: Path) -> dict[str, Any]:
+    """Return what the file of a pruned network says beside that: classes, how images are prepared.
+
+    Raises:
+        InputError: when it cannot be read.
+    """
+    from refold.exporting import described
+
+    return {key: value for key, value in described(path).items() if key != KEY}
 
 
 def rebuilt(path: Path, build: Build) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:

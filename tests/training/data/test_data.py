@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from refold.errors import InputError
 from refold.training import open_data
 from refold.training.data.datasets import check_readable
+from refold.training.data.sources import open_image
 from training.pictures import add, cifar10, folders, masks, picture, shards
 
 pytestmark = pytest.mark.slow
@@ -157,3 +160,31 @@ def test_masks(tmp_path: Path) -> None:
 def test_a_mask_is_needed_to_segment() -> None:
     with pytest.raises(InputError, match="no masks"):
         open_data("digits", "segment")
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.tiff", "deep.pgm"])
+def test_sixteen_bits_are_the_same_picture_in_eight(tmp_path: Path, name: str) -> None:
+    eight = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(eight.astype(np.uint16) * 257)
+    image.save(tmp_path / name)
+    read = open_image(tmp_path / name, "RGB")
+    assert np.array_equal(np.asarray(read), np.stack([eight] * 3, 2))
+    naive = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+    assert (naive == 255).mean() > 0.9  # as Pillow has it: nearly all white
+
+
+def test_numbers_of_no_known_range_are_no_picture(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=r"32-bit numbers \(mode F\), not colours"):
+        open_image(tmp_path / "a.tiff", "RGB")
+
+
+def test_images_that_cannot_be_used_are_found_before_training(tmp_path: Path) -> None:
+    data = folders(tmp_path / "a")
+    for file in (data / "val").rglob("*.png"):
+        file.write_text("junk")
+    with pytest.raises(InputError, match="no image of val can be read"):
+        check_readable(open_data(data))
+    with pytest.raises(InputError, match="holds one class, 'ant', so every answer would be right"):
+        open_data(folders(tmp_path / "b", classes=("ant",)))
+    assert open_data(tmp_path / "b", "embed").classes == ("ant",)

@@ -122,7 +122,7 @@ def test_a_table_json_and_csv(run: Path, data: Path, tmp_path: Path, say: Say) -
 def test_what_is_missing_is_said(run: Path, tmp_path: Path, data: Path) -> None:
     with pytest.raises(InputError, match="there is no image at 'nowhere'"):
         list(predict(run, ["nowhere"]))
-    with pytest.raises(InputError, match="holds no finished run"):
+    with pytest.raises(InputError, match="holds no run"):
         list(predict(tmp_path, [data]))
     with pytest.raises(InputError, match="there is no run or file"):
         list(predict(tmp_path / "x.onnx", [data]))

@@ -138,7 +138,7 @@ def test_stopped_and_moved_it_goes_on_to_the_same_bits(
     assert same_bits(last(tmp_path / "elsewhere"), last(run.folder))
     assert again.summary["pruning"] == run.summary["pruning"]
     (tmp_path / "elsewhere" / "pruned.safetensors").unlink()
-    with pytest.raises(InputError, match=r"pruned\.safetensors is not a pruned network"):
+    with pytest.raises(InputError, match=r"there is no file '.*pruned\.safetensors'"):
         network_of(tmp_path / "elsewhere")
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from torch import nn
+
+from refold.errors import InputError
 
 _WRAPPERS = frozenset(
     {"DataParallel", "DistributedDataParallel", "AveragedModel", "FullyShardedDataParallel"}
@@ -15,12 +19,19 @@ def unwrap(module: nn.Module) -> nn.Module:
     Looks through DataParallel, DistributedDataParallel, `torch.compile`, `AveragedModel` and any
     wrapper whose only child is `module` and that holds no parameter of its own (timm's ModelEma).
 
+    Raises:
+        InputError: when it is no network, but its weights or its class, say.
+
     Examples:
         >>> unwrap(nn.DataParallel(nn.Sequential(nn.ReLU())))
         Sequential(
           (0): ReLU()
         )
     """
+    if not isinstance(cast(Any, module), nn.Module):
+        is_class = isinstance(module, type)
+        name = module.__name__ if is_class else type(module).__name__
+        raise InputError(f"expected a torch.nn.Module, got {'the class ' * is_class}{name}")
     while (inner := _inner(module)) is not None:
         module = inner
     return module

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from refold.errors import InputError
 from refold.training.data.image_folders import IGNORE
 from refold.training.data.loader import Transform
 
@@ -28,7 +29,17 @@ def image_side(augment: Augment, data: Data) -> int:
 
 
 def statistics(augment: Augment, data: Data) -> tuple[Sequence[float], Sequence[float]]:
-    """Return the mean and the standard deviation that images are normalised by."""
+    """Return the mean and the standard deviation that images are normalised by.
+
+    Raises:
+        InputError: when the recipe has other than one number, or one a channel.
+    """
+    for name, asked in (("mean", augment.mean), ("std", augment.std)):
+        if asked is not None and len(asked) not in (1, data.channels):
+            raise InputError(
+                f"augment.{name} has {len(asked)} numbers, and the images {data.channels} "
+                "channels: give one, or one a channel"
+            )
     mean, std = MEANS.get(data.kind, IMAGENET)
     return augment.mean or mean, augment.std or std
 

@@ -79,6 +79,11 @@ def open_data(place: str | Path, task: Task = "classify") -> Data:
         return _unless_masks(task, Data(found.train, found.val, names, 3, 32, "cifar"), place)
     for open_as in _LAYOUTS:
         data = open_as(folder, task)
+        if data is not None and task == "classify" and len(data.classes) == 1:
+            raise InputError(
+                f"{folder} holds one class, {data.classes[0]!r}, so every answer would be right: "
+                "give images of two classes or more"
+            )
         if data is not None:
             return data
     raise InputError(f"{folder} holds no data set that refold recognises: give {FORMS}")
@@ -148,12 +153,15 @@ def check_readable(data: Data) -> tuple[int, ...]:
     """Return the shape of one image of train.
 
     Raises:
-        InputError: when no image can be read.
+        InputError: when no image of train or of val can be read.
     """
-    try:
-        pixels: Any = first_pixels(data.train)
-    except OSError as error:
-        raise InputError(
-            f"no image of train can be read, {data.train.name(0)} for one: {error}"
-        ) from error
-    return tuple(pixels.shape)
+    shapes: list[tuple[int, ...]] = []
+    for part, source in (("train", data.train), ("val", data.val)):
+        try:
+            pixels: Any = first_pixels(source)
+        except OSError as error:
+            raise InputError(
+                f"no image of {part} can be read, {source.name(0)} for one: {error}"
+            ) from error
+        shapes.append(tuple(pixels.shape))
+    return shapes[0]

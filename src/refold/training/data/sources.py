@@ -146,12 +146,28 @@ def open_image(file: Any, mode: str | None) -> Any:
     Args:
         file: where it is.
         mode: Pillow's, such as "RGB"; None for the file's own.
+
+    Raises:
+        ValueError: when its pixels are numbers of an unknown range, which have no colour.
     """
     from PIL import Image
 
     with Image.open(file) as image:
         image.load()
-        return image if mode is None else image.convert(mode)
+        return image if mode is None else _in_bytes(image).convert(mode)
+
+
+def _in_bytes(image: Any) -> Any:
+    """Return a picture with 8 bits a channel; Pillow itself would make most of 16 bits white."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}), not colours")
+    if image.mode[0] != "I":
+        return image
+    pixels = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
 
 
 def readable(

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refold.errors import DivergedError, TrainingError, one_line
+from refold.errors import DivergedError, RefoldError, TrainingError, one_line
+from refold.sources.guest import place_of
 from refold.training.data.loader import Batch, TrainOrder
 from refold.training.loop.collectives import total, union
 from refold.training.loop.evaluation import MAIN, Judged, judge
@@ -166,12 +167,32 @@ class Engine:
         targets = piece.targets.to(device, non_blocking=True)
         images, targets = self._mixed(images, targets, number, at)
         with self.accelerator.accumulate(self.wrapped), self._compile_errors():
-            outcome = BatchOutcome(*self.wrapped(images, targets))
+            with self._first_errors(images):
+                outcome = BatchOutcome(*self.wrapped(images, targets))
             loss = outcome.loss
             for penalty in self.penalties:
                 loss = loss + self.parts.penalised(penalty)
             self.accelerator.backward(loss)
         return BatchOutcome(*(value.detach() for value in outcome))
+
+    @contextmanager
+    def _first_errors(self, images: Tensor) -> Generator[None]:
+        """Say plainly that a network does not run in training mode, in a process's first step.
+
+        Raises:
+            TrainingError: instead of torch's own error.
+        """
+        try:
+            yield
+        except (ValueError, RuntimeError, TypeError, IndexError) as error:
+            known = isinstance(error, (RefoldError, torch.OutOfMemoryError))
+            if known or self._last or self.habits.compile:
+                raise
+            shape = " x ".join(map(str, images.shape))
+            raise TrainingError(
+                f"{self.recipe.model} does not train on a batch of {shape}{place_of(error)}: "
+                f"{one_line(error)}; choose another batch_size or augment.size, or mend the network"
+            ) from error
 
     @contextmanager
     def _compile_errors(self) -> Generator[None]:

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from refold.errors import InputError
-from refold.files import atomic_path, write_json
-from refold.training.loop.saves import FOLDER
+from refold.files import atomic_path, require_expanded, write_json
+from refold.sources.runs import CHECKPOINTS
+from refold.sources.runs import CONFIG as CONFIG
 from refold.training.recipes.cookbook import from_yaml, to_yaml
 
-CONFIG, ENVIRONMENT, IMAGES, METRICS, SUMMARY = (
-    "config.yaml", "environment.json", "images.txt.gz", "metrics.jsonl", "summary.json",
+ENVIRONMENT, IMAGES, METRICS, SUMMARY = (
+    "environment.json", "images.txt.gz", "metrics.jsonl", "summary.json",
 )  # fmt: skip
 PRUNED, PRUNING = "pruned.safetensors", "pruning.json"
 """Of a run that begins with pruning: the network that it starts from, and what went."""
@@ -46,13 +47,14 @@ class RunFolder:
         Raises:
             InputError: if so, or if it cannot be made.
         """
+        require_expanded(self.path)
         if (self.path / CONFIG).exists():
             raise InputError(
                 f"{self.path} already holds a run: pass --resume to continue, or choose "
                 "another folder"
             )
         left = [name for name in (METRICS, SUMMARY) if (self.path / name).exists()]
-        left += [path.name for path in (self.path / FOLDER).glob("step-*")]
+        left += [path.name for path in (self.path / CHECKPOINTS).glob("step-*")]
         if left:
             raise InputError(
                 f"{self.path} holds {left[0]} of a run whose settings ({CONFIG}) are missing: put "

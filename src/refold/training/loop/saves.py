@@ -20,10 +20,11 @@ from torch import Tensor
 
 from refold.errors import CheckpointError, InputError, TrainingError
 from refold.files import atomic_path, sweep_staging
+from refold.sources.runs import BEST as BEST
+from refold.sources.runs import CHECKPOINTS
+from refold.sources.runs import LAST as LAST
 from refold.training.loop.snapshot import Snapshot, read_snapshot, write_snapshot
 
-FOLDER = "checkpoints"
-LAST, BEST = "last", "best"
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 _KEPT = 2  # the newest, and the one before should it turn out to be damaged
 _SPARE = 2**20  # bytes that are left free beside a checkpoint
@@ -61,7 +62,7 @@ class Saves:
     """
 
     def __init__(self, run: Path) -> None:
-        self.folder = run / FOLDER
+        self.folder = run / CHECKPOINTS
         self._whole: list[_Whole] = []
         self._spared: frozenset[Path] = frozenset()
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -179,7 +181,14 @@ class Augment(_Strict):
     erase: float = Field(default=0.0, ge=0, le=1)
     centre: float = Field(default=0.875, gt=0, le=1)
     mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+    @field_validator("scale")
+    @classmethod
+    def _shares(cls, values: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < values[0] <= values[1] <= 1:
+            raise ValueError("give two shares of the area, the smaller one first")
+        return values
 
 
 class Mix(_Strict):

@@ -21,12 +21,12 @@ from refold.pruning import join_norms
 from refold.residuals import remove_residuals
 from refold.sources.networks import note_origin
 from refold.sources.pruned import is_pruned, origin_of
-from refold.training.data.augment import preprocessing
 from refold.training.data.datasets import Data
 from refold.training.loop.collectives import total, union
 from refold.training.loop.engine import Engine
 from refold.training.loop.evaluation import Judged
 from refold.training.loop.run_folder import PRUNED
+from refold.training.run.about import about_of
 from refold.workload import workload_of
 
 if TYPE_CHECKING:
@@ -157,12 +157,6 @@ def _proved(
     network, deployed = copy.deepcopy(network).cpu(), copy.deepcopy(deployed).cpu()
     proof = prove(network, deployed, (example.cpu(),), fold)
     return {"float64": proof.exact.max_rel_error, "as_written": proof.shipped.max_rel_error}
-
-
-def about_of(recipe: Recipe, data: Data) -> dict[str, Any]:
-    """Return what whoever uses a network must know: its classes, and how images are prepared."""
-    named = {} if recipe.task == "embed" else {"classes": list(data.classes)}
-    return {**named, "preprocessing": preprocessing(recipe.augment, data)}
 
 
 def _exported(

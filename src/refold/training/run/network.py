@@ -22,12 +22,13 @@ from refold.pruning import restore_norms
 from refold.residuals import removal
 from refold.sources.networks import brings_weights, build_to_train
 from refold.training.data.augment import eval_transform, image_side
-from refold.training.data.datasets import Data, open_data
+from refold.training.data.datasets import Data
 from refold.training.data.loader import Samples
 from refold.training.loop.freezing import freeze
 from refold.training.loop.run_folder import RunFolder
 from refold.training.loop.snapshot import read_snapshot
 from refold.training.recipes.recipe import Recipe
+from refold.training.run.about import known_data
 from refold.training.run.begun import Begun, begun_with
 from refold.training.run.heads import class_counts, fit_head, hand_over
 from refold.training.run.weights import Weights, weights_at
@@ -40,8 +41,10 @@ _SEEN, _AT_ONCE = 256, 32  # images whose statistics restored norms start with
 class Builder(Protocol):
     """Builds a network from the name in a recipe."""
 
-    def __call__(self, name: str, /, *, num_classes: int, in_chans: int, **options: Any) -> Any:
-        """Return the network."""
+    def __call__(
+        self, name: str, /, *, num_classes: int | None = None, in_chans: int, **options: Any
+    ) -> Any:
+        """Return the network; of published weights with the classes that it has by itself."""
         ...
 
 
@@ -142,15 +145,17 @@ def make_teacher(recipe: Recipe, data: Data, image: tuple[int, ...]) -> nn.Modul
     return teacher.requires_grad_(False)
 
 
-def built_anew(begun: Begun, model: nn.Module | None, *, loads: bool) -> nn.Module:
+def built_anew(
+    begun: Begun, data: Data, model: nn.Module | None = None, *, loads: bool
+) -> nn.Module:
     """Return the network of a run as it started, in evaluation mode.
 
     Args:
         begun: what the run was started with.
+        data: its images, of which the number of classes and the shape are asked.
         model: the network that was given to it, where one was.
         loads: whether the weights that it started from are wanted, too.
     """
-    data = open_data(begun.place, begun.recipe.task)
     return start_network(begun.recipe, data, model, loads=loads).network.eval()
 
 
@@ -165,7 +170,9 @@ def network_at(run: Path, saved: Path) -> nn.Module:
         InputError: when there is no such run, or its network was given to it.
         CheckpointError: when the checkpoint is damaged.
     """
-    network = built_anew(begun_with(RunFolder(run), None), None, loads=False)
+    folder = RunFolder(run)
+    begun = begun_with(folder, None)
+    network = built_anew(begun, known_data(folder, begun), loads=False)
     network.load_state_dict(read_snapshot(saved).network)
     return network
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from refold.errors import InputError, MissingDependencyError, one_line
 from refold.exporting import (
@@ -20,6 +20,9 @@ from refold.exporting import (
     run_onnx,
     run_openvino,
 )
+from refold.sources.networks import build
+from refold.sources.pruned import is_pruned
+from refold.sources.runs import open_run, run_at
 from refold.training.data.augment import transform_by
 from refold.training.data.image_folders import images_in
 from refold.training.data.sources import open_image
@@ -78,10 +81,11 @@ class DeployedNetwork:
 
 
 def open_network(place: str | Path) -> DeployedNetwork:
-    """Open what a run deployed, or one of the files.
+    """Open what a run deployed, or a file that was made of it.
 
     Args:
-        place: the folder of a run; or its `deploy.onnx`, `.pt2` or `.xml`.
+        place: the folder of a run; or an `.onnx`, `.pt2` or `.xml` file of it, or what `convert` or
+            `prune` made of it.
 
     Raises:
         InputError: when there is none, or the file does not say how images are prepared.
@@ -90,23 +94,30 @@ def open_network(place: str | Path) -> DeployedNetwork:
     path = Path(place)
     if path.suffix == ".safetensors" and (path.parent / CONFIG).is_file():
         path = path.parent  # weights alone, of a network that the run knows
+    if found := run_at(str(path)):
+        return _of_run(*found)
     if path.is_dir():
-        return _of_run(path)
+        raise InputError(f"{path} holds no run ({CONFIG} is missing): give what refold train wrote")
     if not path.is_file():
         raise InputError(f"there is no run or file {str(place)!r}: give what refold train wrote")
-    if path.suffix.lower() not in _FILES:
-        raise InputError(f"{path} cannot be run: give a run, or its {', '.join(_FILES)} file")
+    pruned = is_pruned(str(path))
+    if path.suffix.lower() not in _FILES and not pruned:
+        raise InputError(
+            f"{path} cannot be run: give a run, or an {', '.join(_FILES)} file that was made of it"
+        )
     about = described(path)
     if "preprocessing" not in about:
         raise InputError(
-            f"{path} does not say how images are prepared: give the folder of the run that made it"
+            f"{path} does not say how images are prepared: give the folder of the run that made "
+            "it, or what refold convert makes of that run"
         )
-    return DeployedNetwork(_caller(path), about)
+    return DeployedNetwork(_running(build(str(path)).model) if pruned else _caller(path), about)
 
 
-def _of_run(run: Path) -> DeployedNetwork:
-    if not (run / SUMMARY).is_file():
-        raise InputError(f"{run} holds no finished run: {SUMMARY} is missing")
+def _of_run(run: Path, pointer: str | None) -> DeployedNetwork:
+    if pointer is not None or not (run / SUMMARY).is_file():
+        model, _, about = open_run(run, pointer)
+        return DeployedNetwork(_running(model), about)
     summary = json.loads((run / SUMMARY).read_text())
     if "preprocessing" not in summary:
         raise InputError(
@@ -120,8 +131,11 @@ def _of_run(run: Path) -> DeployedNetwork:
                 return DeployedNetwork(_caller(file), summary)
             except MissingDependencyError:
                 continue
-    network = network_of(run, "best")
-    return DeployedNetwork(lambda images: outputs(network(images))[0], summary)
+    return DeployedNetwork(_running(network_of(run, "best")), summary)
+
+
+def _running(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda images: outputs(network(images))[0]
 
 
 def _caller(path: Path) -> Callable[[Tensor], Tensor]:
@@ -132,8 +146,7 @@ def _caller(path: Path) -> Callable[[Tensor], Tensor]:
     if suffix == ".xml":
         compiled = openvino_model(path)
         return lambda images: run_openvino(compiled, ((images,), {}))[0]
-    program = torch.export.load(path).module()
-    return lambda images: outputs(program(images))[0]
+    return _running(build(str(path)).model)
 
 
 def predict(place: str | Path, images: Iterable[str | Path]) -> Iterator[Answer]:

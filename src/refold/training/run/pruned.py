@@ -13,7 +13,7 @@ from torch import nn
 
 from refold.errors import InputError
 from refold.exporting import export
-from refold.files import write_json
+from refold.files import require_named, write_json
 from refold.pruning import Pruning
 from refold.sources.networks import note_origin
 from refold.sources.pruned import Origin
@@ -98,7 +98,8 @@ def plan_course(
     Raises:
         InputError: when the folder, the recipe or the images cannot be used.
     """
-    place = place_of(data or DIGITS)
+    require_named("output", output)
+    place = place_of(DIGITS if data is None else data)
     course = Course(
         recipe or ("digits" if place == DIGITS else "finetune"),
         place,

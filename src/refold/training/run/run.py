@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from refold.errors import InputError, TrainingError
+from refold.files import require_named
 from refold.sources.pruned import is_pruned
+from refold.sources.runs import run_at
 from refold.training.data.datasets import DIGITS, open_data
 from refold.training.loop.penalties import Penalty
 from refold.training.loop.progress import Reporter, RunPlan
@@ -112,8 +114,9 @@ def train(
         >>> run.summary["images"], run.summary["classes"]
         (4000, 10)
     """
+    require_named("output", output)
     folder = RunFolder(Path(output))
-    given = model if isinstance(model, nn.Module) else None
+    given = _network(model)
     named = {"model": model} if isinstance(model, str) else {}
     if checkpoint is not None:
         named["checkpoint"] = str(checkpoint)
@@ -121,11 +124,11 @@ def train(
     if resume:
         begun = begun_with(folder, given)
         require_same(begun, _wanted(recipe, begun.asked, every), folder.path)
-        chosen, place = begun.recipe, place_of(data or begun.place)
+        chosen, place = begun.recipe, place_of(begun.place if data is None else data)
     else:
         if not dry_run:
             folder.require_new()
-        begun, place = None, place_of(data or DIGITS)
+        begun, place = None, place_of(DIGITS if data is None else data)
         chosen = _chosen(recipe, place, every)
         if given is not None and "model" not in every:  # a name for people, no change of the recipe
             chosen = chosen.model_copy(update={"model": type(given).__name__})
@@ -155,14 +158,30 @@ def _placed(changes: dict[str, Any]) -> dict[str, Any]:
     found = dict(changes)
     for key in ("model", "checkpoint", "distill.teacher", "distill.checkpoint"):
         value = found.get(key)
-        is_file = key.endswith("checkpoint") or ".py:" in str(value) or is_pruned(str(value))
-        if isinstance(value, str) and is_file:
+        if isinstance(value, str) and (key.endswith("checkpoint") or _is_place(value)):
             found[key] = os.path.abspath(value)  # noqa: PTH100 (keeps links)
     return found
 
 
+def _network(model: Any) -> nn.Module | None:
+    """Return the network that was given; None for a name, or for none."""
+    if model is None or isinstance(model, str | nn.Module):
+        return model if isinstance(model, nn.Module) else None
+    what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+    raise InputError(f"model must be a network, or the name of one, got {what}")
+
+
+def _is_place(model: str) -> bool:
+    return ".py:" in model or is_pruned(model) or run_at(model) is not None
+
+
 def place_of(data: str | Path) -> str:
-    """Return where the images are, whatever folder the run is resumed from."""
+    """Return where the images are, whatever folder the run is resumed from.
+
+    Raises:
+        InputError: when it is an empty text, which would be the current folder.
+    """
+    require_named("data", data)
     return DIGITS if str(data) == DIGITS else os.path.abspath(data)  # noqa: PTH100 (keeps links)
 
 
@@ -197,8 +216,9 @@ def _run(order: Order, begun: Begun | None, *, dry_run: bool, data_changed: bool
     )
     image = setup.image_shape(order)
     made = start_network(
-        order.recipe, order.data, order.model, order.build, loads=not Saves(folder.path).began()
-    )
+        order.recipe, order.data, order.model, order.build,
+        loads=begun is None or not Saves(folder.path).began(),
+    )  # fmt: skip
     engine = setup.make_engine(order, accelerator, folder, image, made.network)
     for text in remarks(made, order.recipe):
         order.reporter.note(text)

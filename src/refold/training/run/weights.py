@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from refold.branches import collapse
 from refold.checkpoint import load_checkpoint, read_weights, write_state_dict
 from refold.errors import CheckpointError, InputError, RefoldError
-from refold.training.loop.run_folder import CONFIG
-from refold.training.loop.saves import BEST, FOLDER, LAST, Saves
+from refold.sources.runs import run_at
+from refold.training.loop.saves import BEST, LAST, Saves
 from refold.training.loop.snapshot import Snapshot, read_snapshot
 
 
@@ -82,20 +82,15 @@ def _saved_at(path: Path) -> Path | None:
     """Return the checkpoint of a run that a path means; None for any other file."""
     if path.name.startswith("step-") and path.suffix == ".safetensors" and path.is_file():
         return path
-    if (path / CONFIG).is_file():
-        run, pointers = path, (BEST, LAST)
-    elif path.name in (BEST, LAST):
-        above = path.parent
-        run, pointers = (above.parent if above.name == FOLDER else above), (path.name,)
-    else:
-        return None
-    if not (run / CONFIG).is_file():
-        return None
-    saves = Saves(run)
-    found = next((file for name in pointers if (file := saves.named(name))), None)
+    found = run_at(str(path))
     if found is None:
+        return None
+    run, pointer = found
+    pointers = (BEST, LAST) if pointer is None else (pointer,)
+    saved = next((file for name in pointers if (file := Saves(run).named(name))), None)
+    if saved is None:
         raise InputError(f"{path} has no checkpoint yet: its run has only just started")
-    return found
+    return saved
 
 
 def _forms(

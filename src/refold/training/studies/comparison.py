@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 from refold.errors import InputError
-from refold.files import atomic_path, write_json
+from refold.files import atomic_path, require_named, write_json
 from refold.training.loop.progress import Reporter
 from refold.training.studies.catalogue import MANIFOLD, study_of
 from refold.training.studies.manifold import losses
@@ -52,6 +52,7 @@ def study(
     """
     if not seeds or jobs < 1:
         raise InputError(f"a study needs a seed and a job at least, got {len(seeds)} and {jobs}")
+    require_named("output", output)
     folder = Path(output)
     if name == MANIFOLD:
         return _write(_manifold(folder, seeds), name)

@@ -146,7 +146,6 @@ def _beside(jobs: Sequence[Job], count: int) -> Iterator[Job]:
 
 def _do(job: Job, reporter: Reporter) -> None:
     """Do a run, or the rest of it; a diverged run is a result as well."""
-    job.run.parent.mkdir(parents=True, exist_ok=True)
     if not (job.run / SUMMARY).is_file():
         try:
             _train(job, reporter)
@@ -174,13 +173,16 @@ def require_same_settings(jobs: Sequence[Job]) -> None:
         jobs: all runs that are wanted.
 
     Raises:
-        InputError: when one was begun differently; the message names it and the settings.
+        InputError: when one was begun differently, and the message names it and the settings; or
+            when there are no such settings.
     """
     for job in jobs:
+        recipe = load_recipe("digits", job.settings)
         if not (job.run / CONFIG).is_file():
             continue
-        begun, place = read_begun(RunFolder(job.run)), place_of(job.data or DIGITS)
-        found = differences(begun, load_recipe("digits", job.settings))
+        begun = read_begun(RunFolder(job.run))
+        place = place_of(DIGITS if job.data is None else job.data)
+        found = differences(begun, recipe)
         if begun.place != place:
             found = [f"--data {place}, but the run was started with {begun.place}", *found]
         if found:
