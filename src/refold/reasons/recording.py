@@ -29,6 +29,15 @@ CODE = (
         "its own, so that only it stays.",
     ),
     Reason(
+        "The code asks for its surroundings",
+        ("its code asks for … (…)",),
+        '`if torch.is_grad_enabled()`, `y.grad_fn is None`, `os.environ.get("MODE")`, '
+        "`time.time()`: another call may find another answer. Other answers were tried where they "
+        "are known, and for one of them the fold would be wrong.",
+        "Decide by configuration when the module is built, or wrap the network in a module that "
+        "deployment needs.",
+    ),
+    Reason(
         "Another call would need what the fold removes",
         (
             "its optional argument … may be given",

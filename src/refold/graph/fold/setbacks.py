@@ -14,6 +14,7 @@ from torch import fx
 from refold.errors import RefoldError
 
 _MAX_ROUNDS = 24
+_MOST_BY_TURNS = 8
 
 
 class SetbackError(Exception):
@@ -58,6 +59,20 @@ class LeftAlone:
         fresh = LeftAlone()
         fresh.whole, fresh._reasons = self.whole, dict(self._reasons)
         return fresh
+
+    def leave_latest(self, steps: list[Step], error: Exception) -> SetbackError:
+        """Note that some of these steps led to an error: those at first that no other builds on.
+
+        What the others did may be right, and is tried alone the next time; it is not for ever.
+        """
+        if self._rounds >= _MOST_BY_TURNS:
+            return self.leave(steps, error)
+        latest, later = list[Step](), set[fx.Node]()
+        for step in reversed(steps):
+            if later.isdisjoint(step.nodes):
+                latest.append(step)
+            later |= step.nodes
+        return self.leave(latest, error)
 
     def leave(self, steps: list[Step], error: Exception) -> SetbackError:
         """Note that these steps led to an error; where none did, leave the whole capture alone."""

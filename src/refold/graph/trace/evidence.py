@@ -91,6 +91,7 @@ class Evidence:
         self._deeper: dict[int, tuple[Recorder, Variant] | None] = {}
         self._flipped: dict[str, list[Variant | str]] = {}
         self._optional: list[Variant | Unknown] | None = None
+        self._has_all_sizes = False
 
     def vary(self) -> None:
         """Record other sizes, another precision and another device, as far as the code takes them.
@@ -130,7 +131,8 @@ class Evidence:
         if self.recorder.decisions:
             for change in (_one_more, _halved):
                 self._at(change, "of another size")
-        if self.recorder.loses_size or self.recorder.looked_up:
+        if self.recorder.loses_size:
+            self._has_all_sizes = True
             for change in self._ladder():
                 self._at(change, "of another size")
         if self.recorder.asks_rank or (self.made_up and self.recorder.hands_shape):
@@ -195,12 +197,12 @@ class Evidence:
         for variant in self.variants:
             if reason := variant.objection(places):
                 return f"{reason} ({_named(variant, places)})"
-        for frame, where in self.recorder.decisions:
-            if self._reaches(frame, places) and (reason := self._decided(where, places)):
+        for frame, what in self.recorder.decisions:
+            if self._reaches(frame, places) and (reason := self._decided(what, places)):
                 return reason
-        for frame, where in self.recorder.looked_up:
+        for frame, what in self.recorder.unsettled:
             if self._reaches(frame, places):
-                return f"its code looks a size up in a table ({where})"
+                return what
         return self._other_rank(places) or self._argued(places)
 
     def _inner(self, places: list[fx.Node]) -> list[fx.Node]:
@@ -248,42 +250,70 @@ class Evidence:
             below = current
         return None
 
-    # decisions about sizes
+    # questions that may have another answer
 
-    def _decided(self, where: str, places: list[fx.Node]) -> str | None:
-        if where not in self._flipped:
-            self._flipped[where] = self._flip(where)
-        for found in self._flipped[where]:
+    def other_path(self, frame: Frame) -> str | None:
+        """Return why a frame's own code would do something else in another call, or None."""
+        for where, what in self.recorder.unsettled:
+            if where is frame:
+                return what
+        asked = (what for where, what in self.recorder.decisions if where is frame)
+        for what in dict.fromkeys(asked):
+            found = self._otherwise(what)
+            if any(isinstance(run, str) or frame in run.differs for run in found) and (
+                what not in self.recorder.by_values or self._differs_by_size(frame)
+            ):
+                return what
+        return None
+
+    def _differs_by_size(self, frame: Frame) -> bool:
+        """Say whether a frame's code does something else at any of many sizes."""
+        if not self._has_all_sizes:
+            self._has_all_sizes = True
+            for change in self._ladder():
+                self._at(change, "of another size")
+        return frame.fixed is not None
+
+    def _otherwise(self, what: str) -> list[Variant | str]:
+        """Return the runs in which a question has another answer."""
+        if what not in self._flipped:
+            self._flipped[what] = self._flip(what)
+        return self._flipped[what]
+
+    def _decided(self, what: str, places: list[fx.Node]) -> str | None:
+        for found in self._otherwise(what):
             reason = found.objection(places) if isinstance(found, Variant) else found
             if reason:
                 return reason
         return None
 
-    def _flip(self, where: str) -> list[Variant | str]:
-        """Record anew with the decisions of a line the other way round: all of them, and the first.
+    def _flip(self, what: str) -> list[Variant | str]:
+        """Record anew with a question of a line answered otherwise: each time, and the first time.
 
         One line may decide for many modules, or several times for one (`max(x.shape) > 9`): where
         these runs are no others, each of its decisions is tried, and the same answer to all.
         """
-        what = f"its code branches on a size ({where})"
         if len(self._flipped) >= _MAX_FLIPS:
             return [what]
-        count = sum(place == where for _, place in self.recorder.decisions)
-        flips = [Flip(where)] if count < 2 else [Flip(where), Flip(where, count)]
-        found = [run for flip in flips if (run := self._run_flipped(flip, what)) is not None]
+        if what in self.recorder.others:
+            return self._runs(Flip(what, _LONG, always=one) for one in self.recorder.others[what])
+        count = sum(asked == what for _, asked in self.recorder.decisions)
+        found = self._runs([Flip(what)] if count < 2 else [Flip(what), Flip(what, count)])
         if any(isinstance(run, str) or run.differs for run in found):
             return found
-        flips = [Flip(where, skip=at) for at in range(1, min(count, _MOST_ON_A_LINE))]
-        flips += [Flip(where, _LONG, always=answer) for answer in (True, False)]
-        more = (self._run_flipped(flip, what) for flip in flips)
-        return [*found, *(run for run in more if run is not None)]
+        flips = [Flip(what, skip=at) for at in range(1, min(count, _MOST_ON_A_LINE))]
+        flips += [Flip(what, _LONG, always=answer) for answer in (True, False)]
+        return [*found, *self._runs(flips)]
 
-    def _run_flipped(self, flip: Flip, what: str) -> Variant | str | None:
+    def _runs(self, flips: Iterable[Flip]) -> list[Variant | str]:
+        return [run for flip in flips if (run := self._run_flipped(flip)) is not None]
+
+    def _run_flipped(self, flip: Flip) -> Variant | str | None:
         try:
             found = self.run(self.arguments, flip=flip)
         except Exception as error:
-            return None if _is_refusal(error) else what
-        return Variant(what, self.first, self.root, found)
+            return None if _is_refusal(error) else flip.what
+        return Variant(flip.what, self.first, self.root, found)
 
     # ranks
 

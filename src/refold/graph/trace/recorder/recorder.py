@@ -37,6 +37,7 @@ from refold.graph.trace.recorder.forms import result_of_layer
 from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
 from refold.graph.trace.recorder.state_notes import StateNotes
+from refold.graph.trace.recorder.surroundings import asked_around
 from refold.graph.trace.recorder.torch_calls import RecordError, UnansweredError
 from refold.graph.trace.state import Changes, untouched
 from refold.graph.trace.writes import stored_value, stored_writes
@@ -112,13 +113,15 @@ class Recorder(StateNotes):
 
     @contextmanager
     def _ways(self) -> Generator[None]:
-        """Let functions that make plain numbers of sizes unseen say so; run nothing compiled."""
-        with _uncompiled(), watched_functions(math, _UNSEEN, self._note_loss):
+        """Watch functions that make plain numbers of sizes, or ask around; run nothing compiled."""
+        watched = watched_functions(math, _UNSEEN, self._note_loss)
+        with _uncompiled(), watched, asked_around(self.root, self.ask_around):
             yield
 
-    def _note_loss(self, args: tuple[Any, ...]) -> None:
+    def _note_loss(self, function: Callable[..., Any], *args: Any) -> Any:
         if any(isinstance(value, Size) for value in args):
             self.lose()
+        return function(*args)
 
     def _finish(self) -> fx.Graph:
         self._note_chance()
