@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import enum
+import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from refold.graph.trace.doubts import parsed
+from refold.graph.trace.helpers import helpers_of, named_in
 
 _MOST = 8
 _WIDEST = 2048
@@ -43,14 +46,19 @@ def other_values(value: Any, functions: Iterable[Callable[..., Any]]) -> list[An
 
 
 def compared_sizes(function: Callable[..., Any]) -> list[int]:
-    """Return the numbers in a function that the sides of a map may be compared with.
+    """Return the numbers that the sides of a map may be compared with: by a function, its helpers.
+
+    Those that stand in a comparison come first, then those that names of the code stand for.
 
     Examples:
         >>> compared_sizes(max)
         []
     """
-    found = (str(constant) for constant in _compared(function))
-    return [int(text) for text in found if text.isdigit() and 1 < int(text) < _WIDEST]
+    code = [function, *helpers_of(function)]
+    found = [*chain.from_iterable(map(_compared, code)), *chain.from_iterable(map(named_in, code))]
+    plain = (str(constant) for constant in found if isinstance(constant, int | str))
+    sizes = [int(digits) for text in plain for digits in re.findall(r"\d{1,4}", text)]
+    return [size for size in dict.fromkeys(sizes) if 1 < size < _WIDEST]
 
 
 def branches_on(function: Callable[..., Any], name: str) -> bool:

@@ -41,7 +41,7 @@ _MAX_FLIPS = 24
 _MOST_ON_A_LINE = 6
 _LONG = 64  # a loop that asks the same for ever gets a true answer in the end
 _LADDER = (4, 8, 17, 33, 100, 512, 2048)  # where a size became a number: below and above any bound
-_MOST_KNOWN = 4  # sizes that the code names
+_MOST_KNOWN = 8  # sizes that the code names
 _MOST = 2048**2  # positions of a map
 _NEAR = 33  # of the other sides, where all of a step of the ladder would be too many positions
 _OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -146,11 +146,8 @@ class Evidence:
         """
         given = [leaf for leaf in leaves(self.arguments) if isinstance(leaf, Tensor)]
         rank = max((tensor.ndim - 2 for tensor in given), default=0)
-        known = [
-            size
-            for frame in walk(self.root)
-            for size in compared_sizes(getattr(frame.module, frame.method))
-        ]
+        code = {(type(f.module), f.method): getattr(f.module, f.method) for f in walk(self.root)}
+        known = [size for function in code.values() for size in compared_sizes(function)]
         for side in (*_LADDER, *dict.fromkeys(known[:_MOST_KNOWN])):
             if side**rank <= _MOST:
                 yield partial(_of_side, side=side)
@@ -178,6 +175,7 @@ class Evidence:
 
     def _add(self, what: str, found: Recorder) -> Variant:
         variant = Variant(what, self.first, self.root, found)
+        self.recorder.loses_size |= variant.counts_differ()
         if variant.differs:
             self.variants.append(variant)
             for frame in variant.differs:

@@ -128,6 +128,15 @@ class Variant:
             return False
         return self._equal(self.first.args[node], self.second.args[other])
 
+    def counts_differ(self) -> bool:
+        """Say whether a call gives more values, or fewer, in the other run (`x.unbind(-1)`)."""
+        several = (node for node in self.first.order if "length" in node.meta)
+        pairs = ((node, self.same.get(node)) for node in several)
+        return any(
+            isinstance(other, fx.Node) and node.meta["length"] != other.meta.get("length")
+            for node, other in pairs
+        )
+
     def read_by_same(self, node: fx.Node) -> bool:
         """Say whether a value has the same readers in both runs."""
         other = self.same.get(node)

@@ -120,6 +120,8 @@ class TorchCalls(Notebook, TorchFunctionMode):
         node = self._node(op, target, spelled, recorded[1])
         if result is None:
             return None
+        if isinstance(result, tuple | list):
+            node.meta["length"] = len(result)
         changes = mutated(node)
         if changes:
             node.meta["line"] = where()
