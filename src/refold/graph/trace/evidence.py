@@ -23,6 +23,7 @@ from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.trace.alternatives import branches_on, compared_sizes, other_values
 from refold.graph.trace.doubts import is_default, keywords_read, mentions, reached, runs_apart
+from refold.graph.trace.examples import drawn
 from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves, map_tree, walk
 from refold.graph.trace.overridden import layer_class
 from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
@@ -207,6 +208,12 @@ class Evidence:
         """Return the parts of a step that others of it read: what it ends in keeps its value."""
         chosen = set(places)
         return [node for node in places if not chosen.isdisjoint(self.first.readers[node])]
+
+    def functions(self, names: Iterable[str]) -> list[str]:
+        """Return which of these names are those of recorded calls of functions, in order."""
+        nodes = [self._names[name] for name in names if name in self._names]
+        called = [node for node in nodes if node.op in ("call_function", "call_method")]
+        return [node.name for node in sorted(called, key=self._places.__getitem__)]
 
     def _touches(self, frame: Frame, places: list[fx.Node]) -> bool:
         """Say whether a step joins parts of one frame, not only within one of its calls."""
@@ -450,7 +457,12 @@ class Evidence:
             return
         others: list[Any] = []
         if value is None:
-            [found] = self._try([{**named, name: other} for other in (_like(first), True)], what)
+            tried = ({**named, name: other} for other in (_like(first), True))
+            [found] = self._try(tried, what)
+            if isinstance(found, Unknown) and first is not None:  # it may ask for the numbers
+                numbers = map_tree(_with_numbers, named)
+                tried = ({**numbers, name: other} for other in _ones(first))
+                [found] = self._try(tried, what, real=True)
             if isinstance(found, Variant):
                 yield found
                 return
@@ -463,15 +475,16 @@ class Evidence:
 
     def _try(
         self,
-        calls: list[dict[str, Any]],
+        calls: Iterable[dict[str, Any]],
         what: str,
         *,
         is_sure: bool = False,
+        **options: Any,
     ) -> Iterable[Variant | Unknown]:
         """Record the first of these calls that runs; where `is_sure`, one that fails is wrong."""
         for call in calls:
             try:
-                found = self.run(((), call))
+                found = self.run(((), call), **options)
             except Exception as error:
                 if is_sure and not isinstance(error, RecordError):
                     return
@@ -556,6 +569,17 @@ def _sides(first: Tensor | None) -> Any:
 
 def _like(first: Tensor | None) -> Any:
     return True if first is None else torch.empty_like(first, device="meta")
+
+
+def _with_numbers(value: Any) -> Any:
+    return drawn(value) if isinstance(value, Tensor) and value.is_meta else value
+
+
+def _ones(first: Tensor) -> list[Tensor]:
+    """Return what may be a mask or the length of each part of a batch."""
+    device = "cpu" if first.is_meta else first.device
+    shapes = [first.shape[:1], first.shape]
+    return [torch.ones(shape, dtype=first.dtype, device=device) for shape in shapes]
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -221,7 +221,8 @@ def again(first: Recorder, path: str, runs: Runs) -> Callable[..., Recorder]:
 
         def one(*, stays: bool) -> Recorder:
             changes = Changes(around=around)
-            other = Recorder(root, dict(first.forced), changes, real=first.real, **options)
+            given = {"real": first.real, **options}
+            other = Recorder(root, dict(first.forced), changes, **given)
             _run(other, arguments, stays=stays)
             return other
 
