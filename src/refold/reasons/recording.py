@@ -187,11 +187,15 @@ MODULES = (
             "it runs its network on several devices",
             "it is a recurrent or attention layer with a forward of its own",
             "it has no forward",
-            "its code cannot run while it is recorded",
+            "its code cannot run while it is recorded (…)",
+            "its code fails on tensors without storage (…)",
+            "its code transforms a function by torch.func or vmap (…)",
         ),
         "TorchScript, `torch.compile`, `DataParallel` and cuDNN's recurrent layers run code that "
-        "is not torch calls of Python.",
-        "Fold the original `nn.Module` and script, compile or wrap the result.",
+        "is not torch calls of Python. Operators of other packages may know no tensors without "
+        "storage, on which parts are recorded.",
+        "Fold the original `nn.Module` and script, compile or wrap the result. A part that fails "
+        "without storage folds by itself, with an example of what it is given.",
     ),
     Reason(
         "No recorded call runs it",

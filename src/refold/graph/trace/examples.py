@@ -119,7 +119,9 @@ def _shapes(layer: nn.Module) -> list[tuple[int, ...]]:
     if found is None:
         return []
     channels, ranks = found
-    return [(2, channels, *(side,) * rank) for rank in ranks for side in (_SIDES if rank else (0,))]
+    first = [(2, channels, *(s,) * rank) for rank in ranks for s in (_SIDES if rank else (0,))]
+    last = [(2, *(_SIDES[0],) * (rank or 1), channels) for rank in ranks]
+    return [*first, *last]
 
 
 def _channels(layer: nn.Module) -> tuple[int, tuple[int, ...]] | None:

@@ -109,7 +109,7 @@ def map_tree(fn: Callable[[Any], Any], tree: Tree) -> Tree:
     if isinstance(tree, tuple):
         items = [map_tree(fn, item) for item in cast("tuple[Any, ...]", tree)]
         if hasattr(cast(Any, tree), "_fields"):
-            return cast(Any, type(tree))(*items)
+            return cast(Any, type(tree))._make(items)  # the class may look at what it is made of
         return cast(Any, type(tree))(items) if is_struct(tree) else tuple(items)
     if isinstance(tree, list):
         return [map_tree(fn, item) for item in cast("list[Any]", tree)]

@@ -195,7 +195,9 @@ class Notebook:
             return known
         path = self._stored_paths.get(id(tensor))
         mark = tensor.__dict__.get(MARK)
-        if (mark is not None and mark[0] is self) or (path is None and tensor.is_meta):
+        if path is None and cast(Any, torch._C)._functorch.peek_interpreter_stack() is not None:
+            self._leave(frame, f"its code transforms a function by torch.func or vmap ({where()})")
+        elif (mark is not None and mark[0] is self) or (path is None and tensor.is_meta):
             self._leave(frame, "its code reads a value that unseen code keeps")
         if path is None:
             path = f"_tensor_constant{len(self.constants)}"
@@ -240,8 +242,7 @@ class Notebook:
         """Return an argument that may hold others, or is of a type of its own."""
         self.hands_shape |= isinstance(tree, torch.Size)  # as many sizes as there are axes
         if isinstance(tree, tuple):
-            items = [self._argument(item) for item in cast("tuple[Any, ...]", tree)]
-            return cast(Any, type(tree))(*items) if hasattr(tree, "_fields") else tuple(items)
+            return self._tuple(cast("tuple[Any, ...]", tree))
         if isinstance(tree, list):
             return [self._argument(item) for item in cast("list[Any]", tree)]
         if isinstance(tree, dict):
@@ -282,6 +283,15 @@ class Notebook:
             elif depth < _DEEPEST and hasattr(one, "__dict__") and not isinstance(one, _NO_HOLDERS):
                 found += self.held_in(list(vars(one).values()), depth + 1)
         return found
+
+    def _tuple(self, tree: tuple[Any, ...]) -> Any:
+        items = tuple(self._argument(item) for item in tree)
+        if not hasattr(tree, "_fields"):
+            return items
+        kind: Any = type(tree)
+        if _looks_inside(kind):
+            return self._node("call_function", kind, items, {})
+        return kind(*items)
 
     def _kind(self, value: torch.dtype | torch.device) -> Any:
         """Return a dtype or device, read off the tensor that the code has read it off."""
@@ -422,6 +432,11 @@ _PLAIN = (
     torch.Size,
     type,
 )
+
+
+def _looks_inside(kind: type) -> bool:
+    """Say whether a named tuple looks at what it is made of (`PackedSequence`)."""
+    return hasattr(kind, "_fields") and any(hasattr(base, "_fields") for base in kind.__bases__)
 
 
 def where() -> str:
