@@ -83,7 +83,7 @@ def drawn(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     noise = torch.Generator().manual_seed(0)
-    return torch.randn(value.shape, generator=noise).to(value.dtype)
+    return torch.randn(value.shape, generator=noise, device="cpu").to(value.dtype)
 
 
 def _takes_one(model: nn.Module) -> bool:

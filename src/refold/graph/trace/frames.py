@@ -170,6 +170,27 @@ def _collect(tree: Tree, found: list[Any]) -> None:
             _collect(item, found)
 
 
+def odd_container(tree: Tree) -> type | None:
+    """Return the class of a container that nothing says how to make, None where there is none.
+
+    Examples:
+        >>> odd_container((1, [2, {"a": 3}])), odd_container([torch.Size([1])])
+        (None, <class 'torch.Size'>)
+    """
+    kind = type(tree)
+    if kind in _ATOMS or not isinstance(tree, tuple | list | dict):
+        return None
+    if isinstance(tree, dict):
+        is_odd = not isinstance(_dict_like(tree, [*tree.items()]), kind)
+        return kind if is_odd else _odd(cast("dict[Any, Any]", tree).values())
+    is_known = kind in (tuple, list) or hasattr(cast(Any, tree), "_fields") or is_struct(tree)
+    return _odd(cast("list[Any]", tree)) if is_known else kind
+
+
+def _odd(items: Iterable[Any]) -> type | None:
+    return next((found for found in map(odd_container, items) if found is not None), None)
+
+
 def _inside(tree: Tree) -> Iterable[Any] | None:
     """Return what one level of a nest holds, None for a leaf."""
     if isinstance(tree, tuple | list):

@@ -23,7 +23,7 @@ from refold.graph.copies.held import storage_key
 from refold.graph.copies.modules import modules_by_path, stored_tensors
 from refold.graph.copies.watching import watched_attributes, watched_calls, watched_functions
 from refold.graph.trace.effects import mutated
-from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in
+from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in, odd_container
 from refold.graph.trace.leaves import (
     current_modes,
     drop_checks,
@@ -132,8 +132,7 @@ class Recorder(StateNotes):
             raise UnansweredError(self.unanswered)
         if "" in self.late:
             raise RecordError(self.late[""])
-        output = map_tree(self._as_node, self.result)
-        self.root_frame.output = output
+        self.root_frame.output = self._output(self.root_frame, self.result)
         told = self._argument(self.result)
         held = [self._as_node(tensor) for tensor in (*self.held_in(self.result), *self.stored)]
         node = self.graph.output((told, held) if held else told)
@@ -143,6 +142,11 @@ class Recorder(StateNotes):
         drop_checks(self.graph, self.root_frame)
         self._drop_unread()
         return self.graph
+
+    def _output(self, frame: Frame, result: Any) -> Any:
+        if (odd := odd_container(result)) is not None:
+            self.bakes.setdefault(frame, f"it returns a {odd.__name__}")
+        return map_tree(self._as_node, result)
 
     def _drop_unread(self) -> None:
         """Remove what only unpacks a value, or reads a stored tensor, for nobody."""
@@ -331,7 +335,7 @@ class Recorder(StateNotes):
             result = run(*given, **kwargs)
             self._note_chance()
             with _Quiet():
-                frame.output = map_tree(self._as_node, result)
+                frame.output = self._output(frame, result)
         except Exception:
             self._raised(frame, parent)
             raise
