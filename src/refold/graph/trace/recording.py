@@ -219,7 +219,7 @@ def again(first: Recorder, path: str, runs: Runs) -> Callable[..., Recorder]:
 
         def one(*, stays: bool) -> Recorder:
             changes = Changes(around=around)
-            given = {"real": first.real, **options}
+            given: dict[str, Any] = {"real": first.real, **options}
             other = Recorder(root, dict(first.forced), changes, **given)
             _run(other, arguments, stays=stays)
             return other
