@@ -74,6 +74,9 @@ ERRORS = {  # raised by a whole verb, never kept
     "dropping channels alone takes this network to … …, not to …: ask for more, lower floor or "
     "round_to, or pass remove_residuals=True",
     "of its time",
+    "was folded into the forward of an enclosing module; call that one",
+    "has layers that this method calls and that were folded for its forward; "
+    "call the method of the original model",
     "the model is already expanded: … is a …; call collapse first",
 }
 

@@ -15,9 +15,17 @@ from refold.branches.norm_statistics import calibrate
 from refold.branches.origin import Origin, origin_of, place
 from refold.equivalence import verify
 from refold.errors import GeometryError, NotAffineError, RefusedError
-from refold.graph import conv_axes, own_tensors, skeleton, transposed_axes, unwrap
+from refold.graph import (
+    conv_axes,
+    outside_inference,
+    own_tensors,
+    skeleton,
+    transposed_axes,
+    unwrap,
+)
 
 
+@outside_inference()
 def collapse(
     model: nn.Module,
     example_inputs: Any = None,

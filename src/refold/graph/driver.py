@@ -50,6 +50,7 @@ from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import Edits, alive
 from refold.graph.threads import undisturbed
 from refold.graph.trace.capture import Capture, Captures, capture_all, leaf_modules
+from refold.graph.trace.evidence import Evidence
 from refold.graph.trace.examples import as_arguments, drawn
 from refold.graph.trace.frames import map_tree
 from refold.graph.trace.leaves import NO_FORWARD, is_layer
@@ -461,6 +462,7 @@ def _kinds_in(leaf: nn.Module) -> list[type[nn.Module]]:
 
 
 def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
+    capture.stays.update(left.kept_calls(capture.graph))
     lifter = Lifter.of(capture)
     editor = Editor(capture)
     fold = FoldPass(lifter, editor, policy, left)
@@ -495,7 +497,7 @@ def _must_hold(fold: FoldPass, capture: Capture, left: LeftAlone) -> None:
     """Leave the steps alone that another run of the same code would not bear."""
     if capture.evidence is None:
         return
-    wrong: dict[str, list[Step]] = {}
+    again: str | None = None
     edits = fold.editor.edits
     stands_for: dict[fx.Node, list[fx.Node]] = {}
     for node in edits.swapped:
@@ -506,13 +508,29 @@ def _must_hold(fold: FoldPass, capture: Capture, left: LeftAlone) -> None:
         nodes -= _passed_at_the_end(nodes, step, edits, capture.evidence.first)
         only_read = {node.name for node in _only_read(nodes, edits)}
         nodes = {node for node in nodes if node.name not in only_read}
-        reason = capture.evidence.objection(nodes, step.parts - only_read)
-        if reason is not None:
-            wrong.setdefault(reason, []).append(step)
-    for reason, steps in wrong.items():
-        back = left.leave(steps, RefusedError(reason))
-        if reason == list(wrong)[-1]:
-            raise back
+        names = step.parts - only_read
+        reason = capture.evidence.objection(nodes, names)
+        if reason is None:
+            continue
+        calls = _calls_at_fault(capture.evidence, nodes, names)
+        again = reason
+        if not calls or not left.keep_calls(calls, reason):
+            left.put_back(step, reason)
+    if again is not None:
+        raise left.next_round(again)
+
+
+def _calls_at_fault(
+    evidence: Evidence, nodes: set[fx.Node], names: frozenset[str]
+) -> frozenset[str]:
+    """Return functions without which a step would hold: one of them, else all; none if none do."""
+    called = evidence.functions(names)
+    for some in ([name] for name in called), [called]:
+        for left_out in some:
+            rest = {node for node in nodes if node.name not in left_out}
+            if evidence.objection(rest, names.difference(left_out)) is None:
+                return frozenset(left_out)
+    return frozenset()
 
 
 def _only_read(nodes: set[fx.Node], edits: Edits) -> set[fx.Node]:

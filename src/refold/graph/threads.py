@@ -25,12 +25,29 @@ def undisturbed() -> Generator[None]:
     torch.set_num_threads(1)
     gc.disable()
     try:
-        yield
+        with outside_inference():
+            yield
     finally:
         _GIVEN.reset(outer)
         torch.set_num_threads(threads)
         if collects:
             gc.enable()
+
+
+@contextmanager
+def outside_inference() -> Generator[None]:
+    """Make tensors that can be trained, in `torch.inference_mode()`, too.
+
+    Examples:
+        >>> with torch.inference_mode(), outside_inference():
+        ...     torch.zeros(1).is_inference()
+        False
+    """
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from refold.account import Account
 from refold.errors import RefusedError
-from refold.graph import Cropped, Fold, Kept, fold_model, submodule
+from refold.graph import Cropped, Fold, Kept, fold_model, outside_inference, submodule
 from refold.inputs import required
 from refold.pruning.choice import Amount, Budget, Floor, check_step, choose, within
 from refold.pruning.dead_channels import Dropped, dropping
@@ -65,6 +65,7 @@ class Pruning(Account):
         return self.steps
 
 
+@outside_inference()
 def prune(
     model: nn.Module,
     example_inputs: Any,

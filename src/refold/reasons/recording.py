@@ -29,6 +29,15 @@ CODE = (
         "its own, so that only it stays.",
     ),
     Reason(
+        "The code asks for its surroundings",
+        ("its code asks for … (…)",),
+        '`if torch.is_grad_enabled()`, `y.grad_fn is None`, `os.environ.get("MODE")`, '
+        "`time.time()`: another call may find another answer. Other answers were tried where they "
+        "are known, and for one of them the fold would be wrong.",
+        "Decide by configuration when the module is built, or wrap the network in a module that "
+        "deployment needs.",
+    ),
+    Reason(
         "Another call would need what the fold removes",
         (
             "its optional argument … may be given",
@@ -178,11 +187,15 @@ MODULES = (
             "it runs its network on several devices",
             "it is a recurrent or attention layer with a forward of its own",
             "it has no forward",
-            "its code cannot run while it is recorded",
+            "its code cannot run while it is recorded (…)",
+            "its code fails on tensors without storage (…)",
+            "its code transforms a function by torch.func or vmap (…)",
         ),
         "TorchScript, `torch.compile`, `DataParallel` and cuDNN's recurrent layers run code that "
-        "is not torch calls of Python.",
-        "Fold the original `nn.Module` and script, compile or wrap the result.",
+        "is not torch calls of Python. Operators of other packages may know no tensors without "
+        "storage, on which parts are recorded.",
+        "Fold the original `nn.Module` and script, compile or wrap the result. A part that fails "
+        "without storage folds by itself, with an example of what it is given.",
     ),
     Reason(
         "No recorded call runs it",

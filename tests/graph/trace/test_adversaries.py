@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 import refold
+from helpers.adversaries.around import AROUND
 from helpers.adversaries.base import SIZES, Table, Two, image
 from helpers.adversaries.chance import CHANCE
 from helpers.adversaries.flow import FLOW
@@ -33,6 +34,7 @@ TABLES = {
     "wrappers": WRAPPERS,
     "parts": PARTS,
     "values": VALUES,
+    "around": AROUND,
 }
 CASES = [(kind, name) for kind, table in TABLES.items() for name in table]
 OFTEN = ("state", "chance", "hooks")  # every second of them runs always; of other kinds a quarter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -52,19 +53,21 @@ class Block(nn.Module):
 
 Make = Callable[[], nn.Module]
 Call = Callable[[nn.Module, Tensor], Any]
+World = Callable[[], AbstractContextManager[Any]]
 
 
 class Table(dict[str, Make]):
     """Adversaries of one kind, by name.
 
     `calls` holds how those are called that take more than one tensor, `resets` what puts state back
-    that lies outside the module.
+    that lies outside the module, `worlds` the contexts in which those are called besides the usual.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: dict[str, Call] = {}
         self.resets: dict[str, Callable[[], None]] = {}
+        self.worlds: dict[str, tuple[World, ...]] = {}
 
     def forward(
         self,
@@ -72,6 +75,7 @@ class Table(dict[str, Make]):
         base: type[nn.Module] = Two,
         call: Call | None = None,
         reset: Callable[[], None] | None = None,
+        worlds: tuple[World, ...] = (),
         **names: Any,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Enter a network with this forward; `setup` is run on every new one."""
@@ -82,6 +86,7 @@ class Table(dict[str, Make]):
                 setup(made)
                 return made
 
+            self.worlds[run.__name__] = worlds
             return self._enter(run.__name__, make, call, reset) and run
 
         return enter

@@ -86,6 +86,39 @@ for _name, _pack in OUTPUTS.items():
     _output(_name, _pack)
 
 
+class Rows(list[Any]):
+    """A list of one's own."""
+
+
+class Checked(collections.namedtuple("Checked", "first second")):
+    """A named tuple that looks at what it is made of."""
+
+    def __new__(cls, first: Any, second: Any) -> Any:
+        assert isinstance(first, Tensor)
+        return super().__new__(cls, first, second)
+
+
+MERGED: dict[str, Any] = {
+    "own_list": lambda y: Rows([y]),
+    "shape_alone": lambda y: y.shape,
+    "default_dict": lambda y: collections.defaultdict(list, a=y),
+    "checked_tuple": lambda y: Checked(y, y.shape[0]),
+    "user_dict": lambda y: collections.UserDict(a=y).data,
+}
+
+
+def _merged(name: str, pack: Any) -> None:
+    def run(s: Any, x: Any) -> Any:
+        return pack(s.b1(s.c1(x)) + s.b2(s.c2(x)))
+
+    run.__name__ = f"merges_and_returns_{name}"
+    each()(run)
+
+
+for _name, _pack in MERGED.items():
+    _merged(_name, _pack)
+
+
 @each()
 def returns_its_input(s: Any, x: Any) -> Any:
     return s.branches(x), x

@@ -7,9 +7,9 @@ thousands, and each time takes ten milliseconds. So calls are watched where `__c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -96,30 +96,29 @@ def _replaced(
 
 @contextmanager
 def watched_functions(
-    home: ModuleType, names: Iterable[str], note: Callable[[tuple[Any, ...]], None]
+    home: Any, names: Iterable[str], watch: Callable[..., Any]
 ) -> Generator[None]:
-    """Tell `note` of the arguments of every call of some functions of a library.
+    """Let `watch` answer every call of some functions of a library.
 
     Args:
-        home: the library.
+        home: the library, or what else holds the functions; those that it lacks are left out.
         names: of the functions.
-        note: is given the arguments, before the call.
+        watch: is given the function, and its arguments.
 
     Examples:
         >>> import math
-        >>> with watched_functions(math, ["log2"], print):
-        ...     value = math.log2(8)
-        (8,)
+        >>> with watched_functions(math, ["log2"], lambda log2, value: -log2(value)):
+        ...     math.log2(8)
+        -3.0
     """
 
     def watcher(below: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            note(args)
-            return below(*args)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return watch(below, *args, **kwargs)
 
-        return call
+        return functools.wraps(below)(call)
 
-    before = {name: getattr(home, name) for name in names}
+    before = {name: getattr(home, name) for name in names if hasattr(home, name)}
     try:
         for name, function in before.items():
             setattr(home, name, watcher(function))

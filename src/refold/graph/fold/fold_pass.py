@@ -170,7 +170,7 @@ class FoldPass:
         except Exception as error:
             nodes = error.nodes if isinstance(error, UnwritableError) else set[fx.Node]()
             guilty = [step for step in self.steps if not nodes.isdisjoint(step.nodes)]
-            raise self.left.leave(guilty or self.steps, error) from error
+            raise self.left.leave_latest(guilty or self.steps, error) from error
 
     def _parts(self, node: fx.Node) -> frozenset[str]:
         return self._made_of.get(node, frozenset({node.name}))

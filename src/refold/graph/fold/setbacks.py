@@ -7,6 +7,7 @@ fold starts over; it does the same as before, except for that step.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -14,6 +15,7 @@ from torch import fx
 from refold.errors import RefoldError
 
 _MAX_ROUNDS = 24
+_MOST_BY_TURNS = 8
 
 
 class SetbackError(Exception):
@@ -43,6 +45,7 @@ class LeftAlone:
     def __init__(self) -> None:
         self.whole: str | None = None
         self._reasons: dict[frozenset[str], str] = {}
+        self._calls: dict[str, str] = {}
         self._rounds = 0
 
     def reason(self, step: Step) -> str | None:
@@ -57,15 +60,47 @@ class LeftAlone:
         """Return the same notes, to be added to."""
         fresh = LeftAlone()
         fresh.whole, fresh._reasons = self.whole, dict(self._reasons)
+        fresh._calls = dict(self._calls)
         return fresh
+
+    def keep_calls(self, names: Iterable[str], reason: str) -> bool:
+        """Note that calls of functions must stay in whatever step; False where that is known."""
+        fresh = dict.fromkeys(names, reason)
+        is_new = not fresh.keys() <= self._calls.keys()
+        self._calls.update(fresh)
+        return is_new
+
+    def kept_calls(self, graph: fx.Graph) -> dict[fx.Node, str]:
+        """Return the calls in a graph that must stay, with the reasons."""
+        return {node: self._calls[node.name] for node in graph.nodes if node.name in self._calls}
+
+    def leave_latest(self, steps: list[Step], error: Exception) -> SetbackError:
+        """Note that some of these steps led to an error: those at first that no other builds on.
+
+        What the others did may be right, and is tried alone the next time; it is not for ever.
+        """
+        if self._rounds >= _MOST_BY_TURNS:
+            return self.leave(steps, error)
+        latest, later = list[Step](), set[fx.Node]()
+        for step in reversed(steps):
+            if later.isdisjoint(step.nodes):
+                latest.append(step)
+            later |= step.nodes
+        return self.leave(latest, error)
 
     def leave(self, steps: list[Step], error: Exception) -> SetbackError:
         """Note that these steps led to an error; where none did, leave the whole capture alone."""
-        self._rounds += 1
         reason = cause(error)
-        if not steps or self._rounds > _MAX_ROUNDS:
+        if not steps:
             self.whole = reason
         self._reasons.update((step.parts, reason) for step in steps)
+        return self.next_round(reason)
+
+    def next_round(self, reason: str) -> SetbackError:
+        """Count a round; after too many the whole capture is left alone."""
+        self._rounds += 1
+        if self._rounds > _MAX_ROUNDS:
+            self.whole = reason
         return SetbackError(reason)
 
 

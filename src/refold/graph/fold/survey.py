@@ -93,6 +93,8 @@ def _is_norm(fold: FoldPass, node: fx.Node) -> bool:
 def _lonely(regions: Regions, node: fx.Node) -> str:
     """Return why a norm has nothing to be folded into."""
     source = source_of(regions.lifter, node)
+    if source in regions.lifter.capture.elsewhere:
+        return regions.lifter.capture.elsewhere[source]
     if isinstance(regions.piece(source), Piece) and len(source.users) > 1:
         others = ", ".join(place_of(user) for user in source.users if user is not node)
         return f"the value of {place_of(source)} is also read by {others}"

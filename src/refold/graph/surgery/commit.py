@@ -14,13 +14,20 @@ from refold.graph.copies.held import ATOMS
 from refold.graph.copies.modules import all_modules, modules_by_path, submodule
 from refold.graph.surgery.edits import Edits, alive
 from refold.graph.surgery.frames import FramePlan
-from refold.graph.surgery.generated import Method, method_from_graph, refuse_calls, regenerate
+from refold.graph.surgery.generated import (
+    UNRECORDED,
+    Method,
+    method_from_graph,
+    refuse_calls,
+    regenerate,
+)
 from refold.graph.surgery.plain_modules import (
     chain_slots,
     is_layer_subclass,
     mentioned_names,
     plain_module,
 )
+from refold.graph.trace.doubts import methods_apart
 from refold.graph.trace.frames import Frame, is_inside, map_tree, walk
 from refold.graph.trace.leaves import is_layer
 
@@ -66,6 +73,7 @@ class Commit:
             self._remove_unused(changed)
         for frame in reversed(changed):
             self._leave_layer_class(frame)
+        self._refuse_methods()
         swap_modules(self.target, self.swaps)
         return self.swaps.get(id(self.target), self.target)
 
@@ -116,6 +124,40 @@ class Commit:
             module.__dict__["_modules"] = slots
         else:
             regenerate(module, {frame.method: method_from_graph(graph)})
+
+    def _refuse_methods(self) -> None:
+        """Let methods that forward never uses refuse to run where they call parts of a fold.
+
+        One that calls every layer of it, as forward does, computes what it did.
+        """
+        ran = {(frame.path, frame.method) for frame in walk(self.capture.root)}
+        passing = {cast(str, node.target) for node in self.edits.identities}
+        gone = self.edits.lost_layers().keys() - passing
+        folds = [*self._folded_together(), *({path} for path in gone)]
+        for holder in dict.fromkeys(path.rpartition(".")[0] for fold in folds for path in fold):
+            module, before = self.places.get(holder), submodule(self.capture.module, holder)
+            if module is None or isinstance(before, _CONTAINERS):
+                continue
+            prefix = holder and f"{holder}."
+            for method, names in methods_apart(type(before)).items():
+                called = {prefix + name for name in names}
+                parts = ({p for p in fold if p.rpartition(".")[0] == holder} for fold in folds)
+                is_apart = any(part & called and (part & gone or part - called) for part in parts)
+                if is_apart and (holder, method) not in ran and method not in module.__dict__:
+                    refuse_calls(module, method, self.capture.full(holder), UNRECORDED)
+
+    def _folded_together(self) -> list[set[str]]:
+        """Return the paths of layers that hold something else now, with those they took in."""
+        found: dict[str, set[str]] = {}
+        for node in self.edits.identities:
+            sources = [n for n in self.edits.before[node][2] if isinstance(n, fx.Node)]
+            while sources and sources[0] in self.edits.identities:
+                below = self.edits.before[sources[0]][2]
+                sources = [n for n in below if isinstance(n, fx.Node)]
+            near = [str(n.target) for n in (*sources, *self.edits.now(node).users)]
+            host = next((path for path in near if path in self.edits.modules), str(node.target))
+            found.setdefault(host, {host}).add(str(node.target))
+        return list(found.values())
 
     def _slots(self, frame: Frame, graph: fx.Graph) -> dict[str, nn.Module] | None:
         if self._used_elsewhere(frame):

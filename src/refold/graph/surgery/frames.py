@@ -65,6 +65,9 @@ class FrameBody:
         for node in self.plan.within.get(self.frame, ()):
             if alive(node) and node.op != "placeholder":
                 self._emit(node)
+        for frame in (self.frame, *self.opened):  # whose code is written down as it ran
+            if frame in self.plan.decides and (reason := self.plan.other_path(frame)):
+                raise self._refusal(reason)
         self.graph.output(map_tree(self._result, self._literal(self.frame.output)))
         self._drop_unread()
         return self.graph
@@ -400,6 +403,11 @@ class FramePlan:
         asked = {self._lost[path] for path in owners if path in self._lost}
         return asked | {below[name] for name, is_more in read if is_more or name not in own}
 
+    def other_path(self, frame: Frame) -> str | None:
+        """Return why the code of a frame would do something else in another call, or None."""
+        evidence = self.edits.capture.evidence
+        return None if evidence is None else evidence.other_path(frame)
+
     def _spoils(self, child: Frame) -> bool:
         if self.status[child] == "inline":
             return True
@@ -511,9 +519,7 @@ def _decisions(edits: Edits) -> dict[Frame, str]:
     evidence = edits.capture.evidence
     if evidence is None:
         return {}
-    recorder = evidence.recorder
-    tables = {f: f"its code looks a size up in a table ({w})" for f, w in recorder.looked_up}
-    return {**tables, **{f: f"its code branches on a size ({w})" for f, w in recorder.decisions}}
+    return dict(evidence.recorder.unsettled) | dict(evidence.recorder.decisions)
 
 
 def _same(expected: Any, current: Any) -> bool:

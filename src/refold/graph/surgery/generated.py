@@ -64,7 +64,7 @@ class NamesFrom(CodeGen):
         return super().gen_fn_def(given, *rest, **options)
 
 
-def refuse_calls(module: nn.Module, method: str, where: str) -> None:
+def refuse_calls(module: nn.Module, method: str, where: str, what: Method | None = None) -> None:
     """Let a method refuse to run: the layers of its code were folded elsewhere.
 
     Args:
@@ -72,9 +72,10 @@ def refuse_calls(module: nn.Module, method: str, where: str) -> None:
         method: the name of the method.
         where: the path of the module, for the refusal. The module keeps it: all modules of a class
             share the method.
+        what: raises the refusal; the usual one where that is None.
     """
     module.__dict__[_WHERE] = where
-    regenerate(module, {method: _STALE})
+    regenerate(module, {method: what or _STALE})
 
 
 def regenerate(module: nn.Module, methods: dict[str, Method]) -> None:
@@ -116,12 +117,22 @@ def generated_class(base: type[nn.Module], methods: dict[str, Method]) -> type[n
 
 
 _WHERE = "_refold_folded_at"
-_STALE = Method(
-    "def forward(self, *args, **kwargs):\n"
-    f"    where = self.{_WHERE}\n"
-    "    what = 'was folded into the forward of an enclosing module; call that one'\n"
-    "    raise RefusedError(f'{where} {what}')\n",
-    {"RefusedError": "refold.errors:RefusedError"},
+
+
+def _refusing(what: str) -> Method:
+    return Method(
+        "def forward(self, *args, **kwargs):\n"
+        f"    where = self.{_WHERE} or 'the model'\n"
+        f"    what = {what!r}\n"
+        "    raise RefusedError(f'{where} {what}')\n",
+        {"RefusedError": "refold.errors:RefusedError"},
+    )
+
+
+_STALE = _refusing("was folded into the forward of an enclosing module; call that one")
+UNRECORDED = _refusing(
+    "has layers that this method calls and that were folded for its forward; "
+    "call the method of the original model"
 )
 
 

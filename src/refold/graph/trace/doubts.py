@@ -306,6 +306,26 @@ def _uses_in_forward(kind: type) -> tuple[_Use, ...] | None:
     return tuple(use for use in uses if use.method in reached)
 
 
+def methods_apart(kind: type) -> dict[str, set[str]]:
+    """Return the methods of a class that forward never uses, each with the children it calls.
+
+    Examples:
+        >>> methods_apart(nn.Sequential)
+        {}
+    """
+    known = _uses_in_forward(kind)
+    if known is None:
+        return {}
+    used = {"forward", *(use.name for use in known)}
+    found: dict[str, set[str]] = {}
+    for base in kind.__mro__:
+        for use in _uses(base) or ():
+            is_own = next((b for b in kind.__mro__ if use.method in b.__dict__), None) is base
+            if is_own and use.call is not None and use.method not in used:
+                found.setdefault(use.method, set()).add(use.name)
+    return found
+
+
 @functools.lru_cache(maxsize=256)
 def _uses(kind: type) -> tuple[_Use, ...] | None:
     """Return every read of `self.<name>` in the methods of a class, None without its source."""

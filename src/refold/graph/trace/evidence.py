@@ -23,6 +23,7 @@ from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.trace.alternatives import branches_on, compared_sizes, other_values
 from refold.graph.trace.doubts import is_default, keywords_read, mentions, reached, runs_apart
+from refold.graph.trace.examples import drawn
 from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves, map_tree, walk
 from refold.graph.trace.overridden import layer_class
 from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
@@ -41,7 +42,7 @@ _MAX_FLIPS = 24
 _MOST_ON_A_LINE = 6
 _LONG = 64  # a loop that asks the same for ever gets a true answer in the end
 _LADDER = (4, 8, 17, 33, 100, 512, 2048)  # where a size became a number: below and above any bound
-_MOST_KNOWN = 4  # sizes that the code names
+_MOST_KNOWN = 8  # sizes that the code names
 _MOST = 2048**2  # positions of a map
 _NEAR = 33  # of the other sides, where all of a step of the ladder would be too many positions
 _OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -91,6 +92,7 @@ class Evidence:
         self._deeper: dict[int, tuple[Recorder, Variant] | None] = {}
         self._flipped: dict[str, list[Variant | str]] = {}
         self._optional: list[Variant | Unknown] | None = None
+        self._has_all_sizes = False
 
     def vary(self) -> None:
         """Record other sizes, another precision and another device, as far as the code takes them.
@@ -130,7 +132,8 @@ class Evidence:
         if self.recorder.decisions:
             for change in (_one_more, _halved):
                 self._at(change, "of another size")
-        if self.recorder.loses_size or self.recorder.looked_up:
+        if self.recorder.loses_size:
+            self._has_all_sizes = True
             for change in self._ladder():
                 self._at(change, "of another size")
         if self.recorder.asks_rank or (self.made_up and self.recorder.hands_shape):
@@ -144,11 +147,8 @@ class Evidence:
         """
         given = [leaf for leaf in leaves(self.arguments) if isinstance(leaf, Tensor)]
         rank = max((tensor.ndim - 2 for tensor in given), default=0)
-        known = [
-            size
-            for frame in walk(self.root)
-            for size in compared_sizes(getattr(frame.module, frame.method))
-        ]
+        code = {(type(f.module), f.method): getattr(f.module, f.method) for f in walk(self.root)}
+        known = [size for function in code.values() for size in compared_sizes(function)]
         for side in (*_LADDER, *dict.fromkeys(known[:_MOST_KNOWN])):
             if side**rank <= _MOST:
                 yield partial(_of_side, side=side)
@@ -176,6 +176,7 @@ class Evidence:
 
     def _add(self, what: str, found: Recorder) -> Variant:
         variant = Variant(what, self.first, self.root, found)
+        self.recorder.loses_size |= variant.counts_differ()
         if variant.differs:
             self.variants.append(variant)
             for frame in variant.differs:
@@ -195,18 +196,24 @@ class Evidence:
         for variant in self.variants:
             if reason := variant.objection(places):
                 return f"{reason} ({_named(variant, places)})"
-        for frame, where in self.recorder.decisions:
-            if self._reaches(frame, places) and (reason := self._decided(where, places)):
+        for frame, what in self.recorder.decisions:
+            if self._reaches(frame, places) and (reason := self._decided(what, places)):
                 return reason
-        for frame, where in self.recorder.looked_up:
+        for frame, what in self.recorder.unsettled:
             if self._reaches(frame, places):
-                return f"its code looks a size up in a table ({where})"
+                return what
         return self._other_rank(places) or self._argued(places)
 
     def _inner(self, places: list[fx.Node]) -> list[fx.Node]:
         """Return the parts of a step that others of it read: what it ends in keeps its value."""
         chosen = set(places)
         return [node for node in places if not chosen.isdisjoint(self.first.readers[node])]
+
+    def functions(self, names: Iterable[str]) -> list[str]:
+        """Return which of these names are those of recorded calls of functions, in order."""
+        nodes = [self._names[name] for name in names if name in self._names]
+        called = [node for node in nodes if node.op in ("call_function", "call_method")]
+        return [node.name for node in sorted(called, key=self._places.__getitem__)]
 
     def _touches(self, frame: Frame, places: list[fx.Node]) -> bool:
         """Say whether a step joins parts of one frame, not only within one of its calls."""
@@ -248,42 +255,70 @@ class Evidence:
             below = current
         return None
 
-    # decisions about sizes
+    # questions that may have another answer
 
-    def _decided(self, where: str, places: list[fx.Node]) -> str | None:
-        if where not in self._flipped:
-            self._flipped[where] = self._flip(where)
-        for found in self._flipped[where]:
+    def other_path(self, frame: Frame) -> str | None:
+        """Return why a frame's own code would do something else in another call, or None."""
+        for where, what in self.recorder.unsettled:
+            if where is frame:
+                return what
+        asked = (what for where, what in self.recorder.decisions if where is frame)
+        for what in dict.fromkeys(asked):
+            found = self._otherwise(what)
+            if any(isinstance(run, str) or frame in run.differs for run in found) and (
+                what not in self.recorder.by_values or self._differs_by_size(frame)
+            ):
+                return what
+        return None
+
+    def _differs_by_size(self, frame: Frame) -> bool:
+        """Say whether a frame's code does something else at any of many sizes."""
+        if not self._has_all_sizes:
+            self._has_all_sizes = True
+            for change in self._ladder():
+                self._at(change, "of another size")
+        return frame.fixed is not None
+
+    def _otherwise(self, what: str) -> list[Variant | str]:
+        """Return the runs in which a question has another answer."""
+        if what not in self._flipped:
+            self._flipped[what] = self._flip(what)
+        return self._flipped[what]
+
+    def _decided(self, what: str, places: list[fx.Node]) -> str | None:
+        for found in self._otherwise(what):
             reason = found.objection(places) if isinstance(found, Variant) else found
             if reason:
                 return reason
         return None
 
-    def _flip(self, where: str) -> list[Variant | str]:
-        """Record anew with the decisions of a line the other way round: all of them, and the first.
+    def _flip(self, what: str) -> list[Variant | str]:
+        """Record anew with a question of a line answered otherwise: each time, and the first time.
 
         One line may decide for many modules, or several times for one (`max(x.shape) > 9`): where
         these runs are no others, each of its decisions is tried, and the same answer to all.
         """
-        what = f"its code branches on a size ({where})"
         if len(self._flipped) >= _MAX_FLIPS:
             return [what]
-        count = sum(place == where for _, place in self.recorder.decisions)
-        flips = [Flip(where)] if count < 2 else [Flip(where), Flip(where, count)]
-        found = [run for flip in flips if (run := self._run_flipped(flip, what)) is not None]
+        if what in self.recorder.others:
+            return self._runs(Flip(what, _LONG, always=one) for one in self.recorder.others[what])
+        count = sum(asked == what for _, asked in self.recorder.decisions)
+        found = self._runs([Flip(what)] if count < 2 else [Flip(what), Flip(what, count)])
         if any(isinstance(run, str) or run.differs for run in found):
             return found
-        flips = [Flip(where, skip=at) for at in range(1, min(count, _MOST_ON_A_LINE))]
-        flips += [Flip(where, _LONG, always=answer) for answer in (True, False)]
-        more = (self._run_flipped(flip, what) for flip in flips)
-        return [*found, *(run for run in more if run is not None)]
+        flips = [Flip(what, skip=at) for at in range(1, min(count, _MOST_ON_A_LINE))]
+        flips += [Flip(what, _LONG, always=answer) for answer in (True, False)]
+        return [*found, *self._runs(flips)]
 
-    def _run_flipped(self, flip: Flip, what: str) -> Variant | str | None:
+    def _runs(self, flips: Iterable[Flip]) -> list[Variant | str]:
+        return [run for flip in flips if (run := self._run_flipped(flip)) is not None]
+
+    def _run_flipped(self, flip: Flip) -> Variant | str | None:
         try:
             found = self.run(self.arguments, flip=flip)
         except Exception as error:
-            return None if _is_refusal(error) else what
-        return Variant(what, self.first, self.root, found)
+            return None if _is_refusal(error) else flip.what
+        return Variant(flip.what, self.first, self.root, found)
 
     # ranks
 
@@ -422,7 +457,12 @@ class Evidence:
             return
         others: list[Any] = []
         if value is None:
-            [found] = self._try([{**named, name: other} for other in (_like(first), True)], what)
+            tried = ({**named, name: other} for other in (_like(first), True))
+            [found] = self._try(tried, what)
+            if isinstance(found, Unknown) and first is not None:  # it may ask for the numbers
+                numbers = map_tree(_with_numbers, named)
+                tried = ({**numbers, name: other} for other in _ones(first))
+                [found] = self._try(tried, what, real=True)
             if isinstance(found, Variant):
                 yield found
                 return
@@ -435,15 +475,16 @@ class Evidence:
 
     def _try(
         self,
-        calls: list[dict[str, Any]],
+        calls: Iterable[dict[str, Any]],
         what: str,
         *,
         is_sure: bool = False,
+        **options: Any,
     ) -> Iterable[Variant | Unknown]:
         """Record the first of these calls that runs; where `is_sure`, one that fails is wrong."""
         for call in calls:
             try:
-                found = self.run(((), call))
+                found = self.run(((), call), **options)
             except Exception as error:
                 if is_sure and not isinstance(error, RecordError):
                     return
@@ -528,6 +569,17 @@ def _sides(first: Tensor | None) -> Any:
 
 def _like(first: Tensor | None) -> Any:
     return True if first is None else torch.empty_like(first, device="meta")
+
+
+def _with_numbers(value: Any) -> Any:
+    return drawn(value) if isinstance(value, Tensor) and value.is_meta else value
+
+
+def _ones(first: Tensor) -> list[Tensor]:
+    """Return what may be a mask or the length of each part of a batch."""
+    device = "cpu" if first.is_meta else first.device
+    shapes = [first.shape[:1], first.shape]
+    return [torch.ones(shape, dtype=first.dtype, device=device) for shape in shapes]
 
 
 def _is_refusal(error: Exception) -> bool:

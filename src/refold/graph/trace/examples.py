@@ -83,7 +83,7 @@ def drawn(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     noise = torch.Generator().manual_seed(0)
-    return torch.randn(value.shape, generator=noise).to(value.dtype)
+    return torch.randn(value.shape, generator=noise, device="cpu").to(value.dtype)
 
 
 def _takes_one(model: nn.Module) -> bool:
@@ -119,7 +119,9 @@ def _shapes(layer: nn.Module) -> list[tuple[int, ...]]:
     if found is None:
         return []
     channels, ranks = found
-    return [(2, channels, *(side,) * rank) for rank in ranks for side in (_SIDES if rank else (0,))]
+    first = [(2, channels, *(s,) * rank) for rank in ranks for s in (_SIDES if rank else (0,))]
+    last = [(2, *(_SIDES[0],) * (rank or 1), channels) for rank in ranks]
+    return [*first, *last]
 
 
 def _channels(layer: nn.Module) -> tuple[int, tuple[int, ...]] | None:

@@ -109,7 +109,7 @@ def map_tree(fn: Callable[[Any], Any], tree: Tree) -> Tree:
     if isinstance(tree, tuple):
         items = [map_tree(fn, item) for item in cast("tuple[Any, ...]", tree)]
         if hasattr(cast(Any, tree), "_fields"):
-            return cast(Any, type(tree))(*items)
+            return cast(Any, type(tree))._make(items)  # the class may look at what it is made of
         return cast(Any, type(tree))(items) if is_struct(tree) else tuple(items)
     if isinstance(tree, list):
         return [map_tree(fn, item) for item in cast("list[Any]", tree)]
@@ -168,6 +168,27 @@ def _collect(tree: Tree, found: list[Any]) -> None:
             found.append(item)
         else:
             _collect(item, found)
+
+
+def odd_container(tree: Tree) -> type | None:
+    """Return the class of a container that nothing says how to make, None where there is none.
+
+    Examples:
+        >>> odd_container((1, [2, {"a": 3}])), odd_container([torch.Size([1])])
+        (None, <class 'torch.Size'>)
+    """
+    kind = type(tree)
+    if kind in _ATOMS or not isinstance(tree, tuple | list | dict):
+        return None
+    if isinstance(tree, dict):
+        is_odd = not isinstance(_dict_like(tree, [*tree.items()]), kind)
+        return kind if is_odd else _odd(cast("dict[Any, Any]", tree).values())
+    is_known = kind in (tuple, list) or hasattr(cast(Any, tree), "_fields") or is_struct(tree)
+    return _odd(cast("list[Any]", tree)) if is_known else kind
+
+
+def _odd(items: Iterable[Any]) -> type | None:
+    return next((found for found in map(odd_container, items) if found is not None), None)
 
 
 def _inside(tree: Tree) -> Iterable[Any] | None:

@@ -106,12 +106,13 @@ def record(
         except (RecordError, StateChangeError) as error:
             last = str(error)
         except Exception as error:  # any model code may raise anything
-            last = one_line(error)
+            last = f"its code fails on tensors without storage ({one_line(error)})"
             if computes:
                 if not _runs(module, arguments):
                     raise InputError(_cannot_run(arguments, error)) from error
                 seen.note(recorder)
-                raise TraceError(f"{_UNLIKE} ({last})", _called(recorder)) from error
+                reason = f"its code cannot run while it is recorded ({one_line(error)})"
+                raise TraceError(reason, _called(recorder)) from error
         else:
             last = ""
         seen.note(recorder)
@@ -131,9 +132,6 @@ def record(
         leaves.update(recorder.opaque)
         computes = computes or (bool(last) and real)
     raise TraceError("every recording calls its modules in another way", set())
-
-
-_UNLIKE = "its code cannot run while it is recorded"
 
 
 def _runs(module: nn.Module, arguments: Arguments) -> bool:
@@ -221,7 +219,8 @@ def again(first: Recorder, path: str, runs: Runs) -> Callable[..., Recorder]:
 
         def one(*, stays: bool) -> Recorder:
             changes = Changes(around=around)
-            other = Recorder(root, dict(first.forced), changes, real=first.real, **options)
+            given: dict[str, Any] = {"real": first.real, **options}
+            other = Recorder(root, dict(first.forced), changes, **given)
             _run(other, arguments, stays=stays)
             return other
 

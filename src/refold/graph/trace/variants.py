@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -70,10 +70,12 @@ class Variant:
         self._roots = root.module, other.root
         self._align(root, other.root_frame)
         self._align_elsewhere()
+        self._matched = matched = set(self.same.values())
+        alone = (node for node in self.second.order if node not in matched and _is_wider(node))
+        self._wider = {node: node.all_input_nodes[0] for node in alone}
         for frame in [root, *self._frames()]:
             self._compare(frame)
         del self._items, self._others
-        matched = set(self.same.values())
         self._alone = {_key(node) for node in self.second.order if node not in matched}
 
     def _frames(self) -> list[Frame]:
@@ -128,13 +130,30 @@ class Variant:
             return False
         return self._equal(self.first.args[node], self.second.args[other])
 
+    def counts_differ(self) -> bool:
+        """Say whether a call gives more values, or fewer, in the other run (`x.unbind(-1)`)."""
+        several = (node for node in self.first.order if "length" in node.meta)
+        pairs = ((node, self.same.get(node)) for node in several)
+        return any(
+            isinstance(other, fx.Node) and node.meta["length"] != other.meta.get("length")
+            for node, other in pairs
+        )
+
     def read_by_same(self, node: fx.Node) -> bool:
         """Say whether a value has the same readers in both runs."""
         other = self.same.get(node)
         if not isinstance(other, fx.Node):
             return False
         readers: set[object] = {self.same.get(reader) for reader in self.first.readers[node]}
-        return readers == set[object](self.second.readers[other])
+        return readers == set[object](self._readers(other))
+
+    def _readers(self, other: fx.Node) -> Iterator[fx.Node]:
+        """Yield what reads a value in the other run, a wider copy of it that only it makes, too."""
+        for reader in self.second.readers[other]:
+            if reader in self._wider:
+                yield from self._readers(reader)
+            elif not (_asks_kind(reader) and reader not in self._matched):
+                yield reader
 
     def _equal(self, ours: Any, theirs: Any) -> bool:
         first, second = leaves(ours), leaves(theirs)
@@ -144,6 +163,8 @@ class Variant:
 
     def _equal_leaf(self, one: Any, two: Any) -> bool:
         if isinstance(one, fx.Node) and isinstance(two, fx.Node):
+            while two in self._wider:
+                two = self._wider[two]
             return self.same.get(one) is two and _holds_same(one, two)
         if type(one) is not type(two):
             return False
@@ -228,6 +249,21 @@ def _holds_same(one: fx.Node, two: fx.Node) -> bool:
     if exact or not first.is_floating_point():
         return torch.equal(first, second)
     return torch.allclose(first.double(), second.double(), rtol=1e-2)
+
+
+def _is_wider(node: fx.Node) -> bool:
+    """Say whether a call gives the same floating-point numbers in a precision that holds them."""
+    if node.op != "call_method" or node.target not in ("float", "double", "to", "type_as"):
+        return False
+    before, after = node.all_input_nodes[0].meta.get("dtype"), node.meta.get("dtype")
+    if before is None or after is None:
+        return False
+    is_float = before.is_floating_point and after.is_floating_point
+    return is_float and (before == after or after.itemsize > before.itemsize)
+
+
+def _asks_kind(node: fx.Node) -> bool:
+    return node.target is getattr and node.args[1] in ("dtype", "device")
 
 
 def _is_constant(node: fx.Node) -> bool:

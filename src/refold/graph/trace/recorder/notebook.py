@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -18,26 +21,28 @@ from refold.graph.trace.state import Changes
 
 MARK = "_refold_mark"
 DEVICE_MARK = "_refold_device"  # of a tensor without storage: where the real one is
-_TORCH = ("torch.", "torch", "refold.")
 _DEEPEST = 4  # objects that hold objects
 _NO_HOLDERS = (type, int, float, str, Ratio, nn.Module)
 
 
+OPPOSITE = object()
+
+
 @dataclass(eq=False)
 class Flip:
-    """Decisions of one line of code that a run answers the other way round.
+    """Questions of one line of code that a run answers otherwise.
 
     Args:
-        line: where they are made.
+        what: what is asked and where, as a reason.
         left: how many more; a loop that asks the same for ever gets a true answer in the end.
         skip: how many to answer truly before.
-        always: the answer to all of them, where it is not just the other one.
+        always: the answer to all of them, where it is not just the other of yes and no.
     """
 
-    line: str
+    what: str
     left: int = 1
     skip: int = 0
-    always: bool | None = None
+    always: Any = OPPOSITE
 
 
 class Notebook:
@@ -47,7 +52,7 @@ class Notebook:
         root: the module that runs, part of a throw-away skeleton.
         changes: what code of the model changes.
         real: whether tensors hold numbers.
-        flip: the decisions about sizes to answer the other way round.
+        flip: the questions of code to answer otherwise.
         elsewhere: as if the model were in half precision and on another device.
     """
 
@@ -62,9 +67,12 @@ class Notebook:
         self.stack = [self.root_frame]
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
         self.late: dict[str, str] = {}
-        self.decisions: list[tuple[Frame, str]] = []
-        self.looked_up: list[tuple[Frame, str]] = []  # sizes that are keys of tables
+        self.decisions: list[tuple[Frame, str]] = []  # questions that may have other answers
+        self.others: dict[str, tuple[Any, ...]] = {}  # the other answers, where they are known
+        self.by_values = set[str]()  # decisions by numbers that tensors were made of
+        self.unsettled: list[tuple[Frame, str]] = []  # those that may have any answer
         self.bakes: dict[Frame, str] = {}  # frames whose forward cannot be written down, and why
+        self._around: dict[str, str] = {}
         self.constants: dict[str, Tensor] = {}
         self.stored: list[Tensor] = []  # values of this run that objects and later calls get to see
         self.asks_rank = self.hands_shape = self.loses_size = False
@@ -86,18 +94,47 @@ class Notebook:
 
     # sizes
 
-    def decide(self, answer: bool) -> bool:
-        """Note that code compared a size; the flipped decision is answered the other way."""
-        if self._paused or not self._is_running():
+    def decide(self, answer: bool, *, by_values: bool = False) -> bool:
+        """Note that code compared a size, or values that it has computed of sizes."""
+        reason = f"its code branches on a size ({where()})"
+        if by_values:
+            self.by_values.add(reason)
+        return self._reply(answer, reason)
+
+    def ask(self, name: str, answer: Any) -> Any:
+        """Note that code asked of a value what another call may answer otherwise: yes or no."""
+        return self._reply(answer, f"its code asks for {name} ({where()})")
+
+    def ask_around(self, name: str, answer: Any, others: tuple[Any, ...] | None) -> Any:
+        """Note that code asked for what is the same wherever it asks, in one call.
+
+        Args:
+            name: what it asked for.
+            answer: what it is now.
+            others: what else it may be in another call; None where that is anything.
+        """
+        reason = self._around.setdefault(name, f"its code asks for {name} ({where()})")
+        if others is None:
+            if self._listens():
+                self.unsettled.append((self.stack[-1], reason))
             return answer
-        self.decisions.append((self.stack[-1], where()))
-        if not self._is_flipped():
+        self.others[reason] = others
+        return self._reply(answer, reason)
+
+    def _listens(self) -> bool:
+        return not self._paused and self._is_running()
+
+    def _reply(self, answer: Any, what: str) -> Any:
+        if not self._listens():
+            return answer
+        self.decisions.append((self.stack[-1], what))
+        if not self._is_flipped(what):
             return answer
         always = cast(Flip, self.flip).always
-        return not answer if always is None else always
+        return not answer if always is OPPOSITE else always
 
-    def _is_flipped(self) -> bool:
-        if self.flip is None or self.flip.left == 0 or self.decisions[-1][1] != self.flip.line:
+    def _is_flipped(self, what: str) -> bool:
+        if self.flip is None or self.flip.left == 0 or self.flip.what != what:
             return False
         if self.flip.skip:
             self.flip.skip -= 1
@@ -120,7 +157,9 @@ class Notebook:
             for name in names
         )
         if not cached and not self._paused:
-            self.looked_up.append((self.stack[-1], where()))
+            reason = f"its code looks a size up in a table ({where()})"
+            self.unsettled.append((self.stack[-1], reason))
+            self.loses_size = True
         return cached
 
     def _is_running(self) -> bool:
@@ -156,7 +195,9 @@ class Notebook:
             return known
         path = self._stored_paths.get(id(tensor))
         mark = tensor.__dict__.get(MARK)
-        if (mark is not None and mark[0] is self) or (path is None and tensor.is_meta):
+        if path is None and cast(Any, torch._C)._functorch.peek_interpreter_stack() is not None:
+            self._leave(frame, f"its code transforms a function by torch.func or vmap ({where()})")
+        elif (mark is not None and mark[0] is self) or (path is None and tensor.is_meta):
             self._leave(frame, "its code reads a value that unseen code keeps")
         if path is None:
             path = f"_tensor_constant{len(self.constants)}"
@@ -201,8 +242,7 @@ class Notebook:
         """Return an argument that may hold others, or is of a type of its own."""
         self.hands_shape |= isinstance(tree, torch.Size)  # as many sizes as there are axes
         if isinstance(tree, tuple):
-            items = [self._argument(item) for item in cast("tuple[Any, ...]", tree)]
-            return cast(Any, type(tree))(*items) if hasattr(tree, "_fields") else tuple(items)
+            return self._tuple(cast("tuple[Any, ...]", tree))
         if isinstance(tree, list):
             return [self._argument(item) for item in cast("list[Any]", tree)]
         if isinstance(tree, dict):
@@ -243,6 +283,15 @@ class Notebook:
             elif depth < _DEEPEST and hasattr(one, "__dict__") and not isinstance(one, _NO_HOLDERS):
                 found += self.held_in(list(vars(one).values()), depth + 1)
         return found
+
+    def _tuple(self, tree: tuple[Any, ...]) -> Any:
+        items = tuple(self._argument(item) for item in tree)
+        if not hasattr(tree, "_fields"):
+            return items
+        kind: Any = type(tree)
+        if _looks_inside(kind):
+            return self._node("call_function", kind, items, {})
+        return kind(*items)
 
     def _kind(self, value: torch.dtype | torch.device) -> Any:
         """Return a dtype or device, read off the tensor that the code has read it off."""
@@ -385,12 +434,28 @@ _PLAIN = (
 )
 
 
+def _looks_inside(kind: type) -> bool:
+    """Say whether a named tuple looks at what it is made of (`PackedSequence`)."""
+    return hasattr(kind, "_fields") and any(hasattr(base, "_fields") for base in kind.__bases__)
+
+
 def where() -> str:
     """Return the line of the model's code that runs, as `file.py:12`."""
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    while frame.f_back is not None:
-        home = str(frame.f_globals.get("__name__", ""))
-        if not home.startswith(_TORCH) or home.startswith("torchvision"):
-            break
+    while frame.f_back is not None and (is_torch(frame) or is_python(frame)):
         frame = frame.f_back
     return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
+
+
+def is_torch(frame: FrameType) -> bool:
+    """Say whether code that runs is torch's or ours."""
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in ("torch", "refold")
+
+
+def is_python(frame: FrameType) -> bool:
+    """Say whether code that runs is of Python's own library."""
+    file = frame.f_code.co_filename
+    return file.startswith((_LIBRARY, "<frozen ")) and "-packages" not in file
+
+
+_LIBRARY = str(Path(os.__file__).parent)

@@ -23,7 +23,7 @@ from refold.graph.copies.held import storage_key
 from refold.graph.copies.modules import modules_by_path, stored_tensors
 from refold.graph.copies.watching import watched_attributes, watched_calls, watched_functions
 from refold.graph.trace.effects import mutated
-from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in
+from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in, odd_container
 from refold.graph.trace.leaves import (
     current_modes,
     drop_checks,
@@ -37,6 +37,7 @@ from refold.graph.trace.recorder.forms import result_of_layer
 from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
 from refold.graph.trace.recorder.state_notes import StateNotes
+from refold.graph.trace.recorder.surroundings import asked_around
 from refold.graph.trace.recorder.torch_calls import RecordError, UnansweredError
 from refold.graph.trace.state import Changes, untouched
 from refold.graph.trace.writes import stored_value, stored_writes
@@ -112,13 +113,15 @@ class Recorder(StateNotes):
 
     @contextmanager
     def _ways(self) -> Generator[None]:
-        """Let functions that make plain numbers of sizes unseen say so; run nothing compiled."""
-        with _uncompiled(), watched_functions(math, _UNSEEN, self._note_loss):
+        """Watch functions that make plain numbers of sizes, or ask around; run nothing compiled."""
+        watched = watched_functions(math, _UNSEEN, self._note_loss)
+        with _uncompiled(), watched, asked_around(self.root, self.ask_around):
             yield
 
-    def _note_loss(self, args: tuple[Any, ...]) -> None:
+    def _note_loss(self, function: Callable[..., Any], *args: Any) -> Any:
         if any(isinstance(value, Size) for value in args):
             self.lose()
+        return function(*args)
 
     def _finish(self) -> fx.Graph:
         self._note_chance()
@@ -129,8 +132,7 @@ class Recorder(StateNotes):
             raise UnansweredError(self.unanswered)
         if "" in self.late:
             raise RecordError(self.late[""])
-        output = map_tree(self._as_node, self.result)
-        self.root_frame.output = output
+        self.root_frame.output = self._output(self.root_frame, self.result)
         told = self._argument(self.result)
         held = [self._as_node(tensor) for tensor in (*self.held_in(self.result), *self.stored)]
         node = self.graph.output((told, held) if held else told)
@@ -140,6 +142,11 @@ class Recorder(StateNotes):
         drop_checks(self.graph, self.root_frame)
         self._drop_unread()
         return self.graph
+
+    def _output(self, frame: Frame, result: Any) -> Any:
+        if (odd := odd_container(result)) is not None:
+            self.bakes.setdefault(frame, f"it returns a {odd.__name__}")
+        return map_tree(self._as_node, result)
 
     def _drop_unread(self) -> None:
         """Remove what only unpacks a value, or reads a stored tensor, for nobody."""
@@ -328,7 +335,7 @@ class Recorder(StateNotes):
             result = run(*given, **kwargs)
             self._note_chance()
             with _Quiet():
-                frame.output = map_tree(self._as_node, result)
+                frame.output = self._output(frame, result)
         except Exception:
             self._raised(frame, parent)
             raise

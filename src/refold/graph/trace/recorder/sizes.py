@@ -66,6 +66,14 @@ class Size(int):
         self.listener.lose()
         return int.__int__(self)
 
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    def bit_length(self) -> int:
+        """Return how many digits the size has in binary; nothing more is known of it."""
+        self.listener.lose()
+        return int.bit_length(self)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return int, (int.__int__(self),)
 
@@ -154,7 +162,25 @@ def _comparison(kind: type, name: str) -> None:
     setattr(kind, name, method)
 
 
+_NAMED = {"and": "and_", "or": "or_"}
+
+
+def _text(kind: type, name: str) -> None:
+    write = cast("Callable[..., str]", getattr(kind.__base__, name))
+
+    def method(self: Any, *args: Any) -> str:
+        self.listener.lose()
+        return write(plain(self), *args)
+
+    setattr(kind, name, method)
+
+
+for _name in ("lshift", "rshift", "and", "or", "xor"):
+    _binary(Size, f"__{_name}__", getattr(operator, _NAMED.get(_name, _name)), swapped=False)
+    _binary(Size, f"__r{_name}__", getattr(operator, _NAMED.get(_name, _name)), swapped=True)
 for _kind in (Size, Ratio):
+    for _name in ("__repr__", "__str__", "__format__"):
+        _text(_kind, _name)
     for _name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow"):
         _binary(_kind, f"__{_name}__", getattr(operator, _name), swapped=False)
         _binary(_kind, f"__r{_name}__", getattr(operator, _name), swapped=True)

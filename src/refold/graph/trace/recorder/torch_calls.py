@@ -120,6 +120,8 @@ class TorchCalls(Notebook, TorchFunctionMode):
         node = self._node(op, target, spelled, recorded[1])
         if result is None:
             return None
+        if isinstance(result, tuple | list):
+            node.meta["length"] = len(result)
         changes = mutated(node)
         if changes:
             node.meta["line"] = where()
@@ -156,8 +158,8 @@ class TorchCalls(Notebook, TorchFunctionMode):
             return answer
         value = func(self._twin(tensor) if name == "dtype" and self.elsewhere else tensor)
         self.asks_rank |= name == "ndim" and node is not None
-        if name in ("requires_grad", "is_leaf") and node is not None:
-            return self.decide(value)
+        if name in _DIFFERING and node is not None:
+            return self._differing(name, value)
         if name == "dtype":
             self._note_kind(name, value, tensor, node)
         if isinstance(value, Tensor) and self._is_followed(tensor):
@@ -165,6 +167,14 @@ class TorchCalls(Notebook, TorchFunctionMode):
                 value, self._node("call_function", getattr, (self._as_node(tensor), name), {})
             )
         return value
+
+    def _differing(self, name: str, value: Any) -> Any:
+        """Answer what depends on whether gradients are recorded, or on what came before."""
+        if name == "_version":
+            return self.ask_around(name, value, None)
+        if name in ("grad_fn", "grad"):
+            return None if self.ask(name, value is None) else value or object()
+        return self.ask(name, value)
 
     def _note_kind(self, name: str, value: Any, tensor: Tensor, node: fx.Node | None) -> None:
         """Note that code has read a dtype or a device off a value, or off a stored tensor.
@@ -201,8 +211,8 @@ class TorchCalls(Notebook, TorchFunctionMode):
         node = self._mark(args[0]) if args else None
         if node is None or node in self._static:
             return answer
-        if name == "is_contiguous":
-            return self.decide(answer)
+        if name in ("is_contiguous", "is_inference"):
+            return self.ask(f"{name}()", answer)
         if name == "stride":
             if isinstance(answer, int):
                 return Size(answer, (Tensor.stride, node, *args[1:], *kwargs.values()), self)
@@ -281,7 +291,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
         if not self._sized:
             return answer
         if isinstance(answer, bool):
-            return self.decide(answer)
+            return self.decide(answer, by_values=True)
         self.lose()
         return answer
 
@@ -342,6 +352,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
 _UNKNOWN = object()
 _SINGLE = frozenset({"__bool__", "__int__", "__float__", "__index__", "item"})
 _INPUT_DEPENDENT = "input dependent"
+_DIFFERING = frozenset({"requires_grad", "is_leaf", "grad_fn", "grad", "_version", "retains_grad"})
 _DEVICE = frozenset({"device", "is_cuda", "is_cpu", "is_mps", "is_xpu", "is_meta"})
 
 
