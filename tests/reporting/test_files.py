@@ -30,7 +30,7 @@ def test_the_page_of_a_file(tmp_path: Path) -> None:
     assert facts["name"] == "net.onnx"
     before, after = (facts[side]["boxes"] for side in ("before", "after"))
     titles = [box["title"] for box in after]
-    assert titles == ["x", "Conv 3×3", "Softsign", "Conv 1×1", "relu", "output"]
+    assert titles == ["x", "Conv 3×3", "softsign", "Conv 1×1", "relu", "output"]
     assert [before[n]["place"] for n in after[1]["from"]] == ["Conv_0", "BatchNormalization_1"]
     assert [before[n]["title"] for n in after[3]["from"]] == ["Conv 1×1", "Conv 1×1", "+"]
     assert all(box["error"] < 1e-12 for box in after[1:5])

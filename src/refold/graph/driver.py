@@ -302,7 +302,9 @@ def _settled(
     runs = runs or Runs()
     while True:  # each setback takes a step away
         try:
-            return _fold_captures(plain, capture_all(plain, inputs, runs=runs), policy, left)
+            return _fold_captures(
+                plain, capture_all(plain, inputs, to_fold=True, runs=runs), policy, left
+            )
         except SetbackError:
             continue
 

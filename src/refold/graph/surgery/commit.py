@@ -133,15 +133,18 @@ class Commit:
         ran = {(frame.path, frame.method) for frame in walk(self.capture.root)}
         passing = {cast(str, node.target) for node in self.edits.identities}
         gone = self.edits.lost_layers().keys() - passing
-        folds = [*self._folded_together(), *({path} for path in gone)]
-        for holder in dict.fromkeys(path.rpartition(".")[0] for fold in folds for path in fold):
+        folds: dict[str, list[set[str]]] = {}  # the parts of each, by what holds them
+        for fold in (*self._folded_together(), *({path} for path in gone)):
+            for holder in {path.rpartition(".")[0] for path in fold}:
+                part = {path for path in fold if path.rpartition(".")[0] == holder}
+                folds.setdefault(holder, []).append(part)
+        for holder, parts in folds.items():
             module, before = self.places.get(holder), submodule(self.capture.module, holder)
             if module is None or isinstance(before, _CONTAINERS):
                 continue
             prefix = holder and f"{holder}."
             for method, names in methods_apart(type(before)).items():
                 called = {prefix + name for name in names}
-                parts = ({p for p in fold if p.rpartition(".")[0] == holder} for fold in folds)
                 is_apart = any(part & called and (part & gone or part - called) for part in parts)
                 if is_apart and (holder, method) not in ran and method not in module.__dict__:
                     refuse_calls(module, method, self.capture.full(holder), UNRECORDED)

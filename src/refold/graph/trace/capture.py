@@ -18,7 +18,7 @@ from refold.graph.trace.arguments import parted
 from refold.graph.trace.doubts import doubt, doubt_of_calls, may_run, reached
 from refold.graph.trace.evidence import Evidence
 from refold.graph.trace.examples import drawn, made_examples
-from refold.graph.trace.frames import Frame, walk
+from refold.graph.trace.frames import Frame, nodes_in, walk
 from refold.graph.trace.leaves import is_layer, pinned_reason, untraceable_reason
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recording import Arguments, Runs, Seen, TraceError, again, record
@@ -125,6 +125,7 @@ def capture_all(
     example: tuple[Any, ...] | None = None,
     *,
     to_edit: bool = True,
+    to_fold: bool = False,
     runs: Runs | None = None,
 ) -> Captures:
     """Record `model`, or every largest submodule of it that can be recorded.
@@ -139,6 +140,7 @@ def capture_all(
             not reach, some are made up.
         to_edit: forwards will be written from the captures: their code is recorded on arguments
             of other shapes and precision, too.
+        to_fold: what methods of the model return is to stay the same, too.
         runs: those of earlier captures of the same model on the same example.
 
     Raises:
@@ -149,7 +151,8 @@ def capture_all(
     arguments = None if example is None else parted(example)
     with surroundings_kept(model) as around:
         changes = Changes(around=around)
-        search = _Search(skeleton(model), arguments, changes, to_edit=to_edit, runs=runs or Runs())
+        search = _Search(skeleton(model), arguments, changes, runs or Runs(), to_edit=to_edit)
+        search.to_fold = to_fold
         search.visit("", search.root)
     search.count_across()
     search.note_effects()
@@ -167,9 +170,9 @@ class _Search:
         root: nn.Module,
         arguments: Arguments | None,
         changes: Changes,
+        runs: Runs,
         *,
         to_edit: bool,
-        runs: Runs,
     ) -> None:
         self.root, self.arguments, self.to_edit, self.runs = root, arguments, to_edit, runs
         self.seen = Seen()
@@ -179,7 +182,7 @@ class _Search:
         self.visited: set[int] = set()
         self.covered: set[int] = set()
         self.framed: set[int] = set()
-        self.changes = changes
+        self.changes, self.to_fold = changes, False
         self.unrun: list[str] = []
         self.made_up: tuple[Any, ...] | None = None
         self._names: dict[int, list[str]] | None = None
@@ -395,6 +398,8 @@ def record_root(
     """
     leaves = {**search.runs_alone(path, module), **_assigned(module, search.changes)}
     found = record(module, search.changes, leaves, arguments, search.seen, real=real)
+    if search.to_fold and not path:
+        _show_methods(found)
     made = _made(path, module, search.root, search.changes, found)
     if made_up:
         search.seen.made_up.add(id(module))
@@ -407,6 +412,27 @@ def record_root(
     made.evidence.vary()
     made.stays, made.elsewhere = made.evidence.stays(), made.evidence.elsewhere()
     return made
+
+
+def _show_methods(found: Recorder) -> None:
+    """Make what methods of a model return a result: they may be called by themselves.
+
+    Those are the public ones that are given what forward is given, as `forward_features` is.
+    """
+    root = found.root_frame
+    given, shown = {*nodes_in((root.args, root.kwargs))}, list[fx.Node]()
+    for frame in walk(root):
+        is_own = frame.module is root.module and frame.method != "forward"
+        values = {*nodes_in((frame.args, frame.kwargs))} if is_own else set[fx.Node]()
+        if values and values <= given and not frame.method.startswith("_"):
+            shown += nodes_in(frame.output)
+    [output] = found.graph.find_nodes(op="output")
+    shown = [node for node in dict.fromkeys(shown) if output not in node.users]
+    stored = output.meta.get("stored values", 0)
+    if shown:
+        told, held = output.args[0] if stored else (output.args[0], [])
+        output.args = ((told, [*held, *shown]),)
+        output.meta["stored values"] = stored + len(shown)
 
 
 def _made(

@@ -63,7 +63,7 @@ def pull_through_pools(fold: FoldPass) -> bool:
             continue
         steps = _steps(fold.lifter, piece.sources[0])
         if steps:
-            nodes = [steps[-1].source, norm]
+            nodes = [steps[-1].source, *(step.node for step in steps), norm]
             done |= fold.attempt(nodes, partial(_pull, fold, norm, piece, steps))
     return done
 
