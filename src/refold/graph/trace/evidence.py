@@ -129,7 +129,8 @@ class Evidence:
         ):
             if self._at(_doubled if sizes else _same, what, elsewhere=other):
                 break
-        if self.recorder.decisions:
+        around = self.recorder.others  # questions whose answers no input changes
+        if any(what not in around for _, what in self.recorder.decisions):
             for change in (_one_more, _halved):
                 self._at(change, "of another size")
         if self.recorder.loses_size:
