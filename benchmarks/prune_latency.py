@@ -4,7 +4,8 @@
 
 torchvision's MobileNetV2 and ResNet-18 and our RepVGG-A0, with random norm statistics, are pruned
 by the norms' scales to half of the multiply-adds of the folded network. Every layer keeps a tenth,
-and a multiple of 1, 4, 8 or 16 channels; residuals are kept or removed. All forms of a network are
+and a multiple of 1, 4, 8 or 16 channels; residuals are kept or removed. torch-pruning prunes to the
+same target by the same scales, with the ratio found by halving. All forms of a network are
 timed in one paired run, each in turn, on one thread and one image; "times as fast" is against the
 folded network that was not pruned. Accuracy plays no part here.
 """
@@ -12,14 +13,18 @@ folded network that was not pruned. Accuracy plays no part here.
 from __future__ import annotations
 
 import argparse
+import copy
+from functools import partial
 
 import torch
+import torch_pruning
 from torch import nn
 
 import refold
 from refold.errors import RefusedError
 from refold.pruning import Layer, pruning
 from refold.table import render
+from refold.training.studies.shapes import to_budget
 from refold.workload import workload_of
 
 STEPS = (1, 4, 8, 16)
@@ -64,7 +69,26 @@ def forms(model: nn.Module, example: torch.Tensor, share: float) -> dict[str, nn
                 ).model  # fmt: skip
             except RefusedError as reason:
                 print(f"{name}: {reason}")
+    for step in (1, 8):
+        name = f"torch-pruning, {step}"
+        try:
+            budget = share * (workload_of(found["not pruned"], example).macs or 0)
+            pruned = to_budget(partial(by_torch_pruning, model, example, step), budget, example)
+            found[name] = refold.reparameterize(pruned, example)
+        except Exception as error:  # a library of its own
+            print(f"{name}: {type(error).__name__}: {error}")
     return found
+
+
+def by_torch_pruning(model: nn.Module, example: torch.Tensor, step: int, ratio: float) -> nn.Module:
+    """Return what torch-pruning makes of a network: global, tied channels together."""
+    model = copy.deepcopy(model)
+    heads = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    torch_pruning.pruner.BasePruner(
+        model, example, torch_pruning.importance.BNScaleImportance(), global_pruning=True,
+        pruning_ratio=ratio, max_pruning_ratio=0.9, ignored_layers=heads, round_to=step,
+    ).step()  # fmt: skip
+    return model.eval()
 
 
 def main() -> None:
