@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from types import CodeType
 from typing import Any, cast
 
 from torch import fx, nn
 
 from refold.graph.copies.modules import submodule
 from refold.graph.surgery.generated import check_baked, method_from_graph, regenerate
+from refold.graph.trace.code import names_in
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -96,10 +96,5 @@ def mentioned_names(kind: type[nn.Module]) -> frozenset[str]:
         for name, value in base.__dict__.items():
             code = getattr(value, "__code__", None)
             if code is not None and name not in ("forward", "__init__"):
-                names |= _names_in(code)
+                names.update(names_in(code))
     return frozenset(names)
-
-
-def _names_in(code: CodeType) -> set[str]:
-    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
-    return set(code.co_names).union(*map(_names_in, inner))

@@ -10,6 +10,8 @@ from itertools import chain
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
+from refold.graph.copies.held import is_filled
+from refold.graph.trace.code import names_in
 from refold.graph.trace.doubts import parsed
 
 _MOST = 8
@@ -57,7 +59,10 @@ def compared_sizes(function: Callable[..., Any]) -> list[int]:
         []
     """
     code = [function, *helpers_of(function)]
-    found = [*chain.from_iterable(map(_compared, code)), *chain.from_iterable(map(named_in, code))]
+    found = [
+        *chain.from_iterable(map(_compared, code)),
+        *chain.from_iterable(map(values_named, code)),
+    ]
     plain = (str(constant) for constant in found if isinstance(constant, int | str))
     sizes = [int(digits) for text in plain for digits in re.findall(r"\d{1,4}", text)]
     return [size for size in dict.fromkeys(sizes) if 1 < size < _WIDEST]
@@ -116,12 +121,12 @@ def helpers_of(function: Callable[..., Any]) -> list[Callable[..., Any]]:
     return list(found.values())[:_MOST_HELPERS]
 
 
-def named_in(function: Callable[..., Any]) -> list[Any]:
+def values_named(function: Callable[..., Any]) -> list[Any]:
     """Return the plain values that names in a function stand for, and those that it is made with.
 
     Examples:
         >>> limits = {9: "small", 12: "large"}
-        >>> named_in(lambda x: limits.get(int(x.shape[-1])))[-2:]
+        >>> values_named(lambda x: limits.get(int(x.shape[-1])))[-2:]
         [9, 12]
     """
     code = _code(function)
@@ -147,26 +152,17 @@ def _constants(code: CodeType) -> Iterator[Any]:
             yield value
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for value in code.co_consts:
-        if isinstance(value, CodeType):
-            yield from _names(value)
-
-
 def _values(function: Callable[..., Any]) -> dict[str, Any]:
     """Return what the names in a function's code stand for, as far as that is plain to see."""
     code = _code(function)
     if code is None:
         return {}
     plain = cast(FunctionType, getattr(function, "__func__", function))
-    names = dict.fromkeys(_names(code))
+    names = names_in(code)
     found = {name: plain.__globals__[name] for name in names if name in plain.__globals__}
     for name, cell in zip(code.co_freevars, plain.__closure__ or (), strict=False):
-        try:
+        if is_filled(cell):
             found[name] = cell.cell_contents
-        except ValueError:  # not set yet
-            continue
     owners = [getattr(function, "__self__", None)]
     owners += [value for value in found.values() if isinstance(value, ModuleType)]
     for owner in owners:

@@ -7,6 +7,7 @@ import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeGuard, cast
 
@@ -82,15 +83,16 @@ def named_in(function: FunctionType) -> Iterator[tuple[str, dict[str, Any], Any]
         if isinstance(value, ModuleType) and value.__name__.partition(".")[0] not in _FOREIGN:
             tables.append(vars(value))
     for table in tables:
-        for name in names & table.keys():
-            yield name, table, table[name]
+        for name in names:
+            if name in table:
+                yield name, table, table[name]
 
 
 @functools.lru_cache(maxsize=4096)
-def names_in(code: CodeType) -> frozenset[str]:
-    """Return the names of globals and attributes in code, that of functions within it too."""
+def names_in(code: CodeType) -> tuple[str, ...]:
+    """Return the names of globals and attributes in code, in that of functions within it too."""
     inner = (names_in(part) for part in code.co_consts if isinstance(part, CodeType))
-    return frozenset((*code.co_names, *code.co_freevars)).union(*inner)
+    return tuple(dict.fromkeys(chain(code.co_names, *inner)))
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,10 @@ def uses_of(function: FunctionType, name: str, *, is_global: bool) -> Uses:
         >>> [uses_of(f, "calls", is_global=False).reads for f in (count, branch)]
         [False, True]
     """
-    names = names_in(function.__code__)
-    is_said = name in names or name in function.__code__.co_varnames  # a default may hold things
-    if not is_said and (is_global or not names & _BY_ANY_NAME):
+    code, names = function.__code__, names_in(function.__code__)
+    local = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)  # a default may hold things
+    is_said = name in names or name in local
+    if not is_said and (is_global or _BY_ANY_NAME.isdisjoint(names)):
         return Uses(reads=False, names=False)
     tree = parsed(function)
     if not tree.body:  # no source: it may do anything

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from refold.graph.copies.held import ATOMS, same_value
+from refold.graph.copies.held import ATOMS, is_filled, same_value
 from refold.graph.copies.modules import all_modules
 from refold.graph.trace.code import functions_of, is_foreign, named_in, names_in
 
@@ -254,7 +254,4 @@ def _rebound(code: CodeType) -> frozenset[str]:
 
 
 def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # nothing is bound yet
-        return _MISSING
+    return cell.cell_contents if is_filled(cell) else _MISSING

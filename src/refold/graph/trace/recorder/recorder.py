@@ -33,11 +33,11 @@ from refold.graph.trace.leaves import (
 )
 from refold.graph.trace.overridden import disguise
 from refold.graph.trace.recorder.chance import Chance
+from refold.graph.trace.recorder.environment import asked_around
 from refold.graph.trace.recorder.forms import result_of_layer
 from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
 from refold.graph.trace.recorder.state_notes import StateNotes
-from refold.graph.trace.recorder.surroundings import asked_around
 from refold.graph.trace.recorder.torch_calls import RecordError, UnansweredError
 from refold.graph.trace.state import Changes, untouched
 from refold.graph.trace.writes import stored_value, stored_writes
@@ -72,7 +72,6 @@ class Recorder(StateNotes):
     ) -> None:
         super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)
         self.forced = leaves
-        self.opaque: dict[str, str] = {}
         self.caught: dict[str, str] = {}
         self.calls: Counter[str] = Counter()
         self.seen: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}

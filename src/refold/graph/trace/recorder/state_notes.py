@@ -135,4 +135,5 @@ class StateNotes(TorchCalls):
 
 
 def _sets_what(path: str, name: str) -> str:
-    return f"its code sets {path}.{name}, which stays for the next call".replace(" .", " ")
+    whole = f"{path}.{name}" if path else name
+    return f"its code sets {whole}, which stays for the next call"
