@@ -14,23 +14,21 @@ from typing import Any
 
 from torch import nn
 
-from refold.graph.copies.modules import all_modules
-
 _CALL = nn.Module.__call__
 _Method = Callable[..., Any]
 
 
 @contextmanager
-def watched_calls(root: nn.Module, watch: _Method) -> Generator[None]:
-    """Let `watch` answer every call of a module, of one that is no part of `root`, too.
+def watched_calls(modules: Iterable[nn.Module], watch: _Method) -> Generator[None]:
+    """Let `watch` answer every call of a module, of one that is not among `modules`, too.
 
     Args:
-        root: the model. What its modules have in place of `_call_impl` is called as well.
+        modules: of a model. What they have in place of `_call_impl` is called as well.
         watch: is given what calls the module, the module, its arguments, and those by name.
 
     Examples:
         >>> net = nn.Identity()
-        >>> with watched_calls(net, lambda call, module, args, kwargs: -call(module, *args)):
+        >>> with watched_calls([net], lambda call, module, args, kwargs: -call(module, *args)):
         ...     net(3)
         -3
     """
@@ -41,7 +39,7 @@ def watched_calls(root: nn.Module, watch: _Method) -> Generator[None]:
 
         return call
 
-    own = {type(module) for module in all_modules(root) if _calls_by_itself(module)}
+    own = {type(module) for module in modules if _calls_by_itself(module)}
     kinds = [kind for kind in own if kind.__call__ is _CALL]
     with _replaced([nn.Module], "_call_impl", watcher), _replaced(kinds, "__call__", watcher):
         yield
@@ -54,12 +52,12 @@ def _calls_by_itself(module: nn.Module) -> bool:
 
 @contextmanager
 def watched_attributes(
-    root: nn.Module, note: Callable[[nn.Module, str, Any], bool]
+    modules: Iterable[nn.Module], note: Callable[[nn.Module, str, Any], bool]
 ) -> Generator[None]:
-    """Tell `note` of every assignment to an attribute of a module of `root`, or of its like.
+    """Tell `note` of every assignment to an attribute of one of `modules`, or of its like.
 
     Args:
-        root: the model.
+        modules: of a model.
         note: is given the module, the name, and the new value; True keeps it from happening.
     """
 
@@ -70,7 +68,7 @@ def watched_attributes(
 
         return assign
 
-    with _replaced({type(module) for module in all_modules(root)}, "__setattr__", watcher):
+    with _replaced({type(module) for module in modules}, "__setattr__", watcher):
         yield
 
 

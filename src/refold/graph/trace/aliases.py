@@ -63,8 +63,9 @@ class AliasGroups:
 
     def __init__(self, graph: fx.Graph) -> None:
         self._parent: dict[fx.Node, fx.Node] = {node: node for node in graph.nodes}
-        for node in graph.nodes:
-            for source in may_alias(node):
+        self._shared = {node: may_alias(node) for node in graph.nodes}
+        for node, sources in self._shared.items():
+            for source in sources:
                 self._parent[self.find(node)] = self.find(source)
         for first, second in same_storage(graph):
             self._parent[self.find(second)] = self.find(first)
@@ -117,7 +118,7 @@ class AliasGroups:
         while stack:
             node = stack.pop()
             for user in node.users:
-                if user not in seen and self.find(user) is group and node in may_alias(user):
+                if user not in seen and self.find(user) is group and node in self._shared[user]:
                     seen.add(user)
                     stack.append(user)
         return seen

@@ -117,8 +117,11 @@ def current_modes() -> tuple[bool, ...]:
         ...     current_modes()
         (False, False, False)
     """
-    autocast = (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
-    return (torch.is_grad_enabled(), *autocast)
+    return _HAS_GRAD(), _HAS_AUTOCAST("cpu"), _HAS_AUTOCAST("cuda")
+
+
+_HAS_GRAD, _HAS_AUTOCAST = torch.is_grad_enabled, torch.is_autocast_enabled
+"""As they are: a recording watches who asks torch."""
 
 
 def drop_checks(graph: fx.Graph, root: Frame) -> None:

@@ -214,7 +214,7 @@ def again(first: Recorder, path: str, runs: Runs) -> Callable[..., Recorder]:
     root = skeleton(first.root)
 
     def run(arguments: Arguments, *, calls: int = 1, **options: Any) -> Recorder:
-        before = Attributes(root)
+        before = Attributes(root) if calls > 1 else None
         around = first.changes.around
 
         def one(*, stays: bool) -> Recorder:
@@ -229,7 +229,8 @@ def again(first: Recorder, path: str, runs: Runs) -> Callable[..., Recorder]:
                 one(stays=True)
             return one(stays=False)
         finally:
-            before.restore()
+            if before is not None:
+                before.restore()
 
     def known(arguments: Arguments, **options: Any) -> Recorder:
         names = tuple((name, repr(value)) for name, value in options.items())

@@ -78,11 +78,11 @@ class _Before:
     take no time.
     """
 
-    __slots__ = ("empty", "held", "ids", "module", "values")
+    __slots__ = ("empty", "held", "ids", "module", "names", "values")
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.values = module, dict(module.__dict__)
-        self.ids = [*map(id, self.values.values())]
+        self.names, self.ids = [*self.values], [*map(id, self.values.values())]
         containers = [(n, v) for n, v in self.values.items() if type(v) in _CONTAINERS]
         self.empty = [value for _, value in containers if not value]
         self.held = {name: value.copy() for name, value in containers if value}
@@ -92,7 +92,7 @@ class _Before:
         now = self.module.__dict__
         if (
             [*map(id, now.values())] == self.ids
-            and now.keys() == self.values.keys()
+            and [*now] == self.names
             and not any(self.empty)
             and all(same_value(copied, now[name]) for name, copied in self.held.items())
         ):

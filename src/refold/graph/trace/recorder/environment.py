@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType, ModuleType
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from refold.graph.copies.modules import all_modules
 from refold.graph.copies.watching import watched_functions
 from refold.graph.trace.leaves import current_modes
 from refold.graph.trace.recorder.notebook import is_python, is_torch
@@ -26,23 +25,23 @@ Ask = Callable[[str, Any, tuple[Any, ...] | None], Any]
 
 
 @contextmanager
-def asked_around(root: nn.Module, ask: Ask) -> Generator[None]:
+def asked_around(modules: Iterable[nn.Module], ask: Ask) -> Generator[None]:
     """Let `ask` answer what the code of a model asks about its surroundings.
 
     What torch asks itself is answered truly, and so is a mode that the model has set by itself.
 
     Args:
-        root: the model.
+        modules: those of the model.
         ask: is given what is asked for, the true answer, and what else it may be: None where that
             is anything.
 
     Examples:
-        >>> with asked_around(nn.ReLU(), lambda name, answer, others: name):
+        >>> with asked_around([nn.ReLU()], lambda name, answer, others: name):
         ...     eval("torch.is_grad_enabled()", {"torch": torch})
         'torch.is_grad_enabled()'
     """
     modes = current_modes()
-    files = {sys.modules.get(kind.__module__) for kind in _kinds(root)}
+    files = {sys.modules.get(kind.__module__) for kind in _kinds(modules)}
     with _settings_kept(), ExitStack() as stack:
         for asked in _ASKED:
             for name in asked.names:
@@ -72,9 +71,8 @@ def _settings_kept() -> Generator[None]:
             torch.set_num_threads(threads)
 
 
-def _kinds(root: nn.Module) -> set[type]:
-    kinds = {type(module) for module in all_modules(root)}
-    return {base for kind in kinds for base in kind.__mro__}
+def _kinds(modules: Iterable[nn.Module]) -> set[type]:
+    return {base for kind in set(map(type, modules)) for base in kind.__mro__}
 
 
 @dataclass(frozen=True)

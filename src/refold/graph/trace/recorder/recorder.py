@@ -89,20 +89,22 @@ class Recorder(StateNotes):
         Raises:
             RecordError: when the root itself is found out to be no frame.
         """
-        root = self.root
-        self._paths = {id(module): path for path, module in modules_by_path(root)}
+        root, found = self.root, modules_by_path(self.root)
+        modules = [module for _, module in found]
+        self._paths = {id(module): path for path, module in found}
         self._stored_paths = {id(tensor): name for name, tensor in stored_tensors(root)}
         own = root.__dict__.get("forward")
         forward = MethodType(type(root).forward, root) if own is None else own
         args, kwargs = self._inputs(forward, args, kwargs)
         self._keep_graphs(self.root_frame)
         self._watch_methods(root, "")
-        watched = watched_attributes(root, self.note_assignment)
+        watched = watched_attributes(modules, self.note_assignment)
         guard = untouched(root) if self.real else _nothing()
         grad = torch.is_grad_enabled()
         torch.set_grad_enabled(True)  # so that a `with torch.no_grad()` in the model shows
         try:
-            with guard, watched, watched_calls(root, self._called), self._ways(), self:
+            calls, ways = watched_calls(modules, self._called), self._ways(modules)
+            with guard, watched, calls, ways, self:
                 self.result = forward(*args, **kwargs)
             self.is_whole = True
         finally:
@@ -111,10 +113,10 @@ class Recorder(StateNotes):
         return self._finish()
 
     @contextmanager
-    def _ways(self) -> Generator[None]:
+    def _ways(self, modules: list[nn.Module]) -> Generator[None]:
         """Watch functions that make plain numbers of sizes, or ask around; run nothing compiled."""
         watched = watched_functions(math, _UNSEEN, self._note_loss)
-        with _uncompiled(), watched, asked_around(self.root, self.ask_around):
+        with _uncompiled(), watched, asked_around(modules, self.ask_around):
             yield
 
     def _note_loss(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -218,13 +220,17 @@ class Recorder(StateNotes):
             call = _call_uncompiled
         if path is None:
             return self._stray(call, module, args, kwargs)
-        if not is_layer(module) and not _may_call(module, args, kwargs):
-            return call(module, *args, **kwargs)  # it raises a TypeError, before any code runs
-        with _Quiet():
-            self._note_call(module, args, kwargs)
+        layer = is_layer(module)
+        if layer:
+            self.seen.setdefault(id(module), [])
+        else:
+            if not _may_call(module, args, kwargs):
+                return call(module, *args, **kwargs)  # it raises a TypeError, before any code runs
+            with _Quiet():
+                self._note_call(module, args, kwargs)
         if self._paused:
             return call(module, *args, **kwargs)
-        if is_layer(module):
+        if layer:
             self._must_be_its_own(module, path)
             return self._leaf(call, module, path, *_in_order(module, args, kwargs))
         reason = self.forced.get(path) or pinned_reason(module)
@@ -256,7 +262,7 @@ class Recorder(StateNotes):
 
     def _note_call(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         calls = self.seen.setdefault(id(module), [])
-        if len(calls) < 8 and not is_layer(module):
+        if len(calls) < 8:
             pair = map_tree(self._without_storage, (args, kwargs))
             calls.append(cast("tuple[tuple[Any, ...], dict[str, Any]]", pair))
 
