@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from refold.errors import InputError, RefoldError
 from refold.files import atomic_path
-from refold.graph import Capture, Fold, Kept, fold_graph
+from refold.graph import Capture, Fold, Kept, fold_graph, place_of
 from refold.onnx_files.bodies import Bodies, fold_bodies
 from refold.onnx_files.constants import Constants, sizes_of
 from refold.onnx_files.network import Network
@@ -169,7 +169,11 @@ def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Fold
     if done.result.computed:
         steps += (_computed(done.result.computed),)
     kept = tuple(replace(item, where=_called(item.where, names)) for item in done.kept)
-    capture = made[0][1]
+    network, capture = made[0]
+    kept += tuple(
+        Kept(place_of(call), network.unread[call])
+        for call in capture.graph.nodes if call in network.unread
+    )  # fmt: skip
     for call in capture.graph.nodes:  # what a fold made is called what the file calls it
         call.meta.setdefault("place", names.get(str(call.target), call.name))
     return Folded(done.result, steps, kept, capture)

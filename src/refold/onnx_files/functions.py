@@ -312,6 +312,22 @@ def _gather(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | Non
     return network.function(torch.index_select, (network.value(node.input[0]), axis, where))
 
 
+def _einsum(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
+    """Build a sum of products of a value and a constant matrix."""
+    if len(node.input) != 2 or not network.is_float(node.output[0]):
+        return None
+    args: list[fx.Node] = []
+    for name in node.input:
+        if network.is_value(name):
+            args.append(network.value(name))
+        elif (constant := network.constant(name)) is not None:
+            args.append(network.tensor(constant, node))
+        else:
+            return None
+    terms = str(given["equation"]).replace(" ", "")
+    return network.function(torch.einsum, (terms, tuple(args)))
+
+
 FUNCTIONS: dict[str, Builder] = {
     "Add": partial(_binary, operator.add),
     "Sub": partial(_binary, operator.sub),
@@ -351,5 +367,6 @@ FUNCTIONS: dict[str, Builder] = {
     "Split": _split,
     "ReduceMean": _mean,
     "Gather": _gather,
+    "Einsum": _einsum,
 }
 """How each function is built."""

@@ -39,6 +39,10 @@ class Opaque:
         raise NotImplementedError(self.name)
 
 
+class UnreadError(Exception):
+    """A layer that is not read as one: the message says why."""
+
+
 @dataclass(eq=False)
 class Origin:
     """What a call of the graph was in the file.
@@ -82,6 +86,7 @@ class Network:
     readers: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
     merged: dict[int, list[Any]] = field(default_factory=dict[int, list[Any]])
     translated: list[Any] = field(default_factory=list[Any])
+    unread: dict[fx.Node, str] = field(default_factory=dict[fx.Node, str])
 
     def __post_init__(self) -> None:
         self.frame = Frame("", self.root)

@@ -12,7 +12,7 @@ from refold.graph import Capture
 from refold.onnx_files.constants import Constants
 from refold.onnx_files.functions import FUNCTIONS
 from refold.onnx_files.layers import LAYERS, biased_product, starts_linear
-from refold.onnx_files.network import Network, Origin, opaque, placeholders
+from refold.onnx_files.network import Network, Origin, UnreadError, opaque, placeholders
 from refold.onnx_files.reading import DEFAULT, OnnxFile, attributes, title
 from refold.onnx_files.sizes import Sizes
 
@@ -44,12 +44,18 @@ def _add(network: Network, node: Any) -> None:
     if starts_linear(network, node):
         return
     before = list(network.graph.nodes)
-    value = _built(network, node)
+    reason: str | None = None
+    try:
+        value = _built(network, node)
+    except UnreadError as error:
+        value, reason = None, str(error)
     if value is None:
         for leftover in reversed([n for n in network.graph.nodes if n not in set(before)]):
             network.frame.nodes.remove(leftover)
             network.graph.erase_node(leftover)
         value = opaque(network, node)
+    if reason is not None:
+        network.unread[value] = reason
     nodes = network.merged.get(id(node), [node])
     names = [name for name in node.output if name]
     one = len(names) == 1 and node.output[0] == names[0]
@@ -80,7 +86,7 @@ def _built(network: Network, node: Any) -> fx.Node | None:
         return None
     try:
         return builder(network, node, attributes(node))
-    except InputError:
+    except (InputError, UnreadError):
         raise
     except Exception:  # a node that is not as its operator says: nothing is known of it
         return None
