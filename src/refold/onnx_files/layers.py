@@ -116,7 +116,7 @@ def _computed(network: Network, node: Any) -> str:
     computed = next((name for name in names if network.is_value(name)), None)
     if computed is None:
         return "its weights are of a type that nothing is folded in"
-    return f"its weight {computed!r} is computed from an input"
+    return f"an input of the file decides its weight {computed!r}"
 
 
 def _weights(network: Network, node: Any) -> tuple[Tensor | None, Tensor | None, bool]:
