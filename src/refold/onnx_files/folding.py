@@ -14,14 +14,14 @@ from refold.files import atomic_path
 from refold.graph import Capture, Fold, Kept, fold_graph, place_of
 from refold.onnx_files.bodies import Bodies, fold_bodies
 from refold.onnx_files.constants import Constants, sizes_of
-from refold.onnx_files.network import Network
 from refold.onnx_files.proof import examples, prove
 from refold.onnx_files.reading import OnnxFile, damage, quantized_reason, read
 from refold.onnx_files.report import OnnxReport, count
 from refold.onnx_files.saving import apply, companion, copy_of, has_weights_outside, save, tensors
 from refold.onnx_files.scales import hand_over_scales
 from refold.onnx_files.tensors import check_size
-from refold.onnx_files.translating import translate
+from refold.onnx_files.translation.network import Network
+from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.trials import open_original
 from refold.onnx_files.writing import Writer, Written
 

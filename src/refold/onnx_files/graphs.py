@@ -17,10 +17,10 @@ from refold.errors import RefusedError
 from refold.graph import Capture, Fold, Kept
 from refold.onnx_files.constants import Constants, sizes_of
 from refold.onnx_files.folding import fold_onnx, folded
-from refold.onnx_files.network import Opaque
 from refold.onnx_files.proof import Trial, examples, watched
 from refold.onnx_files.reading import quantized_reason, read
-from refold.onnx_files.translating import translate
+from refold.onnx_files.translation.network import Opaque
+from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.writing import origin_of
 
 

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from refold.graph import Capture, HardGate, UnwritableError, nodes_in, submodule
 from refold.onnx_files.lowering import Lowering
-from refold.onnx_files.network import Network, Opaque, Origin, inner_reads
 from refold.onnx_files.reading import captured, subgraphs
 from refold.onnx_files.tensors import dtype_of, to_proto
+from refold.onnx_files.translation.network import Network, Opaque, Origin, inner_reads
 from refold.ranked import MAX_POOLS
 
 _BENT = frozenset(

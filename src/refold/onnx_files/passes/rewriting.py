@@ -16,11 +16,11 @@ from refold.files import atomic_path
 from refold.graph import Capture, undisturbed
 from refold.onnx_files.constants import Constants, sizes_of
 from refold.onnx_files.folding import fold_onnx
-from refold.onnx_files.network import Network
 from refold.onnx_files.proof import Trial, examples, prove
 from refold.onnx_files.reading import OnnxFile, quantized_reason, read
 from refold.onnx_files.saving import apply, companion, has_weights_outside, save
-from refold.onnx_files.translating import translate
+from refold.onnx_files.translation.network import Network
+from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.writing import Writer
 
 T = TypeVar("T")

@@ -10,11 +10,11 @@ from torch import fx
 from refold.errors import InputError
 from refold.graph import Capture
 from refold.onnx_files.constants import Constants
-from refold.onnx_files.functions import FUNCTIONS
-from refold.onnx_files.layers import LAYERS, biased_product, starts_linear
-from refold.onnx_files.network import Network, Origin, UnreadError, opaque, placeholders
 from refold.onnx_files.reading import DEFAULT, OnnxFile, attributes, title
 from refold.onnx_files.sizes import Sizes
+from refold.onnx_files.translation.functions import FUNCTIONS
+from refold.onnx_files.translation.layers import LAYERS, biased_product, starts_linear
+from refold.onnx_files.translation.network import Network, Origin, UnreadError, opaque, placeholders
 
 _BUILDERS = {**LAYERS, **FUNCTIONS}
 _SEVERAL = ("Split", "Dropout", "BatchNormalization")

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from refold.graph import HardGate
-from refold.onnx_files.layers import Builder
-from refold.onnx_files.network import Network
+from refold.onnx_files.translation.layers import Builder
+from refold.onnx_files.translation.network import Network
 
 _MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 

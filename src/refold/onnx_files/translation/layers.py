@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from refold.graph import Crop, Cropped, DepthToSpace
-from refold.onnx_files.network import Network, Opaque, UnreadError
 from refold.onnx_files.reading import DEFAULT, title
+from refold.onnx_files.translation.network import Network, Opaque, UnreadError
 from refold.ranked import CONVS, MAX_POOLS, POOLS, SCATTERS
 
 Builder = Callable[[Network, Any, dict[str, Any]], fx.Node | None]
