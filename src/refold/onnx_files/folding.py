@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import fx
+
 from refold.errors import InputError, RefoldError
 from refold.files import atomic_path
 from refold.graph import Capture, Fold, Kept, fold_graph, place_of
@@ -20,6 +22,7 @@ from refold.onnx_files.report import OnnxReport, count
 from refold.onnx_files.saving import apply, companion, copy_of, has_weights_outside, save, tensors
 from refold.onnx_files.scales import hand_over_scales
 from refold.onnx_files.tensors import check_size
+from refold.onnx_files.translation.idioms import REASON, idioms
 from refold.onnx_files.translation.network import Network
 from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.trials import open_original
@@ -145,11 +148,18 @@ def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Fold
     constants = Constants(file, sizes.types)
     made = list[tuple[Network, Capture]]()
 
+    whole = list[list[fx.Node]]()
+
     def make() -> Capture:
+        whole.clear()
         made[:] = [translate(file, sizes, constants)]
+        network, capture = made[0]
+        for nodes in idioms(network):
+            whole.append([network.values[node.output[0]] for node in nodes])
+            capture.stays.update(dict.fromkeys(whole[-1], REASON))
         if exactly:
-            made[0][1].module.double()
-        return made[0][1]
+            capture.module.double()
+        return capture
 
     names: dict[str, str] = {}
     scales = list[Fold]()
@@ -170,6 +180,8 @@ def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Fold
         steps += (_computed(done.result.computed),)
     kept = tuple(replace(item, where=_called(item.where, names)) for item in done.kept)
     network, capture = made[0]
+    parts = {place_of(call) for calls in whole for call in calls[:-1]}
+    kept = tuple(k for k in kept if k.reason != REASON or k.where not in parts)
     kept += tuple(
         Kept(place_of(call), network.unread[call])
         for call in capture.graph.nodes if call in network.unread
