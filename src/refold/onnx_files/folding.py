@@ -176,6 +176,10 @@ def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Fold
     steps = tuple(
         replace(step, where=_called(step.where, names)) for step in (*done.folds, *scales)
     )
+    steps += tuple(
+        Fold(product, "sum into matrix product", f"{product} + {add}", 0, 0)
+        for product, add in done.result.joined
+    )
     if done.result.computed:
         steps += (_computed(done.result.computed),)
     kept = tuple(replace(item, where=_called(item.where, names)) for item in done.kept)

@@ -10,6 +10,7 @@ from typing import Any
 from refold.exporting import require
 from refold.onnx_files.reading import OnnxFile, is_external, subgraphs
 from refold.onnx_files.tensors import place_of
+from refold.onnx_files.translation.network import inner_reads
 from refold.onnx_files.writing import Written, reads
 
 _PIECE = 1 << 24
@@ -36,6 +37,7 @@ def apply(file: OnnxFile, written: Written) -> None:
             onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
             for t in written.tensors
         )
+    _share(file)
     read = {name for node in file.nodes for name in reads(node)}
     read.update(value.name for value in graph.output)
     gone = {t.name for t in graph.initializer if t.name in file.was_read and t.name not in read}
@@ -46,6 +48,29 @@ def apply(file: OnnxFile, written: Written) -> None:
     _drop(graph.value_info, "name", {value.name for value in graph.value_info} - known)
     notes = graph.quantization_annotation
     _drop(notes, "tensor_name", {note.tensor_name for note in notes} - known)
+
+
+def _share(file: OnnxFile) -> None:
+    """Let nodes that read equal small weights read one of them: a runtime would see to it."""
+    graph = file.model.graph
+    inner = set[str]().union(*map(inner_reads, file.nodes))
+    fixed = inner.union(value.name for value in graph.output)
+    if file.model.ir_version >= _OWN_INPUTS:
+        fixed.update(value.name for value in graph.input)
+    known: dict[object, str] = {}
+    same: dict[str, str] = {}
+    for tensor in graph.initializer:
+        if tensor.name in fixed or is_external(tensor) or tensor.ByteSize() > _SMALL:
+            continue
+        bare = type(tensor)()
+        bare.CopyFrom(tensor)
+        bare.ClearField("name")
+        first = known.setdefault(bare.SerializeToString(deterministic=True), tensor.name)
+        if first != tensor.name:
+            same[tensor.name] = first
+    for node in file.nodes:
+        if same.keys() & set(node.input):
+            node.input[:] = [same.get(name, name) for name in node.input]
 
 
 def _drop(items: Any, key: str, gone: set[str]) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from refold.graph import Capture, HardGate, UnwritableError, nodes_in, submodule
 from refold.onnx_files.lowering import Lowering
-from refold.onnx_files.reading import captured, subgraphs
+from refold.onnx_files.reading import captured, subgraphs, title
 from refold.onnx_files.tensors import dtype_of, to_proto
 from refold.onnx_files.translation.network import Network, Opaque, Origin, inner_reads
 from refold.ranked import MAX_POOLS
@@ -47,6 +47,7 @@ class Written:
         changed: whether it differs from what was read.
         made: the values that new or changed nodes make.
         computed: how many nodes became constants.
+        joined: the matrix products that took in the sum behind them, each with that sum.
     """
 
     nodes: list[Any]
@@ -54,6 +55,7 @@ class Written:
     changed: bool = False
     made: set[str] = field(default_factory=set[str])
     computed: int = 0
+    joined: tuple[tuple[str, str], ...] = ()
 
 
 class Writer:
@@ -76,6 +78,7 @@ class Writer:
         self.aliases: list[tuple[str, str]] = []
         self.made = set[str]()
         self.called: dict[str, str] = {}
+        self.joined: list[tuple[str, str]] = []
 
     def write(self) -> Written:
         """Return the nodes.
@@ -103,7 +106,7 @@ class Writer:
         if len(used) == len(old) and all(a is b for a, b in zip(used, old, strict=True)):
             return Written(used)
         used = self._stored(used)
-        return Written(used, self.lowering.tensors, True, self.made, computed)
+        return Written(used, self.lowering.tensors, True, self.made, computed, tuple(self.joined))
 
     # names
 
@@ -185,12 +188,33 @@ class Writer:
             return []
         origin = origin_of(call)
         if origin is not None and not self._is_changed(call, origin):
+            if self._is_gemm(origin):
+                return [(origin.nodes[-1], self._gemm(call, origin))]
             kept = (self._kept(node, at, call, origin) for at, node in enumerate(origin.nodes))
             return list(zip(origin.nodes, kept, strict=True))
         self.lowering.nodes.clear()
         self._new(call, origin)
         self.made.add(self.names[call])
         return [(None, node) for node in self.lowering.nodes]
+
+    def _is_gemm(self, origin: Origin) -> bool:
+        """Say whether a call is a product of matrices and the sum behind it."""
+        if not isinstance(origin.module, nn.Linear) or len(origin.nodes) == 1:
+            return False
+        rank = self.network.rank(origin.nodes[0].output[0])
+        return rank == 2 and origin.module.weight.is_floating_point()
+
+    def _gemm(self, call: fx.Node, origin: Origin) -> Any:
+        """Return both as one node that reads the very weights of the file."""
+        product, add = origin.nodes
+        [source] = [self.names[arg] for arg in arguments(call)]
+        bias = next(name for name in add.input if name != product.output[0])
+        self.lowering.nodes.clear()
+        name = product.name or self.lowering.fresh(f"{product.output[0]}_Gemm")
+        self.lowering.node("Gemm", [source, product.input[1], bias], self.names[call], name)
+        self.made.add(self.names[call])
+        self.joined.append((title(product), title(add)))
+        return self.lowering.nodes[0]
 
     def _kept(self, node: Any, at: int, call: fx.Node, origin: Origin) -> Any:
         """Return a node with the names that its values have today; the very one if it may stay."""
