@@ -12,7 +12,7 @@ from torch import Tensor
 from refold.errors import InputError
 from refold.exporting import require
 from refold.onnx_files.reading import DEFAULT, OnnxFile, attributes
-from refold.onnx_files.sizes import Shape, Sizes, infer
+from refold.onnx_files.sizes import Shape, Sizes, infer, outputs_of
 from refold.onnx_files.tensors import code_of, dtype_of, to_proto, to_torch
 
 _MOST = 1 << 24  # numbers that a computed constant may have
@@ -21,7 +21,6 @@ _NAMES = (
     "ConstantOfShape Tile Add Sub Mul Div Neg Sqrt Reciprocal Pow Abs Exp Floor Ceil Max Min Split "
     "Equal Where Range Size ReduceProd Not And Or Greater Less CastLike"
 )
-_ROUNDS = 4
 _SMALL = 64  # numbers that a shape is made of
 _MOVES = ("Reshape", "Unsqueeze", "Squeeze", "Concat", "Slice", "Split", "ReduceProd")
 _COMPUTED = frozenset(_NAMES.split())
@@ -60,17 +59,6 @@ class Constants:
             if name and (node.op_type == "Constant" or node.op_type in computed)
         }
         self._known: dict[str, Tensor | None] = {}
-
-    def small(self) -> dict[str, Any]:
-        """Return the computed constants that shapes may rest on, as TensorProtos."""
-        found: dict[str, Any] = {}
-        for name, node in self._makers.items():
-            if node.op_type == "Constant":
-                continue
-            value = self.value(name)
-            if value is not None and value.numel() <= _SMALL:
-                found[name] = to_proto(value, name)
-        return found
 
     def value(self, name: str) -> Tensor | None:
         """Return a constant, None for a value that is none; the caller does not change it.
@@ -163,14 +151,39 @@ class Constants:
 def sizes_of(file: OnnxFile) -> Sizes:
     """Return the types and shapes of a file's values, what reshapes compute of sizes included."""
     sizes = infer(file.model)
-    for _ in range(_ROUNDS):
-        choices = (sizes.shapes, sizes.others)
-        known = [Constants(file, sizes.types, shapes).small() for shapes in choices]
-        told = len(sizes.shapes)
-        sizes = infer(file.model, known)
-        if len(sizes.shapes) == told:
-            break
+    for shapes in (sizes.shapes, sizes.others):
+        constants = Constants(file, sizes.types, shapes)
+        for node in file.nodes:
+            if all(name in shapes for name in node.output if name):
+                continue
+            for name, (code, shape) in told_of(node, file, sizes.types, shapes, constants).items():
+                sizes.types.setdefault(name, code)
+                if shape is not None:
+                    shapes.setdefault(name, shape)
     return sizes
+
+
+def told_of(
+    node: Any, file: OnnxFile, types: Mapping[str, int], shapes: Mapping[str, Shape],
+    constants: Constants,
+) -> dict[str, tuple[int, Shape | None]]:  # fmt: skip
+    """Return the types and shapes of what one node makes, as far as its inputs tell them.
+
+    Args:
+        node: of the file.
+        file: what was read.
+        types: known so far.
+        shapes: known so far, for one choice of the free sizes.
+        constants: for the same choice.
+    """
+    names = [name for name in node.input if name]
+    if any(name not in types or name not in shapes for name in names):
+        return {}
+    data = {
+        name: to_proto(value, name) for name in names
+        if prod(shapes[name]) <= _SMALL and (value := constants.value(name)) is not None
+    }  # fmt: skip
+    return outputs_of(node, file.model, {n: (types[n], shapes[n]) for n in names}, data)
 
 
 def _numbers(node: Any, given: list[Tensor]) -> int:

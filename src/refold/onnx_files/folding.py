@@ -24,6 +24,7 @@ from refold.onnx_files.scales import hand_over_scales
 from refold.onnx_files.tensors import check_size
 from refold.onnx_files.translation.idioms import REASON, idioms
 from refold.onnx_files.translation.network import Network
+from refold.onnx_files.translation.reshapes import join_reshapes
 from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.trials import open_original
 from refold.onnx_files.writing import Writer, Written
@@ -165,7 +166,7 @@ def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Fold
     scales = list[Fold]()
 
     def write(capture: Capture) -> Written:
-        scales[:] = hand_over_scales(capture)
+        scales[:] = [*hand_over_scales(capture), *join_reshapes(made[0][0], capture)]
         writer = Writer(made[0][0], capture)
         written = writer.write()
         names.clear()

@@ -216,10 +216,12 @@ def _flattened(
 
 def _flatten(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
     rank = network.rank(node.input[0])
-    axis = int(given.get("axis", 1))
-    if rank is None or axis % rank != 1 or rank < 2 or not network.is_float(node.output[0]):
+    if rank is None or rank < 2 or not network.is_float(node.output[0]):
         return None
-    return network.function(torch.flatten, (network.value(node.input[0]), 1))
+    value, axis = network.value(node.input[0]), int(given.get("axis", 1)) % rank
+    if axis == 1:
+        return network.function(torch.flatten, (value, 1))
+    return network.function(torch.flatten, (value, 0, rank - 2)) if axis == rank - 1 else None
 
 
 def _transpose(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:

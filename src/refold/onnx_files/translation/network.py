@@ -172,6 +172,17 @@ class Network:
         self.frame.nodes.append(node)
         return node
 
+    def name_of(self, call: fx.Node) -> str:
+        """Return the name of a value in the file, nothing for several."""
+        origin: Origin | None = call.meta.get("origin")
+        return (origin.output if origin is not None else None) or ""
+
+    def erase(self, call: fx.Node) -> None:
+        """Take away a call that nobody reads."""
+        self.frame.nodes.remove(call)
+        self.graph.erase_node(call)
+        self.shapes.pop(call, None)
+
     # the whole
 
     def place(self, value: fx.Node, nodes: Sequence[Any], output: str | None) -> None:

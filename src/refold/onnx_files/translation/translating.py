@@ -31,7 +31,19 @@ def translate(file: OnnxFile, sizes: Sizes, constants: Constants) -> tuple[Netwo
     for node in file.nodes:
         if not _is_constant(network, node):
             _add(network, node)
+    _sweep(network)
     return network, network.capture()
+
+
+def _sweep(network: Network) -> None:
+    """Drop what computed sizes for reshapes that know them: it would count as a reader."""
+    for call in reversed(list(network.graph.nodes)):
+        origin: Origin | None = call.meta.get("origin")
+        if call.users or origin is None or call.op == "placeholder":
+            continue
+        made = {name for node in origin.nodes for name in node.output} | {origin.output}
+        if made.intersection(network.readers) and not made.intersection(network.outputs):
+            network.erase(call)
 
 
 def _is_constant(network: Network, node: Any) -> bool:
@@ -51,8 +63,7 @@ def _add(network: Network, node: Any) -> None:
         value, reason = None, str(error)
     if value is None:
         for leftover in reversed([n for n in network.graph.nodes if n not in set(before)]):
-            network.frame.nodes.remove(leftover)
-            network.graph.erase_node(leftover)
+            network.erase(leftover)
         value = opaque(network, node)
     if reason is not None:
         network.unread[value] = reason
