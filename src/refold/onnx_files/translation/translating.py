@@ -55,14 +55,14 @@ def _is_constant(network: Network, node: Any) -> bool:
 def _add(network: Network, node: Any) -> None:
     if starts_linear(network, node):
         return
-    before = list(network.graph.nodes)
+    before = len(network.frame.nodes)
     reason: str | None = None
     try:
         value = _built(network, node)
     except UnreadError as error:
         value, reason = None, str(error)
     if value is None:
-        for leftover in reversed([n for n in network.graph.nodes if n not in set(before)]):
+        for leftover in reversed(network.frame.nodes[before:]):
             network.erase(leftover)
         value = opaque(network, node)
     if reason is not None:
