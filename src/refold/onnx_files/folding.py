@@ -17,7 +17,7 @@ from refold.graph import Capture, Fold, Kept, fold_graph, place_of
 from refold.onnx_files.bodies import Bodies, fold_bodies
 from refold.onnx_files.constants import Constants, sizes_of
 from refold.onnx_files.proof import examples, prove
-from refold.onnx_files.reading import OnnxFile, damage, quantized_reason, read
+from refold.onnx_files.reading import OnnxFile, damage, inlined, quantized_reason, read
 from refold.onnx_files.report import OnnxReport, count
 from refold.onnx_files.saving import apply, companion, copy_of, has_weights_outside, save, tensors
 from refold.onnx_files.scales import hand_over_scales
@@ -28,6 +28,9 @@ from refold.onnx_files.translation.reshapes import join_reshapes
 from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.trials import open_original
 from refold.onnx_files.writing import Writer, Written
+
+_ADVICE = ("pass example_inputs", "run shape inference on the file, or give its inputs shapes")
+"""What would help a network, and what helps a file."""
 
 
 def fold_onnx(
@@ -91,6 +94,7 @@ def _fold(
 ) -> OnnxReport:
     for tensor in tensors(file.model.graph):
         check_size(tensor, file.folder)
+    file = inlined(file)
     before = count(file.nodes)
     bodies = _bodies_folded(file, allow_growth, check)
     written, steps, kept, _ = folded(file, allow_growth=allow_growth)
@@ -106,7 +110,7 @@ def _fold(
         open_original(file)
     with atomic_path(target, [companion(target)]) as temporary:
         if not written.changed:
-            copy_of(file, temporary)
+            copy_of(read(file.path), temporary)
             return report
         original = read(file.path) if check else file
         inputs = examples(original, example_inputs) if check else []
@@ -183,7 +187,10 @@ def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Fold
     )
     if done.result.computed:
         steps += (_computed(done.result.computed),)
-    kept = tuple(replace(item, where=_called(item.where, names)) for item in done.kept)
+    kept = tuple(
+        replace(item, where=_called(item.where, names), reason=item.reason.replace(*_ADVICE))
+        for item in done.kept
+    )
     network, capture = made[0]
     parts = {place_of(call) for calls in whole for call in calls[:-1]}
     kept = tuple(k for k in kept if k.reason != REASON or k.where not in parts)

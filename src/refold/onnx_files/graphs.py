@@ -18,7 +18,7 @@ from refold.graph import Capture, Fold, Kept
 from refold.onnx_files.constants import Constants, sizes_of
 from refold.onnx_files.folding import fold_onnx, folded
 from refold.onnx_files.proof import Trial, examples, watched
-from refold.onnx_files.reading import quantized_reason, read
+from refold.onnx_files.reading import inlined, quantized_reason, read
 from refold.onnx_files.translation.network import Opaque
 from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.writing import origin_of
@@ -57,7 +57,7 @@ def graphs_of(path: str | os.PathLike[str], *, allow_growth: bool = False) -> Fo
         InputError: when it is damaged, or cannot be run.
         NotEquivalentError: when the result is another function, which is a defect of refold.
     """
-    file = read(path)
+    file = inlined(read(path))
     reason = quantized_reason(file)
     if reason is not None:
         raise RefusedError(f"{path}: {reason}")
@@ -66,8 +66,8 @@ def graphs_of(path: str | os.PathLike[str], *, allow_growth: bool = False) -> Fo
     arrays = examples(file, None)[0]
     sizes = sizes_of(file)
     network, before = translate(file, sizes, Constants(file, sizes.types))
-    done = folded(read(path), allow_growth=allow_growth)
-    other = folded(read(path), allow_growth=allow_growth, exactly=True)
+    done = folded(inlined(read(path)), allow_growth=allow_growth)
+    other = folded(inlined(read(path)), allow_growth=allow_growth, exactly=True)
     assert done.capture is not None
     assert other.capture is not None
     after, exact = done.capture, other.capture

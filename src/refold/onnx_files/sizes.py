@@ -22,6 +22,7 @@ _SAME_SHAPE = frozenset(
     )
 )
 """Operators of ONNX Runtime's own domain whose first output has the shape of their first input."""
+_FUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
 _BATCHES = (13, 19)
 _SIDES = ((352, 416, 544, 608, 736, 928), (992, 1184, 1312, 1376, 1504, 1696))
 
@@ -81,6 +82,8 @@ def outputs_of(
         name: onnx.helper.make_tensor_type_proto(code, shape)
         for name, (code, shape) in inputs.items()
     }
+    if node.domain == "com.microsoft" and node.op_type in _FUSED:
+        node, domain = _plain(node), ""
     try:
         schema = onnx.defs.get_schema(node.op_type, opset[domain], domain)
         imports = [onnx.helper.make_opsetid(d, v) for d, v in opset.items()]
@@ -90,6 +93,14 @@ def outputs_of(
     except Exception:  # a file may hold anything; what is not told stays unknown
         return {}
     return {name: _of_type(told) for name, told in made.items() if told.HasField("tensor_type")}
+
+
+def _plain(node: Any) -> Any:
+    """Return the layer that a node is which also applies a function."""
+    onnx = require("onnx", "onnx")
+    made = onnx.NodeProto(op_type=_FUSED[node.op_type], input=node.input, output=node.output)
+    made.attribute.extend(a for a in node.attribute if not a.name.startswith("activation"))
+    return made
 
 
 def free_sizes(model: Any) -> dict[str, tuple[int | str, ...]]:
