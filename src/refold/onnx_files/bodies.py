@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from refold.errors import InputError, NotEquivalentError, RefoldError
 from refold.exporting import require
 from refold.graph import Fold, Kept
-from refold.onnx_files.constants import Constants, sizes_of
+from refold.onnx_files.constants import Constants, constants_of, sizes_of
 from refold.onnx_files.reading import LAYERS, OnnxFile, captured, read, subgraphs, title
 from refold.onnx_files.report import OnnxReport
 from refold.onnx_files.sizes import Sizes
@@ -46,7 +46,7 @@ def fold_bodies(file: OnnxFile, fold: FoldFile) -> Bodies:
     if not found:
         return Bodies()
     sizes = sizes_of(file)
-    outside = _Outside(file, sizes, Constants(file, sizes.types), _names(file.model.graph))
+    outside = _Outside(file, sizes, constants_of(file, sizes), _names(file.model.graph))
     steps, kept = list[Fold](), list[Kept]()
     for where, body in found:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -15,6 +15,7 @@ from refold.onnx_files.reading import DEFAULT, OnnxFile, attributes
 from refold.onnx_files.sizes import Shape, Sizes, infer, outputs_of
 from refold.onnx_files.tensors import code_of, dtype_of, to_proto, to_torch
 
+Fixed = Callable[[str], tuple[int | None, ...] | None]
 _MOST = 1 << 24  # numbers that a computed constant may have
 _NAMES = (
     "Identity Reshape Unsqueeze Squeeze Transpose Flatten Cast Concat Slice Gather Expand Shape "
@@ -40,12 +41,21 @@ class Constants:
         types: ONNX's element type of each value, where known.
         shapes: of the values for one choice of the free sizes; what is computed of sizes is then a
             constant, too.
+        fixed: returns the sizes of a value that no input decides; what is computed of these alone
+            is a constant as well.
+        others: constants that count as known.
     """
 
     def __init__(
-        self, file: OnnxFile, types: Mapping[str, int], shapes: Mapping[str, Shape] | None = None
+        self,
+        file: OnnxFile,
+        types: Mapping[str, int],
+        shapes: Mapping[str, Shape] | None = None,
+        fixed: Fixed | None = None,
+        others: Constants | None = None,
     ) -> None:
-        self._file, self._types, self._shapes = file, types, shapes or {}
+        self._others = others
+        self._file, self._types, self._shapes, self._fixed = file, types, shapes or {}, fixed
         computed = _COMPUTED if shapes is None else _OF_SIZES
         graph = file.model.graph
         given = {value.name for value in graph.input} if file.model.ir_version >= 4 else set[str]()
@@ -68,6 +78,9 @@ class Constants:
         """
         if name in self._stored:
             return to_torch(self._stored[name], self._file.folder)
+        known = None if self._others is None else self._others.value(name)
+        if known is not None:
+            return known
         if name not in self._known:
             self._known[name] = None  # a ring in a damaged file ends here
             self._known[name] = self._made(name)
@@ -83,6 +96,9 @@ class Constants:
             return self._size(node)
         if node.op_type == "CastLike":
             return self._cast(node)
+        told = self._told(node)
+        if told is not None:
+            return told
         given = {other: self.value(other) for other in node.input if other}
         tensors = {other: tensor for other, tensor in given.items() if tensor is not None}
         if len(tensors) < len(given):
@@ -109,6 +125,24 @@ class Constants:
             if item.name == "value_ints":
                 return torch.tensor(list(item.ints), dtype=torch.int64)
         return None
+
+    def _told(self, node: Any) -> Tensor | None:
+        """Return sizes that no input decides: all of a value's, or some that are chosen."""
+        maker = self._makers.get(node.input[0]) if node.op_type == "Gather" else node
+        if self._fixed is None or maker is None or maker.op_type != "Shape":
+            return None
+        known = self._fixed(maker.input[0])
+        if known is None:
+            return None
+        given = attributes(maker)
+        sizes = known[slice(given.get("start"), given.get("end"))]
+        at = torch.arange(len(sizes)) if maker is node else self.value(node.input[1])
+        if at is None or any(not -len(sizes) <= int(i) < len(sizes) for i in at.reshape(-1)):
+            return None
+        chosen = [sizes[int(i)] for i in at.reshape(-1)]
+        numbers = [size for size in chosen if size is not None]
+        whole = len(numbers) == len(chosen)
+        return torch.tensor(numbers, dtype=torch.int64).reshape(at.shape) if whole else None
 
     def _size(self, node: Any) -> Tensor:
         given = attributes(node)
@@ -148,12 +182,21 @@ class Constants:
         return tensor
 
 
+def constants_of(file: OnnxFile, sizes: Sizes) -> Constants:
+    """Return the constants of a file whose sizes are known."""
+    return Constants(file, sizes.types, fixed=sizes.fixed)
+
+
 def sizes_of(file: OnnxFile) -> Sizes:
     """Return the types and shapes of a file's values, what reshapes compute of sizes included."""
     sizes = infer(file.model)
-    for shapes in (sizes.shapes, sizes.others):
-        constants = Constants(file, sizes.types, shapes)
-        for node in file.nodes:
+    settled = constants_of(file, sizes)
+    choices = [
+        (shapes, Constants(file, sizes.types, shapes, others=settled))
+        for shapes in (sizes.shapes, sizes.others)
+    ]
+    for node in file.nodes:
+        for shapes, constants in choices:
             if all(name in shapes for name in node.output if name):
                 continue
             for name, (code, shape) in told_of(node, file, sizes.types, shapes, constants).items():

@@ -15,7 +15,7 @@ from refold.errors import InputError, RefoldError
 from refold.files import atomic_path
 from refold.graph import Capture, Fold, Kept, fold_graph, place_of
 from refold.onnx_files.bodies import Bodies, fold_bodies
-from refold.onnx_files.constants import Constants, sizes_of
+from refold.onnx_files.constants import constants_of, sizes_of
 from refold.onnx_files.proof import examples, prove
 from refold.onnx_files.reading import OnnxFile, damage, inlined, quantized_reason, read
 from refold.onnx_files.report import OnnxReport, count
@@ -150,7 +150,7 @@ def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Fold
     if reason is not None:
         return Folded(Written(list(file.nodes)), (), (Kept(file.path.name, reason),), None)
     sizes = sizes_of(file)
-    constants = Constants(file, sizes.types)
+    constants = constants_of(file, sizes)
     made = list[tuple[Network, Capture]]()
 
     whole = list[list[fx.Node]]()

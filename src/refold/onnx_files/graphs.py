@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from refold.errors import RefusedError
 from refold.graph import Capture, Fold, Kept
-from refold.onnx_files.constants import Constants, sizes_of
+from refold.onnx_files.constants import constants_of, sizes_of
 from refold.onnx_files.folding import fold_onnx, folded
 from refold.onnx_files.proof import Trial, examples, watched
 from refold.onnx_files.reading import inlined, quantized_reason, read
@@ -65,7 +65,7 @@ def graphs_of(path: str | os.PathLike[str], *, allow_growth: bool = False) -> Fo
         trials = fold_onnx(path, Path(folder) / "out.onnx", allow_growth=allow_growth).trials
     arrays = examples(file, None)[0]
     sizes = sizes_of(file)
-    network, before = translate(file, sizes, Constants(file, sizes.types))
+    network, before = translate(file, sizes, constants_of(file, sizes))
     done = folded(inlined(read(path)), allow_growth=allow_growth)
     other = folded(inlined(read(path)), allow_growth=allow_growth, exactly=True)
     assert done.capture is not None
