@@ -58,7 +58,7 @@ PARTS = {  # of sentences, and names of steps
     *("a convolution of another window, padded by its size", "a padding that goes around"),
     "bounds that differ by channel",
     *("an average with a divisor of its own", "values side by side along an unknown axis"),
-    *("a choice of positions", "sum into matrix product", "… + …", "the padding of …"),
+    *("a choice of positions", "nodes into one", "the padding of …"),
     "run shape inference on the file, or give its inputs shapes",
     *("the folded model fails (…: …)", "the folded model fails on the example (…: …)"),
     "the folded model gives another answer (other shapes)",

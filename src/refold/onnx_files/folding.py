@@ -23,8 +23,8 @@ from refold.onnx_files.saving import apply, companion, copy_of, has_weights_outs
 from refold.onnx_files.scales import hand_over_scales
 from refold.onnx_files.tensors import check_size
 from refold.onnx_files.translation.idioms import REASON, idioms
+from refold.onnx_files.translation.layouts import join_reshapes
 from refold.onnx_files.translation.network import Network
-from refold.onnx_files.translation.reshapes import join_reshapes
 from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.trials import open_original
 from refold.onnx_files.writing import Writer, Written
@@ -182,8 +182,8 @@ def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Fold
         replace(step, where=_called(step.where, names)) for step in (*done.folds, *scales)
     )
     steps += tuple(
-        Fold(product, "sum into matrix product", f"{product} + {add}", 0, 0)
-        for product, add in done.result.joined
+        Fold(where, "nodes into one", " + ".join((where, *others)), 0, 0)
+        for where, *others in done.result.joined
     )
     if done.result.computed:
         steps += (_computed(done.result.computed),)

@@ -24,6 +24,7 @@ from refold.onnx_files.tensors import to_proto
 from refold.ranked import CONVS, POOLS, SCATTERS
 
 _BROADCASTS = 8  # the opset from which Max and Min take a bound per channel
+_SPLIT_BY_INPUT = 13  # the opset from which the sizes of a split are an input
 _MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
@@ -57,6 +58,19 @@ class Lowering:
         """Write one node."""
         onnx = require("onnx", "onnx")
         self.nodes.append(onnx.helper.make_node(kind, list(inputs), [output], name=name, **given))
+
+    def split(
+        self, source: str, outputs: Sequence[str], axis: int, sizes: Sequence[int], name: str
+    ) -> None:
+        """Write a split."""
+        onnx = require("onnx", "onnx")
+        given: dict[str, Any] = {"axis": axis}
+        inputs = [source]
+        if self.opset < _SPLIT_BY_INPUT:
+            given["split"] = list(sizes)
+        else:
+            inputs.append(self.weight(torch.tensor(list(sizes)), f"{name}.sizes"))
+        self.nodes.append(onnx.helper.make_node("Split", inputs, list(outputs), name, **given))
 
     def weight(self, tensor: Tensor, base: str) -> str:
         """Store a tensor, unless there is one like it; return its name."""

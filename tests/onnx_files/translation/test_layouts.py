@@ -74,3 +74,59 @@ def test_layers_with_a_function_tell_sizes(tmp_path: Path) -> None:
     fold_onnx(source, out)
     assert_same(source, out, x=(2, 3, 5, 6))
     assert kinds(out) == ["FusedConv", "Conv"]
+
+
+HALVES = """(float[n,8,h,w] x) => (float y) { a = Relu(x) s = Shape(a)
+  one = Constant<value_ints=[1]>() two = Constant<value_ints=[2]>()
+  c = Gather<axis=0>(s, one) d = Add(c, one) e = Div(d, two)
+  f = Mul(e, two) zero = Constant<value_ints=[0]>() p = Slice(a, zero, e, one)
+  q = Slice(a, e, f, one) r = Conv(p, k) y = Concat<axis=1>(r, q) }"""
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+def test_slices_by_computed_sizes_are_one_split(tmp_path: Path, opset: int) -> None:
+    text = HALVES.replace("value_ints=[", "value = int64[1] {").replace("]>", "}>")
+    source, out = written(tmp_path, model(text, {"k": (4, 4, 1, 1)}, opset)), tmp_path / "o.onnx"
+    report = fold_onnx(source, out)
+    assert_same(source, out, x=(2, 8, 3, 5))
+    assert kinds(out) == ["Relu", "Split", "Conv", "Concat"]
+    assert report.steps[0].detail == "Slice_9 + Slice_10"
+
+
+@pytest.mark.parametrize("end", ["one, f", "e, six"])
+def test_slices_that_overlap_or_leave_a_gap_stay(tmp_path: Path, end: str) -> None:
+    text = HALVES.replace("q = Slice(a, e, f", f"q = Slice(a, {end}")
+    text = text.replace("c = Gather", "six = Constant<value_ints=[6]>() c = Gather")
+    source, out = written(tmp_path, model(text, {"k": (4, 4, 1, 1)})), tmp_path / "o.onnx"
+    fold_onnx(source, out)
+    assert_same(source, out, x=(2, 8, 3, 5))
+    assert kinds(out) == ["Relu", "Slice", "Slice", "Conv", "Concat"]
+
+
+def test_sizes_that_only_agree_by_chance_are_no_constants(tmp_path: Path) -> None:
+    text = """(float[n,8,h,w] x) => (float y) { s = Shape(x) three = Constant<value_ints=[3]>()
+      h = Gather<axis=0>(s, three) many = Constant<value_ints=[300]>() m = Min(h, many)
+      zero = Constant<value_ints=[0]>() two = Constant<value_ints=[3]>()
+      p = Slice(x, zero, m, two) y = Relu(p) }"""
+    source = written(tmp_path, model(text, {}))
+    report = fold_onnx(source, tmp_path / "o.onnx")
+    assert not report.changed
+
+
+@pytest.mark.parametrize("size", ["int64 {4}", "int64[2] {4, 4}", "int64 {3}"])
+def test_a_sequence_of_parts_is_a_split(tmp_path: Path, size: str) -> None:
+    text = f"""(float[n,8,h,w] x) => (float y) {{ a = Conv(x, k) m = Mul(a, f)
+      b = Constant<value = {size}>() s = SplitToSequence<axis=1>(m, b)
+      zero = Constant<value = int64 {{0}}>() last = Constant<value = int64 {{-1}}>()
+      p = SequenceAt(s, zero) q = SequenceAt(s, last) r = Relu(p) y = Concat<axis=1>(r, q) }}"""
+    made = model(text, {"k": (8, 8, 1, 1), "f": (8, 1, 1)})
+    source, out = written(tmp_path, made), tmp_path / "o.onnx"
+    fold_onnx(source, out)
+    assert_same(source, out, x=(2, 8, 3, 5))
+    assert kinds(out) == ["Conv", "Split", "Relu", "Concat"]
+
+
+def test_a_sequence_that_is_read_whole_stays(tmp_path: Path) -> None:
+    text = """(float[n,8,h,w] x) => (float y) { b = Constant<value = int64 {4}>()
+      s = SplitToSequence<axis=1>(x, b) y = ConcatFromSequence<axis=1>(s) }"""
+    assert not fold_onnx(written(tmp_path, model(text, {})), tmp_path / "o.onnx").changed
