@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper, numpy_helper
 
 from helpers.onnx_texts import assert_same, kinds, model, norm, written
 from refold.errors import InputError
-from refold.onnx_files import fold_onnx
+from refold.onnx_files import fold_onnx, lowering, saving, tensors
 
 LOCAL = """<ir_version: 8, opset_import: ["" : 17, "own" : 1]>
 net (float[n,3,h,w] x) => (float[n,8,i,j] y) { y = own.outer(x, w, g, b, m, v) }
@@ -89,3 +91,36 @@ def test_an_input_without_a_shape(tmp_path: Path) -> None:
     assert_same(source, out, x=(2, 3, 5, 7))
     with pytest.raises(InputError, match="example_inputs"):
         fold_onnx(source, out)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("size", [16, 1 << 24])
+def test_large_weights_are_written_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, inside: bool
+) -> None:
+    """The limits of 16 MB and 2 GB, patched small."""
+    text = """(float[n,3,h,w] x, float[n,t,6] z) => (float y, float q) {
+      a = Conv(x, w) y = Mul(a, s)
+      c = MatMul(z, m) q = Mul(c, u) }"""
+    shapes = {"w": (4, 3, 3, 3), "s": (4, 1, 1), "m": (6, 50), "u": (50,)}
+    source, out = written(tmp_path, model(text, shapes)), tmp_path / "out.onnx"
+    for module in (tensors, lowering):
+        monkeypatch.setattr(module, "LARGE", size)
+    if not inside:
+        monkeypatch.setattr(saving, "_LIMIT", 100)
+    fold_onnx(source, out)
+    assert (tmp_path / "out.onnx.data").exists() != inside
+    assert kinds(out) == ["Conv", "MatMul"]
+    assert_same(source, out, x=(2, 3, 5, 6), z=(2, 4, 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64])
+@pytest.mark.parametrize("shape", [(7, 5), (), (0, 3), (3, 0), (9,)])
+def test_pieces_are_the_bytes(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    tensor = torch.arange(prod(shape)).reshape(shape).to(dtype)
+    turned = tensor.T if len(shape) == 2 else tensor
+    wide = turned.view(torch.int16) if dtype == torch.bfloat16 else turned
+    monkeypatch.setattr(tensors, "LARGE", 16)
+    assert b"".join(tensors.pieces(turned)) == wide.numpy().tobytes()

@@ -97,7 +97,7 @@ def _fold(
     file = inlined(file)
     before = count(file.nodes)
     bodies = _bodies_folded(file, allow_growth, check)
-    written, steps, kept, _ = folded(file, allow_growth=allow_growth)
+    written, steps, kept = folded(file, allow_growth=allow_growth)[:3]  # the rest is large
     written.changed = written.changed or bool(bodies.steps)
     steps, kept = (*bodies.steps, *steps), (*bodies.kept, *kept)
     report = OnnxReport(

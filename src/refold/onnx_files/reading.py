@@ -41,6 +41,7 @@ class OnnxFile:
     opset: int
 
     def __post_init__(self) -> None:
+        self.large: dict[str, Any] = {}  # the numbers of new weights that hold none yet
         self.computed: dict[object, Any] = {}  # what was computed of small constants
         self.nodes: list[Any] = list(self.model.graph.node)  # alive, so that each has one identity
         self.was_read = set[str]()  # by any of them, also inside

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from refold.graph import Capture, HardGate, UnwritableError, nodes_in, place_of, submodule
@@ -49,6 +49,7 @@ class Written:
         changed: whether it differs from what was read.
         made: the values that new or changed nodes make.
         computed: how many nodes became constants.
+        large: the numbers of weights that hold none.
         joined: nodes that became one, the sum behind a matrix product or the parts of a split.
     """
 
@@ -58,6 +59,7 @@ class Written:
     made: set[str] = field(default_factory=set[str])
     computed: int = 0
     joined: tuple[tuple[str, ...], ...] = ()
+    large: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 class Writer:
@@ -110,7 +112,15 @@ class Writer:
         if len(used) == len(old) and all(a is b for a, b in zip(used, old, strict=True)):
             return Written(used)
         used = self._stored(used)
-        return Written(used, self.lowering.tensors, True, self.made, computed, tuple(self.joined))
+        return Written(
+            used,
+            self.lowering.tensors,
+            True,
+            self.made,
+            computed,
+            tuple(self.joined),
+            self.lowering.large,
+        )
 
     # names
 
