@@ -6,7 +6,9 @@
 Every .onnx file below FOLDER is run in all its forms on one input, in interleaved rounds. "basic"
 is what ONNX Runtime's basic optimisations leave, written to a file; onnxslim and onnxsim take part
 where they are installed. Nodes leave constants out; "difference" is from the original,
-max|d| / max(1, max|y|); load is the median time to open a session, in turn, too.
+max|d| / max(1, max|y|). Times are medians with quartiles, speed-ups medians of rounds with where
+they lie with 95 % confidence; "open" is the time to open a session, in turn, too.
+--markdown prints rows for a page.
 """
 
 from __future__ import annotations
@@ -30,11 +32,11 @@ from rich.table import Table
 
 import refold
 from refold.bench import benchmark_files
-from refold.exporting import onnx_session
+from refold.exporting import onnx_session, openvino_model
 from refold.onnx_files import inputs_for, read
 
 _SILENT = 4
-_LOADS = 7
+_LOADS = 9
 
 
 def main() -> None:
@@ -44,17 +46,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--pattern", default="*")
     parser.add_argument("--openvino", action="store_true")
+    parser.add_argument("--markdown", action="store_true")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     runtimes = ("onnxruntime", "openvino") if options.openvino else ("onnxruntime",)
-    columns = ("file", "form", "nodes", "norms", "difference", "load ms")
-    table = Table(*columns, *(f"{r} {what}" for r in runtimes for what in ("ms", "speed-up")))
+    columns = ("file", "form", "nodes", "norms", "difference")
+    table = Table(*columns, *(f"{r} {w}" for r in runtimes for w in ("ms", "speed-up", "open ms")))
     for path in sorted(options.folder.rglob("*.onnx")):
         if fnmatch.fnmatch(path.name, options.pattern):
             for row in compare(path, runtimes, options.rounds):
                 table.add_row(*row)
+                if options.markdown:
+                    print("|", " | ".join(row), "|", flush=True)
             table.add_section()
-    Console(width=150).print(table)
+    if not options.markdown:
+        Console(width=220).print(table)
 
 
 def compare(path: Path, runtimes: tuple[str, ...], rounds: int) -> list[list[str]]:
@@ -70,25 +76,33 @@ def compare(path: Path, runtimes: tuple[str, ...], rounds: int) -> list[list[str
                 forms[name] = out
             except Exception as error:
                 Console(stderr=True).print(f"{path.name}: {name}: {str(error).splitlines()[0]}")
-        loads = load_times(forms)
+        loads = {runtime: load_times(forms, runtime) for runtime in runtimes}
         timings = benchmark_files(forms, inputs, runtimes, rounds=rounds)
         wanted = answer(path, arrays)
         return [
             [
                 path.name if name == "original" else "", name, *map(str, counted(form)),
-                f"{difference(wanted, answer(form, arrays)):.0e}", f"{loads[name]:.1f}",
-                *(cell for runtime in runtimes for cell in figures(timings, runtime, name)),
+                f"{difference(wanted, answer(form, arrays)):.0e}",
+                *(
+                    cell for runtime in runtimes
+                    for cell in (*figures(timings, runtime, name), loads[runtime][name])
+                ),
             ]
             for name, form in forms.items()
         ]  # fmt: skip
 
 
 def figures(timings: Any, runtime: str, name: str) -> tuple[str, str]:
-    """Return the median time and the median speed-up of a form."""
+    """Return time and speed-up of a form."""
     row = timings.row(runtime, name)
     if row.milliseconds is None or row.speedup is None:
         return "-", "-"
-    return f"{row.milliseconds.median:.2f}", f"{row.speedup.median:.2f}x"
+    time, lies = row.milliseconds, row.interval
+    within = f" ({lies[0]:.2f}-{lies[1]:.2f})" if lies is not None else ""
+    return (
+        f"{time.median:.2f} ({time.low:.2f}-{time.high:.2f})",
+        f"{row.speedup.median:.2f}{within}",
+    )
 
 
 def fold(path: Path, out: Path) -> None:
@@ -145,15 +159,17 @@ def difference(wanted: list[Any], got: list[Any]) -> float:
     return max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1.0)) for a, b in pairs if a.size)
 
 
-def load_times(forms: dict[str, Path]) -> dict[str, float]:
-    """Return the median milliseconds to open each form."""
+def load_times(forms: dict[str, Path], runtime: str) -> dict[str, str]:
+    """Return the milliseconds to open each form, median and quartiles."""
     taken: dict[str, list[float]] = {name: [] for name in forms}
+    open_one = onnx_session if runtime == "onnxruntime" else openvino_model
     for _ in range(_LOADS):
         for name, form in forms.items():
             start = time.perf_counter()
-            onnx_session(form)
+            open_one(form)
             taken[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in taken.items()}
+    ends = {name: statistics.quantiles(values, n=4) for name, values in taken.items()}
+    return {name: f"{mid:.1f} ({low:.1f}-{high:.1f})" for name, (low, mid, high) in ends.items()}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ ROOMS = ("algebra", "rules", "engine", "graph", "residuals", "pruning", "branche
 FILES = (
     "planning.py",
     *(f"onnx_files/{name}.py" for name in ("bodies", "folding", "lowering", "writing")),
+    *(f"onnx_files/translation/{name}.py" for name in ("idioms", "layers")),
 )
 NO_REASONS = ("graph/calls.py", "graph/lift/ranges.py", "algebra/apply.py", "algebra/dense.py")
 # What is told to the caller at once, to the log, or to Python.
@@ -57,7 +58,8 @@ PARTS = {  # of sentences, and names of steps
     *("a convolution of another window, padded by its size", "a padding that goes around"),
     "bounds that differ by channel",
     *("an average with a divisor of its own", "values side by side along an unknown axis"),
-    "a choice of positions",
+    *("a choice of positions", "nodes into one", "the padding of …"),
+    "run shape inference on the file, or give its inputs shapes",
     *("the folded model fails (…: …)", "the folded model fails on the example (…: …)"),
     "the folded model gives another answer (other shapes)",
     "the folded model calls … layers of class …, its graph …",

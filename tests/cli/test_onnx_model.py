@@ -127,3 +127,10 @@ def test_what_it_cannot_do(
     assert said in errors
     assert len(errors.strip().splitlines()) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_convert_takes_no_size(file: str, tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "out.onnx"
+    assert main(["convert", file, "-o", str(out), "--input-size", "3x16x16"]) == 2
+    assert "leave --input-size out" in capfd.readouterr().err
+    assert not out.exists()

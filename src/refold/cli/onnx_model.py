@@ -69,6 +69,11 @@ def convert_onnx(network: Network, output: Path, given: dict[str, Any]) -> None:
     """
     check_options(network, given)
     model = network.model
+    if network.input_size:
+        raise InputError(
+            f"{model} is run on sizes that it takes itself, and what is written is for all of "
+            "these: leave --input-size out"
+        )
     place = check_destination(output, SUFFIXES)
     with step("fold, and run both files"):
         report = _written(Path(model), place, given["allow_growth"])

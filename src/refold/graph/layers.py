@@ -94,6 +94,36 @@ class Cropped(nn.Sequential):
         return (first, second) if isinstance(first, Crop) else (cast(Crop, second), first)
 
 
+class DepthToSpace(nn.Module):
+    """Lay blocks of channels side by side in the map, as TensorFlow orders them.
+
+    `nn.PixelShuffle` gives each channel neighbouring ones of its input; here each takes one of
+    every block.
+
+    Args:
+        factor: by which both sides of the map grow.
+
+    Examples:
+        >>> DepthToSpace(2)(torch.arange(8.0).reshape(1, 8, 1, 1)).flatten().tolist()
+        [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the larger map (N, C / factor², H factor, W factor)."""
+        n, c, h, w = x.shape
+        blocks = x.reshape(n, self.factor, self.factor, c // self.factor**2, h, w)
+        laid = blocks.permute(0, 3, 4, 1, 5, 2)
+        return laid.reshape(n, -1, h * self.factor, w * self.factor)
+
+    def extra_repr(self) -> str:
+        """Return the factor for `print(model)`."""
+        return str(self.factor)
+
+
 class SelectChannels(nn.Module):
     """Choose channels in some order.
 

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 from refold.errors import InputError, NotEquivalentError, RefoldError
 from refold.exporting import require
 from refold.graph import Fold, Kept
-from refold.onnx_files.constants import Constants, sizes_of
-from refold.onnx_files.reading import OnnxFile, captured, read, subgraphs, title
+from refold.onnx_files.constants import Constants, constants_of, sizes_of
+from refold.onnx_files.reading import LAYERS, OnnxFile, captured, read, subgraphs, title
 from refold.onnx_files.report import OnnxReport
 from refold.onnx_files.sizes import Sizes
 from refold.onnx_files.tensors import to_proto
 from refold.onnx_files.writing import rename
 
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 _LIMIT = 1_500_000_000  # bytes of a body that is written as a file of its own
 
 FoldFile = Callable[[Path, Path], OnnxReport]
@@ -47,7 +46,7 @@ def fold_bodies(file: OnnxFile, fold: FoldFile) -> Bodies:
     if not found:
         return Bodies()
     sizes = sizes_of(file)
-    outside = _Outside(file, sizes, Constants(file, sizes.types), _names(file.model.graph))
+    outside = _Outside(file, sizes, constants_of(file, sizes), _names(file.model.graph))
     steps, kept = list[Fold](), list[Kept]()
     for where, body in found:
         try:
@@ -77,7 +76,7 @@ def _bodies(file: OnnxFile) -> Iterator[tuple[str, Any]]:
 
 def _has_layers(graph: Any) -> bool:
     return any(
-        node.op_type in _LAYERS or any(map(_has_layers, subgraphs(node))) for node in graph.node
+        node.op_type in LAYERS or any(map(_has_layers, subgraphs(node))) for node in graph.node
     )
 
 

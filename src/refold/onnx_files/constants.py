@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -12,16 +12,16 @@ from torch import Tensor
 from refold.errors import InputError
 from refold.exporting import require
 from refold.onnx_files.reading import DEFAULT, OnnxFile, attributes
-from refold.onnx_files.sizes import Shape, Sizes, infer
+from refold.onnx_files.sizes import Shape, Sizes, infer, outputs_of
 from refold.onnx_files.tensors import code_of, dtype_of, to_proto, to_torch
 
+Fixed = Callable[[str], tuple[int | None, ...] | None]
 _MOST = 1 << 24  # numbers that a computed constant may have
 _NAMES = (
     "Identity Reshape Unsqueeze Squeeze Transpose Flatten Cast Concat Slice Gather Expand Shape "
     "ConstantOfShape Tile Add Sub Mul Div Neg Sqrt Reciprocal Pow Abs Exp Floor Ceil Max Min Split "
     "Equal Where Range Size ReduceProd Not And Or Greater Less CastLike"
 )
-_ROUNDS = 4
 _SMALL = 64  # numbers that a shape is made of
 _MOVES = ("Reshape", "Unsqueeze", "Squeeze", "Concat", "Slice", "Split", "ReduceProd")
 _COMPUTED = frozenset(_NAMES.split())
@@ -41,12 +41,21 @@ class Constants:
         types: ONNX's element type of each value, where known.
         shapes: of the values for one choice of the free sizes; what is computed of sizes is then a
             constant, too.
+        fixed: returns the sizes of a value that no input decides; what is computed of these alone
+            is a constant as well.
+        others: constants that count as known.
     """
 
     def __init__(
-        self, file: OnnxFile, types: Mapping[str, int], shapes: Mapping[str, Shape] | None = None
+        self,
+        file: OnnxFile,
+        types: Mapping[str, int],
+        shapes: Mapping[str, Shape] | None = None,
+        fixed: Fixed | None = None,
+        others: Constants | None = None,
     ) -> None:
-        self._file, self._types, self._shapes = file, types, shapes or {}
+        self._others = others
+        self._file, self._types, self._shapes, self._fixed = file, types, shapes or {}, fixed
         computed = _COMPUTED if shapes is None else _OF_SIZES
         graph = file.model.graph
         given = {value.name for value in graph.input} if file.model.ir_version >= 4 else set[str]()
@@ -61,17 +70,6 @@ class Constants:
         }
         self._known: dict[str, Tensor | None] = {}
 
-    def small(self) -> dict[str, Any]:
-        """Return the computed constants that shapes may rest on, as TensorProtos."""
-        found: dict[str, Any] = {}
-        for name, node in self._makers.items():
-            if node.op_type == "Constant":
-                continue
-            value = self.value(name)
-            if value is not None and value.numel() <= _SMALL:
-                found[name] = to_proto(value, name)
-        return found
-
     def value(self, name: str) -> Tensor | None:
         """Return a constant, None for a value that is none; the caller does not change it.
 
@@ -80,6 +78,9 @@ class Constants:
         """
         if name in self._stored:
             return to_torch(self._stored[name], self._file.folder)
+        known = None if self._others is None else self._others.value(name)
+        if known is not None:
+            return known
         if name not in self._known:
             self._known[name] = None  # a ring in a damaged file ends here
             self._known[name] = self._made(name)
@@ -95,6 +96,9 @@ class Constants:
             return self._size(node)
         if node.op_type == "CastLike":
             return self._cast(node)
+        told = self._told(node)
+        if told is not None:
+            return told
         given = {other: self.value(other) for other in node.input if other}
         tensors = {other: tensor for other, tensor in given.items() if tensor is not None}
         if len(tensors) < len(given):
@@ -121,6 +125,24 @@ class Constants:
             if item.name == "value_ints":
                 return torch.tensor(list(item.ints), dtype=torch.int64)
         return None
+
+    def _told(self, node: Any) -> Tensor | None:
+        """Return sizes that no input decides: all of a value's, or some that are chosen."""
+        maker = self._makers.get(node.input[0]) if node.op_type == "Gather" else node
+        if self._fixed is None or maker is None or maker.op_type != "Shape":
+            return None
+        known = self._fixed(maker.input[0])
+        if known is None:
+            return None
+        given = attributes(maker)
+        sizes = known[slice(given.get("start"), given.get("end"))]
+        at = torch.arange(len(sizes)) if maker is node else self.value(node.input[1])
+        if at is None or any(not -len(sizes) <= int(i) < len(sizes) for i in at.reshape(-1)):
+            return None
+        chosen = [sizes[int(i)] for i in at.reshape(-1)]
+        numbers = [size for size in chosen if size is not None]
+        whole = len(numbers) == len(chosen)
+        return torch.tensor(numbers, dtype=torch.int64).reshape(at.shape) if whole else None
 
     def _size(self, node: Any) -> Tensor:
         given = attributes(node)
@@ -160,17 +182,51 @@ class Constants:
         return tensor
 
 
+def constants_of(file: OnnxFile, sizes: Sizes) -> Constants:
+    """Return the constants of a file whose sizes are known."""
+    return Constants(file, sizes.types, fixed=sizes.fixed)
+
+
 def sizes_of(file: OnnxFile) -> Sizes:
     """Return the types and shapes of a file's values, what reshapes compute of sizes included."""
     sizes = infer(file.model)
-    for _ in range(_ROUNDS):
-        choices = (sizes.shapes, sizes.others)
-        known = [Constants(file, sizes.types, shapes).small() for shapes in choices]
-        told = len(sizes.shapes)
-        sizes = infer(file.model, known)
-        if len(sizes.shapes) == told:
-            break
+    settled = constants_of(file, sizes)
+    choices = [
+        (shapes, Constants(file, sizes.types, shapes, others=settled))
+        for shapes in (sizes.shapes, sizes.others)
+    ]
+    for node in file.nodes:
+        for shapes, constants in choices:
+            if all(name in shapes for name in node.output if name):
+                continue
+            for name, (code, shape) in told_of(node, file, sizes.types, shapes, constants).items():
+                sizes.types.setdefault(name, code)
+                if shape is not None:
+                    shapes.setdefault(name, shape)
     return sizes
+
+
+def told_of(
+    node: Any, file: OnnxFile, types: Mapping[str, int], shapes: Mapping[str, Shape],
+    constants: Constants,
+) -> dict[str, tuple[int, Shape | None]]:  # fmt: skip
+    """Return the types and shapes of what one node makes, as far as its inputs tell them.
+
+    Args:
+        node: of the file.
+        file: what was read.
+        types: known so far.
+        shapes: known so far, for one choice of the free sizes.
+        constants: for the same choice.
+    """
+    names = [name for name in node.input if name]
+    if any(name not in types or name not in shapes for name in names):
+        return {}
+    data = {
+        name: to_proto(value, name) for name in names
+        if prod(shapes[name]) <= _SMALL and (value := constants.value(name)) is not None
+    }  # fmt: skip
+    return outputs_of(node, file.model, {n: (types[n], shapes[n]) for n in names}, data)
 
 
 def _numbers(node: Any, given: list[Tensor]) -> int:

@@ -9,21 +9,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import fx
+
 from refold.errors import InputError, RefoldError
 from refold.files import atomic_path
-from refold.graph import Capture, Fold, Kept, fold_graph
+from refold.graph import Capture, Fold, Kept, fold_graph, place_of
 from refold.onnx_files.bodies import Bodies, fold_bodies
-from refold.onnx_files.constants import Constants, sizes_of
-from refold.onnx_files.network import Network
+from refold.onnx_files.constants import constants_of, sizes_of
 from refold.onnx_files.proof import examples, prove
-from refold.onnx_files.reading import OnnxFile, damage, quantized_reason, read
+from refold.onnx_files.reading import OnnxFile, damage, inlined, quantized_reason, read
 from refold.onnx_files.report import OnnxReport, count
 from refold.onnx_files.saving import apply, companion, copy_of, has_weights_outside, save, tensors
 from refold.onnx_files.scales import hand_over_scales
 from refold.onnx_files.tensors import check_size
-from refold.onnx_files.translating import translate
+from refold.onnx_files.translation.idioms import REASON, idioms
+from refold.onnx_files.translation.layouts import join_reshapes
+from refold.onnx_files.translation.network import Network
+from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.trials import open_original
 from refold.onnx_files.writing import Writer, Written
+
+_ADVICE = ("pass example_inputs", "run shape inference on the file, or give its inputs shapes")
+"""What would help a network, and what helps a file."""
 
 
 def fold_onnx(
@@ -87,9 +94,10 @@ def _fold(
 ) -> OnnxReport:
     for tensor in tensors(file.model.graph):
         check_size(tensor, file.folder)
+    file = inlined(file)
     before = count(file.nodes)
     bodies = _bodies_folded(file, allow_growth, check)
-    written, steps, kept, _ = folded(file, allow_growth=allow_growth)
+    written, steps, kept = folded(file, allow_growth=allow_growth)[:3]  # the rest is large
     written.changed = written.changed or bool(bodies.steps)
     steps, kept = (*bodies.steps, *steps), (*bodies.kept, *kept)
     report = OnnxReport(
@@ -102,7 +110,7 @@ def _fold(
         open_original(file)
     with atomic_path(target, [companion(target)]) as temporary:
         if not written.changed:
-            copy_of(file, temporary)
+            copy_of(read(file.path), temporary)
             return report
         original = read(file.path) if check else file
         inputs = examples(original, example_inputs) if check else []
@@ -142,20 +150,27 @@ def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Fold
     if reason is not None:
         return Folded(Written(list(file.nodes)), (), (Kept(file.path.name, reason),), None)
     sizes = sizes_of(file)
-    constants = Constants(file, sizes.types)
+    constants = constants_of(file, sizes)
     made = list[tuple[Network, Capture]]()
 
+    whole = list[list[fx.Node]]()
+
     def make() -> Capture:
+        whole.clear()
         made[:] = [translate(file, sizes, constants)]
+        network, capture = made[0]
+        for nodes in idioms(network):
+            whole.append([network.values[node.output[0]] for node in nodes])
+            capture.stays.update(dict.fromkeys(whole[-1], REASON))
         if exactly:
-            made[0][1].module.double()
-        return made[0][1]
+            capture.module.double()
+        return capture
 
     names: dict[str, str] = {}
     scales = list[Fold]()
 
     def write(capture: Capture) -> Written:
-        scales[:] = hand_over_scales(capture)
+        scales[:] = [*hand_over_scales(capture), *join_reshapes(made[0][0], capture)]
         writer = Writer(made[0][0], capture)
         written = writer.write()
         names.clear()
@@ -166,10 +181,23 @@ def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Fold
     steps = tuple(
         replace(step, where=_called(step.where, names)) for step in (*done.folds, *scales)
     )
+    steps += tuple(
+        Fold(where, "nodes into one", " + ".join((where, *others)), 0, 0)
+        for where, *others in done.result.joined
+    )
     if done.result.computed:
         steps += (_computed(done.result.computed),)
-    kept = tuple(replace(item, where=_called(item.where, names)) for item in done.kept)
-    capture = made[0][1]
+    kept = tuple(
+        replace(item, where=_called(item.where, names), reason=item.reason.replace(*_ADVICE))
+        for item in done.kept
+    )
+    network, capture = made[0]
+    parts = {place_of(call) for calls in whole for call in calls[:-1]}
+    kept = tuple(k for k in kept if k.reason != REASON or k.where not in parts)
+    kept += tuple(
+        Kept(place_of(call), network.unread[call])
+        for call in capture.graph.nodes if call in network.unread
+    )  # fmt: skip
     for call in capture.graph.nodes:  # what a fold made is called what the file calls it
         call.meta.setdefault("place", names.get(str(call.target), call.name))
     return Folded(done.result, steps, kept, capture)

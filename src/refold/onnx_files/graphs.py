@@ -15,12 +15,12 @@ from torch import Tensor, fx, nn
 
 from refold.errors import RefusedError
 from refold.graph import Capture, Fold, Kept
-from refold.onnx_files.constants import Constants, sizes_of
+from refold.onnx_files.constants import constants_of, sizes_of
 from refold.onnx_files.folding import fold_onnx, folded
-from refold.onnx_files.network import Opaque
 from refold.onnx_files.proof import Trial, examples, watched
-from refold.onnx_files.reading import quantized_reason, read
-from refold.onnx_files.translating import translate
+from refold.onnx_files.reading import inlined, quantized_reason, read
+from refold.onnx_files.translation.network import Opaque
+from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.writing import origin_of
 
 
@@ -30,8 +30,7 @@ class FoldedGraphs:
 
     Args:
         before: the graph of the file.
-        after: the graph of its fold.
-        exact: the same with weights in float64, not rounded.
+        after: the graph of its fold, with weights in float64, not rounded.
         inputs: what both take, floats in float64.
         known: what calls of both graphs give on them that torch cannot run.
         steps: what was folded.
@@ -41,7 +40,6 @@ class FoldedGraphs:
 
     before: Capture
     after: Capture
-    exact: Capture
     inputs: tuple[Tensor, ...]
     known: Mapping[fx.Node, Any]
     steps: tuple[Fold, ...]
@@ -57,30 +55,27 @@ def graphs_of(path: str | os.PathLike[str], *, allow_growth: bool = False) -> Fo
         InputError: when it is damaged, or cannot be run.
         NotEquivalentError: when the result is another function, which is a defect of refold.
     """
-    file = read(path)
+    file = inlined(read(path))
     reason = quantized_reason(file)
     if reason is not None:
         raise RefusedError(f"{path}: {reason}")
     with tempfile.TemporaryDirectory(prefix="refold-") as folder:
-        trials = fold_onnx(path, Path(folder) / "out.onnx", allow_growth=allow_growth).trials
+        report = fold_onnx(path, Path(folder) / "out.onnx", allow_growth=allow_growth)
     arrays = examples(file, None)[0]
     sizes = sizes_of(file)
-    network, before = translate(file, sizes, Constants(file, sizes.types))
-    done = folded(read(path), allow_growth=allow_growth)
-    other = folded(read(path), allow_growth=allow_growth, exactly=True)
-    assert done.capture is not None
-    assert other.capture is not None
-    after, exact = done.capture, other.capture
-    names = {n: name for capture in (before, exact) for n, name in _unknown(capture)}
+    network, before = translate(file, sizes, constants_of(file, sizes))
+    after = folded(inlined(read(path)), allow_growth=allow_growth, exactly=True).capture
+    assert after is not None
+    names = {n: name for capture in (before, after) for n, name in _unknown(capture)}
     asked = list(dict.fromkeys(names.values()))
     given = dict(zip(asked, watched(file, asked).run(asked, arrays), strict=True)) if asked else {}
     known: dict[fx.Node, Any] = {node: _wide(given[name]) for node, name in names.items()}
-    for capture in (before, exact):
+    for capture in (before, after):
         known |= {n: None for n in capture.graph.nodes if _is_opaque(n) and n not in known}
     inputs = tuple(_wide(arrays[name]) for name in network.values if name in arrays)
     return FoldedGraphs(
-        before=before, after=after, exact=exact, inputs=inputs, known=known, steps=done.steps,
-        kept=done.kept, trials=trials,
+        before=before, after=after, inputs=inputs, known=known, steps=report.steps,
+        kept=report.kept, trials=report.trials,
     )  # fmt: skip
 
 

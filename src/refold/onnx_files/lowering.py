@@ -20,10 +20,11 @@ from refold.graph import (
     SelectChannels,
     UnwritableError,
 )
-from refold.onnx_files.tensors import to_proto
+from refold.onnx_files.tensors import LARGE, header, to_proto
 from refold.ranked import CONVS, POOLS, SCATTERS
 
 _BROADCASTS = 8  # the opset from which Max and Min take a bound per channel
+_SPLIT_BY_INPUT = 13  # the opset from which the sizes of a split are an input
 _MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
@@ -36,6 +37,7 @@ class Lowering:
         taken: every name that a value has or had.
         nodes: what was written.
         tensors: the weights.
+        large: the numbers of those that hold none.
     """
 
     opset: int
@@ -43,6 +45,7 @@ class Lowering:
     nodes: list[Any] = field(default_factory=list[Any])
     tensors: list[Any] = field(default_factory=list[Any])
     known: dict[object, str] = field(default_factory=dict[object, str])
+    large: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def fresh(self, base: str) -> str:
         """Return a name that no value has had."""
@@ -58,8 +61,29 @@ class Lowering:
         onnx = require("onnx", "onnx")
         self.nodes.append(onnx.helper.make_node(kind, list(inputs), [output], name=name, **given))
 
+    def split(
+        self, source: str, outputs: Sequence[str], axis: int, sizes: Sequence[int], name: str
+    ) -> None:
+        """Write a split."""
+        onnx = require("onnx", "onnx")
+        given: dict[str, Any] = {"axis": axis}
+        inputs = [source]
+        if self.opset < _SPLIT_BY_INPUT:
+            given["split"] = list(sizes)
+        else:
+            inputs.append(self.weight(torch.tensor(list(sizes)), f"{name}.sizes"))
+        self.nodes.append(onnx.helper.make_node("Split", inputs, list(outputs), name, **given))
+
     def weight(self, tensor: Tensor, base: str) -> str:
-        """Store a tensor, unless there is one like it; return its name."""
+        """Store a tensor, unless there is one like it; return its name.
+
+        The numbers of a large one are not copied: they are written when the file is.
+        """
+        if tensor.nbytes > LARGE:
+            name = self.fresh(base)
+            self.tensors.append(header(tensor, name))
+            self.large[name] = tensor
+            return name
         proto = to_proto(tensor, "")
         key = proto.data_type, tuple(proto.dims), hash(proto.raw_data)
         if key not in self.known:
@@ -161,7 +185,7 @@ class Lowering:
                 alpha=1.0, beta=1.0, transA=0, transB=1,
             )  # fmt: skip
             return
-        weight = self.weight(module.weight.T.contiguous(), f"{name}.weight")
+        weight = self.weight(module.weight.T, f"{name}.weight")
         if module.bias is None:
             self.node("MatMul", [source, weight], output, name)
             return

@@ -19,6 +19,8 @@ from refold.files import is_file
 
 DEFAULT = ("", "ai.onnx")
 """The names of the domain of ONNX's own operators."""
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
+"""What is worth a look inside a node."""
 _OLDEST = 7
 _QUANTIZED = re.compile(r"Q(uantize)?Linear|Dequantize|Integer$|^DynamicQuantize")
 _EXTERNAL = 1  # TensorProto.EXTERNAL
@@ -39,6 +41,7 @@ class OnnxFile:
     opset: int
 
     def __post_init__(self) -> None:
+        self.large: dict[str, Any] = {}  # the numbers of new weights that hold none yet
         self.computed: dict[object, Any] = {}  # what was computed of small constants
         self.nodes: list[Any] = list(self.model.graph.node)  # alive, so that each has one identity
         self.was_read = set[str]()  # by any of them, also inside
@@ -119,6 +122,33 @@ def quantized_reason(file: OnnxFile) -> str | None:
     return (
         f"it is quantized ({node.op_type} {node.name!r}): a fold would change what "
         "the quantizer measured; fold the float model, then quantize"
+    )
+
+
+def inlined(file: OnnxFile) -> OnnxFile:
+    """Return a file with the functions of its own that hold layers written out in its graph."""
+    functions = {(f.domain, f.name): f for f in file.model.functions}
+    held = set[tuple[str, str]]()
+    while True:
+        more = {key for key, f in functions.items() if key not in held and _has(f, held)}
+        if not more:
+            break
+        held |= more
+    if not held:
+        return file
+    inliner = require("onnx.inliner", "onnx")
+    try:
+        made = inliner.inline_selected_functions(file.model, sorted(held))
+    except Exception:  # then they stay what they are: nodes that nobody knows
+        return file
+    return OnnxFile(file.path, made, file.opset)
+
+
+def _has(function: Any, held: set[tuple[str, str]]) -> bool:
+    """Say whether a function holds layers, or calls one that does."""
+    return any(
+        (node.domain in DEFAULT and node.op_type in LAYERS) or (node.domain, node.op_type) in held
+        for node in function.node
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from refold.exporting import require
 from refold.onnx_files.reading import OnnxFile, is_external, subgraphs
-from refold.onnx_files.tensors import place_of
+from refold.onnx_files.tensors import pieces, place_of
+from refold.onnx_files.translation.network import inner_reads
 from refold.onnx_files.writing import Written, reads
 
 _PIECE = 1 << 24
@@ -29,13 +30,17 @@ def apply(file: OnnxFile, written: Written) -> None:
     del graph.node[:]
     graph.node.extend(written.nodes)
     file.nodes = list(graph.node)
-    graph.initializer.extend(written.tensors)
     if file.model.ir_version < _OWN_INPUTS:
         onnx = require("onnx", "onnx")
         graph.input.extend(
             onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
             for t in written.tensors
         )
+    file.large = written.large
+    written.tensors.reverse()
+    while written.tensors:  # one at a time: each is copied, and may be large
+        graph.initializer.append(written.tensors.pop())
+    _share(file)
     read = {name for node in file.nodes for name in reads(node)}
     read.update(value.name for value in graph.output)
     gone = {t.name for t in graph.initializer if t.name in file.was_read and t.name not in read}
@@ -46,6 +51,34 @@ def apply(file: OnnxFile, written: Written) -> None:
     _drop(graph.value_info, "name", {value.name for value in graph.value_info} - known)
     notes = graph.quantization_annotation
     _drop(notes, "tensor_name", {note.tensor_name for note in notes} - known)
+
+
+def _share(file: OnnxFile) -> None:
+    """Let nodes that read equal small weights read one of them: a runtime would see to it."""
+    graph = file.model.graph
+    inner = set[str]().union(*map(inner_reads, file.nodes))
+    fixed = inner.union(value.name for value in graph.output)
+    if file.model.ir_version >= _OWN_INPUTS:
+        fixed.update(value.name for value in graph.input)
+    known: dict[object, str] = {}
+    same: dict[str, str] = {}
+    for tensor in graph.initializer:
+        if (
+            tensor.name in fixed
+            or tensor.name in file.large
+            or is_external(tensor)
+            or tensor.ByteSize() > _SMALL
+        ):
+            continue
+        bare = type(tensor)()
+        bare.CopyFrom(tensor)
+        bare.ClearField("name")
+        first = known.setdefault(bare.SerializeToString(deterministic=True), tensor.name)
+        if first != tensor.name:
+            same[tensor.name] = first
+    for node in file.nodes:
+        if same.keys() & set(node.input):
+            node.input[:] = [same.get(name, name) for name in node.input]
 
 
 def _drop(items: Any, key: str, gone: set[str]) -> None:
@@ -62,10 +95,15 @@ def has_weights_outside(file: OnnxFile) -> bool:
 def save(file: OnnxFile, path: Path, *, outside: bool) -> None:
     """Write a model, and beside it its weights where they are to lie there or do not fit inside."""
     model = file.model
-    if outside or model.ByteSize() > _LIMIT:
+    size = model.ByteSize() + sum(tensor.nbytes for tensor in file.large.values())
+    if outside or size > _LIMIT:
         with path.with_name(companion(path)).open("wb") as stream:
             for tensor in tensors(model.graph):
-                _move(tensor, file.folder, stream, companion(path))
+                _move(tensor, file, stream, companion(path))
+    else:
+        for tensor in model.graph.initializer:
+            if tensor.name in file.large:
+                tensor.raw_data = b"".join(pieces(file.large[tensor.name]))
     path.write_bytes(model.SerializeToString())
 
 
@@ -88,14 +126,18 @@ def tensors(graph: Any) -> Iterator[Any]:
             yield from tensors(below)
 
 
-def _move(tensor: Any, folder: Path, stream: Any, name: str) -> None:
+def _move(tensor: Any, file: OnnxFile, stream: Any, name: str) -> None:
     """Write the numbers of one tensor into a stream and let it point there."""
-    if not is_external(tensor) and len(tensor.raw_data) <= _SMALL:
+    held = file.large.get(tensor.name)
+    if held is None and not is_external(tensor) and len(tensor.raw_data) <= _SMALL:
         return
     stream.write(b"\0" * (-stream.tell() % 4096))  # as onnx aligns them, to be mapped
     start = stream.tell()
-    if is_external(tensor):
-        place = place_of(tensor, folder)
+    if held is not None:
+        for piece in pieces(held):
+            stream.write(piece)
+    elif is_external(tensor):
+        place = place_of(tensor, file.folder)
         with place.path.open("rb") as source:
             source.seek(place.offset)
             left = place.length

@@ -6,7 +6,7 @@ constant of a network is likely to equal, and others the second time: what diffe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,14 @@ from refold.onnx_files.reading import subgraphs
 
 Shape = tuple[int, ...]
 _SMALL = 1024  # numbers that a shape may be computed from
+_SAME_SHAPE = frozenset(
+    (
+        *("Gelu", "FastGelu", "QuickGelu", "BiasGelu", "BiasSoftmax", "GroupNorm"),
+        *("SkipGroupNorm", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    )
+)
+"""Operators of ONNX Runtime's own domain whose first output has the shape of their first input."""
+_FUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
 _BATCHES = (13, 19)
 _SIDES = ((352, 416, 544, 608, 736, 928), (992, 1184, 1312, 1376, 1504, 1696))
 
@@ -41,15 +49,9 @@ class Sizes:
         return tuple(a if a == b else None for a, b in zip(one, other, strict=True))
 
 
-def infer(model: Any, known: Sequence[Mapping[str, Any]] = ({}, {})) -> Sizes:
-    """Return the types and shapes that onnx's own inference tells.
-
-    Args:
-        model: the ModelProto.
-        known: small values that were computed, as TensorProtos, for each choice: what is reshaped
-            or reduced by them has a shape, too.
-    """
-    found = [_inferred(model, choice, known[choice]) for choice in (0, 1)]
+def infer(model: Any) -> Sizes:
+    """Return the types and shapes that onnx's own inference tells of a ModelProto."""
+    found = [_inferred(model, choice) for choice in (0, 1)]
     types = {name: code for name, (code, _) in found[0].items() if code}
     shapes, others = (
         {name: shape for name, (_, shape) in values.items() if shape is not None}
@@ -58,12 +60,56 @@ def infer(model: Any, known: Sequence[Mapping[str, Any]] = ({}, {})) -> Sizes:
     return Sizes(types, shapes, others)
 
 
+def outputs_of(
+    node: Any, model: Any, inputs: Mapping[str, tuple[int, Shape]], data: Mapping[str, Any]
+) -> dict[str, tuple[int, Shape | None]]:
+    """Return the types and shapes of what one node makes.
+
+    Args:
+        node: the NodeProto; nothing is told of one that holds graphs.
+        model: the ModelProto it is of.
+        inputs: type and shape of each value that it reads.
+        data: the constants among them, as TensorProtos.
+    """
+    onnx = require("onnx", "onnx")
+    if node.domain == "com.microsoft" and node.op_type in _SAME_SHAPE:
+        return {node.output[0]: inputs[node.input[0]]}
+    opset = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if any(subgraphs(node)) or domain not in opset:
+        return {}
+    given = {
+        name: onnx.helper.make_tensor_type_proto(code, shape)
+        for name, (code, shape) in inputs.items()
+    }
+    if node.domain == "com.microsoft" and node.op_type in _FUSED:
+        node, domain = _plain(node), ""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset[domain], domain)
+        imports = [onnx.helper.make_opsetid(d, v) for d, v in opset.items()]
+        made = onnx.shape_inference.infer_node_outputs(
+            schema, node, given, dict(data), opset_imports=imports, ir_version=model.ir_version
+        )
+    except Exception:  # a file may hold anything; what is not told stays unknown
+        return {}
+    return {name: _of_type(told) for name, told in made.items() if told.HasField("tensor_type")}
+
+
+def _plain(node: Any) -> Any:
+    """Return the layer that a node is which also applies a function."""
+    onnx = require("onnx", "onnx")
+    made = onnx.NodeProto(op_type=_FUSED[node.op_type], input=node.input, output=node.output)
+    made.attribute.extend(a for a in node.attribute if not a.name.startswith("activation"))
+    return made
+
+
 def free_sizes(model: Any) -> dict[str, tuple[int | str, ...]]:
     """Return the shape of each input that must be given; a free size is its name."""
     stored = {tensor.name for tensor in model.graph.initializer}
     found: dict[str, tuple[int | str, ...]] = {}
     for value in model.graph.input:
-        if value.name in stored or not value.type.HasField("tensor_type"):
+        told = value.type.tensor_type
+        if value.name in stored or not told.HasField("shape"):
             continue
         shape = value.type.tensor_type.shape
         found[value.name] = tuple(
@@ -90,11 +136,9 @@ def _named(size: Any, name: str, axis: int) -> str:
     return text if text.strip("?-1 ") else f"{name}:{axis}"
 
 
-def _inferred(
-    model: Any, choice: int, known: Mapping[str, Any]
-) -> dict[str, tuple[int, Shape | None]]:
+def _inferred(model: Any, choice: int) -> dict[str, tuple[int, Shape | None]]:
     onnx = require("onnx", "onnx")
-    light = _light(model, _chosen(free_sizes(model), choice), known)
+    light = _light(model, _chosen(free_sizes(model), choice))
     for options in ({"data_prop": True}, {"data_prop": False}):
         try:
             done = onnx.shape_inference.infer_shapes(light, **options)
@@ -123,14 +167,18 @@ def _chosen(shapes: Mapping[str, tuple[int | str, ...]], choice: int) -> dict[st
 
 
 def _told(value: Any) -> tuple[int, Shape | None]:
-    tensor = value.type.tensor_type
+    return _of_type(value.type)
+
+
+def _of_type(told: Any) -> tuple[int, Shape | None]:
+    tensor = told.tensor_type
     if not tensor.HasField("shape"):
         return int(tensor.elem_type), None
     sizes = [size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim]
     return int(tensor.elem_type), None if any(size < 0 for size in sizes) else tuple(sizes)
 
 
-def _light(model: Any, shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, Any]) -> Any:
+def _light(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
     """Return the model without its weights and without what it says of shapes itself."""
     onnx = require("onnx", "onnx")
     light = onnx.ModelProto(ir_version=model.ir_version)
@@ -139,11 +187,8 @@ def _light(model: Any, shapes: Mapping[str, tuple[int, ...]], known: Mapping[str
     graph = light.graph
     graph.name = model.graph.name
     for node in model.graph.node:
-        if node.output and all(name in known for name in node.output):
-            continue
         graph.node.append(_without_weights(node) if _is_heavy(node) else node)
     graph.initializer.extend(_header(tensor) for tensor in model.graph.initializer)
-    graph.initializer.extend(known.values())
     graph.input.extend(model.graph.input)
     for value in graph.input:
         if value.name in shapes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -27,6 +28,8 @@ _DTYPES: dict[int, torch.dtype] = {
     11: torch.float64,
     16: torch.bfloat16,
 }
+LARGE = 1 << 24
+"""Bytes of a tensor that are copied at a time."""
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _AS_INTEGERS = {torch.bfloat16: torch.int16}  # what numpy has no type for
 
@@ -148,12 +151,26 @@ def _mapped(place: Place, dtype: torch.dtype) -> Tensor:
 
 def to_proto(tensor: Tensor, name: str) -> Any:
     """Return a tensor in ONNX's form, its numbers inside."""
-    onnx = require("onnx", "onnx")
-    flat = tensor.detach().cpu().contiguous()
-    proto = onnx.TensorProto(name=name, data_type=_CODES[flat.dtype], dims=list(flat.shape))
-    plain = flat.view(_AS_INTEGERS[flat.dtype]) if flat.dtype in _AS_INTEGERS else flat
-    proto.raw_data = plain.numpy().tobytes()
+    proto = header(tensor, name)
+    proto.raw_data = b"".join(pieces(tensor))
     return proto
+
+
+def header(tensor: Tensor, name: str) -> Any:
+    """Return a tensor in ONNX's form without its numbers."""
+    onnx = require("onnx", "onnx")
+    return onnx.TensorProto(name=name, data_type=_CODES[tensor.dtype], dims=list(tensor.shape))
+
+
+def pieces(tensor: Tensor) -> Iterator[bytes]:
+    """Yield the bytes of a tensor, some rows at a time where it is large."""
+    plain = tensor.detach().cpu()
+    plain = plain.contiguous() if plain.nbytes <= LARGE or not plain.ndim else plain
+    rows = max(1, LARGE * len(plain) // plain.nbytes) if plain.ndim and plain.nbytes else 1
+    for start in range(0, len(plain) if plain.ndim else 1, rows):
+        part = plain[start : start + rows].contiguous() if plain.ndim else plain
+        part = part.view(_AS_INTEGERS[part.dtype]) if part.dtype in _AS_INTEGERS else part
+        yield part.numpy().tobytes()
 
 
 def code_of(dtype: torch.dtype) -> int:

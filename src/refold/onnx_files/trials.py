@@ -64,6 +64,7 @@ def feeds(model: Any, run: Any, seed: int = 0) -> list[Arrays]:
         InputError: when it takes none that could be made up.
     """
     shapes, found, failure = free_sizes(model), list[Arrays](), ""
+    _check_sizes(model)
     last: dict[str, int] = {}
     for at, sizes in enumerate(_choices(shapes)):
         if found and any(last[name] == size for name, size in sizes.items()):
@@ -84,6 +85,22 @@ def feeds(model: Any, run: Any, seed: int = 0) -> list[Arrays]:
             "a mapping of input names to arrays"
         )
     return found
+
+
+def _check_sizes(model: Any) -> None:
+    """Refuse a file that fixes a size to 0: it computes nothing that could be compared.
+
+    Raises:
+        InputError: naming the input.
+    """
+    for value in model.graph.input:
+        sizes = value.type.tensor_type.shape.dim
+        if any(size.HasField("dim_value") and size.dim_value == 0 for size in sizes):
+            raise InputError(
+                f"its input {value.name!r} has a size that is fixed to 0, so it computes nothing "
+                "that could be compared: give that axis a size or a name, or leave the check out "
+                "(check=False)"
+            )
 
 
 def sized(model: Any, sizes: list[tuple[int, ...]], batch: int, seed: int) -> Arrays:

@@ -6,20 +6,22 @@ value, and a name that is gone was a value that the fold removed.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from refold.graph import Capture, HardGate, UnwritableError, nodes_in, submodule
+from refold.graph import Capture, HardGate, UnwritableError, nodes_in, place_of, submodule
 from refold.onnx_files.lowering import Lowering
-from refold.onnx_files.network import Network, Opaque, Origin, inner_reads
-from refold.onnx_files.reading import captured, subgraphs
+from refold.onnx_files.reading import captured, subgraphs, title
 from refold.onnx_files.tensors import dtype_of, to_proto
+from refold.onnx_files.translation.layouts import Parts, splits
+from refold.onnx_files.translation.network import Network, Opaque, Origin, inner_reads
 from refold.ranked import MAX_POOLS
 
 _BENT = frozenset(
@@ -47,6 +49,8 @@ class Written:
         changed: whether it differs from what was read.
         made: the values that new or changed nodes make.
         computed: how many nodes became constants.
+        large: the numbers of weights that hold none.
+        joined: nodes that became one, the sum behind a matrix product or the parts of a split.
     """
 
     nodes: list[Any]
@@ -54,6 +58,8 @@ class Written:
     changed: bool = False
     made: set[str] = field(default_factory=set[str])
     computed: int = 0
+    joined: tuple[tuple[str, ...], ...] = ()
+    large: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 class Writer:
@@ -76,6 +82,9 @@ class Writer:
         self.aliases: list[tuple[str, str]] = []
         self.made = set[str]()
         self.called: dict[str, str] = {}
+        self.joined: list[tuple[str, ...]] = []
+        self.splits = {parts.calls[0]: parts for parts in splits(network, capture)}
+        self.inside = {call for parts in self.splits.values() for call in parts.calls}
 
     def write(self) -> Written:
         """Return the nodes.
@@ -103,7 +112,15 @@ class Writer:
         if len(used) == len(old) and all(a is b for a, b in zip(used, old, strict=True)):
             return Written(used)
         used = self._stored(used)
-        return Written(used, self.lowering.tensors, True, self.made, computed)
+        return Written(
+            used,
+            self.lowering.tensors,
+            True,
+            self.made,
+            computed,
+            tuple(self.joined),
+            self.lowering.large,
+        )
 
     # names
 
@@ -184,13 +201,66 @@ class Writer:
         if call.op not in ("call_module", "call_function") or call in self.leads:
             return []
         origin = origin_of(call)
+        if call in self.inside:
+            return self._split(self.splits[call]) if call in self.splits else []
         if origin is not None and not self._is_changed(call, origin):
+            if is_sequence(call):
+                return [(origin.nodes[0], self._unrolled(call))]
+            if call.target is operator.getitem and is_sequence(call.args[0]):
+                return []
+            if self._is_gemm(origin):
+                return [(origin.nodes[-1], self._gemm(call, origin))]
             kept = (self._kept(node, at, call, origin) for at, node in enumerate(origin.nodes))
             return list(zip(origin.nodes, kept, strict=True))
         self.lowering.nodes.clear()
         self._new(call, origin)
         self.made.add(self.names[call])
         return [(None, node) for node in self.lowering.nodes]
+
+    def _is_gemm(self, origin: Origin) -> bool:
+        """Say whether a call is a product of matrices and the sum behind it."""
+        if not isinstance(origin.module, nn.Linear) or len(origin.nodes) == 1:
+            return False
+        rank = self.network.rank(origin.nodes[0].output[0])
+        return rank == 2 and origin.module.weight.is_floating_point()
+
+    def _gemm(self, call: fx.Node, origin: Origin) -> Any:
+        """Return both as one node that reads the very weights of the file."""
+        product, add = origin.nodes
+        [source] = [self.names[arg] for arg in arguments(call)]
+        bias = next(name for name in add.input if name != product.output[0])
+        self.lowering.nodes.clear()
+        name = product.name or self.lowering.fresh(f"{product.output[0]}_Gemm")
+        self.lowering.node("Gemm", [source, product.input[1], bias], self.names[call], name)
+        self.made.add(self.names[call])
+        self.joined.append((title(product), title(add)))
+        return self.lowering.nodes[0]
+
+    def _split(self, parts: Parts) -> list[tuple[Any, Any]]:
+        """Return slices of one value as one node."""
+        names = [self.names[call] for call in parts.calls]
+        [source] = {self.names[arguments(call)[0]] for call in parts.calls}
+        where = tuple(place_of(call) for call in parts.calls)
+        self.lowering.nodes.clear()
+        self.lowering.split(source, names, parts.axis, parts.sizes, where[0])
+        self.made.update(names)
+        self.joined.append(where)
+        return [(None, node) for node in self.lowering.nodes]
+
+    def _unrolled(self, call: fx.Node) -> Any:
+        """Return a split into a sequence as one whose parts have names."""
+        source, sizes, axis = cast("tuple[Any, list[int], int]", call.args)
+        parts = {user.args[1]: user for user in call.users}
+        names = [
+            self.names[parts[at]] if at in parts
+            else self.lowering.fresh(f"{self.names[call]}_{at}")
+            for at in range(len(sizes))
+        ]  # fmt: skip
+        self.lowering.nodes.clear()
+        self.lowering.split(self.names[source], names, axis, sizes, place_of(call))
+        self.made.update(names)
+        self.joined.append(tuple(place_of(node) for node in (call, *call.users)))
+        return self.lowering.nodes[0]
 
     def _kept(self, node: Any, at: int, call: fx.Node, origin: Origin) -> Any:
         """Return a node with the names that its values have today; the very one if it may stay."""
@@ -330,6 +400,14 @@ class Writer:
 
 def _was_read(network: Network, node: Any) -> bool:
     return any(name in network.readers for name in node.output)
+
+
+def is_sequence(call: object) -> bool:
+    """Say whether a call makes a sequence of parts."""
+    if not isinstance(call, fx.Node) or call.target is not torch.split:
+        return False
+    origin = origin_of(call)
+    return origin is not None and [n.op_type for n in origin.nodes] == ["SplitToSequence"]
 
 
 def _key(call: fx.Node) -> object:

@@ -150,6 +150,38 @@ ONNX = (
         "Fold the float model, then quantize it.",
     ),
     Reason(
+        "The file writes a layer in a way that is not read",
+        (
+            "its weight … is also an input of the file, so a caller may replace it",
+            "an input of the file decides its weight …",
+            "its weights are of a type that nothing is folded in",
+            "it has more than 3 spatial axes, or none",
+            "it lays its input on its side first (transA)",
+            "its bias differs from row to row",
+            "its alpha or beta takes a weight beyond the largest of its type",
+            "its output_padding is not below its stride",
+            "its output_shape makes a padding that depends on the input's size",
+            "its output is larger than its window and stride make it",
+            "it normalises with the batch, as in training",
+            "it has statistics for every position (spatial=0)",
+            "nobody knows how many axes its input has, or they are more than 5",
+        ),
+        "Such a node is no layer with fixed weights, or what it computes depends on a size that "
+        "the file leaves free.",
+        "Export in eval mode with weights as initializers that are no inputs; run shape "
+        "inference, or give the file's inputs sizes.",
+    ),
+    Reason(
+        "A function is written out in several nodes",
+        (
+            "runtimes run it and the nodes around it as one function (a layer norm, GELU); folded,"
+            " they would not",
+        ),
+        "A runtime knows a layer norm by its last product and sum, GELU by its factor of a half; "
+        "without these it would run every node by itself.",
+        "Nothing: it is faster as it is.",
+    ),
+    Reason(
         "A graph inside a node cannot be checked",
         (
             "its body cannot be run alone on random inputs, so no fold of it could be checked: it "

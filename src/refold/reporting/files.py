@@ -13,7 +13,7 @@ from refold.account import Account
 from refold.graph import Capture
 from refold.inputs import Arguments
 from refold.onnx_files import FoldedGraphs, graphs_of, in_double, kind_of
-from refold.reporting.comparison import Comparison, Side, matched
+from refold.reporting.comparison import Comparison, Side
 from refold.reporting.facts import facts_of
 from refold.reporting.flow import draw
 from refold.reporting.page import write_page
@@ -46,10 +46,10 @@ def report_onnx(
         NotEquivalentError: when the result is another function, which is a defect of refold.
     """
     found = graphs_of(path, allow_growth=allow_growth)
-    before, after, exact = (_side(c) for c in (found.before, found.after, found.exact))
+    before, after = _side(found.before), _side(found.after)
     inputs: Arguments = found.inputs
     before.values = run(found.before, inputs, found.known, in_double(found.before))
-    after.values = matched(after.flow, exact.flow, run(found.exact, inputs, found.known))
+    after.values = run(found.after, inputs, found.known)
     costs = [_cost(side) for side in (before, after)]
     account = Account(
         model=after.model, steps=found.steps, kept=found.kept, cost_before=costs[0],

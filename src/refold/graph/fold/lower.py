@@ -83,13 +83,16 @@ def _lower_transposed(op: Conv, like: Like) -> nn.Module:
         for axis, more in zip(op.axes, extra, strict=True)
     )
     if not fits:
-        cropped = all(axis.lo >= 0 and axis.hi >= 0 for axis in op.axes)
-        if not cropped:
+        more = tuple(max(0, -axis.hi) for axis in op.axes)
+        bare = replace(
+            op, axes=tuple(replace(a, lo=0, hi=-e) for a, e in zip(op.axes, more, strict=True))
+        )
+        crop = Crop(tuple((-a.lo, -a.hi - e) for a, e in zip(op.axes, more, strict=True)))
+        grows = any(e >= max(a.stride, a.dilation) for a, e in zip(op.axes, more, strict=True))
+        if grows or any(axis.lo < 0 for axis in op.axes):
             raise RefusedError(
                 "the merged transposed convolution needs output padding that torch does not have"
             )
-        bare = replace(op, axes=tuple(replace(a, lo=0, hi=0) for a in op.axes))
-        crop = Crop(tuple((-a.lo, -a.hi) for a in op.axes))
         return Cropped(_lower_transposed(bare, like), crop)
     padding = tuple(axis.lo for axis in op.axes)
     return _empty(SCATTERS[len(op.axes)], op, like, padding=padding, output_padding=extra)

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from refold.graph import Capture, submodule
-from refold.onnx_files.network import Network
 from refold.onnx_files.report import OnnxReport
 from refold.onnx_files.sizes import inferred_batch
+from refold.onnx_files.translation.network import Network
 from refold.ranked import CONVS, SCATTERS
 from refold.workload import Workload
 

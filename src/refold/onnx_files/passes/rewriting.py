@@ -14,13 +14,13 @@ import torch
 from refold.errors import RefusedError
 from refold.files import atomic_path
 from refold.graph import Capture, undisturbed
-from refold.onnx_files.constants import Constants, sizes_of
+from refold.onnx_files.constants import constants_of, sizes_of
 from refold.onnx_files.folding import fold_onnx
-from refold.onnx_files.network import Network
 from refold.onnx_files.proof import Trial, examples, prove
 from refold.onnx_files.reading import OnnxFile, quantized_reason, read
 from refold.onnx_files.saving import apply, companion, has_weights_outside, save
-from refold.onnx_files.translating import translate
+from refold.onnx_files.translation.network import Network
+from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.writing import Writer
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class Translated(NamedTuple):
         """Read a file."""
         file = read(path)
         sizes = sizes_of(file)
-        network, capture = translate(file, sizes, Constants(file, sizes.types))
+        network, capture = translate(file, sizes, constants_of(file, sizes))
         calls = (call for call in capture.graph.nodes if call.op == "call_module")
         names = {str(call.target): str(call.meta["place"]) for call in calls}
         return cls(network, capture, names)

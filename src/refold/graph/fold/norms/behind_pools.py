@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from math import inf, prod
+from math import inf
 from typing import cast
 
 import torch
@@ -22,6 +22,7 @@ from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.lower import like_of, lower
 from refold.graph.fold.norms.gains import conv_of, holds, is_layer
 from refold.graph.fold.record import Fold, Kept
+from refold.graph.layers import DepthToSpace
 from refold.graph.lift.activations import activation
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
@@ -41,6 +42,7 @@ class _Step:
         node: the call.
         source: what it reads.
         repeats: how many channels of the layer make one of the norm.
+        apart: whether these lie in as many blocks, not side by side.
         is_max: whether it takes maxima.
         bends: whether it is a line on either side of 0, which no shift passes.
     """
@@ -48,6 +50,7 @@ class _Step:
     node: fx.Node
     source: fx.Node
     repeats: int = 1
+    apart: bool = False
     is_max: bool = False
     bends: bool = False
 
@@ -99,6 +102,8 @@ def _step(lifter: Lifter, node: fx.Node) -> _Step | None:
             return None
         if kind is nn.PixelShuffle:
             return _Step(node, source, repeats=cast(int, layer.upscale_factor) ** 2)
+        if kind is DepthToSpace:
+            return _Step(node, source, repeats=cast(int, layer.factor) ** 2, apart=True)
         is_pool = kind in _POOLS and not layer.return_indices
         return _Step(node, source, is_max=True) if is_pool else None
     call = canonical(node)
@@ -116,8 +121,7 @@ def _pull(fold: FoldPass, norm: fx.Node, piece: Piece, steps: list[_Step]) -> bo
         return False
     if shape is None or len(shape) != rank + 2:
         return False
-    repeats = prod(step.repeats for step in steps)
-    affine = Affine(_spread(op.scale, repeats), _spread(op.shift, repeats))
+    affine = Affine(_spread(op.scale, steps), _spread(op.shift, steps))
     if any(step.bends for step in steps) and op.shift is not None:
         return False
     if any(step.is_max for step in steps) and not _rises(op):
@@ -152,7 +156,13 @@ def _rises(op: Affine) -> bool:
     return op.scale is None or bool((op.scale >= 0).all())
 
 
-def _spread(tensor: Tensor | None, times: int) -> Tensor | None:
-    if tensor is None or not tensor.ndim or times == 1:
-        return tensor
-    return torch.repeat_interleave(tensor, times)
+def _spread(tensor: Tensor | None, steps: list[_Step]) -> Tensor | None:
+    """Return the numbers of a norm for the channels of the layer in front."""
+    for step in steps:
+        if tensor is None or not tensor.ndim:
+            return tensor
+        if step.apart:
+            tensor = tensor.repeat(step.repeats)
+        elif step.repeats > 1:
+            tensor = torch.repeat_interleave(tensor, step.repeats)
+    return tensor

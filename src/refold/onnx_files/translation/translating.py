@@ -10,11 +10,11 @@ from torch import fx
 from refold.errors import InputError
 from refold.graph import Capture
 from refold.onnx_files.constants import Constants
-from refold.onnx_files.functions import FUNCTIONS
-from refold.onnx_files.layers import LAYERS, biased_product, starts_linear
-from refold.onnx_files.network import Network, Origin, opaque, placeholders
 from refold.onnx_files.reading import DEFAULT, OnnxFile, attributes, title
 from refold.onnx_files.sizes import Sizes
+from refold.onnx_files.translation.functions import FUNCTIONS
+from refold.onnx_files.translation.layers import LAYERS, biased_product, starts_linear
+from refold.onnx_files.translation.network import Network, Origin, UnreadError, opaque, placeholders
 
 _BUILDERS = {**LAYERS, **FUNCTIONS}
 _SEVERAL = ("Split", "Dropout", "BatchNormalization")
@@ -31,7 +31,19 @@ def translate(file: OnnxFile, sizes: Sizes, constants: Constants) -> tuple[Netwo
     for node in file.nodes:
         if not _is_constant(network, node):
             _add(network, node)
+    _sweep(network)
     return network, network.capture()
+
+
+def _sweep(network: Network) -> None:
+    """Drop what computed sizes for reshapes that know them: it would count as a reader."""
+    for call in reversed(list(network.graph.nodes)):
+        origin: Origin | None = call.meta.get("origin")
+        if call.users or origin is None or call.op == "placeholder":
+            continue
+        made = {name for node in origin.nodes for name in node.output} | {origin.output}
+        if made.intersection(network.readers) and not made.intersection(network.outputs):
+            network.erase(call)
 
 
 def _is_constant(network: Network, node: Any) -> bool:
@@ -43,13 +55,18 @@ def _is_constant(network: Network, node: Any) -> bool:
 def _add(network: Network, node: Any) -> None:
     if starts_linear(network, node):
         return
-    before = list(network.graph.nodes)
-    value = _built(network, node)
+    before = len(network.frame.nodes)
+    reason: str | None = None
+    try:
+        value = _built(network, node)
+    except UnreadError as error:
+        value, reason = None, str(error)
     if value is None:
-        for leftover in reversed([n for n in network.graph.nodes if n not in set(before)]):
-            network.frame.nodes.remove(leftover)
-            network.graph.erase_node(leftover)
+        for leftover in reversed(network.frame.nodes[before:]):
+            network.erase(leftover)
         value = opaque(network, node)
+    if reason is not None:
+        network.unread[value] = reason
     nodes = network.merged.get(id(node), [node])
     names = [name for name in node.output if name]
     one = len(names) == 1 and node.output[0] == names[0]
@@ -80,7 +97,7 @@ def _built(network: Network, node: Any) -> fx.Node | None:
         return None
     try:
         return builder(network, node, attributes(node))
-    except InputError:
+    except (InputError, UnreadError):
         raise
     except Exception:  # a node that is not as its operator says: nothing is known of it
         return None

@@ -5,15 +5,15 @@ from __future__ import annotations
 import operator
 from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from refold.graph import HardGate
-from refold.onnx_files.layers import Builder
-from refold.onnx_files.network import Network
+from refold.onnx_files.translation.layers import Builder
+from refold.onnx_files.translation.network import Network
 
 _MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
@@ -216,10 +216,12 @@ def _flattened(
 
 def _flatten(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
     rank = network.rank(node.input[0])
-    axis = int(given.get("axis", 1))
-    if rank is None or axis % rank != 1 or rank < 2 or not network.is_float(node.output[0]):
+    if rank is None or rank < 2 or not network.is_float(node.output[0]):
         return None
-    return network.function(torch.flatten, (network.value(node.input[0]), 1))
+    value, axis = network.value(node.input[0]), int(given.get("axis", 1)) % rank
+    if axis == 1:
+        return network.function(torch.flatten, (value, 1))
+    return network.function(torch.flatten, (value, 0, rank - 2)) if axis == rank - 1 else None
 
 
 def _transpose(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
@@ -289,6 +291,33 @@ def _split(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None
     return network.function(torch.split, (network.value(node.input[0]), sizes, axis))
 
 
+def _split_to_sequence(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
+    """Build a split whose parts are read one by one, as PyTorch's exporter writes `chunk`."""
+    fixed, name = network.sizes.fixed(node.input[0]), node.output[0]
+    sizes = ints(network, node, {}, "split", 1)
+    readers = network.readers.get(name, [])
+    if fixed is None or not sizes or name in network.outputs or not readers:
+        return None
+    if any(r.op_type != "SequenceAt" or network.constant(r.input[1]) is None for r in readers):
+        return None
+    axis = int(given.get("axis", 0)) % len(fixed)
+    size, split = fixed[axis], network.constant(node.input[1])
+    if size is None or split is None or min(sizes) < 1:
+        return None
+    if split.ndim == 0:
+        sizes = [min(sizes[0], size - at) for at in range(0, size, sizes[0])]
+    return network.function(torch.split, (network.value(node.input[0]), sizes, axis))
+
+
+def _sequence_at(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
+    parts, index = network.value(node.input[0]), network.constant(node.input[1])
+    if parts.target is not torch.split or index is None:
+        return None
+    count = len(cast("list[int]", parts.args[1]))
+    at = int(index)
+    return network.function(operator.getitem, (parts, at + count if at < 0 else at))
+
+
 def _mean(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
     axes = ints(network, node, given, "axes", 1)
     if not axes or not network.is_float(node.output[0]) or given.get("noop_with_empty_axes"):
@@ -310,6 +339,22 @@ def _gather(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | Non
     stored: Tensor = torch.where(index < 0, index + size, index).to(torch.int64)
     where = network.tensor(stored, node)
     return network.function(torch.index_select, (network.value(node.input[0]), axis, where))
+
+
+def _einsum(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
+    """Build a sum of products of a value and a constant matrix."""
+    if len(node.input) != 2 or not network.is_float(node.output[0]):
+        return None
+    args: list[fx.Node] = []
+    for name in node.input:
+        if network.is_value(name):
+            args.append(network.value(name))
+        elif (constant := network.constant(name)) is not None:
+            args.append(network.tensor(constant, node))
+        else:
+            return None
+    terms = str(given["equation"]).replace(" ", "")
+    return network.function(torch.einsum, (terms, tuple(args)))
 
 
 FUNCTIONS: dict[str, Builder] = {
@@ -349,7 +394,10 @@ FUNCTIONS: dict[str, Builder] = {
     "Unsqueeze": _unsqueeze,
     "Slice": _slice,
     "Split": _split,
+    "SplitToSequence": _split_to_sequence,
+    "SequenceAt": _sequence_at,
     "ReduceMean": _mean,
     "Gather": _gather,
+    "Einsum": _einsum,
 }
 """How each function is built."""

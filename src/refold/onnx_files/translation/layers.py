@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from refold.graph import Crop, Cropped
-from refold.onnx_files.network import Network, Opaque
+from refold.graph import Crop, Cropped, DepthToSpace
 from refold.onnx_files.reading import DEFAULT, title
+from refold.onnx_files.translation.network import Network, Opaque, UnreadError
 from refold.ranked import CONVS, MAX_POOLS, POOLS, SCATTERS
 
 Builder = Callable[[Network, Any, dict[str, Any]], fx.Node | None]
 """Returns the call that a node is, or None where it is opaque."""
 Pairs = tuple[tuple[int, int], ...]
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+_MANY_AXES = "it has more than 3 spatial axes, or none"
 _ADAPTIVE = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 
 def _conv(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
     weight, bias, fits = _weights(network, node)
-    if weight is None or not fits or weight.ndim - 2 not in CONVS:
-        return None
+    if weight is None or not fits:
+        raise UnreadError(_computed(network, node))
+    if weight.ndim - 2 not in CONVS:
+        raise UnreadError(_MANY_AXES)
     source, kernel = network.value(node.input[0]), tuple(weight.shape[2:])
     strides, dilations = _tuple(given, "strides", kernel), _tuple(given, "dilations", kernel)
     pads = pads_of(network, node, given, kernel)
@@ -48,25 +52,71 @@ def _conv(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
 
 def _conv_transpose(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
     weight, bias, fits = _weights(network, node)
-    if weight is None or not fits or weight.ndim - 2 not in SCATTERS:
-        return None
-    if given.get("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in given:
-        return None
+    if weight is None or not fits:
+        raise UnreadError(_computed(network, node))
+    if weight.ndim - 2 not in SCATTERS:
+        raise UnreadError(_MANY_AXES)
     kernel, groups = tuple(weight.shape[2:]), int(given.get("group", 1))
     strides, dilations = _tuple(given, "strides", kernel), _tuple(given, "dilations", kernel)
-    extra = tuple(given.get("output_padding", (0,) * len(kernel)))
-    flat = tuple(given.get("pads", (0,) * 2 * len(kernel)))
-    pads = tuple(zip(flat[: len(kernel)], flat[len(kernel) :], strict=True))
-    if any(lo != hi for lo, hi in pads) or any(
-        more >= max(s, d) for more, s, d in zip(extra, strides, dilations, strict=True)
-    ):
-        return None
+    extra = tuple(given.get("output_padding") or (0,) * len(kernel))
+    if any(more >= max(s, d) for more, s, d in zip(extra, strides, dilations, strict=True)):
+        raise UnreadError("its output_padding is not below its stride")
+    pads = _cut_by(network, node, given, kernel)
+    even = all(lo == hi for lo, hi in pads)
     layer = SCATTERS[len(kernel)](
-        weight.shape[0], weight.shape[1] * groups, kernel, strides, tuple(lo for lo, _ in pads),
-        extra, groups, bias is not None, dilations, device="meta",
+        weight.shape[0], weight.shape[1] * groups, kernel, strides,
+        tuple(lo for lo, _ in pads) if even else 0, extra, groups, bias is not None, dilations,
+        device="meta",
     )  # fmt: skip
     _fill(layer, weight, bias)
-    return network.layer(layer, network.value(node.input[0]), node)
+    cut = Crop(tuple((-lo, -hi) for lo, hi in pads))
+    module = layer if even else Cropped(layer, cut)
+    return network.layer(module, network.value(node.input[0]), node)
+
+
+def _cut_by(network: Network, node: Any, given: dict[str, Any], kernel: tuple[int, ...]) -> Pairs:
+    """Return what a transposed convolution cuts off on each side.
+
+    Raises:
+        UnreadError: where a free size decides it, or nothing is cut but added.
+    """
+    mode, wanted = given.get("auto_pad", "NOTSET"), given.get("output_shape")
+    if mode == "VALID":
+        return ((0, 0),) * len(kernel)
+    if mode == "NOTSET" and wanted is None:
+        flat = tuple(given.get("pads") or (0,) * 2 * len(kernel))
+        return tuple(zip(flat[: len(kernel)], flat[len(kernel) :], strict=True))
+    strides, dilations = _tuple(given, "strides", kernel), _tuple(given, "dilations", kernel)
+    extra = tuple(given.get("output_padding") or (0,) * len(kernel))
+    sizes = (network.sizes.fixed(node.input[0]) or (None,) * (len(kernel) + 2))[2:]
+    found: list[tuple[int, int]] = []
+    for at, (size, k, s, d) in enumerate(zip(sizes, kernel, strides, dilations, strict=True)):
+        if wanted is None:  # as many positions as the stride times those of the input
+            total = d * (k - 1) + 1 - s + extra[at]
+        elif size is None or len(wanted) != len(kernel):
+            raise UnreadError("its output_shape makes a padding that depends on the input's size")
+        else:
+            total = (size - 1) * s + extra[at] + d * (k - 1) + 1 - wanted[at]
+        if total < 0:
+            raise UnreadError("its output is larger than its window and stride make it")
+        less = total // 2
+        found.append((less, total - less) if mode == "SAME_UPPER" else (total - less, less))
+    return tuple(found)
+
+
+def _computed(network: Network, node: Any) -> str:
+    """Return why the weights of a node are no constants."""
+    names = [name for name in node.input[1:] if name]
+    graph = network.file.model.graph
+    given = {value.name for value in graph.input}
+    replaceable = given.intersection(tensor.name for tensor in graph.initializer)
+    for name in names:
+        if name in replaceable:
+            return f"its weight {name!r} is also an input of the file, so a caller may replace it"
+    computed = next((name for name in names if network.is_value(name)), None)
+    if computed is None:
+        return "its weights are of a type that nothing is folded in"
+    return f"an input of the file decides its weight {computed!r}"
 
 
 def _weights(network: Network, node: Any) -> tuple[Tensor | None, Tensor | None, bool]:
@@ -115,13 +165,27 @@ def pads_of(
 
 def _gemm(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
     weight, bias, fits = _weights(network, node)
-    if weight is None or not fits or weight.ndim != 2 or given.get("transA"):
-        return None
+    if weight is None or not fits:
+        raise UnreadError(_computed(network, node))
+    if given.get("transA"):
+        raise UnreadError("it lays its input on its side first (transA)")
     weight = weight if given.get("transB") else weight.T
-    factors = given.get("alpha", 1.0), given.get("beta", 1.0) if bias is not None else 1.0
-    if factors != (1.0, 1.0):
-        return None
+    beta = float(given.get("beta", 1.0))
+    bias = _times(bias, beta) if bias is not None and beta else None
+    weight = _times(weight, float(given.get("alpha", 1.0)))
     return _linear(network, node, weight, _row(bias, len(weight)))
+
+
+def _times(tensor: Tensor, factor: float) -> Tensor:
+    """Return a weight times a factor of its node.
+
+    Raises:
+        UnreadError: where the type of the weight has no such number.
+    """
+    made = (tensor.double() * factor).to(tensor.dtype)
+    if not bool(torch.isfinite(made).all()):
+        raise UnreadError("its alpha or beta takes a weight beyond the largest of its type")
+    return made
 
 
 def _row(bias: Tensor | None, width: int) -> Tensor | None:
@@ -130,7 +194,7 @@ def _row(bias: Tensor | None, width: int) -> Tensor | None:
         return None
     flat = bias.reshape(-1) if bias.numel() in (1, width) and bias.shape[-1:] != (0,) else None
     if flat is None or (bias.ndim > 1 and bias.shape[-1] != bias.numel()):
-        raise ValueError("a bias that varies by row cannot be a layer's bias")
+        raise UnreadError("its bias differs from row to row")
     return flat.expand(width).contiguous()
 
 
@@ -174,13 +238,16 @@ def biased_product(network: Network, product: Any, add: Any) -> fx.Node:
 def _batch_norm(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
     source = network.value(node.input[0])
     tensors = [network.constant(name) for name in node.input[1:5]]
-    trains = given.get("training_mode", 0) or not given.get("spatial", 1)
     rank = network.rank(node.input[0]) or _rank_of(network, source)
-    if trains or len([name for name in node.output if name]) > 1 or rank not in _NORMS:
-        return None
+    if given.get("training_mode", 0) or len([name for name in node.output if name]) > 1:
+        raise UnreadError("it normalises with the batch, as in training")
+    if not given.get("spatial", 1):
+        raise UnreadError("it has statistics for every position (spatial=0)")
+    if rank not in _NORMS:
+        raise UnreadError("nobody knows how many axes its input has, or they are more than 5")
     scale, shift, mean, var = tensors
     if scale is None or shift is None or mean is None or var is None:
-        return None
+        raise UnreadError(_computed(network, node))
     layer: Any = _NORMS[rank](len(scale), eps=float(given.get("epsilon", 1e-5)), device="meta")
     _fill(layer, scale, shift)
     layer.running_mean, layer.running_var = mean, var
@@ -226,6 +293,13 @@ def _max_pool(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | N
     return network.layer(pool, network.value(node.input[0]), node)
 
 
+def _depth_to_space(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
+    if network.rank(node.input[0]) != 4:
+        return None
+    make = nn.PixelShuffle if given.get("mode", "DCR") == "CRD" else DepthToSpace
+    return network.layer(make(int(given["blocksize"])), network.value(node.input[0]), node)
+
+
 def _global_pool(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
     rank = network.rank(node.input[0])
     if rank is None or rank - 2 not in _ADAPTIVE:
@@ -257,6 +331,7 @@ LAYERS: dict[str, Builder] = {
     "AveragePool": _average_pool,
     "MaxPool": _max_pool,
     "GlobalAveragePool": _global_pool,
+    "DepthToSpace": _depth_to_space,
     "Identity": _identity,
     "Dropout": _dropout,
 }

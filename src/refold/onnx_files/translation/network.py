@@ -39,6 +39,10 @@ class Opaque:
         raise NotImplementedError(self.name)
 
 
+class UnreadError(Exception):
+    """A layer that is not read as one: the message says why."""
+
+
 @dataclass(eq=False)
 class Origin:
     """What a call of the graph was in the file.
@@ -82,6 +86,7 @@ class Network:
     readers: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
     merged: dict[int, list[Any]] = field(default_factory=dict[int, list[Any]])
     translated: list[Any] = field(default_factory=list[Any])
+    unread: dict[fx.Node, str] = field(default_factory=dict[fx.Node, str])
 
     def __post_init__(self) -> None:
         self.frame = Frame("", self.root)
@@ -166,6 +171,17 @@ class Network:
         node.meta["frame"] = self.frame
         self.frame.nodes.append(node)
         return node
+
+    def name_of(self, call: fx.Node) -> str:
+        """Return the name of a value in the file, nothing for several."""
+        origin: Origin | None = call.meta.get("origin")
+        return (origin.output if origin is not None else None) or ""
+
+    def erase(self, call: fx.Node) -> None:
+        """Take away a call that nobody reads."""
+        self.frame.nodes.remove(call)
+        self.graph.erase_node(call)
+        self.shapes.pop(call, None)
 
     # the whole
 

@@ -1,0 +1,1 @@
+"""An ONNX graph in the words of torch, as the fold passes read it."""
