@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx
@@ -72,7 +72,7 @@ def _axis_of(call: fx.Node, value: fx.Node) -> int | None:
     """Return the one axis along which a call cuts a value, without steps."""
     if call.target is not operator.getitem or call.args[0] is not value:
         return None
-    entries = call.args[1]
+    entries: Any = call.args[1]
     if not isinstance(entries, tuple) or not all(isinstance(e, slice) for e in entries):
         return None
     cut = [at for at, entry in enumerate(entries) if entry != slice(None)]
