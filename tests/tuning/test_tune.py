@@ -84,8 +84,17 @@ def test_what_is_slower_than_the_unfolded_network_is_never_returned() -> None:
     assert norms(found.model) == 4
 
 
-def test_a_form_that_loses_in_the_end_is_not_returned_either() -> None:
+def test_choices_that_won_by_chance_give_way_to_the_plain_fold() -> None:
     answers = iter([FASTER, FASTER, FASTER, SLOWER])
+    found = tune(model(), IMAGE, measure=lambda first, second: next(answers))
+    assert found.choices == Choices()
+    assert found.speed == FASTER  # that of the fold, measured first
+    assert not found.trials[-1].adopted
+    assert norms(found.model) == 0
+
+
+def test_a_form_that_loses_in_the_end_is_not_returned_either() -> None:
+    answers = iter([FASTER, FASTER, FASTER, FASTER, SLOWER])
     found = tune(model(), IMAGE, measure=lambda first, second: next(answers))
     assert found.choices == Choices(folded=False)
     assert found.trials[-1].name == "all of it"
