@@ -28,7 +28,7 @@ _MOST_POSITIONS = 2048**2  # of a map
 _NEAR = 33  # of the other sides, where all of a step of the ladder would be too many positions
 _UNSEEN = frozenset(
     {"bin", "bytearray", "bytes", "chr", "count", "data_ptr", "Decimal", "deque", "dumps", "hex"}
-    | {"index", "islice", "nbytes", "np", "numel", "numpy", "oct", "pack", "repeat", "repr", "str"}
+    | {"index", "islice", "nbytes", "np", "numel", "numpy", "oct", "pack", "repr", "str"}
     | {"storage", "untyped_storage"}
 )
 _UNSEEN_TEXT = re.compile(r"%[-+ #0-9.]*[diouxXeEfFgG]")
@@ -308,6 +308,8 @@ def _home(owner: Any) -> str:
 def _code(value: Any) -> CodeType | None:
     """Return the code of a function of somebody's own, None where it is torch's or no function."""
     plain = value.__func__ if isinstance(value, MethodType) else value
-    if not isinstance(plain, FunctionType) or plain.__module__.partition(".")[0] in _FOREIGN:
+    if not isinstance(plain, FunctionType):
+        return None
+    if (plain.__module__ or "").partition(".")[0] in _FOREIGN:  # generated code has no module
         return None
     return plain.__code__

@@ -415,16 +415,19 @@ def record_root(
 
 
 def _show_methods(found: Recorder) -> None:
-    """Make what methods of a model return a result: they may be called by themselves.
+    """Make what methods of modules return a result: they may be called by themselves.
 
     Those are the public ones that are given what forward is given, as `forward_features` is.
     """
-    root = found.root_frame
-    given, shown = {*nodes_in((root.args, root.kwargs))}, list[fx.Node]()
-    for frame in walk(root):
-        is_own = frame.module is root.module and frame.method != "forward"
-        values = {*nodes_in((frame.args, frame.kwargs))} if is_own else set[fx.Node]()
-        if values and values <= given and not frame.method.startswith("_"):
+    shown = list[fx.Node]()
+    for frame in walk(found.root_frame):
+        above = frame.parent
+        if above is None or above.module is not frame.module or frame.method.startswith("_"):
+            continue
+        while above.method != "forward" and above.parent is not None:
+            above = above.parent
+        values = {*nodes_in((frame.args, frame.kwargs))}
+        if values and values <= {*nodes_in((above.args, above.kwargs))}:
             shown += nodes_in(frame.output)
     [output] = found.graph.find_nodes(op="output")
     shown = [node for node in dict.fromkeys(shown) if output not in node.users]

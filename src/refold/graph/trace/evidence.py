@@ -21,7 +21,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
-from refold.graph.trace.alternatives import branches_on, catches, many_shapes, other_values, reads_unseen
+from refold.graph.trace.alternatives import (
+    branches_on,
+    catches,
+    many_shapes,
+    other_values,
+    reads_unseen,
+)
 from refold.graph.trace.doubts import is_default, keywords_read, mentions, reached, runs_apart
 from refold.graph.trace.examples import drawn
 from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves, map_tree, walk
@@ -149,7 +155,9 @@ class Evidence:
     def _counts_in_secret(self) -> bool:
         """Say whether sizes may decide unseen: in `np.prod(x.shape)`, or in a call that fails."""
         code = self._code()
-        return any(map(catches, code)) or (self.recorder.gives_size and any(map(reads_unseen, code)))
+        return any(map(catches, code)) or (
+            self.recorder.gives_size and any(map(reads_unseen, code))
+        )
 
     def stays(self) -> dict[fx.Node, str]:
         """Return the calls that no fold may take away, since their frame's code stays."""
