@@ -398,19 +398,21 @@ def record_root(
     """
     leaves = {**search.runs_alone(path, module), **_assigned(module, search.changes)}
     found = record(module, search.changes, leaves, arguments, search.seen, real=real)
-    if search.to_fold and not path:
-        _show_methods(found)
     made = _made(path, module, search.root, search.changes, found)
     if made_up:
         search.seen.made_up.add(id(module))
     if id(module) not in search.seen.made_up:
         made.shapes = found.shapes
     if not search.to_edit:
+        if search.to_fold:
+            _show_methods(found)
         return made
     run = again(found, path, search.runs)
     made.evidence = Evidence(found, run, arguments, calls_known, made_up)
     made.evidence.vary()
     made.stays, made.elsewhere = made.evidence.stays(), made.evidence.elsewhere()
+    if search.to_fold:  # other runs show none: they are compared with this one as it was
+        _show_methods(found)
     return made
 
 
