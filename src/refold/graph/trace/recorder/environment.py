@@ -167,9 +167,9 @@ def _asked_backends(ask: Ask) -> Generator[None]:
         if not isinstance(answer, bool) or _asks_itself():
             return answer
         getter = getattr(args[0], "getter", None)
-        name = args[1] if getter is None else getattr(getter, "__name__", "a setting")
-        title = str(name).removeprefix("_get_")
-        return ask(f"a setting of torch.backends ({title})", answer, (not answer,))
+        told = str(getattr(getter, "__name__", "setting")).removeprefix("_get_")
+        name = f"cuda.matmul.{args[1]}" if getter is None else told.replace("_", ".", 1)
+        return ask(f"torch.backends.{name}", answer, (not answer,))
 
     matmul = type(torch.backends.cuda.matmul)
     with (
