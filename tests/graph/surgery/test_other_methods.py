@@ -68,3 +68,34 @@ def test_the_control_is_wrong() -> None:
     model = live(Net())
     folded = refold.reparameterize(model, X)
     assert (Base.before(folded, X) - model.before(X)).abs().max() > WRONG
+
+
+class Encoder(Base):
+    """Forward goes through a method that returns the value in front of the norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.before(x))
+
+
+class Staged(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.stages(x)
+        return y
+
+
+@pytest.mark.parametrize("example", [X, None])
+@pytest.mark.parametrize(("kind", "method"), [(Encoder, "before"), (Staged, "stages")])
+def test_methods_of_a_part_return_what_they_returned(
+    kind: type[nn.Module], method: str, example: Tensor | None
+) -> None:
+    model = live(nn.Sequential(kind(), nn.ReLU()))
+    folded = refold.reparameterize(model, example)
+    assert gap(model, folded, X) <= EXACT
+    own, now = getattr(model[0], method)(X), getattr(folded[0], method)(X)
+    for one, other in zip(own, now, strict=True):
+        assert (one - other).abs().max() <= EXACT
+
+
+def test_a_layer_in_a_method_with_its_norm_still_folds() -> None:
+    model = live(nn.Sequential(Net(), nn.ReLU()))
+    assert norms(refold.reparameterize(model, X)) == 1  # the one that only another method calls

@@ -99,3 +99,22 @@ def test_a_model_that_only_a_plain_run_can_run_is_no_false_error() -> None:
     plan = refold.plan(model, images())
     assert plan.cost_before.macs is None
     assert gap(model, plan.apply(), images()) <= 1e-9
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_generator_of_the_model_stays_where_it_was(given: bool) -> None:
+    """A fold draws nothing from it, and draws what the model draws: each from its own."""
+    noise = torch.Generator().manual_seed(0)
+
+    def forward(self: Any, x: Tensor) -> Any:
+        drawn = torch.rand(4, 1, 1, generator=self.noise, dtype=x.dtype)
+        return self.norm(self.conv(x)) * drawn
+
+    model: Any = live(net(forward, conv=conv(), norm=nn.BatchNorm2d(4)))
+    model.noise = noise
+    before = noise.get_state()
+    folded = refold.reparameterize(model, images() if given else None)
+    assert torch.equal(noise.get_state(), before)
+    assert norms(folded) == 0
+    assert [gap(model, folded, images()) <= 1e-9 for _ in range(3)] == [True] * 3
+    assert folded.noise is not noise

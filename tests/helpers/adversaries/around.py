@@ -45,6 +45,20 @@ def _says(home: Any, name: str, answer: Any) -> World:
     return partial(mock.patch.object, home, name, lambda: answer)
 
 
+def _set(home: Any, name: str, value: bool) -> World:
+    @contextmanager
+    def world() -> Generator[None]:
+        before = getattr(home, name)
+        setattr(home, name, value)
+        try:
+            yield
+        finally:
+            setattr(home, name, before)
+
+    return world
+
+
+cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
 ASKS: dict[str, tuple[Callable[[Any], Any], World]] = {
     "gradients": (lambda y: torch.is_grad_enabled(), torch.enable_grad),
     "inference": (lambda y: torch.is_inference_mode_enabled(), torch.inference_mode),
@@ -74,6 +88,23 @@ ASKS: dict[str, tuple[Callable[[Any], Any], World]] = {
         lambda y: torch.are_deterministic_algorithms_enabled(),
         _says(torch, "are_deterministic_algorithms_enabled", True),
     ),
+    "cudnn_benchmark": (lambda y: torch.backends.cudnn.benchmark, _set(cudnn, "benchmark", True)),
+    "cudnn_off": (lambda y: not torch.backends.cudnn.enabled, _set(cudnn, "enabled", False)),
+    "tf32": (lambda y: torch.backends.cuda.matmul.allow_tf32, _set(matmul, "allow_tf32", True)),
+    "mps": (
+        lambda y: torch.backends.mps.is_available(),
+        _says(torch.backends.mps, "is_available", True),
+    ),
+    "gpus": (lambda y: torch.cuda.device_count() > 0, _says(torch.cuda, "device_count", 1)),
+    "precision": (
+        lambda y: torch.get_float32_matmul_precision() == "high",
+        _says(torch, "get_float32_matmul_precision", "high"),
+    ),
+    "distributed": (
+        lambda y: torch.distributed.is_initialized(),
+        _says(torch.distributed, "is_initialized", True),
+    ),
+    "processors": (lambda y: (os.cpu_count() or 1) > 1000, _says(os, "cpu_count", 1001)),
     "seed": (lambda y: torch.initial_seed() == 0, torch.no_grad),
 }
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+import operator
 import random
+import statistics
+import struct
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from helpers.adversaries.base import Table
+from helpers.adversaries.base import Table, Two
 
 NUMBERS = Table()
 
@@ -113,6 +120,28 @@ SPECIAL: dict[str, Any] = {
     "binary": lambda x: x.shape[2] & 7 == 7,
     "shifted": lambda x: x.shape[2] >> 2 == 1,
     "divided": lambda x: divmod(x.shape[2], 7)[1] == 0,
+    "product": lambda x: np.prod(x.shape[1:]) == 3 * 7 * 8,
+    "square": lambda x: np.prod((x.shape[2], x.shape[2])) == 49,
+    "as_a_float": lambda x: float(x.shape[2]) == 7.0,
+    "root": lambda x: math.sqrt(x.shape[2] * x.shape[2]) == 7.0,
+    "close": lambda x: math.isclose(x.shape[2], 7),
+    "text_by_percent": lambda x: "%d" % x.shape[2] == "7",  # noqa: UP031
+    "length_of_range": lambda x: len(range(x.shape[2])) == 7,
+    "bytes": lambda x: len(bytes(x.shape[2])) == 7,
+    "repeated": lambda x: len([0] * x.shape[2]) == 7,
+    "repeated_text": lambda x: len("a" * x.shape[2]) == 7,
+    "index": lambda x: operator.index(x.shape[2]) == 7,
+    "ones": lambda x: bin(x.shape[2]).count("1") == 3,
+    "counted": lambda x: x.shape.count(7) == 1,
+    "numbers": lambda x: x.shape[2:3].numel() == 7,
+    "whole": lambda x: (x.shape[2] / 7).is_integer(),
+    "power": lambda x: pow(x.shape[2], 2, 100) == 49,
+    "half_power": lambda x: (x.shape[2] * x.shape[2]) ** 0.5 == 7.0,
+    "fraction": lambda x: Fraction(x.shape[2], 7) == 1,
+    "decimal": lambda x: Decimal(x.shape[2]) == 7,
+    "mean": lambda x: statistics.mean((x.shape[2], x.shape[2])) == 7,
+    "json": lambda x: json.dumps([x.shape[2]]) == "[7]",
+    "packed": lambda x: struct.pack("i", x.shape[2]) == struct.pack("i", 7),
 }
 
 
@@ -140,3 +169,32 @@ def scaled_for_wide_images(s: Any, x: Any) -> Any:
     if x.shape[3] == 8:
         x = x * 2
     return s.b1(s.c1(x)) + s.b2(s.c2(x))
+
+
+class Tables(Two):
+    """A network with more layers for one height, found by a name that is made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.p7 = nn.ModuleDict({"7": nn.ReLU()}), nn.ReLU()
+
+
+@NUMBERS.forward(base=Tables)
+def layer_in_a_table(s: Any, x: Any) -> Any:
+    y, key = s.c1(x), f"{x.shape[2]}"
+    return s.b1(s.table[key](y) if key in s.table else y)
+
+
+@NUMBERS.forward(base=Tables)
+def layer_by_its_name(s: Any, x: Any) -> Any:
+    return s.b1(getattr(s, f"p{x.shape[2]}", nn.Identity())(s.c1(x)))
+
+
+@NUMBERS.forward()
+def call_that_may_fail(s: Any, x: Any) -> Any:
+    y = s.c1(x)
+    try:
+        x[:, :, :, 0].reshape(-1, 7)
+    except RuntimeError:
+        return s.b1(y)
+    return s.b1(y.abs())

@@ -106,7 +106,9 @@ def _is_plain(cls: type[nn.Module]) -> bool:
 
 
 class _Sharing(dict[int, Any]):
-    """A memo that shares the tensors and generators of a module tree, found when they are needed.
+    """A memo that shares the tensors of a module tree, found when they are needed.
+
+    Generators are not shared: a draw of the copy is none of the original.
 
     Most copies meet them one by one; only code of others (`__deepcopy__`) has to be told of all.
     """
@@ -121,7 +123,9 @@ class _Sharing(dict[int, Any]):
             inside = all_modules(self._root)
             self[INSIDE] = frozenset(map(id, inside))
             for child in inside:
-                self.update((id(value), value) for value in held_values(child))
+                for value in held_values(child):
+                    own = isinstance(value, torch.Generator)
+                    self.setdefault(id(value), value.clone_state() if own else value)
 
 
 def _fill(memo: dict[int, Any]) -> None:
@@ -169,6 +173,8 @@ _COPIERS: dict[type, Callable[[Any, dict[int, Any]], Any]] = {
 
 def _value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
+    if kind is torch.Generator:
+        return memo.setdefault(id(value), value.clone_state())
     if kind in ATOMS or (kind in SHARED_KINDS and isinstance(memo, _Sharing)):
         return value
     known = memo.get(id(value))

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ast
 import enum
+import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
+
+from torch import Tensor, nn
 
 from refold.graph.copies.held import is_filled
 from refold.graph.trace.code import names_in
@@ -17,6 +22,16 @@ from refold.graph.trace.doubts import parsed
 _MOST = 8
 _WIDEST = 2048
 _DEPTH, _MOST_HELPERS = 3, 64
+_LADDER = (4, 8, 17, 33, 100, 512, 2048)  # where a size became a number: below and above any bound
+_MOST_KNOWN = 8  # sizes that the code names
+_MOST_POSITIONS = 2048**2  # of a map
+_NEAR = 33  # of the other sides, where all of a step of the ladder would be too many positions
+_UNSEEN = frozenset(
+    {"bin", "bytearray", "bytes", "chr", "count", "data_ptr", "Decimal", "deque", "dumps", "hex"}
+    | {"index", "islice", "nbytes", "np", "numel", "numpy", "oct", "pack", "repr", "str"}
+    | {"storage", "untyped_storage"}
+)
+_UNSEEN_TEXT = re.compile(r"%[-+ #0-9.]*[diouxXeEfFgG]")
 _FOREIGN = ("torch", "torchvision", "numpy")
 
 
@@ -63,9 +78,100 @@ def compared_sizes(function: Callable[..., Any]) -> list[int]:
         *chain.from_iterable(map(_compared, code)),
         *chain.from_iterable(map(values_named, code)),
     ]
+    found = [int(n) if isinstance(n, float) and n.is_integer() else n for n in found]
     plain = (str(constant) for constant in found if isinstance(constant, int | str))
     sizes = [int(digits) for text in plain for digits in re.findall(r"\d{1,4}", text)]
     return [size for size in dict.fromkeys(sizes) if 1 < size < _WIDEST]
+
+
+Change = Callable[[Tensor], list[int]]
+
+
+def many_shapes(
+    shapes: Iterable[tuple[int, ...]], functions: Iterable[Callable[..., Any]]
+) -> Iterator[Change]:
+    """Yield shapes below and above any bound, and of the sizes that code names or a product makes.
+
+    All sides are alike, or one alone where all are too many: what code makes of plain numbers
+    takes memory, and a volume of 2048 a side has none.
+
+    Args:
+        shapes: of the inputs, (N, C, ...).
+        functions: the code that they are given to.
+
+    Examples:
+        >>> [change(torch.empty(2, 3, 9)) for change in many_shapes([(2, 3, 9)], [])][:2]
+        [[1, 3, 4], [1, 3, 8]]
+    """
+    rank = max((len(shape) - 2 for shape in shapes), default=0)
+    known = dict.fromkeys(size for function in functions for size in compared_sizes(function))
+    named = [*list(known)[:_MOST_KNOWN], *_roots(known, shapes, max(rank, 1))[:_MOST_KNOWN]]
+    pairs = [(side, True) for side in _LADDER] + [(side, False) for side in dict.fromkeys(named)]
+    for side, one in pairs:
+        if side**rank <= _MOST_POSITIONS:
+            yield partial(_of_side, side=side, one=one)
+        else:
+            yield from (partial(_of_side, side=side, one=one, axis=axis) for axis in range(rank))
+
+
+def _of_side(value: Tensor, *, side: int, one: bool, axis: int | None = None) -> list[int]:
+    others = side if axis is None else _NEAR
+    sides = [side if at == axis else others for at in range(value.ndim - 2)]
+    return [1 if one else value.shape[0], *value.shape[1:2], *sides]
+
+
+def _roots(known: Iterable[int], shapes: Iterable[tuple[int, ...]], rank: int) -> list[int]:
+    """Return the sides of maps whose positions, or numbers, are as many as code names."""
+    within = {1, *(n for s in shapes for n in (s[0], math.prod(s[1:2]), math.prod(s[:2])))}
+    found = [
+        side
+        for size in known
+        for length in sorted(within)
+        if (side := round((size / length) ** (1 / rank))) > 1 and side**rank * length == size
+    ]
+    return list(dict.fromkeys(found))
+
+
+def reads_unseen(function: Callable[..., Any]) -> bool:
+    """Say whether code may make a plain number of a size without anyone noticing.
+
+    What is written in C takes a number as it is: `bytes(n)`, `np.prod(x.shape)`, `"%d" % n`,
+    `len(range(n))`.
+
+    Examples:
+        >>> def ask(x): return len(bytes(x.shape[-1])) == 9
+        >>> reads_unseen(ask), reads_unseen(compared_sizes)
+        (True, False)
+    """
+    code = (_code(one) for one in (function, *helpers_of(function)))
+    return any(_reads_unseen(one) for one in code if one is not None)
+
+
+@functools.lru_cache(maxsize=4096)
+def _reads_unseen(code: CodeType) -> bool:
+    names, texts = names_in(code), (str(value) for value in _constants(code))
+    if not _UNSEEN.isdisjoint(names) or any(map(_UNSEEN_TEXT.search, texts)):
+        return True
+    if "range" not in names:
+        return False
+    tree = parsed(code)
+    loops = [n.iter for n in ast.walk(tree) if isinstance(n, ast.For | ast.comprehension)]
+    steps = {id(loop.func) for loop in loops if isinstance(loop, ast.Call)}
+    others = (n for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in steps)
+    return not tree.body or any(name.id == "range" for name in others)
+
+
+def catches(function: Callable[..., Any]) -> bool:
+    """Say whether a function catches errors: a call of torch may fail at other sizes only.
+
+    Examples:
+        >>> catches(max)
+        False
+    """
+    code = _code(function)
+    if code is None or not code.co_exceptiontable:  # a `with` has such a table as well
+        return False
+    return any(isinstance(node, ast.Try) for node in ast.walk(parsed(function)))
 
 
 def branches_on(function: Callable[..., Any], name: str) -> bool:
@@ -131,17 +237,22 @@ def values_named(function: Callable[..., Any]) -> list[Any]:
     """
     code = _code(function)
     held = [] if code is None else [*_constants(code), *_values(function).values()]
+    if code is not None and "getattr" in names_in(code):
+        held.append(_attributes_of(getattr(function, "__self__", None)))
     return [plain for value in held for plain in _plain(value)]
 
 
 def _plain(value: Any, depth: int = 2) -> Iterator[Any]:
     if isinstance(value, bool):
         return
-    if isinstance(value, int | str):
+    if isinstance(value, int | str | float):
         yield value
-    elif isinstance(value, tuple | list | set | frozenset | dict) and depth:
+    elif isinstance(value, _HOLDERS) and depth:
         for item in list(cast("Any", value))[:_MOST_HELPERS]:
             yield from _plain(item, depth - 1)
+
+
+_HOLDERS = (tuple, list, set, frozenset, dict, nn.ModuleDict, nn.ParameterDict)  # keys of tables
 
 
 def _constants(code: CodeType) -> Iterator[Any]:
@@ -177,7 +288,16 @@ def _values(function: Callable[..., Any]) -> dict[str, Any]:
 def _attribute(owner: Any, name: str) -> Any:
     if name in getattr(owner, "__dict__", ()):
         return owner.__dict__[name]
+    if isinstance(owner, nn.Module) and name in owner._modules:
+        return owner._modules[name]
     return getattr(type(owner), "__dict__", {}).get(name)
+
+
+def _attributes_of(owner: Any) -> list[str]:
+    """Return the names of what a module holds of its own, for code that makes such a name."""
+    if not isinstance(owner, nn.Module):
+        return []
+    return [*owner._modules, *owner._parameters, *owner._buffers]
 
 
 def _home(owner: Any) -> str:
@@ -188,6 +308,8 @@ def _home(owner: Any) -> str:
 def _code(value: Any) -> CodeType | None:
     """Return the code of a function of somebody's own, None where it is torch's or no function."""
     plain = value.__func__ if isinstance(value, MethodType) else value
-    if not isinstance(plain, FunctionType) or plain.__module__.partition(".")[0] in _FOREIGN:
+    if not isinstance(plain, FunctionType):
+        return None
+    if (plain.__module__ or "").partition(".")[0] in _FOREIGN:  # generated code has no module
         return None
     return plain.__code__

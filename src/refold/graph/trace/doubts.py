@@ -8,6 +8,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from torch import fx, nn
@@ -233,7 +234,7 @@ def parsed(function: Any) -> ast.Module:
 
 def _source(function: Any) -> str | None:
     plain = inspect.unwrap(getattr(function, "__func__", function))
-    if not hasattr(plain, "__code__"):
+    if not isinstance(plain, CodeType) and not hasattr(plain, "__code__"):
         return None
     try:
         return inspect.getsource(plain)

@@ -21,7 +21,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
-from refold.graph.trace.alternatives import branches_on, compared_sizes, other_values
+from refold.graph.trace.alternatives import (
+    branches_on,
+    catches,
+    many_shapes,
+    other_values,
+    reads_unseen,
+)
 from refold.graph.trace.doubts import is_default, keywords_read, mentions, reached, runs_apart
 from refold.graph.trace.examples import drawn
 from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves, map_tree, walk
@@ -41,10 +47,6 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _MAX_FLIPS = 24
 _MOST_ON_A_LINE = 6
 _LONG = 64  # a loop that asks the same for ever gets a true answer in the end
-_LADDER = (4, 8, 17, 33, 100, 512, 2048)  # where a size became a number: below and above any bound
-_MOST_KNOWN = 8  # sizes that the code names
-_MOST = 2048**2  # positions of a map
-_NEAR = 33  # of the other sides, where all of a step of the ladder would be too many positions
 _OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 _FLAGS = ("output_hidden_states", "output_attentions")  # of Hugging Face's models
 
@@ -133,7 +135,7 @@ class Evidence:
         if any(what not in around for _, what in self.recorder.decisions):
             for change in (_one_more, _halved):
                 self._at(change, "of another size")
-        if self.recorder.loses_size:
+        if self.recorder.loses_size or self._counts_in_secret():
             self._has_all_sizes = True
             for change in self._ladder():
                 self._at(change, "of another size")
@@ -142,19 +144,20 @@ class Evidence:
                 self._at(change, "of another rank")
 
     def _ladder(self) -> Iterable[Callable[[Tensor], list[int]]]:
-        """Yield shapes below and above any bound: all sides alike, or one where all are too many.
-
-        What code makes of plain numbers takes memory: a volume of 2048 a side has none.
-        """
         given = [leaf for leaf in leaves(self.arguments) if isinstance(leaf, Tensor)]
-        rank = max((tensor.ndim - 2 for tensor in given), default=0)
+        return many_shapes([tensor.shape for tensor in given], self._code())
+
+    def _code(self) -> list[Callable[..., Any]]:
+        """Return the methods that have run, each class's once."""
         code = {(type(f.module), f.method): getattr(f.module, f.method) for f in walk(self.root)}
-        known = [size for function in code.values() for size in compared_sizes(function)]
-        for side in (*_LADDER, *dict.fromkeys(known[:_MOST_KNOWN])):
-            if side**rank <= _MOST:
-                yield partial(_of_side, side=side)
-            else:
-                yield from (partial(_of_side, side=side, axis=axis) for axis in range(rank))
+        return list(code.values())
+
+    def _counts_in_secret(self) -> bool:
+        """Say whether sizes may decide unseen: in `np.prod(x.shape)`, or in a call that fails."""
+        code = self._code()
+        return any(map(catches, code)) or (
+            self.recorder.gives_size and any(map(reads_unseen, code))
+        )
 
     def stays(self) -> dict[fx.Node, str]:
         """Return the calls that no fold may take away, since their frame's code stays."""
@@ -544,12 +547,6 @@ def _one_more(value: Tensor) -> list[int]:
 
 def _halved(value: Tensor) -> list[int]:
     return [1, *value.shape[1:2], *(max(1, side // 2) for side in value.shape[2:])]
-
-
-def _of_side(value: Tensor, *, side: int, axis: int | None = None) -> list[int]:
-    others = side if axis is None else _NEAR
-    sides = [side if at == axis else others for at in range(value.ndim - 2)]
-    return [1, *value.shape[1:2], *sides]
 
 
 def _without_batch(value: Tensor) -> list[int]:

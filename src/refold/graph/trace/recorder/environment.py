@@ -51,6 +51,7 @@ def asked_around(modules: Iterable[nn.Module], ask: Ask) -> Generator[None]:
                 for place in (asked.home, *places):
                     stack.enter_context(watched_functions(place, [name], answer))
         stack.enter_context(_asked_environment(ask))
+        stack.enter_context(_asked_backends(ask))
         yield
 
 
@@ -157,14 +158,49 @@ def _is_between(frame: FrameType) -> bool:
     return frame.f_globals.get("__name__") in (__name__, watched_functions.__module__)
 
 
+@contextmanager
+def _asked_backends(ask: Ask) -> Generator[None]:
+    """Answer for the settings of torch's backends, which look like attributes of a module."""
+
+    def setting(function: Callable[..., Any], *args: Any) -> Any:
+        answer = function(*args)
+        if not isinstance(answer, bool) or _asks_itself():
+            return answer
+        getter = getattr(args[0], "getter", None)
+        told = str(getattr(getter, "__name__", "setting")).removeprefix("_get_")
+        name = f"cuda.matmul.{args[1]}" if getter is None else told.replace("_", ".", 1)
+        return ask(f"torch.backends.{name}", answer, (not answer,))
+
+    matmul = type(torch.backends.cuda.matmul)
+    with (
+        watched_functions(torch.backends.ContextProp, ["__get__"], setting),
+        watched_functions(matmul, ["__getattr__"], setting),
+    ):
+        yield
+
+
 _GRADIENTS = ("is_grad_enabled", "is_inference_mode_enabled")
 _AUTOCAST = ("is_autocast_enabled", "is_autocast_cpu_enabled")
 _AUTOCAST_TYPES = ("get_autocast_dtype", "get_autocast_cpu_dtype", "get_autocast_gpu_dtype")
+_ATTENTION = ("flash_sdp_enabled", "math_sdp_enabled", "mem_efficient_sdp_enabled")
 _CLOCKS = ("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns")
 _TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _ASKED = (
     _Asked(torch, "torch", (*_GRADIENTS, *_AUTOCAST), is_mode=True),
     _Asked(torch, "torch", ("are_deterministic_algorithms_enabled", "is_anomaly_enabled")),
+    _Asked(torch, "torch", ("is_deterministic_algorithms_warn_only_enabled",)),
+    _Asked(torch, "torch", ("get_float32_matmul_precision",), ("highest", "high", "medium")),
+    _Asked(torch, "torch", ("get_deterministic_debug_mode",), (0, 1, 2)),
+    _Asked(torch, "torch", ("get_num_interop_threads",), (1, 2, 8, 64)),
+    _Asked(torch, "torch", ("get_default_device",), None),
+    _Asked(torch.backends.mkldnn, "torch.backends.mkldnn", ("is_available",)),
+    _Asked(torch.backends.mps, "torch.backends.mps", ("is_available", "is_built")),
+    _Asked(torch.backends.cuda, "torch.backends.cuda", _ATTENTION),
+    _Asked(torch.distributed, "torch.distributed", ("is_available", "is_initialized")),
+    _Asked(torch.cuda, "torch.cuda", ("is_initialized",)),
+    _Asked(torch.cuda, "torch.cuda", ("device_count",), (0, 1, 8)),
+    _Asked(os, "os", ("cpu_count", "getpid"), None),
+    _Asked(os.path, "os.path", ("exists", "isfile", "isdir")),
     _Asked(torch.jit, "torch.jit", ("is_tracing", "is_scripting")),
     _Asked(torch.compiler, "torch.compiler", ("is_compiling", "is_dynamo_compiling")),
     _Asked(torch.compiler, "torch.compiler", ("is_exporting",)),

@@ -75,7 +75,7 @@ class Notebook:
         self._around: dict[str, str] = {}
         self.constants: dict[str, Tensor] = {}
         self.stored: list[Tensor] = []  # values of this run that objects and later calls get to see
-        self.asks_rank = self.hands_shape = self.loses_size = False
+        self.asks_rank = self.hands_shape = self.loses_size = self.gives_size = False
         self.device: torch.device | None = None
         self.result: Any = None
         self._paused = 0

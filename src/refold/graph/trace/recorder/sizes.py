@@ -50,8 +50,12 @@ class Size(int):
     source: tuple[Any, ...]
     listener: Listener
 
-    def __new__(cls, value: int, source: tuple[Any, ...], listener: Listener) -> Size:
-        """Make a size."""
+    def __new__(
+        cls, value: Any, source: tuple[Any, ...] = (), listener: Listener | None = None
+    ) -> Any:
+        """Make a size; a plain number where code asks for one (`type(n)(value)`)."""
+        if listener is None:
+            return int(value)
         made = int.__new__(cls, value)
         made.source, made.listener = source, listener
         return made
@@ -66,13 +70,22 @@ class Size(int):
         self.listener.lose()
         return int.__int__(self)
 
+    def __float__(self) -> float:
+        self.listener.lose()
+        return int.__float__(self)
+
+    @property
+    def real(self) -> int:
+        """The size itself, as for any whole number."""
+        return self
+
+    @property
+    def numerator(self) -> int:
+        """The size itself, as for any whole number."""
+        return self
+
     def __divmod__(self, other: Any) -> tuple[Any, Any]:
         return self // other, self % other
-
-    def bit_length(self) -> int:
-        """Return how many digits the size has in binary; nothing more is known of it."""
-        self.listener.lose()
-        return int.bit_length(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return int, (int.__int__(self),)
@@ -90,8 +103,12 @@ class Ratio(float):
     source: tuple[Any, ...]
     listener: Listener
 
-    def __new__(cls, value: float, source: tuple[Any, ...], listener: Listener) -> Ratio:
-        """Make a ratio."""
+    def __new__(
+        cls, value: Any, source: tuple[Any, ...] = (), listener: Listener | None = None
+    ) -> Any:
+        """Make a ratio; a plain number where code asks for one (`type(n)(value)`)."""
+        if listener is None:
+            return float(value)
         made = float.__new__(cls, value)
         made.source, made.listener = source, listener
         return made
@@ -132,11 +149,21 @@ def _binary(kind: type, name: str, function: Callable[..., Any], swapped: bool) 
     if compute is None:
         return
 
-    def method(self: Any, other: Any) -> Any:
-        result = compute(plain(self), plain(other))
+    with_ratio = cast("Callable[[Any, Any], Any] | None", getattr(float, name, None))
+
+    def method(self: Any, other: Any, *more: Any) -> Any:
+        mine, theirs = plain(self), plain(other)
+        if kind is Size and isinstance(theirs, float) and with_ratio is not None:
+            result = with_ratio(float(mine), theirs)
+        else:
+            result = compute(mine, theirs, *map(plain, more))
         is_whole = name == "__mod__" and kind is Size and plain(other) in (1, -1)
         if result is NotImplemented or is_whole:  # what is left of any whole number by 1 is 0
+            if isinstance(other, str | bytes | list | tuple):  # as many of it as the size says
+                self.listener.lose()
             return result
+        if more:  # `pow(n, 2, 100)`
+            return number(result, (function, self, other, *more), self.listener)
         pair = (other, self) if swapped else (self, other)
         return number(result, (function, *pair), self.listener)
 
@@ -162,6 +189,17 @@ def _comparison(kind: type, name: str) -> None:
     setattr(kind, name, method)
 
 
+def _losing(kind: type, name: str) -> None:
+    compute = cast("Callable[..., Any] | None", getattr(kind.__base__, name, None))
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.listener.lose()
+        return cast("Callable[..., Any]", compute)(plain(self), *args, **kwargs)
+
+    if compute is not None:
+        setattr(kind, name, method)
+
+
 _NAMED = {"and": "and_", "or": "or_"}
 
 
@@ -179,6 +217,8 @@ for _name in ("lshift", "rshift", "and", "or", "xor"):
     _binary(Size, f"__{_name}__", getattr(operator, _NAMED.get(_name, _name)), swapped=False)
     _binary(Size, f"__r{_name}__", getattr(operator, _NAMED.get(_name, _name)), swapped=True)
 for _kind in (Size, Ratio):
+    for _name in ("bit_length", "bit_count", "to_bytes", "as_integer_ratio", "is_integer", "hex"):
+        _losing(_kind, _name)
     for _name in ("__repr__", "__str__", "__format__"):
         _text(_kind, _name)
     for _name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow"):

@@ -158,6 +158,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
             return answer
         value = func(self._twin(tensor) if name == "dtype" and self.elsewhere else tensor)
         self.asks_rank |= name == "ndim" and node is not None
+        self.loses_size |= name == "nbytes" and node is not None
         if name in _DIFFERING and node is not None:
             return self._differing(name, value)
         if name == "dtype":
@@ -202,6 +203,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
     def _shape(self, tensor: Tensor, node: fx.Node) -> torch.Size:
         if node in self._static:
             return tensor.shape
+        self.gives_size = True
         found = enumerate(tensor.shape)
         return torch.Size([Size(n, (Tensor.size, node, i), self) for i, n in found])
 
@@ -227,6 +229,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
         if name in ("dim", "ndimension"):
             self.asks_rank = True
             return value
+        self.gives_size = True
         if isinstance(value, torch.Size):
             return self._shape(args[0], node)
         if name == "size":
