@@ -87,6 +87,7 @@ _ALIASES = {
     "axis": "dim",
     "split_size_or_sections": "split_size",
     "self": "input",
+    "sizes": "shape",
     "cudnn_enabled": "cudnn",
     "upscale_factor": "factor",
     "downscale_factor": "factor",
@@ -135,7 +136,7 @@ _ONE_BY_ONE = {  # what they take besides their input: their names
 }
 _OTHER_VIEWS = (
     "type float half double bfloat16 cpu cuda unbind select diagonal movedim moveaxis swapdims "
-    "t T mT H mH real imag data expand unflatten unfold as_strided broadcast_to hsplit vsplit "
+    "t T mT H mH real imag data expand unfold as_strided broadcast_to hsplit vsplit "
     "dsplit ravel detach lift_fresh atleast_1d atleast_2d atleast_3d broadcast_tensors meshgrid "
     "identity positive resolve_conj resolve_neg conj adjoint requires_grad_ rearrange "
     "_reshape_alias"
@@ -194,6 +195,7 @@ _TABLE = (
     Fact("interpolate", _RESIZE, "upsample"),
     Fact("flatten", "input start_dim=0 end_dim=-1", "", VIEW),
     Fact("reshape", "input shape", "view _unsafe_view", VIEW),
+    Fact("unflatten", "input dim shape", "", VIEW),
     Fact("reshape_as", "input other", "view_as", VIEW | Kind.LIKENS),
     Fact("expand_as", "", "type_as", VIEW | Kind.LIKENS),
     Fact("squeeze", "input dim=None", "", VIEW),

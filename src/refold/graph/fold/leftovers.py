@@ -25,7 +25,7 @@ from refold.graph.lift.piece import Piece
 from refold.graph.lift.ranges import Ranges
 from refold.graph.surgery.edits import alive
 
-_RESHAPES = frozenset({"flatten", "reshape", "reshape_as", "squeeze", "unsqueeze"})
+_RESHAPES = frozenset({"flatten", "reshape", "reshape_as", "squeeze", "unflatten", "unsqueeze"})
 _TURNS = frozenset({"transpose", "permute"})
 _COPIES = frozenset({"same"})
 """They change no number, yet where the numbers lie."""
@@ -218,9 +218,11 @@ def _is_size_of(lifter: Lifter, steps: list[fx.Node], value: fx.Node, shape: Sha
         return call["other"] is value
     if call.name != "reshape" or "dim" in call.arguments:
         return False
-    sizes = call["shape"]
+    sizes, made = call["shape"], canonical(value)
     if not isinstance(sizes, (tuple, list)):
         return _asks(sizes, value) is not None and sizes.args[1:] in ((), ("shape",))
+    if made is not None and made.arguments == {"input": made["input"], "shape": sizes}:
+        return True  # as many numbers, laid out in the words that laid them out before
     unknown = [i for i, size in enumerate(sizes) if not _is_axis(size, i, value, shape)]
     return len(sizes) == len(shape) and (not unknown or [sizes[i] for i in unknown] == [-1])
 
