@@ -25,6 +25,11 @@ from refold.graph.trace.overridden import layer_class
 
 _PADS = tuple(getattr(nn, f"{kind}Pad{n}d") for kind in ("Zero", "Constant") for n in (1, 2, 3))
 _SIMPLE = AFFINE_IN_FIRST | AFFINE_IN_ALL | PRODUCTS | FILLS
+_PLACED = (
+    "add sub subtract rsub neg negative iadd isub view reshape view_as reshape_as unsqueeze "
+    "squeeze clone contiguous detach to type type_as float double getitem slice select narrow"
+)
+_NEVER_GROWS = PRODUCTS | frozenset(_PLACED.split())
 _MOST_NODES = 64
 
 
@@ -190,6 +195,22 @@ def moves_numbers(lifter: Lifter, node: fx.Node) -> bool:
     if node.op == "call_module":
         return layer_class(submodule(lifter.capture.module, str(node.target))) in _PADS
     return not is_question(node) and _is_simple(lifter, node)
+
+
+def growing(lifter: Lifter) -> set[fx.Node]:
+    """Return the values that such calls may put into a larger one, told by the calls' names."""
+    found = set[fx.Node]()
+    for node in reversed(lifter.capture.graph.nodes):
+        if node.op == "call_module":
+            moves = layer_class(submodule(lifter.capture.module, str(node.target))) in _PADS
+            grows = moves
+        else:
+            name = _name(node) if node.op in ("call_function", "call_method") else ""
+            moves = name in _SIMPLE and not is_question(node)
+            grows = moves and name not in _NEVER_GROWS
+        if grows or (moves and node in found):
+            found.update(node.all_input_nodes)
+    return found
 
 
 def free_values(lifter: Lifter) -> set[fx.Node]:
