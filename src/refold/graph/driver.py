@@ -31,7 +31,7 @@ from refold.graph.copies.wrappers import unwrap
 from refold.graph.fold.borders import pad_before_layers
 from refold.graph.fold.computed_weights import store_constants, store_weights
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.leftovers import drop_idle, drop_layouts
+from refold.graph.fold.leftovers import drop_idle, drop_layouts, drop_repeats
 from refold.graph.fold.norms.behind_pools import pull_through_pools
 from refold.graph.fold.norms.gains import push_gains
 from refold.graph.fold.norms.repeated import fold_repeated
@@ -473,6 +473,7 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
         lifter = fold.lift_anew()
     unify_layouts(lifter, editor)
     unify_reads(lifter, editor)
+    drop_repeats(fold)
     drop_idle(fold)
     if merge_readers(fold):
         drop_idle(fold)
