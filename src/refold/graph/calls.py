@@ -257,6 +257,10 @@ _OF_FIRST = (
 _OF_ALL = (
     "add sub subtract rsub neg negative iadd isub cat concat concatenate stack where setitem copy"
 )
+_PLACED = (
+    "add sub subtract rsub neg negative iadd isub view reshape view_as reshape_as unsqueeze "
+    "squeeze clone contiguous detach to type type_as float double getitem slice select narrow"
+)
 _FILLS = (
     "full full_like zeros zeros_like ones ones_like empty empty_like new_full new_zeros new_ones "
     "new_empty fill zero bool logical_not invert"
@@ -268,6 +272,8 @@ AFFINE_IN_ALL = frozenset(_OF_ALL.split())
 PRODUCTS = frozenset(
     ["mul", "multiply", "imul", "div", "divide", "true_divide", "truediv", "itruediv"]
 )
+NEVER_GROW = PRODUCTS | frozenset(_PLACED.split())
+"""Those of these calls that put no map into a larger one."""
 FILLS = frozenset(_FILLS.split())
 """Those of calls that make numbers of none, or answers."""
 _SPACES: dict[str, Any] = {

@@ -14,7 +14,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from refold.graph.calls import AFFINE_IN_ALL, AFFINE_IN_FIRST, FILLS, PRODUCTS, is_question, name_of
+from refold.graph.calls import (
+    AFFINE_IN_ALL,
+    AFFINE_IN_FIRST,
+    FILLS,
+    NEVER_GROW,
+    PRODUCTS,
+    is_question,
+    name_of,
+)
 from refold.graph.copies.modules import submodule
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.modules import lift_module
@@ -25,11 +33,6 @@ from refold.graph.trace.overridden import layer_class
 
 _PADS = tuple(getattr(nn, f"{kind}Pad{n}d") for kind in ("Zero", "Constant") for n in (1, 2, 3))
 _SIMPLE = AFFINE_IN_FIRST | AFFINE_IN_ALL | PRODUCTS | FILLS
-_PLACED = (
-    "add sub subtract rsub neg negative iadd isub view reshape view_as reshape_as unsqueeze "
-    "squeeze clone contiguous detach to type type_as float double getitem slice select narrow"
-)
-_NEVER_GROWS = PRODUCTS | frozenset(_PLACED.split())
 _MOST_NODES = 64
 
 
@@ -207,7 +210,7 @@ def growing(lifter: Lifter) -> set[fx.Node]:
         else:
             name = _name(node) if node.op in ("call_function", "call_method") else ""
             moves = name in _SIMPLE and not is_question(node)
-            grows = moves and name not in _NEVER_GROWS
+            grows = moves and name not in NEVER_GROW
         if grows or (moves and node in found):
             found.update(node.all_input_nodes)
     return found
