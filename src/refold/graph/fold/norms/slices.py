@@ -15,7 +15,7 @@ from torch import fx
 from refold.algebra.operator import Affine, Conv, Operator, Select
 from refold.graph.calls import canonical, reads_shape_only
 from refold.graph.copies.modules import submodule
-from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.fold_pass import FoldPass, is_handed_out
 from refold.graph.fold.norms.takers import conv_of, holds, is_layer, note, taker
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
@@ -44,6 +44,7 @@ def pull_from_slices(fold: FoldPass) -> bool:
             continue
         parts = _parts(lifter, layer)
         taken = [part for part in parts if part.norm is not None and _is_alone(part, parts)]
+        taken = list(_with_memory_of_their_own(fold, taken))
         if taken:
             nodes = [layer, *(n for part in taken for n in (part.node, part.norm) if n is not None)]
             done |= fold.attempt(nodes, partial(_pull, fold, layer, taken))
@@ -94,6 +95,18 @@ def _is_alone(part: _Part, parts: list[_Part]) -> bool:
     own = set(part.op.index)
     rest = (set(other.op.index) for other in parts if other is not part)
     return len(own) == len(part.op.index) and all(own.isdisjoint(other) for other in rest)
+
+
+def _with_memory_of_their_own(fold: FoldPass, parts: list[_Part]) -> Iterator[_Part]:
+    """Yield the parts after which no two results of the model lie in one tensor."""
+    handed = False
+    for part in parts:
+        if part.norm is None or fold.shares_anew(part.norm, part.node):
+            continue
+        is_result = is_handed_out(part.norm)
+        if not (is_result and handed):
+            handed = handed or is_result
+            yield part
 
 
 def _pull(fold: FoldPass, layer: fx.Node, taken: list[_Part]) -> bool:
