@@ -36,7 +36,8 @@ PARTS = {  # of sentences, and names of steps
     *("more multiply-adds at the border", "… multiply-adds per input position instead of …"),
     *("the folded model gives another answer on the example", "… (other shapes)", "the code of …"),
     *("… (relative error …)", "…; the step was undone", "…, computed once by …", "… of a buffer"),
-    *("drop what changes nothing", "drop what is undone", "norm gain into readers"),
+    *("drop what changes nothing", "drop what is undone", "drop what is computed twice"),
+    "norm gain into readers",
     *("norm through pool or shuffle", "repeated norm into its layers"),
     *(
         "value bias through attention",

@@ -52,7 +52,7 @@ def test_block_called_twice_is_folded_once() -> None:
 
 def test_same_module_under_two_names() -> None:
     model = net(
-        lambda self, x: self.b1(self.c(x)).relu() + self.b2(self.c2(x)).tanh(),
+        lambda self, x: self.b1(self.c(x)).relu() + self.b2(self.c2(-x)).tanh(),
         c=conv(), b1=Norm(4), b2=Norm(4),
     )  # fmt: skip
     model.c2 = model.c

@@ -87,6 +87,7 @@ _ALIASES = {
     "axis": "dim",
     "split_size_or_sections": "split_size",
     "self": "input",
+    "sizes": "shape",
     "cudnn_enabled": "cudnn",
     "upscale_factor": "factor",
     "downscale_factor": "factor",
@@ -135,7 +136,7 @@ _ONE_BY_ONE = {  # what they take besides their input: their names
 }
 _OTHER_VIEWS = (
     "type float half double bfloat16 cpu cuda unbind select diagonal movedim moveaxis swapdims "
-    "t T mT H mH real imag data expand unflatten unfold as_strided broadcast_to hsplit vsplit "
+    "t T mT H mH real imag data expand unfold as_strided broadcast_to hsplit vsplit "
     "dsplit ravel detach lift_fresh atleast_1d atleast_2d atleast_3d broadcast_tensors meshgrid "
     "identity positive resolve_conj resolve_neg conj adjoint requires_grad_ rearrange "
     "_reshape_alias"
@@ -194,6 +195,7 @@ _TABLE = (
     Fact("interpolate", _RESIZE, "upsample"),
     Fact("flatten", "input start_dim=0 end_dim=-1", "", VIEW),
     Fact("reshape", "input shape", "view _unsafe_view", VIEW),
+    Fact("unflatten", "input dim shape", "", VIEW),
     Fact("reshape_as", "input other", "view_as", VIEW | Kind.LIKENS),
     Fact("expand_as", "", "type_as", VIEW | Kind.LIKENS),
     Fact("squeeze", "input dim=None", "", VIEW),
@@ -255,6 +257,10 @@ _OF_FIRST = (
 _OF_ALL = (
     "add sub subtract rsub neg negative iadd isub cat concat concatenate stack where setitem copy"
 )
+_PLACED = (
+    "add sub subtract rsub neg negative iadd isub view reshape view_as reshape_as unsqueeze "
+    "squeeze clone contiguous detach to type type_as float double getitem slice select narrow"
+)
 _FILLS = (
     "full full_like zeros zeros_like ones ones_like empty empty_like new_full new_zeros new_ones "
     "new_empty fill zero bool logical_not invert"
@@ -266,6 +272,8 @@ AFFINE_IN_ALL = frozenset(_OF_ALL.split())
 PRODUCTS = frozenset(
     ["mul", "multiply", "imul", "div", "divide", "true_divide", "truediv", "itruediv"]
 )
+NEVER_GROW = PRODUCTS | frozenset(_PLACED.split())
+"""Those of these calls that put no map into a larger one."""
 FILLS = frozenset(_FILLS.split())
 """Those of calls that make numbers of none, or answers."""
 _SPACES: dict[str, Any] = {

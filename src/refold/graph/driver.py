@@ -31,7 +31,7 @@ from refold.graph.copies.wrappers import unwrap
 from refold.graph.fold.borders import pad_before_layers
 from refold.graph.fold.computed_weights import store_constants, store_weights
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.leftovers import drop_idle, drop_layouts
+from refold.graph.fold.leftovers import drop_idle, drop_layouts, drop_repeats
 from refold.graph.fold.norms.behind_pools import pull_through_pools
 from refold.graph.fold.norms.gains import push_gains
 from refold.graph.fold.norms.repeated import fold_repeated
@@ -42,6 +42,7 @@ from refold.graph.fold.record import COMPUTED, Fold, Kept
 from refold.graph.fold.relayout import unify_layouts, unify_reads
 from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
 from refold.graph.fold.shared_weights import merge_readers
+from refold.graph.fold.summed_slices import add_slices
 from refold.graph.fold.survey import survey
 from refold.graph.fold.value_biases import push_value_biases
 from refold.graph.lift.lifter import Lifter
@@ -472,6 +473,7 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
         lifter = fold.lift_anew()
     unify_layouts(lifter, editor)
     unify_reads(lifter, editor)
+    drop_repeats(fold)
     drop_idle(fold)
     if merge_readers(fold):
         drop_idle(fold)
@@ -492,7 +494,7 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
 def _more(fold: FoldPass) -> bool:
     """Do what a region alone does not show; return whether anything was done."""
     done = push_into_readers(fold) or merge_siblings(fold) or pull_from_slices(fold)
-    return done or pull_through_pools(fold)
+    return done or pull_through_pools(fold) or add_slices(fold)
 
 
 def _must_hold(fold: FoldPass, capture: Capture, left: LeftAlone) -> None:

@@ -119,7 +119,7 @@ def test_two_norms_read_one_norm() -> None:
 
 def test_a_scale_made_by_a_fold_is_read_by_a_layer_a_factor_and_a_difference() -> None:
     def forward(self, x):
-        y = torch.sub(x, x, alpha=3)
+        y = torch.sub(x, x * 0.5, alpha=3)
         return self.c(y), self.g * y, 1.0 - y
 
     done = sound(net(forward, c=conv(3, 6, 1, stride=2), g=Scale(torch.randn(3, 1, 1))))

@@ -87,6 +87,7 @@ def test_what_must_stay(case: str) -> None:
 
 def test_the_control_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slices, "_is_alone", lambda part, parts: True)
+    monkeypatch.setattr(slices, "_with_memory_of_their_own", lambda fold, parts: parts)
     model = live(Apart(STAYS["overlapping"]))
     folded = reparameterize(copy.deepcopy(model), images(2, 4, 5, 6), check=False)
     assert gap(model, folded, images(1, 4, 7, 4)) > WRONG
@@ -107,3 +108,24 @@ def test_a_scale_of_half_a_linear_layer() -> None:
     folded = reparameterize(copy.deepcopy(model), images(2, 5, 6))
     assert "gain" not in dict(folded.named_parameters())
     assert gap(model, folded, images(3, 2, 6)) <= EXACT
+
+
+class Results(nn.Module):
+    """Two slices with norms, both handed to the caller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.two = nn.Conv2d(4, 6, 1), nn.BatchNorm2d(2), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self.conv(x).split([2, 4], 1)
+        return self.one(a), self.two(b)
+
+
+def test_results_do_not_come_to_lie_in_one_tensor() -> None:
+    """A caller may change one of them: the oracle is where their memory begins."""
+    model, x = live(Results()), images(2, 4, 5, 6)
+    folded = reparameterize(model, x)
+    assert gap(model, folded, x) <= EXACT
+    assert norms(folded) == 1
+    assert len({result.untyped_storage().data_ptr() for result in folded(x)}) == 2

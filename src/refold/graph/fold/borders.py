@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from refold.algebra.operator import Affine, Conv, Operator
 from refold.graph.calls import Call, canonical, is_question
 from refold.graph.copies.modules import attribute, submodule
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.stretches import Stretch, free_values, moves_numbers
+from refold.graph.fold.stretches import Stretch, free_values, growing, moves_numbers
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Piece
@@ -71,8 +71,8 @@ class _Border:
 
 def pad_before_layers(fold: FoldPass) -> bool:
     """Pad in front of a layer where the border behind it is its value of zero; say if anywhere."""
-    free, done = free_values(fold.lifter), False
-    for node in list(fold.lifter.capture.graph.nodes):
+    free, done = cache(partial(free_values, fold.lifter)), False
+    for node in sorted(growing(fold.lifter)):
         border = _border(fold.lifter, free, node) if alive(node) else None
         if border is not None:
             parts = [*border.calls, *(layer.node for layer in border.layers)]
@@ -97,17 +97,17 @@ def _pad_before(fold: FoldPass, border: _Border) -> bool:
     return True
 
 
-def _border(lifter: Lifter, free: set[fx.Node], node: fx.Node) -> _Border | None:
+def _border(lifter: Lifter, free: Callable[[], set[fx.Node]], node: fx.Node) -> _Border | None:
     shape = lifter.shape(node)
     if shape is None or len(shape) < 3:
-        return None
-    if not any(_may_pad(lifter, free, node, user) for user in node.users):
         return None
     layers = list(_layers(lifter, node))
     if not layers or layers[-1].source in lifter.tainted:
         return None
+    if not any(_may_pad(lifter, free(), node, user) for user in node.users):
+        return None
     above = (*(layer.node for layer in layers[1:]), layers[-1].source)
-    stretch = Stretch.behind(lifter, free, node, above)
+    stretch = Stretch.behind(lifter, free(), node, above)
     unsure = lifter.capture.stays.keys() | lifter.capture.elsewhere.keys()
     for calls, end in stretch.ends():
         found = _padding(stretch, calls, end, layers)
@@ -212,12 +212,13 @@ def _padding(
     """Return the border if the calls pad with what the layers make of zero, at every size."""
     lifter = stretch.lifter
     shape, after = lifter.shape(stretch.start), lifter.shape(end)
-    like = _like(lifter, layers)
-    reach = stretch.reach()
-    if shape is None or after is None or len(shape) != len(after) or like is None:
+    if shape is None or after is None or len(shape) != len(after):
         return None
     added = [high - low for low, high in zip(shape, after, strict=True)]
-    if added[:2] != [0, 0] or min(added) < 0 or not any(added) or reach > _FAR:
+    if added[:2] != [0, 0] or min(added) < 0 or not any(added):
+        return None
+    like, reach = _like(lifter, layers), stretch.reach()
+    if like is None or reach > _FAR:
         return None
     noise, found = torch.Generator(like.device).manual_seed(0), None
     for size in _sizes(shape, reach):

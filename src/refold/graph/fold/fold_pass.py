@@ -280,7 +280,7 @@ class FoldPass:
 
         A caller may change a result in place; an input or another result must not change with it.
         """
-        if not _is_handed_out(root):
+        if not is_handed_out(root):
             return False
         groups = AliasGroups(self.lifter.capture.graph)
         if groups.find(root) is groups.find(source):
@@ -385,7 +385,7 @@ _VIEWS = (Identity, Flatten, Unflatten, Reshaped, Select)
 _TWICE = "the result would share its memory with an input or with another result"
 
 
-def _is_handed_out(node: fx.Node) -> bool:
+def is_handed_out(node: fx.Node) -> bool:
     """Say whether the caller gets a value, or a view of it."""
     pending, seen = [node], {node}
     while pending:

@@ -1,8 +1,9 @@
 """Take away the calls that change nothing.
 
-Three kinds: functions that give every number back (a leaky ReLU of slope 1, a product with one,
+Four kinds: functions that give every number back (a leaky ReLU of slope 1, a product with one,
 dropout in eval mode), functions that give back every number they can be given here (the ReLU of a
-sum of ReLUs), and changes of layout that undo each other once the norm between them is gone.
+sum of ReLUs), changes of layout that undo each other once the norm between them is gone, and what
+is computed twice.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from refold.graph.lift.activations import Activation, activation
 from refold.graph.lift.context import Shape
 from refold.graph.lift.interval import UNKNOWN
 from refold.graph.lift.lifter import Lifter
+from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Piece
 from refold.graph.lift.ranges import Ranges
 from refold.graph.surgery.edits import alive
+from refold.graph.trace.aliases import AliasGroups
+from refold.graph.trace.effects import mutated
 
-_RESHAPES = frozenset({"flatten", "reshape", "reshape_as", "squeeze", "unsqueeze"})
+_RESHAPES = frozenset({"flatten", "reshape", "reshape_as", "squeeze", "unflatten", "unsqueeze"})
 _TURNS = frozenset({"transpose", "permute"})
 _COPIES = frozenset({"same"})
 """They change no number, yet where the numbers lie."""
@@ -136,6 +140,56 @@ def _proof(lifter: Lifter, ranges: Ranges, found: Activation) -> list[fx.Node]:
     return list(seen)
 
 
+# calls made twice
+
+
+def drop_repeats(fold: FoldPass) -> None:
+    """Make equal calls of layers and functions one, for all who read them."""
+    for value in list(fold.lifter.capture.graph.nodes):
+        if not alive(value) or len(value.users) < 2 or value in fold.lifter.tainted:
+            continue
+        found: dict[tuple[object, ...], list[fx.Node]] = {}
+        for node in value.users:
+            if _is_pure(fold.lifter, node):
+                key = (node.op, str(node.target), repr(node.args), repr(node.kwargs))
+                found.setdefault(key, []).append(node)
+        for first, *others in map(sorted, found.values()):
+            for other in others:
+                fold.attempt([first, other], partial(_make_one, fold, first, other))
+
+
+def _is_pure(lifter: Lifter, node: fx.Node) -> bool:
+    """Say whether a call gives the same numbers each time, and no memory that it was given."""
+    capture = lifter.capture
+    if any(node in table for table in (lifter.tainted, capture.elsewhere, capture.stays)):
+        return False
+    if node.op != "call_module":
+        found = activation(lifter, node) if Kind.ELEMENTWISE in kind_of(node) else None
+        return found is not None and not mutated(node) and len(node.all_input_nodes) == 1
+    path = str(node.target)
+    if path in capture.pinned or len(node.args) != 1 or node.kwargs or mutated(node):
+        return False
+    layer, source = submodule(capture.module, path), node.args[0]
+    if not isinstance(source, fx.Node) or any(map(capture.changing, layer.buffers())):
+        return False
+    piece = lift_module(layer, source, lifter.shape(source))
+    return activation(lifter, node) is not None or (
+        isinstance(piece, Piece) and not piece.is_nothing
+    )
+
+
+def _make_one(fold: FoldPass, first: fx.Node, other: fx.Node) -> bool:
+    groups = AliasGroups(fold.editor.graph)
+    if groups.is_written(first) or groups.is_written(other) or fold.shares_anew(other, first):
+        return False
+    where, name = fold.path(other), name_of(other)
+    fold.editor.replace(other, first)
+    fold.editor.sweep()
+    fold.edited()
+    fold.folds.append(Fold(where, "drop what is computed twice", name, 0, 0))
+    return True
+
+
 # layouts that undo each other
 
 
@@ -218,9 +272,11 @@ def _is_size_of(lifter: Lifter, steps: list[fx.Node], value: fx.Node, shape: Sha
         return call["other"] is value
     if call.name != "reshape" or "dim" in call.arguments:
         return False
-    sizes = call["shape"]
+    sizes, made = call["shape"], canonical(value)
     if not isinstance(sizes, (tuple, list)):
         return _asks(sizes, value) is not None and sizes.args[1:] in ((), ("shape",))
+    if made is not None and made.arguments == {"input": made["input"], "shape": sizes}:
+        return True  # as many numbers, laid out in the words that laid them out before
     unknown = [i for i, size in enumerate(sizes) if not _is_axis(size, i, value, shape)]
     return len(sizes) == len(shape) and (not unknown or [sizes[i] for i in unknown] == [-1])
 

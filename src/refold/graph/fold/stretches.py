@@ -14,7 +14,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from refold.graph.calls import AFFINE_IN_ALL, AFFINE_IN_FIRST, FILLS, PRODUCTS, is_question, name_of
+from refold.graph.calls import (
+    AFFINE_IN_ALL,
+    AFFINE_IN_FIRST,
+    FILLS,
+    NEVER_GROW,
+    PRODUCTS,
+    is_question,
+    name_of,
+)
 from refold.graph.copies.modules import submodule
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.modules import lift_module
@@ -190,6 +198,22 @@ def moves_numbers(lifter: Lifter, node: fx.Node) -> bool:
     if node.op == "call_module":
         return layer_class(submodule(lifter.capture.module, str(node.target))) in _PADS
     return not is_question(node) and _is_simple(lifter, node)
+
+
+def growing(lifter: Lifter) -> set[fx.Node]:
+    """Return the values that such calls may put into a larger one, told by the calls' names."""
+    found = set[fx.Node]()
+    for node in reversed(lifter.capture.graph.nodes):
+        if node.op == "call_module":
+            moves = layer_class(submodule(lifter.capture.module, str(node.target))) in _PADS
+            grows = moves
+        else:
+            name = _name(node) if node.op in ("call_function", "call_method") else ""
+            moves = name in _SIMPLE and not is_question(node)
+            grows = moves and name not in NEVER_GROW
+        if grows or (moves and node in found):
+            found.update(node.all_input_nodes)
+    return found
 
 
 def free_values(lifter: Lifter) -> set[fx.Node]:

@@ -16,15 +16,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from refold.algebra.cost import parameters
 from refold.algebra.operator import Affine, Conv
 from refold.errors import RefusedError
 from refold.graph.calls import canonical, fact_of, place_of, reads_shape_only
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.lower import like_of, lower
-from refold.graph.fold.norms.gains import conv_of, holds, is_layer, taken_in
-from refold.graph.fold.record import Fold, Kept
+from refold.graph.fold.norms.gains import taken_in
+from refold.graph.fold.norms.takers import Taker, conv_of, holds, is_layer, lowered, note
+from refold.graph.fold.record import Kept
 from refold.graph.lift.lifter import Lifter
 from refold.graph.trace.frames import map_tree
 from refold.graph.trace.overridden import layer_class
@@ -74,7 +73,7 @@ def push_value_biases(fold: FoldPass) -> None:
             if way is not None:
                 shift = _arriving(fold.lifter, way)
                 made = taken_in(fold, way.reader, Affine(None, shift), (_conv(fold, way.reader),))
-                fold.attempt(way.nodes, partial(_push, fold, way, *made))
+                fold.attempt(way.nodes, partial(_push, fold, way, made))
         except RefusedError as error:
             layer = start[0]
             fold.refused[layer] = Kept(fold.path(layer), f"its bias stays: {error}")
@@ -282,20 +281,11 @@ def _conv(fold: FoldPass, node: fx.Node) -> Conv:
     return conv_of(fold.lifter, node)
 
 
-def _push(fold: FoldPass, way: _Way, taken: Conv, module: nn.Module) -> bool:
+def _push(fold: FoldPass, way: _Way, taken: Taker) -> bool:
     old, behind = _conv(fold, way.layer), _conv(fold, way.reader)
-    bare = replace(old, bias=None)
-    fold.editor.replace_module(way.layer, lower(bare, like_of([old.weight], len(old.axes))))
-    fold.editor.replace_module(way.reader, module)
-    fold.edited()
-    fold.folds.append(
-        Fold(
-            where=fold.path(way.reader),
-            rule=RULE,
-            detail=place_of(way.layer),
-            parameters_before=parameters(old) + parameters(behind),
-            parameters_after=parameters(bare) + parameters(taken),
-            made_of=(fold.path(way.layer), fold.path(way.reader)),
-        )
-    )
+    bare = lowered(replace(old, bias=None), old)
+    fold.editor.replace_module(way.layer, bare.module)
+    fold.editor.replace_module(way.reader, taken.module)
+    nodes, after = [way.layer, way.reader], [bare.op, taken.op]
+    note(fold, RULE, nodes, [old, behind], after, at=[way.reader], detail=[way.layer])
     return True

@@ -150,6 +150,8 @@ def _lerp_by_channel(context: Context, ends: tuple[Any, Any], weight: Any) -> Li
 def _combine(context: Context, terms: tuple[Any, Any], factors: tuple[float, float]) -> Lifted:
     """Lift a * x + b * y, where one of the two may be a constant."""
     values = [term for term in terms if context.depends(term)]
+    if len(values) == 2 and values[0] is values[1]:
+        return unary(values[0], _times(sum(factors)), keeps_shape=True)
     if len(values) == 2:
         return _sum(context, values, [_times(factor) for factor in factors])
     if not values:

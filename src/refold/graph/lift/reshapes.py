@@ -33,7 +33,10 @@ def _reshape(context: Context, node: fx.Node, call: Call) -> Lifted:
 
 
 def _reshaped(before: Shape, after: Shape, call: Call, rank: int) -> RankedOp | None:
-    """Return what a reshape means when it keeps the channel axis whole, or lays maps in rows."""
+    """Return what a reshape means when it keeps the channel axis whole, or lays maps in rows.
+
+    Maps may have any number of axes before their channels: frames of clips, steps in time.
+    """
 
     def kept(out: int) -> RankedOp:
         axes = len(before) - 1 - rank, len(after) - 1 - out
@@ -45,6 +48,15 @@ def _reshaped(before: Shape, after: Shape, call: Call, rank: int) -> RankedOp | 
         return kept(0)
     if rank == 0 and more > 0 and after == (*before, *(1,) * more):
         return kept(more)
+    if (
+        rank
+        and min(len(before), len(after)) > rank + 1
+        and after[-1 - rank :] == before[-1 - rank :]
+    ):
+        lead = len(before) - 1 - rank, len(after) - 1 - rank
+        function = partial(_regroup, after[: lead[1]], rank)
+        counted = _counts(call, len(before), len(after), *lead)
+        return Reshaped(function, rank, 1.0, rank, counted), rank
     if len(before) != rank + 2 or len(after) < 2 or after[0] != before[0]:
         return None
     channels, size, positions = before[1], before[2:], prod(before[2:])
@@ -86,6 +98,11 @@ def _counts(call: Call, before: int, after: int, old: int, new: int) -> bool:
 def _reshape_to(shape: Shape, x: Tensor) -> Tensor:
     """Reshape a map of any batch and channels as the traced call did with its own."""
     return x.reshape(x.shape[0], *shape[1:]) if x.numel() == prod(shape) else x.flatten(2)
+
+
+def _regroup(lead: Shape, rank: int, x: Tensor) -> Tensor:
+    """Lay the axes before the channels out anew, for any number of what is batched."""
+    return x.reshape(-1, *lead[1:], *x.shape[-1 - rank :])
 
 
 def shuffle_index(channels: int, groups: int) -> tuple[int, ...]:
@@ -191,6 +208,7 @@ LAYOUT: dict[str, Handler] = {
     "reshape": _reshape,
     "reshape_as": _reshape,
     "squeeze": _reshape,
+    "unflatten": _reshape,
     "unsqueeze": _reshape,
     "transpose": _transpose,
     "permute": _transpose,

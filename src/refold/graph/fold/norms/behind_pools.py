@@ -14,14 +14,12 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from refold.algebra.cost import parameters
-from refold.algebra.operator import Affine, Conv, chain, sequence
-from refold.graph.calls import canonical, place_of
+from refold.algebra.operator import Affine
+from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.lower import like_of, lower
-from refold.graph.fold.norms.gains import conv_of, holds, is_layer
-from refold.graph.fold.record import Fold, Kept
+from refold.graph.fold.norms.takers import conv_of, holds, is_layer, note, taker
+from refold.graph.fold.record import Kept
 from refold.graph.layers import DepthToSpace
 from refold.graph.lift.activations import activation
 from refold.graph.lift.lifter import Lifter
@@ -127,28 +125,14 @@ def _pull(fold: FoldPass, norm: fx.Node, piece: Piece, steps: list[_Step]) -> bo
     if any(step.is_max for step in steps) and not _rises(op):
         fold.refused[norm] = Kept(fold.path(norm), _FALLS)
         return False
-    shadow, replay = fold.decisions.stand_in(sequence(conv, affine))
-    [*rest, made] = chain(replay.run(fold.decisions.rewrite(shadow)))
-    if rest or not isinstance(made, Conv):
+    made = taker(fold, conv, affine)
+    if made is None:
         return False
-    held: list[Tensor] = [tensor for tensor in (conv.weight, conv.bias) if tensor is not None]
-    path, where = fold.path(norm), fold.path(layer)
-    fold.editor.replace_module(layer, lower(made, like_of(held, len(conv.axes))))
+    fold.editor.replace_module(layer, made.module)
     fold.editor.bypass(norm, value)
     for step in steps:
         step.node.meta["rescaled"] = True
-    fold.editor.sweep()
-    fold.edited()
-    fold.folds.append(
-        Fold(
-            where=where,
-            rule=RULE,
-            detail=" + ".join((place_of(layer), path)),
-            parameters_before=parameters(conv) + parameters(op),
-            parameters_after=parameters(made),
-            made_of=(where, path),
-        )
-    )
+    note(fold, RULE, [layer, norm], [conv, op], [made.op], at=[layer])
     return True
 
 

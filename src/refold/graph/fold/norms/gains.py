@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional as F
 
-from refold.algebra.cost import parameters
 from refold.algebra.operator import (
     Affine,
     Conv,
@@ -24,14 +23,21 @@ from refold.algebra.operator import (
     Operator,
     Resample,
     chain,
-    sequence,
 )
 from refold.errors import RefusedError
 from refold.graph.calls import canonical, place_of, reads_shape_only
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.lower import like_of, lower
-from refold.graph.fold.record import Fold, Kept
+from refold.graph.fold.norms.takers import (
+    Taker,
+    conv_of,
+    holds,
+    is_layer,
+    lowered,
+    note,
+    simplified,
+)
+from refold.graph.fold.record import Kept
 from refold.graph.fold.region import Regions
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
@@ -123,16 +129,6 @@ def _gain_of_call(lifter: Lifter, node: fx.Node) -> _Gain | None:
     return _Gain(Affine(*found), is_last, remove)
 
 
-def holds(lifter: Lifter, path: str, module: nn.Module) -> str | None:
-    """Return why the parameters of a layer must stay as they are, or None."""
-    if path in lifter.capture.pinned:
-        return lifter.capture.pinned[path]
-    if lifter.capture.calls.get(path, 1) > 1:
-        return f"the module is called {lifter.capture.calls[path]} times"
-    names = (f"{path}.{name}" for name, _ in module.named_parameters(recurse=False))
-    return next((why for name in names if (why := lifter.constants.shared(name))), None)
-
-
 Path = tuple[Operator, ...]
 """What lies between a norm and a layer, the layer last."""
 
@@ -183,14 +179,6 @@ def _reached(lifter: Lifter, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node
     return layers, views, others
 
 
-def is_layer(lifter: Lifter, node: fx.Node) -> bool:
-    """Say whether a call is one linear layer or convolution."""
-    piece = lifter.lift(node)
-    if not isinstance(piece, Piece) or node.op != "call_module" or piece.through:
-        return False
-    return piece.join == "none" and isinstance(piece.ops[0], Conv)
-
-
 def _is_view(lifter: Lifter, node: fx.Node) -> bool:
     """Say whether a call only moves or averages positions."""
     piece = lifter.lift(node)
@@ -232,33 +220,18 @@ def _same_axis(lifter: Lifter, node: fx.Node, gain: _Gain, op: Operator) -> bool
 
 
 def _push(
-    fold: FoldPass,
-    node: fx.Node,
-    gain: _Gain,
-    readers: list[fx.Node],
-    made: list[tuple[Conv, nn.Module]],
+    fold: FoldPass, node: fx.Node, gain: _Gain, readers: list[fx.Node], made: list[Taker]
 ) -> bool:
     before = [conv_of(fold.lifter, reader) for reader in readers]
-    after = [op for op, _ in made]
     gain.remove(fold)
-    for reader, (_, module) in zip(readers, made, strict=True):
-        fold.editor.replace_module(reader, module)
-    fold.editor.sweep()
-    fold.edited()
-    fold.folds.append(
-        Fold(
-            where=fold.path(node),
-            rule=RULE,
-            detail=" + ".join(place_of(reader) for reader in readers),
-            parameters_before=parameters(gain.op) + sum(map(parameters, before)),
-            parameters_after=sum(map(parameters, after)),
-            made_of=(fold.path(node), *map(fold.path, readers)),
-        )
-    )
+    for reader, new in zip(readers, made, strict=True):
+        fold.editor.replace_module(reader, new.module)
+    nodes, after = [node, *readers], (new.op for new in made)
+    note(fold, RULE, nodes, [gain.op, *before], after, at=[node], detail=readers)
     return True
 
 
-def taken_in(fold: FoldPass, reader: fx.Node, gain: Affine, path: Path) -> tuple[Conv, nn.Module]:
+def taken_in(fold: FoldPass, reader: fx.Node, gain: Affine, path: Path) -> Taker:
     """Return a reader that does what a gain before it and it did.
 
     Args:
@@ -271,27 +244,16 @@ def taken_in(fold: FoldPass, reader: fx.Node, gain: Affine, path: Path) -> tuple
         RefusedError: when that is not one layer.
     """
     conv = conv_of(fold.lifter, reader)
-    shadow, replay = fold.decisions.stand_in(sequence(gain, *path))
-    rewrite = fold.decisions.rewrite(shadow)
-    *before, op = chain(replay.run(rewrite))
+    [*before, op], rewrite = simplified(fold, gain, *path)
     if not isinstance(op, Conv) or before != list(path[:-1]):
         reasons = "; ".join(refusal.reason for refusal in rewrite.refusals) or _why(gain, conv)
         raise RefusedError(f"{place_of(reader)} cannot take it in: {reasons}")
-    held: list[Tensor] = [tensor for tensor in (conv.weight, conv.bias) if tensor is not None]
-    return op, lower(op, like_of(held, len(conv.axes)))
+    return lowered(op, conv)
 
 
 def _why(gain: Affine, conv: Conv) -> str:
     meets = gain.shift is not None and conv.zero_pads
     return "the shift meets zero padding" if meets else "it is not a single layer"
-
-
-def conv_of(lifter: Lifter, reader: fx.Node) -> Conv:
-    """Return what a layer of `is_layer` computes."""
-    piece = lifter.lift(reader)
-    assert isinstance(piece, Piece)
-    assert isinstance(piece.ops[0], Conv)
-    return piece.ops[0]
 
 
 _CALLS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {

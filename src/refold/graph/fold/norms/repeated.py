@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch import Tensor, fx, nn
+from torch import fx
 
-from refold.algebra.cost import parameters
-from refold.algebra.operator import Affine, Conv, Operator, chain, sequence
-from refold.graph.calls import place_of
+from refold.algebra.operator import Affine, Conv, Operator
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.lower import like_of, lower
-from refold.graph.fold.record import Fold
+from refold.graph.fold.norms.takers import Taker, note, taker
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Piece
@@ -93,35 +90,20 @@ def _is_held(lifter: Lifter, path: str) -> bool:
 def _take(fold: FoldPass, norms: list[fx.Node], layers: list[fx.Node]) -> bool:
     affine = _op(fold.lifter, norms[0])
     assert isinstance(affine, Affine)
-    made: dict[str, tuple[nn.Module, Conv, Conv]] = {}
-    for layer in layers:
+    first = {str(layer.target): layer for layer in reversed(layers)}
+    before, made = list[Operator](), dict[str, Taker]()
+    for path, layer in first.items():
         conv = _op(fold.lifter, layer)
         assert isinstance(conv, Conv)
-        shadow, replay = fold.decisions.stand_in(sequence(conv, affine))
-        [*rest, op] = chain(replay.run(fold.decisions.rewrite(shadow)))
-        if rest or not isinstance(op, Conv):
+        new = taker(fold, conv, affine)
+        if new is None:
             return False
-        held: list[Tensor] = [tensor for tensor in (conv.weight, conv.bias) if tensor is not None]
-        made.setdefault(str(layer.target), (lower(op, like_of(held, len(conv.axes))), conv, op))
+        before.append(conv)
+        made[path] = new
     for norm, layer in zip(norms, layers, strict=True):
         fold.editor.bypass(norm, layer, times=len(norms))
-    first = {str(layer.target): layer for layer in reversed(layers)}
-    for path, (module, _, _) in made.items():
-        fold.editor.replace_module(first[path], module, times=len(layers))
-    fold.editor.sweep()
-    fold.edited()
-    fold.folds.append(
-        Fold(
-            where=" + ".join(map(fold.path, first.values())),
-            rule=RULE,
-            detail=" + ".join((*map(place_of, first.values()), str(norms[0].target))),
-            parameters_before=parameters(affine)
-            + sum(parameters(old) for _, old, _ in made.values()),
-            parameters_after=sum(parameters(new) for _, _, new in made.values()),
-            made_of=(
-                *map(fold.path, first.values()),
-                fold.lifter.capture.full(str(norms[0].target)),
-            ),
-        )
-    )
+    for path, new in made.items():
+        fold.editor.replace_module(first[path], new.module, times=len(layers))
+    after, known = (new.op for new in made.values()), list(first.values())
+    note(fold, RULE, [*known, norms[0]], [affine, *before], after, at=known)
     return True

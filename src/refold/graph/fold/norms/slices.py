@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx
 
-from refold.algebra.cost import parameters
-from refold.algebra.operator import Affine, Conv, Operator, Select, chain, sequence
-from refold.graph.calls import canonical, place_of, reads_shape_only
+from refold.algebra.operator import Affine, Conv, Operator, Select
+from refold.graph.calls import canonical, reads_shape_only
 from refold.graph.copies.modules import submodule
-from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.lower import like_of, lower
-from refold.graph.fold.norms.gains import conv_of, holds, is_layer
-from refold.graph.fold.record import Fold
+from refold.graph.fold.fold_pass import FoldPass, is_handed_out
+from refold.graph.fold.norms.takers import conv_of, holds, is_layer, note, taker
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
 
@@ -47,6 +44,7 @@ def pull_from_slices(fold: FoldPass) -> bool:
             continue
         parts = _parts(lifter, layer)
         taken = [part for part in parts if part.norm is not None and _is_alone(part, parts)]
+        taken = list(_with_memory_of_their_own(fold, taken))
         if taken:
             nodes = [layer, *(n for part in taken for n in (part.node, part.norm) if n is not None)]
             done |= fold.attempt(nodes, partial(_pull, fold, layer, taken))
@@ -99,37 +97,33 @@ def _is_alone(part: _Part, parts: list[_Part]) -> bool:
     return len(own) == len(part.op.index) and all(own.isdisjoint(other) for other in rest)
 
 
+def _with_memory_of_their_own(fold: FoldPass, parts: list[_Part]) -> Iterator[_Part]:
+    """Yield the parts after which no two results of the model lie in one tensor."""
+    handed = False
+    for part in parts:
+        if part.norm is None or fold.shares_anew(part.norm, part.node):
+            continue
+        is_result = is_handed_out(part.norm)
+        if not (is_result and handed):
+            handed = handed or is_result
+            yield part
+
+
 def _pull(fold: FoldPass, layer: fx.Node, taken: list[_Part]) -> bool:
     conv = conv_of(fold.lifter, layer)
-    scale, shift = _whole(conv, taken)
-    shadow, replay = fold.decisions.stand_in(sequence(conv, Affine(scale, shift)))
-    [op] = chain(replay.run(fold.decisions.rewrite(shadow)))
-    if not isinstance(op, Conv):
+    made = taker(fold, conv, _whole(conv, taken))
+    if made is None:
         return False
-    held: list[Tensor] = [tensor for tensor in (conv.weight, conv.bias) if tensor is not None]
-    module: nn.Module = lower(op, like_of(held, len(conv.axes)))
-    places = [(place_of(part.norm), fold.path(part.norm)) for part in taken if part.norm]
-    before = parameters(conv) + sum(parameters(part.scaled) for part in taken if part.scaled)
-    fold.editor.replace_module(layer, module)
-    for part in taken:
-        assert part.norm is not None
-        fold.editor.bypass(part.norm, part.node)
-    fold.editor.sweep()
-    fold.edited()
-    fold.folds.append(
-        Fold(
-            where=fold.path(layer),
-            rule=RULE,
-            detail=" + ".join((place_of(layer), *(name for name, _ in places))),
-            parameters_before=before,
-            parameters_after=parameters(op),
-            made_of=(fold.path(layer), *(path for _, path in places)),
-        )
-    )
+    norms = {part.norm: part for part in taken if part.norm is not None}
+    fold.editor.replace_module(layer, made.module)
+    for norm, part in norms.items():
+        fold.editor.bypass(norm, part.node)
+    before = [conv, *(part.scaled for part in taken if part.scaled is not None)]
+    note(fold, RULE, [layer, *norms], before, [made.op], at=[layer])
     return True
 
 
-def _whole(conv: Conv, taken: list[_Part]) -> tuple[Tensor, Tensor]:
+def _whole(conv: Conv, taken: list[_Part]) -> Affine:
     """Return scale and shift of every channel of the layer: one and zero where no norm is."""
     count = taken[0].op.channels
     scale = conv.weight.new_ones(count, dtype=torch.float64)
@@ -141,4 +135,4 @@ def _whole(conv: Conv, taken: list[_Part]) -> tuple[Tensor, Tensor]:
             scale[places] = part.scaled.scale.to(scale)
         if part.scaled.shift is not None:
             shift[places] = part.scaled.shift.to(shift)
-    return scale, shift
+    return Affine(scale, shift)
