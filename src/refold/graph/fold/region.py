@@ -16,6 +16,7 @@ from torch import fx
 
 from refold.algebra.operator import (
     Concat,
+    Identity,
     Input,
     Operator,
     Sequence,
@@ -25,6 +26,7 @@ from refold.algebra.operator import (
     made_of,
     sequence,
 )
+from refold.algebra.row import Reshaped
 from refold.graph.calls import Kind, is_kind_question, kind_of, reads_shape_only
 from refold.graph.lift.axes import same_layout
 from refold.graph.lift.lifter import Lifter
@@ -133,13 +135,28 @@ class Regions:
         for node in nodes:  # first to last: whether a sum is even rests on those it is made from
             self.piece(node)
         for node in reversed(nodes):
-            if node in inside or not isinstance(self.piece(node), Piece) or not node.users:
+            piece = self.piece(node)
+            if node in inside or not isinstance(piece, Piece) or not node.users:
+                continue
+            if self._only_lays_out(node):
                 continue
             region = self.region(node)
             if region is not None:
                 found.append(region)
                 inside.update(region.nodes)
         return found[::-1]
+
+    def _only_lays_out(self, node: fx.Node) -> bool:
+        """Say whether a value is what another forward gives, laid out anew: its code may stay."""
+        while True:
+            piece = self.piece(node)
+            if not isinstance(piece, Piece) or len(piece.sources) != 1:
+                return False
+            if not all(isinstance(op, (Identity, Reshaped)) for op in piece.ops):
+                return False
+            if piece.sources[0].meta.get("frame") != node.meta.get("frame"):
+                return True
+            node = piece.sources[0]
 
     def current(self, region: Region) -> Region | None:
         """Return the region that ends where this one did, now that others were edited."""

@@ -100,6 +100,7 @@ def many_shapes(
         functions: the code that they are given to.
 
     Examples:
+        >>> import torch
         >>> [change(torch.empty(2, 3, 9)) for change in many_shapes([(2, 3, 9)], [])][:2]
         [[1, 3, 4], [1, 3, 8]]
     """
@@ -140,7 +141,7 @@ def reads_unseen(function: Callable[..., Any]) -> bool:
 
     Examples:
         >>> def ask(x): return len(bytes(x.shape[-1])) == 9
-        >>> reads_unseen(ask), reads_unseen(compared_sizes)
+        >>> reads_unseen(ask), reads_unseen(lambda x: x.relu())
         (True, False)
     """
     code = (_code(one) for one in (function, *helpers_of(function)))

@@ -404,32 +404,29 @@ def record_root(
     if id(module) not in search.seen.made_up:
         made.shapes = found.shapes
     if not search.to_edit:
-        if search.to_fold:
+        if search.to_fold and not path:
             _show_methods(found)
         return made
     run = again(found, path, search.runs)
     made.evidence = Evidence(found, run, arguments, calls_known, made_up)
     made.evidence.vary()
     made.stays, made.elsewhere = made.evidence.stays(), made.evidence.elsewhere()
-    if search.to_fold:  # other runs show none: they are compared with this one as it was
+    if search.to_fold and not path:  # only now: other runs, which show none, were compared with it
         _show_methods(found)
     return made
 
 
 def _show_methods(found: Recorder) -> None:
-    """Make what methods of modules return a result: they may be called by themselves.
+    """Make what methods of a model return a result: they may be called by themselves.
 
     Those are the public ones that are given what forward is given, as `forward_features` is.
     """
-    shown = list[fx.Node]()
-    for frame in walk(found.root_frame):
-        above = frame.parent
-        if above is None or above.module is not frame.module or frame.method.startswith("_"):
-            continue
-        while above.method != "forward" and above.parent is not None:
-            above = above.parent
-        values = {*nodes_in((frame.args, frame.kwargs))}
-        if values and values <= {*nodes_in((above.args, above.kwargs))}:
+    root = found.root_frame
+    given, shown = {*nodes_in((root.args, root.kwargs))}, list[fx.Node]()
+    for frame in walk(root):
+        is_own = frame.module is root.module and frame.method != "forward"
+        values = {*nodes_in((frame.args, frame.kwargs))} if is_own else set[fx.Node]()
+        if values and values <= given and not frame.method.startswith("_"):
             shown += nodes_in(frame.output)
     [output] = found.graph.find_nodes(op="output")
     shown = [node for node in dict.fromkeys(shown) if output not in node.users]
