@@ -8,7 +8,7 @@ from refold.exporting.libraries import require
 from refold.exporting.metadata import describe, described
 from refold.exporting.onnx import onnx_session, run_onnx, write_unfused
 from refold.exporting.openvino import openvino_model, run_openvino
-from refold.exporting.provenance import read_provenance, version
+from refold.exporting.provenance import read_provenance, version, without_folders
 from refold.exporting.silence import quiet
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "run_onnx",
     "run_openvino",
     "version",
+    "without_folders",
     "words_of",
     "write",
     "write_unfused",
