@@ -60,6 +60,8 @@ def predict(
     good = [answer for answer in answers if answer.output is not None]
     if not good:
         raise InputError("none of the images can be read")
+    if output is not None and good[0].task != "segment":
+        raise InputError("-o is where masks are written, and this network makes none: leave it out")
     if good[0].task == "segment":
         _write_masks(good, output or Path("masks"))
     records = [_record(answer, good[0], top) for answer in good]

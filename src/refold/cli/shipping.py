@@ -176,7 +176,10 @@ def say_provenance(path: Path, as_json: bool) -> None:
     else:
         say(f"{path}: written by refold {found.pop('version', 'unknown')}")
         say(*(f"{key}: {text}" for key, text in found.items()))
-        say(*(f"{key}: {_short(value)}" for key, value in described(path).items()))
+        about = described(path)
+        if pruned := about.pop("pruned", None):  # how it is built again, which is long
+            say(f"pruned from: {pruned['model']}")
+        say(*(f"{key}: {_short(value)}" for key, value in about.items()))
 
 
 def provenance_of(path: Path) -> dict[str, Any]:
