@@ -31,7 +31,12 @@ Top = Annotated[int, typer.Option("--top", min=1, help="How many classes to name
 Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")]
 Output = Annotated[
     Path | None,
-    typer.Option("-o", "--output", metavar="FOLDER", help="Segmentation: where masks are written."),
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="Segmentation: where masks are written. Default: masks.",
+    ),
 ]
 
 
@@ -133,7 +138,11 @@ def _write_masks(answers: Sequence[Answer], folder: Path) -> None:
         mask = Image.fromarray(answer.mask().numpy(), "P")
         mask.putpalette(_palette())
         mask.save(folder / f"{name}.png")
-    note(f"wrote {len(answers)} masks to {folder}; a pixel's value is the number of its class")
+    high, wide = answers[0].mask().shape
+    note(
+        f"wrote {len(answers)} masks to {folder}: {wide}x{high}, as the network saw the images; a "
+        "pixel's value is the number of its class"
+    )
 
 
 def _palette() -> list[int]:

@@ -24,6 +24,7 @@ from refold.exporting.names import output_names as name_outputs
 from refold.exporting.onnx import write_onnx
 from refold.exporting.openvino import write_openvino
 from refold.exporting.outputs import with_plain_outputs
+from refold.exporting.provenance import PRECISION
 from refold.exporting.pt2 import write_pt2
 from refold.exporting.request import Request
 from refold.exporting.safetensors import write_safetensors
@@ -176,6 +177,7 @@ def write(
     outputs = name_outputs(answer, options.output_names)
     _require_apart(names, outputs, options)
     origin = {"source": type(model).__name__, "torch": torch.__version__} | dict(provenance or {})
+    origin |= {PRECISION: "float16"} if options.half else {}
     request = Request(
         model=halved(copy.deepcopy(copied)) if options.half else copied, reference=copied,
         axes=axes, inputs=names, outputs=outputs, opset=options.opset, provenance=origin,

@@ -23,6 +23,8 @@ VERSION = "refold"
 """The key of the version itself."""
 ABOUT = "refold_about"
 """The key of the entry that says what the network is for, in every format; its value is JSON."""
+PRECISION = "precision"
+"""The key of what a file computes in, where that is not the precision of its network."""
 PT2_ENTRY = "provenance.json"
 """The extra file in a .pt2 archive."""
 

@@ -136,6 +136,21 @@ def test_what_is_missing_is_said(run: Path, tmp_path: Path, data: Path) -> None:
         list(predict(run / "typo.safetensors", [data]))
 
 
+def test_an_embedding_of_no_numbers_is_refused(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes=2):\n"
+        "        super().__init__()\n"
+        "        self.fc, self.count = nn.Linear(3 * 12 * 12, 4), num_classes\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(x.flatten(1))[:, : self.count]\n"
+    )
+    changes = {"model": f"{tmp_path}/net.py:Net", "task": "embed", "loss.name": "arcface"}
+    with pytest.raises(InputError, match="an embedding of no numbers: with num_classes=0 it must"):
+        tiny(tmp_path / "run", data, changes=changes)
+
+
 def test_masks_of_what_makes_none(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

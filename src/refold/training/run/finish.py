@@ -160,11 +160,11 @@ def _proved(
 
 
 def _exported(
-    engine: Engine, deployed: nn.Module, example: Tensor, about: dict[str, Any], error: float
+    engine: Engine, deployed: nn.Module, example: Tensor, about: dict[str, Any], loss: float
 ) -> list[str]:
     plain, files = copy.deepcopy(deployed).cpu(), list[str]()
     source = without_folders(engine.recipe.model)
-    origin = {"source": source, "error": f"{error:.1e} in float64"}
+    origin = {"source": source, "error": f"{loss:.1e} in float64"}
     for suffix in engine.recipe.deploy.files:
         name = f"deploy.{suffix}"
         try:
