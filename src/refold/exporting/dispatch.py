@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from refold.equivalence import prepared, run, tensor_leaves
 from refold.errors import ExportError, InputError, RefoldError, one_line
@@ -172,6 +173,7 @@ def write(
     _require_type(copied, inputs, suffix)
     names = name_inputs(model, inputs, options.input_names)
     answer = with_plain_outputs(copied, run(copied, inputs), flat=suffix in _NAMED)
+    notes = _left_out(model, answer, target)
     choices = _choices(options.dynamic, tensors(inputs), tensor_leaves(answer))
     axes = choose(choices[0], inputs, names)
     outputs = name_outputs(answer, options.output_names)
@@ -182,7 +184,6 @@ def write(
         model=halved(copy.deepcopy(copied)) if options.half else copied, reference=copied,
         axes=axes, inputs=names, outputs=outputs, opset=options.opset, provenance=origin,
     )  # fmt: skip
-    notes: tuple[str, ...] = ()
     for at, choice in enumerate(choices, 1):
         request = replace(request, axes=choose(choice, inputs, names))
         try:
@@ -193,8 +194,28 @@ def write(
                 raise
             if choice == "batch":
                 size = request.axes.sizes["batch"]
-                notes = (f"{target.name} takes only a batch of {size}: {error}",)
+                notes += (f"{target.name} takes only a batch of {size}: {error}",)
     return Exported(target, _shapes(request), notes)
+
+
+def _left_out(model: nn.Module, answer: object, target: Path) -> tuple[str, ...]:
+    """Say what a model returns beside tensors that the file does not hold.
+
+    Raises:
+        InputError: when it returns no tensor, or what the format cannot hold.
+    """
+    others = [leaf for leaf in pytree.tree_leaves(answer) if not isinstance(leaf, Tensor | None)]
+    kinds = ", ".join(sorted({type(leaf).__name__ for leaf in others})) or "nothing"
+    name, suffix = type(model).__name__, target.suffix.lower()
+    if suffix == ".safetensors":
+        return ()
+    if not tensor_leaves(answer):
+        raise InputError(f"{name} returns no tensor, but {kinds}: what a file returns are tensors")
+    if suffix == ".pt2" and any(not isinstance(leaf, int | float | torch.Size) for leaf in others):
+        raise InputError(f"{name} returns {kinds} beside tensors: a .pt2 returns numbers at most")
+    if suffix in _NAMED and others:
+        return (f"{target.name} returns tensors alone: {kinds} that {name} returns is left out",)
+    return ()
 
 
 def _choices(dynamic: Dynamic, given: list[Tensor], made: list[Tensor]) -> list[Dynamic]:

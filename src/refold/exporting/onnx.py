@@ -65,9 +65,13 @@ def _require_opset(opset: int | None, onnxruntime: Any) -> None:
 def _unopened(request: Request, error: Exception, path: Path) -> str:
     """Return why ONNX Runtime refused a file, its temporary path left out."""
     reason = str(error).replace(str(path), path.name).replace(str(path.parent), "")
+    weights = chain(request.model.parameters(), request.model.buffers())
+    is_double = any(tensor.dtype == torch.float64 for tensor in weights)
     return (
         f"ONNX Runtime cannot open {type(request.model).__name__} as .onnx: "
         f"{reason.splitlines()[0][:300]}"
+        + "; it has few layers in float64: export model.float()"
+        * is_double
     )
 
 
