@@ -99,6 +99,14 @@ def test_wishes_that_cannot_be(
     assert not file.exists()
 
 
+def test_wishes_of_other_formats_are_refused_before_any_work(
+    tmp_path: Path, net: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["--opset", "17"], ["--input-names", "x"]):
+        assert main(["convert", net, "-o", str(tmp_path / "a.pt2"), *words]) == 2
+        assert capfd.readouterr().err.count("\n") == 1  # nothing was built
+
+
 def test_a_stranger_s_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.xml").write_text("<net/>")
     assert main(["inspect", str(tmp_path / "a.xml")]) == 0

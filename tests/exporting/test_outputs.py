@@ -102,6 +102,11 @@ def test_what_no_file_can_return_is_said(tmp_path: Path) -> None:
     double = nn.Conv2d(3, 4, 1).eval().double()
     with pytest.raises(ExportError, match=r"few layers in float64: export model\.float\(\)"):
         export(double, tmp_path / "net.onnx", IMAGE.double())
+    with pytest.raises(InputError, match=r"weight is on the meta device, where it has no values"):
+        export(nn.Conv2d(3, 4, 1, device="meta").eval(), tmp_path / "net.pt2", IMAGE)
+    net = nn.Conv2d(3, 4, 1).eval()
+    with pytest.raises(InputError, match=r"holds weights alone, which have no axes"):
+        export(net, tmp_path / "net.safetensors", IMAGE, dynamic={"input": {0: "n"}})
     assert not list(tmp_path.iterdir())
 
 

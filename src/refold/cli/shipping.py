@@ -17,7 +17,7 @@ from refold.errors import InputError, RefusedError
 if TYPE_CHECKING:
     from torch import nn
 
-    from refold.exporting import Exported
+    from refold.exporting import Exported, Options
     from refold.sources.pruned import Origin
 
 Dynamic = Annotated[
@@ -88,13 +88,9 @@ def ship(
     Raises:
         RefoldError: as `refold.export`.
     """
-    from refold.exporting import Options, describe, without_folders, write
+    from refold.exporting import describe, without_folders, write
 
-    asked = wishes or Wishes()
-    options = Options(
-        parse_dynamic(asked.dynamic), asked.opset, _names(asked.input_names),
-        _names(asked.output_names), asked.half,
-    )  # fmt: skip
+    options = options_of(wishes or Wishes(), place)
     origin = {"source": without_folders(subject.name)} | dict(provenance or {})
     with step(f"export {output}"):
         done = write(model, place, subject.example_inputs, options, origin)
@@ -125,6 +121,22 @@ def ship_origin(model: nn.Module, place: Path, origin: Origin) -> None:
             note_origin(model, place, origin)
     except RefusedError as error:
         note(f"note: {error}")
+
+
+def options_of(asked: Wishes, place: Path) -> Options:
+    """Return what was asked for as `refold.export` takes it.
+
+    Raises:
+        InputError: when the format of the file has no place for it.
+    """
+    from refold.exporting import Options, require_options
+
+    options = Options(
+        parse_dynamic(asked.dynamic), asked.opset, _names(asked.input_names),
+        _names(asked.output_names), asked.half,
+    )  # fmt: skip
+    require_options(options, place.suffix.lower())
+    return options
 
 
 def parse_dynamic(words: Sequence[str] | None) -> Any:

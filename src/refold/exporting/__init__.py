@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from refold.exporting.axes import words_of
-from refold.exporting.dispatch import SUFFIXES, Exported, Options, export, write
+from refold.exporting.dispatch import (
+    SUFFIXES,
+    Exported,
+    Options,
+    export,
+    require_options,
+    write,
+)
 from refold.exporting.half import halved
 from refold.exporting.libraries import require
 from refold.exporting.metadata import describe, described
@@ -26,6 +33,7 @@ __all__ = [
     "quiet",
     "read_provenance",
     "require",
+    "require_options",
     "run_onnx",
     "run_openvino",
     "version",

@@ -163,8 +163,9 @@ def write(
             f"cannot export to {target}: the suffix {target.suffix!r} names no format; "
             f"use one of {', '.join(SUFFIXES)}{way}"
         )
-    _require_options(options, suffix)
+    require_options(options, suffix)
     model = unwrap(model)
+    _require_weights(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(
             "a TorchScript module is a program already: export the module it was made from"
@@ -262,7 +263,12 @@ def _require_apart(inputs: Sequence[str], outputs: Sequence[str], options: Optio
         )
 
 
-def _require_options(options: Options, suffix: str) -> None:
+def require_options(options: Options, suffix: str) -> None:
+    """Refuse options that are none, or that a format has no place for.
+
+    Raises:
+        InputError: naming the first.
+    """
     if options.opset is not None and not isinstance(cast(Any, options.opset), int):
         raise InputError(f"opset must be a number, such as 17, got {options.opset!r}")
     if not isinstance(cast(Any, options.half), bool):
@@ -272,6 +278,19 @@ def _require_options(options: Options, suffix: str) -> None:
     if (options.input_names or options.output_names) and suffix not in _NAMED:
         raise InputError(
             f"names can be given to .onnx and .xml: {suffix} keeps those of the model itself"
+        )
+    if isinstance(options.dynamic, Mapping) and suffix == ".safetensors":
+        raise InputError(
+            "a .safetensors holds weights alone, which have no axes: leave dynamic out"
+        )
+
+
+def _require_weights(model: nn.Module) -> None:
+    empty = [key for key, value in model.state_dict().items() if getattr(value, "is_meta", False)]
+    if empty:
+        raise InputError(
+            f"{empty[0]} is on the meta device, where it has no values: load weights first, or "
+            "call model.to_empty(device='cpu')"
         )
 
 
