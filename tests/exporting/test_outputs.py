@@ -110,6 +110,13 @@ def test_what_no_file_can_return_is_said(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_a_quantized_layer_is_none_of_a_file_s(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), torch.ao.nn.quantized.Linear(3 * 6 * 8, 2)).eval()
+    with pytest.raises(InputError, match=r"1 is quantized \(Linear\), which \.onnx cannot hold"):
+        export(net, tmp_path / "net.onnx", IMAGE)
+
+
 @pytest.mark.parametrize(("suffix", "way"), [(".pte", "ExecuTorch"), (".tflite", "LiteRT")])
 def test_a_format_of_other_tools_is_named(tmp_path: Path, suffix: str, way: str) -> None:
     with pytest.raises(InputError, match=way):

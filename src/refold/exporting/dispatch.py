@@ -52,6 +52,7 @@ _ELSEWHERE = {
     ".pt": "write .safetensors for the weights alone, .pt2 for the network",
 }
 """Formats that other tools write, and the way there."""
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of torch's exporter
 _BESIDE = {".onnx": (".onnx.data",), ".xml": (".bin",)}  # files that belong to one
 
@@ -165,7 +166,7 @@ def write(
         )
     require_options(options, suffix)
     model = unwrap(model)
-    _require_weights(model)
+    _require_weights(model, suffix)
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(
             "a TorchScript module is a program already: export the module it was made from"
@@ -285,13 +286,20 @@ def require_options(options: Options, suffix: str) -> None:
         )
 
 
-def _require_weights(model: nn.Module) -> None:
+def _require_weights(model: nn.Module, suffix: str) -> None:
+    """Refuse a model without values, or whose layers are quantized already."""
     empty = [key for key, value in model.state_dict().items() if getattr(value, "is_meta", False)]
     if empty:
         raise InputError(
             f"{empty[0]} is on the meta device, where it has no values: load weights first, or "
             "call model.to_empty(device='cpu')"
         )
+    for path, part in model.named_modules() if suffix != ".safetensors" else ():
+        if type(part).__module__.startswith(_QUANTIZED):
+            raise InputError(
+                f"{path or 'the model'} is quantized ({type(part).__name__}), which {suffix} "
+                "cannot hold: export the network that it was made of, and quantize the file"
+            )
 
 
 def _require_type(model: nn.Module, inputs: Arguments, suffix: str) -> None:
