@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 from torch.nn import functional as F
 
 _REQUIRED = object()
@@ -419,7 +420,7 @@ def _is_made_like(node: fx.Node, value: fx.Node) -> bool:
         return False
     others: list[fx.Node] = []
     rest = (node.args[1:], {key: x for key, x in node.kwargs.items() if key != "input"})
-    fx.node.map_arg(rest, others.append)
+    map_arg(rest, others.append)
     return value not in others
 
 
