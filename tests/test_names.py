@@ -96,3 +96,16 @@ def test_a_name_that_is_not_there_is_found() -> None:
     }
     with pytest.raises((AttributeError, ImportError)):
         resolve("refold.train.list_recipes")
+
+
+def test_a_shell_completes_what_is_for_users() -> None:
+    shown = [name for name in dir(refold) if not name.startswith("__")]
+    assert shown == sorted(refold.__all__)
+    names: dict[str, object] = {}
+    exec("from refold import *", names)
+    assert set(shown) <= names.keys()
+    for name in shown:
+        thing = names[name]
+        assert inspect.getdoc(thing), name
+        owner = thing if isinstance(thing, ModuleType) else inspect.getmodule(thing)
+        assert getattr(owner, "__name__", "").startswith("refold"), name

@@ -46,6 +46,21 @@ def test_all_files_are_read(tmp_path: Path) -> None:
         load_checkpoint(fresh, tmp_path / ONE)
 
 
+def test_a_folder_of_hugging_face_is_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a folder; give a"):
+        read_state_dict(tmp_path)
+    written(tmp_path)
+    assert read_state_dict(tmp_path).keys() == NET.state_dict().keys()
+    torch.save({"w": torch.ones(2)}, tmp_path / "pytorch_model.bin")  # the safe one goes first
+    assert read_state_dict(tmp_path).keys() == NET.state_dict().keys()
+
+
+def test_an_address_is_no_file() -> None:
+    for place in ("https://x.org/a.pth", Path("https://x.org/a.pth")):
+        with pytest.raises(CheckpointError, match=r"x\.org/a.pth is an address: download it"):
+            read_state_dict(place)
+
+
 def test_files_of_torch_are_read_too(tmp_path: Path) -> None:
     torch.save(dict(NET.state_dict()), tmp_path / "a.bin")
     index = tmp_path / "pytorch_model.bin.index.json"

@@ -80,6 +80,10 @@ WRAPPINGS: dict[str, Callable[[Net, State], Any]] = {
     "average beside the last": lambda m, s: prefixed(s, "ema_model.")
     | prefixed(other(s), "online_model.")
     | {"step": torch.tensor(3), "initted": torch.tensor(True)},
+    "mirror of mmcv": lambda m, s: {
+        "meta": {"epoch": 3},
+        "state_dict": s | {"ema_" + k.replace(".", "_"): t for k, t in other(s).items()},
+    },
     "numpy": lambda m, s: {"state_dict": {k: t.numpy() for k, t in s.items()}},
     "numpy in fortran order": lambda m, s: {k: np.asfortranarray(t.numpy()) for k, t in s.items()},
     "numpy of big ends": lambda m, s: {

@@ -6,8 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 import refold
@@ -65,6 +68,29 @@ def test_a_network_widens_trains_and_becomes_itself_again(
     refold.load_checkpoint(plain, plain_file)
     torch.testing.assert_close(answer(plain), answer(wide), rtol=1e-4, atol=1e-4)
     assert float((answer(plain) - answer(stock)).abs().max()) > 0.1
+
+
+def test_the_weights_of_a_run_collapse(run: Callable, net: Net, tmp_path: Path) -> None:
+    images = [np.full((12, 12, 3), 200 * label, np.uint8) for label in (0, 1)]
+    for label, pixels in enumerate(images):
+        for part in ("train", "val"):
+            (tmp_path / "i" / part / "ab"[label]).mkdir(parents=True)
+            Image.fromarray(pixels).save(tmp_path / "i" / part / "ab"[label] / "0.png")
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef build(num_classes=2):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),"
+        " nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))\n"
+    )
+    model, done = f"{tmp_path / 'net.py'}:build", tmp_path / "run"
+    words = ["--data", tmp_path / "i", "--model", model, "--block", "acb", "--epochs", "1", "--cpu"]
+    words += ["--image-size", "12", "--workers", "0", "--tracker", "none", "-o", done]
+    assert run("train", *words).code == 0
+    stock = tmp_path / "stock.safetensors"
+    words = [model, "--block", "acb", "--checkpoint", done, "-o", stock, "--input-size", "3x12x12"]
+    back = run("collapse", *words)
+    assert back.code == 0, back.err
+    own = load_file(done / "stock.safetensors")
+    assert all(torch.allclose(value, own[key]) for key, value in load_file(stock).items())
 
 
 def test_both_print_json_alone(run: Callable, net: Net, tmp_path: Path, stock: nn.Module) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from helpers.nightly import rare
 from refold.cli.app import main
 
 pytestmark = pytest.mark.slow
@@ -50,11 +51,24 @@ def test_choices_reach_the_file_and_are_said(
     assert main(["inspect", str(file)]) == 0
     told = capfd.readouterr().out
     assert "written by refold" in told
-    assert f"source: {net}" in told
+    assert f"source: {Path(net).name}" in told
     assert "folds: 1" in told
     assert "in float64" in told
     assert main(["inspect", str(file), "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["provenance"]["source"] == net
+    assert json.loads(capfd.readouterr().out)["provenance"]["source"] == Path(net).name
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2", *rare("xml", "safetensors")])
+def test_a_file_in_float16_is_verified_as_one(
+    tmp_path: Path, net: str, capfd: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    file, size = tmp_path / f"a.{suffix}", ["--input-size", "3x8x8", "--live-statistics"]
+    assert main(["convert", net, "-o", str(file), *size, "--half"]) == 0
+    assert main(["inspect", str(file)]) == 0
+    assert "precision: float16" in capfd.readouterr().out
+    assert main(["verify", net, str(file), *size]) == 0
+    assert main(["verify", net, str(file), *size, "--seed", "1"]) == 1  # other statistics
+    assert "not equal" in capfd.readouterr().out
 
 
 def test_what_was_assumed_and_fixed_is_said(
@@ -83,6 +97,14 @@ def test_wishes_that_cannot_be(
     assert main(["convert", net, "-o", str(file), "--input-size", "3x8x8", *words]) == 2
     assert reason in capfd.readouterr().err
     assert not file.exists()
+
+
+def test_wishes_of_other_formats_are_refused_before_any_work(
+    tmp_path: Path, net: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["--opset", "17"], ["--input-names", "x"]):
+        assert main(["convert", net, "-o", str(tmp_path / "a.pt2"), *words]) == 2
+        assert capfd.readouterr().err.count("\n") == 1  # nothing was built
 
 
 def test_a_stranger_s_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

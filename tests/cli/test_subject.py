@@ -63,6 +63,8 @@ def test_weights_that_are_no_numbers_are_named() -> None:
     model[0].bias.data[0] = float("inf")
     with pytest.raises(InputError, match=r"net: weight '0\.bias' holds NaN or infinity"):
         check_finite(model, "net")
+    with pytest.raises(InputError, match=r"net: '0\.weight' is on the meta device"):
+        check_finite(nn.Sequential(nn.Conv2d(1, 1, 1, device="meta")), "net")
 
 
 def test_statistics_come_alive_and_activations_stay_sane() -> None:

@@ -39,7 +39,8 @@ def repeated(image: Tensor, y: Tensor) -> Any:
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_a_graph_returns_the_tensors_alone(tmp_path: Path, suffix: str) -> None:
     net = Net(nested).eval()
-    path = export(net, tmp_path / f"net{suffix}", IMAGE, dynamic="none")
+    with pytest.warns(UserWarning, match="returns tensors alone: int that Net returns is left out"):
+        path = export(net, tmp_path / f"net{suffix}", IMAGE, dynamic="none")
     if suffix == ".onnx":
         session = onnx_session(path)
         assert [o.name for o in session.get_outputs()] == ["pair_left", "list_0", "list_1_most"]
@@ -76,6 +77,8 @@ def test_a_program_returns_named_tuples_as_dicts(tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"input_names": ["x"], "output_names": ["x"]}, "both called 'x'"),
+        ({"input_names": "x"}, "input_names must be a list of names, got 'x'"),
+        ({"output_names": [1]}, r"output_names must be a list of names, got \[1\]"),
         ({"opset": "17"}, "opset must be a number"),
         ({"half": "yes"}, "half must be True or False"),
         ({"dynamic": True}, "dynamic is a word"),
@@ -85,6 +88,33 @@ def test_a_wrong_option_is_said(tmp_path: Path, options: dict[str, Any], said: s
     with pytest.raises(InputError, match=said):
         export(nn.Conv2d(3, 4, 1).eval(), tmp_path / "net.onnx", IMAGE, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_no_file_can_return_is_said(tmp_path: Path) -> None:
+    numbers = Net(lambda image, y: y.mean().tolist()).eval()
+    with pytest.raises(InputError, match="Net returns no tensor, but float"):
+        export(numbers, tmp_path / "net.onnx", IMAGE)
+    text = Net(lambda image, y: {"y": y, "kind": "map"}).eval()
+    with pytest.raises(
+        InputError, match=r"Net returns str beside tensors: a \.pt2 returns numbers"
+    ):
+        export(text, tmp_path / "net.pt2", IMAGE)
+    double = nn.Conv2d(3, 4, 1).eval().double()
+    with pytest.raises(ExportError, match=r"few layers in float64: export model\.float\(\)"):
+        export(double, tmp_path / "net.onnx", IMAGE.double())
+    with pytest.raises(InputError, match=r"weight is on the meta device, where it has no values"):
+        export(nn.Conv2d(3, 4, 1, device="meta").eval(), tmp_path / "net.pt2", IMAGE)
+    net = nn.Conv2d(3, 4, 1).eval()
+    with pytest.raises(InputError, match=r"holds weights alone, which have no axes"):
+        export(net, tmp_path / "net.safetensors", IMAGE, dynamic={"input": {0: "n"}})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_a_quantized_layer_is_none_of_a_file_s(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), torch.ao.nn.quantized.Linear(3 * 6 * 8, 2)).eval()
+    with pytest.raises(InputError, match=r"1 is quantized \(Linear\), which \.onnx cannot hold"):
+        export(net, tmp_path / "net.onnx", IMAGE)
 
 
 @pytest.mark.parametrize(("suffix", "way"), [(".pte", "ExecuTorch"), (".tflite", "LiteRT")])

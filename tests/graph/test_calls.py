@@ -51,7 +51,8 @@ def check(ask: Callable[[Any], Any]) -> None:
     for value in (x, torch.cat([x, x])):
         wanted, got = net(value), folded(value)
         assert (wanted[0] - got[0]).abs().max() <= 1e-9 * wanted[0].abs().max()
-        assert wanted[1] == got[1]
+        same = torch.equal if isinstance(wanted[1], Tensor) else operator.eq
+        assert same(wanted[1], got[1])
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
@@ -62,6 +63,43 @@ def test_a_question_blocks_no_fold_however_it_is_spelled(name: str) -> None:
 @pytest.mark.parametrize("function", ASKING, ids=lambda function: function.__name__)
 def test_a_function_that_asks_blocks_no_fold(function: Callable[[Any], Any]) -> None:
     check(function)
+
+
+MADE_LIKE = {
+    "ones_like": torch.ones_like,
+    "full_like": lambda y: torch.full_like(y, 2.0),
+    "new_ones": lambda y: y.new_ones(()),
+    "new_zeros": lambda y: y.new_zeros(3),
+    "new_full": lambda y: y.new_full(y.shape, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", MADE_LIKE)
+def test_a_constant_of_its_type_and_size_blocks_no_fold(name: str) -> None:
+    check(MADE_LIKE[name])
+
+
+def test_a_constant_of_its_numbers_does() -> None:
+    net = Net(lambda y: y.new_full((2,), 2.0) * y.amax()).eval()
+    folded = plan(net, torch.randn(1, 3, 2, 2)).apply()
+    assert any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+
+
+def test_a_constant_of_a_size_that_the_fold_would_change_stops_it() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, stride=2)).eval()
+
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.net[0](x)
+            return self.net[2](self.net[1](y)).mean() * torch.ones_like(y)
+
+    x = torch.randn(1, 3, 8, 8)
+    sized = Sized().eval()
+    torch.testing.assert_close(plan(sized, x).apply()(x), sized(x))
 
 
 def test_whoever_reads_the_numbers_does() -> None:

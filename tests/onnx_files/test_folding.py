@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers.onnx_texts import assert_same, kinds, model, norm, run, written
 from refold import blocks
-from refold.errors import NotEquivalentError
+from refold.errors import InputError, NotEquivalentError
 from refold.onnx_files import fold_onnx, proof, read
 from refold.onnx_files.folding import Writer
 
@@ -27,6 +27,18 @@ def folded(tmp_path: Path, made: Any, **shapes: tuple[int, ...]) -> list[str]:
         assert_same(source, out, **each)
     onnx.checker.check_model(onnx.load(out), full_check=True)
     return kinds(out)
+
+
+def test_a_model_in_memory(tmp_path: Path) -> None:
+    text = IMAGE + "{ a = Conv(x, w) y = BatchNormalization(a, gn, bn, mn, vn) }"
+    made = model(text, {"w": (8, 3, 3, 3), **norm("n", 8)})
+    before = made.SerializeToString()
+    report = fold_onnx(made, tmp_path / "out.onnx")
+    assert len(report.steps) == 1
+    assert made.SerializeToString() == before
+    assert_same(written(tmp_path, made), tmp_path / "out.onnx", x=(2, 3, 8, 9))
+    with pytest.raises(InputError, match=r"or an onnx\.ModelProto, got Conv2d"):
+        fold_onnx(nn.Conv2d(3, 4, 1))
 
 
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 15, 18, 21])

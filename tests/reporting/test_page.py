@@ -40,6 +40,12 @@ class Reader(HTMLParser):
         self.data.append(data)
 
 
+def test_a_page_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"net\.onnx is no page: end it in \.html or \.htm"):
+        refold.report(nn.Conv2d(3, 4, 1).eval(), tmp_path / "net.onnx", torch.zeros(1, 3, 4, 4))
+    assert not any(tmp_path.iterdir())
+
+
 def test_names_stay_text(page: Path) -> None:
     text = page.read_text()
     assert HOSTILE not in text

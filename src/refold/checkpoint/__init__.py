@@ -14,4 +14,5 @@ from refold.checkpoint.load import load_checkpoint as load_checkpoint
 from refold.checkpoint.load import load_in_order as load_in_order
 from refold.checkpoint.read import read_state_dict as read_state_dict
 from refold.checkpoint.read import read_weights as read_weights
+from refold.checkpoint.shards import weights_in as weights_in
 from refold.checkpoint.write import write_state_dict as write_state_dict

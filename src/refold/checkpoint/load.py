@@ -33,6 +33,7 @@ from refold.errors import CheckpointError
 
 # A block's own words for what its branches become, and the maps it flattens; see `refold.blocks`.
 _SAYS, _SIZE = "deploy_name", "partition_size"
+_MIRROR = "ema_"  # of mmcv: a buffer for each tensor, which swaps values with it every epoch
 _ROLES = frozenset({"weight", "bias", "running_mean", "running_var", OPTIONAL})
 
 
@@ -104,7 +105,7 @@ def load_checkpoint(
 
     Args:
         model: any module, in either form.
-        path: the file.
+        path: the file, or a folder that Hugging Face's `save_pretrained` wrote.
         key: the container in the file to take the weights from, such as `teacher` or
             `nets.generator`, or what their names begin with.
         eps: of the norms that are folded on the way: a state_dict does not hold it.
@@ -239,7 +240,12 @@ class _Target:
 
     def _fit(self, choice: Choice, reading: Reading, stripped: tuple[str, ...]) -> _Fit:
         own, file = self._own, self._file
-        names = {n: full for n, full in reading.names.items() if n in own or not _is_count(n)}
+        mirrors = {f"{_MIRROR}{name.replace('.', '_')}" for name in own}
+        names = {
+            n: full
+            for n, full in reading.names.items()
+            if n in own or not (_is_count(n) or n in mirrors)
+        }
         raw = {name: choice.state[full] for name, full in names.items()}
         adapted = adapt(raw, own, file, eps=self._eps, told=self._told)
         _require_fit(own, adapted, file)

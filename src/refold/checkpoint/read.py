@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -18,7 +19,7 @@ from refold.checkpoint.finding import Choice, find, has_container, listed
 from refold.checkpoint.formats import recognise, require_size, require_whole_archive
 from refold.checkpoint.hdf5 import read_hdf5
 from refold.checkpoint.kinds import settle, some, span
-from refold.checkpoint.shards import is_index, parts_of, shards_of
+from refold.checkpoint.shards import is_index, parts_of, shards_of, weights_in
 from refold.checkpoint.untrusted import read_untrusted, require_storages
 from refold.errors import CheckpointError, RefoldError
 from refold.torch_versions import CHECKS_STORAGES
@@ -29,6 +30,9 @@ OPTIONAL = "num_batches_tracked"
 """Unused in eval mode and absent from old files."""
 # What wrappers put into the middle of names: torch.compile, FSDP, activation checkpointing.
 _INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+_ADDRESS = re.compile(r"(https?|s3|gs|hf):/")  # a path has one slash left of two
 
 
 def read_choices(path: str | os.PathLike[str], key: str | None = None) -> list[Choice]:
@@ -55,8 +59,11 @@ def path_of(place: object) -> Path:
     Raises:
         CheckpointError: when it is not a path, but the weights themselves, say.
     """
+    if _ADDRESS.match(str(place)):
+        raise CheckpointError(f"checkpoint {place} is an address: download it, and give the file")
     if isinstance(place, (str, os.PathLike)) and str(place):
-        return Path(place)
+        file = Path(place)
+        return (weights_in(file) if file.is_dir() else None) or file
     what = "an empty text" if isinstance(place, str) else f"a {type(place).__name__}"
     cure = "; a dict of tensors is loaded by model.load_state_dict" * isinstance(place, Mapping)
     raise CheckpointError(f"a checkpoint is the path of a file, got {what}{cure}")

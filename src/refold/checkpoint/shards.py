@@ -12,6 +12,19 @@ from refold.errors import CheckpointError
 SUFFIX = ".index.json"
 
 
+_HELD = ("model.safetensors", "pytorch_model.bin")
+"""What Hugging Face's libraries call the weights in a folder."""
+
+
+def weights_in(folder: Path) -> Path | None:
+    """Return the weights of a folder that `save_pretrained` wrote; None for any other."""
+    for name in _HELD:
+        for file in (folder / name, folder / f"{name}{SUFFIX}"):
+            if file.is_file():
+                return file
+    return None
+
+
 def is_index(file: Path) -> bool:
     """Say whether a file is called as an index is."""
     return file.name.endswith(SUFFIX) and file.is_file()

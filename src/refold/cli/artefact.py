@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -56,14 +57,18 @@ def judge(subject: Subject, path: Path, *, allow_growth: bool) -> Verdict:
 
     A `.onnx` or `.xml` file runs in its runtime and its own precision; the others in float64.
     """
+    is_half = _is_half(path)
     if _kind(path) in RUNTIMES:
-        return _judge_in_runtime(subject, path)
+        return _judge_in_runtime(subject, path, _open(path), is_half=is_half)
     import refold
 
     if _kind(path) == ".pt2":
         candidate = build(str(path)).model
+        if is_half:  # it takes and gives what the network does: the casts are inside
+            return _judge_in_runtime(subject, path, _calling(candidate), is_half=True)
     else:
         candidate = _deploy_form(subject, path, allow_growth=allow_growth)
+        candidate = candidate.half() if is_half else candidate
     proof = refold.verify(subject.model, candidate, subject.example_inputs)
     return Verdict(bool(proof), proof.max_rel_error, proof.tolerance, str(proof))
 
@@ -81,17 +86,39 @@ def _deploy_form(subject: Subject, path: Path, *, allow_growth: bool) -> nn.Modu
     return folded
 
 
-def _judge_in_runtime(subject: Subject, path: Path) -> Verdict:
-    from refold.equivalence import runtime_rounding
+def _is_half(path: Path) -> bool:
+    """Say whether a file computes in float16 for a network that does not, as `--half` writes it."""
+    from refold.exporting import PRECISION, read_provenance
 
-    found = runtime_rounding(subject.model, _open(path), subject.example_inputs)
+    return read_provenance(path).get(PRECISION) == "float16"
+
+
+def _calling(candidate: nn.Module) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
+    from refold.equivalence import run, tensor_leaves
+
+    return lambda inputs: tensor_leaves(run(candidate, inputs))
+
+
+def _judge_in_runtime(
+    subject: Subject,
+    path: Path,
+    call: Callable[[tuple[Tensor, ...]], list[Tensor]],
+    *,
+    is_half: bool,
+) -> Verdict:
+    from refold.equivalence import runtime_rounding
+    from refold.exporting import halved
+
+    written = halved(copy.deepcopy(subject.model)) if is_half else None
+    found = runtime_rounding(subject.model, call, subject.example_inputs, written)
     error, bound = found.error or 0.0, found.bound
     if found.note:
         return Verdict(False, error, bound, f"not equal: {found.note}")
     verdict = "equal" if found.is_within else "not equal"
     return Verdict(
         found.is_within, error, bound,
-        f"{verdict}: largest error {error:.1e} in {RUNTIMES[_kind(path)]}, "
+        f"{verdict}{' in float16' if is_half else ''}: largest error {error:.1e} in "
+        f"{RUNTIMES.get(_kind(path), 'torch')}, "
         f"{found.reference_error:.1e} in torch itself (bound {bound:.1e})",
     )  # fmt: skip
 

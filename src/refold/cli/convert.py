@@ -15,7 +15,7 @@ from refold.cli.destination import check_destination
 from refold.cli.onnx_model import convert_onnx, is_onnx
 from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove, say_proof
-from refold.cli.shipping import Wishes, parse_dynamic, ship, ship_origin
+from refold.cli.shipping import Wishes, options_of, ship, ship_origin
 from refold.cli.subject import Subject, prepare
 from refold.cli.summary import kept_lines, record, size_of, size_rows, unrun_lines
 from refold.cli.weights import convert_weights, is_weights
@@ -73,8 +73,8 @@ def convert(
         return
     if norm_eps is not None:
         raise InputError(_NO_EPS)
-    parse_dynamic(wishes.dynamic)  # before minutes of work go into it
     place, page = check_destination(output), check_page(report)
+    options_of(wishes, place)  # before minutes of work go into it
     subject = prepare(network)
     wanted = {"allow_growth": allow_growth, "drop_unused": drop_unused}
     make, again = _makers(tuning, subject, wanted)

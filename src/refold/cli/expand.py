@@ -11,7 +11,7 @@ import typer
 from refold.cli import options
 from refold.cli.console import note, print_json, say, step, table
 from refold.cli.destination import WEIGHTS, check_destination, whole
-from refold.cli.subject import Subject, check_finite, prepare
+from refold.cli.subject import Subject, check_finite, load_weights, prepare
 from refold.cli.summary import NetworkSize, kept_lines, record, size_of, size_rows
 from refold.errors import CheckpointError, InputError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from refold.account import Account
 
 _FIXED = ("weights_key", "batch", "live_statistics")
-Own = Annotated[options.Network, options.without(*_FIXED)]
+Own = Annotated[options.Network, options.without("batch", "live_statistics")]
 Stock = Annotated[options.Network, options.without("checkpoint", *_FIXED)]
 Block = Annotated[
     str,
@@ -47,7 +47,7 @@ Expanded = Annotated[
     Path,
     typer.Option(
         "--checkpoint", metavar="FILE", help="Weights of the expanded network: .pt, .pth, "
-        ".safetensors.",
+        ".safetensors, or the folder of a run.",
     ),
 ]  # fmt: skip
 
@@ -62,8 +62,8 @@ def expand(
 ) -> None:
     """Put training-time branches into a network and write its weights.
 
-    The network computes what it did before. To train it, call refold.expand(model, block) in
-    Python and load the file.
+    The network computes what it did before. To train it, give refold train the same MODEL and
+    --block, and the file with --checkpoint.
     """
     import refold
 
@@ -138,16 +138,14 @@ def _expanded(subject: Subject, block: str, where: list[str] | None) -> tuple[nn
 
 def _load(wide: nn.Module, checkpoint: Path, what: str) -> tuple[str, ...]:
     """Load the weights and return what was done to them on the way."""
-    import refold
-
     try:
-        report = refold.load_checkpoint(wide, checkpoint)
+        notes = load_weights(wide, checkpoint, None)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}; the file must hold {what}, expanded with the same --where"
         ) from error
     check_finite(wide, str(checkpoint))
-    return report.notes
+    return notes
 
 
 def _size(model: nn.Module, subject: Subject) -> NetworkSize:

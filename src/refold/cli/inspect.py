@@ -11,7 +11,7 @@ import typer
 from refold.cli import options
 from refold.cli.console import print_json, say, say_block, step
 from refold.cli.onnx_model import check_options, inspect_onnx, is_onnx
-from refold.cli.shipping import say_provenance
+from refold.cli.shipping import provenance_of, say_provenance
 from refold.cli.subject import prepare
 from refold.cli.summary import why_lines
 
@@ -62,7 +62,8 @@ def inspect(
             drop_unused=drop_unused,
         )
     if as_json:
-        print_json(plan.to_dict())
+        told = provenance_of(Path(model)) if model.lower().endswith(".pt2") else {}
+        print_json(told | plan.to_dict())
     else:
         if model.lower().endswith(".pt2"):
             say_provenance(Path(model), as_json)

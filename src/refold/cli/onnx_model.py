@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from refold.cli.console import note, print_json, say, say_block, step, table
 from refold.cli.destination import check_destination
 from refold.cli.options import Network
-from refold.cli.shipping import say_provenance
+from refold.cli.shipping import provenance_of, say_provenance
 from refold.cli.subject import parse_size
 from refold.cli.summary import kept_lines
 from refold.errors import InputError, NotEquivalentError
@@ -135,12 +135,11 @@ def node_rows(report: OnnxReport) -> list[list[str]]:
 def inspect_onnx(model: str, *, allow_growth: bool, as_json: bool) -> OnnxReport:
     """Show where an .onnx file comes from and what would be folded in it."""
     import refold
-    from refold.exporting import read_provenance
 
     with step("plan"):
         report = refold.fold_onnx(model, allow_growth=allow_growth)
     if as_json:
-        print_json({"file": model, "provenance": read_provenance(Path(model))} | report.to_dict())
+        print_json(provenance_of(Path(model)) | report.to_dict())
     else:
         say_provenance(Path(model), as_json)
         say_block(str(report))

@@ -31,7 +31,12 @@ Top = Annotated[int, typer.Option("--top", min=1, help="How many classes to name
 Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")]
 Output = Annotated[
     Path | None,
-    typer.Option("-o", "--output", metavar="FOLDER", help="Segmentation: where masks are written."),
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="Segmentation: where masks are written. Default: masks.",
+    ),
 ]
 
 
@@ -60,6 +65,8 @@ def predict(
     good = [answer for answer in answers if answer.output is not None]
     if not good:
         raise InputError("none of the images can be read")
+    if output is not None and good[0].task != "segment":
+        raise InputError("-o is where masks are written, and this network makes none: leave it out")
     if good[0].task == "segment":
         _write_masks(good, output or Path("masks"))
     records = [_record(answer, good[0], top) for answer in good]
@@ -131,7 +138,11 @@ def _write_masks(answers: Sequence[Answer], folder: Path) -> None:
         mask = Image.fromarray(answer.mask().numpy(), "P")
         mask.putpalette(_palette())
         mask.save(folder / f"{name}.png")
-    note(f"wrote {len(answers)} masks to {folder}; a pixel's value is the number of its class")
+    high, wide = answers[0].mask().shape
+    note(
+        f"wrote {len(answers)} masks to {folder}: {wide}x{high}, as the network saw the images; a "
+        "pixel's value is the number of its class"
+    )
 
 
 def _palette() -> list[int]:

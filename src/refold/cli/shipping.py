@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -16,7 +17,7 @@ from refold.errors import InputError, RefusedError
 if TYPE_CHECKING:
     from torch import nn
 
-    from refold.exporting import Exported
+    from refold.exporting import Exported, Options
     from refold.sources.pruned import Origin
 
 Dynamic = Annotated[
@@ -87,14 +88,10 @@ def ship(
     Raises:
         RefoldError: as `refold.export`.
     """
-    from refold.exporting import Options, describe, write
+    from refold.exporting import describe, without_folders, write
 
-    asked = wishes or Wishes()
-    options = Options(
-        parse_dynamic(asked.dynamic), asked.opset, _names(asked.input_names),
-        _names(asked.output_names), asked.half,
-    )  # fmt: skip
-    origin = {"source": subject.name} | dict(provenance or {})
+    options = options_of(wishes or Wishes(), place)
+    origin = {"source": without_folders(subject.name)} | dict(provenance or {})
     with step(f"export {output}"):
         done = write(model, place, subject.example_inputs, options, origin)
         if subject.about:
@@ -124,6 +121,22 @@ def ship_origin(model: nn.Module, place: Path, origin: Origin) -> None:
             note_origin(model, place, origin)
     except RefusedError as error:
         note(f"note: {error}")
+
+
+def options_of(asked: Wishes, place: Path) -> Options:
+    """Return what was asked for as `refold.export` takes it.
+
+    Raises:
+        InputError: when the format of the file has no place for it.
+    """
+    from refold.exporting import Options, require_options
+
+    options = Options(
+        parse_dynamic(asked.dynamic), asked.opset, _names(asked.input_names),
+        _names(asked.output_names), asked.half,
+    )  # fmt: skip
+    require_options(options, place.suffix.lower())
+    return options
 
 
 def parse_dynamic(words: Sequence[str] | None) -> Any:
@@ -164,13 +177,43 @@ def say_provenance(path: Path, as_json: bool) -> None:
         InputError: when it cannot be read.
     """
     from refold.cli.console import print_json
-    from refold.exporting import read_provenance
+    from refold.exporting import described
 
-    found = read_provenance(path)
+    told = provenance_of(path)
+    found = told["provenance"]
     if as_json:
-        print_json({"file": str(path), "provenance": found})
+        print_json(told)
     elif not found:
         say(f"{path} does not say where it comes from: refold did not write it")
     else:
         say(f"{path}: written by refold {found.pop('version', 'unknown')}")
         say(*(f"{key}: {text}" for key, text in found.items()))
+        about = described(path)
+        if pruned := about.pop("pruned", None):  # how it is built again, which is long
+            say(f"pruned from: {pruned['model']}")
+        say(*(f"{key}: {_short(value)}" for key, value in about.items()))
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """Return where a file comes from, and what its network is for, as `--json` prints it.
+
+    Raises:
+        InputError: when it cannot be read.
+    """
+    from refold.exporting import described, read_provenance
+
+    about = described(path)
+    told: dict[str, Any] = {"file": str(path), "provenance": read_provenance(path)}
+    return told | ({"about": about} if about else {})
+
+
+def _short(value: Any) -> str:
+    """Return a value in one line; of a long list, such as classes, the first few.
+
+    >>> _short(["ant", "bee"]), _short(list("abcdefg"))
+    ('ant, bee', 'a, b, c, d, e, ... (7)')
+    """
+    if not isinstance(value, list):
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    words = [str(word) for word in cast(list[object], value)]
+    return ", ".join(words[:5]) + (f", ... ({len(words)})" if len(words) > 5 else "")

@@ -165,6 +165,11 @@ def check_finite(model: nn.Module, name: str) -> None:
     for key, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             continue
+        if tensor.is_meta:
+            raise InputError(
+                f"{name}: {key!r} is on the meta device, where it has no values: let the factory "
+                "build it on the CPU"
+            )
         strict = key in weights or key.rpartition(".")[2] in ("running_mean", "running_var")
         if bool((~torch.isfinite(tensor) if strict else torch.isnan(tensor)).any()):
             raise InputError(

@@ -202,6 +202,8 @@ def train(
         return
     if data_changed and not resume:
         raise InputError("--data-changed is for a resumed run: pass --resume as well")
+    if teacher_checkpoint and not teacher and not resume:
+        raise InputError("--teacher-checkpoint is the weights of a teacher: pass --teacher as well")
     given = {
         "model": model, "checkpoint": checkpoint, "pretrained": pretrained or None, "seed": seed,
         "freeze": freeze or None, "freeze_norms": freeze_norms or None, "block": block,

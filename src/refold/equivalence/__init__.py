@@ -18,7 +18,7 @@ from refold.equivalence.rounding import (
     rounding_bound,
     runtime_rounding,
 )
-from refold.equivalence.verifying import Equivalence, verify
+from refold.equivalence.verifying import Equivalence, is_untrained, verify
 
 __all__ = [
     "Equivalence",
@@ -26,6 +26,7 @@ __all__ = [
     "Proof",
     "cast_floats",
     "compare",
+    "is_untrained",
     "native_bound",
     "native_dtype",
     "own_loss",

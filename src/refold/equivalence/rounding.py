@@ -157,7 +157,10 @@ def native_rounding(
 
 
 def runtime_rounding(
-    model: nn.Module, call: Callable[[Arguments], list[Tensor]], example: Arguments
+    model: nn.Module,
+    call: Callable[[Arguments], list[Tensor]],
+    example: Arguments,
+    written: nn.Module | None = None,
 ) -> Rounding:
     """Compare what a runtime makes of a model's file with the model in float64.
 
@@ -165,14 +168,16 @@ def runtime_rounding(
         model: what the file was made of.
         call: runs the file and returns its output tensors in order.
         example: arguments of both.
+        written: the model in the precision of the file, where that is another one.
     """
     dtype = native_dtype(model) or torch.float32
+    written = written or model
     name = str(dtype).removeprefix("torch.")
     wide = copy_model(model, widen)
     trials = [cast_inputs(inputs, dtype) for _, inputs in islice(trial_inputs(example), 2)]
     wanted: list[object] = [tensor_leaves(run_wide(wide, inputs)) for inputs in trials]
-    own = _worst(wanted, [tensor_leaves(run(model, inputs)) for inputs in trials])
-    bound = max(native_bound(model), _OWN_LOSS * own)
+    own = _worst(wanted, [tensor_leaves(run(written, inputs)) for inputs in trials])
+    bound = max(native_bound(written), _OWN_LOSS * own)
     try:
         return Rounding(name, _worst(wanted, [call(inputs) for inputs in trials]), own, bound)
     except Exception as problem:  # a file of another network refuses these inputs, or answers oddly

@@ -153,7 +153,7 @@ def verify(reference: nn.Module, candidate: nn.Module, example_inputs: Any) -> E
         dtype="float64",
         trials=trials,
         native=native,
-        vacuous=_is_vacuous(reference),
+        vacuous=is_untrained(reference),
         failure=_nondeterminism(wide_reference, few[-1]) or _first_failure(trials, native),
     )
 
@@ -217,7 +217,8 @@ def _nondeterminism(reference: nn.Module, inputs: Arguments) -> str | None:
     return f"the reference is not deterministic: two runs differ by {error:.2g} at {output}"
 
 
-def _is_vacuous(model: nn.Module) -> bool:
+def is_untrained(model: nn.Module) -> bool:
+    """Say whether a model has norms, and all of them still have their initial statistics."""
     norms = [module for module in model.modules() if is_norm(module)]
     return bool(norms) and all(map(_is_initial, norms))
 

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 from refold.exporting.axes import words_of
-from refold.exporting.dispatch import SUFFIXES, Exported, Options, export, write
+from refold.exporting.dispatch import (
+    SUFFIXES,
+    Exported,
+    Options,
+    export,
+    require_options,
+    write,
+)
+from refold.exporting.half import halved
 from refold.exporting.libraries import require
 from refold.exporting.metadata import describe, described
 from refold.exporting.onnx import onnx_session, run_onnx, write_unfused
 from refold.exporting.openvino import openvino_model, run_openvino
-from refold.exporting.provenance import read_provenance, version
+from refold.exporting.provenance import PRECISION, read_provenance, version, without_folders
 from refold.exporting.silence import quiet
 
 __all__ = [
+    "PRECISION",
     "SUFFIXES",
     "Exported",
     "Options",
     "describe",
     "described",
     "export",
+    "halved",
     "onnx_session",
     "openvino_model",
     "quiet",
     "read_provenance",
     "require",
+    "require_options",
     "run_onnx",
     "run_openvino",
     "version",
+    "without_folders",
     "words_of",
     "write",
     "write_unfused",

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from refold.equivalence import prepared, run, tensor_leaves
 from refold.errors import ExportError, InputError, RefoldError, one_line
@@ -24,6 +25,7 @@ from refold.exporting.names import output_names as name_outputs
 from refold.exporting.onnx import write_onnx
 from refold.exporting.openvino import write_openvino
 from refold.exporting.outputs import with_plain_outputs
+from refold.exporting.provenance import PRECISION
 from refold.exporting.pt2 import write_pt2
 from refold.exporting.request import Request
 from refold.exporting.safetensors import write_safetensors
@@ -50,6 +52,7 @@ _ELSEWHERE = {
     ".pt": "write .safetensors for the weights alone, .pt2 for the network",
 }
 """Formats that other tools write, and the way there."""
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of torch's exporter
 _BESIDE = {".onnx": (".onnx.data",), ".xml": (".bin",)}  # files that belong to one
 
@@ -161,8 +164,9 @@ def write(
             f"cannot export to {target}: the suffix {target.suffix!r} names no format; "
             f"use one of {', '.join(SUFFIXES)}{way}"
         )
-    _require_options(options, suffix)
+    require_options(options, suffix)
     model = unwrap(model)
+    _require_weights(model, suffix)
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(
             "a TorchScript module is a program already: export the module it was made from"
@@ -171,16 +175,17 @@ def write(
     _require_type(copied, inputs, suffix)
     names = name_inputs(model, inputs, options.input_names)
     answer = with_plain_outputs(copied, run(copied, inputs), flat=suffix in _NAMED)
+    notes = _left_out(model, answer, target)
     choices = _choices(options.dynamic, tensors(inputs), tensor_leaves(answer))
     axes = choose(choices[0], inputs, names)
     outputs = name_outputs(answer, options.output_names)
     _require_apart(names, outputs, options)
     origin = {"source": type(model).__name__, "torch": torch.__version__} | dict(provenance or {})
+    origin |= {PRECISION: "float16"} if options.half else {}
     request = Request(
         model=halved(copy.deepcopy(copied)) if options.half else copied, reference=copied,
         axes=axes, inputs=names, outputs=outputs, opset=options.opset, provenance=origin,
     )  # fmt: skip
-    notes: tuple[str, ...] = ()
     for at, choice in enumerate(choices, 1):
         request = replace(request, axes=choose(choice, inputs, names))
         try:
@@ -191,8 +196,28 @@ def write(
                 raise
             if choice == "batch":
                 size = request.axes.sizes["batch"]
-                notes = (f"{target.name} takes only a batch of {size}: {error}",)
+                notes += (f"{target.name} takes only a batch of {size}: {error}",)
     return Exported(target, _shapes(request), notes)
+
+
+def _left_out(model: nn.Module, answer: object, target: Path) -> tuple[str, ...]:
+    """Say what a model returns beside tensors that the file does not hold.
+
+    Raises:
+        InputError: when it returns no tensor, or what the format cannot hold.
+    """
+    others = [leaf for leaf in pytree.tree_leaves(answer) if not isinstance(leaf, Tensor | None)]
+    kinds = ", ".join(sorted({type(leaf).__name__ for leaf in others})) or "nothing"
+    name, suffix = type(model).__name__, target.suffix.lower()
+    if suffix == ".safetensors":
+        return ()
+    if not tensor_leaves(answer):
+        raise InputError(f"{name} returns no tensor, but {kinds}: what a file returns are tensors")
+    if suffix == ".pt2" and any(not isinstance(leaf, int | float | torch.Size) for leaf in others):
+        raise InputError(f"{name} returns {kinds} beside tensors: a .pt2 returns numbers at most")
+    if suffix in _NAMED and others:
+        return (f"{target.name} returns tensors alone: {kinds} that {name} returns is left out",)
+    return ()
 
 
 def _choices(dynamic: Dynamic, given: list[Tensor], made: list[Tensor]) -> list[Dynamic]:
@@ -239,7 +264,12 @@ def _require_apart(inputs: Sequence[str], outputs: Sequence[str], options: Optio
         )
 
 
-def _require_options(options: Options, suffix: str) -> None:
+def require_options(options: Options, suffix: str) -> None:
+    """Refuse options that are none, or that a format has no place for.
+
+    Raises:
+        InputError: naming the first.
+    """
     if options.opset is not None and not isinstance(cast(Any, options.opset), int):
         raise InputError(f"opset must be a number, such as 17, got {options.opset!r}")
     if not isinstance(cast(Any, options.half), bool):
@@ -250,6 +280,26 @@ def _require_options(options: Options, suffix: str) -> None:
         raise InputError(
             f"names can be given to .onnx and .xml: {suffix} keeps those of the model itself"
         )
+    if isinstance(options.dynamic, Mapping) and suffix == ".safetensors":
+        raise InputError(
+            "a .safetensors holds weights alone, which have no axes: leave dynamic out"
+        )
+
+
+def _require_weights(model: nn.Module, suffix: str) -> None:
+    """Refuse a model without values, or whose layers are quantized already."""
+    empty = [key for key, value in model.state_dict().items() if getattr(value, "is_meta", False)]
+    if empty:
+        raise InputError(
+            f"{empty[0]} is on the meta device, where it has no values: load weights first, or "
+            "call model.to_empty(device='cpu')"
+        )
+    for path, part in model.named_modules() if suffix != ".safetensors" else ():
+        if type(part).__module__.startswith(_QUANTIZED):
+            raise InputError(
+                f"{path or 'the model'} is quantized ({type(part).__name__}), which {suffix} "
+                "cannot hold: export the network that it was made of, and quantize the file"
+            )
 
 
 def _require_type(model: nn.Module, inputs: Arguments, suffix: str) -> None:

@@ -15,19 +15,16 @@ import torch
 
 from refold.errors import ExportError, InputError, one_line
 from refold.exporting.libraries import require
-from refold.exporting.provenance import PREFIX, PT2_ENTRY, read_entries
+from refold.exporting.provenance import ABOUT, PT2_ENTRY, parse_about, read_entries
 from refold.exporting.signals import own_signal_stack
 from refold.exporting.silence import quiet
 from refold.files import atomic_path
-
-KEY = "refold_about"
-"""The key that our own entry has in every format; its value is JSON."""
 
 
 def describe(path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
     """Write into an exported file what it is: its classes, say, and how images are prepared.
 
-    One entry, under `KEY`, is JSON; each of its keys is an entry of its own, too, for whoever
+    One entry, under `ABOUT`, is JSON; each of its keys is an entry of its own, too, for whoever
     looks at the file with other tools.
 
     Args:
@@ -50,7 +47,7 @@ def describe(path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
     """
     target = Path(path)
     write = _format(target)
-    entries = {KEY: json.dumps(dict(about))}
+    entries = {ABOUT: json.dumps(dict(about))}
     entries |= {key: x if isinstance(x, str) else json.dumps(x) for key, x in about.items()}
     try:
         with quiet():
@@ -65,12 +62,7 @@ def described(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         InputError: when the format is another one, or the file cannot be read.
     """
-    entries = read_entries(Path(path))
-    text = entries.get(KEY) or entries.get(f"{PREFIX}{KEY}")
-    try:
-        return json.loads(text) if text else {}
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+    return parse_about(read_entries(Path(path)), Path(path))
 
 
 def _format(path: Path) -> _Write:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -68,6 +68,8 @@ def _settled(found: Iterable[str], given: Sequence[str] | None, what: str) -> li
     plain = [_plain(name) or what for name in found]
     if given is None:
         return unique(plain)
+    if isinstance(given, str) or not all(isinstance(cast(Any, name), str) for name in given):
+        raise InputError(f"{what}_names must be a list of names, got {given!r}")
     names = list(given)
     if len(names) != len(plain) or len(set(names)) < len(names) or not all(names):
         raise InputError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from refold.errors import ExportError, InputError
 from refold.exporting.libraries import require
 from refold.exporting.onnx_graph import name_axes, name_values, strip
+from refold.exporting.opset import limit_ir, lower
 from refold.exporting.provenance import keyed
 from refold.exporting.pt2 import trace
 from refold.exporting.request import Request
@@ -45,12 +46,10 @@ def write_onnx(request: Request, path: Path) -> None:
 
 def _finish(model: Any, request: Request) -> None:
     """Strip what is private from a graph, name its values and axes, and say where it is from."""
-    written = model.opset_imports.get("")
-    if request.opset is not None and written != request.opset:
-        raise ExportError(
-            f"the network cannot be written with opset {request.opset}: the exporter wrote "
-            f"{written}, and a layer has no older form; leave opset out, or give 18 or more"
-        )
+    if request.opset is not None:
+        if model.opset_imports[""] > request.opset:  # its own conversion gave up
+            lower(model, request.opset)
+        limit_ir(model, request.opset)
     strip(model)
     name_axes(model, request.axes.shapes)
     name_values(model, request.inputs, request.outputs)
@@ -66,9 +65,13 @@ def _require_opset(opset: int | None, onnxruntime: Any) -> None:
 def _unopened(request: Request, error: Exception, path: Path) -> str:
     """Return why ONNX Runtime refused a file, its temporary path left out."""
     reason = str(error).replace(str(path), path.name).replace(str(path.parent), "")
+    weights = chain(request.model.parameters(), request.model.buffers())
+    is_double = any(tensor.dtype == torch.float64 for tensor in weights)
     return (
         f"ONNX Runtime cannot open {type(request.model).__name__} as .onnx: "
         f"{reason.splitlines()[0][:300]}"
+        + "; it has few layers in float64: export model.float()"
+        * is_double
     )
 
 

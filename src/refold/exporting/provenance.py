@@ -21,6 +21,10 @@ PREFIX = "refold."
 """Begins the keys of ONNX and safetensors, which others write to as well."""
 VERSION = "refold"
 """The key of the version itself."""
+ABOUT = "refold_about"
+"""The key of the entry that says what the network is for, in every format; its value is JSON."""
+PRECISION = "precision"
+"""The key of what a file computes in, where that is not the precision of its network."""
 PT2_ENTRY = "provenance.json"
 """The extra file in a .pt2 archive."""
 
@@ -31,6 +35,19 @@ def version() -> str:
         return metadata.version("refold")
     except metadata.PackageNotFoundError:  # run from a source tree
         return "unknown"
+
+
+def without_folders(name: str) -> str:
+    """Return a MODEL's name without the folders of this machine.
+
+    Examples:
+        >>> without_folders("/home/ann/secret/net.py:build"), without_folders("timm:resnet18")
+        ('net.py:build', 'timm:resnet18')
+    """
+    kind, colon, rest = name.partition(":")
+    if Path(name).is_absolute():
+        return Path(name).name
+    return f"{kind}{colon}{Path(rest).name}" if Path(rest).is_absolute() else name
 
 
 def keyed(provenance: Mapping[str, str]) -> dict[str, str]:
@@ -60,7 +77,23 @@ def read_provenance(path: Path) -> dict[str, str]:
         InputError: when it is not a file of its suffix.
         MissingDependencyError: for .onnx without onnx.
     """
-    return unkeyed(read_entries(path))
+    entries = read_entries(path)
+    about = parse_about(entries, path)  # .xml has one place for all
+    found = unkeyed(entries)
+    return {key: text for key, text in found.items() if key not in (ABOUT, *about)}
+
+
+def parse_about(entries: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """Return what entries of a file say its network is for; nothing where they do not.
+
+    Raises:
+        InputError: when the entry is damaged.
+    """
+    text = entries.get(ABOUT) or entries.get(f"{PREFIX}{ABOUT}")
+    try:
+        return json.loads(text) if text else {}
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def read_entries(path: Path) -> dict[str, str]:

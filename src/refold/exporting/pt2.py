@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from refold.torch_versions import drop_unreadable_guards
 
 # What says where a step comes from: lines of source with absolute paths.
 _PRIVATE = ("stack_trace", "from_node", "source_fn_stack")
+_ADVERTS = re.compile(r"!? *For more information, run with TORCH_LOGS=\S+")
 
 
 def trace(request: Request) -> ExportedProgram:
@@ -38,8 +40,8 @@ def trace(request: Request) -> ExportedProgram:
         free = f" with {', '.join(axes.sizes)} free" if axes.sizes else ""
         cure = "may neither fix that size nor" if axes.sizes else "may not"
         raise ExportError(
-            f"torch.export cannot trace {type(model).__name__}{free}: {one_line(error)}; its "
-            f"forward {cure} branch on values"
+            f"torch.export cannot trace {type(model).__name__}{free}: "
+            f"{_ADVERTS.sub('', one_line(error))}; its forward {cure} branch on values"
         ) from error
     for module in program.graph_module.modules():
         if isinstance(module, fx.GraphModule):

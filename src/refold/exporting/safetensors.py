@@ -16,7 +16,7 @@ from refold.exporting.request import Request
 
 def write_safetensors(request: Request, path: Path) -> None:
     """Write the state_dict, then read it back; axes and names play no part."""
-    plain = as_plain(request.model.state_dict(), path)
+    plain = as_plain(request.model.state_dict(), Path(path.name))
     safetensors.torch.save_file(plain, path, metadata={"format": "pt"} | keyed(request.provenance))
     read = safetensors.torch.load_file(path)
     for name, tensor in plain.items():

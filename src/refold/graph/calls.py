@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 from torch.nn import functional as F
 
 _REQUIRED = object()
@@ -239,6 +240,8 @@ _KIND_NAMES = (
     "is_cuda is_cpu is_sparse is_quantized is_meta"
 )
 _KINDS = frozenset(_KIND_NAMES.split())
+_NEW = frozenset({"new_full", "new_ones", "new_zeros"})  # of another's type
+_LIKE = frozenset({"full_like", "ones_like"})  # of its size, too
 _ASKING = (
     len,
     *(torch.numel, torch.get_device, torch.is_floating_point, torch.is_complex, torch.is_signed),
@@ -400,13 +403,25 @@ def is_kind_question(node: fx.Node) -> bool:
     if node.op == "call_function" and node.target is getattr:
         return node.args[1] in _KINDS
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return is_question(node) and name in _KINDS
+    return name in _NEW or (is_question(node) and name in _KINDS)
 
 
 def reads_shape_only(node: fx.Node, value: fx.Node) -> bool:
     """Say whether `node` reads the size, type or device of `value` and none of its numbers."""
     likens = Kind.LIKENS in kind_of(node) and node.args[:1] != (value,)
-    return likens or is_question(node)
+    return likens or is_question(node) or _is_made_like(node, value)
+
+
+def _is_made_like(node: fx.Node, value: fx.Node) -> bool:
+    """Say whether a node makes a constant of the type, and perhaps the size, of a value."""
+    name = name_of(node)
+    is_method = node.op == "call_method" and name in _NEW
+    if not is_method and not (node.op in ("call_method", "call_function") and name in _LIKE):
+        return False
+    others: list[fx.Node] = []
+    rest = (node.args[1:], {key: x for key, x in node.kwargs.items() if key != "input"})
+    map_arg(rest, others.append)
+    return value not in others
 
 
 def shape_readers(node: fx.Node) -> Iterator[fx.Node]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from refold.errors import InputError, RefoldError
+from refold.exporting import require
 from refold.files import atomic_path
 from refold.graph import Capture, Fold, Kept, fold_graph, place_of
 from refold.onnx_files.bodies import Bodies, fold_bodies
@@ -29,26 +32,27 @@ from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.trials import open_original
 from refold.onnx_files.writing import Writer, Written
 
+_LARGEST = 2**31 - 1  # bytes that protobuf writes in one piece
 _ADVICE = ("pass example_inputs", "run shape inference on the file, or give its inputs shapes")
 """What would help a network, and what helps a file."""
 
 
 def fold_onnx(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Any,
     output: str | os.PathLike[str] | None = None,
     *,
     allow_growth: bool = False,
     check: bool = True,
     example_inputs: Mapping[str, Any] | None = None,
 ) -> OnnxReport:
-    """Fold an ONNX file, whatever wrote it.
+    """Fold an ONNX file, whatever wrote it, or a model in memory.
 
     Nodes that the algebra does not know stay as they are, and so does the whole file where nothing
     folds. What was written is run in ONNX Runtime beside the original, on two sizes of every free
     axis; where they differ by more than rounding nothing is written.
 
     Args:
-        path: the file.
+        path: the file, or an `onnx.ModelProto`, which stays as it is.
         output: where to write the result; without it only the account is made.
         allow_growth: also make merges that need more multiply-adds than their parts.
         check: run both files.
@@ -72,6 +76,12 @@ def fold_onnx(
         {'Conv': 1}
         >>> folder.cleanup()
     """
+    if not isinstance(path, str | os.PathLike):
+        with _stored(path) as file:
+            report = fold_onnx(
+                file, output, allow_growth=allow_growth, check=check, example_inputs=example_inputs
+            )
+        return replace(report, path=Path(file.name))
     file = read(path)
     try:
         target = None if output is None else Path(output)
@@ -83,6 +93,26 @@ def fold_onnx(
         if reason is None:
             raise
         raise InputError(f"{path} is damaged: {reason}") from error
+
+
+@contextmanager
+def _stored(model: Any) -> Generator[Path]:
+    """Write a model in memory to a file for as long as it is read.
+
+    Raises:
+        InputError: when it is none, or too large for one file.
+    """
+    onnx = require("onnx", "onnx")
+    if not isinstance(model, onnx.ModelProto):
+        raise InputError(
+            f"give the path of an .onnx file, or an onnx.ModelProto, got {type(model).__name__}"
+        )
+    if model.ByteSize() > _LARGEST:
+        raise InputError("the model is over 2 GB: write it with onnx.save, and give its path")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{Path(model.graph.name or 'model').name}.onnx"
+        file.write_bytes(model.SerializeToString())
+        yield file
 
 
 def _fold(

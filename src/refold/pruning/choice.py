@@ -57,7 +57,7 @@ class Amount:
             raise InputError(f"threshold must be an importance, at least 0, got {self.threshold}")
         for name in ("macs", "params"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < inf:
+            if value is not None and (not 0 < value < inf or value == 1):
                 raise InputError(f"{name} must be a share below 1, or a number, got {value}")
 
     def budget(self, before: Workload, clock: Clock | None) -> Budget | None:

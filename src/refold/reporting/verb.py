@@ -10,11 +10,15 @@ from typing import Any
 from torch import nn
 
 from refold.equivalence import prove
+from refold.errors import InputError
+from refold.files import require_named, require_place
 from refold.folding import reparameterize
 from refold.inputs import required
 from refold.planning import plan
 from refold.reporting.comparison import Comparison
 from refold.reporting.page import write_report
+
+PAGES = (".html", ".htm")
 
 
 def report(
@@ -46,7 +50,8 @@ def report(
     Raises:
         RefusedError: When the model is in training mode.
         NotEquivalentError: When the fold is not equal in float64.
-        InputError: When the model cannot run on the example, or the place cannot be written.
+        InputError: When the model cannot run on the example, the file is not called `.html`, or its
+            place cannot be written.
 
     Examples:
         >>> import tempfile, torch
@@ -56,6 +61,10 @@ def report(
         ...     page.read_text()[:15]
         '<!DOCTYPE html>'
     """
+    require_named("path", path)
+    if Path(path).suffix.lower() not in PAGES:
+        raise InputError(f"{path} is no page: end it in {' or '.join(PAGES)}")
+    require_place(path)
     inputs = required(model, example_inputs)
     fold = partial(reparameterize, allow_growth=allow_growth)
     account = plan(model, inputs, allow_growth=allow_growth)

@@ -15,7 +15,7 @@ from torch import nn
 
 from refold.cli.app import main
 from refold.errors import InputError
-from refold.exporting import described
+from refold.exporting import described, read_provenance
 from refold.training import network_of, open_data, predict
 from refold.training.data.augment import eval_transform
 from refold.training.loop.learner import at_size
@@ -91,6 +91,12 @@ def test_files_and_summary_say_what_is_needed(run: Path) -> None:
         about = described(run / f"deploy.{suffix}")
         assert about["classes"] == ["yak", "zebra"]
         assert about["preprocessing"] == steps
+        told = read_provenance(run / f"deploy.{suffix}")
+        assert float(told["error"].split()[0]) <= 1e-9
+        assert told["source"] == about["model"]
+        words = (run / f"deploy.{suffix}").read_bytes()
+        assert str(run).encode() not in words
+        assert str(Path(__file__).parent).encode() not in words
 
 
 def test_ten_lines_without_refold_give_the_same_answers(run: Path, data: Path) -> None:
@@ -126,6 +132,31 @@ def test_what_is_missing_is_said(run: Path, tmp_path: Path, data: Path) -> None:
         list(predict(tmp_path, [data]))
     with pytest.raises(InputError, match="there is no run or file"):
         list(predict(tmp_path / "x.onnx", [data]))
+    with pytest.raises(InputError, match="there is no run or file"):
+        list(predict(run / "typo.safetensors", [data]))
+
+
+def test_an_embedding_of_no_numbers_is_refused(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes=2):\n"
+        "        super().__init__()\n"
+        "        self.fc, self.count = nn.Linear(3 * 12 * 12, 4), num_classes\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(x.flatten(1))[:, : self.count]\n"
+    )
+    changes = {"model": f"{tmp_path}/net.py:Net", "task": "embed", "loss.name": "arcface"}
+    with pytest.raises(InputError, match="an embedding of no numbers: with num_classes=0 it must"):
+        tiny(tmp_path / "run", data, changes=changes)
+
+
+def test_masks_of_what_makes_none(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(run), str(data / "val"), "-o", str(tmp_path / "masks")]) == 2
+    assert "this network makes none: leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "masks").exists()
 
 
 def test_masks_are_those_of_the_evaluation(tmp_path: Path, say: Say) -> None:

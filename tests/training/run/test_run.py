@@ -83,6 +83,12 @@ class Skip(torch.nn.Module):
         return self.head(x.relu().mean((2, 3)))
 
 
+def test_a_caller_may_have_switched_gradients_off(tmp_path: Path, data: Path) -> None:
+    with torch.inference_mode():
+        run = tiny(tmp_path / "run", data)
+    assert run.summary["epochs"] > 0
+
+
 def test_a_recipe_can_end_without_residuals(tmp_path: Path, data: Path) -> None:
     changes = {"deploy.remove_residuals": True, "epochs": 1}
     torch.manual_seed(2)

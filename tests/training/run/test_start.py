@@ -284,7 +284,8 @@ def test_a_teacher_is_folded_and_learnt_from(tmp_path: Path, data: Path, model: 
     torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
     distill = {"teacher": model, "checkpoint": str(tmp_path / "teacher.pth"), "temperature": 2.0}
     recipe = load_recipe("folder", {"model": model, "distill": {**distill, "weight": 0.25}})
-    folded = make_teacher(recipe, open_data(data), (3, 12, 12))
+    folded, notes = make_teacher(recipe, open_data(data), (3, 12, 12))
+    assert notes == [f"learns from {model}, too: 0.25 of the loss"]
     assert equal(folded, teacher)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
     assert not any(weight.requires_grad for weight in folded.parameters())
@@ -313,6 +314,13 @@ def test_a_teacher_decides_where_labels_do_not(tmp_path: Path, data: Path, model
     pixels = torch.stack([prepare(*opened.val.load(n))[0] for n in range(len(opened.val))])
     assert run.model is not None
     assert (run.model(pixels).argmax(1) == teacher.eval()(pixels).argmax(1)).all()
+
+
+def test_a_teacher_that_seems_untrained_is_said(data: Path, model: str) -> None:
+    recipe = load_recipe("folder", {"model": model, "distill": {"teacher": model}})
+    _, notes = make_teacher(recipe, open_data(data), (3, 12, 12))
+    assert "every norm of the teacher" in notes[1]
+    assert "--teacher-checkpoint" in notes[1]
 
 
 def test_a_teacher_must_know_something(data: Path, model: str) -> None:

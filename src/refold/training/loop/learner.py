@@ -220,6 +220,11 @@ def make_learner(
             f"{recipe.model} returns {tuple(main.shape)} for two images, but --task {recipe.task} "
             f"needs {wanted}" + (" of every pixel" if ndim == 4 else "")
         )
+    if not main.shape[1]:
+        raise InputError(
+            f"{recipe.model} returns an embedding of no numbers: with num_classes=0 it must leave "
+            "its classifier out"
+        )
     loss = _loss(recipe.loss, main.shape[1], classes)
     lesson = None
     if teacher is not None and recipe.distill is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from refold.exporting import without_folders
 from refold.training.data.augment import preprocessing
 from refold.training.data.datasets import Data, open_data
 from refold.training.data.sources import PixelSource
@@ -30,7 +31,7 @@ def about_run(folder: RunFolder, begun: Begun) -> dict[str, Any]:
         InputError: when it has not finished, and its images are not there.
     """
     told = _told(folder) or about_of(begun.recipe, known_data(folder, begun))
-    named = {"model": begun.recipe.model, "task": begun.recipe.task}
+    named = {"model": without_folders(begun.recipe.model), "task": begun.recipe.task}
     return named | {key: told[key] for key in ("classes", "preprocessing") if key in told}
 
 

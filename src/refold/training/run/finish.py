@@ -15,7 +15,7 @@ from refold.branches import collapse
 from refold.checkpoint import write_state_dict
 from refold.equivalence import prove
 from refold.errors import MissingDependencyError, RefusedError
-from refold.exporting import describe, export
+from refold.exporting import Options, describe, without_folders, write
 from refold.folding import reparameterize
 from refold.pruning import join_norms
 from refold.residuals import remove_residuals
@@ -95,7 +95,7 @@ def finish(engine: Engine, data: Data, image: tuple[int, ...]) -> Finished:
     }
     if accelerator.is_main_process:
         summary["error"] = _proved(network, deployed, example, fold)
-        summary["files"] = _exported(engine, deployed, example, about)
+        summary["files"] = _exported(engine, deployed, example, about, summary["error"]["float64"])
         folder.summarise(summary)
     accelerator.wait_for_everyone()
     return Finished(summary, network, deployed)
@@ -160,14 +160,19 @@ def _proved(
 
 
 def _exported(
-    engine: Engine, deployed: nn.Module, example: Tensor, about: dict[str, Any]
+    engine: Engine, deployed: nn.Module, example: Tensor, about: dict[str, Any], loss: float
 ) -> list[str]:
     plain, files = copy.deepcopy(deployed).cpu(), list[str]()
+    source = without_folders(engine.recipe.model)
+    origin = {"source": source, "error": f"{loss:.1e} in float64"}
     for suffix in engine.recipe.deploy.files:
         name = f"deploy.{suffix}"
         try:
-            file = export(plain, engine.folder.path / name, example.cpu())
-            describe(file, {"model": engine.recipe.model, "task": engine.recipe.task, **about})
+            file = engine.folder.path / name
+            done = write(plain, file, example.cpu(), Options(), origin)
+            for remark in done.notes:
+                engine.reporter.note(remark)
+            describe(file, {"model": source, "task": engine.recipe.task, **about})
             files.append(name)
             if suffix == "safetensors" and is_pruned(engine.recipe.model):
                 note_origin(plain, file, origin_of(Path(engine.recipe.model)))

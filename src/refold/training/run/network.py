@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from refold.blocks import BranchedBlock
 from refold.branches import block_factory, expand, expand_plan
+from refold.equivalence import is_untrained
 from refold.errors import CheckpointError, InputError
 from refold.folding import reparameterize
 from refold.pruning import restore_norms
@@ -110,8 +111,8 @@ def start_network(
     return Start(network.train(), brings, replaced, notes)
 
 
-def make_teacher(recipe: Recipe, data: Data, image: tuple[int, ...]) -> nn.Module:
-    """Return the folded teacher of a recipe, which does not train.
+def make_teacher(recipe: Recipe, data: Data, image: tuple[int, ...]) -> tuple[nn.Module, list[str]]:
+    """Return the folded teacher of a recipe, which does not train, and what a run says of it.
 
     Args:
         recipe: which teacher.
@@ -141,8 +142,14 @@ def make_teacher(recipe: Recipe, data: Data, image: tuple[int, ...]) -> nn.Modul
             f"the teacher {wanted.teacher} was trained for other classes than the images have "
             f"({', '.join(start.replaced)} does not fit): give one that knows them"
         )
-    teacher = reparameterize(start.network.eval(), torch.zeros(1, *image))
-    return teacher.requires_grad_(False)
+    notes = [f"learns from {wanted.teacher}, too: {wanted.weight:g} of the loss"]
+    if is_untrained(start.network.eval()):
+        notes.append(
+            f"every norm of the teacher {wanted.teacher} still has its initial statistics, as if "
+            "untrained: give its weights with --teacher-checkpoint (distill.checkpoint)"
+        )
+    teacher = reparameterize(start.network, torch.zeros(1, *image))
+    return teacher.requires_grad_(False), notes
 
 
 def built_anew(

@@ -92,7 +92,7 @@ def open_network(place: str | Path) -> DeployedNetwork:
         MissingDependencyError: when the format's library is not installed.
     """
     path = Path(place)
-    if path.suffix == ".safetensors" and (path.parent / CONFIG).is_file():
+    if path.suffix == ".safetensors" and path.is_file() and (path.parent / CONFIG).is_file():
         path = path.parent  # weights alone, of a network that the run knows
     if found := run_at(str(path)):
         return _of_run(*found)

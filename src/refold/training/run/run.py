@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
 
 from refold.errors import InputError, TrainingError
@@ -150,7 +151,8 @@ def train(
         tracker="none" if dry_run else tracker or setup.default_tracker(),
         reporter=reporter or Reporter(),
     )
-    return _run(order, begun, dry_run=dry_run, data_changed=data_changed)
+    with torch.inference_mode(mode=False), torch.enable_grad():  # whatever a caller switched off
+        return _run(order, begun, dry_run=dry_run, data_changed=data_changed)
 
 
 def _placed(changes: dict[str, Any]) -> dict[str, Any]:

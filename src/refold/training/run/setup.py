@@ -174,9 +174,12 @@ def make_engine(
             "none: add --block, or leave it out"
         )
     with seeded(recipe.seed, "loss"):
-        teacher = None if recipe.distill is None else make_teacher(recipe, data, image)
-        if teacher is not None:
+        teacher = None
+        if recipe.distill is not None:
+            teacher, notes = make_teacher(recipe, data, image)
             teacher = teacher.to(accelerator.device)
+            for note in notes:
+                order.reporter.note(note)
         learner = make_learner(network, recipe, len(data.classes), image, teacher)
     align(accelerator, learner.to(accelerator.device))  # before the average copies it
     if processes > 1 and recipe.sync_norms:

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from refold.branches import collapse
-from refold.checkpoint import load_checkpoint, read_weights, write_state_dict
+from refold.checkpoint import load_checkpoint, read_weights, weights_in, write_state_dict
 from refold.errors import CheckpointError, InputError, RefoldError
 from refold.sources.runs import run_at
 from refold.training.loop.saves import BEST, LAST, Saves
@@ -66,7 +66,7 @@ def weights_at(place: str, network_of: Callable[[Path, Path], nn.Module]) -> Gen
     path = Path(place)
     saved = _saved_at(path)
     if saved is None:
-        if path.is_dir():
+        if path.is_dir() and weights_in(path) is None:
             raise InputError(f"{place} is a folder without a run: give a file of weights, or a run")
         yield Weights(place, iter([path]))
         return
