@@ -96,6 +96,26 @@ def test_what_the_caller_cannot_tell_apart_still_goes(run: Callable[[Tensor], An
     assert refold.plan(Net(run).eval(), X).steps
 
 
+class Picked(nn.Module):
+    """Picks all channels in their order, twice: a list of indices copies."""
+
+    order: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 2, 1).double()
+        self.register_buffer("order", torch.arange(2))
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x)
+        return y[:, self.order][:, self.order], y
+
+
+def test_channels_picked_twice_stay_a_copy() -> None:
+    net = Picked().eval()
+    assert shared(refold.reparameterize(net, X)(X), X) == shared(net(X), X)
+
+
 def test_the_reason_is_told() -> None:
     [kept] = [kept for kept in refold.plan(Net(chunked).eval(), X).kept if "memory" in kept.reason]
     assert kept.reason == "the result would share its memory with an input or with another result"

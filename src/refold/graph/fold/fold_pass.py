@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -283,7 +284,7 @@ class FoldPass:
         if not is_handed_out(root):
             return False
         groups = AliasGroups(self.lifter.capture.graph)
-        if groups.find(root) is groups.find(source):
+        if groups.find(root) is groups.find(source) and not _copies(root, source):
             return False  # it did so all along
         known = groups.members(source)
         return any(n.op in ("placeholder", "get_attr") or _is_output(n) for n in known)
@@ -395,6 +396,18 @@ def is_handed_out(node: fx.Node) -> bool:
         views = {user for user in current.users if current in may_alias(user)} - seen
         seen |= views
         pending.extend(views)
+    return False
+
+
+def _copies(root: fx.Node, source: fx.Node) -> bool:
+    """Say whether a value is made of another with a list of indices on the way: that copies."""
+    node = root
+    while node is not source and node.all_input_nodes:
+        indices = node.args[1] if node.target is operator.getitem else ()
+        entries = indices if isinstance(indices, tuple) else (indices,)
+        if any(isinstance(entry, (list, fx.Node)) for entry in entries):
+            return True
+        node = node.all_input_nodes[0]
     return False
 
 
