@@ -116,6 +116,23 @@ def test_channels_picked_twice_stay_a_copy() -> None:
     assert shared(refold.reparameterize(net, X)(X), X) == shared(net(X), X)
 
 
+class Halves(nn.Module):
+    """Returns one half of a layer's channels, and the other one scaled and shifted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1).double()
+
+    def forward(self, x: Tensor) -> Any:
+        first, second = self.conv(x).chunk(2, 1)
+        return second * 0.5 + 0.1, first
+
+
+def test_a_scaled_half_stays_a_tensor_of_its_own() -> None:
+    net = Halves().eval()
+    assert shared(refold.reparameterize(net, X)(X), X) == shared(net(X), X)
+
+
 def test_the_reason_is_told() -> None:
     [kept] = [kept for kept in refold.plan(Net(chunked).eval(), X).kept if "memory" in kept.reason]
     assert kept.reason == "the result would share its memory with an input or with another result"

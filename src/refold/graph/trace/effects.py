@@ -195,7 +195,8 @@ def _may_pass_through(node: fx.Node) -> bool:
     if effects is not None:
         return effects[1]
     module = module_of(node)
-    own = type(module).__module__ == layers.__name__
+    scales = isinstance(module, layers.ScaleShift) and bool(module._parameters)
+    own = type(module).__module__ == layers.__name__ and not scales
     return module is None or _is_unknown(module) or own or isinstance(module, _PASSING_LAYERS)
 
 
