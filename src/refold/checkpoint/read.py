@@ -59,11 +59,14 @@ def path_of(place: object) -> Path:
     Raises:
         CheckpointError: when it is not a path, but the weights themselves, say.
     """
-    if _ADDRESS.match(str(place)):
-        raise CheckpointError(f"checkpoint {place} is an address: download it, and give the file")
     if isinstance(place, (str, os.PathLike)) and str(place):
+        if _ADDRESS.match(str(place)):
+            raise CheckpointError(
+                f"checkpoint {place} is an address: download it, and give the file"
+            )
         file = Path(place)
-        return (weights_in(file) if file.is_dir() else None) or file
+        # A path that no system takes is no folder; `Path.is_dir` would raise.
+        return (weights_in(file) if os.path.isdir(file) else None) or file  # noqa: PTH112
     what = "an empty text" if isinstance(place, str) else f"a {type(place).__name__}"
     cure = "; a dict of tensors is loaded by model.load_state_dict" * isinstance(place, Mapping)
     raise CheckpointError(f"a checkpoint is the path of a file, got {what}{cure}")
