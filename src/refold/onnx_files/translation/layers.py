@@ -23,9 +23,7 @@ _ADAPTIVE = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_a
 
 
 def _conv(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
-    weight, bias, fits = _weights(network, node)
-    if weight is None or not fits:
-        raise UnreadError(_computed(network, node))
+    weight, bias = _weights(network, node)
     if weight.ndim - 2 not in CONVS:
         raise UnreadError(_MANY_AXES)
     source, kernel = network.value(node.input[0]), tuple(weight.shape[2:])
@@ -51,9 +49,7 @@ def _conv(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
 
 
 def _conv_transpose(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
-    weight, bias, fits = _weights(network, node)
-    if weight is None or not fits:
-        raise UnreadError(_computed(network, node))
+    weight, bias = _weights(network, node)
     if weight.ndim - 2 not in SCATTERS:
         raise UnreadError(_MANY_AXES)
     kernel, groups = tuple(weight.shape[2:]), int(given.get("group", 1))
@@ -119,15 +115,21 @@ def _computed(network: Network, node: Any) -> str:
     return f"an input of the file decides its weight {computed!r}"
 
 
-def _weights(network: Network, node: Any) -> tuple[Tensor | None, Tensor | None, bool]:
-    """Return weight and bias, and whether both are constants as far as there are any."""
+def _weights(network: Network, node: Any) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias.
+
+    Raises:
+        UnreadError: when one of them is no constant.
+    """
     weight = network.constant(node.input[1])
     named = len(node.input) > 2 and bool(node.input[2])
     bias = network.constant(node.input[2]) if named else None
     fits = network.is_value(node.input[0]) and (bias is not None or not named)
+    if weight is None or not fits:
+        raise UnreadError(_computed(network, node))
     if bias is not None and not bool(bias.any()):
         bias = None  # exporters write zeros where there is none; at a border that matters
-    return weight, bias, fits
+    return weight, bias
 
 
 def _fill(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
@@ -164,9 +166,7 @@ def pads_of(
 
 
 def _gemm(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
-    weight, bias, fits = _weights(network, node)
-    if weight is None or not fits:
-        raise UnreadError(_computed(network, node))
+    weight, bias = _weights(network, node)
     if given.get("transA"):
         raise UnreadError("it lays its input on its side first (transA)")
     weight = weight if given.get("transB") else weight.T
