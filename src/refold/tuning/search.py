@@ -132,12 +132,9 @@ class _Search:
     def _keep_unless_slower(self, name: str) -> None:
         """Time the best form against the unfolded network, and fall back on that where it wins."""
         self.progress(name)
-        speed = self.measure(duplicate(self.model), self.form)
-        found = None if isinstance(speed, str) else speed
-        stays = found is not None and found.high >= 1
-        self.trials.append(Trial(name, found, stays, "" if found else str(speed)))
-        self.gain = found
-        if not stays:
+        trial = self._timed(name, duplicate(self.model), self.form, lambda speed: speed.high >= 1)
+        self.gain = trial.speed
+        if not trial.adopted:
             self.best, self.form = self.plain, duplicate(self.model)
             self.gain = Speed(1.0, 1.0, 1.0)
 
@@ -145,13 +142,10 @@ class _Search:
         """Time the best form against the first once more, and fall back on that unless it wins."""
         name = "all choices, beside none"
         self.progress(name)
-        speed = self.measure(form, self.form)
-        found = None if isinstance(speed, str) else speed
-        wins = found is not None and found.low > 1
-        self.trials.append(Trial(name, found, wins, "" if found else str(speed)))
-        if not wins:
+        trial = self._timed(name, form, self.form, lambda speed: speed.low > 1)
+        if not trial.adopted:
             self.best, self.form = choices, form
-        return wins
+        return trial.adopted
 
     def _try(self, name: str, choices: Choices) -> None:
         """Build another form, time it, and adopt it when it is surely faster."""
@@ -163,14 +157,18 @@ class _Search:
             return
         if choices.without_residuals and not plan.steps:
             return  # there are none
-        speed = self.measure(self.form, plan.model)
-        if isinstance(speed, str):
-            self.trials.append(Trial(name, None, False, speed))
-            return
-        faster = speed.low > GAIN
-        self.trials.append(Trial(name, speed, faster))
-        if faster:
+        if self._timed(name, self.form, plan.model, lambda speed: speed.low > GAIN).adopted:
             self.best, self.form = choices, plan.model
+
+    def _timed(
+        self, name: str, old: nn.Module, new: nn.Module, wins: Callable[[Speed], bool]
+    ) -> Trial:
+        """Note how a form does beside another; one that could not be timed never wins."""
+        speed = self.measure(old, new)
+        failed = isinstance(speed, str)
+        trial = Trial(name, None, False, speed) if failed else Trial(name, speed, wins(speed))
+        self.trials.append(trial)
+        return trial
 
 
 _Part = tuple[int, str, str, tuple[str, ...]]  # multiply-adds, what is tried, where it is noted

@@ -161,7 +161,7 @@ def drop_repeats(fold: FoldPass) -> None:
 def _is_pure(lifter: Lifter, node: fx.Node) -> bool:
     """Say whether a call gives the same numbers each time, and no memory that it was given."""
     capture = lifter.capture
-    if any(node in table for table in (lifter.tainted, capture.elsewhere, capture.stays)):
+    if not lifter.may_go(node):
         return False
     if node.op != "call_module":
         found = activation(lifter, node) if Kind.ELEMENTWISE in kind_of(node) else None

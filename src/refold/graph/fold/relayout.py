@@ -154,15 +154,10 @@ def _equal_views(lifter: Lifter, value: fx.Node) -> Iterator[list[fx.Node]]:
     found: dict[tuple[object, ...], list[fx.Node]] = {}
     for node in value.users:
         kind = kind_of(node)
-        if Kind.VIEW in kind and not kind & _FREE and _may_go(lifter, node):
+        if Kind.VIEW in kind and not kind & _FREE and lifter.may_go(node):
             key = (node.op, str(node.target), repr(node.args), repr(node.kwargs))
             found.setdefault(key, []).append(node)
     yield from (sorted(nodes) for nodes in found.values() if len(nodes) > 1)
-
-
-def _may_go(lifter: Lifter, node: fx.Node) -> bool:
-    capture = lifter.capture
-    return not (node in lifter.tainted or node in capture.elsewhere or node in capture.stays)
 
 
 def _join_after(lifter: Lifter, node: fx.Node) -> fx.Node | None:

@@ -51,6 +51,11 @@ class Lifter(Context):
             known = self.lifted[node] = Known.of(self.capture.module, node, self._lift_safely(node))
         return known.lifted
 
+    def may_go(self, node: fx.Node) -> bool:
+        """Say whether nothing holds a call where it is: writes, other runs, code that stays."""
+        held = (self.tainted, self.capture.elsewhere, self.capture.stays)
+        return not any(node in table for table in held)
+
     def _lift_safely(self, node: fx.Node) -> Lifted:
         try:
             lifted = self._lift(node)
