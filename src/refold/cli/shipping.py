@@ -177,7 +177,6 @@ def say_provenance(path: Path, as_json: bool) -> None:
         InputError: when it cannot be read.
     """
     from refold.cli.console import print_json
-    from refold.exporting import described
 
     told = provenance_of(path)
     found = told["provenance"]
@@ -188,7 +187,7 @@ def say_provenance(path: Path, as_json: bool) -> None:
     else:
         say(f"{path}: written by refold {found.pop('version', 'unknown')}")
         say(*(f"{key}: {text}" for key, text in found.items()))
-        about = described(path)
+        about: dict[str, Any] = told.get("about", {})
         if pruned := about.pop("pruned", None):  # how it is built again, which is long
             say(f"pruned from: {pruned['model']}")
         say(*(f"{key}: {_short(value)}" for key, value in about.items()))
