@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from torch import Tensor, nn
 
@@ -28,9 +28,11 @@ _MOST_POSITIONS = 2048**2  # of a map
 _NEAR = 33  # of the other sides, where all of a step of the ladder would be too many positions
 _UNSEEN = frozenset(
     {"bin", "bytearray", "bytes", "chr", "count", "data_ptr", "Decimal", "deque", "dumps", "hex"}
-    | {"index", "islice", "nbytes", "np", "numel", "numpy", "oct", "pack", "repr", "str"}
-    | {"storage", "untyped_storage"}
+    | {"index", "islice", "nbytes", "np", "numel", "numpy", "oct", "pack", "storage"}
+    | {"untyped_storage"}
 )
+_TEXTS = frozenset({"repr", "str"})  # of a whole shape: a size that is written is seen
+_NO_SIZES = ("device", "dtype")  # `str(x.device)` is a common key of caches
 _UNSEEN_TEXT = re.compile(r"%[-+ #0-9.]*[diouxXeEfFgG]")
 _FOREIGN = ("torch", "torchvision", "numpy")
 
@@ -153,13 +155,26 @@ def _reads_unseen(code: CodeType) -> bool:
     names, texts = names_in(code), (str(value) for value in _constants(code))
     if not _UNSEEN.isdisjoint(names) or any(map(_UNSEEN_TEXT.search, texts)):
         return True
-    if "range" not in names:
+    if "range" not in names and _TEXTS.isdisjoint(names):
         return False
     tree = parsed(code)
     loops = [n.iter for n in ast.walk(tree) if isinstance(n, ast.For | ast.comprehension)]
-    steps = {id(loop.func) for loop in loops if isinstance(loop, ast.Call)}
-    others = (n for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in steps)
-    return not tree.body or any(name.id == "range" for name in others)
+    steps = {id(loop.func) for loop in loops if isinstance(loop, ast.Call) and _is_range(loop)}
+    harmless = steps | {id(n.func) for n in ast.walk(tree) if _writes_no_size(n)}
+    others = (n for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in harmless)
+    return not tree.body or any(name.id in {"range", *_TEXTS} for name in others)
+
+
+def _is_range(loop: ast.Call) -> bool:
+    return isinstance(loop.func, ast.Name) and loop.func.id == "range"
+
+
+def _writes_no_size(call: ast.AST) -> TypeGuard[ast.Call]:
+    match call:
+        case ast.Call(func=ast.Name(id="str" | "repr"), args=[argument]):
+            return ast.unparse(argument).endswith(_NO_SIZES)
+        case _:
+            return False
 
 
 def catches(function: Callable[..., Any]) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import linecache
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +33,7 @@ from refold.graph.trace.doubts import is_default, keywords_read, mentions, reach
 from refold.graph.trace.examples import drawn
 from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves, map_tree, walk
 from refold.graph.trace.overridden import layer_class
-from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
+from refold.graph.trace.recorder.notebook import DEVICE_MARK, PLAIN, Flip
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recorder.torch_calls import RecordError
 from refold.graph.trace.variants import Item, Snapshot, Variant
@@ -160,11 +161,21 @@ class Evidence:
         )
 
     def stays(self) -> dict[fx.Node, str]:
-        """Return the calls that no fold may take away, since their frame's code stays."""
+        """Return the calls that no fold may take away, since their frame's code stays.
+
+        Code that runs several times, or returns an object of its own, is written anew within what
+        calls it, and stays with that.
+        """
+        times = Counter((frame.path, frame.method) for frame in walk(self.root))
+        why: dict[Frame | None, str | None] = {None: None}
+        for frame in walk(self.root):  # parents first
+            is_repeated = times[frame.path, frame.method] > 1
+            is_written = not is_repeated and all(isinstance(v, PLAIN) for v in leaves(frame.output))
+            why[frame] = frame.fixed or (None if is_written else why[frame.parent])
         return {
-            node: frame.fixed
+            node: reason
             for node, frame in self.first.home.items()
-            if frame.fixed is not None and node.op in ("call_function", "call_method")
+            if (reason := why[frame]) is not None and node.op in ("call_function", "call_method")
         }
 
     def _at(self, change: Callable[[Tensor], list[int]] | None, what: str, **options: Any) -> bool:
@@ -306,9 +317,15 @@ class Evidence:
             return [what]
         if what in self.recorder.others:
             return self._runs(Flip(what, _LONG, always=one) for one in self.recorder.others[what])
-        count = sum(asked == what for _, asked in self.recorder.decisions)
-        found = self._runs([Flip(what)] if count < 2 else [Flip(what), Flip(what, count)])
-        if any(isinstance(run, str) or run.differs for run in found):
+        frames = [frame for frame, asked in self.recorder.decisions if asked == what]
+        count = len(frames)
+        found = self._runs([Flip(what, count)])
+        apart = {frame for frame in frames if _gives_tensors(frame)}
+        if found and _agree(found) and len(apart) == count:
+            return found  # no answer of one frame can make up for that of another
+        if count > 1:
+            found = [*self._runs([Flip(what)]), *found]
+        if not _agree(found):
             return found
         flips = [Flip(what, skip=at) for at in range(1, min(count, _MOST_ON_A_LINE))]
         flips += [Flip(what, _LONG, always=answer) for answer in (True, False)]
@@ -510,6 +527,15 @@ def _is_given(frame: Frame, name: str, value: Any) -> bool:
         is_named = name in frame.kwargs and frame.kwargs[name] is None
         return is_named and branches_on(getattr(frame.module, frame.method), name)
     return any(is_default(leaf, value) for leaf in leaves((frame.args, frame.kwargs)))
+
+
+def _agree(found: list[Variant | str]) -> bool:
+    """Say whether all these runs are like the recorded one."""
+    return not any(isinstance(run, str) or run.differs for run in found)
+
+
+def _gives_tensors(frame: Frame) -> bool:
+    return all(isinstance(leaf, fx.Node) for leaf in leaves(frame.output))
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -258,7 +258,7 @@ class Notebook:
         if isinstance(tree, torch.dtype | torch.device):
             return self._kind(tree)
         value = self._as_node(tree)
-        if not isinstance(value, _PLAIN):
+        if not isinstance(value, PLAIN):
             made = list(tree_items(value))
             if made:
                 named = {key: self._argument(item) for _, key, item in made}
@@ -416,7 +416,7 @@ class Notebook:
 _MADE_OF_SIZES = (Size, Ratio)
 _NUMBERS = frozenset({int, float, bool, str, type(None)})
 _DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
-_PLAIN = (
+PLAIN = (
     fx.Node,
     int,
     float,
