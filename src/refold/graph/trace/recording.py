@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -212,25 +212,27 @@ def again(first: Recorder, path: str, runs: Runs) -> Callable[..., Recorder]:
     for the third of `calls`, it runs the code twice before.
     """
     root = skeleton(first.root)
+    at_rest = cache(lambda: Attributes(root))
 
     def run(arguments: Arguments, *, calls: int = 1, **options: Any) -> Recorder:
-        before = Attributes(root) if calls > 1 else None
         around = first.changes.around
 
-        def one(*, stays: bool) -> Recorder:
+        def one(before: Attributes, *, stays: bool) -> Recorder:
             changes = Changes(around=around)
             given: dict[str, Any] = {"real": first.real, **options}
             other = Recorder(root, dict(first.forced), changes, **given)
-            _run(other, arguments, stays=stays)
+            _run(other, arguments, before, stays=stays)
             return other
 
+        rest = at_rest()
+        if calls == 1:
+            return one(rest, stays=False)
         try:
             for _ in range(calls - 1):
-                one(stays=True)
-            return one(stays=False)
+                one(Attributes(root), stays=True)
+            return one(Attributes(root), stays=False)
         finally:
-            if before is not None:
-                before.restore()
+            rest.restore()
 
     def known(arguments: Arguments, **options: Any) -> Recorder:
         names = tuple((name, repr(value)) for name, value in options.items())
@@ -240,16 +242,22 @@ def again(first: Recorder, path: str, runs: Runs) -> Callable[..., Recorder]:
     return known
 
 
-def _run(recorder: Recorder, arguments: Arguments, *, stays: bool = False) -> None:
+def _run(
+    recorder: Recorder,
+    arguments: Arguments,
+    before: Attributes | None = None,
+    *,
+    stays: bool = False,
+) -> None:
     """Run a recorder; what the code has changed stays for the next run, or is put back."""
-    recorder.before = Attributes(recorder.root)
+    before = before or Attributes(recorder.root)
     try:
         with torch.random.fork_rng(devices=[], enabled=recorder.real):
-            recorder.run(*arguments)
+            recorder.run(*arguments, before)
     finally:
         around = recorder.changes.around
         if not stays:
-            recorder.before.restore()
+            before.restore()
         if not stays and around is not None:
             around.restore()
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from refold.graph.copies.held import held_tensors, same_value, storage_key
-from refold.graph.copies.modules import all_modules, modules_by_path
+from refold.graph.copies.modules import all_modules, modules_by_path, stored_tensors
 from refold.graph.trace.surroundings import Surroundings
 
 _MISSING = object()
@@ -60,7 +60,15 @@ class Attributes:
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root
-        self._before = [_Before(module) for module in all_modules(root)]
+        found = modules_by_path(root)
+        self.modules = [module for _, module in found]
+        self.paths = {id(module): path for path, module in found}
+        self._before = [_Before(module) for module in self.modules]
+
+    @cached_property
+    def stored_paths(self) -> dict[int, str]:
+        """The paths of parameters and buffers, by id."""
+        return {id(tensor): path for path, tensor in stored_tensors(self.root)}
 
     def changed(self) -> list[tuple[nn.Module, str]]:
         """Return what is another one now."""
@@ -107,6 +115,8 @@ class _Before:
                 self.module.__dict__[name] = self.before(name)
             else:
                 del self.module.__dict__[name]
+        if found:  # the copies of containers are what the module has now
+            _Before.__init__(self, self.module)
         return found
 
     def _differing(self, now: dict[str, Any]) -> Iterator[str]:

@@ -20,7 +20,6 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from refold.graph.copies.held import storage_key
-from refold.graph.copies.modules import modules_by_path, stored_tensors
 from refold.graph.copies.watching import watched_attributes, watched_calls, watched_functions
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in, odd_container
@@ -39,7 +38,7 @@ from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
 from refold.graph.trace.recorder.state_notes import StateNotes
 from refold.graph.trace.recorder.torch_calls import RecordError, UnansweredError
-from refold.graph.trace.state import Changes, untouched
+from refold.graph.trace.state import Attributes, Changes, untouched
 from refold.graph.trace.writes import stored_value, stored_writes
 
 
@@ -83,16 +82,19 @@ class Recorder(StateNotes):
 
     # the run
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Graph:
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], before: Attributes) -> fx.Graph:
         """Run the root with these arguments and return its graph.
+
+        Args:
+            args: positional arguments.
+            kwargs: arguments by name.
+            before: the attributes of the root as they are now.
 
         Raises:
             RecordError: when the root itself is found out to be no frame.
         """
-        root, found = self.root, modules_by_path(self.root)
-        modules = [module for _, module in found]
-        self._paths = {id(module): path for path, module in found}
-        self._stored_paths = {id(tensor): name for name, tensor in stored_tensors(root)}
+        root, modules, self.before = self.root, before.modules, before
+        self._paths, self._stored_paths = before.paths, before.stored_paths
         own = root.__dict__.get("forward")
         forward = MethodType(type(root).forward, root) if own is None else own
         args, kwargs = self._inputs(forward, args, kwargs)
