@@ -67,7 +67,10 @@ class Worker:
 
 
 def clock(nets: list[Net], before: Path, rounds: int) -> list[Timed]:
-    """Fold every network in every form, in turn; what the first fold imports is not timed."""
+    """Fold every network in every form, in turn; what the first fold imports is not timed.
+
+    Each round another form begins: the first finds the memory that the others have warmed.
+    """
     workers = {form: Worker(form, before if form == "before" else None) for form in FORMS}
     found: list[Timed] = []
     try:
@@ -75,9 +78,9 @@ def clock(nets: list[Net], before: Path, rounds: int) -> list[Timed]:
             worker.fold(nets[0].label)
         for net in nets:
             seconds: dict[str, list[float]] = {form: [] for form in FORMS}
-            for _ in range(rounds):
-                for form, worker in workers.items():
-                    took = worker.fold(net.label)
+            for at in range(rounds):
+                for form in (*FORMS[at % len(FORMS) :], *FORMS[: at % len(FORMS)]):
+                    took = workers[form].fold(net.label)
                     seconds[form] += [] if took is None else [took]
             found.append(Timed(net.label, seconds))
             sys.stderr.write(f"{net.label} {[found[-1].median(form) for form in FORMS]}\n")

@@ -1,4 +1,4 @@
-"""What else an argument or a size may be: the values that code compares it with, or names."""
+"""What else an argument or a size may be: other shapes, and values that code names or compares."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from itertools import chain
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeGuard, cast
 
+import torch
 from torch import Tensor, nn
 
 from refold.graph.copies.held import is_filled
 from refold.graph.trace.code import names_in
 from refold.graph.trace.doubts import parsed
+from refold.graph.trace.examples import drawn
+from refold.graph.trace.recorder.notebook import DEVICE_MARK
 
 _MOST = 8
 _WIDEST = 2048
@@ -329,3 +332,78 @@ def _code(value: Any) -> CodeType | None:
     if (plain.__module__ or "").partition(".")[0] in _FOREIGN:  # generated code has no module
         return None
     return plain.__code__
+
+
+# other tensors
+
+
+def negated(value: Any) -> Any:
+    """Return other numbers for a value; what is no tensor of numbers stays."""
+    return -value if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def numbered(value: Any) -> Any:
+    """Return a tensor with numbers for one without storage."""
+    return drawn(value) if isinstance(value, Tensor) and value.is_meta else value
+
+
+def shaped(value: Any, change: Change) -> Any:
+    """Return a tensor without storage of another shape; anything else stays."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    made = torch.empty(change(value), dtype=value.dtype, device="meta")
+    setattr(made, DEVICE_MARK, value.__dict__.get(DEVICE_MARK, value.device))
+    return made
+
+
+def of_other_batch(value: Tensor) -> list[int]:
+    """Return the shape of one image more."""
+    return [value.shape[0] + 1, *value.shape[1:]]
+
+
+def of_other_sides(value: Tensor) -> list[int]:
+    """Return the shape of one image more, each two and three times as large."""
+    sides = [side * (2 + axis % 2) for axis, side in enumerate(value.shape[2:])]
+    return [value.shape[0] + 1, *value.shape[1:2], *sides]
+
+
+def of_odd_sides(value: Tensor) -> list[int]:
+    """Return the shape of images with one row and one column more."""
+    return [*value.shape[:2], *(side + 1 for side in value.shape[2:])]
+
+
+def of_half_sides(value: Tensor) -> list[int]:
+    """Return the shape of one image, half as large."""
+    return [1, *value.shape[1:2], *(max(1, side // 2) for side in value.shape[2:])]
+
+
+def without_batch(value: Tensor) -> list[int]:
+    """Return the shape without its first axis."""
+    return list(value.shape[1:])
+
+
+def with_batch(value: Tensor) -> list[int]:
+    """Return the shape with an axis in front."""
+    return [1, *value.shape]
+
+
+def with_axis(value: Tensor, *, size: int) -> list[int]:
+    """Return the shape with an axis of that size behind the first."""
+    return [*value.shape[:1], size, *value.shape[1:]]
+
+
+def sides_like(first: Tensor | None) -> Any:
+    """Return what may be a size of images; None where there are none."""
+    return None if first is None else tuple(side + 1 for side in first.shape[2:])
+
+
+def tensor_like(first: Tensor | None) -> Any:
+    """Return what may be another tensor; True where there is none to be like."""
+    return True if first is None else torch.empty_like(first, device="meta")
+
+
+def ones_like(first: Tensor) -> list[Tensor]:
+    """Return what may be a mask or the length of each part of a batch."""
+    device = "cpu" if first.is_meta else first.device
+    shapes = [first.shape[:1], first.shape]
+    return [torch.ones(shape, dtype=first.dtype, device=device) for shape in shapes]

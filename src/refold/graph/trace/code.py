@@ -18,6 +18,9 @@ _MUTATORS = frozenset(
     {"append", "extend", "insert", "clear", "add", "update", "appendleft", "setdefault", "discard"}
 )
 _BY_ANY_NAME = frozenset({"getattr", "vars", "__dict__", "globals", "locals"})
+_FOR_PEOPLE = frozenset(
+    {"_assert", "critical", "debug", "error", "info", "print", "warn", "warning"}
+)
 _MOST = 300
 
 
@@ -93,6 +96,37 @@ def names_in(code: CodeType) -> tuple[str, ...]:
     """Return the names of globals and attributes in code, in that of functions within it too."""
     inner = (names_in(part) for part in code.co_consts if isinstance(part, CodeType))
     return tuple(dict.fromkeys(chain(code.co_names, *inner)))
+
+
+@functools.lru_cache(maxsize=4096)
+def tells_people(code: CodeType, line: int) -> bool:
+    """Say whether a line of code belongs to an assertion, a warning or the like, and no more.
+
+    Args:
+        code: what runs.
+        line: of its file.
+
+    Examples:
+        >>> def look(n):
+        ...     assert n > 0, f"{n} is too few"
+        ...     return f"{n}"
+        >>> first = look.__code__.co_firstlineno
+        >>> tells_people(look.__code__, first + 1), tells_people(look.__code__, first + 2)
+        (True, False)
+    """
+    at = line - code.co_firstlineno + 1
+    found = [
+        node
+        for node in ast.walk(parsed(code))
+        if isinstance(node, ast.stmt) and node.lineno <= at <= (node.end_lineno or 0)
+    ]
+    match max(found, key=lambda node: node.lineno, default=None):
+        case ast.Assert() | ast.Raise():
+            return True
+        case ast.Expr(value=ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name))):
+            return name in _FOR_PEOPLE
+        case _:
+            return False
 
 
 @dataclass(frozen=True)

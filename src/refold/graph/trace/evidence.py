@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -26,14 +25,26 @@ from refold.graph.trace.alternatives import (
     branches_on,
     catches,
     many_shapes,
+    negated,
+    numbered,
+    of_half_sides,
+    of_odd_sides,
+    of_other_batch,
+    of_other_sides,
+    ones_like,
     other_values,
     reads_unseen,
+    shaped,
+    sides_like,
+    tensor_like,
+    with_axis,
+    with_batch,
+    without_batch,
 )
 from refold.graph.trace.doubts import is_default, keywords_read, mentions, reached, runs_apart
-from refold.graph.trace.examples import drawn
 from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves, map_tree, walk
 from refold.graph.trace.overridden import layer_class
-from refold.graph.trace.recorder.notebook import DEVICE_MARK, PLAIN, Flip
+from refold.graph.trace.recorder.notebook import PLAIN, Flip
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recorder.torch_calls import RecordError
 from refold.graph.trace.variants import Item, Snapshot, Variant
@@ -130,18 +141,18 @@ class Evidence:
             ("of another batch size or precision", False, True),
             ("of another batch size", False, False),
         ):
-            if self._at(_doubled if sizes else _same, what, elsewhere=other):
+            if self._at(of_other_sides if sizes else of_other_batch, what, elsewhere=other):
                 break
         around = self.recorder.others  # questions whose answers no input changes
         if any(what not in around for _, what in self.recorder.decisions):
-            for change in (_one_more, _halved):
+            for change in (of_odd_sides, of_half_sides):
                 self._at(change, "of another size")
         if self.recorder.loses_size or self._counts_in_secret():
             self._has_all_sizes = True
             for change in self._ladder():
                 self._at(change, "of another size")
         if self.recorder.asks_rank or (self.made_up and self.recorder.hands_shape):
-            for change in (_without_batch, _with_batch):
+            for change in (without_batch, with_batch):
                 self._at(change, "of another rank")
 
     def _ladder(self) -> Iterable[Callable[[Tensor], list[int]]]:
@@ -180,7 +191,7 @@ class Evidence:
 
     def _at(self, change: Callable[[Tensor], list[int]] | None, what: str, **options: Any) -> bool:
         """Record the root on tensors of another shape; False where its code takes none."""
-        other = partial(_shaped, change=change) if change is not None else _negated
+        other = partial(shaped, change=change) if change is not None else negated
         arguments = map_tree(other, self.arguments)
         try:
             found = self.run(arguments, **options)
@@ -366,7 +377,7 @@ class Evidence:
 
     def _one_axis_more(self, size: int) -> tuple[Recorder, Variant] | None:
         """Record the root on inputs with one axis more, of this many entries, if it takes them."""
-        other = partial(_shaped, change=partial(_with_axis, size=size))
+        other = partial(shaped, change=partial(with_axis, size=size))
         try:
             found = self.run(map_tree(other, self.arguments))
         except Exception:  # then the code takes no such input
@@ -442,7 +453,9 @@ class Evidence:
             if parameter.kind is parameter.VAR_KEYWORD:
                 for name in keywords_read(self.recorder.root.forward, parameter.name):
                     what = f"its keyword argument {name} may be given"
-                    yield from self._try([{**named, name: v} for v in (True, _like(first))], what)
+                    yield from self._try(
+                        [{**named, name: v} for v in (True, tensor_like(first))], what
+                    )
             elif parameter.default is not parameter.empty or parameter.name in named:
                 yield from self._one_argument(parameter, named, first)
 
@@ -478,16 +491,16 @@ class Evidence:
             return
         others: list[Any] = []
         if value is None:
-            tried = ({**named, name: other} for other in (_like(first), True))
+            tried = ({**named, name: other} for other in (tensor_like(first), True))
             [found] = self._try(tried, what)
             if isinstance(found, Unknown) and first is not None:  # it may ask for the numbers
-                numbers = map_tree(_with_numbers, named)
-                tried = ({**numbers, name: other} for other in _ones(first))
+                numbers = map_tree(numbered, named)
+                tried = ({**numbers, name: other} for other in ones_like(first))
                 [found] = self._try(tried, what, real=True)
             if isinstance(found, Variant):
                 yield found
                 return
-            others.append(_sides(first))
+            others.append(sides_like(first))
         code = [getattr(frame.module, frame.method) for frame in self._given(name, value)]
         others += other_values(value, code)
         tried = [found for v in others for found in self._try([{**named, name: v}], what)]
@@ -544,66 +557,6 @@ def _holds_tensors(value: Any) -> bool:
 
 def _named(variant: Variant, places: list[fx.Node]) -> str:
     return next((f.path or "the model" for f in variant.differs), str(places[0]))
-
-
-def _negated(value: Any) -> Any:
-    return -value if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _shaped(value: Any, change: Callable[[Tensor], list[int]]) -> Any:
-    if not isinstance(value, Tensor) or value.ndim == 0:
-        return value
-    made = torch.empty(change(value), dtype=value.dtype, device="meta")
-    setattr(made, DEVICE_MARK, value.__dict__.get(DEVICE_MARK, value.device))
-    return made
-
-
-def _same(value: Tensor) -> list[int]:
-    return [value.shape[0] + 1, *value.shape[1:]]
-
-
-def _doubled(value: Tensor) -> list[int]:
-    sides = [side * (2 + axis % 2) for axis, side in enumerate(value.shape[2:])]
-    return [value.shape[0] + 1, *value.shape[1:2], *sides]
-
-
-def _one_more(value: Tensor) -> list[int]:
-    return [*value.shape[:2], *(side + 1 for side in value.shape[2:])]
-
-
-def _halved(value: Tensor) -> list[int]:
-    return [1, *value.shape[1:2], *(max(1, side // 2) for side in value.shape[2:])]
-
-
-def _without_batch(value: Tensor) -> list[int]:
-    return list(value.shape[1:])
-
-
-def _with_axis(value: Tensor, *, size: int) -> list[int]:
-    return [*value.shape[:1], size, *value.shape[1:]]
-
-
-def _with_batch(value: Tensor) -> list[int]:
-    return [1, *value.shape]
-
-
-def _sides(first: Tensor | None) -> Any:
-    return None if first is None else tuple(side + 1 for side in first.shape[2:])
-
-
-def _like(first: Tensor | None) -> Any:
-    return True if first is None else torch.empty_like(first, device="meta")
-
-
-def _with_numbers(value: Any) -> Any:
-    return drawn(value) if isinstance(value, Tensor) and value.is_meta else value
-
-
-def _ones(first: Tensor) -> list[Tensor]:
-    """Return what may be a mask or the length of each part of a batch."""
-    device = "cpu" if first.is_meta else first.device
-    shapes = [first.shape[:1], first.shape]
-    return [torch.ones(shape, dtype=first.dtype, device=device) for shape in shapes]
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -163,12 +163,16 @@ class Variant:
 
     def _equal_leaf(self, one: Any, two: Any) -> bool:
         if isinstance(one, fx.Node) and isinstance(two, fx.Node):
-            while two in self._wider:
-                two = self._wider[two]
+            two = self._cast_from(two)
             return self.same.get(one) is two and _holds_same(one, two)
         if type(one) is not type(two):
             return False
         return self._is_same_module(one, two) or _is_equal(one, two) or _are_alike(one, two)
+
+    def _cast_from(self, node: fx.Node) -> fx.Node:
+        while node in self._wider:
+            node = self._wider[node]
+        return node
 
     def _is_same_module(self, one: Any, two: Any) -> bool:
         """Say whether two modules stand in one place, each in the copy that its run was made on."""
@@ -196,7 +200,7 @@ class Variant:
 
     def _is_same_given(self, one: Any, two: Any) -> bool:
         if isinstance(one, fx.Node) and isinstance(two, fx.Node):
-            return _holds_same(one, two)
+            return _holds_same(one, self._cast_from(two))
         return self._equal_leaf(one, two)
 
     def _runs_elsewhere(self, node: fx.Node) -> bool:
@@ -255,11 +259,16 @@ def _is_wider(node: fx.Node) -> bool:
     """Say whether a call gives the same floating-point numbers in a precision that holds them."""
     if node.op != "call_method" or node.target not in ("float", "double", "to", "type_as"):
         return False
-    before, after = node.all_input_nodes[0].meta.get("dtype"), node.meta.get("dtype")
+    before, after = _dtype(node.all_input_nodes[0]), _dtype(node)
     if before is None or after is None:
         return False
     is_float = before.is_floating_point and after.is_floating_point
     return is_float and (before == after or after.itemsize > before.itemsize)
+
+
+def _dtype(node: fx.Node) -> torch.dtype | None:
+    stored = node.meta.get("stored")
+    return stored.dtype if isinstance(stored, Tensor) else node.meta.get("dtype")
 
 
 def _asks_kind(node: fx.Node) -> bool:

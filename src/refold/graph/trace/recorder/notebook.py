@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from refold.graph.trace.code import tells_people
 from refold.graph.trace.frames import Frame, leaves, map_tree, tree_items
 from refold.graph.trace.leaves import current_modes, stored_path
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
@@ -145,6 +146,12 @@ class Notebook:
     def lose(self) -> None:
         """Note that a size became a plain number, of which nothing more is known."""
         self.loses_size |= not self._paused
+
+    def write(self) -> None:
+        """Note that a size became part of a text: one for people decides nothing."""
+        frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+        if not tells_people(frame.f_code, frame.f_lineno):
+            self.lose()
 
     def is_cached(self) -> bool:
         """Say whether the code that hashes a size calls a function with a cache."""

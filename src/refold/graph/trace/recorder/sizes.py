@@ -23,6 +23,10 @@ class Listener(Protocol):
         """Note that code made a plain number of a size."""
         ...
 
+    def write(self) -> None:
+        """Note that code made a text of a size."""
+        ...
+
     def is_cached(self) -> bool:
         """Say whether a cache asks, which must not find what other sizes have left in it."""
         ...
@@ -207,7 +211,7 @@ def _text(kind: type, name: str) -> None:
     write = cast("Callable[..., str]", getattr(kind.__base__, name))
 
     def method(self: Any, *args: Any) -> str:
-        self.listener.lose()
+        self.listener.write()
         return write(plain(self), *args)
 
     setattr(kind, name, method)

@@ -1,0 +1,189 @@
+"""How often the code of a model runs while it is folded: counted, never timed.
+
+A run that can tell nothing new is not made; one that can tell is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import refold
+from helpers.traps import conv, gap, images, live, net, norms
+from refold.graph import driver
+from refold.graph.trace import recording
+
+X = images(1, 3, 12, 12)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Note every recording that is made."""
+    made: list[Any] = []
+    run = recording._run
+
+    def counted(recorder: Any, *args: Any, **options: Any) -> None:
+        made.append(recorder)
+        run(recorder, *args, **options)
+
+    monkeypatch.setattr(recording, "_run", counted)
+    return made
+
+
+def fold(model: nn.Module, example: Any = X) -> nn.Module:
+    return refold.reparameterize(model, example, check=False)
+
+
+def block(choose: Callable[[nn.Module, Tensor], Any]) -> nn.Module:
+    return net(
+        choose, conv=nn.Conv2d(3, 3, 3, 1, 1), norm=nn.BatchNorm2d(3), far=nn.Conv2d(3, 3, 1)
+    )
+
+
+def asks(self: Any, x: Tensor) -> Tensor:
+    y = self.norm(self.conv(x) + self.far(x))
+    if x.shape[-1] > 4:
+        return y.relu()
+    return y.relu()
+
+
+def test_a_harmless_question_of_many_blocks_costs_as_many_runs_as_that_of_one(
+    runs: list[Any],
+) -> None:
+    counts: list[int] = []
+    for blocks in (2, 9):
+        runs.clear()
+        model = live(nn.Sequential(*(block(asks) for _ in range(blocks))))
+        folded = fold(model)
+        counts.append(len(runs))
+        assert norms(folded) == 0
+        assert all(gap(model, folded, images(1, 3, 7, side)) <= 1e-9 for side in (3, 20))
+    assert counts[0] == counts[1] < 8
+
+
+def test_answers_that_make_up_for_each_other_are_tried_one_by_one() -> None:
+    """Both blocks say what they saw: turned round together, they agree as before."""
+
+    def says(self: Any, x: Tensor) -> Any:
+        return self.conv(x), x.shape[-1] > 6
+
+    def compares(self: Any, x: Tensor) -> Tensor:
+        y, first = self.one(x)
+        z, second = self.two(F.avg_pool2d(y, 2))
+        return self.norm(self.far(z)) if first is second else self.far(z).relu()
+
+    parts = {"one": net(says, conv=conv()), "two": net(says, conv=nn.Conv2d(4, 4, 1))}
+    model = live(net(compares, **parts, far=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)))
+    folded = refold.plan(model, images(1, 3, 20, 20)).apply()
+    assert all(gap(model, folded, images(1, 3, side, side)) <= 1e-9 for side in (20, 10, 5))
+
+
+def _says_more(self: Any, x: Tensor) -> Tensor:
+    torch._assert(x.shape[-1] > 0, f"{x.shape[-1]} columns are too few")
+    return self.norm(self.conv(x))
+
+
+def _keeps_by_device(self: Any, x: Tensor) -> Tensor:
+    key = str(x.device)
+    torch._assert(len(key) > 2, "no device")
+    return self.norm(self.conv(x)).reshape(x.shape[0], -1)
+
+
+@pytest.mark.parametrize("forward", [_says_more, _keeps_by_device])
+def test_a_text_for_people_and_the_name_of_a_device_tell_no_size(
+    forward: Callable[..., Any], runs: list[Any]
+) -> None:
+    folded = fold(live(block(forward)))
+    assert norms(folded) == 0
+    assert len(runs) < 10  # a size that is lost costs fourteen
+
+
+def _decides_by_text(self: Any, x: Tensor) -> Tensor:
+    return self.norm(self.conv(x)) if f"{x.shape[-1]}" != "17" else self.norm(x)
+
+
+def _decides_by_shape(self: Any, x: Tensor) -> Tensor:
+    return self.norm(self.conv(x)) if not str(x.shape).endswith("17])") else self.norm(x)
+
+
+@pytest.mark.parametrize("forward", [_decides_by_text, _decides_by_shape])
+def test_a_text_that_decides_is_a_number(forward: Callable[..., Any]) -> None:
+    model = live(block(forward))
+    folded = fold(model)
+    assert all(gap(model, folded, images(1, 3, 8, side)) <= 1e-9 for side in (12, 17, 30))
+
+
+class Pair:
+    """What a helper returns: two values and no container."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+def test_steps_that_cannot_be_written_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code around an object stays; so does a method that it calls twice: no fold starts over."""
+
+    class Prepares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean = torch.tensor([0.1, 0.2, 0.3]).double().view(3, 1, 1)
+
+        def scale(self, x: Tensor) -> Tensor:
+            return (x - self.mean) / (self.mean + 1)
+
+        def forward(self, x: Tensor) -> Pair:
+            return Pair(self.scale(x) + self.scale(x.flip(-1)))
+
+    def body(self: Any, pair: Pair) -> Tensor:
+        y = self.conv(pair.value)
+        return y if float(y.sum()) < 1e9 else -y
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.norm(self.far(self.body(self.prepare(x))))
+
+    parts = {"far": nn.Conv2d(4, 4, 1), "norm": nn.BatchNorm2d(4)}
+    model = live(net(forward, prepare=Prepares(), body=net(body, conv=conv()), **parts))
+    rounds: list[Any] = []
+    captured = driver.capture_all
+    monkeypatch.setattr(
+        driver, "capture_all", lambda *a, **k: rounds.append(a) or captured(*a, **k)
+    )
+    folded = fold(model)
+    assert norms(folded) == 0
+    assert gap(model, folded, images(2, 3, 9, 9)) <= 1e-9
+    assert len(rounds) == 1
+
+
+class Casts(nn.Linear):
+    """A linear layer that says its precision in TorchScript."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return F.linear(x, self.weight.to(x.dtype), bias=self.bias.to(dtype=x.dtype))
+        return F.linear(x, self.weight, self.bias)
+
+
+def test_a_cast_to_the_same_precision_is_no_other_path() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return (self.one(x) + self.two(x)) / 2
+
+    model = live(net(forward, one=Casts(3, 5), two=Casts(3, 5)))
+    x = images(4, 3)
+    folded = fold(model, x)
+    assert sum(isinstance(part, nn.Linear) for part in folded.modules()) == 1
+    assert gap(model, folded, x) <= 1e-9
+
+
+def test_a_cast_to_fewer_bits_is_another_path() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        weight = self.one.weight.half() if torch.jit.is_scripting() else self.one.weight
+        return F.linear(x, weight.to(x.dtype)) + self.two(x)
+
+    model = live(net(forward, one=nn.Linear(3, 5, bias=False), two=nn.Linear(3, 5)))
+    folded = fold(model, images(4, 3))
+    assert sum(isinstance(part, nn.Linear) for part in folded.modules()) == 2
