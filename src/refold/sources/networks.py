@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from refold.errors import InputError, MissingDependencyError, one_line
 from refold.files import is_file, is_folder
@@ -142,6 +142,16 @@ def _refuse_classes(name: str, wanted: int | None) -> None:
             f"--num-classes {wanted}: {name} is a trained network, whose classes are what they "
             "are; leave the option out"
         )
+
+
+class Builder(Protocol):
+    """Builds a network to train from its name, as `build_to_train` does."""
+
+    def __call__(
+        self, name: str, /, *, num_classes: int | None = None, in_chans: int, **options: Any
+    ) -> Any:
+        """Return the network; of published weights with the classes that it has by itself."""
+        ...
 
 
 def build_to_train(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from refold.errors import CheckpointError, InputError
 from refold.folding import reparameterize
 from refold.pruning import restore_norms
 from refold.residuals import removal
-from refold.sources.networks import brings_weights, build_to_train
+from refold.sources.networks import Builder, brings_weights, build_to_train
 from refold.training.data.augment import eval_transform, image_side
 from refold.training.data.datasets import Data
 from refold.training.data.loader import Samples
@@ -37,16 +37,6 @@ from refold.training.seeds import seeded
 
 _PLAIN, _NORMED, _WIDE = range(3)  # the forms of a network, each with what the one before lacks
 _SEEN, _AT_ONCE = 256, 32  # images whose statistics restored norms start with
-
-
-class Builder(Protocol):
-    """Builds a network from the name in a recipe."""
-
-    def __call__(
-        self, name: str, /, *, num_classes: int | None = None, in_chans: int, **options: Any
-    ) -> Any:
-        """Return the network; of published weights with the classes that it has by itself."""
-        ...
 
 
 @dataclass(frozen=True)
