@@ -11,7 +11,7 @@ import typer
 
 from refold.cli import options
 from refold.cli.console import note, print_json, say, step, table
-from refold.cli.destination import check_destination
+from refold.cli.destination import check_destination, sources_of
 from refold.cli.onnx_model import convert_onnx, is_onnx
 from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove, say_proof
@@ -73,7 +73,8 @@ def convert(
         return
     if norm_eps is not None:
         raise InputError(_NO_EPS)
-    place, page = check_destination(output), check_page(report)
+    place = check_destination(output, sources=sources_of(network, tuning))
+    page = check_page(report)
     options_of(wishes, place)  # before minutes of work go into it
     subject = prepare(network)
     wanted = {"allow_growth": allow_growth, "drop_unused": drop_unused}

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refold.cli.console import count, note, print_json, say, say_block, step, table
-from refold.cli.destination import check_destination
 from refold.cli.onnx_model import (
-    SUFFIXES,
     check_options,
+    check_place,
     check_runtimes,
     file_inputs,
     node_rows,
@@ -84,7 +83,7 @@ def _made(
             f"--report compares networks in PyTorch, and {network.model} is a file: leave it out, "
             "or see its fold with refold report"
         )
-    place = None if output is None else check_destination(output, SUFFIXES)
+    place = None if output is None else check_place(network.model, output)
     with tempfile.TemporaryDirectory(prefix="refold-") as name:
         folder = Path(name)
         is_onnx_file = place is not None and place.suffix.lower() == ".onnx"

@@ -13,7 +13,7 @@ import typer
 from refold.cli import options
 from refold.cli.bench import Measure, measured_in
 from refold.cli.console import count, note, print_json, say, say_block, step, table
-from refold.cli.destination import check_destination
+from refold.cli.destination import check_destination, sources_of
 from refold.cli.onnx_model import is_onnx
 from refold.cli.onnx_passes import UNTUNED, prune_file
 from refold.cli.page import check_page, write_page
@@ -141,7 +141,8 @@ def prune(
         return
     planned = plan_training(further, network, output)
     course, network = planned or (None, network)
-    place = None if output is None or course else check_destination(output)
+    sources = sources_of(network)
+    place = None if output is None or course else check_destination(output, sources=sources)
     page, subject = check_page(report), prepare(network)
     judged = None if course is None else judge_unpruned(subject, course)
     with step("choose and drop channels"):

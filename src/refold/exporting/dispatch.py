@@ -235,11 +235,19 @@ def _shapes(request: Request) -> dict[str, tuple[int | str, ...]]:
     return dict(zip(request.inputs, known, strict=True))
 
 
+def companions(target: Path) -> list[str]:
+    """Return the names of the files that may be written beside a file, and belong to it.
+
+    >>> companions(Path("out/net.xml")), companions(Path("net.pt2"))
+    (['net.bin'], [])
+    """
+    return [target.with_suffix(ending).name for ending in _BESIDE.get(target.suffix.lower(), ())]
+
+
 def _write(request: Request, target: Path) -> None:
     suffix = target.suffix.lower()
-    beside = [target.with_suffix(ending).name for ending in _BESIDE.get(suffix, ())]
     try:
-        with atomic_path(target, beside) as temporary, quiet():
+        with atomic_path(target, companions(target)) as temporary, quiet():
             # Libraries go by a suffix in small letters.
             written = temporary.with_suffix(suffix)
             _WRITERS[suffix](request, written)

@@ -112,11 +112,9 @@ def test_ten_lines_without_refold_give_the_same_answers(run: Path, data: Path) -
         assert names["classes"][int(names["scores"].argmax())] == name
 
 
-def test_a_table_json_and_csv(run: Path, data: Path, tmp_path: Path, say: Say) -> None:
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no image")
+def test_a_table_json_and_csv(run: Path, data: Path, say: Say) -> None:
     pattern = f"{data}/val/yak/*.png"
-    rows = json.loads(say(run, pattern, broken, "--json"))
+    rows = json.loads(say(run, pattern, "--json"))
     assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "2.png", "3.png"]
     assert {row["class"] for row in rows[0]["classes"]} == {"yak", "zebra"}
     lines = say(run, pattern, "--csv", "--top", "1").splitlines()
@@ -134,6 +132,24 @@ def test_what_is_missing_is_said(run: Path, tmp_path: Path, data: Path) -> None:
         list(predict(tmp_path / "x.onnx", [data]))
     with pytest.raises(InputError, match="there is no run or file"):
         list(predict(run / "typo.safetensors", [data]))
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_rest_is_answered(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = data / "val" / "yak" / "0.png", tmp_path / "bad.png"
+    bad.write_bytes(good.read_bytes()[:40])
+    assert main(["predict", str(run), str(bad), str(good), "--json"]) == 1
+    done = capsys.readouterr()
+    first, second = json.loads(done.out)
+    assert first["image"] == str(bad)
+    assert first["error"]
+    assert second["classes"]
+    assert f"{bad} cannot be read" in done.err
+    assert main(["predict", str(run), str(bad), str(good), "--csv", "--top", "1"]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert main(["predict", str(run), str(bad)]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_an_embedding_of_no_numbers_is_refused(tmp_path: Path, data: Path) -> None:
@@ -178,6 +194,11 @@ def test_masks_are_those_of_the_evaluation(tmp_path: Path, say: Say) -> None:
         name = Path(opened.val.name(number)).stem
         found = np.asarray(Image.open(tmp_path / "masks" / f"{name}.png"))
         assert np.array_equal(found, wanted.numpy())
+    image = tmp_path / "0.png"
+    Image.open(opened.val.name(0)).save(image)
+    before = image.read_bytes()
+    assert main(["predict", str(tmp_path / "run"), str(image), "-o", str(tmp_path)]) == 2
+    assert image.read_bytes() == before
 
 
 def test_embeddings_are_vectors(tmp_path: Path, data: Path, say: Say) -> None:
