@@ -184,11 +184,14 @@ def verify_onnx(model: str, out: Path, *, as_json: bool) -> int:
         say(_difference(out, wrong[0]))
     else:
         error, bound = max((trial.error, trial.bound) for trial in trials)
-        say(f"{out}: equal: largest error {error:.1e} in {len(trials)} runs (bound {bound:.1e})")
+        runs = "1 run" if len(trials) == 1 else f"{len(trials)} runs"
+        say(f"{out}: equal: largest error {error:.1e} in {runs} (bound {bound:.1e})")
     return 1 if wrong else 0
 
 
 def _difference(out: Path, trial: Trial) -> str:
+    if trial.note:
+        return f"{out}: not equal: {trial.note}"
     return (
         f"{out}: not equal: largest error {trial.error:.1e} on inputs of {trial.shapes}, where "
         f"rounding explains {trial.bound:.1e}"

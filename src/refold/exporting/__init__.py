@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from refold.exporting.accepted import Sizes, onnx_sizes, openvino_sizes, size_text, takes
 from refold.exporting.axes import words_of
 from refold.exporting.dispatch import (
     SUFFIXES,
@@ -25,19 +26,24 @@ __all__ = [
     "SUFFIXES",
     "Exported",
     "Options",
+    "Sizes",
     "companions",
     "describe",
     "described",
     "export",
     "halved",
     "onnx_session",
+    "onnx_sizes",
     "openvino_model",
+    "openvino_sizes",
     "quiet",
     "read_provenance",
     "require",
     "require_options",
     "run_onnx",
     "run_openvino",
+    "size_text",
+    "takes",
     "version",
     "without_folders",
     "words_of",

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from helpers.nightly import rare
 from refold.cli.app import main
 from refold.errors import InputError
 from refold.exporting import described, read_provenance
@@ -42,6 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str]) -> Say:
     def call(*words: str | Path) -> str:
+        capsys.readouterr()
         assert main(["predict", *map(str, words)]) == 0
         return capsys.readouterr().out
 
@@ -132,6 +134,39 @@ def test_what_is_missing_is_said(run: Path, tmp_path: Path, data: Path) -> None:
         list(predict(tmp_path / "x.onnx", [data]))
     with pytest.raises(InputError, match="there is no run or file"):
         list(predict(run / "typo.safetensors", [data]))
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".pt2", *rare(".onnx")])
+def test_a_file_of_a_fixed_batch_answers_for_any_number_of_images(
+    run: Path, data: Path, tmp_path: Path, say: Say, suffix: str
+) -> None:
+    """Two at once, and five to ask: the last is asked with a copy of itself."""
+    images = sorted((data / "val").rglob("*.png"))[:5]
+    wanted = json.loads(say(run, *images, "--json"))
+    file = tmp_path / f"fixed{suffix}"
+    words = ["convert", str(run), "-o", str(file), "--dynamic", "none", "--batch", "2"]
+    assert main(words) == 0
+    found = json.loads(say(file, *images, "--json"))
+    for one, other in zip(wanted, found, strict=True):
+        assert other["image"] == one["image"]
+        assert [row["class"] for row in one["classes"]] == [
+            row["class"] for row in other["classes"]
+        ]
+        shares = [[row["share"] for row in record["classes"]] for record in (one, other)]
+        assert shares[1] == pytest.approx(shares[0], rel=1e-5)
+
+
+def test_a_file_for_another_size_than_its_images_is_refused(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "large.xml"
+    words = ["convert", str(run), "-o", str(file), "--dynamic", "none", "--input-size", "3x24x24"]
+    assert main(words) == 0
+    capsys.readouterr()
+    assert main(["predict", str(file), str(data / "val")]) == 2
+    assert "takes images of 3 x 24 x 24, and says that they are prepared at" in (
+        capsys.readouterr().err
+    )
 
 
 def test_an_image_that_cannot_be_read_is_named_and_the_rest_is_answered(

@@ -6,6 +6,7 @@ import glob
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,11 +15,16 @@ from torch import Tensor, nn
 
 from refold.errors import InputError, MissingDependencyError, one_line
 from refold.exporting import (
+    Sizes,
     described,
     onnx_session,
+    onnx_sizes,
     openvino_model,
+    openvino_sizes,
     run_onnx,
     run_openvino,
+    size_text,
+    takes,
 )
 from refold.sources.networks import build
 from refold.sources.pruned import is_pruned
@@ -142,11 +148,50 @@ def _caller(path: Path) -> Callable[[Tensor], Tensor]:
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         session = onnx_session(path)
-        return lambda images: run_onnx(session, ((images,), {}))[0]
-    if suffix == ".xml":
+        call, sizes = partial(run_onnx, session), onnx_sizes(session)
+    elif suffix == ".xml":
         compiled = openvino_model(path)
-        return lambda images: run_openvino(compiled, ((images,), {}))[0]
-    return _running(build(str(path)).model)
+        call, sizes = partial(run_openvino, compiled), openvino_sizes(compiled)
+    else:
+        built = build(str(path))
+        call, sizes = None, {}
+        if not built.sizes and built.example_inputs is not None:
+            sizes = {"": tuple(built.example_inputs[0].shape)}
+        return _fitted(_running(built.model), path, sizes)
+    return _fitted(lambda images: call(((images,), {}))[0], path, sizes)
+
+
+def _fitted(
+    call: Callable[[Tensor], Tensor], path: Path, sizes: Sizes
+) -> Callable[[Tensor], Tensor]:
+    """Return what calls a file with as many images at once as it takes.
+
+    Args:
+        call: maps as many prepared images to outputs.
+        path: the file.
+        sizes: what it takes.
+
+    Raises:
+        InputError: from the call, when the images are of another size.
+    """
+    (wanted,) = sizes.values() or [()]
+
+    def run(images: Tensor) -> Tensor:
+        shape = tuple(images.shape[1:])
+        if wanted and not takes(wanted[1:], shape):
+            raise InputError(
+                f"{path} takes images of {size_text(wanted[1:])}, and says that they are prepared "
+                f"at {size_text(shape)}: convert the run again without --input-size"
+            )
+        size = wanted[0] if wanted and wanted[0] else len(images)
+        return torch.cat([call(_filled(part, size))[: len(part)] for part in images.split(size)])
+
+    return run
+
+
+def _filled(images: Tensor, size: int) -> Tensor:
+    """Return as many images as asked for: the last one stands for those that are missing."""
+    return torch.cat([images, images[-1:].expand(size - len(images), *images.shape[1:])])
 
 
 def predict(place: str | Path, images: Iterable[str | Path]) -> Iterator[Answer]:
