@@ -208,9 +208,8 @@ def origin_of(done: Pruning, network: options.Network, subject: Subject) -> Orig
     """Return what a pruned network comes from, as its file says it."""
     from refold.sources.pruned import Narrowing, next_origin
 
-    classes = {} if network.num_classes is None else {"num_classes": network.num_classes}
     sizes = tuple(tuple(x.shape[1:]) for x in subject.example_inputs)
-    return next_origin(network.model, sizes, Narrowing(done.gone, done.chained), classes)
+    return next_origin(network.model, sizes, Narrowing(done.gone, done.chained), subject.options)
 
 
 def parse_floor(text: str) -> int | float:
