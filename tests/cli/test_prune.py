@@ -155,7 +155,7 @@ def test_what_cannot_train_on_is_said_first(
     ],
 )
 def test_why_nothing_was_dropped_is_said(
-    run: Run, tmp_path: Path, words: tuple[str, ...], said: str
+    run: Callable, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
     (tmp_path / "net.py").write_text(
         "from torch import nn\n"
