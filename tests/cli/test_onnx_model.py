@@ -60,6 +60,12 @@ def test_files_of_other_sizes(tmp_path: Path, capfd: Capture) -> None:
     assert trial["note"] == "its output 'y' is 1 x 9 x 9 x 9 instead of 1 x 8 x 9 x 9"
 
 
+def test_a_batch_that_the_file_does_not_take(tmp_path: Path, capfd: Capture) -> None:
+    made = written(tmp_path, model(FIXED.format("1, 3, 9, 9"), {"w": (8, 3, 3, 3)}), "one.onnx")
+    assert main(["bench", str(made), "--batch", "1,4", "--rounds", "1"]) == 2
+    assert "one.onnx fixes the batch to 1, not 4" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_a_file_of_another_size_than_the_network_ran_on(
     suffix: str, tmp_path: Path, capfd: Capture, net: Callable[[str], str]

@@ -71,12 +71,15 @@ def convert(
     if is_onnx(network.model):
         convert_onnx(network, output, locals() | vars(wishes))
         return
+    from refold.exporting import require_names
+
     if norm_eps is not None:
         raise InputError(_NO_EPS)
     place = check_destination(output, sources=sources_of(network, tuning))
     page = check_page(report)
-    options_of(wishes, place)  # before minutes of work go into it
+    asked = options_of(wishes, place)  # before minutes of work go into it
     subject = prepare(network)
+    require_names(subject.model, subject.example_inputs, asked)
     wanted = {"allow_growth": allow_growth, "drop_unused": drop_unused}
     make, again = _makers(tuning, subject, wanted)
     with step("fold"):

@@ -90,19 +90,19 @@ def told_by(checkpoint: Path | None) -> Mapping[str, Any]:
     """
     if checkpoint is None:
         return {}
+    for place in (checkpoint, checkpoint.parent if is_file(checkpoint) else None):
+        if place is not None and run_at(str(place)):
+            from refold.training import about_at
+
+            return about_at(place)
+    if checkpoint.suffix.lower() != ".safetensors":
+        return {}
+    from refold.exporting import described
+
     try:
-        for place in (checkpoint, checkpoint.parent if is_file(checkpoint) else None):
-            if place is not None and run_at(str(place)):
-                from refold.training import about_at
-
-                return about_at(place)
-        if checkpoint.suffix.lower() == ".safetensors":
-            from refold.exporting import described
-
-            return {key: text for key, text in described(checkpoint).items() if key != "pruned"}
+        return {key: text for key, text in described(checkpoint).items() if key != "pruned"}
     except InputError:  # whoever loads the weights says why they cannot be read
-        pass
-    return {}
+        return {}
 
 
 def _sizes_told(told: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:

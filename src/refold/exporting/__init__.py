@@ -10,6 +10,7 @@ from refold.exporting.dispatch import (
     Options,
     companions,
     export,
+    require_names,
     require_options,
     write,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "quiet",
     "read_provenance",
     "require",
+    "require_names",
     "require_options",
     "run_onnx",
     "run_openvino",

@@ -116,6 +116,9 @@ def inputs_for(file: OnnxFile, sizes: list[tuple[int, ...]], batch: int, seed: i
         InputError: when it does not run on them.
     """
     opened = session(file.path)
+    fixed = {shape[0] for shape in onnx_sizes(opened).values() if shape} - {None}
+    if batch > 1 and len(fixed) == 1 and fixed != {batch}:
+        raise InputError(f"{file.path} fixes the batch to {fixed.pop()}, not {batch}")
     if not sizes:
         arrays = sized(file.model, [(3, 224, 224)], batch, seed)
         try:

@@ -210,6 +210,8 @@ def _unknown_form(name: str) -> str:
             f"the weights with --checkpoint {name}"
         )
     if name and is_folder(path):
+        if run := run_at(str(path.parent)):
+            return f"{name} lies in the folder of a run: give {run[0]}, or one of its files"
         if is_file(path / "config.json"):
             return f"{name} is a folder: if save_pretrained wrote it, give hf:{name}"
         return f"{name} is a folder without a run ({CONFIG} is missing): give {FORMS}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,17 @@ def test_a_table_json_and_csv(run: Path, data: Path, say: Say) -> None:
     assert len(lines) == 4
     assert lines[0].split(",")[1] == rows[0]["classes"][0]["class"]
     assert rows[0]["classes"][0]["class"] in say(run, pattern)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "deploy.onnx"])
+def test_a_damaged_file_of_a_run_is_named(
+    run: Path, data: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / name
+    file.write_bytes(file.read_bytes()[:60])
+    assert main(["predict", str(tmp_path / "run"), str(data / "val")]) == 2
+    assert f"{file} cannot be " in capsys.readouterr().err
 
 
 def test_what_is_missing_is_said(run: Path, tmp_path: Path, data: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from refold.errors import InputError
 from refold.exporting import without_folders
 from refold.sources.runs import run_at
 from refold.training.data.augment import preprocessing
@@ -40,14 +41,20 @@ def about_run(folder: RunFolder, begun: Begun) -> dict[str, Any]:
 def about_at(place: str | Path) -> dict[str, Any]:
     """Return the same of what lies in the folder of a run; nothing of another place.
 
+    Nor of a run that has not finished, and whose images are not there.
+
     Raises:
-        InputError: when it has not finished, and its images are not there.
+        InputError: when what it was started with cannot be read.
     """
     found = run_at(str(place))
     if found is None:
         return {}
     folder = RunFolder(found[0])
-    return about_run(folder, read_begun(folder))
+    begun = read_begun(folder)
+    try:
+        return about_run(folder, begun)
+    except InputError:
+        return {}
 
 
 def known_data(folder: RunFolder, begun: Begun) -> Data:

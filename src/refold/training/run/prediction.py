@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from refold.errors import InputError, MissingDependencyError, one_line
+from refold.errors import InputError, MissingDependencyError, RefoldError, one_line
 from refold.exporting import (
     Sizes,
     described,
@@ -26,6 +26,7 @@ from refold.exporting import (
     size_text,
     takes,
 )
+from refold.inputs import Arguments
 from refold.sources.networks import build
 from refold.sources.pruned import is_pruned
 from refold.sources.runs import open_run, run_at
@@ -124,7 +125,13 @@ def _of_run(run: Path, pointer: str | None) -> DeployedNetwork:
     if pointer is not None or not (run / SUMMARY).is_file():
         model, _, about = open_run(run, pointer)
         return DeployedNetwork(_running(model), about)
-    summary = json.loads((run / SUMMARY).read_text())
+    try:
+        summary = json.loads((run / SUMMARY).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{run / SUMMARY} cannot be read ({one_line(error)}): write the run's results again "
+            "with refold train --resume"
+        ) from error
     if "preprocessing" not in summary:
         raise InputError(
             f"{run} was made by an earlier version, which did not note how images are prepared: "
@@ -145,20 +152,28 @@ def _running(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _caller(path: Path) -> Callable[[Tensor], Tensor]:
-    suffix = path.suffix.lower()
-    if suffix == ".onnx":
-        session = onnx_session(path)
-        call, sizes = partial(run_onnx, session), onnx_sizes(session)
-    elif suffix == ".xml":
-        compiled = openvino_model(path)
-        call, sizes = partial(run_openvino, compiled), openvino_sizes(compiled)
-    else:
+    if path.suffix.lower() == ".pt2":
         built = build(str(path))
-        call, sizes = None, {}
+        sizes = {}
         if not built.sizes and built.example_inputs is not None:
             sizes = {"": tuple(built.example_inputs[0].shape)}
         return _fitted(_running(built.model), path, sizes)
+    try:
+        call, sizes = _opened(path)
+    except RefoldError:
+        raise
+    except Exception as error:  # of the runtime
+        raise InputError(f"{path} cannot be opened, so it is damaged: {one_line(error)}") from error
     return _fitted(lambda images: call(((images,), {}))[0], path, sizes)
+
+
+def _opened(path: Path) -> tuple[Callable[[Arguments], list[Tensor]], Sizes]:
+    """Open a file in its runtime, and return what runs it and which sizes it takes."""
+    if path.suffix.lower() == ".onnx":
+        session = onnx_session(path)
+        return partial(run_onnx, session), onnx_sizes(session)
+    compiled = openvino_model(path)
+    return partial(run_openvino, compiled), openvino_sizes(compiled)
 
 
 def _fitted(
