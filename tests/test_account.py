@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +13,17 @@ from torch import Tensor, nn
 
 import refold
 from refold.account import Account
+from refold.bench import BenchmarkRow, BenchmarkTable, Machine, Spread
 from refold.branches import expand_plan
+from refold.checkpoint import LoadReport
+from refold.equivalence import Proof, prove
 from refold.errors import RefusedError
+from refold.inputs import required
+from refold.onnx_files import Trial
 from refold.pruning import dropping, pruning
 from refold.residuals import removal
+from refold.tuning import Choices, Tuning
+from refold.tuning.outcome import Trial as TuningTrial
 
 
 class Net(nn.Module):
@@ -69,8 +77,8 @@ def test_every_account_has_the_same_parts(verb: str) -> None:
     assert all(step.rule and step.detail for step in account.steps)
     assert all(item.reason for item in account.kept)
     data = json.loads(json.dumps(account.to_dict()))
-    more = ["unrun", "made_up"] if verb == "plan" else []
-    assert list(data) == ["steps", "kept", "cost_before", "cost_after", *more]
+    more = {"plan": ["unrun", "made_up"], "pruning": ["silenced", "gone", "cost_plain"]}
+    assert list(data) == ["steps", "kept", "cost_before", "cost_after", *more.get(verb, [])]
     assert [item["where"] for item in data["kept"]] == [item.where for item in account.kept]
     head = f"{len(account.steps)} {done}, {len(account.kept)} kept; parameters "
     lines = str(account).split("\n")
@@ -113,3 +121,52 @@ def test_reparameterize_and_plan_agree_on_what_they_share() -> None:
     both = [inspect.signature(verb).parameters for verb in (refold.reparameterize, refold.plan)]
     for name in ("model", "example_inputs", "allow_growth"):
         assert both[0][name] == both[1][name].replace()
+
+
+def loaded(folder: Path) -> LoadReport:
+    torch.save({"state_dict": nn.Linear(2, 3).state_dict()}, folder / "linear.pth")
+    return refold.load_checkpoint(nn.Linear(2, 3), folder / "linear.pth")
+
+
+def differing(folder: Path) -> refold.Equivalence:
+    return refold.verify(nn.Linear(2, 3).eval(), nn.Linear(2, 4).eval(), torch.ones(1, 2))
+
+
+def row(folder: Path) -> BenchmarkRow:
+    return BenchmarkRow("eager", "b", Spread(1, 2, 3), 1.0, None, Spread(1, 2, 3), (0.9, 1.1))
+
+
+def skipped(folder: Path) -> BenchmarkRow:
+    return BenchmarkRow("openvino", "b", skipped="it is not installed")
+
+
+def proved(folder: Path) -> Proof:
+    model = net()
+    return prove(model, refold.reparameterize(model, X), required(model, X), refold.reparameterize)
+
+
+def measured(folder: Path) -> BenchmarkTable:
+    machine = Machine("a processor", "a system", 1, "cpu", "float32", {"torch": "2"})
+    return BenchmarkTable((row(folder), skipped(folder)), ((1, 3, 8, 8),), 3, machine)
+
+
+def tuned(folder: Path) -> Tuning:
+    tried = TuningTrial("no residuals", None, adopted=False, reason="there are none")
+    return Tuning(Choices(), "eager", "a net", ((1, 3, 8, 8),), "a machine", (tried,))
+
+
+def onnx_trial(folder: Path) -> Trial:
+    return Trial({"x": [1]}, float("inf"), 1e-6, "its output is another")
+
+
+@pytest.mark.parametrize(
+    "make", [loaded, differing, row, skipped, proved, measured, tuned, onnx_trial]
+)
+def test_every_result_is_a_text_and_plain_data(make: Callable, tmp_path: Path) -> None:
+    """JSON has no infinity: what reads it would stumble."""
+    result = make(tmp_path)
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    text = str(result)
+    assert text
+    if make is not onnx_trial:
+        assert not text.startswith(f"{type(result).__name__}(")

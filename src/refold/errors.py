@@ -70,6 +70,20 @@ def one_line(error: BaseException) -> str:
     return (lines or [type(error).__name__])[0][:300]
 
 
+_MEMORY = ("can't allocate memory", "out of memory", "unable to allocate", "bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that there was not enough memory; libraries have no type for it.
+
+    Examples:
+        >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+        True
+    """
+    text = one_line(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in _MEMORY)
+
+
 def cannot_run(name: str, values: Sequence[object], error: Exception) -> InputError:
     """Return the error that says what a model failed on, and how.
 

@@ -19,7 +19,7 @@ import stat
 import tempfile
 import time
 import zlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,43 @@ def require_place(path: str | os.PathLike[str]) -> None:
         raise InputError(
             f"{folder} is not writable ({_reason(error)}): choose another place for {target.name}"
         ) from error
+
+
+def require_apart(
+    path: str | os.PathLike[str],
+    sources: Iterable[str | os.PathLike[str]],
+    beside: Iterable[str] = (),
+) -> None:
+    """Refuse to write over what is read, whatever link or spelling names it.
+
+    Args:
+        path: The file to write.
+        sources: The files that are read.
+        beside: Names of files that belong to the one to write.
+
+    Raises:
+        InputError: When one of them is the same file.
+
+    Examples:
+        >>> require_apart("a.onnx", ["b.onnx"])
+    """
+    target = Path(os.path.realpath(path))
+    places = [target, *(target.with_name(name) for name in beside)]
+    for source in sources:
+        for place in places:
+            if _is_same(place, Path(source)):
+                also = "" if place == target else f" and the {place.name} beside it"
+                what = "the file" if Path(source) == Path(path) else str(source)
+                raise InputError(
+                    f"writing {path}{also} would replace {what} that is read: choose another name"
+                )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # one of them is not there
+        return False
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import refold
 from refold.checkpoint import load_checkpoint, load_in_order, read_state_dict
 from refold.errors import CheckpointError
 from refold.graph.layers import ChannelClamp
@@ -264,3 +265,36 @@ def test_infinity_is_read_where_the_model_has_a_range_without_end(tmp_path: Path
         safetensors.torch.save_file(bad, tmp_path / "bad.safetensors")
         with pytest.raises(CheckpointError, match=f"NaN or infinity in {diverged}"):
             load_checkpoint(net, tmp_path / "bad.safetensors")
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)
+    )
+
+
+@pytest.mark.parametrize("block", ["acb", "dbb", "repvgg"])
+def test_branches_where_a_model_has_none_are_one_sentence(tmp_path: Path, block: str) -> None:
+    wide = refold.expand(small(), block)
+    torch.save(wide.state_dict(), tmp_path / "wide.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(small(), tmp_path / "wide.pth")
+    said = str(caught.value)
+    assert f"wide.pth holds {block} branches where the model has plain convolutions (0" in said
+    assert f"pass --block {block} to refold train" in said
+    assert len(said.replace(str(tmp_path), "")) < 260
+
+
+def test_parts_that_are_no_branches_of_ours_are_listed(tmp_path: Path) -> None:
+    """The control: below a layer's name lie other tensors, of no block."""
+    other = nn.ModuleList([nn.ModuleDict({"a": nn.Linear(2, 2)}), *small()[1:]])
+    torch.save(other.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"does not fit the model: 1 missing: 0\.weight; 2 "):
+        load_checkpoint(small(), tmp_path / "other.pth")
+
+
+def test_names_of_safetensors_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = [f"layer{number}.weight" for number in (*range(9, 13), 1)]
+    safetensors.torch.save_file({name: torch.ones(1) for name in names}, tmp_path / "a.safetensors")
+    found = list(read_state_dict(tmp_path / "a.safetensors"))
+    assert found == [f"layer{number}.weight" for number in (1, *range(9, 13))]

@@ -70,14 +70,15 @@ def test_a_network_widens_trains_and_becomes_itself_again(
     assert float((answer(plain) - answer(stock)).abs().max()) > 0.1
 
 
-def test_the_weights_of_a_run_collapse(run: Callable, net: Net, tmp_path: Path) -> None:
+def test_the_weights_of_a_run_say_what_network_they_are_of(run: Callable, tmp_path: Path) -> None:
+    """The factory has seven classes by itself, and no size: a run of two classes, 12 wide."""
     images = [np.full((12, 12, 3), 200 * label, np.uint8) for label in (0, 1)]
     for label, pixels in enumerate(images):
         for part in ("train", "val"):
             (tmp_path / "i" / part / "ab"[label]).mkdir(parents=True)
             Image.fromarray(pixels).save(tmp_path / "i" / part / "ab"[label] / "0.png")
     (tmp_path / "net.py").write_text(
-        "from torch import nn\ndef build(num_classes=2):\n"
+        "from torch import nn\ndef build(num_classes=7):\n"
         "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),"
         " nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))\n"
     )
@@ -86,11 +87,30 @@ def test_the_weights_of_a_run_collapse(run: Callable, net: Net, tmp_path: Path) 
     words += ["--image-size", "12", "--workers", "0", "--tracker", "none", "-o", done]
     assert run("train", *words).code == 0
     stock = tmp_path / "stock.safetensors"
-    words = [model, "--block", "acb", "--checkpoint", done, "-o", stock, "--input-size", "3x12x12"]
-    back = run("collapse", *words)
+    back = run("collapse", model, "--block", "acb", "--checkpoint", done, "-o", stock)
     assert back.code == 0, back.err
     own = load_file(done / "stock.safetensors")
     assert all(torch.allclose(value, own[key]) for key, value in load_file(stock).items())
+    back = run("collapse", done, "--block", "acb", "--checkpoint", done, "-o", stock)
+    assert "has branches already: MODEL is the network without them" in back.err
+    for weights in (done, done / "checkpoints" / "last", done / "stock.safetensors"):
+        made = run("convert", model, "--checkpoint", weights, "-o", tmp_path / "net.xml")
+        assert made.code == 0, made.err
+        assert f"{weights}: 2 classes, images of 3x12x12" in made.err
+        assert run("predict", tmp_path / "net.xml", tmp_path / "i" / "val").code == 0
+    pruned = tmp_path / "pruned.safetensors"
+    cut = run(
+        "prune", model, "--checkpoint", done, "--ratio", "0.5", "--round-to", "1", "-o", pruned
+    )
+    assert cut.code == 0, cut.err
+    assert run("inspect", pruned, "--json").code == 0
+    assert build(str(pruned)).model[-1].out_features == 2
+    wrong = run("inspect", model, "--checkpoint", done, "--num-classes", "3")
+    assert wrong.code == 2
+    assert "was trained for 2 classes; leave the option out" in wrong.err
+    other = run("inspect", "torchvision:resnet18", "--checkpoint", done)
+    assert other.code == 2
+    assert f"give the run itself as MODEL: {done}" in other.err
 
 
 def test_both_print_json_alone(run: Callable, net: Net, tmp_path: Path, stock: nn.Module) -> None:

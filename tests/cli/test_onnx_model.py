@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,49 @@ def test_convert_and_verify(file: str, tmp_path: Path, capfd: Capture) -> None:
     wrong = written(tmp_path, model(TEXT, {"w": (8, 3, 3, 3), **norm("n", 8)}), "wrong.onnx")
     wrong.write_bytes(out.read_bytes().replace(b"Relu", b"Tanh"))
     assert main(["verify", file, str(wrong)]) == 1
+    assert "not equal" in capfd.readouterr().out
+
+
+FIXED = "(float[{0}] x) => (float y) {{ y = Conv<pads=[1,1,1,1]>(x, w) }}"
+
+
+def test_files_of_other_sizes(tmp_path: Path, capfd: Capture) -> None:
+    """Two files are compared on what both take; where there is nothing it is said."""
+    weights = {"w": (8, 3, 3, 3)}
+    one = written(tmp_path, model(FIXED.format("1, 3, 9, 9"), weights), "one.onnx")
+    two = written(tmp_path, model(FIXED.format("n, 3, 9, 9"), weights), "two.onnx")
+    other = written(tmp_path, model(FIXED.format("1, 3, 8, 8"), weights), "other.onnx")
+    for first, second in ((one, two), (two, one)):
+        assert main(["verify", str(first), str(second)]) == 0
+        assert "in 1 run (bound" in capfd.readouterr().out
+    assert main(["verify", str(one), str(other)]) == 2
+    assert "they have no inputs in common" in capfd.readouterr().err
+    wide = written(tmp_path, model(FIXED.format("1, 3, 9, 9"), {"w": (9, 3, 3, 3)}), "wide.onnx")
+    assert main(["verify", str(one), str(wide), "--json"]) == 1
+    (trial,) = json.loads(capfd.readouterr().out)["trials"]
+    assert trial["error"] is None
+    assert trial["note"] == "its output 'y' is 1 x 9 x 9 x 9 instead of 1 x 8 x 9 x 9"
+
+
+def test_a_batch_that_the_file_does_not_take(tmp_path: Path, capfd: Capture) -> None:
+    made = written(tmp_path, model(FIXED.format("1, 3, 9, 9"), {"w": (8, 3, 3, 3)}), "one.onnx")
+    assert main(["bench", str(made), "--batch", "1,4", "--rounds", "1"]) == 2
+    assert "one.onnx fixes the batch to 1, not 4" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_file_of_another_size_than_the_network_ran_on(
+    suffix: str, tmp_path: Path, capfd: Capture, net: Callable[[str], str]
+) -> None:
+    made = written(tmp_path, model(FIXED.format("1, 3, 9, 9"), {"w": (8, 3, 3, 3)}), "one.onnx")
+    if suffix == ".xml":
+        assert main(["convert", str(made), "-o", str(made.with_suffix(suffix))]) == 0
+    words = ["verify", net("branchy"), str(made.with_suffix(suffix)), "--input-size"]
+    assert main([*words, "3x16x16"]) == 2
+    said = capfd.readouterr().err
+    assert f"one{suffix} takes 1 x 3 x 9 x 9" in said
+    assert "was run on 1 x 3 x 16 x 16: give --input-size 3x9x9 --batch 1" in said
+    assert main([*words, "3x9x9"]) == 1  # it runs, and is another network
     assert "not equal" in capfd.readouterr().out
 
 

@@ -143,3 +143,27 @@ def test_what_cannot_train_on_is_said_first(
     assert said in result.err
     finished = run("prune", "net.onnx", "--ratio", "0.5", *words)
     assert "is a finished file" in finished.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--ratio", "0"), "no channel is dead, and --ratio 0 drops those alone"),
+        (("--threshold", "0"), "no channel is worth as little as 0"),
+        (("--ratio", "0.5", "--round-to", "2", "--floor", "4"), "layers keep a multiple of 2"),
+        (("--ratio", "0.1", "--round-to", "1"), "so small a share is no whole channel"),
+    ],
+)
+def test_why_nothing_was_dropped_is_said(
+    run: Callable, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))\n"
+    )
+    always = ("--importance", "l1", "--input-size", "3x9x9")
+    done = run("prune", f"{tmp_path / 'net.py'}:build", *always, *words)
+    assert done.code == 0, done.err
+    assert f"nothing was dropped: {said}" in done.out
+    assert "less accurate" not in done.err

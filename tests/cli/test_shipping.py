@@ -87,7 +87,7 @@ def test_what_was_assumed_and_fixed_is_said(
         (["--dynamic", "image:first=batch"], "names no axes: write none, batch"),
         (["--dynamic", "sometimes"], "is not a choice"),
         (["--opset", "3"], "opset 3 is not one"),
-        (["--input-names", "a,b"], "input_names must be 1 different names"),
+        (["--input-names", "a,b"], "input_names must be one name"),
     ],
 )
 def test_wishes_that_cannot_be(

@@ -38,6 +38,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["convert", "NET", "-o", "o.onnx", "--dynamic", "bach"], "dynamic='bach' is not a choice"),
         (["convert", "no.pth", "-o", "o.safetensors"], "there is no file 'no.pth'"),
         (["inspect", "no.xml"], "there is no file 'no.xml'"),
+        (
+            ["convert", "NET", *SMALL, "-o", "o.onnx", "--opset", "5"],
+            "opset 5 is not one that onnx",
+        ),
+        (["convert", "NET", *SMALL, "-o", "o.pt2", "--tuning", "no.json"], "there is no file 'no"),
+        (["convert", "NET", "--input-size", "3x99999x99999", "-o", "o.pt2"], "out of memory"),
         (["bench", "no.pt"], "there is no file 'no.pt'"),
         (["bench", "NET", *SMALL, "--device", "meta"], "--device meta holds no numbers"),
         (["bench", "NET", "--runtime", "tensorrt"], "'tensorrt' is not eager, onnxruntime,"),
@@ -56,6 +62,26 @@ def test_one_sentence_and_no_file(
     done = run(*(net("branchy") if word == "NET" else word for word in words))
     assert done.code == 2, done.out
     assert said in done.err.splitlines()[-1]
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--input-names", "a,b"], "input_names must be one name, for input; got 'a', 'b'"),
+        (["--output-names", "a,b"], "output_names must be one name, for output0; got 'a', 'b'"),
+        (["--input-names", "a", "--output-names", "a"], "'a'"),
+        (["--dynamic", "x:0=n"], "dynamic names 'x', which is no input: the inputs are input"),
+        (["--dynamic", "input:9=n"], "dynamic names axis 9 of input, which has 4 axes"),
+    ],
+)
+def test_what_a_file_cannot_be_is_said_before_the_network_is_folded(
+    run: Callable, net: Callable, folder: Path, words: list[str], said: str
+) -> None:
+    done = run("convert", net("branchy"), *SMALL, "-o", "o.onnx", *words)
+    assert done.code == 2
+    assert said in done.err
+    assert "\nfold: " not in done.err
     assert not list(folder.iterdir())
 
 

@@ -138,7 +138,7 @@ def test_axes_by_input(tmp_path: Path, suffix: str) -> None:
     [
         ("height", "is not a choice: use 'none'"),
         ("none,batch", "is not a choice"),
-        ({"picture": {0: "batch"}}, "names 'picture', which is not an input: there are image"),
+        ({"picture": {0: "batch"}}, "names 'picture', which is no input: the inputs are image"),
         ({"image": {4: "batch"}}, "names axis 4 of image, which has 4"),
         ({"image": {0: "a b"}}, "'a b' is not a name"),
         ({"image": {2: "side", 3: "side"}}, "axes of two sizes one name, 'side': 8 in image, 12"),

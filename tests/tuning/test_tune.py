@@ -215,7 +215,7 @@ def test_another_file_is_refused(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(InputError, match="is not a tuning file"):
         load_tuning(path)
-    with pytest.raises(InputError, match="is not a tuning file"):
+    with pytest.raises(InputError, match="there is no file"):
         load_tuning(tmp_path / "none.json")
 
 

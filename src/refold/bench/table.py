@@ -93,6 +93,25 @@ class BenchmarkRow:
             return NO_DIFFERENCE
         return UNSURE if (high - low) / (high + low) > _WIDE else ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and the verdict as plain values for JSON."""
+        return {**asdict(self), "verdict": self.verdict}
+
+    def __str__(self) -> str:
+        """Say it in one line.
+
+        Examples:
+            >>> print(BenchmarkRow("eager", "after", Spread(1.0, 1.25, 1.5)))
+            eager, after: 1.25 ms
+        """
+        if self.milliseconds is None:
+            return f"{self.runtime}, {self.model}: skipped: {self.skipped}"
+        gain = ""
+        if self.speedup is not None:
+            gain = f", {self.speedup.median:.2f} times as fast as the first"
+        verdict = f" ({self.verdict})" if self.verdict else ""
+        return f"{self.runtime}, {self.model}: {self.milliseconds.median:.3g} ms{gain}{verdict}"
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -145,10 +164,7 @@ class BenchmarkTable:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        record = asdict(self)
-        for values, row in zip(record["rows"], self.rows, strict=True):
-            values["verdict"] = row.verdict
-        return record
+        return {**asdict(self), "rows": [row.to_dict() for row in self.rows]}
 
     def __str__(self) -> str:
         """Draw the table, the conditions under it."""

@@ -10,6 +10,7 @@ from refold.checkpoint.deploy import DEFAULT_EPS as DEFAULT_EPS
 from refold.checkpoint.deploy import deploy_state_dict as deploy_state_dict
 from refold.checkpoint.deploy import to_deploy as to_deploy
 from refold.checkpoint.load import LoadReport as LoadReport
+from refold.checkpoint.load import MisfitError as MisfitError
 from refold.checkpoint.load import load_checkpoint as load_checkpoint
 from refold.checkpoint.load import load_in_order as load_in_order
 from refold.checkpoint.read import read_state_dict as read_state_dict

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from refold.checkpoint.adapt import Adapted, adapt
 from refold.checkpoint.deploy import DEFAULT_EPS
+from refold.checkpoint.expanded import branches_told
 from refold.checkpoint.finding import Choice, listed
 from refold.checkpoint.kinds import misfit, settle, some
 from refold.checkpoint.layouts import Told
@@ -62,6 +63,10 @@ class LoadReport:
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
     def __str__(self) -> str:
         """Say it in one line."""
         parts = [f"loaded {self.loaded} tensors of {self.path.name}"]
@@ -77,6 +82,14 @@ class LoadReport:
             parts.append(f"without {len(self.left_out)} tensors that the model has no use for")
         parts.extend(f"({note})" for note in self.notes)
         return " ".join(parts)
+
+
+class MisfitError(CheckpointError):
+    """The tensors of a file are not those of the model: so many of either lack a fellow."""
+
+    def __init__(self, text: str, count: int) -> None:
+        super().__init__(text)
+        self.count = count
 
 
 def load_checkpoint(
@@ -248,7 +261,7 @@ class _Target:
         }
         raw = {name: choice.state[full] for name, full in names.items()}
         adapted = adapt(raw, own, file, eps=self._eps, told=self._told)
-        _require_fit(own, adapted, file)
+        self._require_fit(adapted)
         _refuse_transposed(self._model, [self.ours[name] for name in adapted.folded], file)
         state = {
             name: adapted.state[key].to(own[name].dtype).reshape(own[name].shape)
@@ -264,6 +277,23 @@ class _Target:
             left_out, choice.notes,
         )  # fmt: skip
         return _Fit(state, report, choice, reading)
+
+    def _require_fit(self, adapted: Adapted) -> None:
+        """Refuse what does not fit, every tensor of it named; of branches, what to do with them.
+
+        Raises:
+            MisfitError: if so.
+        """
+        faults = _faults(self._own, adapted)
+        texts = [f"{len(keys)} {what}: {some(keys)}" for what, keys in faults.items() if keys]
+        if not texts:
+            return
+        missing = [self.ours[name] for name in faults["missing"]]
+        what = branches_told(self._model, missing, adapted.state) or (
+            f"does not fit the model: {'; '.join(texts)}; load it into the architecture (train or "
+            "deploy form) it was saved from"
+        )
+        raise MisfitError(f"checkpoint {self._file} {what}", sum(map(len, faults.values())))
 
 
 def _is_count(name: str) -> bool:
@@ -384,27 +414,18 @@ def _is_shaped(tensor: Tensor, target: Tensor) -> bool:
     return len(shapes) == 1 or shapes == {(), (1,)}
 
 
-def _require_fit(own: Mapping[str, Tensor], adapted: Adapted, file: Path) -> None:
+def _faults(own: Mapping[str, Tensor], adapted: Adapted) -> dict[str, list[str]]:
+    """Return which tensors do not fit, by what is wrong with them."""
     state, names = adapted.state, adapted.names
     used = set(names.values())
-    missing = [key for key in own if key not in names and not key.endswith(OPTIONAL)]
-    unexpected = [key for key in state if key not in used]
-    reshaped = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(own[name].shape)}"
-        for name, key in names.items()
-        if not _is_shaped(state[key], own[name])
-    ]
     kinds = {key: misfit(state[key], own[name]) for name, key in names.items()}
-    recast = [f"{key} {what}" for key, what in kinds.items() if what]
-    groups = {
-        "missing": missing,
-        "unexpected": unexpected,
-        "of another shape": reshaped,
-        "of another kind": recast,
+    return {
+        "missing": [key for key in own if key not in names and not key.endswith(OPTIONAL)],
+        "unexpected": [key for key in state if key not in used],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(own[name].shape)}"
+            for name, key in names.items()
+            if not _is_shaped(state[key], own[name])
+        ],
+        "of another kind": [f"{key} {what}" for key, what in kinds.items() if what],
     }
-    faults = [f"{len(keys)} {what}: {some(keys)}" for what, keys in groups.items() if keys]
-    if faults:
-        raise CheckpointError(
-            f"checkpoint {file} does not fit the model: {'; '.join(faults)}; "
-            "load it into the architecture (train or deploy form) it was saved from"
-        )

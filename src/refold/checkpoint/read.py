@@ -181,7 +181,8 @@ def _read(file: Path) -> object:
     form = recognise(file)
     try:
         if form == "safetensors":
-            return safetensors.torch.load(file.read_bytes())
+            found = safetensors.torch.load(file.read_bytes())  # in an order of the moment
+            return {name: found[name] for name in sorted(found, key=_numbered)}
         if form == "hdf5":
             return read_hdf5(file)
         if form == "archive":
@@ -202,6 +203,16 @@ def _read(file: Path) -> object:
             raise _unreadable(file, error) from error
     except Exception as error:  # junk raises KeyError, EOFError, OSError ... from the unpickler
         raise _unreadable(file, error) from error
+
+
+def _numbered(name: str) -> list[tuple[int, int | str]]:
+    """Return what names are sorted by, so that layer 10 follows layer 9.
+
+    >>> sorted(["b.10", "b.9", "a"], key=_numbered)
+    ['a', 'b.9', 'b.10']
+    """
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
 
 
 def _unreadable(file: Path, error: Exception) -> CheckpointError:

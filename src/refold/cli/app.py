@@ -32,7 +32,14 @@ from refold.cli.study import study
 from refold.cli.train import train
 from refold.cli.tune import tune
 from refold.cli.verify import verify
-from refold.errors import InputError, NotEquivalentError, RefoldError, RuleLoopError
+from refold.errors import (
+    InputError,
+    NotEquivalentError,
+    RefoldError,
+    RuleLoopError,
+    is_out_of_memory,
+    one_line,
+)
 from refold.sources.guest import describe, place_of
 
 BAD_INPUT = 2
@@ -185,6 +192,9 @@ def _explain(error: BaseException) -> int:
         return NOT_EQUAL if isinstance(error, NotEquivalentError) else BAD_INPUT
     if isinstance(error, OSError) and isinstance(error.filename, str):
         complain(f"cannot use {error.filename}: {(error.strerror or str(error)).lower()}")
+        return BAD_INPUT
+    if is_out_of_memory(error):
+        complain(f"out of memory ({one_line(error)}): give a smaller batch or input")
         return BAD_INPUT
     place = place_of(error, unless_ours=True)
     if place:

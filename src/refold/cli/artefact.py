@@ -19,6 +19,8 @@ from refold.sources.networks import build
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from refold.exporting import Sizes
+
 SUFFIXES = (".onnx", ".xml", ".pt2", ".safetensors")
 RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
 
@@ -59,7 +61,9 @@ def judge(subject: Subject, path: Path, *, allow_growth: bool) -> Verdict:
     """
     is_half = _is_half(path)
     if _kind(path) in RUNTIMES:
-        return _judge_in_runtime(subject, path, _open(path), is_half=is_half)
+        call, sizes = _open(path)
+        _require_sizes(subject, path, sizes)
+        return _judge_in_runtime(subject, path, call, is_half=is_half)
     import refold
 
     if _kind(path) == ".pt2":
@@ -123,13 +127,44 @@ def _judge_in_runtime(
     )  # fmt: skip
 
 
-def _open(path: Path) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
-    from refold.exporting import onnx_session, openvino_model, run_onnx, run_openvino
+def _require_sizes(subject: Subject, path: Path, sizes: Sizes) -> None:
+    """Refuse to compare on inputs of a size that the file does not take.
+
+    Raises:
+        InputError: saying which it takes, and how to give them.
+    """
+    from refold.exporting import size_text, takes
+
+    given = [tuple(x.shape) for x in subject.example_inputs]
+    wanted = list(sizes.values())
+    if len(given) == len(wanted) and all(map(takes, wanted, given)):
+        return
+    text, own = (", ".join(map(size_text, shapes)) for shapes in (wanted, given))
+    batches = {shape[0] for shape in wanted if shape and shape[0] is not None}
+    asked = ["x".join(map(str, shape[1:])) for shape in wanted if None not in shape[1:]]
+    cure = "give the network that it was made of"
+    if len(asked) == len(given) == len(wanted):
+        cure = " ".join(f"--input-size {size}" for size in asked)
+        cure = f"give {cure}" + "".join(f" --batch {size}" for size in sorted(batches))
+    raise InputError(f"{path.name} takes {text}, and {subject.name} was run on {own}: {cure}")
+
+
+def _open(path: Path) -> tuple[Callable[[tuple[Tensor, ...]], list[Tensor]], Sizes]:
+    from refold.exporting import (
+        onnx_session,
+        onnx_sizes,
+        openvino_model,
+        openvino_sizes,
+        run_onnx,
+        run_openvino,
+    )
 
     try:
         if _kind(path) == ".onnx":
-            return partial(run_onnx, onnx_session(path))
-        return partial(run_openvino, openvino_model(path))
+            session = onnx_session(path)
+            return partial(run_onnx, session), onnx_sizes(session)
+        compiled = openvino_model(path)
+        return partial(run_openvino, compiled), openvino_sizes(compiled)
     except RefoldError:
         raise
     except Exception as error:

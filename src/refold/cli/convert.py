@@ -11,7 +11,7 @@ import typer
 
 from refold.cli import options
 from refold.cli.console import note, print_json, say, step, table
-from refold.cli.destination import check_destination
+from refold.cli.destination import check_destination, sources_of
 from refold.cli.onnx_model import convert_onnx, is_onnx
 from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove, say_proof
@@ -71,11 +71,15 @@ def convert(
     if is_onnx(network.model):
         convert_onnx(network, output, locals() | vars(wishes))
         return
+    from refold.exporting import require_names
+
     if norm_eps is not None:
         raise InputError(_NO_EPS)
-    place, page = check_destination(output), check_page(report)
-    options_of(wishes, place)  # before minutes of work go into it
+    place = check_destination(output, sources=sources_of(network, tuning))
+    page = check_page(report)
+    asked = options_of(wishes, place)  # before minutes of work go into it
     subject = prepare(network)
+    require_names(subject.model, subject.example_inputs, asked)
     wanted = {"allow_growth": allow_growth, "drop_unused": drop_unused}
     make, again = _makers(tuning, subject, wanted)
     with step("fold"):

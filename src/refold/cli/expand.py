@@ -10,10 +10,10 @@ import typer
 
 from refold.cli import options
 from refold.cli.console import note, print_json, say, step, table
-from refold.cli.destination import WEIGHTS, check_destination, whole
+from refold.cli.destination import WEIGHTS, check_destination, sources_of, whole
 from refold.cli.subject import Subject, check_finite, load_weights, prepare
 from refold.cli.summary import NetworkSize, kept_lines, record, size_of, size_rows
-from refold.errors import CheckpointError, InputError
+from refold.errors import CheckpointError, InputError, RefusedError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +67,7 @@ def expand(
     """
     import refold
 
-    place = check_destination(output, WEIGHTS)
+    place = check_destination(output, WEIGHTS, sources_of(network))
     subject = prepare(replace(network, live_statistics=False))  # its weights will be written
     wide, done = _expanded(subject, block, where)
     with step("verify"):
@@ -101,10 +101,16 @@ def collapse(
     """
     import refold
 
-    place = check_destination(output, WEIGHTS)
+    place = check_destination(output, WEIGHTS, sources_of(network, checkpoint))
     weights = whole(checkpoint)
-    subject = prepare(replace(network, live_statistics=False))
-    wide, _ = _expanded(subject, block, where)
+    subject = prepare(replace(network, live_statistics=False), checkpoint)
+    try:
+        wide, _ = _expanded(subject, block, where)
+    except RefusedError as error:
+        raise InputError(
+            f"{network.model} has branches already: MODEL is the network without them, as it was "
+            "given to refold expand or refold train"
+        ) from error
     with step(f"load {checkpoint}"):
         notes = _load(wide, weights, f"{network.model} with --block {block}")
     for remark in notes:

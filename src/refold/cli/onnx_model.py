@@ -74,7 +74,7 @@ def convert_onnx(network: Network, output: Path, given: dict[str, Any]) -> None:
             f"{model} is run on sizes that it takes itself, and what is written is for all of "
             "these: leave --input-size out"
         )
-    place = check_destination(output, SUFFIXES)
+    place = check_place(model, output)
     with step("fold, and run both files"):
         report = _written(Path(model), place, given["allow_growth"])
     if given["as_json"]:
@@ -89,6 +89,29 @@ def convert_onnx(network: Network, output: Path, given: dict[str, Any]) -> None:
     else:
         say("nothing folds: the file is written as it is")
     note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
+
+
+def check_place(model: str, output: Path) -> Path:
+    """Refuse a place that an .onnx file cannot be written to, or that holds a part of it.
+
+    Args:
+        model: the file that is read.
+        output: what to write.
+
+    Returns:
+        Its whole path.
+
+    Raises:
+        InputError: if so.
+    """
+    from refold.exporting import companions
+    from refold.files import require_apart
+    from refold.onnx_files import parts_of, read
+
+    place = check_destination(output, SUFFIXES, [Path(model)])
+    if place.suffix.lower() != ".onnx":  # of others the writer of files sees to it
+        require_apart(output, parts_of(read(model)), companions(place))
+    return place
 
 
 def _written(model: Path, place: Path, allow_growth: bool) -> OnnxReport:
@@ -161,11 +184,14 @@ def verify_onnx(model: str, out: Path, *, as_json: bool) -> int:
         say(_difference(out, wrong[0]))
     else:
         error, bound = max((trial.error, trial.bound) for trial in trials)
-        say(f"{out}: equal: largest error {error:.1e} in {len(trials)} runs (bound {bound:.1e})")
+        runs = "1 run" if len(trials) == 1 else f"{len(trials)} runs"
+        say(f"{out}: equal: largest error {error:.1e} in {runs} (bound {bound:.1e})")
     return 1 if wrong else 0
 
 
 def _difference(out: Path, trial: Trial) -> str:
+    if trial.note:
+        return f"{out}: not equal: {trial.note}"
     return (
         f"{out}: not equal: largest error {trial.error:.1e} on inputs of {trial.shapes}, where "
         f"rounding explains {trial.bound:.1e}"

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refold.cli.console import count, note, print_json, say, say_block, step, table
-from refold.cli.destination import check_destination
 from refold.cli.onnx_model import (
-    SUFFIXES,
     check_options,
+    check_place,
     check_runtimes,
     file_inputs,
     node_rows,
@@ -58,9 +57,36 @@ def prune_file(
     from refold.onnx_files import prune_onnx
 
     wanted = {name: value for name, value in targets.items() if name != "latency"}
-    _made(network, output, given, prune_onnx, wanted)
-    if not given["as_json"]:
+    account = _made(network, output, given, prune_onnx, wanted)
+    if given["as_json"]:
+        return
+    if account.steps:
         note(UNTUNED)
+    else:
+        say(nothing_dropped(wanted))
+
+
+def nothing_dropped(targets: Wanted) -> str:
+    """Return why pruning dropped no channel.
+
+    Args:
+        targets: what was asked for, by the names of `refold.prune`.
+
+    >>> nothing_dropped({"ratio": 0.0, "round_to": 8})
+    'nothing was dropped: no channel is dead, and --ratio 0 drops those alone'
+    """
+    if targets.get("threshold") is not None:
+        what = f"no channel is worth as little as {targets['threshold']:g}"
+    elif targets.get("ratio") == 0:
+        what = "no channel is dead, and --ratio 0 drops those alone"
+    elif targets["round_to"] > 1:
+        what = (
+            f"layers keep a multiple of {targets['round_to']} channels, and none had so many to "
+            "lose (--round-to 1 drops any number)"
+        )
+    else:
+        what = "so small a share is no whole channel, or --floor keeps them all"
+    return f"nothing was dropped: {what}"
 
 
 def rewrite_file(
@@ -74,8 +100,8 @@ def rewrite_file(
 
 def _made(
     network: Network, output: Path | None, given: dict[str, Any], make: Any, wanted: Wanted
-) -> None:
-    """Run a verb on a file, and print its account."""
+) -> OnnxAccount:
+    """Run a verb on a file, print its account and return it."""
     check_options(network, given)
     runtimes = tuple(given["runtime"] or ("onnxruntime",))
     check_runtimes(network.model, runtimes)
@@ -84,7 +110,7 @@ def _made(
             f"--report compares networks in PyTorch, and {network.model} is a file: leave it out, "
             "or see its fold with refold report"
         )
-    place = None if output is None else check_destination(output, SUFFIXES)
+    place = None if output is None else check_place(network.model, output)
     with tempfile.TemporaryDirectory(prefix="refold-") as name:
         folder = Path(name)
         is_onnx_file = place is not None and place.suffix.lower() == ".onnx"
@@ -98,12 +124,13 @@ def _made(
         outcome = {"output": None if output is None else str(output)}
         outcome |= {"timings": None if timings is None else timings.to_dict()}
         print_json(account.to_dict() | outcome)
-        return
+        return account
     _show(network.model, account)
     if timings is not None:
         say_block(str(timings))
     if place is not None:
         note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
+    return account
 
 
 def _time(network: Network, folder: Path, made: Path, runtimes: tuple[str, ...]) -> BenchmarkTable:

@@ -13,6 +13,7 @@ import typer
 from refold.cli import options
 from refold.cli.console import complain, note, print_json, say, step, table
 from refold.errors import InputError
+from refold.files import atomic_path, require_apart
 
 if TYPE_CHECKING:
     from refold.training.run.prediction import Answer
@@ -47,11 +48,13 @@ def predict(
     output: Output = None,
     as_csv: Csv = False,
     as_json: options.Json = False,
-) -> None:
+) -> int:
     """Say what a trained network sees in images, prepared exactly as its evaluation did.
 
     Classification names the likeliest classes; segmentation writes a coloured mask for each image;
     embeddings are printed by --json and --csv, else how similar each image is to the first.
+
+    Images that cannot be read are named, and the exit code is 1 where there are others, else 2.
     """
     from refold.training.run.prediction import predict as run
 
@@ -69,13 +72,15 @@ def predict(
         raise InputError("-o is where masks are written, and this network makes none: leave it out")
     if good[0].task == "segment":
         _write_masks(good, output or Path("masks"))
-    records = [_record(answer, good[0], top) for answer in good]
+    records = [_record(answer, good[0], top) for answer in answers]
+    answered = [record for record in records if "error" not in record]
     if as_json:
         print_json(records)
     elif as_csv:
-        say(*_csv_lines(records))
+        say(*_csv_lines(answered))
     else:
-        _say(records, good[0].task, top)
+        _say(answered, good[0].task)
+    return int(len(good) < len(answers))
 
 
 def _record(answer: Answer, first: Answer, top: int) -> dict[str, Any]:
@@ -84,7 +89,7 @@ def _record(answer: Answer, first: Answer, top: int) -> dict[str, Any]:
     known: dict[str, Any] = {"image": answer.image}
     output, other = answer.output, first.output
     if output is None or other is None:
-        return known
+        return known | {"error": answer.error}
     if answer.task == "embed":
         alike = torch.nn.functional.cosine_similarity(output.flatten(), other.flatten(), 0)
         return known | {"likeness": float(alike), "vector": output.flatten().tolist()}
@@ -110,7 +115,7 @@ def _csv_lines(records: Sequence[dict[str, Any]]) -> list[str]:
     return text.getvalue().splitlines()
 
 
-def _say(records: Sequence[dict[str, Any]], task: str, top: int) -> None:
+def _say(records: Sequence[dict[str, Any]], task: str) -> None:
     if task == "embed":
         rows = [[record["image"], f"{record['likeness']:.4f}"] for record in records]
         table("", ["image", "similarity to the first"], rows)
@@ -128,21 +133,31 @@ def _write_masks(answers: Sequence[Answer], folder: Path) -> None:
     """Write the mask of each image as a PNG whose palette gives every class a colour."""
     from PIL import Image
 
+    places = _places(answers, folder)
+    for place in places:
+        require_apart(place, [answer.image for answer in answers])
     folder.mkdir(parents=True, exist_ok=True)
-    taken: set[str] = set()
+    for answer, place in zip(answers, places, strict=True):
+        mask = Image.fromarray(answer.mask().numpy(), "P")
+        mask.putpalette(_palette())
+        with atomic_path(place) as temporary:
+            mask.save(temporary)
+    high, wide = answers[0].mask().shape
+    note(
+        f"wrote {len(answers)} mask{'s' * (len(answers) > 1)} to {folder}: {wide}x{high}, as the "
+        "network saw the images; a pixel's value is the number of its class"
+    )
+
+
+def _places(answers: Sequence[Answer], folder: Path) -> list[Path]:
+    """Return where the mask of each image goes: under its name, each under another."""
+    taken: dict[str, None] = {}
     for answer in answers:
         name = Path(answer.image).stem
         while name in taken:
             name += "_"
-        taken.add(name)
-        mask = Image.fromarray(answer.mask().numpy(), "P")
-        mask.putpalette(_palette())
-        mask.save(folder / f"{name}.png")
-    high, wide = answers[0].mask().shape
-    note(
-        f"wrote {len(answers)} masks to {folder}: {wide}x{high}, as the network saw the images; a "
-        "pixel's value is the number of its class"
-    )
+        taken[name] = None
+    return [folder / f"{name}.png" for name in taken]
 
 
 def _palette() -> list[int]:

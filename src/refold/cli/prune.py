@@ -13,9 +13,9 @@ import typer
 from refold.cli import options
 from refold.cli.bench import Measure, measured_in
 from refold.cli.console import count, note, print_json, say, say_block, step, table
-from refold.cli.destination import check_destination
+from refold.cli.destination import check_destination, sources_of
 from refold.cli.onnx_model import is_onnx
-from refold.cli.onnx_passes import UNTUNED, prune_file
+from refold.cli.onnx_passes import UNTUNED, nothing_dropped, prune_file
 from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove
 from refold.cli.shipping import ship, ship_origin
@@ -141,7 +141,8 @@ def prune(
         return
     planned = plan_training(further, network, output)
     course, network = planned or (None, network)
-    place = None if output is None or course else check_destination(output)
+    sources = sources_of(network)
+    place = None if output is None or course else check_destination(output, sources=sources)
     page, subject = check_page(report), prepare(network)
     judged = None if course is None else judge_unpruned(subject, course)
     with step("choose and drop channels"):
@@ -152,7 +153,7 @@ def prune(
         )  # fmt: skip
     origin = origin_of(done, network, subject)
     if not as_json:
-        _say_cost(done, network.model)
+        _say_cost(done, network.model, targets | least)
     with step("verify in float64"):
         fold = partial(drop_dead_channels, round_to=round_to)
         masked = replace(subject, model=done.masked)
@@ -168,7 +169,7 @@ def prune(
         train_on(done, origin, course, judged, as_json=as_json)
     elif as_json:
         _print_record(done, proof, timings, output)
-    else:
+    elif done.steps:
         note(UNTUNED)
 
 
@@ -207,9 +208,8 @@ def origin_of(done: Pruning, network: options.Network, subject: Subject) -> Orig
     """Return what a pruned network comes from, as its file says it."""
     from refold.sources.pruned import Narrowing, next_origin
 
-    classes = {} if network.num_classes is None else {"num_classes": network.num_classes}
     sizes = tuple(tuple(x.shape[1:]) for x in subject.example_inputs)
-    return next_origin(network.model, sizes, Narrowing(done.gone, done.chained), classes)
+    return next_origin(network.model, sizes, Narrowing(done.gone, done.chained), subject.options)
 
 
 def parse_floor(text: str) -> int | float:
@@ -228,7 +228,7 @@ def parse_floor(text: str) -> int | float:
         raise InputError(f"--floor {text!r} is neither a number of channels nor a share") from None
 
 
-def _say_cost(done: Pruning, name: str) -> None:
+def _say_cost(done: Pruning, name: str, asked: dict[str, Any]) -> None:
     costs = [("folded", done.cost_before), ("pruned", done.cost_after)]
     if done.cost_plain != done.cost_before:
         costs.insert(1, ("without residuals", done.cost_plain))
@@ -238,7 +238,7 @@ def _say_cost(done: Pruning, name: str) -> None:
     ]
     table(f"{name} pruned", ["", *(title for title, _ in costs)], rows)
     if not done.steps:
-        say("no channel is that unimportant, so nothing was dropped")
+        say(nothing_dropped(asked))
         return
     rows = [[x.where, str(x.before), str(x.after)] for x in done.steps]
     table("channels", ["layer", "before", "after"], rows)

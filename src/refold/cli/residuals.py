@@ -11,7 +11,7 @@ import typer
 from refold.cli import options
 from refold.cli.bench import Measure, measured_in
 from refold.cli.console import note, print_json, say, say_block, step, table
-from refold.cli.destination import check_destination
+from refold.cli.destination import check_destination, sources_of
 from refold.cli.onnx_model import is_onnx
 from refold.cli.onnx_passes import rewrite_file
 from refold.cli.page import check_page, write_page
@@ -56,7 +56,9 @@ def remove_residuals(
     if is_onnx(network.model):
         rewrite_file(network, output, locals(), strict=strict)
         return
-    place, page = None if output is None else check_destination(output), check_page(report)
+    sources = sources_of(network)
+    place = None if output is None else check_destination(output, sources=sources)
+    page = check_page(report)
     subject = prepare(network)
     with step("fold and remove residuals"):
         done = removal(subject.model, subject.example_inputs)

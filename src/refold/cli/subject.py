@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from refold.cli.console import note, step
 from refold.cli.live_statistics import enliven
 from refold.cli.options import Network
-from refold.errors import InputError, one_line
+from refold.errors import CheckpointError, InputError, one_line
+from refold.files import is_file
 from refold.sources.guest import describe, place_of, restored
 from refold.sources.networks import build, is_zoo
+from refold.sources.runs import run_at
 
 if TYPE_CHECKING:
     import torch
@@ -31,10 +33,17 @@ class Subject:
     example_inputs: tuple[torch.Tensor, ...]
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Its classes, and how images are prepared, where the place that it is from says so."""
+    options: Mapping[str, int] = field(default_factory=dict[str, int])
+    """What it was built with, beside its name."""
 
 
-def prepare(network: Network) -> Subject:
+def prepare(network: Network, like: Path | None = None) -> Subject:
     """Build, load and enliven the network of a command, and run it once on its example.
+
+    Args:
+        network: which one.
+        like: weights that the caller loads later, where the command has no others: they say how
+            many classes it has, and of which size its images are.
 
     Raises:
         InputError: if the model, the checkpoint or the input size cannot be used.
@@ -45,8 +54,12 @@ def prepare(network: Network) -> Subject:
         raise InputError("--weights-key chooses weights of a --checkpoint: give that as well")
     torch.manual_seed(network.seed)
     notes: tuple[str, ...] = ()
+    told = told_by(network.checkpoint or like)
+    fitting = _fitting(network, told, network.checkpoint or like)
     with step(f"build {network.model}"):
-        model, exported_inputs, sizes, about = build(network.model, network.num_classes)
+        model, exported_inputs, sizes, about = build(network.model, network.num_classes, fitting)
+        about = told or about
+        sizes = _sizes_told(told) or sizes
         if network.checkpoint is not None:
             notes = load_weights(model, network.checkpoint, network.weights_key)
         check_finite(model, network.model)
@@ -67,7 +80,66 @@ def prepare(network: Network) -> Subject:
         note(
             f"{enlivened} untrained norms got random statistics (--no-live-statistics keeps theirs)"
         )
-    return Subject(network.model, model, example_inputs, about)
+    return Subject(network.model, model, example_inputs, about, fitting)
+
+
+def told_by(checkpoint: Path | None) -> Mapping[str, Any]:
+    """Return what weights say of their network: its classes, and how images are prepared.
+
+    The folder of a run says it, and a file that it wrote; nothing where nothing is said.
+    """
+    if checkpoint is None:
+        return {}
+    for place in (checkpoint, checkpoint.parent if is_file(checkpoint) else None):
+        if place is not None and run_at(str(place)):
+            from refold.training import about_at
+
+            return about_at(place)
+    if checkpoint.suffix.lower() != ".safetensors":
+        return {}
+    from refold.exporting import described
+
+    try:
+        return {key: text for key, text in described(checkpoint).items() if key != "pruned"}
+    except InputError:  # whoever loads the weights says why they cannot be read
+        return {}
+
+
+def _sizes_told(told: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    size = told.get("preprocessing", {}).get("input")
+    return () if size is None else (tuple(size),)
+
+
+def _fitting(network: Network, told: Mapping[str, Any], weights: Path | None) -> dict[str, int]:
+    """Return what a network is built with: as was asked, else as that of some weights was.
+
+    Args:
+        network: what was asked.
+        told: what the weights say of theirs, which is printed.
+        weights: the file, or the folder of a run.
+
+    Raises:
+        InputError: when another number of classes is asked for.
+    """
+    asked = {} if network.num_classes is None else {"num_classes": network.num_classes}
+    if not told:
+        return asked
+    classes = None
+    if "classes" in told or told.get("task") == "embed":
+        classes = len(told.get("classes", ()))
+    if network.num_classes is not None and classes not in (None, network.num_classes):
+        raise InputError(
+            f"--num-classes {network.num_classes}: {weights} was trained for {classes} classes; "
+            "leave the option out"
+        )
+    sizes = _sizes_told(told)
+    said = [] if not classes else [f"{classes} classes"]
+    said += [f"images of {'x'.join(map(str, size))}" for size in sizes]
+    note(f"{weights}: {', '.join(said)}")
+    if classes is not None:
+        asked["num_classes"] = classes
+    channels = sizes[0][0] if sizes else DEFAULT_SIZE[0]
+    return asked if channels == DEFAULT_SIZE[0] else {**asked, "in_chans": channels}
 
 
 def _accepted(
@@ -90,9 +162,13 @@ def load_weights(model: nn.Module, place: Path, key: str | None) -> tuple[str, .
         RefoldError: when they cannot be read, or do not fit.
     """
     if place.is_dir() or place.name in ("best", "last"):
+        from refold.checkpoint import MisfitError
         from refold.training import load_run
 
-        return load_run(model, place)
+        try:
+            return load_run(model, place)
+        except MisfitError as error:
+            raise CheckpointError(f"{error}; or give the run itself as MODEL: {place}") from error
     import refold
 
     return refold.load_checkpoint(model, place, key=key).notes

@@ -10,7 +10,7 @@ import typer
 from refold.cli import options
 from refold.cli.bench import RUNTIME_NAMES, known_runtimes
 from refold.cli.console import note, print_json, say_block, step
-from refold.cli.destination import check_destination
+from refold.cli.destination import check_destination, sources_of
 from refold.cli.subject import prepare
 
 Out = Annotated[
@@ -47,7 +47,7 @@ def tune(
     import refold
     from refold.tuning import save_tuning
 
-    place = None if output is None else check_destination(output, (".json",))
+    place = None if output is None else check_destination(output, (".json",), sources_of(network))
     subject = prepare(network)
     with step(f"tune for {runtime}"):
         found = refold.tune(

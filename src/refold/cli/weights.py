@@ -61,7 +61,7 @@ def convert_weights(
             f"{source} is read as weights alone, which become a .safetensors file: {what}; to "
             f"export a network, give it (MODEL --checkpoint {source})"
         )
-    check_destination(output)
+    check_destination(output, sources=[source])
     with step(f"read {source}"):
         state, notes = read_weights(source, key)
     with step("fold"):

@@ -27,6 +27,15 @@ class Proof:
         """Return plain data for JSON."""
         return {"exact": self.exact.to_dict(), "shipped": self.shipped.to_dict()}
 
+    def __str__(self) -> str:
+        """Say both errors in one line."""
+        exact, shipped = self.exact, self.shipped
+        verdict = "equal" if exact and shipped else "not equal"
+        return (
+            f"{verdict}: largest error {exact.max_rel_error:.1e} in float64 over "
+            f"{len(exact.trials)} inputs; {shipped.max_rel_error:.1e} with the weights as written"
+        )
+
 
 def prove(
     model: nn.Module,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from refold.exporting.accepted import Sizes, onnx_sizes, openvino_sizes, size_text, takes
 from refold.exporting.axes import words_of
 from refold.exporting.dispatch import (
     SUFFIXES,
     Exported,
     Options,
+    companions,
     export,
+    require_names,
     require_options,
     write,
 )
@@ -24,18 +27,25 @@ __all__ = [
     "SUFFIXES",
     "Exported",
     "Options",
+    "Sizes",
+    "companions",
     "describe",
     "described",
     "export",
     "halved",
     "onnx_session",
+    "onnx_sizes",
     "openvino_model",
+    "openvino_sizes",
     "quiet",
     "read_provenance",
     "require",
+    "require_names",
     "require_options",
     "run_onnx",
     "run_openvino",
+    "size_text",
+    "takes",
     "version",
     "without_folders",
     "words_of",

@@ -169,7 +169,7 @@ def choose(dynamic: Dynamic, inputs: Arguments, names: Sequence[str]) -> Axes:
         at = key if isinstance(key, int) else names.index(key) if key in names else -1
         if not 0 <= at < len(held):
             raise InputError(
-                f"dynamic names {key!r}, which is not an input: there are {', '.join(names)}"
+                f"dynamic names {key!r}, which is no input: the inputs are {', '.join(names)}"
             )
         free[at] = _by_hand(axes, held[at], names[at])
     axes = Axes(inputs, tuple(free))

@@ -22,9 +22,9 @@ from refold.exporting.axes import Dynamic, choose
 from refold.exporting.half import halved
 from refold.exporting.names import input_names as name_inputs
 from refold.exporting.names import output_names as name_outputs
-from refold.exporting.onnx import write_onnx
+from refold.exporting.onnx import require_opset, write_onnx
 from refold.exporting.openvino import write_openvino
-from refold.exporting.outputs import with_plain_outputs
+from refold.exporting.outputs import opened, with_plain_outputs
 from refold.exporting.provenance import PRECISION
 from refold.exporting.pt2 import write_pt2
 from refold.exporting.request import Request
@@ -32,7 +32,7 @@ from refold.exporting.safetensors import write_safetensors
 from refold.exporting.silence import quiet
 from refold.files import atomic_path, require_named
 from refold.graph import unwrap
-from refold.inputs import Arguments, tensors
+from refold.inputs import Arguments, required, tensors
 
 _WRITERS: dict[str, Callable[[Request, Path], None]] = {
     ".onnx": write_onnx,
@@ -235,11 +235,19 @@ def _shapes(request: Request) -> dict[str, tuple[int | str, ...]]:
     return dict(zip(request.inputs, known, strict=True))
 
 
+def companions(target: Path) -> list[str]:
+    """Return the names of the files that may be written beside a file, and belong to it.
+
+    >>> companions(Path("out/net.xml")), companions(Path("net.pt2"))
+    (['net.bin'], [])
+    """
+    return [target.with_suffix(ending).name for ending in _BESIDE.get(target.suffix.lower(), ())]
+
+
 def _write(request: Request, target: Path) -> None:
     suffix = target.suffix.lower()
-    beside = [target.with_suffix(ending).name for ending in _BESIDE.get(suffix, ())]
     try:
-        with atomic_path(target, beside) as temporary, quiet():
+        with atomic_path(target, companions(target)) as temporary, quiet():
             # Libraries go by a suffix in small letters.
             written = temporary.with_suffix(suffix)
             _WRITERS[suffix](request, written)
@@ -284,6 +292,30 @@ def require_options(options: Options, suffix: str) -> None:
         raise InputError(
             "a .safetensors holds weights alone, which have no axes: leave dynamic out"
         )
+    if suffix == ".onnx":
+        require_opset(options.opset)
+
+
+def require_names(model: nn.Module, example_inputs: Any, options: Options) -> None:
+    """Refuse names and axes of a file that are none of the model's, before work goes into it.
+
+    Args:
+        model: runs on the example.
+        example_inputs: as `export` takes them.
+        options: how the file is to be written.
+
+    Raises:
+        InputError: naming the first.
+    """
+    inputs = required(model, example_inputs)
+    names = name_inputs(model, inputs, options.input_names)
+    if isinstance(options.dynamic, Mapping):
+        choose(options.dynamic, inputs, names)
+    if options.output_names is None:
+        return
+    with torch.no_grad():
+        answer = opened(run(model, inputs))
+    _require_apart(names, name_outputs(answer, options.output_names), options)
 
 
 def _require_weights(model: nn.Module, suffix: str) -> None:

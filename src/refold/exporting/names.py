@@ -72,9 +72,10 @@ def _settled(found: Iterable[str], given: Sequence[str] | None, what: str) -> li
         raise InputError(f"{what}_names must be a list of names, got {given!r}")
     names = list(given)
     if len(names) != len(plain) or len(set(names)) < len(names) or not all(names):
+        wanted = "one name" if len(plain) == 1 else f"{len(plain)} different names"
         raise InputError(
-            f"{what}_names must be {len(plain)} different names, for {', '.join(unique(plain))}; "
-            f"got {', '.join(map(repr, names)) or 'none'}"
+            f"{what}_names must be {wanted}, for {', '.join(unique(plain))}; got "
+            f"{', '.join(map(repr, names)) or 'none'}"
         )
     return names
 

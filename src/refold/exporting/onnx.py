@@ -27,8 +27,7 @@ _FOLDS = ("ConvBNFusion", "ConvMulFusion", "ConvAddFusion", "MatmulBNFusion")  #
 def write_onnx(request: Request, path: Path) -> None:
     """Write the graph with its weights in one file, then run it."""
     require("onnxscript", "onnx")
-    onnxruntime = require("onnxruntime", "onnx")
-    _require_opset(request.opset, onnxruntime)
+    require("onnxruntime", "onnx")
     exporter: Any = torch.onnx  # its signature is only partly typed
     program = exporter.export(
         trace(request), dynamo=True, verbose=False, opset_version=request.opset
@@ -56,9 +55,16 @@ def _finish(model: Any, request: Request) -> None:
     model.metadata_props.update(keyed(request.provenance))
 
 
-def _require_opset(opset: int | None, onnxruntime: Any) -> None:
+def require_opset(opset: int | None) -> None:
+    """Refuse a version of the operators that nobody writes.
+
+    Raises:
+        InputError: saying which are written.
+    """
+    if opset is None:
+        return
     newest = int(require("onnx", "onnx").defs.onnx_opset_version())
-    if opset is not None and not _OLDEST <= opset <= newest:
+    if not _OLDEST <= opset <= newest:
         raise InputError(f"opset {opset} is not one that onnx writes: use {_OLDEST} to {newest}")
 
 

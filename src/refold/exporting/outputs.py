@@ -21,13 +21,13 @@ def with_plain_outputs(model: nn.Module, answer: object, *, flat: bool) -> objec
         flat: whether the format knows tensors only, each once: the model then returns a tuple of
             them where it returned other things besides, or one tensor twice.
     """
-    plain = _opened(answer)
+    plain = opened(answer)
     leaves = pytree.tree_leaves(plain)
     is_once = len({id(leaf) for leaf in leaves}) == len(leaves)
     if flat and not (is_once and all(isinstance(leaf, Tensor) for leaf in leaves)):
-        model.register_forward_hook(lambda module, args, output: _apart(_opened(output)))
+        model.register_forward_hook(lambda module, args, output: _apart(opened(output)))
     elif plain is not answer:
-        model.register_forward_hook(lambda module, args, output: _opened(output))
+        model.register_forward_hook(lambda module, args, output: opened(output))
     return plain
 
 
@@ -48,7 +48,7 @@ def _is_record(value: object) -> bool:
     return _is_named_tuple(value) or is_dataclass
 
 
-def _opened(value: Any) -> Any:
+def opened(value: Any) -> Any:
     """Return a value without records; the value itself where it holds none."""
     if not any(map(_is_record, pytree.tree_leaves(value, is_leaf=_is_named_tuple))):
         return value
@@ -57,7 +57,7 @@ def _opened(value: Any) -> Any:
 
 def _fields(value: Any) -> Any:
     if _is_named_tuple(value):
-        return _opened(value._asdict())
+        return opened(value._asdict())
     if not _is_record(value):
         return value
-    return _opened({entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)})
+    return opened({entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)})

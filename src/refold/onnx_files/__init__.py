@@ -9,6 +9,7 @@ from refold.onnx_files.proof import Trial
 from refold.onnx_files.reading import read
 from refold.onnx_files.report import OnnxReport
 from refold.onnx_files.runtimes import compare, inputs_for, write_openvino
+from refold.onnx_files.saving import parts_of
 
 __all__ = [
     "FoldedGraphs",
@@ -21,6 +22,7 @@ __all__ = [
     "in_double",
     "inputs_for",
     "kind_of",
+    "parts_of",
     "prune_onnx",
     "read",
     "remove_residuals_onnx",

@@ -22,7 +22,15 @@ from refold.onnx_files.constants import constants_of, sizes_of
 from refold.onnx_files.proof import examples, prove
 from refold.onnx_files.reading import OnnxFile, damage, inlined, quantized_reason, read
 from refold.onnx_files.report import OnnxReport, count
-from refold.onnx_files.saving import apply, companion, copy_of, has_weights_outside, save, tensors
+from refold.onnx_files.saving import (
+    apply,
+    companion,
+    copy_of,
+    has_weights_outside,
+    require_other,
+    save,
+    tensors,
+)
 from refold.onnx_files.scales import hand_over_scales
 from refold.onnx_files.tensors import check_size
 from refold.onnx_files.translation.idioms import REASON, idioms
@@ -83,6 +91,8 @@ def fold_onnx(
             )
         return replace(report, path=Path(file.name))
     file = read(path)
+    if output is not None:
+        require_other(file, output)
     try:
         target = None if output is None else Path(output)
         return _fold(file, target, allow_growth, check, example_inputs)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from refold.equivalence import rounding_bound
 from refold.errors import InputError, NotEquivalentError, one_line
-from refold.exporting import require
+from refold.exporting import require, size_text
 from refold.onnx_files.reading import DEFAULT, OnnxFile, read, title
 from refold.onnx_files.saving import has_weights_outside, tensors
 from refold.onnx_files.tensors import is_floating, to_proto, to_torch
@@ -34,15 +34,17 @@ class Trial:
         shapes: of the inputs.
         error: max|difference| / max|reference| of the worst output.
         bound: what rounding may cost here.
+        note: why the outputs cannot be compared, where they cannot.
     """
 
     shapes: dict[str, list[int]]
     error: float
     bound: float
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields."""
-        return asdict(self)
+        """Return plain data for JSON; a NaN or infinite error becomes None."""
+        return asdict(self) | {"error": self.error if isfinite(self.error) else None}
 
 
 def examples(file: OnnxFile, given: Mapping[str, Any] | None) -> list[Arrays]:
@@ -228,6 +230,29 @@ def worst(wanted: list[Any], got: list[Any]) -> float:
     if len(wanted) != len(got):
         return float("inf")
     return max((_difference(a, b) for a, b in zip(wanted, got, strict=True)), default=0.0)
+
+
+def unlike(names: list[str], wanted: list[Any], got: list[Any]) -> str:
+    """Return how the outputs of two files differ in number, shape or type; nothing where alike.
+
+    Args:
+        names: of the outputs.
+        wanted: those of the original.
+        got: those of the other.
+    """
+    if len(wanted) != len(got):
+        return f"it has {len(got)} outputs instead of {len(wanted)}"
+    for name, one, other in zip(names, wanted, got, strict=True):
+        shapes = [getattr(value, "shape", None) for value in (one, other)]
+        types = [getattr(value, "dtype", type(value).__name__) for value in (one, other)]
+        for first, second in (shapes, types):
+            if first != second:
+                return f"its output {name!r} is {_said(second)} instead of {_said(first)}"
+    return ""
+
+
+def _said(value: Any) -> str:
+    return size_text(value) or "one number" if isinstance(value, tuple) else str(value)
 
 
 def losses(file: OnnxFile, inputs: list[Arrays]) -> list[float]:

@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from refold.errors import InputError, one_line
-from refold.exporting import openvino_model, require
-from refold.onnx_files.proof import Trial, bound_of, examples, losses, worst
+from refold.exporting import (
+    Sizes,
+    onnx_sizes,
+    openvino_model,
+    openvino_sizes,
+    require,
+    size_text,
+    takes,
+)
+from refold.onnx_files.proof import Trial, bound_of, examples, losses, unlike, worst
 from refold.onnx_files.reading import OnnxFile, read
 from refold.onnx_files.trials import Arrays, session, sized
 
@@ -42,9 +50,9 @@ def compare(original: Path, other: Path, inputs: list[Arrays] | None = None) -> 
         InputError: when either cannot be run.
     """
     file = read(original)
-    given = examples(file, None) if inputs is None else inputs
+    run, sizes = _opened(other)
+    given = _shared(file, other, sizes) if inputs is None else inputs
     first = session(file.path)
-    run = _opened(other)
     names = [value.name for value in file.model.graph.output]
     found = list[Trial]()
     for arrays, loss in zip(given, losses(file, given), strict=True):
@@ -54,8 +62,44 @@ def compare(original: Path, other: Path, inputs: list[Arrays] | None = None) -> 
         except Exception as error:
             raise InputError(f"{other} does not run on {shapes}: {one_line(error)}") from error
         wanted = first.run(names, arrays)
-        found.append(Trial(shapes, worst(wanted, got), max(bound_of(file), loss)))
+        bound, note = max(bound_of(file), loss), unlike(names, wanted, got)
+        found.append(Trial(shapes, worst(wanted, got), bound, note))
     return tuple(found)
+
+
+def _shared(file: OnnxFile, other: Path, sizes: Sizes) -> list[Arrays]:
+    """Return inputs that a file takes and another, too.
+
+    Args:
+        file: what was read.
+        other: the other file.
+        sizes: what it takes.
+
+    Raises:
+        InputError: when there are none.
+    """
+    found = examples(file, None)
+    fitting = [arrays for arrays in found if _fits(arrays, sizes)]
+    if fitting:
+        return fitting
+    fixed = {name: [size or 1 for size in shape] for name, shape in sizes.items()}
+    if fixed and set(fixed) == set(found[0]):
+        shapes = [tuple(fixed[name][1:]) for name in found[0]]
+        arrays = sized(file.model, shapes, next(iter(fixed.values()))[0], 0)
+        if _fits(arrays, sizes):
+            return [arrays]
+    own = ", ".join(f"{name!r} {size_text(array.shape)}" for name, array in found[0].items())
+    others = ", ".join(f"{name!r} {size_text(shape)}" for name, shape in sizes.items())
+    raise InputError(
+        f"{other} takes {others}, and {file.path} runs on {own}: they have no inputs in common, "
+        "so they cannot be compared"
+    )
+
+
+def _fits(arrays: Arrays, sizes: Sizes) -> bool:
+    return set(sizes) <= set(arrays) and all(
+        takes(shape, arrays[name].shape) for name, shape in sizes.items()
+    )
 
 
 def inputs_for(file: OnnxFile, sizes: list[tuple[int, ...]], batch: int, seed: int) -> Arrays:
@@ -72,6 +116,9 @@ def inputs_for(file: OnnxFile, sizes: list[tuple[int, ...]], batch: int, seed: i
         InputError: when it does not run on them.
     """
     opened = session(file.path)
+    fixed = {shape[0] for shape in onnx_sizes(opened).values() if shape} - {None}
+    if batch > 1 and len(fixed) == 1 and fixed != {batch}:
+        raise InputError(f"{file.path} fixes the batch to {fixed.pop()}, not {batch}")
     if not sizes:
         arrays = sized(file.model, [(3, 224, 224)], batch, seed)
         try:
@@ -92,8 +139,8 @@ def inputs_for(file: OnnxFile, sizes: list[tuple[int, ...]], batch: int, seed: i
     return arrays
 
 
-def _opened(path: Path) -> Run:
-    """Open a file in its runtime.
+def _opened(path: Path) -> tuple[Run, Sizes]:
+    """Open a file in its runtime, and return what runs it and which sizes it takes.
 
     Raises:
         InputError: when that cannot.
@@ -101,7 +148,7 @@ def _opened(path: Path) -> Run:
     try:
         if path.suffix.lower() == ".onnx":
             opened = session(path)
-            return lambda arrays: opened.run(None, arrays)
+            return (lambda arrays: opened.run(None, arrays)), onnx_sizes(opened)
         compiled = openvino_model(path)
     except InputError:
         raise
@@ -112,4 +159,4 @@ def _opened(path: Path) -> Run:
         results = compiled(arrays)
         return [results[port] for port in compiled.outputs]
 
-    return run
+    return run, openvino_sizes(compiled)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from refold.exporting import require
+from refold.files import require_apart, require_named, require_place
 from refold.onnx_files.reading import OnnxFile, is_external, subgraphs
 from refold.onnx_files.tensors import pieces, place_of
 from refold.onnx_files.translation.network import inner_reads
@@ -85,6 +87,27 @@ def _drop(items: Any, key: str, gone: set[str]) -> None:
     for at in reversed(range(len(items))):
         if getattr(items[at], key) in gone:
             del items[at]
+
+
+def require_other(file: OnnxFile, output: str | os.PathLike[str]) -> None:
+    """Refuse a place that cannot be written, or that holds what is read.
+
+    Raises:
+        InputError: when it is the file itself, or the weights beside it.
+    """
+    require_named("output", output)
+    require_place(output)
+    require_apart(output, parts_of(file), [companion(Path(output))])
+
+
+def parts_of(file: OnnxFile) -> list[Path]:
+    """Return the file itself, and those beside it that hold weights.
+
+    Raises:
+        InputError: when one of those is missing, or lies outside the folder.
+    """
+    outside = [place_of(t, file.folder).path for t in tensors(file.model.graph) if is_external(t)]
+    return list(dict.fromkeys([file.path, *outside]))
 
 
 def has_weights_outside(file: OnnxFile) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -63,6 +63,13 @@ class Pruning(Account):
     def dropped(self) -> tuple[Slimmed, ...]:
         """The same as `steps`."""
         return self.steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the account as plain data, ready for JSON."""
+        return {
+            **super().to_dict(), "silenced": self.silenced, "gone": self.gone,
+            "cost_plain": asdict(self.cost_plain),
+        }  # fmt: skip
 
 
 @outside_inference()

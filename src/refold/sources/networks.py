@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from refold.errors import InputError, MissingDependencyError, one_line
 from refold.files import is_file, is_folder
@@ -66,7 +66,9 @@ def own_names() -> list[str]:
     return list_models()
 
 
-def build(name: str, num_classes: int | None = None) -> Built:
+def build(
+    name: str, num_classes: int | None = None, fitting: Mapping[str, int] = MappingProxyType({})
+) -> Built:
     """Return the network that MODEL names, in evaluation mode.
 
     Args:
@@ -74,6 +76,7 @@ def build(name: str, num_classes: int | None = None) -> Built:
             `path/to/file.py:factory`, a `.pt2` path, the folder of a run of `refold train` (its
             best epoch) or `RUN/checkpoints/last`, or a `.safetensors` of `refold prune`.
         num_classes: outputs of the classifier; None for as many as it has by itself.
+        fitting: options such as `in_chans` that its weights ask for, given where it takes them.
 
     Raises:
         InputError: if there is no such network, or it cannot be built.
@@ -84,15 +87,15 @@ def build(name: str, num_classes: int | None = None) -> Built:
         return _from_exported(Path(name))
     if is_pruned(name):
         _refuse_classes(name, num_classes)
-        model, example = rebuilt(Path(name), _built)
+        model, example = rebuilt(Path(name), _rebuilt)
         sizes = tuple(tuple(x.shape[1:]) for x in example)
         return Built(model.eval(), sizes=sizes, about=about_pruned(Path(name)))
     if found := run_at(name):
         _refuse_classes(name, num_classes)
         model, image, about = open_run(*found)
         return Built(model.eval(), sizes=(image,), about=about)
-    options = {} if num_classes is None else {"num_classes": num_classes}
-    return Built(_built(name, options).eval())
+    asked = {} if num_classes is None else {"num_classes": num_classes}
+    return Built(_built(name, {**fitting, **asked}, demands=asked).eval())
 
 
 def note_origin(model: nn.Module, path: Path, origin: Origin) -> None:
@@ -106,11 +109,20 @@ def note_origin(model: nn.Module, path: Path, origin: Origin) -> None:
     Raises:
         RefusedError: when its shape cannot be made again; the file then stays as it was.
     """
-    mark_pruned(model, path, origin, _built)
+    mark_pruned(model, path, origin, _rebuilt)
 
 
-def _built(name: str, options: dict[str, Any], *, demands: bool = True) -> nn.Module:
-    """Return a network; one of which the options are demanded must be able to have them."""
+def _rebuilt(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """Return a network with those of the options that it takes: its weights show what it needs."""
+    return _built(name, options, demands=())
+
+
+def _built(
+    name: str, options: Mapping[str, Any], *, demands: Collection[str] | None = None
+) -> nn.Module:
+    """Return a network; it must take the options that are demanded, all of them where None."""
+    demands = tuple(options) if demands is None else demands
+    options = dict(options)
     zoo, _, rest = name.partition(":")
     if zoo in _ZOOS:
         return _ZOOS[zoo](rest, **options)
@@ -120,13 +132,13 @@ def _built(name: str, options: dict[str, Any], *, demands: bool = True) -> nn.Mo
             "torchvision: network, or a file with --checkpoint"
         )
     if zoo == "hf":
-        if demands:
+        if "num_classes" in demands:
             _refuse_classes(name, options.get("num_classes"))
         return _from_hugging_face(Path(rest))
     if ".py:" in name:
         return _from_file(name, demands=demands, **options)
     if is_pruned(name):
-        return rebuilt(Path(name), _built)[0]
+        return rebuilt(Path(name), _rebuilt)[0]
     if found := run_at(name):
         return open_run(*found).model
     if name in own_names():
@@ -142,6 +154,16 @@ def _refuse_classes(name: str, wanted: int | None) -> None:
             f"--num-classes {wanted}: {name} is a trained network, whose classes are what they "
             "are; leave the option out"
         )
+
+
+class Builder(Protocol):
+    """Builds a network to train from its name, as `build_to_train` does."""
+
+    def __call__(
+        self, name: str, /, *, num_classes: int | None = None, in_chans: int, **options: Any
+    ) -> Any:
+        """Return the network; of published weights with the classes that it has by itself."""
+        ...
 
 
 def build_to_train(
@@ -163,7 +185,7 @@ def build_to_train(
         raise InputError(f"{name} is an exported program, which cannot be trained: give its source")
     classes = {} if num_classes is None else {"num_classes": num_classes}
     wanted = {**classes, "in_chans": in_chans, **options}
-    return _built(name, wanted, demands=False)
+    return _built(name, wanted, demands=())
 
 
 def _unknown_form(name: str) -> str:
@@ -188,6 +210,8 @@ def _unknown_form(name: str) -> str:
             f"the weights with --checkpoint {name}"
         )
     if name and is_folder(path):
+        if run := run_at(str(path.parent)):
+            return f"{name} lies in the folder of a run: give {run[0]}, or one of its files"
         if is_file(path / "config.json"):
             return f"{name} is a folder: if save_pretrained wrote it, give hf:{name}"
         return f"{name} is a folder without a run ({CONFIG} is missing): give {FORMS}"
@@ -284,8 +308,8 @@ def _from_hugging_face(folder: Path) -> nn.Module:
         raise InputError(f"hf:{folder} cannot be loaded: {_brief(error)}") from error
 
 
-def _from_file(name: str, *, demands: bool = False, **options: Any) -> nn.Module:
-    """Call a factory with those of the options that it takes; with `demands` it must take all."""
+def _from_file(name: str, *, demands: Collection[str], **options: Any) -> nn.Module:
+    """Call a factory with those of the options that it takes; it must take those demanded."""
     from torch import nn
 
     path_text, _, attribute = name.rpartition(":")
@@ -300,8 +324,8 @@ def _from_file(name: str, *, demands: bool = False, **options: Any) -> nn.Module
         raise InputError(f"{path} defines no {attribute!r}{suggest(attribute, public)}")
     ready = isinstance(factory, nn.Module)
     taken = {} if ready else _taken(factory, options)
-    if demands and taken != options:
-        flag = ", ".join(f"--{key.replace('_', '-')}" for key in options if key not in taken)
+    if untaken := [key for key in demands if key not in taken]:
+        flag = ", ".join(f"--{key.replace('_', '-')}" for key in untaken)
         raise InputError(f"{name} takes no such argument: leave {flag} out, or add it there")
     if ready:
         return factory

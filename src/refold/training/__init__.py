@@ -13,6 +13,7 @@ from refold.training.loop.progress import Reporter as Reporter
 from refold.training.loop.progress import RunPlan as RunPlan
 from refold.training.recipes.cookbook import list_recipes as list_recipes
 from refold.training.recipes.cookbook import load_recipe as load_recipe
+from refold.training.run.about import about_at as about_at
 from refold.training.run.network import load_run as load_run
 from refold.training.run.prediction import Answer as Answer
 from refold.training.run.prediction import predict as predict

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from refold.errors import InputError, MissingDependencyError
-from refold.files import write_json
+from refold.files import is_file, write_json
 from refold.tuning.choices import Choices, digest
 from refold.tuning.measuring import Speed
 from refold.tuning.outcome import Trial, Tuning
@@ -46,6 +46,8 @@ def load_tuning(path: str | os.PathLike[str], model: nn.Module | None = None) ->
         InputError: when it is not a tuning file, or one for a network of another structure.
         MissingDependencyError: when pydantic is not installed.
     """
+    if not is_file(path):
+        raise InputError(f"there is no file {str(path)!r}: write it with refold tune -o {path}")
     schema = _schema()
     from pydantic import ValidationError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from helpers.nightly import rare
 from refold.cli.app import main
 from refold.errors import InputError
 from refold.exporting import described, read_provenance
@@ -42,6 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str]) -> Say:
     def call(*words: str | Path) -> str:
+        capsys.readouterr()
         assert main(["predict", *map(str, words)]) == 0
         return capsys.readouterr().out
 
@@ -112,17 +115,26 @@ def test_ten_lines_without_refold_give_the_same_answers(run: Path, data: Path) -
         assert names["classes"][int(names["scores"].argmax())] == name
 
 
-def test_a_table_json_and_csv(run: Path, data: Path, tmp_path: Path, say: Say) -> None:
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no image")
+def test_a_table_json_and_csv(run: Path, data: Path, say: Say) -> None:
     pattern = f"{data}/val/yak/*.png"
-    rows = json.loads(say(run, pattern, broken, "--json"))
+    rows = json.loads(say(run, pattern, "--json"))
     assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "2.png", "3.png"]
     assert {row["class"] for row in rows[0]["classes"]} == {"yak", "zebra"}
     lines = say(run, pattern, "--csv", "--top", "1").splitlines()
     assert len(lines) == 4
     assert lines[0].split(",")[1] == rows[0]["classes"][0]["class"]
     assert rows[0]["classes"][0]["class"] in say(run, pattern)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "deploy.onnx"])
+def test_a_damaged_file_of_a_run_is_named(
+    run: Path, data: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / name
+    file.write_bytes(file.read_bytes()[:60])
+    assert main(["predict", str(tmp_path / "run"), str(data / "val")]) == 2
+    assert f"{file} cannot be " in capsys.readouterr().err
 
 
 def test_what_is_missing_is_said(run: Path, tmp_path: Path, data: Path) -> None:
@@ -134,6 +146,57 @@ def test_what_is_missing_is_said(run: Path, tmp_path: Path, data: Path) -> None:
         list(predict(tmp_path / "x.onnx", [data]))
     with pytest.raises(InputError, match="there is no run or file"):
         list(predict(run / "typo.safetensors", [data]))
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".pt2", *rare(".onnx")])
+def test_a_file_of_a_fixed_batch_answers_for_any_number_of_images(
+    run: Path, data: Path, tmp_path: Path, say: Say, suffix: str
+) -> None:
+    """Two at once, and five to ask: the last is asked with a copy of itself."""
+    images = sorted((data / "val").rglob("*.png"))[:5]
+    wanted = json.loads(say(run, *images, "--json"))
+    file = tmp_path / f"fixed{suffix}"
+    words = ["convert", str(run), "-o", str(file), "--dynamic", "none", "--batch", "2"]
+    assert main(words) == 0
+    found = json.loads(say(file, *images, "--json"))
+    for one, other in zip(wanted, found, strict=True):
+        assert other["image"] == one["image"]
+        assert [row["class"] for row in one["classes"]] == [
+            row["class"] for row in other["classes"]
+        ]
+        shares = [[row["share"] for row in record["classes"]] for record in (one, other)]
+        assert shares[1] == pytest.approx(shares[0], rel=1e-5)
+
+
+def test_a_file_for_another_size_than_its_images_is_refused(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "large.xml"
+    words = ["convert", str(run), "-o", str(file), "--dynamic", "none", "--input-size", "3x24x24"]
+    assert main(words) == 0
+    capsys.readouterr()
+    assert main(["predict", str(file), str(data / "val")]) == 2
+    assert "takes images of 3 x 24 x 24, and says that they are prepared at" in (
+        capsys.readouterr().err
+    )
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_rest_is_answered(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = data / "val" / "yak" / "0.png", tmp_path / "bad.png"
+    bad.write_bytes(good.read_bytes()[:40])
+    assert main(["predict", str(run), str(bad), str(good), "--json"]) == 1
+    done = capsys.readouterr()
+    first, second = json.loads(done.out)
+    assert first["image"] == str(bad)
+    assert first["error"]
+    assert second["classes"]
+    assert f"{bad} cannot be read" in done.err
+    assert main(["predict", str(run), str(bad), str(good), "--csv", "--top", "1"]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert main(["predict", str(run), str(bad)]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_an_embedding_of_no_numbers_is_refused(tmp_path: Path, data: Path) -> None:
@@ -178,6 +241,11 @@ def test_masks_are_those_of_the_evaluation(tmp_path: Path, say: Say) -> None:
         name = Path(opened.val.name(number)).stem
         found = np.asarray(Image.open(tmp_path / "masks" / f"{name}.png"))
         assert np.array_equal(found, wanted.numpy())
+    image = tmp_path / "0.png"
+    Image.open(opened.val.name(0)).save(image)
+    before = image.read_bytes()
+    assert main(["predict", str(tmp_path / "run"), str(image), "-o", str(tmp_path)]) == 2
+    assert image.read_bytes() == before
 
 
 def test_embeddings_are_vectors(tmp_path: Path, data: Path, say: Say) -> None:

@@ -158,7 +158,7 @@ def test_weights_of_an_expanded_network_are_taken_as_they_are(
     torch.save(wide.state_dict(), tmp_path / "wide.pth")
     start = started(data, model=model, checkpoint=str(tmp_path / "wide.pth"), block="dbb")
     assert equal(start.network, wide)
-    with pytest.raises(CheckpointError, match=r"wide\.pth does not fit"):
+    with pytest.raises(CheckpointError, match=r"wide\.pth holds dbb branches"):
         started(data, model=model, checkpoint=str(tmp_path / "wide.pth"))
 
 

@@ -94,8 +94,9 @@ def prune_onnx(
         >>> folder.cleanup()
     """
     amount = Amount(ratio, threshold, macs, params)
-    source, target = Path(path), None if output is None else Path(output)
-    with folded_first(source, example_inputs) as (folder, folded):
+    source = Path(path)
+    with folded_first(source, output, example_inputs) as (folder, folded):
+        target = None if output is None else Path(output)
         stays: tuple[Kept, ...] = ()
         before, plain = None, folded
         if remove_residuals:

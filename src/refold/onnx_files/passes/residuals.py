@@ -61,8 +61,9 @@ def remove_residuals_onnx(
         {'Conv': 2, 'PRelu': 1}
         >>> folder.cleanup()
     """
-    source, target = Path(path), None if output is None else Path(output)
-    with folded_first(source, example_inputs) as (folder, folded):
+    source = Path(path)
+    with folded_first(source, output, example_inputs) as (folder, folded):
+        target = None if output is None else Path(output)
         plain = folder / "plain.onnx"
         account = without_residuals(folded, plain, source, target)
         if strict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping
@@ -18,7 +19,7 @@ from refold.onnx_files.constants import constants_of, sizes_of
 from refold.onnx_files.folding import fold_onnx
 from refold.onnx_files.proof import Trial, examples, prove
 from refold.onnx_files.reading import OnnxFile, quantized_reason, read
-from refold.onnx_files.saving import apply, companion, has_weights_outside, save
+from refold.onnx_files.saving import apply, companion, has_weights_outside, require_other, save
 from refold.onnx_files.translation.network import Network
 from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.writing import Writer
@@ -52,15 +53,18 @@ class Translated(NamedTuple):
 
 @contextmanager
 def folded_first(
-    path: Path, example_inputs: Mapping[str, Any] | None
+    path: Path, output: str | os.PathLike[str] | None, example_inputs: Mapping[str, Any] | None
 ) -> Generator[tuple[Path, Path]]:
     """Yield a folder that is removed afterwards, and the folded form of a file in it.
 
     Raises:
         RefusedError: when the file is quantized.
-        InputError: when it is damaged, or cannot be run.
+        InputError: when it is damaged, or cannot be run, or the output would replace it.
     """
-    reason = quantized_reason(read(path))
+    file = read(path)
+    if output is not None:
+        require_other(file, output)
+    reason = quantized_reason(file)
     if reason is not None:
         raise RefusedError(f"{path}: {reason}")
     with tempfile.TemporaryDirectory(prefix="refold-") as name:

@@ -6,12 +6,10 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from refold.errors import InputError, MissingDependencyError
-
-if TYPE_CHECKING:
-    from refold.training.recipes.recipe import Recipe
+from refold.training import recipes
 
 _FOLDER = "recipes"
 _SUFFIXES = (".yaml", ".yml")
@@ -28,7 +26,7 @@ def list_recipes() -> list[str]:
     return sorted(Path(file.name).stem for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
-def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> recipes.Recipe:
     """Return a recipe of ours by its name, or one in a YAML file.
 
     Args:
@@ -68,7 +66,7 @@ def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return result
 
 
-def check_recipe(values: Mapping[str, Any], place: str) -> Recipe:
+def check_recipe(values: Mapping[str, Any], place: str) -> recipes.Recipe:
     """Return a recipe from plain values.
 
     Args:
@@ -90,7 +88,7 @@ def check_recipe(values: Mapping[str, Any], place: str) -> Recipe:
         raise InputError(_explained(error.errors(), place)) from error
 
 
-def recipe_text(recipe: Recipe) -> str:
+def recipe_text(recipe: recipes.Recipe) -> str:
     """Return a recipe as YAML that `load_recipe` reads."""
     return to_yaml(recipe.model_dump(mode="json"))
 

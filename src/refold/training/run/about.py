@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from refold.errors import InputError
 from refold.exporting import without_folders
+from refold.sources.runs import run_at
 from refold.training.data.augment import preprocessing
 from refold.training.data.datasets import Data, open_data
 from refold.training.data.sources import PixelSource
 from refold.training.loop.run_folder import SUMMARY, RunFolder
-from refold.training.run.begun import Begun
+from refold.training.run.begun import Begun, read_begun
 
 if TYPE_CHECKING:
     from refold.training.recipes.recipe import Recipe
@@ -33,6 +36,25 @@ def about_run(folder: RunFolder, begun: Begun) -> dict[str, Any]:
     told = _told(folder) or about_of(begun.recipe, known_data(folder, begun))
     named = {"model": without_folders(begun.recipe.model), "task": begun.recipe.task}
     return named | {key: told[key] for key in ("classes", "preprocessing") if key in told}
+
+
+def about_at(place: str | Path) -> dict[str, Any]:
+    """Return the same of what lies in the folder of a run; nothing of another place.
+
+    Nor of a run that has not finished, and whose images are not there.
+
+    Raises:
+        InputError: when what it was started with cannot be read.
+    """
+    found = run_at(str(place))
+    if found is None:
+        return {}
+    folder = RunFolder(found[0])
+    begun = read_begun(folder)
+    try:
+        return about_run(folder, begun)
+    except InputError:
+        return {}
 
 
 def known_data(folder: RunFolder, begun: Begun) -> Data:

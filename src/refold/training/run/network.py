@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from refold.blocks import BranchedBlock
 from refold.branches import block_factory, expand, expand_plan
+from refold.checkpoint import MisfitError
 from refold.equivalence import is_untrained
 from refold.errors import CheckpointError, InputError
 from refold.folding import reparameterize
 from refold.pruning import restore_norms
 from refold.residuals import removal
-from refold.sources.networks import brings_weights, build_to_train
+from refold.sources.networks import Builder, brings_weights, build_to_train
 from refold.training.data.augment import eval_transform, image_side
 from refold.training.data.datasets import Data
 from refold.training.data.loader import Samples
@@ -37,16 +38,6 @@ from refold.training.seeds import seeded
 
 _PLAIN, _NORMED, _WIDE = range(3)  # the forms of a network, each with what the one before lacks
 _SEEN, _AT_ONCE = 256, 32  # images whose statistics restored norms start with
-
-
-class Builder(Protocol):
-    """Builds a network from the name in a recipe."""
-
-    def __call__(
-        self, name: str, /, *, num_classes: int | None = None, in_chans: int, **options: Any
-    ) -> Any:
-        """Return the network; of published weights with the classes that it has by itself."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -198,15 +189,19 @@ def load_run(model: nn.Module, place: str | Path) -> tuple[str, ...]:
         InputError: when there is no run.
         CheckpointError: when its weights do not fit; the model is then unchanged.
     """
-    first: CheckpointError | None = None
+    faults: list[CheckpointError] = []
     with weights_at(str(place), network_at) as weights:
         for file in weights.files():
             try:
                 return weights.load(model, file)
             except CheckpointError as error:
-                first = first or error
-    assert first is not None
-    raise first
+                faults.append(error)
+    raise min(faults, key=_distance)
+
+
+def _distance(fault: CheckpointError) -> int:
+    """Return how far weights are from a network: of several forms, the nearest tells most."""
+    return fault.count if isinstance(fault, MisfitError) else 0
 
 
 def remarks(start: Start, recipe: Recipe) -> Iterator[str]:
@@ -319,7 +314,7 @@ def _fitting(
     plan: _Plan, weights: Weights, counts: list[int]
 ) -> tuple[nn.Module, int, tuple[str, ...]] | CheckpointError:
     """Load the weights into the network of one of some numbers of classes, or say why not."""
-    first: CheckpointError | None = None
+    faults: list[CheckpointError] = []
     wanted = {_NORMED: plan.recipe.restore_norms, _WIDE: plan.recipe.block is not None}
     for count in counts:
         for form in (_PLAIN, *(form for form, is_wanted in wanted.items() if is_wanted)):
@@ -328,13 +323,14 @@ def _fitting(
                 try:
                     weights.load(network, file)
                 except CheckpointError as error:
-                    first = first or error
+                    faults.append(error)
                     continue
                 if count == plan.classes:
                     return network, form, ()
                 target = _form(plan, plan.classes, form)
                 return target, form, hand_over(network, target)
-    return first or CheckpointError(f"{weights.place} fits no form of {plan.recipe.model}")
+    missing = CheckpointError(f"{weights.place} fits no form of {plan.recipe.model}")
+    return min(faults, key=_distance, default=missing)
 
 
 def _form(plan: _Plan, classes: int, form: int) -> nn.Module:

@@ -6,20 +6,27 @@ import glob
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from refold.errors import InputError, MissingDependencyError, one_line
+from refold.errors import InputError, MissingDependencyError, RefoldError, one_line
 from refold.exporting import (
+    Sizes,
     described,
     onnx_session,
+    onnx_sizes,
     openvino_model,
+    openvino_sizes,
     run_onnx,
     run_openvino,
+    size_text,
+    takes,
 )
+from refold.inputs import Arguments
 from refold.sources.networks import build
 from refold.sources.pruned import is_pruned
 from refold.sources.runs import open_run, run_at
@@ -118,7 +125,13 @@ def _of_run(run: Path, pointer: str | None) -> DeployedNetwork:
     if pointer is not None or not (run / SUMMARY).is_file():
         model, _, about = open_run(run, pointer)
         return DeployedNetwork(_running(model), about)
-    summary = json.loads((run / SUMMARY).read_text())
+    try:
+        summary = json.loads((run / SUMMARY).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{run / SUMMARY} cannot be read ({one_line(error)}): write the run's results again "
+            "with refold train --resume"
+        ) from error
     if "preprocessing" not in summary:
         raise InputError(
             f"{run} was made by an earlier version, which did not note how images are prepared: "
@@ -139,14 +152,61 @@ def _running(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _caller(path: Path) -> Callable[[Tensor], Tensor]:
-    suffix = path.suffix.lower()
-    if suffix == ".onnx":
+    if path.suffix.lower() == ".pt2":
+        built = build(str(path))
+        sizes = {}
+        if not built.sizes and built.example_inputs is not None:
+            sizes = {"": tuple(built.example_inputs[0].shape)}
+        return _fitted(_running(built.model), path, sizes)
+    try:
+        call, sizes = _opened(path)
+    except RefoldError:
+        raise
+    except Exception as error:  # of the runtime
+        raise InputError(f"{path} cannot be opened, so it is damaged: {one_line(error)}") from error
+    return _fitted(lambda images: call(((images,), {}))[0], path, sizes)
+
+
+def _opened(path: Path) -> tuple[Callable[[Arguments], list[Tensor]], Sizes]:
+    """Open a file in its runtime, and return what runs it and which sizes it takes."""
+    if path.suffix.lower() == ".onnx":
         session = onnx_session(path)
-        return lambda images: run_onnx(session, ((images,), {}))[0]
-    if suffix == ".xml":
-        compiled = openvino_model(path)
-        return lambda images: run_openvino(compiled, ((images,), {}))[0]
-    return _running(build(str(path)).model)
+        return partial(run_onnx, session), onnx_sizes(session)
+    compiled = openvino_model(path)
+    return partial(run_openvino, compiled), openvino_sizes(compiled)
+
+
+def _fitted(
+    call: Callable[[Tensor], Tensor], path: Path, sizes: Sizes
+) -> Callable[[Tensor], Tensor]:
+    """Return what calls a file with as many images at once as it takes.
+
+    Args:
+        call: maps as many prepared images to outputs.
+        path: the file.
+        sizes: what it takes.
+
+    Raises:
+        InputError: from the call, when the images are of another size.
+    """
+    (wanted,) = sizes.values() or [()]
+
+    def run(images: Tensor) -> Tensor:
+        shape = tuple(images.shape[1:])
+        if wanted and not takes(wanted[1:], shape):
+            raise InputError(
+                f"{path} takes images of {size_text(wanted[1:])}, and says that they are prepared "
+                f"at {size_text(shape)}: convert the run again without --input-size"
+            )
+        size = wanted[0] if wanted and wanted[0] else len(images)
+        return torch.cat([call(_filled(part, size))[: len(part)] for part in images.split(size)])
+
+    return run
+
+
+def _filled(images: Tensor, size: int) -> Tensor:
+    """Return as many images as asked for: the last one stands for those that are missing."""
+    return torch.cat([images, images[-1:].expand(size - len(images), *images.shape[1:])])
 
 
 def predict(place: str | Path, images: Iterable[str | Path]) -> Iterator[Answer]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from refold.files import require_named, write_json
 from refold.pruning import Pruning
 from refold.sources.networks import note_origin
 from refold.sources.pruned import Origin
+from refold.training import recipes
 from refold.training.data.augment import image_side
 from refold.training.data.datasets import DIGITS, Data, open_data
 from refold.training.loop.evaluation import judge
@@ -26,9 +27,6 @@ from refold.training.loop.run_folder import PRUNED, PRUNING, RunFolder
 from refold.training.recipes.cookbook import load_recipe
 from refold.training.run.run import Trained, place_of, train
 from refold.training.settings import Habits
-
-if TYPE_CHECKING:
-    from refold.training.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Course:
     reporter: Reporter
 
     @property
-    def chosen(self) -> Recipe:
+    def chosen(self) -> recipes.Recipe:
         """The recipe with its changes."""
         return load_recipe(self.recipe, self.changes)
 

@@ -14,8 +14,10 @@ from torch import nn
 
 from refold.errors import InputError, TrainingError
 from refold.files import require_named
+from refold.sources.networks import Builder
 from refold.sources.pruned import is_pruned
 from refold.sources.runs import run_at
+from refold.training import recipes
 from refold.training.data.datasets import DIGITS, open_data
 from refold.training.loop.penalties import Penalty
 from refold.training.loop.progress import Reporter, RunPlan
@@ -30,8 +32,6 @@ from refold.training.settings import Habits
 
 if TYPE_CHECKING:
     from refold.training.loop.engine import Engine
-    from refold.training.recipes.recipe import Recipe
-    from refold.training.run.network import Builder
     from refold.training.run.setup import Order
 
 
@@ -53,7 +53,7 @@ class Trained:
 
 
 def train(
-    recipe: str | Path | Recipe | None = None,
+    recipe: str | Path | recipes.Recipe | None = None,
     *,
     output: str | Path,
     data: str | Path | None = None,
@@ -187,19 +187,23 @@ def place_of(data: str | Path) -> str:
     return DIGITS if str(data) == DIGITS else os.path.abspath(data)  # noqa: PTH100 (keeps links)
 
 
-def _chosen(recipe: str | Path | Recipe | None, place: str, changes: dict[str, Any]) -> Recipe:
+def _chosen(
+    recipe: str | Path | recipes.Recipe | None, place: str, changes: dict[str, Any]
+) -> recipes.Recipe:
     if recipe is None:
         recipe = "digits" if place == DIGITS else "folder"
     return _wanted(recipe, None, changes)
 
 
 def _wanted(
-    recipe: str | Path | Recipe | None, other: Recipe | None, changes: dict[str, Any]
-) -> Recipe:
+    recipe: str | Path | recipes.Recipe | None,
+    other: recipes.Recipe | None,
+    changes: dict[str, Any],
+) -> recipes.Recipe:
     """Return a recipe with changes; the default one where there is none."""
     if isinstance(recipe, (str, Path)):
         return load_recipe(recipe, changes)
-    chosen = cast("Recipe", recipe or other)
+    chosen = cast("recipes.Recipe", recipe or other)
     return check_recipe(changed(chosen.model_dump(mode="json"), changes), chosen.name)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from refold.blocks import recompute_branches
 from refold.errors import InputError, MissingDependencyError
+from refold.sources.networks import Builder
 from refold.training.data.augment import eval_transform, image_side, train_transform
 from refold.training.data.datasets import Data, check_readable
 from refold.training.data.loader import EvalOrder, Samples, TrainOrder, loader
@@ -26,7 +27,7 @@ from refold.training.loop.run_folder import RunFolder
 from refold.training.loop.saves import Saves
 from refold.training.loop.state import Parts, Position
 from refold.training.recipes.recipe import Recipe
-from refold.training.run.network import Builder, check_removable, make_teacher
+from refold.training.run.network import check_removable, make_teacher
 from refold.training.seeds import seeded
 from refold.training.settings import Habits
 

@@ -10,7 +10,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from refold.branches import collapse
-from refold.checkpoint import load_checkpoint, read_weights, weights_in, write_state_dict
+from refold.checkpoint import (
+    MisfitError,
+    load_checkpoint,
+    read_weights,
+    weights_in,
+    write_state_dict,
+)
 from refold.errors import CheckpointError, InputError, RefoldError
 from refold.sources.runs import run_at
 from refold.training.loop.saves import BEST, LAST, Saves
@@ -44,7 +50,10 @@ class Weights:
         try:
             return load_checkpoint(network, file).notes
         except CheckpointError as error:
-            raise CheckpointError(str(error).replace(str(file), self.place)) from error
+            text = str(error).replace(str(file), self.place)
+            if isinstance(error, MisfitError):
+                raise MisfitError(text, error.count) from error
+            raise CheckpointError(text) from error
 
     def state(self, file: Path) -> dict[str, Tensor]:
         """Return the tensors of one of the files."""
