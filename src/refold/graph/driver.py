@@ -480,11 +480,10 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
     fold_repeated(fold)
     merge_siblings(fold)
     fold.run()
-    while _more(fold):
+    while _more(fold) or drop_layouts(fold):
         fold.run()
     store_weights(fold)
     store_constants(fold)
-    drop_layouts(fold)
     push_gains(fold)
     push_value_biases(fold)
     _must_hold(fold, capture, left)

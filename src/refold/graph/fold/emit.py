@@ -244,7 +244,8 @@ class Emitter:
         *rest, last = chain(op)
         node = self.region.origin(last)
         if node in self.region.joins and isinstance(last, Affine) and last.scale is not None:
-            return float(last.scale), sequence(*rest)
+            if last.scale.ndim == 0:
+                return float(last.scale), sequence(*rest)
         return 1.0, op
 
     def _lay(self, op: Concat, terms: list[fx.Node]) -> fx.Node:

@@ -27,11 +27,12 @@ from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Lifted, Piece, nothing
 from refold.graph.lift.pools import WINDOWS
 from refold.graph.lift.reshapes import LAYOUT, layout_call
+from refold.graph.lift.stacks import STACKS
 from refold.graph.trace.aliases import tainted
 from refold.graph.trace.capture import Capture, Shapes
 from refold.graph.trace.effects import mutated
 
-_HANDLERS: dict[str, Handler] = {**ARITHMETIC, **SLICES, **LAYERS, **LAYOUT, **WINDOWS}
+_HANDLERS: dict[str, Handler] = {**ARITHMETIC, **SLICES, **LAYERS, **LAYOUT, **WINDOWS, **STACKS}
 
 
 class Lifter(Context):
