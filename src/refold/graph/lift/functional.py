@@ -13,9 +13,9 @@ from refold.graph.calls import Call, canonical, is_kind_question
 from refold.graph.lift.arithmetic import linear, matrix
 from refold.graph.lift.context import Context, Handler
 from refold.graph.lift.indexing import SLICES
+from refold.graph.lift.joins.stacks import contract_stack, einsum_of_stack
 from refold.graph.lift.kinds import same_kind
 from refold.graph.lift.piece import Lifted, Piece, norm_piece, nothing, unary
-from refold.graph.lift.stacks import contract_stack, einsum_of_stack
 from refold.graph.lift.windows import conv_axes, transposed_axes
 
 

@@ -23,11 +23,11 @@ from refold.graph.lift.context import Context, Handler, Known
 from refold.graph.lift.functional import LAYERS
 from refold.graph.lift.indexing import SLICES
 from refold.graph.lift.interval import UNKNOWN
+from refold.graph.lift.joins.stacks import STACKS
 from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Lifted, Piece, nothing
 from refold.graph.lift.pools import WINDOWS
 from refold.graph.lift.reshapes import LAYOUT, layout_call
-from refold.graph.lift.stacks import STACKS
 from refold.graph.trace.aliases import tainted
 from refold.graph.trace.capture import Capture, Shapes
 from refold.graph.trace.effects import mutated

@@ -13,8 +13,8 @@ from refold.algebra.operator import AvgPool, Pad, Resample
 from refold.graph.calls import Call
 from refold.graph.lift.context import Context, Handler
 from refold.graph.lift.indexing import axes_of
+from refold.graph.lift.joins.stacks import sum_of_stack
 from refold.graph.lift.piece import Lifted, RankedOp, relayout, unary
-from refold.graph.lift.stacks import sum_of_stack
 from refold.graph.lift.windows import pool_axes, tuple_of
 
 
