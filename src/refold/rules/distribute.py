@@ -12,9 +12,11 @@ from refold.algebra.operator import (
     Concat,
     Conv,
     Flatten,
+    Identity,
     Input,
     Operator,
     Pad,
+    Refusal,
     Select,
     Sequence,
     Sum,
@@ -24,6 +26,7 @@ from refold.algebra.operator import (
     sequence,
 )
 from refold.algebra.row import Unflatten
+from refold.rules.channels import stack_affines
 from refold.rules.rule import Outcome, refuse, rule
 from refold.rules.weights import channels_into, regroup
 
@@ -66,6 +69,44 @@ def distribute_into_join(op: Operator) -> Outcome:
             return None
 
 
+@rule(
+    "distribute",
+    exact="no shift meets zero padding, nor a transposed convolution",
+    source="W [x; s y + t] = W diag(1, s) [x; y] + W [0; t]",
+)
+def gather_from_concat(op: Operator) -> Outcome:
+    """Scales and shifts at the ends of branches are one of the whole that a convolution reads."""
+    match op:
+        case Sequence((Concat(parts=branches), Conv() as conv)):
+            return _gathered(branches, conv)
+        case _:
+            return None
+
+
+def _gathered(branches: tuple[Operator, ...], conv: Conv) -> Outcome:
+    ends = [chain(branch)[-1] for branch in branches]
+    if not any(isinstance(end, Affine) for end in ends):
+        return None
+    passes = conv.is_pointwise or not (conv.zero_pads or conv.transposed)
+    taken = [
+        end if isinstance(end, Affine) and (end.shift is None or passes) else None for end in ends
+    ]
+    if not any(taken):
+        return refuse(
+            "a shift meets the convolution's zero padding: at the border the padded zeros would "
+            "have to be shifted too"
+        )
+    sizes = _sizes(branches, conv)
+    if isinstance(sizes, Refusal):
+        return sizes
+    heads = (
+        branch if end is None else sequence(*chain(branch)[:-1])
+        for branch, end in zip(branches, taken, strict=True)
+    )
+    whole = stack_affines(sizes, [end or Identity() for end in taken])
+    return sequence(Concat(tuple(heads)), whole, conv)
+
+
 def _has_source(op: Operator) -> bool:
     if isinstance(op, (Sequence, Sum, Concat)):
         return any(_has_source(part) for part in op.parts)
@@ -100,14 +141,10 @@ def _over_sum(branches: tuple[Operator, ...], after: Operator) -> Operator:
 
 
 def _over_concat(branches: tuple[Operator, ...], after: Affine | Conv | Select) -> Outcome:
-    sizes = [channels_of(branch) for branch in branches]
-    total = channels_into(after)
-    if sizes.count(None) == 1 and total is not None:
-        known = sum(size for size in sizes if size is not None)
-        sizes = [total - known if size is None else size for size in sizes]
-    if None in sizes:
-        return refuse("the branches' numbers of channels are unknown; pass example_inputs")
-    ends = list(accumulate((size for size in sizes if size is not None), initial=0))
+    sizes = _sizes(branches, after)
+    if isinstance(sizes, Refusal):
+        return sizes
+    ends, total = list(accumulate(sizes, initial=0)), channels_into(after)
     if total is not None and ends[-1] != total:
         return None
     spans = list(pairwise(ends))
@@ -117,6 +154,18 @@ def _over_concat(branches: tuple[Operator, ...], after: Affine | Conv | Select) 
     if isinstance(after, Select):
         return _select_spans(branches, spans, after)
     return _over_concat_conv(branches, spans, after)
+
+
+def _sizes(branches: tuple[Operator, ...], after: Operator) -> list[int] | Refusal:
+    """Return the channels of branches that an operator reads side by side."""
+    sizes, total = [channels_of(branch) for branch in branches], channels_into(after)
+    if sizes.count(None) == 1 and total is not None:
+        known = sum(size for size in sizes if size is not None)
+        sizes = [total - known if size is None else size for size in sizes]
+    found = [size for size in sizes if size is not None]
+    if len(found) < len(sizes):
+        return refuse("the branches' numbers of channels are unknown; pass example_inputs")
+    return found
 
 
 def _over_concat_conv(
