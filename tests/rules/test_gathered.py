@@ -1,7 +1,7 @@
 """Norms at the ends of branches side by side go into the convolution that reads these.
 
-Random widths, windows and ranks; the oracle is the dense matrix of the whole, the control leaves the
-norms out.
+Random widths, windows and ranks; the oracle is the dense matrix of the whole, and the control
+leaves the norms out.
 """
 
 from __future__ import annotations
