@@ -141,6 +141,10 @@ MOVES: dict[str, Row] = {
             pair(
                 Concat((KERNEL, sequence(POINT, NORM))), Conv(tensor(3, 8, 1, 1), None, points(2))
             ),
+            pair(
+                Concat((sequence(NORM, CROP), sequence(POINT, SCALE, CROP))),
+                Conv(tensor(3, 8, 1, 1), None, points(2)),
+            ),
             pair(Concat((NORM, SCALE)), Conv(tensor(6, 4, 3, 3), tensor(6), BARE, 2)),
             pair(Concat((KERNEL, sequence(PLAIN, FACTOR))), Conv(tensor(5, 8, 3, 3), None, NEAR)),
             pair(Concat((NORM, sequence(POINT, SCALE))), Conv(tensor(4, 8, 3, 3), None, NEAR)),
@@ -161,6 +165,13 @@ MOVES: dict[str, Row] = {
             ),
             (pair(Concat((KERNEL, POINT)), Conv(tensor(4, 8, 1, 1), None, points(2))), None),
             (pair(Concat((KERNEL, NORM)), NORM), None),
+            (
+                pair(
+                    Concat((sequence(NORM, PADDED_POOL), KERNEL)),
+                    Conv(tensor(4, 8, 1, 1), None, points(2)),
+                ),
+                None,
+            ),
         ),
     ),
     "distribute_into_join": Row(

@@ -12,7 +12,18 @@ import pytest
 
 from helpers.strategies import MODES, SIZES, Case, Maker, gap
 from refold.algebra.geometry import Axis
-from refold.algebra.operator import Affine, Concat, Input, Operator, chain, leaves, points, sequence
+from refold.algebra.operator import (
+    Affine,
+    AvgPool,
+    Concat,
+    Input,
+    Operator,
+    Select,
+    chain,
+    leaves,
+    points,
+    sequence,
+)
 from refold.engine.simplify import simplify
 
 EXACT, WRONG = 1e-9, 1e-3
@@ -45,6 +56,19 @@ def test_no_norm_is_left(seed: int) -> None:
     assert not any(isinstance(leaf, Affine) for leaf in leaves(folded))
     assert len(leaves(folded)) == 1
     assert gap(case.dense(case.op), case.dense(folded)) <= EXACT
+
+
+def test_a_norm_passes_what_lies_behind_it() -> None:
+    maker = Maker(Random(1), 2)
+    pool, norm = AvgPool((Axis(2, 2),) * 2), Affine(maker.tensor(3), maker.tensor(3))
+    turn = Select((2, 0, 1), 3)
+    first, second = Input("a", 3), Input("b", 3)
+    branches = Concat((sequence(first, norm, pool, turn), sequence(second, pool)))
+    op = sequence(branches, maker.conv(6, 4, points(2)))
+    folded = simplify(op).op
+    assert not any(isinstance(leaf, Affine) for leaf in leaves(folded))
+    case = Case(op, (6, 8, 7), 2, None, {"a": 3, "b": 3})
+    assert gap(case.dense(op), case.dense(folded)) <= EXACT
 
 
 def test_a_norm_left_out_would_show() -> None:

@@ -27,6 +27,7 @@ from refold.algebra.operator import (
 )
 from refold.algebra.row import Unflatten
 from refold.rules.channels import stack_affines
+from refold.rules.commute import pass_affine_forward
 from refold.rules.rule import Outcome, refuse, rule
 from refold.rules.weights import channels_into, regroup
 
@@ -84,13 +85,11 @@ def gather_from_concat(op: Operator) -> Outcome:
 
 
 def _gathered(branches: tuple[Operator, ...], conv: Conv) -> Outcome:
-    ends = [chain(branch)[-1] for branch in branches]
-    if not any(isinstance(end, Affine) for end in ends):
+    split = [_split_affine(branch) for branch in branches]
+    if not any(end for _, end in split):
         return None
     passes = conv.is_pointwise or not (conv.zero_pads or conv.transposed)
-    taken = [
-        end if isinstance(end, Affine) and (end.shift is None or passes) else None for end in ends
-    ]
+    taken = [end if end is not None and (end.shift is None or passes) else None for _, end in split]
     if not any(taken):
         return refuse(
             "a shift meets the convolution's zero padding: at the border the padded zeros would "
@@ -100,11 +99,26 @@ def _gathered(branches: tuple[Operator, ...], conv: Conv) -> Outcome:
     if isinstance(sizes, Refusal):
         return sizes
     heads = (
-        branch if end is None else sequence(*chain(branch)[:-1])
-        for branch, end in zip(branches, taken, strict=True)
+        branch if end is None else head
+        for branch, (head, _), end in zip(branches, split, taken, strict=True)
     )
     whole = stack_affines(sizes, [end or Identity() for end in taken])
     return sequence(Concat(tuple(heads)), whole, conv)
+
+
+def _split_affine(branch: Operator) -> tuple[Operator, Affine | None]:
+    """Return a branch without its last scale and shift, and these as they are at its end."""
+    parts = list(chain(branch))
+    at = max((i for i, part in enumerate(parts) if isinstance(part, Affine)), default=None)
+    if at is None:
+        return branch, None
+    for i in range(at, len(parts) - 1):
+        swapped = pass_affine_forward(Sequence((parts[i], parts[i + 1])))
+        if not isinstance(swapped, Sequence):
+            return branch, None
+        parts[i : i + 2] = swapped.parts
+    [*head, end] = parts
+    return (sequence(*head), end) if isinstance(end, Affine) else (branch, None)
 
 
 def _has_source(op: Operator) -> bool:
