@@ -39,6 +39,7 @@ PARTS = {  # of sentences, and names of steps
     *("drop what changes nothing", "drop what is undone", "drop what is computed twice"),
     "norm gain into readers",
     *("norm through pool or shuffle", "repeated norm into its layers"),
+    "norm through pool or function into readers",
     *(
         "value bias through attention",
         "norms of slices into layer",

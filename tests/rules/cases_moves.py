@@ -136,6 +136,44 @@ MOVES: dict[str, Row] = {
             (pair(Concat((KERNEL, POINT)), Select((0, 4, 1), 8)), None),
         ),
     ),
+    "gather_from_concat": Row(
+        (
+            pair(
+                Concat((KERNEL, sequence(POINT, NORM))), Conv(tensor(3, 8, 1, 1), None, points(2))
+            ),
+            pair(
+                Concat((sequence(NORM, CROP), sequence(POINT, SCALE, CROP))),
+                Conv(tensor(3, 8, 1, 1), None, points(2)),
+            ),
+            pair(Concat((NORM, SCALE)), Conv(tensor(6, 4, 3, 3), tensor(6), BARE, 2)),
+            pair(Concat((KERNEL, sequence(PLAIN, FACTOR))), Conv(tensor(5, 8, 3, 3), None, NEAR)),
+            pair(Concat((NORM, sequence(POINT, SCALE))), Conv(tensor(4, 8, 3, 3), None, NEAR)),
+            pair(Concat((SHIFT, KERNEL)), Conv(tensor(4, 8, 3, 3), None, NEAR, mode="reflect")),
+            pair(
+                Concat((sequence(KERNEL, SCALE), NORM)),
+                Conv(tensor(8, 3, 2, 2), None, (Axis(2, 2),) * 2, transposed=True),
+            ),
+        ),
+        (
+            (
+                pair(Concat((KERNEL, NORM)), Conv(tensor(4, 8, 3, 3), None, NEAR)),
+                "a shift meets the convolution's zero padding",
+            ),
+            (
+                pair(Concat((FACTOR, Identity())), Conv(tensor(4, 8, 1, 1), None, points(2))),
+                "numbers of channels are unknown",
+            ),
+            (pair(Concat((KERNEL, POINT)), Conv(tensor(4, 8, 1, 1), None, points(2))), None),
+            (pair(Concat((KERNEL, NORM)), NORM), None),
+            (
+                pair(
+                    Concat((sequence(NORM, PADDED_POOL), KERNEL)),
+                    Conv(tensor(4, 8, 1, 1), None, points(2)),
+                ),
+                None,
+            ),
+        ),
+    ),
     "distribute_into_join": Row(
         (
             pair(KERNEL, Sum((Identity(), AvgPool(NEAR)))),

@@ -295,7 +295,11 @@ class _Engine(Ledger):
 
 
 # Each would undo the other without end.
-_INVERSE = {"stack_heads": "distribute_into_join", "distribute_into_join": "stack_heads"}
+_INVERSE = {
+    "stack_heads": "distribute_into_join",
+    "distribute_into_join": "stack_heads",
+    "gather_from_concat": "distribute_over_concat",
+}
 
 
 def _unwrapped(op: Operator) -> tuple[Operator, ...]:

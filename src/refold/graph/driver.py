@@ -32,6 +32,7 @@ from refold.graph.fold.borders import pad_before_layers
 from refold.graph.fold.computed_weights import store_constants, store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.leftovers import drop_idle, drop_layouts, drop_repeats
+from refold.graph.fold.norms.ahead_of_pools import push_through_pools
 from refold.graph.fold.norms.behind_pools import pull_through_pools
 from refold.graph.fold.norms.gains import push_gains
 from refold.graph.fold.norms.repeated import fold_repeated
@@ -480,11 +481,10 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
     fold_repeated(fold)
     merge_siblings(fold)
     fold.run()
-    while _more(fold):
+    while _more(fold) or drop_layouts(fold):
         fold.run()
     store_weights(fold)
     store_constants(fold)
-    drop_layouts(fold)
     push_gains(fold)
     push_value_biases(fold)
     _must_hold(fold, capture, left)
@@ -494,7 +494,7 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
 def _more(fold: FoldPass) -> bool:
     """Do what a region alone does not show; return whether anything was done."""
     done = push_into_readers(fold) or merge_siblings(fold) or pull_from_slices(fold)
-    return done or pull_through_pools(fold) or add_slices(fold)
+    return done or pull_through_pools(fold) or push_through_pools(fold) or add_slices(fold)
 
 
 def _must_hold(fold: FoldPass, capture: Capture, left: LeftAlone) -> None:

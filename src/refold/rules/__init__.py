@@ -25,6 +25,7 @@ from refold.rules.distribute import (
     distribute_into_join,
     distribute_over_concat,
     distribute_over_sum,
+    gather_from_concat,
 )
 from refold.rules.norm import fold_affine_ahead_of_conv, fold_affine_into_conv, merge_affines
 from refold.rules.pad import drop_empty_pad, fold_crop_into_window, fold_pad_into_window
@@ -58,6 +59,7 @@ RULES: tuple[Rule, ...] = (
     pass_pointwise_forward,
     pass_pointwise_backward,
     distribute_over_sum,
+    gather_from_concat,
     distribute_over_concat,
     distribute_into_join,
     merge_into_conv,

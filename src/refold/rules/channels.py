@@ -97,7 +97,7 @@ def concat_slices(op: Operator) -> Outcome:
         return None
     source, picks, ops = slices
     if all(isinstance(leaf, (Affine, Identity)) for leaf in ops):
-        merged = _stack_affines(picks, ops)
+        merged = stack_affines([len(pick.index) for pick in picks], ops)
         return merged if source is None else sequence(source, merged)
     lead = next((leaf for leaf in ops if isinstance(leaf, Conv)), None)
     if lead is None:
@@ -239,9 +239,14 @@ def _grow(conv: Conv, others: list[Conv]) -> Conv:
     return add_convs([conv, *shells])
 
 
-def _stack_affines(picks: list[Select], ops: list[Operator]) -> Affine | Identity:
+def stack_affines(sizes: list[int], ops: list[Operator]) -> Affine | Identity:
+    """Return scales and shifts side by side as one; anything else stands for none.
+
+    Args:
+        sizes: how many channels each is for.
+        ops: the operators.
+    """
     affines = [op if isinstance(op, Affine) else Affine() for op in ops]
-    sizes = [len(pick.index) for pick in picks]
     scale = _row([affine.scale for affine in affines], sizes, 1.0)
     shift = _row([affine.shift for affine in affines], sizes, 0.0)
     return Identity() if scale is None and shift is None else Affine(scale, shift)

@@ -12,9 +12,11 @@ from refold.algebra.operator import (
     Concat,
     Conv,
     Flatten,
+    Identity,
     Input,
     Operator,
     Pad,
+    Refusal,
     Select,
     Sequence,
     Sum,
@@ -24,6 +26,8 @@ from refold.algebra.operator import (
     sequence,
 )
 from refold.algebra.row import Unflatten
+from refold.rules.channels import stack_affines
+from refold.rules.commute import pass_affine_forward
 from refold.rules.rule import Outcome, refuse, rule
 from refold.rules.weights import channels_into, regroup
 
@@ -66,6 +70,57 @@ def distribute_into_join(op: Operator) -> Outcome:
             return None
 
 
+@rule(
+    "distribute",
+    exact="no shift meets zero padding, nor a transposed convolution",
+    source="W [x; s y + t] = W diag(1, s) [x; y] + W [0; t]",
+)
+def gather_from_concat(op: Operator) -> Outcome:
+    """Scales and shifts at the ends of branches are one of the whole that a convolution reads."""
+    match op:
+        case Sequence((Concat(parts=branches), Conv() as conv)):
+            return _gathered(branches, conv)
+        case _:
+            return None
+
+
+def _gathered(branches: tuple[Operator, ...], conv: Conv) -> Outcome:
+    split = [_split_affine(branch) for branch in branches]
+    if not any(end for _, end in split):
+        return None
+    passes = conv.is_pointwise or not (conv.zero_pads or conv.transposed)
+    taken = [end if end is not None and (end.shift is None or passes) else None for _, end in split]
+    if not any(taken):
+        return refuse(
+            "a shift meets the convolution's zero padding: at the border the padded zeros would "
+            "have to be shifted too"
+        )
+    sizes = _sizes(branches, conv)
+    if isinstance(sizes, Refusal):
+        return sizes
+    heads = (
+        branch if end is None else head
+        for branch, (head, _), end in zip(branches, split, taken, strict=True)
+    )
+    whole = stack_affines(sizes, [end or Identity() for end in taken])
+    return sequence(Concat(tuple(heads)), whole, conv)
+
+
+def _split_affine(branch: Operator) -> tuple[Operator, Affine | None]:
+    """Return a branch without its last scale and shift, and these as they are at its end."""
+    parts = list(chain(branch))
+    at = max((i for i, part in enumerate(parts) if isinstance(part, Affine)), default=None)
+    if at is None:
+        return branch, None
+    for i in range(at, len(parts) - 1):
+        swapped = pass_affine_forward(Sequence((parts[i], parts[i + 1])))
+        if not isinstance(swapped, Sequence):
+            return branch, None
+        parts[i : i + 2] = swapped.parts
+    [*head, end] = parts
+    return (sequence(*head), end) if isinstance(end, Affine) else (branch, None)
+
+
 def _has_source(op: Operator) -> bool:
     if isinstance(op, (Sequence, Sum, Concat)):
         return any(_has_source(part) for part in op.parts)
@@ -100,14 +155,10 @@ def _over_sum(branches: tuple[Operator, ...], after: Operator) -> Operator:
 
 
 def _over_concat(branches: tuple[Operator, ...], after: Affine | Conv | Select) -> Outcome:
-    sizes = [channels_of(branch) for branch in branches]
-    total = channels_into(after)
-    if sizes.count(None) == 1 and total is not None:
-        known = sum(size for size in sizes if size is not None)
-        sizes = [total - known if size is None else size for size in sizes]
-    if None in sizes:
-        return refuse("the branches' numbers of channels are unknown; pass example_inputs")
-    ends = list(accumulate((size for size in sizes if size is not None), initial=0))
+    sizes = _sizes(branches, after)
+    if isinstance(sizes, Refusal):
+        return sizes
+    ends, total = list(accumulate(sizes, initial=0)), channels_into(after)
     if total is not None and ends[-1] != total:
         return None
     spans = list(pairwise(ends))
@@ -117,6 +168,18 @@ def _over_concat(branches: tuple[Operator, ...], after: Affine | Conv | Select) 
     if isinstance(after, Select):
         return _select_spans(branches, spans, after)
     return _over_concat_conv(branches, spans, after)
+
+
+def _sizes(branches: tuple[Operator, ...], after: Operator) -> list[int] | Refusal:
+    """Return the channels of branches that an operator reads side by side."""
+    sizes, total = [channels_of(branch) for branch in branches], channels_into(after)
+    if sizes.count(None) == 1 and total is not None:
+        known = sum(size for size in sizes if size is not None)
+        sizes = [total - known if size is None else size for size in sizes]
+    found = [size for size in sizes if size is not None]
+    if len(found) < len(sizes):
+        return refuse("the branches' numbers of channels are unknown; pass example_inputs")
+    return found
 
 
 def _over_concat_conv(

@@ -185,6 +185,27 @@ def test_layouts_around_a_norm_go_with_it(at: int) -> None:
         torch.testing.assert_close(folded(images(*shape)), model(images(*shape)))
 
 
+BRANCHES: list[Callable[[nn.Module, Tensor], Tensor]] = [
+    lambda self, x: self.b(x.flatten(2)).view_as(x),
+    lambda self, x: self.b(x.flatten(2)).view(x.shape),
+    lambda self, x: (x.permute(0, 2, 3, 1) * self.b.weight).permute(0, 3, 1, 2),
+]
+
+
+@pytest.mark.parametrize("at", range(len(BRANCHES)))
+def test_branches_that_layouts_kept_apart_are_one(at: int) -> None:
+    model = net(
+        lambda self, x: torch.tanh(BRANCHES[at](self, self.a(x)) + self.c(x)),
+        a=conv(3, 5),
+        b=nn.BatchNorm1d(5),
+        c=conv(3, 5, 1),
+    )
+    folded = sound(model, images(2, 3, 7, 6)).apply()
+    assert calls(folded, images(2, 3, 7, 6)) == ["conv2d", "tanh"]
+    for shape in ((3, 3, 4, 9), (1, 3, 6, 6)):
+        torch.testing.assert_close(folded(images(*shape)), model(images(*shape)))
+
+
 def test_a_layout_that_only_looks_undone_stays() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         y = self.b(self.a(x))

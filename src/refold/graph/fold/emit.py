@@ -243,9 +243,8 @@ class Emitter:
         """Return the factor with which the old code added a branch, and the branch without it."""
         *rest, last = chain(op)
         node = self.region.origin(last)
-        if node in self.region.joins and isinstance(last, Affine) and last.scale is not None:
-            return float(last.scale), sequence(*rest)
-        return 1.0, op
+        scale = last.scale if node in self.region.joins and isinstance(last, Affine) else None
+        return (1.0, op) if scale is None or scale.ndim else (float(scale), sequence(*rest))
 
     def _lay(self, op: Concat, terms: list[fx.Node]) -> fx.Node:
         rank = self.result.ranks[op]

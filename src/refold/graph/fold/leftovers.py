@@ -193,15 +193,27 @@ def _make_one(fold: FoldPass, first: fx.Node, other: fx.Node) -> bool:
 # layouts that undo each other
 
 
-def drop_layouts(fold: FoldPass) -> None:
-    """Take away changes of layout that end where they began, whatever the size."""
+def drop_layouts(fold: FoldPass) -> bool:
+    """Take away changes of layout that end where they began, whatever the size.
+
+    Return whether one that is gone lay between a layer and a sum or concat: these may fold now.
+    """
+    meet = False
     for node in list(fold.lifter.capture.graph.nodes):
         if not alive(node) or not _is_layout(fold.lifter, node):
             continue
         for steps, value in _before(fold.lifter, node):
             if _undone(fold.lifter, steps, value):
-                fold.attempt([*steps, node], partial(_undo, fold, node, value))
+                readers = list(node.users)
+                done = fold.attempt([*steps, node], partial(_undo, fold, node, value))
+                meet |= done and any(_is_join(fold.lifter, user) for user in readers)
                 break
+    return meet
+
+
+def _is_join(lifter: Lifter, node: fx.Node) -> bool:
+    piece = lifter.lift(node)
+    return isinstance(piece, Piece) and piece.join != "none"
 
 
 def _undo(fold: FoldPass, node: fx.Node, value: fx.Node) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from refold.algebra.operator import Affine, Conv, Identity, Operator, Zero
-from refold.graph.calls import Call, canonical
+from refold.graph.calls import Call
 from refold.graph.lift.context import Context, Handler, Shape
 from refold.graph.lift.piece import Lifted, Piece, unary
 from refold.graph.lift.same_shape import channels_of
@@ -38,7 +38,7 @@ def per_channel(context: Context, constant: Any, value: fx.Node) -> Vector | str
     if not tensor.is_floating_point() and tensor.dtype != torch.int64:
         return None
     shape = context.shape(value)
-    vector = _vector(_shrunk(tensor.detach()), shape)
+    vector = vector_of(tensor.detach(), shape)
     if shape is not None or not isinstance(vector, tuple) or not vector[0].ndim:
         return vector
     if channels_of(context, value, vector[1]) != len(vector[0]):
@@ -46,7 +46,9 @@ def per_channel(context: Context, constant: Any, value: fx.Node) -> Vector | str
     return vector
 
 
-def _vector(tensor: Tensor, shape: Shape | None) -> Vector | str | None:
+def vector_of(tensor: Tensor, shape: Shape | None) -> Vector | str | None:
+    """Return a constant that a value of a shape is multiplied by as `per_channel` does."""
+    tensor = _shrunk(tensor)
     if shape is not None and not _fits(tuple(tensor.shape), shape):
         return None
     wide = [axis for axis, size in enumerate(tensor.shape) if size > 1]
@@ -242,20 +244,6 @@ def _sum_all(context: Context, items: list[Any], factor: float) -> Piece | None:
     return _sum(context, items, [_times(factor) for _ in items])
 
 
-def sum_stack(context: Context, node: fx.Node, call: Call) -> Lifted:
-    """Lift the sum or mean of values that were stacked along that axis."""
-    stack = call["input"]
-    inner = canonical(stack) if isinstance(stack, fx.Node) else None
-    if inner is None or inner.name != "stack" or call["keepdim"] or call["dtype"] is not None:
-        return None
-    items, dim = inner["tensors"], call["dim"]
-    if not isinstance(items, (list, tuple)) or dim not in (inner["dim"], [inner["dim"]]):
-        return None
-    factor = 1.0 / len(items) if call.name == "mean" else 1.0
-    whole = _sum_all(context, list(cast("Sequence[Any]", items)), factor)
-    return None if whole is None else replace(whole, through=(stack,))
-
-
 ARITHMETIC: dict[str, Handler] = {
     "add": _add,
     "sub": _add,
@@ -268,5 +256,4 @@ ARITHMETIC: dict[str, Handler] = {
     "neg": _neg,
     "zeros_like": _zeros,
     "sum_list": _sum_list,
-    "sum": sum_stack,
 }

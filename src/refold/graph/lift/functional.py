@@ -13,6 +13,7 @@ from refold.graph.calls import Call, canonical, is_kind_question
 from refold.graph.lift.arithmetic import linear, matrix
 from refold.graph.lift.context import Context, Handler
 from refold.graph.lift.indexing import SLICES
+from refold.graph.lift.joins.stacks import contract_stack, einsum_of_stack
 from refold.graph.lift.kinds import same_kind
 from refold.graph.lift.piece import Lifted, Piece, norm_piece, nothing, unary
 from refold.graph.lift.windows import conv_axes, transposed_axes
@@ -53,6 +54,10 @@ def _matmul(context: Context, node: fx.Node, call: Call) -> Lifted:
         return _left_matmul(context, call) if call.name == "matmul" else None
     if call.arguments.get("alpha", 1) != 1:
         return None
+    if call.name == "matmul":
+        stacked = contract_stack(context, call["input"], call["other"], -1)
+        if stacked is not None:
+            return stacked
     bias = call.arguments.get("bias") if call.arguments.get("beta", 1) == 1 else None
     if call.name == "addmm" and bias is None:
         return None
@@ -83,9 +88,13 @@ def _einsum(context: Context, node: fx.Node, call: Call) -> Lifted:
     given, arrow, made = terms.replace(" ", "").partition("->")
     names = given.split(",")
     at = 0 if context.depends(operands[0]) else 1
-    value, weight = operands[at], context.weights(operands[1 - at])
-    if not arrow or not context.depends(value) or context.depends(operands[1 - at]):
+    value, constant = operands[at], operands[1 - at]
+    if not arrow or not context.depends(value) or context.depends(constant):
         return None
+    pair = names[at], names[1 - at], made, (value, constant)
+    if (stacked := einsum_of_stack(context, *pair)) is not None:
+        return stacked
+    weight = context.weights(constant)
     if not isinstance(weight, list) or weight[0] is None:
         return weight if isinstance(weight, str) else None
     return _contracted(value, names[at], names[1 - at], made, weight[0])
@@ -109,8 +118,12 @@ def _contracted(value: fx.Node, own: str, other: str, made: str, weight: Tensor)
 
 
 def _tensordot(context: Context, node: fx.Node, call: Call) -> Lifted:
-    if call["dims"] != 1 or call["out"] is not None or not context.depends(call["input"]):
+    if call["dims"] != 1 or call["out"] is not None:
         return None
+    if not context.depends(call["input"]):
+        return contract_stack(context, call["other"], call["input"], 0)
+    if (stacked := contract_stack(context, call["input"], call["other"], -1)) is not None:
+        return stacked
     op = matrix(context, call["other"], None)
     return linear(call["input"], op) if isinstance(op, Conv) else op
 

@@ -23,6 +23,7 @@ from refold.graph.lift.context import Context, Handler, Known
 from refold.graph.lift.functional import LAYERS
 from refold.graph.lift.indexing import SLICES
 from refold.graph.lift.interval import UNKNOWN
+from refold.graph.lift.joins.stacks import STACKS
 from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Lifted, Piece, nothing
 from refold.graph.lift.pools import WINDOWS
@@ -31,7 +32,7 @@ from refold.graph.trace.aliases import tainted
 from refold.graph.trace.capture import Capture, Shapes
 from refold.graph.trace.effects import mutated
 
-_HANDLERS: dict[str, Handler] = {**ARITHMETIC, **SLICES, **LAYERS, **LAYOUT, **WINDOWS}
+_HANDLERS: dict[str, Handler] = {**ARITHMETIC, **SLICES, **LAYERS, **LAYOUT, **WINDOWS, **STACKS}
 
 
 class Lifter(Context):

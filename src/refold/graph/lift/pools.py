@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from refold.algebra.operator import AvgPool, Pad, Resample
 from refold.graph.calls import Call
-from refold.graph.lift.arithmetic import sum_stack
 from refold.graph.lift.context import Context, Handler
 from refold.graph.lift.indexing import axes_of
+from refold.graph.lift.joins.stacks import sum_of_stack
 from refold.graph.lift.piece import Lifted, RankedOp, relayout, unary
 from refold.graph.lift.windows import pool_axes, tuple_of
 
@@ -67,7 +67,7 @@ def _mean(context: Context, node: fx.Node, call: Call) -> Lifted:
     dim, keep = call["dim"], bool(call["keepdim"])
     if dim is None or call["dtype"] is not None:
         return None
-    if (stacked := sum_stack(context, node, call)) is not None:
+    if (stacked := sum_of_stack(context, node, call)) is not None:
         return stacked
     dims = tuple_of(dim, 1)
     shape = context.shape(call["input"])

@@ -33,7 +33,7 @@ _POOL_CALLS = tuple(f"max_pool{n}d" for n in (1, 2, 3))
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
+class Step:
     """A call between the layer and the norm.
 
     Args:
@@ -69,15 +69,15 @@ def pull_through_pools(fold: FoldPass) -> bool:
     return done
 
 
-def _steps(lifter: Lifter, value: fx.Node) -> list[_Step]:
+def _steps(lifter: Lifter, value: fx.Node) -> list[Step]:
     """Return the calls before a value, the last first, up to a layer that they alone read."""
-    steps = list[_Step]()
+    steps = list[Step]()
     while len(value.users) == 1 and value not in lifter.tainted:
         if is_layer(lifter, value):
             path = str(value.target)
             fixed = holds(lifter, path, submodule(lifter.capture.module, path))
             return steps if fixed is None else []
-        step = _step(lifter, value)
+        step = step_of(lifter, value)
         if step is None:
             return []
         steps.append(step)
@@ -85,13 +85,14 @@ def _steps(lifter: Lifter, value: fx.Node) -> list[_Step]:
     return []
 
 
-def _step(lifter: Lifter, node: fx.Node) -> _Step | None:
+def step_of(lifter: Lifter, node: fx.Node) -> Step | None:
+    """Return a call that a norm may pass, None for any other."""
     found = activation(lifter, node)
     if found is not None:
         ends = [end for end in found.bounds or () if isinstance(end, float)]
-        is_relu = ends == [0.0, inf] or isinstance(found.slope, float)
+        is_relu = ends == [0.0, inf] or found.slope is not None
         single = node.op != "call_module" or lifter.capture.calls.get(str(node.target), 1) == 1
-        return _Step(node, found.source, is_max=True, bends=True) if is_relu and single else None
+        return Step(node, found.source, is_max=True, bends=True) if is_relu and single else None
     if node.op == "call_module":
         path = str(node.target)
         layer = submodule(lifter.capture.module, path)
@@ -99,19 +100,19 @@ def _step(lifter: Lifter, node: fx.Node) -> _Step | None:
         if path in lifter.capture.pinned or not isinstance(source, fx.Node):
             return None
         if kind is nn.PixelShuffle:
-            return _Step(node, source, repeats=cast(int, layer.upscale_factor) ** 2)
+            return Step(node, source, repeats=cast(int, layer.upscale_factor) ** 2)
         if kind is DepthToSpace:
-            return _Step(node, source, repeats=cast(int, layer.factor) ** 2, apart=True)
+            return Step(node, source, repeats=cast(int, layer.factor) ** 2, apart=True)
         is_pool = kind in _POOLS and not layer.return_indices
-        return _Step(node, source, is_max=True) if is_pool else None
+        return Step(node, source, is_max=True) if is_pool else None
     call = canonical(node)
     if call is not None and call.name == "pixel_shuffle" and isinstance(call["factor"], int):
-        return _Step(node, call["input"], repeats=call["factor"] ** 2)
+        return Step(node, call["input"], repeats=call["factor"] ** 2)
     is_pool = call is not None and call.name in _POOL_CALLS and not call["return_indices"]
-    return _Step(node, call["input"], is_max=True) if call is not None and is_pool else None
+    return Step(node, call["input"], is_max=True) if call is not None and is_pool else None
 
 
-def _pull(fold: FoldPass, norm: fx.Node, piece: Piece, steps: list[_Step]) -> bool:
+def _pull(fold: FoldPass, norm: fx.Node, piece: Piece, steps: list[Step]) -> bool:
     layer, op, [value] = steps[-1].source, piece.ops[0], piece.sources
     conv, shape = conv_of(fold.lifter, layer), fold.lifter.shape(norm)
     rank = len(conv.axes)
@@ -122,7 +123,7 @@ def _pull(fold: FoldPass, norm: fx.Node, piece: Piece, steps: list[_Step]) -> bo
     affine = Affine(_spread(op.scale, steps), _spread(op.shift, steps))
     if any(step.bends for step in steps) and op.shift is not None:
         return False
-    if any(step.is_max for step in steps) and not _rises(op):
+    if any(step.is_max for step in steps) and not rises(op):
         fold.refused[norm] = Kept(fold.path(norm), _FALLS)
         return False
     made = taker(fold, conv, affine)
@@ -136,11 +137,12 @@ def _pull(fold: FoldPass, norm: fx.Node, piece: Piece, steps: list[_Step]) -> bo
     return True
 
 
-def _rises(op: Affine) -> bool:
+def rises(op: Affine) -> bool:
+    """Say whether no scale is below zero."""
     return op.scale is None or bool((op.scale >= 0).all())
 
 
-def _spread(tensor: Tensor | None, steps: list[_Step]) -> Tensor | None:
+def _spread(tensor: Tensor | None, steps: list[Step]) -> Tensor | None:
     """Return the numbers of a norm for the channels of the layer in front."""
     for step in steps:
         if tensor is None or not tensor.ndim:

@@ -155,7 +155,7 @@ def _readers(lifter: Lifter, node: fx.Node, gain: _Gain) -> dict[fx.Node, Path]:
             raise RefusedError(f"{name} reads it: {piece}")
         raise RefusedError(f"{name} reads it as well, and takes in no gain")
     regions = Regions(lifter, frozenset(views))
-    paths = {layer: _path(regions, node, layer) for layer in layers}
+    paths = {layer: path_to(regions, node, layer) for layer in layers}
     for layer, path in paths.items():
         if not _same_axis(lifter, node, gain, path[0]):
             raise RefusedError(f"{place_of(layer)} works along another axis than the norm")
@@ -171,7 +171,7 @@ def _reached(lifter: Lifter, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node
                 continue
             if is_layer(lifter, user) and list(user.all_input_nodes) == [value]:
                 layers.append(user)
-            elif _is_view(lifter, user):
+            elif is_view(lifter, user):
                 views.append(user)
                 pending.append(user)
             else:
@@ -179,7 +179,7 @@ def _reached(lifter: Lifter, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node
     return layers, views, others
 
 
-def _is_view(lifter: Lifter, node: fx.Node) -> bool:
+def is_view(lifter: Lifter, node: fx.Node) -> bool:
     """Say whether a call only moves or averages positions."""
     piece = lifter.lift(node)
     if not isinstance(piece, Piece) or piece.join != "none" or piece.through:
@@ -189,7 +189,7 @@ def _is_view(lifter: Lifter, node: fx.Node) -> bool:
     return isinstance(piece.ops[0], Identity)
 
 
-def _path(regions: Regions, node: fx.Node, layer: fx.Node) -> Path:
+def path_to(regions: Regions, node: fx.Node, layer: fx.Node) -> Path:
     """Return what a layer and the changes of layout before it do to a norm's value.
 
     Raises:

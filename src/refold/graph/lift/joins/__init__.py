@@ -1,0 +1,1 @@
+"""Calls that join several values in a form of their own."""
