@@ -81,6 +81,9 @@ ERRORS = {  # raised by a whole verb, never kept
     "was folded into the forward of an enclosing module; call that one",
     "has layers that this method calls and that were folded for its forward; "
     "call the method of the original model",
+    "…… was … when this model was folded, and its forward was made for that; got …: set it on the "
+    "original model, then fold",
+    "… object has no attribute …",
     "the model is already expanded: … is a …; call collapse first",
 }
 

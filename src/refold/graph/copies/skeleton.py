@@ -102,7 +102,8 @@ def _in_mode_of(module: nn.Module, made: nn.Module) -> nn.Module:
 def _is_plain(cls: type[nn.Module]) -> bool:
     """Return whether a class is copied by its state alone, as Python does by default."""
     default = cls.__reduce_ex__ is object.__reduce_ex__ and cls.__reduce__ is object.__reduce__
-    return (default or is_generated(cls)) and not any(hasattr(cls, name) for name in _OWN_WAYS)
+    kind = cls.__mro__[1] if is_generated(cls) else cls
+    return (default or kind is not cls) and not any(hasattr(kind, name) for name in _OWN_WAYS)
 
 
 class _Sharing(dict[int, Any]):

@@ -1,4 +1,4 @@
-"""Watchers of every call of a module, and of every assignment to an attribute of a model's modules.
+"""Watchers of every call of a module, and of what is done to attributes of a model's modules.
 
 When a special method of `nn.Module` is replaced, Python visits every subclass; libraries define
 thousands, and each time takes ten milliseconds. So calls are watched where `__call__` leads, at
@@ -90,6 +90,77 @@ def _replaced(
                 delattr(kind, name)
             else:
                 setattr(kind, name, own)
+
+
+@contextmanager
+def watched_reads(
+    names: dict[type[nn.Module], set[str]], note: Callable[[nn.Module, str, Any], None]
+) -> Generator[None]:
+    """Tell `note` of every read of some attributes that are no tensors and no modules.
+
+    Args:
+        names: the attributes, by class; what a class computes or binds itself is left out.
+        note: is given the module, the name, and the value: `Absent` where there is none.
+
+    Examples:
+        >>> net = nn.ReLU()
+        >>> net.by = 2
+        >>> with watched_reads({nn.ReLU: {"by"}}, lambda module, name, value: print(name, value)):
+        ...     double = net.by * 2
+        by 2
+    """
+    below = [
+        (kind, name, next((b.__dict__[name] for b in kind.__mro__ if name in b.__dict__), Absent))
+        for kind, wanted in names.items()
+        for name in sorted(wanted)
+    ]
+    plain = [found for found in below if not hasattr(type(found[2]), "__get__")]
+    done = list[tuple[type[nn.Module], str, Any, bool]]()
+    try:
+        for kind, name, value in plain:
+            watching = _Read(name, value, note)
+            done.append((kind, name, watching, name in kind.__dict__))
+            setattr(kind, name, watching)
+        yield
+    finally:
+        for kind, name, watching, was_own in done:
+            if kind.__dict__.get(name) is not watching:  # the code has put something else there
+                continue
+            if was_own:
+                setattr(kind, name, watching.value)
+            else:
+                delattr(kind, name)
+
+
+class Absent:
+    """Stands for the value of an attribute that a module does not have."""
+
+
+def _holds(module: nn.Module, name: str) -> bool:
+    return name in module._modules or name in module._parameters or name in module._buffers
+
+
+class _Read:
+    """Stands in a class for an attribute that instances keep in their own tables."""
+
+    def __init__(self, name: str, value: Any, note: Callable[[nn.Module, str, Any], None]) -> None:
+        self.name, self.value, self.note = name, value, note
+
+    def __get__(self, module: nn.Module | None, kind: type[nn.Module]) -> Any:
+        found = self.value if module is None else module.__dict__.get(self.name, self.value)
+        if module is not None and (found is not Absent or not _holds(module, self.name)):
+            self.note(module, self.name, found)
+        if found is Absent:  # `__getattr__` looks where modules keep the rest
+            raise AttributeError(f"{kind.__name__!r} object has no attribute {self.name!r}")
+        return found
+
+    def __set__(self, module: nn.Module, value: Any) -> None:
+        module.__dict__[self.name] = value
+
+    def __delete__(self, module: nn.Module) -> None:
+        if self.name not in module.__dict__:
+            raise AttributeError(self.name)
+        del module.__dict__[self.name]
 
 
 @contextmanager

@@ -158,7 +158,13 @@ class FoldPass:
         Raises:
             SetbackError: when that fails; the steps that led to it are left alone the next time.
         """
-        return self.finish(partial(self.editor.commit, target))
+        before = self.editor.edits.before
+        names = {node.name: node for node in before}
+        steps = [
+            {*(names[name] for name in step.parts if name in names), *(step.nodes & before.keys())}
+            for step in self.steps
+        ]
+        return self.finish(partial(self.editor.commit, target, steps))
 
     def finish(self, write: Callable[[], T]) -> T:
         """Return what a writer makes of the edited graph.

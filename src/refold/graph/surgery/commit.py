@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -13,10 +13,12 @@ from refold.errors import InputError
 from refold.graph.copies.held import ATOMS
 from refold.graph.copies.modules import all_modules, modules_by_path, submodule
 from refold.graph.surgery.edits import Edits, alive
+from refold.graph.surgery.fixed import fixed_attributes
 from refold.graph.surgery.frames import FramePlan
 from refold.graph.surgery.generated import (
     UNRECORDED,
     Method,
+    fix_attributes,
     method_from_graph,
     refuse_calls,
     regenerate,
@@ -41,10 +43,13 @@ class Commit:
     Args:
         edits: the record of the editor.
         target: a fresh skeleton of the whole model.
+        steps: the original nodes that each step of a fold has joined.
     """
 
-    def __init__(self, edits: Edits, target: nn.Module) -> None:
-        self.edits = edits
+    def __init__(
+        self, edits: Edits, target: nn.Module, steps: Iterable[Iterable[fx.Node]] = ()
+    ) -> None:
+        self.edits, self.steps = edits, steps
         self.capture = edits.capture
         self.target = target
         try:
@@ -74,6 +79,7 @@ class Commit:
         for frame in reversed(changed):
             self._leave_layer_class(frame)
         self._refuse_methods()
+        self._fix_attributes(changed)
         swap_modules(self.target, self.swaps)
         return self.swaps.get(id(self.target), self.target)
 
@@ -148,6 +154,14 @@ class Commit:
                 is_apart = any(part & called and (part & gone or part - called) for part in parts)
                 if is_apart and (holder, method) not in ran and method not in module.__dict__:
                     refuse_calls(module, method, self.capture.full(holder), UNRECORDED)
+
+    def _fix_attributes(self, changed: list[Frame]) -> None:
+        """Let modules refuse other values of the attributes that the fold takes for granted."""
+        written = dict.fromkeys((*changed, *self.plan.opened))
+        for path, values in fixed_attributes(self.edits, written, self.steps).items():
+            module = self.places.get(path)
+            if module is not None and not isinstance(module, fx.GraphModule):
+                fix_attributes(module, self.capture.full(path), values)
 
     def _folded_together(self) -> list[set[str]]:
         """Return the paths of layers that hold something else now, with those they took in."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
@@ -156,17 +156,21 @@ class Editor:
                 removed.append(node)
         return removed
 
-    def commit(self, target: nn.Module) -> nn.Module:
+    def commit(self, target: nn.Module, steps: Iterable[Iterable[fx.Node]] = ()) -> nn.Module:
         """Write the edits into `target`, a fresh skeleton of the whole model; return the model.
 
         Modules whose dataflow did not change keep class and forward; the others get a generated
         forward in a subclass of their own class.
 
+        Args:
+            target: the skeleton.
+            steps: the original nodes that each step of a fold has joined.
+
         Raises:
             UnwritableError: when the captured root itself would have to change and cannot.
         """
         self.settle()
-        return Commit(self.edits, target).run()
+        return Commit(self.edits, target, steps).run()
 
     def settle(self) -> None:
         """Remove what nobody reads any more, and see that every value is computed before use.

@@ -70,6 +70,7 @@ class FrameBody:
                 raise self._refusal(reason)
         self.graph.output(map_tree(self._result, self._literal(self.frame.output)))
         self._drop_unread()
+        self.plan.opened |= self.opened
         return self.graph
 
     def _drop_unread(self) -> None:
@@ -314,6 +315,7 @@ class FramePlan:
         self.edits = edits
         self.status: dict[Frame, Status] = {}
         self.bodies: dict[Frame, fx.Graph] = {}
+        self.opened: set[Frame] = set()  # copied into the body of a frame above
         self.owned: dict[Frame, list[fx.Node]] = {}
         for node, frame in edits.home.items():
             self.owned.setdefault(frame, []).append(node)

@@ -6,6 +6,8 @@ its instances pickle as (original class, source of the methods, state).
 
 from __future__ import annotations
 
+import copy
+import copyreg
 import hashlib
 import importlib
 import linecache
@@ -20,6 +22,7 @@ from torch.fx.graph import CodeGen
 
 from refold.errors import RefusedError
 from refold.graph.copies.modules import _BASE
+from refold.graph.surgery.fixed import FIXED, check_assignment
 
 _Key = tuple[type[nn.Module], tuple[tuple[str, str], ...]]
 _CLASSES: WeakValueDictionary[_Key, type[nn.Module]] = WeakValueDictionary()
@@ -108,12 +111,37 @@ def generated_class(base: type[nn.Module], methods: dict[str, Method]) -> type[n
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
             "__reduce_ex__": _reduce,
+            "__setattr__": _assigning(base),
             _BASE: base,
             _METHODS: dict(methods),
         }
+        if not methods and not hasattr(base, "__deepcopy__"):
+            # What keeps its own code is in a file what it was: who opens it needs no refold.
+            namespace |= {"__reduce_ex__": _reduce_to_base, "__deepcopy__": _deepcopy}
         make = cast(Any, type(base))
         known = _CLASSES[key] = cast("type[nn.Module]", make(base.__name__, (base,), namespace))
     return known
+
+
+def _assigning(base: type[nn.Module]) -> Callable[[nn.Module, str, Any], None]:
+    def assign(self: nn.Module, name: str, value: Any) -> None:
+        check_assignment(self, name, value)
+        base.__setattr__(self, name, value)
+
+    return assign
+
+
+def fix_attributes(module: nn.Module, where: str, values: dict[str, Any]) -> None:
+    """Let a module refuse other values for some of its attributes.
+
+    Args:
+        module: the module.
+        where: its path, for the refusal.
+        values: what the attributes are taken to be.
+    """
+    _, known = module.__dict__.get(FIXED, ("", {}))
+    regenerate(module, {})
+    module.__dict__[FIXED] = (where, {**values, **known})
 
 
 _WHERE = "_refold_folded_at"
@@ -140,6 +168,19 @@ def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
     base, methods = _origin(type(self))
     state = cast(Any, self).__getstate__()
     return _rebuild, (base, methods), state
+
+
+def _reduce_to_base(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+    state = cast(Any, self).__getstate__()
+    plain = {k: v for k, v in state.items() if k != FIXED} if isinstance(state, dict) else state
+    make = cast(Any, copyreg)._reconstructor
+    return make, (_origin(type(self))[0], object, None), plain
+
+
+def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    made = memo[id(self)] = nn.Module.__new__(type(self))
+    made.__setstate__(copy.deepcopy(cast(Any, self).__getstate__(), memo))
+    return made
 
 
 def _rebuild(base: type[nn.Module], methods: dict[str, Method]) -> nn.Module:

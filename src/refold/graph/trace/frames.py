@@ -17,6 +17,23 @@ from torch import fx, nn
 Tree = Any  # a nest of tuples, lists, dicts, dataclasses over nodes and plain values
 
 
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One read of an attribute that is no tensor and no module: a flag, a factor, a function.
+
+    Args:
+        path: of the module that has it.
+        name: of the attribute.
+        value: what it was, the class `Absent` where there was none.
+        following: the node that was recorded next.
+    """
+
+    path: str
+    name: str
+    value: Any
+    following: fx.Node
+
+
 @dataclass(eq=False)
 class Frame:
     """One call of one non-leaf module (or of one of its own methods) during a trace.
@@ -35,6 +52,7 @@ class Frame:
         fixed: why its own code must run, if so: no forward can be generated for it, and its calls
             cannot move into the code around it.
         asks: the paths of the stored tensors whose dtype or device its code reads.
+        reads: the plain attributes that its code reads.
     """
 
     path: str
@@ -49,6 +67,7 @@ class Frame:
     context: tuple[bool, ...] = ()
     fixed: str | None = None
     asks: set[str] = field(default_factory=set[str])
+    reads: list[Reading] = field(default_factory=list["Reading"])
 
     def __repr__(self) -> str:
         return f"Frame({self.path!r}, {type(self.module).__name__}.{self.method})"

@@ -20,6 +20,7 @@ from refold.graph.trace.arguments import parted
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.leaves import one_line
 from refold.graph.trace.recorder.chance import Chance
+from refold.graph.trace.recorder.flags import FlagNotes
 from refold.graph.trace.recorder.notebook import DEVICE_MARK
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recorder.torch_calls import RecordError
@@ -101,6 +102,7 @@ def record(
         recorder = Recorder(module, leaves, changes, real=computes)
         chance = Chance()
         recorder.chance = chance if draws else None
+        recorder.flags = FlagNotes(recorder.graph)
         try:
             _run(recorder, arguments)
         except (RecordError, StateChangeError) as error:

@@ -20,7 +20,12 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from refold.graph.copies.held import storage_key
-from refold.graph.copies.watching import watched_attributes, watched_calls, watched_functions
+from refold.graph.copies.watching import (
+    watched_attributes,
+    watched_calls,
+    watched_functions,
+    watched_reads,
+)
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in, odd_container
 from refold.graph.trace.leaves import (
@@ -33,6 +38,7 @@ from refold.graph.trace.leaves import (
 from refold.graph.trace.overridden import disguise
 from refold.graph.trace.recorder.chance import Chance
 from refold.graph.trace.recorder.environment import asked_around
+from refold.graph.trace.recorder.flags import FlagNotes, readable_attributes
 from refold.graph.trace.recorder.forms import result_of_layer
 from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
@@ -79,6 +85,7 @@ class Recorder(StateNotes):
         self._framed: set[str] = set()
         self._ours: list[tuple[dict[str, Any], str, Callable[..., Any]]] = []
         self.chance: Chance | None = None  # set where Python's random numbers were seen to be drawn
+        self.flags: FlagNotes | None = None  # set where what code reads of attributes matters
 
     # the run
 
@@ -118,8 +125,15 @@ class Recorder(StateNotes):
     def _ways(self, modules: list[nn.Module]) -> Generator[None]:
         """Watch functions that make plain numbers of sizes, or ask around; run nothing compiled."""
         watched = watched_functions(math, _UNSEEN, self._note_loss)
-        with _uncompiled(), watched, asked_around(modules, self.ask_around):
+        names = {} if self.flags is None else readable_attributes(modules)
+        read = watched_reads(names, self._note_flag)
+        with _uncompiled(), watched, read, asked_around(modules, self.ask_around):
             yield
+
+    def _note_flag(self, module: nn.Module, name: str, value: Any) -> None:
+        path = self._paths.get(id(module))
+        if self.flags is not None and path is not None and not self._paused:
+            self.flags.note(self.stack[-1], path, name, value)
 
     def _note_loss(self, function: Callable[..., Any], *args: Any) -> Any:
         if any(isinstance(value, Size) for value in args):
@@ -142,8 +156,11 @@ class Recorder(StateNotes):
         node.meta["stored values"] = len(self.stored)
         self._own(node)
         self.note_writes()
+        recorded = list(self.graph.nodes) if self.flags is not None else []
         drop_checks(self.graph, self.root_frame)
         self._drop_unread()
+        if self.flags is not None:
+            self.flags.tell(recorded)
         return self.graph
 
     def _output(self, frame: Frame, result: Any) -> Any:

@@ -1,0 +1,151 @@
+"""Plain attributes that a fold takes for granted: to set one to another value raises.
+
+A forward that is written anew holds what the code made of them, and a layer that took in the one
+behind it stands for both: `self.use_norm = False` would go unseen.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import fx, nn
+
+from refold.errors import RefusedError
+from refold.graph.copies.held import same_value
+from refold.graph.copies.watching import Absent
+from refold.graph.surgery.edits import Edits
+from refold.graph.trace.code import functions_of
+from refold.graph.trace.doubts import parsed
+from refold.graph.trace.frames import Frame, Reading, ancestors, common_ancestor, walk
+
+FIXED = "_refold_made_for"
+
+
+def fixed_attributes(
+    edits: Edits, written: Iterable[Frame], steps: Iterable[Iterable[fx.Node]]
+) -> dict[str, dict[str, Any]]:
+    """Return the attributes that an edited graph takes for granted, by module, with their values.
+
+    Args:
+        edits: the edits.
+        written: the frames whose code is written down as it ran.
+        steps: the original nodes of each step: what code reads between them decides about it.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    taken = [reading for frame in written for reading in frame.reads]
+    for reading in (*taken, *_between(edits, steps)):
+        found.setdefault(reading.path, {}).setdefault(reading.name, reading.value)
+    return found
+
+
+def _between(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> Iterator[Reading]:
+    reading = {frame for frame in walk(edits.capture.root) if frame.reads}
+    if not reading:
+        return
+    order = {node: place for place, node in enumerate(edits.before)}
+    for step in steps:
+        nodes = [node for node in step if node in order]
+        if len(nodes) < 2:
+            continue
+        homes = {edits.home[node] for node in nodes}
+        top = common_ancestor(homes)
+        frames = {frame for home in homes for frame in ancestors(home) if frame in reading}
+        frames -= {*ancestors(top)[1:]}
+        first, last = min(map(order.__getitem__, nodes)), max(map(order.__getitem__, nodes))
+        for frame in frames:
+            for one in frame.reads:
+                if _is_switch(one.value) and first <= order.get(one.following, -1) <= last:
+                    yield one
+
+
+def _is_switch(value: Any) -> bool:
+    """Say whether code that still runs may take another path for another value."""
+    return value is Absent or isinstance(value, bool | str)
+
+
+def check_assignment(module: nn.Module, name: str, value: Any) -> None:
+    """Refuse to set an attribute to another value than the one that a fold was made for.
+
+    Raises:
+        RefusedError: then.
+    """
+    where, values = module.__dict__.get(FIXED, ("", {}))
+    if name not in values or _is_same(values[name], value):
+        return
+    was = values[name]
+    if _recomputes(type(module), name) or (
+        was is Absent and _is_default(type(module), name, value)
+    ):
+        return
+    before = "missing" if was is Absent else _told(was)
+    raise RefusedError(
+        f"{where + '.' if where else ''}{name} was {before} when this model was folded, and its "
+        f"forward was made for that; got {_told(value)}: set it on the original model, then fold"
+    )
+
+
+def _is_same(old: Any, new: Any) -> bool:
+    if isinstance(old, float) and isinstance(new, float):
+        return old == new
+    return same_value(old, new) or (type(old) is type(new) and _is_equal(old, new))
+
+
+def _is_equal(old: Any, new: Any) -> bool:
+    try:
+        return bool(old == new)
+    except Exception:  # any code may raise anything
+        return False
+
+
+def _told(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else type(value).__name__
+
+
+@functools.lru_cache(maxsize=1024)
+def _recomputes(kind: type, name: str) -> bool:
+    """Say whether an attribute only asks for values to be computed again in the backward pass."""
+    if "checkpoint" in name:
+        return True
+    places = list(_places(kind, name))
+    return bool(places) and all(
+        test is not None and any("checkpoint" in ast.unparse(call.func) for call in _calls(test))
+        for test in places
+    )
+
+
+def _places(kind: type, name: str) -> Iterator[ast.If | None]:
+    """Yield, for every read of an attribute, the branch that it decides about, if it does."""
+    for function in functions_of(kind):
+        tree = parsed(function)
+        tests = {
+            id(part): branch
+            for branch in ast.walk(tree)
+            if isinstance(branch, ast.If)
+            for part in ast.walk(branch.test)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr == name:
+                yield tests.get(id(node))
+
+
+def _calls(branch: ast.If) -> Iterator[ast.Call]:
+    return (node for part in branch.body for node in ast.walk(part) if isinstance(node, ast.Call))
+
+
+def _is_default(kind: type, name: str, value: Any) -> bool:
+    """Say whether code that finds no such attribute takes just this value for it."""
+    defaults = [
+        call.args[2]
+        for function in functions_of(kind)
+        for call in ast.walk(parsed(function))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func) == "getattr"
+        and len(call.args) == 3
+        and ast.unparse(call.args[1]) == repr(name)
+    ]
+    values = [one.value for one in defaults if isinstance(one, ast.Constant)]
+    return bool(values) and len(values) == len(defaults) and all(_is_same(v, value) for v in values)
