@@ -70,6 +70,33 @@ def one_line(error: BaseException) -> str:
     return (lines or [type(error).__name__])[0][:300]
 
 
+def require_kind(what: str, value: object, kinds: type | tuple[type, ...], wanted: str) -> None:
+    """Refuse an argument of another type, before Python stumbles over it somewhere inside.
+
+    Args:
+        what: the argument's name.
+        value: what was given.
+        kinds: the types that it may have; a bool is no number.
+        wanted: what it must be, in words.
+
+    Raises:
+        InputError: if it has another.
+
+    Examples:
+        >>> require_kind("ratio", "0.5", (int, float), "a number")
+        Traceback (most recent call last):
+        refold.errors.InputError: ratio must be a number, got '0.5'
+    """
+    if isinstance(value, kinds) and not isinstance(value, bool):
+        return
+    plain = value is None or isinstance(value, str | int | float)
+    raise InputError(
+        f"{what} must be {wanted}, got {value!r}"
+        if plain
+        else (f"{what} must be {wanted}, got {type(value).__name__}")
+    )
+
+
 _MEMORY = ("can't allocate memory", "out of memory", "unable to allocate", "bad_alloc")
 
 

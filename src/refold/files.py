@@ -161,6 +161,20 @@ def _is_same(one: Path, other: Path) -> bool:
         return False
 
 
+def is_text(path: str | os.PathLike[str]) -> bool:
+    r"""Say whether a path is text: any bytes may be a name, and some libraries take text alone.
+
+    Examples:
+        >>> is_text("ö.onnx"), is_text(os.fsdecode(b"\xff.onnx"))
+        (True, False)
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_file(path: str | os.PathLike[str]) -> bool:
     """Say whether there is such a file; there is none whose name is too long to be one."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,16 @@ def test_files_of_other_sizes(tmp_path: Path, capfd: Capture) -> None:
     (trial,) = json.loads(capfd.readouterr().out)["trials"]
     assert trial["error"] is None
     assert trial["note"] == "its output 'y' is 1 x 9 x 9 x 9 instead of 1 x 8 x 9 x 9"
+
+
+def test_a_name_that_is_no_text(file: str, tmp_path: Path, capfd: Capture) -> None:
+    odd = tmp_path / os.fsdecode(b"\xff.onnx")
+    try:
+        odd.write_bytes(Path(file).read_bytes())
+    except OSError:
+        pytest.skip("the file system takes text alone")
+    assert main(["convert", str(odd), "-o", str(tmp_path / "out.onnx")]) == 2
+    assert "it takes no name that is not UTF-8; rename the file" in capfd.readouterr().err
 
 
 def test_a_batch_that_the_file_does_not_take(tmp_path: Path, capfd: Capture) -> None:

@@ -15,7 +15,7 @@ from refold.branches.building import Adopting, Block, Builder, builder, must_com
 from refold.branches.origin import origin_of, place, plain_norm, remember, tail_of
 from refold.branches.registry import block_factory, list_blocks
 from refold.branches.sites import Site, find_sites
-from refold.errors import GeometryError, InputError, RefusedError
+from refold.errors import GeometryError, InputError, RefusedError, require_kind
 from refold.graph import Fold, Kept, like_of, outside_inference, own_tensors, skeleton, unwrap
 from refold.workload import workload_of
 
@@ -152,6 +152,7 @@ def _selector(where: Where, names: set[str]) -> Callable[[str, nn.Module], bool]
         return lambda name, conv: True
     if callable(where):
         return where
+    require_kind("where", where, (str, Sequence), "a function, a pattern or several")
     patterns = [where] if isinstance(where, str) else list(where)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

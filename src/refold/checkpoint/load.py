@@ -30,7 +30,7 @@ from refold.checkpoint.read import (
     strip,
 )
 from refold.checkpoint.wrapped import Reading, readings
-from refold.errors import CheckpointError
+from refold.errors import CheckpointError, require_kind
 
 # A block's own words for what its branches become, and the maps it flattens; see `refold.blocks`.
 _SAYS, _SIZE = "deploy_name", "partition_size"
@@ -136,6 +136,9 @@ def load_checkpoint(
         loaded 2 tensors of linear.pth from state_dict
         >>> folder.cleanup()
     """
+    require_kind("model", model, nn.Module, "a torch.nn.Module")
+    if key is not None:
+        require_kind("key", key, str, "the name of a container")
     try:
         return _load(model, path_of(path), key, eps)
     except CheckpointError:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from refold.errors import InputError
+from refold.errors import InputError, require_kind
 from refold.folding import reparameterize
 from refold.models.backbone import Backbone
 
@@ -103,6 +103,7 @@ def list_models(pattern: str = "*") -> list[str]:
         >>> list_models("mobileone_s?")[:2]
         ['mobileone_s0', 'mobileone_s1']
     """
+    require_kind("pattern", pattern, str, "a text such as '*repvgg*'")
     return sorted(name for name in _MODELS if fnmatchcase(name, pattern))
 
 
@@ -134,6 +135,9 @@ def create_model(
         >>> net(torch.zeros(2, 3, 64, 64)).shape
         torch.Size([2, 10])
     """
+    require_kind("name", name, str, "one of list_models()")
+    for what, number in (("num_classes", num_classes), ("in_chans", in_chans)):
+        require_kind(what, number, int, "a whole number")
     entry, given = _entry(name), dict(config)
     if num_classes < 0 or in_chans < 1:
         raise InputError(

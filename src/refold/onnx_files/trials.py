@@ -10,6 +10,7 @@ from typing import Any
 
 from refold.errors import InputError, one_line
 from refold.exporting import require
+from refold.files import is_text
 from refold.onnx_files.reading import OnnxFile
 from refold.onnx_files.sizes import free_sizes
 
@@ -47,6 +48,8 @@ def open_original(file: OnnxFile) -> Any:
         return session(file.path)
     except Exception as error:
         reason = one_line(error).replace(str(file.path), file.path.name)
+        if not is_text(file.path):
+            reason = "it takes no name that is not UTF-8; rename the file"
         raise InputError(
             f"{file.path}: ONNX Runtime cannot open it, so no fold of it could be checked: {reason}"
         ) from error

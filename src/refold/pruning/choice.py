@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from refold.errors import InputError, RefusedError
+from refold.errors import InputError, RefusedError, require_kind
 from refold.pruning.layers import Layer
 from refold.workload import Workload
 
@@ -47,6 +47,8 @@ class Amount:
                 "give one of ratio (the share of channels to drop), threshold, macs, params and "
                 "latency"
             )
+        for name, value in vars(self).items():
+            require_kind(name, 0 if value is None else value, (int, float), "a number")
         if self.latency is not None and not 0 < self.latency < 1:
             raise InputError(f"latency must be a share below 1 of the time, got {self.latency}")
         if self.ratio is not None and not 0 <= self.ratio < 1:
@@ -231,6 +233,7 @@ def _floors(layers: list[Layer], floor: Floor) -> list[int]:
 
 
 def _floor(layer: Layer, floor: float) -> int:
+    require_kind("floor", floor, (int, float), "a number of channels, or a share")
     is_share = isinstance(floor, float)
     if not (0 <= floor <= 1 if is_share else floor >= 1):
         raise InputError(f"floor must be a number of channels, at least 1, or a share, got {floor}")

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from refold.errors import InputError, MissingDependencyError, RefoldError, one_line
+from refold.errors import InputError, MissingDependencyError, RefoldError, one_line, require_kind
 from refold.exporting import (
     Sizes,
     described,
@@ -26,6 +26,7 @@ from refold.exporting import (
     size_text,
     takes,
 )
+from refold.files import require_named
 from refold.inputs import Arguments
 from refold.sources.networks import build
 from refold.sources.pruned import is_pruned
@@ -98,6 +99,7 @@ def open_network(place: str | Path) -> DeployedNetwork:
         InputError: when there is none, or the file does not say how images are prepared.
         MissingDependencyError: when the format's library is not installed.
     """
+    require_named("place", place)
     path = Path(place)
     if path.suffix == ".safetensors" and path.is_file() and (path.parent / CONFIG).is_file():
         path = path.parent  # weights alone, of a network that the run knows
@@ -209,7 +211,7 @@ def _filled(images: Tensor, size: int) -> Tensor:
     return torch.cat([images, images[-1:].expand(size - len(images), *images.shape[1:])])
 
 
-def predict(place: str | Path, images: Iterable[str | Path]) -> Iterator[Answer]:
+def predict(place: str | Path, images: str | Path | Iterable[str | Path]) -> Iterator[Answer]:
     """Yield what a deployed network says of images, prepared exactly as its evaluation did.
 
     Args:
@@ -251,14 +253,16 @@ def _answers(network: DeployedNetwork, files: Sequence[Path]) -> Iterator[Answer
         yield Answer(str(file), said.get(file), classes, task, broken.get(file, ""))
 
 
-def find_images(places: Iterable[str | Path]) -> list[Path]:
+def find_images(places: str | Path | Iterable[str | Path]) -> list[Path]:
     """Return the image files that places mean, each once, in order.
 
     Raises:
         InputError: when there is no image at one of them.
     """
+    require_kind("images", places, (Iterable, Path), "a place or several")
     found: dict[Path, None] = {}
-    for place in places:
+    for place in [places] if isinstance(places, str | Path) else places:
+        require_named("an image", place)
         path = Path(place)
         if path.is_dir():
             files = images_in(path)

@@ -49,6 +49,8 @@ def _with_weights(
     from refold.training.run.network import built_anew
 
     snapshot = Saves(folder.path).read(pointer)
+    if snapshot is None and pointer not in (BEST, LAST):
+        raise InputError(f"{folder.path} has no checkpoint {pointer!r}: give {BEST!r} or {LAST!r}")
     if snapshot is None:
         raise InputError(
             f"{folder.path} has no checkpoint {pointer!r}: its run has only just started"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from refold.errors import InputError, TrainingError
+from refold.errors import InputError, TrainingError, require_kind
 from refold.files import require_named
 from refold.sources.networks import Builder
 from refold.sources.pruned import is_pruned
@@ -116,6 +116,9 @@ def train(
         (4000, 10)
     """
     require_named("output", output)
+    require_kind("penalties", penalties, Iterable, "several functions")
+    require_kind("changes", changes or {}, Mapping, "a mapping of keys to values")
+    require_kind("habits", habits or Habits(), Habits, "refold.training.Habits")
     folder = RunFolder(Path(output))
     given = _network(model)
     named = {"model": model} if isinstance(model, str) else {}
@@ -204,6 +207,8 @@ def _wanted(
     if isinstance(recipe, (str, Path)):
         return load_recipe(recipe, changes)
     chosen = cast("recipes.Recipe", recipe or other)
+    if not hasattr(chosen, "model_dump"):
+        raise InputError(f"recipe must be a name, a path or a Recipe, got {type(chosen).__name__}")
     return check_recipe(changed(chosen.model_dump(mode="json"), changes), chosen.name)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from refold.errors import InputError
+from refold.errors import InputError, require_kind
 from refold.files import atomic_path, require_named, write_json
 from refold.training.loop.progress import Reporter
 from refold.training.studies.catalogue import MANIFOLD, study_of
@@ -50,6 +50,7 @@ def study(
         InputError: when there is no such study or variant, or a number makes no sense.
         TrainingError: when the disk is full. A run that diverges is a row's result, no error.
     """
+    require_kind("seeds", seeds, Sequence, "several, such as range(3)")
     if not seeds or jobs < 1:
         raise InputError(f"a study needs a seed and a job at least, got {len(seeds)} and {jobs}")
     require_named("output", output)
