@@ -29,7 +29,7 @@ FILES = (
 NO_REASONS = ("graph/calls.py", "graph/lift/ranges.py", "algebra/apply.py", "algebra/dense.py")
 # What is told to the caller at once, to the log, or to Python.
 NOT_KEPT = {
-    *("InputError", "RuleLoopError", "TypeVar", "cast", "getattr", "rule"),
+    *("InputError", "require_kind", "RuleLoopError", "TypeVar", "cast", "getattr", "rule"),
     *("debug", "info", "warning"),
 }
 PARTS = {  # of sentences, and names of steps
