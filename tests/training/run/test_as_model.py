@@ -101,8 +101,10 @@ def test_a_run_that_has_not_finished_answers(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_model_is_one_sentence(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"folder without a run \(config\.yaml is missing\)"):
+    with pytest.raises(InputError, match=r"lies in the folder of a run: give .*run, or one of its"):
         build(str(run.folder / "checkpoints"))
+    with pytest.raises(InputError, match=r"folder without a run \(config\.yaml is missing\)"):
+        build(str(tmp_path))
     with pytest.raises(
         InputError, match=r"of such a file weights alone are read\. Give its run, .*run, or"
     ):
