@@ -37,6 +37,7 @@ PARTS = {  # of sentences, and names of steps
     *("the folded model gives another answer on the example", "… (other shapes)", "the code of …"),
     *("… (relative error …)", "…; the step was undone", "…, computed once by …", "… of a buffer"),
     *("drop what changes nothing", "drop what is undone", "drop what is computed twice"),
+    "drop what nobody reads",
     "norm gain into readers",
     *("norm through pool or shuffle", "repeated norm into its layers"),
     "norm through pool or function into readers",

@@ -33,8 +33,8 @@ def reparameterize(
         inplace: change `model` itself instead of returning a copy.
         check: run both forms once, on the example or on random numbers of a shape that fits; a
             step that they differ by is undone. False compares errors and shapes alone.
-        drop_unused: leave out the parts that no recorded call runs, such as heads for training;
-            `refold.plan` lists them.
+        drop_unused: leave out the parts that no recorded call runs, or whose value nobody reads,
+            such as heads for training; `refold.plan` lists them.
 
     Raises:
         RefusedError: when the model is in training mode.

@@ -163,7 +163,8 @@ def plan(
             only folds that hold for every shape are found, and no multiply-adds are counted.
         allow_growth: also make merges that need more multiply-adds than their parts.
         strict: raise when anything is kept.
-        drop_unused: leave out the parts that no recorded call runs, as `reparameterize` does.
+        drop_unused: leave out the parts that no recorded call runs, or whose value nobody reads, as
+            `reparameterize` does.
 
     Raises:
         RefusedError: when the model is in training mode; with `strict`, when anything is kept, with

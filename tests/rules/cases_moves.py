@@ -45,6 +45,9 @@ from rules.parts import (
     tensor,
 )
 
+EVEN, ODD = (AvgPool((Axis(1, 2, 1, -at), Axis())) for at in (0, 1))
+SPREAD = (Axis(3, 1, 2, 2, 2), Axis())
+
 MOVES: dict[str, Row] = {
     "pass_affine_forward": Row(
         (
@@ -134,6 +137,21 @@ MOVES: dict[str, Row] = {
             ),
             (pair(Concat((KERNEL, POINT)), POOL), None),
             (pair(Concat((KERNEL, POINT)), Select((0, 4, 1), 8)), None),
+        ),
+    ),
+    "merge_phases": Row(
+        (
+            pair(Concat((EVEN, ODD)), Conv(tensor(3, 8, 3, 3), tensor(3), NEAR)),
+            pair(Concat((ODD, EVEN)), Conv(tensor(3, 8, 2, 1), None, (Axis(2, 2), Axis()))),
+            pair(Concat((EVEN, ODD)), Conv(tensor(3, 8, 1, 3), None, (Axis(), Axis(3, 1, 2)))),
+        ),
+        (
+            (pair(Concat((EVEN, EVEN)), Conv(tensor(3, 8, 1, 1), None, points(2))), None),
+            (pair(Concat((EVEN, ODD)), Conv(tensor(4, 4, 1, 1), None, points(2), 2)), None),
+            (pair(Concat((EVEN, ODD)), Conv(tensor(3, 8, 3, 1), None, SPREAD)), None),
+            (pair(Concat((EVEN, ODD)), Conv(tensor(3, 8, 3, 3), None, NEAR, 1, "reflect")), None),
+            (pair(Concat((EVEN, KERNEL)), Conv(tensor(4, 8, 1, 1), None, points(2))), None),
+            (pair(EVEN, KERNEL), None),
         ),
     ),
     "gather_from_concat": Row(

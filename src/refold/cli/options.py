@@ -78,7 +78,8 @@ DropUnused = Annotated[
     bool,
     typer.Option(
         "--drop-unused",
-        help="Leave out the parts that no recorded call runs, such as heads for training.",
+        help="Leave out the parts that no recorded call runs, or whose value nobody reads, such "
+        "as heads for training.",
     ),
 ]
 OUTPUT = typer.Option(

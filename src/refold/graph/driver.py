@@ -31,7 +31,7 @@ from refold.graph.copies.wrappers import unwrap
 from refold.graph.fold.borders import pad_before_layers
 from refold.graph.fold.computed_weights import store_constants, store_weights
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.leftovers import drop_idle, drop_layouts, drop_repeats
+from refold.graph.fold.leftovers import drop_idle, drop_layouts, drop_repeats, drop_unread
 from refold.graph.fold.norms.ahead_of_pools import push_through_pools
 from refold.graph.fold.norms.behind_pools import pull_through_pools
 from refold.graph.fold.norms.gains import push_gains
@@ -106,7 +106,7 @@ def fold_model(
         inplace: change `model` itself.
         check: run the model and the result once on the example, or on numbers drawn for one of
             our own, and put back what differs; else only errors and shapes are compared.
-        drop_unused: leave out what no recorded call runs.
+        drop_unused: leave out what no recorded call runs, and calls whose value nobody reads.
         apart: paths of parts whose parallel branches are not merged.
         grown: paths of parts where merges may need more multiply-adds.
 
@@ -120,7 +120,7 @@ def fold_model(
             "the model is in training mode, where norms use the batch; call model.eval() first"
         )
     _check_shapes(plain)
-    policy = Policy(allow_growth, frozenset(apart), frozenset(grown))
+    policy = Policy(allow_growth, frozenset(apart), frozenset(grown), drop_unused)
     with undisturbed(), surroundings_kept(plain):
         made = _fold(plain, as_arguments(example_inputs), policy, check)
         if drop_unused:
@@ -474,6 +474,8 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
         lifter = fold.lift_anew()
     unify_layouts(lifter, editor)
     unify_reads(lifter, editor)
+    if policy.drop_unread:
+        drop_unread(fold)
     drop_repeats(fold)
     drop_idle(fold)
     if merge_readers(fold):

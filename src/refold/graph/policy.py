@@ -14,6 +14,7 @@ class Policy:
         allow_growth: also merge what then needs more multiply-adds, everywhere.
         apart: paths of parts whose parallel branches are not merged; chains fold all the same.
         grown: paths of parts where merges may need more multiply-adds.
+        drop_unread: also leave out layers whose value nobody reads; training may use them.
 
     Examples:
         >>> policy = Policy(apart=frozenset({"stage.1"}))
@@ -24,6 +25,7 @@ class Policy:
     allow_growth: bool = False
     apart: frozenset[str] = frozenset()
     grown: frozenset[str] = frozenset()
+    drop_unread: bool = False
 
     def keeps_apart(self, paths: Iterable[str]) -> bool:
         """Say whether branches made of these layers are not merged."""

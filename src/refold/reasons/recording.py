@@ -201,12 +201,13 @@ MODULES = (
         "No recorded call runs it",
         (
             "no recorded call runs it; drop_unused=True leaves it out",
+            "nobody reads what it gives; drop_unused=True leaves it out",
             "no recorded call runs it",
             "no code that could be traced calls it",
             "the code that calls it cannot be traced: …: …",
         ),
-        "The module is there, but the example does not reach it: an auxiliary head that runs in "
-        "training only, or a leftover.",
+        "The module is there, but the example does not reach it, or the code drops what it gives: "
+        "an auxiliary head for training, or a leftover.",
         "`drop_unused=True` (`--drop-unused`) leaves it out of the result.",
     ),
 )

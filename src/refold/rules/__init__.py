@@ -30,6 +30,7 @@ from refold.rules.distribute import (
 from refold.rules.norm import fold_affine_ahead_of_conv, fold_affine_into_conv, merge_affines
 from refold.rules.pad import drop_empty_pad, fold_crop_into_window, fold_pad_into_window
 from refold.rules.parallel import add_branches, drop_zero_branches
+from refold.rules.phases import merge_phases
 from refold.rules.row import add_to_matrix
 from refold.rules.rule import Rule
 from refold.rules.series import merge_convs_in_series, merge_into_conv
@@ -58,6 +59,7 @@ RULES: tuple[Rule, ...] = (
     pass_select_backward,
     pass_pointwise_forward,
     pass_pointwise_backward,
+    merge_phases,
     distribute_over_sum,
     gather_from_concat,
     distribute_over_concat,

@@ -1,9 +1,9 @@
 """Take away the calls that change nothing.
 
-Four kinds: functions that give every number back (a leaky ReLU of slope 1, a product with one,
+Five kinds: functions that give every number back (a leaky ReLU of slope 1, a product with one,
 dropout in eval mode), functions that give back every number they can be given here (the ReLU of a
-sum of ReLUs), changes of layout that undo each other once the norm between them is gone, and what
-is computed twice.
+sum of ReLUs), changes of layout that undo each other once the norm between them is gone, what is
+computed twice, and what nobody reads.
 """
 
 from __future__ import annotations
@@ -187,6 +187,50 @@ def _make_one(fold: FoldPass, first: fx.Node, other: fx.Node) -> bool:
     fold.editor.sweep()
     fold.edited()
     fold.folds.append(Fold(where, "drop what is computed twice", name, 0, 0))
+    return True
+
+
+# calls that nobody reads
+
+
+def drop_unread(fold: FoldPass) -> None:
+    """Take away layers and functions whose value nobody reads."""
+    for node in unread(fold.lifter):
+        if not node.users:  # else one of its readers had to stay
+            fold.attempt([node], partial(_discard, fold, node))
+
+
+def unread(lifter: Lifter) -> list[fx.Node]:
+    """Return the calls that only compute a value for which nobody has a use, the last first."""
+    found = dict[fx.Node, None]()
+    for node in reversed(lifter.capture.graph.nodes):
+        is_read = not found.keys() >= set(node.users)
+        if is_read or node.op in ("placeholder", "get_attr", "output"):
+            continue
+        if _computes_only(lifter, node):
+            found[node] = None
+    return list(found)
+
+
+def _computes_only(lifter: Lifter, node: fx.Node) -> bool:
+    if _is_pure(lifter, node):
+        return True
+    piece = lifter.lift(node)
+    plain = isinstance(piece, Piece) and not piece.is_nothing
+    return plain and node.op != "call_module" and lifter.may_go(node) and not mutated(node)
+
+
+def _discard(fold: FoldPass, node: fx.Node) -> bool:
+    if AliasGroups(fold.editor.graph).is_written(node):
+        return False
+    where, name, count = fold.path(node), name_of(node), 0
+    if node.op == "call_module":
+        layer = submodule(fold.lifter.capture.module, str(node.target))
+        name = type(layer).__name__
+        count = sum(p.numel() for p in layer.parameters())
+    fold.editor.discard([node])
+    fold.edited()
+    fold.folds.append(Fold(where, "drop what nobody reads", name, count, 0))
     return True
 
 

@@ -10,6 +10,7 @@ from refold.algebra.operator import Affine, Operator, leaves
 from refold.graph.calls import canonical, place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.leftovers import unread
 from refold.graph.fold.record import Kept
 from refold.graph.fold.region import Region, Regions, node_of, source_of
 from refold.graph.fold.setbacks import cause
@@ -25,6 +26,9 @@ def survey(fold: FoldPass) -> list[Kept]:
         piece = regions.piece(node)
         if isinstance(piece, str):
             _keep(kept, Kept(fold.path(node), piece))
+    for node in unread(fold.lifter):
+        if node.op == "call_module":
+            _keep(kept, Kept(fold.path(node), _UNREAD))
     for node, refused in fold.refused.items():
         if alive(node):
             _keep(kept, refused)
@@ -61,6 +65,7 @@ def _survey_region(fold: FoldPass, regions: Regions, region: Region, kept: dict[
             _keep(kept, Kept(fold.path(node), _lonely(regions, node)))
 
 
+_UNREAD = "nobody reads what it gives; drop_unused=True leaves it out"
 _GATED = "its branch is multiplied by a factor that is computed from the input"
 
 
