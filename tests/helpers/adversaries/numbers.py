@@ -110,6 +110,7 @@ def _is_special(x: Any) -> bool:
 
 
 HEIGHTS = {7: True}
+LENGTHS = [1.0] * 7 + [2.0] + [1.0] * 12
 SPECIAL: dict[str, Any] = {
     "helper": _is_special,
     "object": Special().asks,
@@ -122,6 +123,10 @@ SPECIAL: dict[str, Any] = {
     "divided": lambda x: divmod(x.shape[2], 7)[1] == 0,
     "product": lambda x: np.prod(x.shape[1:]) == 3 * 7 * 8,
     "square": lambda x: np.prod((x.shape[2], x.shape[2])) == 49,
+    "equal_to_a_float": lambda x: x.shape[2] == 7.0,
+    "signed": lambda x: +x.shape[2] == 7,
+    "complement": lambda x: ~x.shape[2] == -8,
+    "truncated": lambda x: math.trunc(x.shape[2] / 7) == 1,
     "as_a_float": lambda x: float(x.shape[2]) == 7.0,
     "root": lambda x: math.sqrt(x.shape[2] * x.shape[2]) == 7.0,
     "close": lambda x: math.isclose(x.shape[2], 7),
@@ -143,6 +148,29 @@ SPECIAL: dict[str, Any] = {
     "json": lambda x: json.dumps([x.shape[2]]) == "[7]",
     "packed": lambda x: struct.pack("i", x.shape[2]) == struct.pack("i", 7),
 }
+
+
+# What has to be read: the source of a lambda in the middle of a table cannot be.
+
+
+def between_floats(x: Any) -> bool:
+    return 6.5 < x.shape[2] < 7.5
+
+
+def floats_first(x: Any) -> bool:
+    height = x.shape[2]
+    return int(0.5 * height) == 3 and 7.5 - height > 0
+
+
+def in_a_list(x: Any) -> bool:
+    return LENGTHS[x.shape[2]] == 2.0
+
+
+def in_a_tuple(x: Any) -> bool:
+    return (1, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)[x.size(2)] == 2
+
+
+SPECIAL |= {ask.__name__: ask for ask in (between_floats, floats_first, in_a_list, in_a_tuple)}
 
 
 def _special(name: str, ask: Any) -> None:

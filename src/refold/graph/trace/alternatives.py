@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeGuard, cast
 
@@ -83,10 +83,17 @@ def compared_sizes(function: Callable[..., Any]) -> list[int]:
         *chain.from_iterable(map(_compared, code)),
         *chain.from_iterable(map(values_named, code)),
     ]
-    found = [int(n) if isinstance(n, float) and n.is_integer() else n for n in found]
+    found = [side for n in found for side in _near(n)]
     plain = (str(constant) for constant in found if isinstance(constant, int | str))
     sizes = [int(digits) for text in plain for digits in re.findall(r"\d{1,4}", text)]
     return [size for size in dict.fromkeys(sizes) if 1 < size < _WIDEST]
+
+
+def _near(value: Any) -> Iterable[Any]:
+    """Return the whole numbers beside a fraction, and anything else as it is."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return (value,)
+    return dict.fromkeys((math.floor(value), math.ceil(value)))
 
 
 Change = Callable[[Tensor], list[int]]
@@ -142,15 +149,17 @@ def reads_unseen(function: Callable[..., Any]) -> bool:
     """Say whether code may make a plain number of a size without anyone noticing.
 
     What is written in C takes a number as it is: `bytes(n)`, `np.prod(x.shape)`, `"%d" % n`,
-    `len(range(n))`.
+    `len(range(n))`; and so does a float that stands first: `0.5 * n`, `7.5 > n`.
 
     Examples:
         >>> def ask(x): return len(bytes(x.shape[-1])) == 9
         >>> reads_unseen(ask), reads_unseen(lambda x: x.relu())
         (True, False)
     """
-    code = (_code(one) for one in (function, *helpers_of(function)))
-    return any(_reads_unseen(one) for one in code if one is not None)
+    functions = [one for one in (function, *helpers_of(function)) if _code(one) is not None]
+    return any(_reads_unseen(cast(CodeType, _code(one))) for one in functions) or any(
+        map(_puts_floats_first, functions)
+    )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -176,6 +185,122 @@ def _writes_no_size(call: ast.AST) -> TypeGuard[ast.Call]:
     match call:
         case ast.Call(func=ast.Name(id="str" | "repr"), args=[argument]):
             return ast.unparse(argument).endswith(_NO_SIZES)
+        case _:
+            return False
+
+
+def list_look_up(function: Callable[..., Any]) -> str | None:
+    """Return the line, as `file.py:12`, that takes out of a list what stands at a size, or None.
+
+    Examples:
+        >>> list_look_up(max) is None
+        True
+    """
+    code, sizes, tree = _code(function), *_sizes_named(function, _is_list)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and _is_size(node.slice, sizes):
+            held = _values(function).get(_name(node.value))
+            if code is not None and (
+                _is_list(held) or isinstance(node.value, ast.List | ast.Tuple)
+            ):
+                line = code.co_firstlineno + node.lineno - 1
+                return f"{code.co_filename.rpartition('/')[2]}:{line}"
+    return None
+
+
+def _is_list(value: Any) -> bool:
+    """Say whether a value is a list; names of arguments are among the constants of code."""
+    return isinstance(value, list | tuple) and not all(isinstance(item, str) for item in value)
+
+
+def _puts_floats_first(function: Callable[..., Any]) -> bool:
+    sizes, tree = _sizes_named(function, _is_float)
+    found = [left for node in ast.walk(tree) for left in _in_front_of_sizes(node, sizes)]
+    values = _values(function) if found else {}
+    return any(
+        _is_float(left.value if isinstance(left, ast.Constant) else values.get(_name(left)))
+        for left in found
+    )
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, float)
+
+
+def _in_front_of_sizes(node: ast.AST, sizes: frozenset[str]) -> Iterator[ast.expr]:
+    match node:
+        case ast.BinOp(left=left, right=right):
+            row = [left, right]
+        case ast.Compare(left=left, comparators=others):
+            row = [left, *others]
+        case _:
+            return
+    for first, second in pairwise(row):
+        if _is_size(second, sizes):
+            yield first
+
+
+def _name(node: ast.AST) -> str:
+    name = node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
+    return str(name)
+
+
+def _sizes_named(
+    function: Callable[..., Any], wanted: Callable[[Any], bool]
+) -> tuple[frozenset[str], ast.Module]:
+    """Return the variables of a function that are sizes, and its code: none without such values.
+
+    To read the source of a function takes long.
+    """
+    code = _code(function)
+    if code is None or _SIZES.isdisjoint(names_in(code)):
+        return frozenset(), ast.Module([], [])
+    if not any(map(wanted, chain(_constants(code), _values(function).values()))):
+        return frozenset(), ast.Module([], [])
+    return _size_names(code)
+
+
+_SIZES = frozenset({"shape", "size"})
+
+
+@functools.lru_cache(maxsize=4096)
+def _size_names(code: CodeType) -> tuple[frozenset[str], ast.Module]:
+    tree, sizes = parsed(code), frozenset[str]()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Assign(targets=[target], value=value):
+                pass
+            case ast.NamedExpr(target=target, value=value):
+                pass
+            case _:
+                continue
+        are_sizes = _is_shape(value) or _is_size(value, sizes)
+        sizes |= {n.id for n in ast.walk(target) if are_sizes and isinstance(n, ast.Name)}
+    return sizes, tree
+
+
+def _is_shape(node: ast.AST) -> bool:
+    match node:
+        case ast.Attribute(attr="shape"):
+            return True
+        case ast.Call(func=ast.Attribute(attr="size")):
+            return True
+        case ast.Subscript(value=value):
+            return _is_shape(value)
+        case _:
+            return False
+
+
+def _is_size(node: ast.AST, sizes: frozenset[str]) -> bool:
+    match node:
+        case ast.Name(id=name):
+            return name in sizes
+        case ast.BinOp(left=left, right=right):
+            return _is_size(left, sizes) or _is_size(right, sizes)
+        case ast.UnaryOp(operand=part):
+            return _is_size(part, sizes)
+        case ast.Subscript() | ast.Call(func=ast.Attribute(attr="size")):
+            return _is_shape(node)
         case _:
             return False
 

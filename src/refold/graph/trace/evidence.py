@@ -24,6 +24,8 @@ from refold.graph.copies.modules import submodule
 from refold.graph.trace.alternatives import (
     branches_on,
     catches,
+    helpers_of,
+    list_look_up,
     many_shapes,
     negated,
     numbered,
@@ -56,6 +58,7 @@ _OTHER_AXIS = (
     "beside it; a flatten(1) in front of them would fix which"
 )
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+_LOOKS_UP = "its code looks a size up in a table ({})"
 _MAX_FLIPS = 24
 _MOST_ON_A_LINE = 6
 _LONG = 64  # a loop that asks the same for ever gets a true answer in the end
@@ -119,6 +122,7 @@ class Evidence:
             self._vary_shapes()
         if self.recorder.keeps:
             self._later()
+        self._note_lists()
         for frame, reason in self.recorder.bakes.items():
             frame.fixed = frame.fixed or reason
 
@@ -155,6 +159,12 @@ class Evidence:
             for change in (without_batch, with_batch):
                 self._at(change, "of another rank")
 
+    def _note_lists(self) -> None:
+        for frame in walk(self.root) if self.recorder.gives_size else ():
+            code = getattr(frame.module, frame.method)
+            for line in filter(None, map(list_look_up, (code, *helpers_of(code)))):
+                self.recorder.unsettled.append((frame, _LOOKS_UP.format(line)))
+
     def _ladder(self) -> Iterable[Callable[[Tensor], list[int]]]:
         given = [leaf for leaf in leaves(self.arguments) if isinstance(leaf, Tensor)]
         return many_shapes([tensor.shape for tensor in given], self._code())
@@ -166,10 +176,8 @@ class Evidence:
 
     def _counts_in_secret(self) -> bool:
         """Say whether sizes may decide unseen: in `np.prod(x.shape)`, or in a call that fails."""
-        code = self._code()
-        return any(map(catches, code)) or (
-            self.recorder.gives_size and any(map(reads_unseen, code))
-        )
+        code, gives = self._code(), self.recorder.gives_size
+        return any(map(catches, code)) or (gives and any(map(reads_unseen, code)))
 
     def stays(self) -> dict[fx.Node, str]:
         """Return the calls that no fold may take away, since their frame's code stays.

@@ -184,13 +184,15 @@ def _unary(kind: type, name: str, function: Callable[..., Any]) -> None:
 
 
 def _comparison(kind: type, name: str) -> None:
-    compute = cast("Callable[[Any, Any], Any]", getattr(kind.__base__, name))
+    compute = cast("Callable[[Any, Any], Any]", getattr(kind.__base__, f"__{name}__"))
+    with_ratio = cast("Callable[[Any, Any], Any]", getattr(operator, name))
 
     def method(self: Any, other: Any) -> Any:
-        answer = compute(plain(self), plain(other))
+        mine, theirs = plain(self), plain(other)
+        answer = (with_ratio if isinstance(theirs, float) else compute)(mine, theirs)
         return answer if answer is NotImplemented else self.listener.decide(answer)
 
-    setattr(kind, name, method)
+    setattr(kind, f"__{name}__", method)
 
 
 def _losing(kind: type, name: str) -> None:
@@ -229,9 +231,12 @@ for _kind in (Size, Ratio):
         _binary(_kind, f"__{_name}__", getattr(operator, _name), swapped=False)
         _binary(_kind, f"__r{_name}__", getattr(operator, _name), swapped=True)
     for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-        _comparison(_kind, f"__{_name}__")
+        _comparison(_kind, _name)
     _unary(_kind, "__neg__", operator.neg)
     _unary(_kind, "__abs__", operator.abs)
     _unary(_kind, "__round__", round)
     _unary(_kind, "__floor__", math.floor)
     _unary(_kind, "__ceil__", math.ceil)
+    _unary(_kind, "__trunc__", math.trunc)
+    _unary(_kind, "__pos__", operator.pos)
+_unary(Size, "__invert__", operator.invert)
