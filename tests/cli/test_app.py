@@ -45,10 +45,10 @@ def test_no_words_show_the_commands(run: Callable) -> None:
         (["inspect", "timm:resnet10tt"], "did you mean resnet10t"),
         (["inspect", "timm:resnet10t", "--input-size", "big"], "write numbers joined by x"),
         (["inspect", "timm:resnet10t", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
-        (["convert", "timm:resnet10t", "-o", "net.tflite"], "net.tflite"),
+        (["convert", "timm:resnet10t", "-o", "net.engine"], "net.engine"),
         (["convert", "timm:resnet10t", "-o", "nowhere/at/all/net.onnx"], "no folder"),
         (["verify", "timm:resnet10t", "nowhere.onnx"], "there is no file 'nowhere.onnx'"),
-        (["verify", "timm:resnet10t", "net.tflite"], "suffixes .onnx"),
+        (["verify", "timm:resnet10t", "net.engine"], "suffixes .onnx"),
         (["models", "no-such-*"], "no network matches"),
     ],
 )

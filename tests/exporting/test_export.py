@@ -105,12 +105,15 @@ def test_half_precision_and_existing_files(tmp_path: Path, model: nn.Module) -> 
 
 @pytest.mark.parametrize("name", ["net.h5", "net", "net.onnx.gz"])
 def test_an_unknown_suffix_lists_the_known(tmp_path: Path, model: nn.Module, name: str) -> None:
-    with pytest.raises(InputError, match=r"use one of \.onnx, \.pt2, \.safetensors, \.xml"):
+    with pytest.raises(
+        InputError, match=r"use one of \.onnx, \.pt2, \.pte, \.safetensors, \.tflite, \.xml"
+    ):
         export(model, tmp_path / name, EXAMPLE)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_bad_calls_leave_nothing(tmp_path: Path, model: nn.Module, suffix: str) -> None:
+    pytest.importorskip({".pte": "executorch", ".tflite": "litert_torch"}.get(suffix, "torch"))
     path = tmp_path / f"net{suffix}"
     with pytest.raises(InputError, match=r"Sequential cannot run .*\(1, 4, 6, 6\)"):
         export(model, path, torch.zeros(1, 4, 6, 6))
@@ -178,7 +181,9 @@ def test_more_than_one_file_can_hold_goes_beside_it(
     tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Not by its dotted name: refold.export is also the verb.
-    monkeypatch.setattr(importlib.import_module("refold.exporting.onnx"), "_PROTOBUF_LIMIT", 100)
+    monkeypatch.setattr(
+        importlib.import_module("refold.exporting.formats.onnx"), "_PROTOBUF_LIMIT", 100
+    )
     path = export(model, tmp_path / "net.onnx", EXAMPLE)
     assert {file.name for file in tmp_path.iterdir()} == {"net.onnx", "net.onnx.data"}
     torch.testing.assert_close(run_file(path, EXAMPLE), model(EXAMPLE), rtol=1e-4, atol=1e-5)

@@ -21,7 +21,7 @@ import refold
 from helpers.exported import run_file
 from helpers.nightly import some
 from helpers.traps import live
-from refold.exporting import Options, write
+from refold.exporting import Options, open_aot, run_aot, write
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "RepVGG": lambda: refold.create_model(
@@ -39,6 +39,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "RMNeXt": lambda: refold.create_model("rmnext_26x3_32", num_classes=7, depths=(1, 1, 1)),
 }
 SUFFIXES = (".onnx", ".xml", ".pt2", ".safetensors")
+PHONES = {".pte": "executorch", ".tflite": "litert_torch"}
+PRIVATE = (b"site-packages", b"/tmp/", str(Path.home()).encode(), str(Path.cwd()).encode())
 DYNAMIC = {"none": (1, 64, 64), "batch": (3, 64, 64), "batch,size": (2, 96, 64)}
 
 
@@ -67,6 +69,42 @@ def test_every_format_with_every_choice_of_axes(
             got = refold_loaded(net, path, x) if suffix == ".safetensors" else run_file(path, x)
             want = copy.deepcopy(net).double()(x.double())
             assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    some(product(NETS, PHONES), keep=[("RMNeXt", ".pte"), ("RMNeXt", ".tflite")]),
+)
+def test_formats_for_phones(name: str, suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip(PHONES[suffix])
+    torch.manual_seed(0)
+    net = live(NETS[name]()).float()
+    x = torch.randn(2, 3, 64, 64)
+    path = refold.export(refold.reparameterize(net, x), tmp_path / f"net{suffix}", x)
+    with torch.no_grad():
+        other = torch.randn(2, 3, 64, 64)
+        want = copy.deepcopy(net).double()(other.double())
+        assert (run_file(path, other) - want).abs().max() <= 1e-4 * want.abs().max()
+    assert not any(place in path.read_bytes() for place in PRIVATE)
+
+
+@pytest.mark.slow
+@pytest.mark.zoo
+@pytest.mark.parametrize(("name", "dynamic"), list(product(NETS, DYNAMIC)))
+def test_machine_code_with_every_choice_of_axes(name: str, dynamic: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = live(NETS[name]()).float()
+    example = torch.randn(1, 3, 64, 64)
+    folded = refold.reparameterize(net, example)
+    loaded = open_aot(
+        write(folded, tmp_path / "net.pt2", example, Options(dynamic=dynamic, aot=True)).path
+    )
+    batch, height, width = DYNAMIC[dynamic]
+    with torch.no_grad():
+        for x in (example, torch.randn(batch, 3, height, width)):
+            want = copy.deepcopy(net).double()(x.double())
+            assert (run_aot(loaded, (x,))[0] - want).abs().max() <= 1e-4 * want.abs().max()
 
 
 def refold_loaded(net: nn.Module, path: Path, x: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def test_a_quantized_layer_is_none_of_a_file_s(tmp_path: Path) -> None:
         export(net, tmp_path / "net.onnx", IMAGE)
 
 
-@pytest.mark.parametrize(("suffix", "way"), [(".pte", "ExecuTorch"), (".tflite", "LiteRT")])
+@pytest.mark.parametrize(("suffix", "way"), [(".engine", "TensorRT"), (".mlpackage", "Core ML")])
 def test_a_format_of_other_tools_is_named(tmp_path: Path, suffix: str, way: str) -> None:
     with pytest.raises(InputError, match=way):
         export(nn.Conv2d(3, 4, 1).eval(), tmp_path / f"net{suffix}", IMAGE)

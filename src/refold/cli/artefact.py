@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from refold.exporting import Sizes
 
-SUFFIXES = (".onnx", ".xml", ".pt2", ".safetensors")
-RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
+    _Opened = tuple[Callable[[tuple[Tensor, ...]], list[Tensor]], Sizes]
+
+SUFFIXES = (".onnx", ".xml", ".pt2", ".pte", ".tflite", ".safetensors")
+RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO", ".pte": "ExecuTorch", ".tflite": "LiteRT"}
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,19 @@ def check_artefact(path: Path) -> None:
 def judge(subject: Subject, path: Path, *, allow_growth: bool) -> Verdict:
     """Compare an exported file with the network it came from, on several inputs.
 
-    A `.onnx` or `.xml` file runs in its runtime and its own precision; the others in float64.
+    A file that a runtime runs is judged in its own precision; the others in float64.
     """
+    import refold
+    from refold.exporting import is_compiled, open_aot, run_aot
+
     is_half = _is_half(path)
     if _kind(path) in RUNTIMES:
         call, sizes = _open(path)
         _require_sizes(subject, path, sizes)
         return _judge_in_runtime(subject, path, call, is_half=is_half)
-    import refold
+    if _kind(path) == ".pt2" and is_compiled(path):
+        call = partial(run_aot, open_aot(path))
+        return _judge_in_runtime(subject, path, call, is_half=is_half)
 
     if _kind(path) == ".pt2":
         candidate = build(str(path)).model
@@ -94,6 +101,8 @@ def _is_half(path: Path) -> bool:
     """Say whether a file computes in float16 for a network that does not, as `--half` writes it."""
     from refold.exporting import PRECISION, read_provenance
 
+    if _kind(path) == ".tflite":  # it says nothing of itself
+        return False
     return read_provenance(path).get(PRECISION) == "float16"
 
 
@@ -149,25 +158,48 @@ def _require_sizes(subject: Subject, path: Path, sizes: Sizes) -> None:
     raise InputError(f"{path.name} takes {text}, and {subject.name} was run on {own}: {cure}")
 
 
-def _open(path: Path) -> tuple[Callable[[tuple[Tensor, ...]], list[Tensor]], Sizes]:
-    from refold.exporting import (
-        onnx_session,
-        onnx_sizes,
-        openvino_model,
-        openvino_sizes,
-        run_onnx,
-        run_openvino,
-    )
-
+def _open(path: Path) -> _Opened:
     try:
-        if _kind(path) == ".onnx":
-            session = onnx_session(path)
-            return partial(run_onnx, session), onnx_sizes(session)
-        compiled = openvino_model(path)
-        return partial(run_openvino, compiled), openvino_sizes(compiled)
+        return _OPENERS[_kind(path)](path)
     except RefoldError:
         raise
     except Exception as error:
         raise InputError(
             f"{path} cannot be opened by {RUNTIMES[_kind(path)]}: write it with refold convert"
         ) from error
+
+
+def _in_onnx(path: Path) -> _Opened:
+    from refold.exporting import onnx_session, onnx_sizes, run_onnx
+
+    session = onnx_session(path)
+    return partial(run_onnx, session), onnx_sizes(session)
+
+
+def _in_openvino(path: Path) -> _Opened:
+    from refold.exporting import openvino_model, openvino_sizes, run_openvino
+
+    compiled = openvino_model(path)
+    return partial(run_openvino, compiled), openvino_sizes(compiled)
+
+
+def _in_executorch(path: Path) -> _Opened:
+    from refold.exporting import executorch_sizes, open_executorch, run_executorch
+
+    method = open_executorch(path)
+    return partial(run_executorch, method), executorch_sizes(method)
+
+
+def _in_litert(path: Path) -> _Opened:
+    from refold.exporting import litert_sizes, open_litert, run_litert
+
+    opened = open_litert(path)
+    return partial(run_litert, opened), litert_sizes(opened)
+
+
+_OPENERS = {
+    ".onnx": _in_onnx,
+    ".xml": _in_openvino,
+    ".pte": _in_executorch,
+    ".tflite": _in_litert,
+}

@@ -18,7 +18,7 @@ from refold.cli.summary import why_lines
 if TYPE_CHECKING:
     from refold.graph import Kept
 
-FILES = (".xml", ".safetensors")
+FILES = (".xml", ".pte", ".safetensors", ".tflite")
 """What says where it comes from, and is not a network that can be folded."""
 
 
@@ -50,7 +50,7 @@ def inspect(
         kept = inspect_onnx(model, allow_growth=allow_growth, as_json=as_json).kept
         say(*why_lines(kept if why and not as_json else ()))
         return _code(kept, fail_on_refusal)
-    if model.lower().endswith(FILES):
+    if model.lower().endswith(FILES) or _is_compiled(model):
         say_provenance(Path(model), as_json)
         return 0
     subject = prepare(network)
@@ -70,6 +70,14 @@ def inspect(
         say_block(str(plan) if every else plan.digest())
         say(*why_lines(plan.kept if why else ()))
     return _code(plan.kept, fail_on_refusal)
+
+
+def _is_compiled(model: str) -> bool:
+    if not model.lower().endswith(".pt2"):
+        return False
+    from refold.exporting import is_compiled
+
+    return is_compiled(Path(model))
 
 
 def _code(kept: Iterable[Kept], fail_on_refusal: bool) -> int:

@@ -53,7 +53,16 @@ def check_options(network: Network, given: dict[str, Any]) -> None:
 
 
 _OF_NETWORKS = (
-    *("checkpoint", "weights_key", "num_classes", "live_statistics", "dynamic", "opset", "half"),
+    *(
+        "checkpoint",
+        "weights_key",
+        "num_classes",
+        "live_statistics",
+        "dynamic",
+        "opset",
+        "half",
+        "aot",
+    ),
     *("input_names", "output_names", "norm_eps", "peers", "channels_last", "tuning"),
     *("then_train", "data", "recipe", "epochs", "lr", "changes"),
 )

@@ -83,7 +83,10 @@ DropUnused = Annotated[
     ),
 ]
 OUTPUT = typer.Option(
-    "-o", "--output", metavar="OUT", help="File to write: .onnx, .pt2, .safetensors, .xml."
+    "-o",
+    "--output",
+    metavar="OUT",
+    help="File to write: .onnx, .pt2, .pte, .safetensors, .tflite, .xml.",
 )
 Output = Annotated[Path | None, OUTPUT]
 Report = Annotated[

@@ -53,6 +53,10 @@ Half = Annotated[
     bool,
     typer.Option("--half", help="float16 weights and layers; inputs and outputs keep their types."),
 ]
+Aot = Annotated[
+    bool,
+    typer.Option("--aot", help="Compile a .pt2 to machine code for this kind of processor."),
+]
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Wishes:
     input_names: InputNames = None
     output_names: OutputNames = None
     half: Half = False
+    aot: Aot = False
 
 
 def ship(
@@ -88,13 +93,13 @@ def ship(
     Raises:
         RefoldError: as `refold.export`.
     """
-    from refold.exporting import describe, without_folders, write
+    from refold.exporting import DESCRIBED, describe, without_folders, write
 
     options = options_of(wishes or Wishes(), place)
     origin = {"source": without_folders(subject.name)} | dict(provenance or {})
     with step(f"export {output}"):
         done = write(model, place, subject.example_inputs, options, origin)
-        if subject.about:
+        if subject.about and place.suffix.lower() in DESCRIBED and not options.aot:
             describe(place, subject.about)
     for remark in done.notes:
         note(f"note: {remark}")
@@ -133,7 +138,7 @@ def options_of(asked: Wishes, place: Path) -> Options:
 
     options = Options(
         parse_dynamic(asked.dynamic), asked.opset, _names(asked.input_names),
-        _names(asked.output_names), asked.half,
+        _names(asked.output_names), asked.half, asked.aot,
     )  # fmt: skip
     require_options(options, place.suffix.lower())
     return options

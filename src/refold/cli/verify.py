@@ -16,7 +16,7 @@ from refold.cli.subject import prepare
 
 Out = Annotated[
     Path,
-    typer.Argument(metavar="OUT", help="What `convert` wrote: .onnx, .pt2, .safetensors or .xml."),
+    typer.Argument(metavar="OUT", help="What `convert` wrote, in any of its formats."),
 ]
 
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from refold.exporting.accepted import Sizes, onnx_sizes, openvino_sizes, size_text, takes
+from refold.exporting.accepted import (
+    Sizes,
+    executorch_sizes,
+    litert_sizes,
+    onnx_sizes,
+    openvino_sizes,
+    size_text,
+    takes,
+)
 from refold.exporting.axes import words_of
 from refold.exporting.dispatch import (
     SUFFIXES,
@@ -14,15 +22,19 @@ from refold.exporting.dispatch import (
     require_options,
     write,
 )
+from refold.exporting.formats.aot import is_compiled, open_aot, run_aot
+from refold.exporting.formats.executorch import open_executorch, run_executorch
+from refold.exporting.formats.litert import open_litert, run_litert
+from refold.exporting.formats.onnx import onnx_session, run_onnx, write_unfused
+from refold.exporting.formats.openvino import openvino_model, run_openvino
 from refold.exporting.half import halved
 from refold.exporting.libraries import require
-from refold.exporting.metadata import describe, described
-from refold.exporting.onnx import onnx_session, run_onnx, write_unfused
-from refold.exporting.openvino import openvino_model, run_openvino
+from refold.exporting.metadata import DESCRIBED, describe, described
 from refold.exporting.provenance import PRECISION, read_provenance, version, without_folders
 from refold.exporting.silence import quiet
 
 __all__ = [
+    "DESCRIBED",
     "PRECISION",
     "SUFFIXES",
     "Exported",
@@ -31,10 +43,16 @@ __all__ = [
     "companions",
     "describe",
     "described",
+    "executorch_sizes",
     "export",
     "halved",
+    "is_compiled",
+    "litert_sizes",
     "onnx_session",
     "onnx_sizes",
+    "open_aot",
+    "open_executorch",
+    "open_litert",
     "openvino_model",
     "openvino_sizes",
     "quiet",
@@ -42,6 +60,9 @@ __all__ = [
     "require",
     "require_names",
     "require_options",
+    "run_aot",
+    "run_executorch",
+    "run_litert",
     "run_onnx",
     "run_openvino",
     "size_text",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from refold.exporting.formats.executorch import Loaded
+
 Sizes = Mapping[str, tuple[int | None, ...]]
 """The shape of each input in order; None is any size."""
 
@@ -26,6 +28,22 @@ def openvino_sizes(compiled: Any) -> Sizes:
             size.get_length() if size.is_static else None for size in port.partial_shape
         )
         for port in ports
+    }
+
+
+def executorch_sizes(loaded: Loaded) -> Sizes:
+    """Return what a loaded forward takes."""
+    about = loaded.method.metadata
+    return {
+        f"input{at}": tuple(about.input_tensor_meta(at).sizes()) for at in range(about.num_inputs())
+    }
+
+
+def litert_sizes(opened: Any) -> Sizes:
+    """Return what an open file takes."""
+    return {
+        row["name"]: tuple(None if size < 0 else int(size) for size in row["shape_signature"])
+        for row in opened.get_input_details()
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import platform
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,16 +20,20 @@ from torch.utils import _pytree as pytree
 from refold.equivalence import prepared, run, tensor_leaves
 from refold.errors import ExportError, InputError, RefoldError, one_line
 from refold.exporting.axes import Dynamic, choose
+from refold.exporting.formats.aot import write_aot
+from refold.exporting.formats.executorch import write_executorch
+from refold.exporting.formats.litert import write_litert
+from refold.exporting.formats.onnx import require_opset, write_onnx
+from refold.exporting.formats.openvino import write_openvino
+from refold.exporting.formats.pt2 import write_pt2
+from refold.exporting.formats.safetensors import write_safetensors
 from refold.exporting.half import halved
+from refold.exporting.libraries import require_installed
 from refold.exporting.names import input_names as name_inputs
 from refold.exporting.names import output_names as name_outputs
-from refold.exporting.onnx import require_opset, write_onnx
-from refold.exporting.openvino import write_openvino
 from refold.exporting.outputs import opened, with_plain_outputs
 from refold.exporting.provenance import PRECISION
-from refold.exporting.pt2 import write_pt2
 from refold.exporting.request import Request
-from refold.exporting.safetensors import write_safetensors
 from refold.exporting.silence import quiet
 from refold.files import atomic_path, require_named
 from refold.graph import unwrap
@@ -37,15 +42,19 @@ from refold.inputs import Arguments, required, tensors
 _WRITERS: dict[str, Callable[[Request, Path], None]] = {
     ".onnx": write_onnx,
     ".pt2": write_pt2,
+    ".pte": write_executorch,
     ".safetensors": write_safetensors,
+    ".tflite": write_litert,
     ".xml": write_openvino,
 }
 SUFFIXES = tuple(_WRITERS)
 _NAMED = {".onnx", ".xml"}  # the others keep the forward's own names
+_FIXED = {".pte", ".tflite"}  # for phones, whose memory is planned before they run
+_LIBRARIES = {".pte": ("executorch", "executorch"), ".tflite": ("litert_torch", "litert")}
+_FLAT = _NAMED | _FIXED  # they return tensors in a row
+_SINGLE = {".xml": "OpenVINO", ".pte": "XNNPACK", ".tflite": "LiteRT"}
 _MAP = 4  # dimensions of a batch of images
 _ELSEWHERE = {
-    ".pte": "ExecuTorch makes .pte of a .pt2: export to .pt2, then lower torch.export.load(file)",
-    ".tflite": "LiteRT makes .tflite of the network: give litert_torch the folded module",
     ".engine": "TensorRT builds engines from ONNX: export to .onnx, then run trtexec",
     ".mlpackage": "Core ML Tools convert programs: export to .pt2, then coremltools.convert",
     ".pth": "write .safetensors for the weights alone, .pt2 for the network",
@@ -66,6 +75,7 @@ class Options:
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
     half: bool = False
+    aot: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,12 +97,14 @@ def export(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     half: bool = False,
+    aot: bool = False,
 ) -> Path:
     """Write the model in the format of the path's suffix and check the file by running it.
 
     The suffix is `.onnx` (ONNX Runtime), `.pt2` (`torch.export`), `.xml` (OpenVINO, with its
-    `.bin`) or `.safetensors` (the `state_dict`, which is read back). Every axis that is free is run
-    at two sizes. The file holds no line of source and no path of this machine. The model is never
+    `.bin`), `.pte` (ExecuTorch), `.tflite` (LiteRT) or `.safetensors` (the `state_dict`, which is
+    read back). Every axis that is free is run at two sizes; a `.pte` and a `.tflite` have none. The
+    file holds no line of source and no path of this machine. The model is never
     changed; on failure no file is left and an old one stays.
 
     Args:
@@ -110,6 +122,8 @@ def export(
             None.
         output_names: The same of the outputs; their keys and fields if None, else `output0`, ...
         half: Write float16 weights and compute in float16; inputs and outputs keep their types.
+        aot: Compile a `.pt2` to machine code for this kind of processor (AOTInductor); whoever
+            loads it runs that code.
 
     Returns:
         The path written.
@@ -129,7 +143,7 @@ def export(
         'a.pt2'
         >>> folder.cleanup()
     """
-    options = Options(dynamic, opset, input_names, output_names, half)
+    options = Options(dynamic, opset, input_names, output_names, half, aot)
     done = write(model, path, example_inputs, options)
     for note in done.notes:
         warnings.warn(note, stacklevel=2)
@@ -174,9 +188,10 @@ def write(
     copied, inputs = prepared(model, example_inputs, device="cpu")
     _require_type(copied, inputs, suffix)
     names = name_inputs(model, inputs, options.input_names)
-    answer = with_plain_outputs(copied, run(copied, inputs), flat=suffix in _NAMED)
+    answer = with_plain_outputs(copied, run(copied, inputs), flat=suffix in _FLAT)
     notes = _left_out(model, answer, target)
     choices = _choices(options.dynamic, tensors(inputs), tensor_leaves(answer))
+    choices = ["none"] if suffix in _FIXED else choices
     axes = choose(choices[0], inputs, names)
     outputs = name_outputs(answer, options.output_names)
     _require_apart(names, outputs, options)
@@ -189,7 +204,7 @@ def write(
     for at, choice in enumerate(choices, 1):
         request = replace(request, axes=choose(choice, inputs, names))
         try:
-            _write(request, target)
+            _write(request, target, write_aot if options.aot else _WRITERS[suffix])
             break
         except ExportError as error:
             if at == len(choices) or not request.axes.sizes:
@@ -197,6 +212,9 @@ def write(
             if choice == "batch":
                 size = request.axes.sizes["batch"]
                 notes += (f"{target.name} takes only a batch of {size}: {error}",)
+    if options.aot:
+        kind = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+        notes += (f"{target.name} is code for {kind} and torch {torch.__version__}",)
     return Exported(target, _shapes(request), notes)
 
 
@@ -215,7 +233,7 @@ def _left_out(model: nn.Module, answer: object, target: Path) -> tuple[str, ...]
         raise InputError(f"{name} returns no tensor, but {kinds}: what a file returns are tensors")
     if suffix == ".pt2" and any(not isinstance(leaf, int | float | torch.Size) for leaf in others):
         raise InputError(f"{name} returns {kinds} beside tensors: a .pt2 returns numbers at most")
-    if suffix in _NAMED and others:
+    if suffix in _FLAT and others:
         return (f"{target.name} returns tensors alone: {kinds} that {name} returns is left out",)
     return ()
 
@@ -244,13 +262,13 @@ def companions(target: Path) -> list[str]:
     return [target.with_suffix(ending).name for ending in _BESIDE.get(target.suffix.lower(), ())]
 
 
-def _write(request: Request, target: Path) -> None:
+def _write(request: Request, target: Path, writer: Callable[[Request, Path], None]) -> None:
     suffix = target.suffix.lower()
     try:
         with atomic_path(target, companions(target)) as temporary, quiet():
             # Libraries go by a suffix in small letters.
             written = temporary.with_suffix(suffix)
-            _WRITERS[suffix](request, written)
+            writer(request, written)
             written.replace(temporary)
     except RefoldError:
         raise
@@ -277,11 +295,13 @@ def require_options(options: Options, suffix: str) -> None:
 
     Raises:
         InputError: naming the first.
+        MissingDependencyError: when the format's library is not installed.
     """
     if options.opset is not None and not isinstance(cast(Any, options.opset), int):
         raise InputError(f"opset must be a number, such as 17, got {options.opset!r}")
-    if not isinstance(cast(Any, options.half), bool):
-        raise InputError(f"half must be True or False, got {options.half!r}")
+    for name in ("half", "aot"):
+        if not isinstance(getattr(options, name), bool):
+            raise InputError(f"{name} must be True or False, got {getattr(options, name)!r}")
     if options.opset is not None and suffix != ".onnx":
         raise InputError(f"opset is ONNX's: {suffix} has none; leave it out, or write .onnx")
     if (options.input_names or options.output_names) and suffix not in _NAMED:
@@ -294,6 +314,16 @@ def require_options(options: Options, suffix: str) -> None:
         )
     if suffix == ".onnx":
         require_opset(options.opset)
+    _require_place(options, suffix)
+
+
+def _require_place(options: Options, suffix: str) -> None:
+    if options.aot and suffix != ".pt2":
+        raise InputError(f"aot compiles a .pt2: {suffix} is none; leave it out, or write .pt2")
+    if options.dynamic not in ("auto", "none") and suffix in _FIXED:
+        raise InputError(f"a {suffix} takes one size, that of the example: leave dynamic out")
+    if suffix in _LIBRARIES:
+        require_installed(*_LIBRARIES[suffix])
 
 
 def require_names(model: nn.Module, example_inputs: Any, options: Options) -> None:
@@ -337,9 +367,10 @@ def _require_weights(model: nn.Module, suffix: str) -> None:
 def _require_type(model: nn.Module, inputs: Arguments, suffix: str) -> None:
     held = chain(model.parameters(), model.buffers(), tensors(inputs))
     kinds = {tensor.dtype for tensor in held}
-    if suffix == ".xml" and torch.float64 in kinds:
+    if suffix in _SINGLE and torch.float64 in kinds:
         raise InputError(
-            "float64 cannot be exported to .xml: OpenVINO computes in float32; export model.float()"
+            f"float64 cannot be exported to {suffix}: {_SINGLE[suffix]} computes in float32; "
+            "export model.float()"
         )
     if suffix in _NAMED and torch.bfloat16 in kinds:
         runtime = "ONNX Runtime" if suffix == ".onnx" else "OpenVINO"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,6 +16,16 @@ from refold.errors import MissingDependencyError
 _REPORTERS = {"openvino": "openvino_telemetry"}
 
 
+def require_installed(library: str, extra: str) -> None:
+    """Refuse to go on without a library; it is not imported yet.
+
+    Raises:
+        MissingDependencyError: naming the extra that brings it.
+    """
+    if importlib.util.find_spec(library) is None:
+        raise MissingDependencyError(_missing(library, extra))
+
+
 def require(library: str, extra: str) -> Any:
     """Import a library with its telemetry off.
 
@@ -25,9 +36,11 @@ def require(library: str, extra: str) -> Any:
         with _without(_REPORTERS.get(library)):
             return importlib.import_module(library)
     except ImportError as error:
-        raise MissingDependencyError(
-            f"this needs {library}, which is not installed: pip install 'refold[{extra}]'"
-        ) from error
+        raise MissingDependencyError(_missing(library.partition(".")[0], extra)) from error
+
+
+def _missing(library: str, extra: str) -> str:
+    return f"this needs {library}, which is not installed: pip install 'refold[{extra}]'"
 
 
 @contextmanager

@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 
 from refold.errors import ExportError, InputError, one_line
+from refold.exporting.formats.signals import own_signal_stack
 from refold.exporting.libraries import require
 from refold.exporting.provenance import ABOUT, PT2_ENTRY, parse_about, read_entries
-from refold.exporting.signals import own_signal_stack
 from refold.exporting.silence import quiet
 from refold.files import atomic_path
 
@@ -114,3 +114,4 @@ _FORMATS: dict[str, _Write] = {
     ".pt2": _write_pt2,
     ".xml": _write_openvino,
 }
+DESCRIBED = tuple(_FORMATS)

@@ -14,6 +14,7 @@ import safetensors
 
 from refold.errors import InputError, one_line
 from refold.exporting.libraries import require
+from refold.exporting.silence import mute
 from refold.files import is_file
 from refold.torch_versions import EXTRA_MEMBER
 
@@ -27,6 +28,8 @@ PRECISION = "precision"
 """The key of what a file computes in, where that is not the precision of its network."""
 PT2_ENTRY = "provenance.json"
 """The extra file in a .pt2 archive."""
+PTE_METHOD = "refold_provenance"
+"""The method of a .pte that returns it."""
 
 
 def version() -> str:
@@ -146,9 +149,24 @@ def _from_pt2(path: Path) -> dict[str, str]:
     return entries | {str(key): str(text) for key, text in pairs.items()}
 
 
+def _from_executorch(path: Path) -> dict[str, str]:
+    content = path.read_bytes()  # which the program stands on
+    try:
+        with mute():
+            runtime = require("executorch.runtime", "executorch")
+            program = runtime.Runtime.get().load_program(content)
+            if PTE_METHOD not in program.method_names:
+                return {}
+            [text] = program.load_method(PTE_METHOD).execute([])
+    except RuntimeError as error:
+        raise ValueError(one_line(error)) from error
+    return json.loads(text)
+
+
 _READERS = {
     ".onnx": _from_onnx,
     ".xml": _from_openvino,
     ".safetensors": _from_safetensors,
     ".pt2": _from_pt2,
+    ".pte": _from_executorch,
 }

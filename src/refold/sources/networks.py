@@ -393,11 +393,16 @@ def _run_file(path: Path, name: str) -> Any:
 def _from_exported(path: Path) -> Built:
     import torch
 
-    from refold.exporting import described, quiet
+    from refold.exporting import described, is_compiled, quiet
     from refold.torch_versions import module_of
 
     if not is_file(path):
         raise InputError(f"there is no file {str(path)!r}: give {FORMS}")
+    if is_compiled(path):
+        raise InputError(
+            f"{path} is machine code, which has no layers any more: give the network that it was "
+            "made of, or a .pt2 written without --aot"
+        )
     try:
         with path.open("rb") as stream, quiet():  # torch goes by a suffix in small letters
             program = torch.export.load(stream)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from refold.errors import ExportError, InputError
+from refold.exporting.formats.onnx_graph import name_axes, name_values, strip
+from refold.exporting.formats.opset import limit_ir, lower
+from refold.exporting.formats.pt2 import trace
 from refold.exporting.libraries import require
-from refold.exporting.onnx_graph import name_axes, name_values, strip
-from refold.exporting.opset import limit_ir, lower
 from refold.exporting.provenance import keyed
-from refold.exporting.pt2 import trace
 from refold.exporting.request import Request
 from refold.inputs import Arguments, parted, tensors
 

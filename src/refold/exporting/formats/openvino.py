@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from refold.errors import ExportError, one_line
+from refold.exporting.formats.pt2 import trace
+from refold.exporting.formats.signals import own_signal_stack
 from refold.exporting.libraries import require
 from refold.exporting.names import unique
 from refold.exporting.provenance import version
-from refold.exporting.pt2 import trace
 from refold.exporting.request import Request
-from refold.exporting.signals import own_signal_stack
 from refold.inputs import Arguments, tensors
 
 
