@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.owned import duplicate
 from refold.graph.copies.skeleton import skeleton
-from refold.graph.threads import threads_of_caller
+from refold.graph.threads import device_of_caller, threads_of_caller
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded
@@ -209,7 +209,7 @@ def _result(
         try:
             runs = copy(model)
             guard = untouched(runs) if copy is skeleton else torch.no_grad()
-            with guard, seeded(), surroundings_kept(model), threads_of_caller():
+            with guard, seeded(), surroundings_kept(model), threads_of_caller(), device_of_caller():
                 given = pytree.tree_map_only(Tensor, torch.clone, (inputs, named or {}))
                 args, kwargs = parted(given[0])
                 result = runs(*args, **kwargs, **given[1])

@@ -1,4 +1,4 @@
-"""Run a fold single-threaded and without garbage collection."""
+"""Run a fold in one thread, without garbage collection, apart from the modes of the caller."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextvars import ContextVar
 import torch
 
 _GIVEN: ContextVar[int | None] = ContextVar("_GIVEN", default=None)
+_DEVICE: ContextVar[torch.device | None] = ContextVar("_DEVICE", default=None)
 
 
 @contextmanager
@@ -36,17 +37,49 @@ def undisturbed() -> Generator[None]:
 
 @contextmanager
 def outside_inference() -> Generator[None]:
-    """Make tensors that can be trained, in `torch.inference_mode()`, too.
+    """Make tensors that can be trained, and on the CPU, whatever the caller's modes say.
 
     Examples:
-        >>> with torch.inference_mode(), outside_inference():
-        ...     torch.zeros(1).is_inference()
-        False
+        >>> with torch.inference_mode(), torch.device("meta"), outside_inference():
+        ...     torch.zeros(1).is_inference(), torch.zeros(1).device.type
+        (False, 'cpu')
     """
-    if not torch.is_inference_mode_enabled():
+    with _on_cpu():
+        if not torch.is_inference_mode_enabled():
+            yield
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+
+
+@contextmanager
+def _on_cpu() -> Generator[None]:
+    device = torch.get_default_device()
+    if device.type == "cpu":  # each mode of torch costs something at every call
         yield
         return
-    with torch.inference_mode(False), torch.no_grad():
+    outer = _DEVICE.set(_DEVICE.get() or device)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        _DEVICE.reset(outer)
+
+
+@contextmanager
+def device_of_caller() -> Generator[None]:
+    """Make tensors where the caller makes them: code of a model may rest on it.
+
+    Examples:
+        >>> with torch.device("meta"), outside_inference(), device_of_caller():
+        ...     torch.zeros(1).device.type
+        'meta'
+    """
+    device = _DEVICE.get()
+    if device is None:
+        yield
+        return
+    with torch.device(device):
         yield
 
 

@@ -16,6 +16,7 @@ from refold.graph.copies.held import ATOMS
 from refold.graph.copies.modules import modules_by_path
 from refold.graph.copies.owned import duplicate
 from refold.graph.copies.skeleton import skeleton
+from refold.graph.threads import device_of_caller
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.leaves import one_line
@@ -140,7 +141,7 @@ def _runs(module: nn.Module, arguments: Arguments) -> bool:
     """Say whether a module runs where nobody watches it."""
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, arguments)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), device_of_caller():
             duplicate(module)(*args, **kwargs)
     except Exception:
         return False
@@ -254,7 +255,7 @@ def _run(
     """Run a recorder; what the code has changed stays for the next run, or is put back."""
     before = before or Attributes(recorder.root)
     try:
-        with torch.random.fork_rng(devices=[], enabled=recorder.real):
+        with torch.random.fork_rng(devices=[], enabled=recorder.real), device_of_caller():
             recorder.run(*arguments, before)
     finally:
         around = recorder.changes.around

@@ -139,7 +139,7 @@ def _pull(fold: FoldPass, norm: fx.Node, piece: Piece, steps: list[Step]) -> boo
 
 def rises(op: Affine) -> bool:
     """Say whether no scale is below zero."""
-    return op.scale is None or bool((op.scale >= 0).all())
+    return op.scale is None or (not op.scale.is_meta and bool((op.scale >= 0).all()))
 
 
 def _spread(tensor: Tensor | None, steps: list[Step]) -> Tensor | None:
