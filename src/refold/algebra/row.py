@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from refold.algebra.geometry import Axis
-from refold.algebra.operator import Conv, Operator, Resample
+from refold.algebra.operator import Affine, Conv, Flatten, Operator, Resample, leaves
 from refold.errors import GeometryError
 
 Size = tuple[int, ...]
@@ -34,6 +34,31 @@ class Unflatten(Operator):
 @dataclass(frozen=True, eq=False)
 class Reshaped(Resample):
     """A reshape that leaves the channel axis whole and all numbers in their order."""
+
+
+def fixes_size(parts: Sequence[Operator]) -> bool:
+    """Say whether a chain holds numbers for each position of a row, and so maps of one size alone.
+
+    Examples:
+        >>> from refold.algebra.operator import Affine, Flatten
+        >>> each, row = Affine(scale=torch.ones(4)), Flatten((3, 3))
+        >>> fixes_size([each, row]), fixes_size([row, each]), fixes_size([each, Unflatten((2, 2))])
+        (False, True, True)
+    """
+    in_row = False
+    held = False  # numbers since the last change of layout
+    for part in parts:
+        if isinstance(part, (Flatten, Unflatten)):
+            if held and (in_row or isinstance(part, Unflatten)):
+                return True
+            in_row, held = isinstance(part, Flatten), False
+        else:
+            held = held or any(map(_is_by_channel, leaves(part)))
+    return held and in_row
+
+
+def _is_by_channel(leaf: Operator) -> bool:
+    return isinstance(leaf, Conv) or (isinstance(leaf, Affine) and leaf.channels is not None)
 
 
 class _Run(NamedTuple):

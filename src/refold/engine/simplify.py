@@ -22,6 +22,7 @@ from refold.algebra.operator import (
     leaves,
     sequence,
 )
+from refold.algebra.row import fixes_size
 from refold.engine.ledger import Ledger, RuleStep
 from refold.engine.ledger import Rewrite as Rewrite
 from refold.engine.neighbours import Witness, source_of
@@ -146,6 +147,8 @@ class _Engine(Ledger):
             trial = self._trial(self.allow_growth)
             folded = trial._fold_pairs(current)
             if self.improves(sequence(*parts), sequence(*folded)):
+                if fixes_size(folded) and not fixes_size(parts):
+                    return None  # the plain network takes maps of other sizes as well
                 self.steps.extend([*swaps, *trial.steps])
                 return folded
         return None

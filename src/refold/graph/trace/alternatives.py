@@ -517,6 +517,16 @@ def with_axis(value: Tensor, *, size: int) -> list[int]:
     return [*value.shape[:1], size, *value.shape[1:]]
 
 
+def with_length(value: Tensor) -> list[int]:
+    """Return the shape with one axis more at the end."""
+    return [*value.shape, 5]
+
+
+def with_sides(value: Tensor) -> list[int]:
+    """Return the shape with two axes more at the end."""
+    return [*value.shape, 5, 7]
+
+
 def sides_like(first: Tensor | None) -> Any:
     """Return what may be a size of images; None where there are none."""
     return None if first is None else tuple(side + 1 for side in first.shape[2:])

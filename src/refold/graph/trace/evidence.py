@@ -41,6 +41,8 @@ from refold.graph.trace.alternatives import (
     tensor_like,
     with_axis,
     with_batch,
+    with_length,
+    with_sides,
     without_batch,
 )
 from refold.graph.trace.doubts import is_default, keywords_read, mentions, reached, runs_apart
@@ -155,9 +157,12 @@ class Evidence:
             self._has_all_sizes = True
             for change in self._ladder():
                 self._at(change, "of another size")
-        if self.recorder.asks_rank or (self.made_up and self.recorder.hands_shape):
-            for change in (without_batch, with_batch):
-                self._at(change, "of another rank")
+        asks_ranks = self.recorder.asks_rank or (self.made_up and self.recorder.hands_shape)
+        ranks = [without_batch, with_batch] if asks_ranks else []
+        if self.made_up and self.recorder.gives_size:  # it may hand on `*x.shape[2:]`
+            ranks += [with_length, with_sides]
+        for change in ranks:
+            self._at(change, "of another rank")
 
     def _note_lists(self) -> None:
         for frame in walk(self.root) if self.recorder.gives_size else ():
