@@ -77,9 +77,19 @@ def _getitem(context: Context, node: fx.Node, call: Call) -> Lifted:
             return _rows(slices)
         if any(isinstance(s, int) for s in slices):
             return _position(slices, rank)
-        return _sliced(slices, rank, _channels(shape, rank))
+        return _sliced(slices, rank, None if varies(node, rank) else _channels(shape, rank))
 
     return relayout(source, by_rank)
+
+
+def varies(node: fx.Node, rank: int) -> bool:
+    """Say whether the axis that a call chooses along has other sizes for other inputs.
+
+    Args:
+        node: the call.
+        rank: how many axes follow that one.
+    """
+    return rank in node.meta.get("varies", ())
 
 
 def _is_plain(entry: Any) -> bool:
@@ -153,7 +163,7 @@ def _part(context: Context, splitter: fx.Node, call: Call, index: int) -> Lifted
         return None
     axis = dim % len(shape)
     size, rank = shape[axis], len(shape) - 1 - axis
-    bounds = _bounds(call, size)
+    bounds = None if varies(splitter, rank) else _bounds(call, size)
     if bounds is None or axis == 0 or not -len(bounds) <= index < len(bounds):
         return None
     start, end = bounds[index]
@@ -203,7 +213,11 @@ def _slice(context: Context, node: fx.Node, call: Call) -> Lifted:
     entries[dim] = slice(parts[0] or None, end, None if parts[2] == 1 else parts[2])
     if end is not None and end == shape[dim]:
         entries[dim] = slice(entries[dim].start, None, entries[dim].step)
-    return relayout(call["input"], lambda rank: _sliced(entries, rank, _channels(shape, rank)))
+
+    def by_rank(rank: int) -> RankedOp | None:
+        return _sliced(entries, rank, None if varies(node, rank) else _channels(shape, rank))
+
+    return relayout(call["input"], by_rank)
 
 
 def _narrow(context: Context, node: fx.Node, call: Call) -> Lifted:
@@ -212,8 +226,10 @@ def _narrow(context: Context, node: fx.Node, call: Call) -> Lifted:
     if shape is None or not all(isinstance(v, int) for v in (dim, start, length)):
         return None
     rank = len(shape) - 1 - dim % len(shape)
+    if not dim % len(shape) or varies(node, rank):
+        return None
     op = Select(tuple(range(start, start + length)), shape[dim])
-    return unary(call["input"], op, rank=rank) if dim % len(shape) else None
+    return unary(call["input"], op, rank=rank)
 
 
 def _index_select(context: Context, node: fx.Node, call: Call) -> Lifted:
@@ -221,8 +237,11 @@ def _index_select(context: Context, node: fx.Node, call: Call) -> Lifted:
     if shape is None or index is None or not isinstance(call["dim"], int):
         return None
     axis = call["dim"] % len(shape)
+    rank = len(shape) - 1 - axis
+    if not axis or varies(node, rank):
+        return None
     op = Select(tuple(int(i) for i in index.tolist()), shape[axis])
-    return unary(call["input"], op, rank=len(shape) - 1 - axis) if axis else None
+    return unary(call["input"], op, rank=rank)
 
 
 def _flip(context: Context, node: fx.Node, call: Call) -> Lifted:
@@ -234,6 +253,8 @@ def _flip(context: Context, node: fx.Node, call: Call) -> Lifted:
     if len(axes) != 1 or 0 in axes:
         return None
     [axis] = axes
+    if varies(node, len(shape) - 1 - axis):
+        return None
     op = Select(tuple(reversed(range(shape[axis]))), shape[axis])
     return unary(call["input"], op, rank=len(shape) - 1 - axis)
 

@@ -51,7 +51,7 @@ from refold.graph.trace.overridden import layer_class
 from refold.graph.trace.recorder.notebook import PLAIN, Flip
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recorder.torch_calls import RecordError
-from refold.graph.trace.variants import Item, Snapshot, Variant
+from refold.graph.trace.variants import Item, Snapshot, Variant, note_varying
 
 _ROW_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)
 _NORM_CALLS = ("batch_norm", "functional_batch_norm", "native_norm")
@@ -112,6 +112,7 @@ class Evidence:
         self._flipped: dict[str, list[Variant | str]] = {}
         self._optional: list[Variant | Unknown] | None = None
         self._has_all_sizes = False
+        self._elsewise: list[Variant] = []  # other shapes
 
     def vary(self) -> None:
         """Record other sizes, another precision and another device, as far as the code takes them.
@@ -125,6 +126,7 @@ class Evidence:
         if self.recorder.keeps:
             self._later()
         self._note_lists()
+        note_varying(self.recorder, self.first, self._elsewise)
         for frame, reason in self.recorder.bakes.items():
             frame.fixed = frame.fixed or reason
 
@@ -210,7 +212,8 @@ class Evidence:
             found = self.run(arguments, **options)
         except Exception:  # then the code takes no such input
             return False
-        self._add(f"its code takes another path for an input {what}", found)
+        variant = self._add(f"its code takes another path for an input {what}", found)
+        self._elsewise.append(variant)
         return True
 
     def _add(self, what: str, found: Recorder) -> Variant:
@@ -403,9 +406,7 @@ class Evidence:
         return found, Variant("", self.first, self.root, found)
 
     def _rank(self, found: tuple[Recorder, Variant], node: fx.Node) -> int | None:
-        recorder, variant = found
-        other = variant.same.get(node)
-        shape = recorder.shapes.get(other) if isinstance(other, fx.Node) else None
+        shape = found[1].shape(node)
         return None if shape is None else len(shape)
 
     # other arguments

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class Variant:
         self.same: dict[Item, Item] = {}
         self.differs: dict[Frame, str] = {}
         self._items, self._others = first.items(), self.second.items()
-        self._roots = root.module, other.root
+        self._roots, self._shapes = (root.module, other.root), other.shapes
         self._align(root, other.root_frame)
         self._align_elsewhere()
         self._matched = matched = set(self.same.values())
@@ -77,6 +78,11 @@ class Variant:
             self._compare(frame)
         del self._items, self._others
         self._alone = {_key(node) for node in self.second.order if node not in matched}
+
+    def shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Return the shape that a value has in the other run."""
+        other = self.same.get(node)
+        return self._shapes.get(other) if isinstance(other, fx.Node) else None
 
     def _frames(self) -> list[Frame]:
         return [item for item in self.same if isinstance(item, Frame) and item.parent is not None]
@@ -223,6 +229,32 @@ class Variant:
             if not self.read_by_same(node) or not all(map(self.reads_same, inner)):
                 return self.what
         return None
+
+
+_CHOICES = frozenset(
+    {"chunk", "flip", "getitem", "index_select", "narrow", "slice", "split", "tensor_split"}
+)
+
+
+def note_varying(recorder: Recorder, first: Snapshot, others: Iterable[Variant]) -> None:
+    """Note at calls that choose along an axis which axes of their input have other sizes.
+
+    They are counted from the last one: a choice of positions is none of channels.
+    """
+    runs = list(others)
+    for node in first.order:
+        name = getattr(node.target, "__name__", node.target)
+        if node.op not in ("call_function", "call_method") or name not in _CHOICES:
+            continue
+        source = next(iter(node.all_input_nodes), node)
+        shape = recorder.shapes.get(source, ())
+        node.meta["varies"] = {
+            len(shape) - 1 - axis
+            for other in map(methodcaller("shape", source), runs)
+            if other is not None and len(other) == len(shape)
+            for axis in range(len(shape))
+            if other[axis] != shape[axis]
+        }
 
 
 def _called_once(frames: Iterable[Frame]) -> dict[tuple[Any, ...], Frame]:
