@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def test_a_file_for_phones_is_compared(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="it needs a C++ compiler")
 def test_machine_code_is_compared_and_holds_nothing_private(net: Two, tmp_path: Path) -> None:
     done = write(net, tmp_path / "net.pt2", X, Options(aot=True, dynamic="batch"))
     path = done.path

@@ -8,6 +8,7 @@ float64.
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -91,6 +92,7 @@ def test_formats_for_phones(name: str, suffix: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.zoo
+@pytest.mark.skipif(not shutil.which("g++"), reason="it needs a C++ compiler")
 @pytest.mark.parametrize(("name", "dynamic"), list(product(NETS, DYNAMIC)))
 def test_machine_code_with_every_choice_of_axes(name: str, dynamic: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
