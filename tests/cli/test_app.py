@@ -37,6 +37,8 @@ def test_no_words_show_the_commands(run: Callable) -> None:
     ("words", "said"),
     [
         (["inspekt"], "Did you mean 'inspect'"),
+        (["export", "timm:resnet10t"], "no command 'export': use refold convert"),
+        (["plan", "timm:resnet10t"], "no command 'plan': use refold inspect"),
         (["inspect"], "Missing argument 'MODEL'"),
         (["convert", "timm:resnet10t"], "Missing option '-o'"),
         (["inspect", "timm:resnet10t", "--batch", "0"], "'--batch'"),

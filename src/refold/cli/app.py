@@ -168,8 +168,28 @@ def _require_values(words: Sequence[str]) -> None:
         raise InputError(f"{what} is empty: is it a variable of the shell that is not set?")
 
 
+_OTHERWISE = {
+    **dict.fromkeys(("deploy", "export", "fold", "fuse", "reparameterize"), "convert"),
+    **dict.fromkeys(("check", "compare"), "verify"),
+    "plan": "inspect",
+}
+"""Commands by the names that the Python functions, or other tools, have."""
+
+
+def _require_command(words: Sequence[str]) -> None:
+    """Refuse a command that has another name here.
+
+    Raises:
+        InputError: saying which.
+    """
+    first = words[0]
+    if first in _OTHERWISE:
+        raise InputError(f"there is no command {first!r}: use refold {_OTHERWISE[first]}")
+
+
 def _run(words: list[str]) -> int:
     _require_values(words)
+    _require_command(words)
     code = get_command(app).main(args=words, prog_name="refold", standalone_mode=False)
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
