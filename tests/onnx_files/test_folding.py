@@ -52,6 +52,14 @@ def test_a_norm_after_a_convolution(tmp_path: Path, opset: int) -> None:
     assert folded(tmp_path, made, x=(2, 3, 8, 9)) == ["Conv", "Relu"]
 
 
+@pytest.mark.parametrize("opset", [7, 9, 10, 11, 13])
+def test_two_products_of_rows(tmp_path: Path, opset: int) -> None:
+    """Gemm may do without a bias from opset 11 on."""
+    text = "(float[n, 3] x) => (float[n, 5] y) { a = MatMul(x, w) b = MatMul(a, v) y = Relu(b) }"
+    made = model(text, {"w": (3, 8), "v": (8, 5)}, opset)
+    assert len(folded(tmp_path, made, x=(2, 3))) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_parallel_branches_of_every_rank(tmp_path: Path, rank: int) -> None:

@@ -24,6 +24,7 @@ from refold.onnx_files.tensors import LARGE, header, to_proto
 from refold.ranked import CONVS, POOLS, SCATTERS
 
 _BROADCASTS = 8  # the opset from which Max and Min take a bound per channel
+_BIAS_OPTIONAL = 11  # the opset from which Gemm may have none
 _SPLIT_BY_INPUT = 13  # the opset from which the sizes of a split are an input
 _MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
@@ -179,7 +180,7 @@ class Lowering:
         )  # fmt: skip
 
     def _linear(self, call: fx.Node, module: Any, source: str, output: str, name: str) -> None:
-        if call.meta.get("axes") == 2:
+        if call.meta.get("axes") == 2 and (module.bias is not None or self.opset >= _BIAS_OPTIONAL):
             self.node(
                 "Gemm", [source, *self._stored(module, name)], output, name,
                 alpha=1.0, beta=1.0, transA=0, transB=1,
