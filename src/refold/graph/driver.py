@@ -483,8 +483,10 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
     fold_repeated(fold)
     merge_siblings(fold)
     fold.run()
-    while _more(fold) or drop_layouts(fold):
+    while _more(fold):
         fold.run()
+    while drop_layouts(fold):  # what is one value now may be a branch of a join
+        fold.run(chains=False)
     store_weights(fold)
     store_constants(fold)
     push_gains(fold)

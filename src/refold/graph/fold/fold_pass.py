@@ -101,12 +101,15 @@ class FoldPass:
         self.edited()
         return self.lifter
 
-    def run(self) -> list[Fold]:
+    def run(self, *, chains: bool = True) -> list[Fold]:
         """Fold to a fixed point: joins first, then plain chains, which keep their places.
 
         Afterwards `regions` and `largest` are those of the result.
+
+        Args:
+            chains: fold these as well.
         """
-        while self._sweep(chains=False) or self._sweep(chains=True):
+        while self._sweep(chains=False) or (chains and self._sweep(chains=True)):
             pass
         return self.folds
 
