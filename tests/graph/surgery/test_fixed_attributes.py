@@ -20,6 +20,9 @@ from torch.utils.checkpoint import checkpoint
 import refold
 from helpers.traps import EXACT, WRONG, conv, gap, images, live, norms
 from refold.errors import RefusedError
+from refold.graph.copies.watching import watched_reads
+from refold.graph.trace.overridden import disguise
+from refold.graph.trace.recorder.flags import readable_attributes
 
 X = images(2, 4, 6, 5)
 
@@ -183,3 +186,37 @@ def test_a_scripted_fold_is_the_model() -> None:
     model = live(Skips())
     scripted = torch.jit.script(refold.reparameterize(model, X))
     assert (scripted(X) - model(X)).abs().max() <= EXACT
+
+
+def test_a_layer_that_is_first_looked_at_while_it_runs_is_what_it_is() -> None:
+    """What watches reads in its class is no attribute that the class computes."""
+
+    class Mine(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.by
+
+    layer = Mine(3, 3, 1)
+    layer.by = 2.0
+    names = readable_attributes([layer])
+    assert "by" in names[Mine]
+    with watched_reads(names, lambda *args: None):
+        told = disguise(layer)
+    assert told == "its class Mine replaces the forward of Conv2d"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_layers_that_quantize_their_weights_stay() -> None:
+    import torch.ao.quantization as quantization
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).train()
+    model.qconfig = quantization.get_default_qat_qconfig("fbgemm")  # type: ignore[assignment]
+    quantization.prepare_qat(model, inplace=True)
+    x = torch.randn(2, 3, 8, 8)
+    model(x)
+    model.eval().apply(quantization.disable_observer)
+    assert readable_attributes(model.modules()) == {}  # they are torch's own
+    folded = refold.reparameterize(model, x)
+    kinds = [isinstance(part, quantization.FakeQuantizeBase) for part in folded.modules()]
+    assert sum(kinds) == 4
+    assert torch.equal(folded(x), model(x))

@@ -118,7 +118,7 @@ def watched_reads(
     done = list[tuple[type[nn.Module], str, Any, bool]]()
     try:
         for kind, name, value in plain:
-            watching = _Read(name, value, note)
+            watching = WatchedRead(name, value, note)
             done.append((kind, name, watching, name in kind.__dict__))
             setattr(kind, name, watching)
         yield
@@ -140,7 +140,7 @@ def _holds(module: nn.Module, name: str) -> bool:
     return name in module._modules or name in module._parameters or name in module._buffers
 
 
-class _Read:
+class WatchedRead:
     """Stands in a class for an attribute that instances keep in their own tables."""
 
     def __init__(self, name: str, value: Any, note: Callable[[nn.Module, str, Any], None]) -> None:

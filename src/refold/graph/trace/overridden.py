@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from refold.graph.copies.modules import is_generated
+from refold.graph.copies.watching import WatchedRead
 
 _HOMES = ("torch.nn.", "torch.ao.nn.", "refold.")
 _OWN_CODE = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[2]}/", "<refold ")
@@ -164,7 +165,7 @@ _PLAIN = (FunctionType, staticmethod, classmethod, type)
 
 
 def _computes(value: object) -> bool:
-    return hasattr(type(value), "__get__")
+    return hasattr(type(value), "__get__") and not isinstance(value, WatchedRead)
 
 
 def _is_own(function: Any) -> bool:

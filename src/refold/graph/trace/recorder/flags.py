@@ -84,7 +84,7 @@ def readable_attributes(modules: Iterable[nn.Module]) -> dict[type[nn.Module], s
         kind = type(module)
         known = found.get(kind)
         if known is None:
-            if kind.__module__.startswith("torch.nn."):
+            if kind.__module__.startswith("torch."):
                 continue
             known = found[kind] = set(_of_class(kind))
         known.update(module.__dict__.keys() - _INTERNAL)
