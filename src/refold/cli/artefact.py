@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
     from refold.exporting import Sizes
 
-    _Opened = tuple[Callable[[tuple[Tensor, ...]], list[Tensor]], Sizes]
-
 SUFFIXES = (".onnx", ".xml", ".pt2", ".pte", ".tflite", ".safetensors")
-RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO", ".pte": "ExecuTorch", ".tflite": "LiteRT"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def judge(subject: Subject, path: Path, *, allow_growth: bool) -> Verdict:
     A file that a runtime runs is judged in its own precision; the others in float64.
     """
     import refold
-    from refold.exporting import is_compiled, open_aot, run_aot
+    from refold.exporting import RUNTIMES, is_compiled, open_aot, run_aot
 
     is_half = _is_half(path)
     if _kind(path) in RUNTIMES:
@@ -120,7 +117,9 @@ def _judge_in_runtime(
     is_half: bool,
 ) -> Verdict:
     from refold.equivalence import runtime_rounding
-    from refold.exporting import halved
+    from refold.exporting import RUNTIMES, halved
+
+    runtime = RUNTIMES.get(_kind(path))
 
     written = halved(copy.deepcopy(subject.model)) if is_half else None
     found = runtime_rounding(subject.model, call, subject.example_inputs, written)
@@ -131,7 +130,7 @@ def _judge_in_runtime(
     return Verdict(
         found.is_within, error, bound,
         f"{verdict}{' in float16' if is_half else ''}: largest error {error:.1e} in "
-        f"{RUNTIMES.get(_kind(path), 'torch')}, "
+        f"{runtime.name if runtime else 'torch'}, "
         f"{found.reference_error:.1e} in torch itself (bound {bound:.1e})",
     )  # fmt: skip
 
@@ -158,48 +157,14 @@ def _require_sizes(subject: Subject, path: Path, sizes: Sizes) -> None:
     raise InputError(f"{path.name} takes {text}, and {subject.name} was run on {own}: {cure}")
 
 
-def _open(path: Path) -> _Opened:
+def _open(path: Path) -> tuple[Callable[[tuple[Tensor, ...]], list[Tensor]], Sizes]:
+    from refold.exporting import RUNTIMES, open_file
+
     try:
-        return _OPENERS[_kind(path)](path)
+        return open_file(path)
     except RefoldError:
         raise
     except Exception as error:
         raise InputError(
-            f"{path} cannot be opened by {RUNTIMES[_kind(path)]}: write it with refold convert"
+            f"{path} cannot be opened by {RUNTIMES[_kind(path)].name}: write it with refold convert"
         ) from error
-
-
-def _in_onnx(path: Path) -> _Opened:
-    from refold.exporting import onnx_session, onnx_sizes, run_onnx
-
-    session = onnx_session(path)
-    return partial(run_onnx, session), onnx_sizes(session)
-
-
-def _in_openvino(path: Path) -> _Opened:
-    from refold.exporting import openvino_model, openvino_sizes, run_openvino
-
-    compiled = openvino_model(path)
-    return partial(run_openvino, compiled), openvino_sizes(compiled)
-
-
-def _in_executorch(path: Path) -> _Opened:
-    from refold.exporting import executorch_sizes, open_executorch, run_executorch
-
-    method = open_executorch(path)
-    return partial(run_executorch, method), executorch_sizes(method)
-
-
-def _in_litert(path: Path) -> _Opened:
-    from refold.exporting import litert_sizes, open_litert, run_litert
-
-    opened = open_litert(path)
-    return partial(run_litert, opened), litert_sizes(opened)
-
-
-_OPENERS = {
-    ".onnx": _in_onnx,
-    ".xml": _in_openvino,
-    ".pte": _in_executorch,
-    ".tflite": _in_litert,
-}

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from refold.exporting.accepted import (
-    Sizes,
-    executorch_sizes,
-    litert_sizes,
-    onnx_sizes,
-    openvino_sizes,
-    size_text,
-    takes,
-)
+from refold.exporting.accepted import Sizes, onnx_sizes, openvino_sizes, size_text, takes
 from refold.exporting.axes import words_of
 from refold.exporting.dispatch import (
     SUFFIXES,
@@ -23,19 +15,19 @@ from refold.exporting.dispatch import (
     write,
 )
 from refold.exporting.formats.aot import is_compiled, open_aot, run_aot
-from refold.exporting.formats.executorch import open_executorch, run_executorch
-from refold.exporting.formats.litert import open_litert, run_litert
 from refold.exporting.formats.onnx import onnx_session, run_onnx, write_unfused
 from refold.exporting.formats.openvino import openvino_model, run_openvino
 from refold.exporting.half import halved
 from refold.exporting.libraries import require
 from refold.exporting.metadata import DESCRIBED, describe, described
 from refold.exporting.provenance import PRECISION, read_provenance, version, without_folders
+from refold.exporting.runtimes import RUNTIMES, open_file
 from refold.exporting.silence import quiet
 
 __all__ = [
     "DESCRIBED",
     "PRECISION",
+    "RUNTIMES",
     "SUFFIXES",
     "Exported",
     "Options",
@@ -43,16 +35,13 @@ __all__ = [
     "companions",
     "describe",
     "described",
-    "executorch_sizes",
     "export",
     "halved",
     "is_compiled",
-    "litert_sizes",
     "onnx_session",
     "onnx_sizes",
     "open_aot",
-    "open_executorch",
-    "open_litert",
+    "open_file",
     "openvino_model",
     "openvino_sizes",
     "quiet",
@@ -61,8 +50,6 @@ __all__ = [
     "require_names",
     "require_options",
     "run_aot",
-    "run_executorch",
-    "run_litert",
     "run_onnx",
     "run_openvino",
     "size_text",

@@ -9,7 +9,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from refold.errors import MissingDependencyError
+from torch import nn
+
+from refold.errors import ExportError, MissingDependencyError, one_line
 
 # What a library tells its makers with, unasked: each import and each conversion would start a
 # process that connects to an analytics service.
@@ -54,3 +56,19 @@ def _without(name: str | None) -> Generator[None]:
         yield
     finally:
         del sys.modules[name]
+
+
+@contextmanager
+def converting(library: str, model: nn.Module) -> Generator[None]:
+    """Say of a failure inside which library could not convert what; a full disk is one still.
+
+    Raises:
+        ExportError: for it: the passes of these libraries have no error in common.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        name = type(model).__name__
+        raise ExportError(f"{library} cannot convert {name}: {one_line(error)}") from error

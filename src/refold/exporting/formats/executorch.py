@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from refold.errors import ExportError, one_line
 from refold.exporting.formats.pt2 import trace
-from refold.exporting.libraries import require
+from refold.exporting.libraries import converting, require
 from refold.exporting.provenance import PTE_METHOD, keyed
 from refold.exporting.request import Request
 from refold.exporting.silence import mute
@@ -27,16 +26,11 @@ def write_executorch(request: Request, path: Path) -> None:
         kernels = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", _EXTRA)
     program = trace(request)
     about = {PTE_METHOD: json.dumps(keyed(request.provenance))}
-    try:
+    with converting("ExecuTorch", request.model):
         lowered = exir.to_edge_transform_and_lower(
             program, partitioner=[kernels.XnnpackPartitioner()], constant_methods=about
         )
         path.write_bytes(lowered.to_executorch().buffer)
-    except OSError:
-        raise
-    except Exception as error:  # its passes have no common base
-        name = type(request.model).__name__
-        raise ExportError(f"ExecuTorch cannot lower {name}: {one_line(error)}") from error
     call = open_executorch(path)
     request.check("ExecuTorch", lambda inputs: run_executorch(call, inputs))
 

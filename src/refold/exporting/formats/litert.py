@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refold.errors import ExportError, one_line
-from refold.exporting.libraries import require
+from refold.exporting.libraries import converting, require
 from refold.exporting.request import Request
 from refold.exporting.silence import mute
 from refold.inputs import Arguments, parted, tensors
@@ -22,14 +21,8 @@ def write_litert(request: Request, path: Path) -> None:
     with mute():
         converter = require("litert_torch", _EXTRA)
     args, kwargs = parted(request.axes.example)
-    try:
-        with mute():
-            converter.convert(request.model, args, kwargs or None).export(str(path))
-    except OSError:
-        raise
-    except Exception as error:  # its passes have no common base
-        name = type(request.model).__name__
-        raise ExportError(f"LiteRT cannot convert {name}: {one_line(error)}") from error
+    with converting("LiteRT", request.model), mute():
+        converter.convert(request.model, args, kwargs or None).export(str(path))
     call = open_litert(path)
     request.check("LiteRT", lambda inputs: run_litert(call, inputs))
 

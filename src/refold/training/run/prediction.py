@@ -6,7 +6,6 @@ import glob
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,17 +16,11 @@ from refold.errors import InputError, MissingDependencyError, RefoldError, one_l
 from refold.exporting import (
     Sizes,
     described,
-    onnx_session,
-    onnx_sizes,
-    openvino_model,
-    openvino_sizes,
-    run_onnx,
-    run_openvino,
+    open_file,
     size_text,
     takes,
 )
 from refold.files import require_named
-from refold.inputs import Arguments
 from refold.sources.networks import build
 from refold.sources.pruned import is_pruned
 from refold.sources.runs import open_run, run_at
@@ -161,21 +154,12 @@ def _caller(path: Path) -> Callable[[Tensor], Tensor]:
             sizes = {"": tuple(built.example_inputs[0].shape)}
         return _fitted(_running(built.model), path, sizes)
     try:
-        call, sizes = _opened(path)
+        call, sizes = open_file(path)
     except RefoldError:
         raise
     except Exception as error:  # of the runtime
         raise InputError(f"{path} cannot be opened, so it is damaged: {one_line(error)}") from error
     return _fitted(lambda images: call(((images,), {}))[0], path, sizes)
-
-
-def _opened(path: Path) -> tuple[Callable[[Arguments], list[Tensor]], Sizes]:
-    """Open a file in its runtime, and return what runs it and which sizes it takes."""
-    if path.suffix.lower() == ".onnx":
-        session = onnx_session(path)
-        return partial(run_onnx, session), onnx_sizes(session)
-    compiled = openvino_model(path)
-    return partial(run_openvino, compiled), openvino_sizes(compiled)
 
 
 def _fitted(
