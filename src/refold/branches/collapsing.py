@@ -17,7 +17,7 @@ from refold.equivalence import verify
 from refold.errors import GeometryError, NotAffineError, RefusedError
 from refold.graph import (
     conv_axes,
-    outside_inference,
+    outside_modes,
     own_tensors,
     skeleton,
     transposed_axes,
@@ -25,7 +25,7 @@ from refold.graph import (
 )
 
 
-@outside_inference()
+@outside_modes()
 def collapse(
     model: nn.Module,
     example_inputs: Any = None,

@@ -16,7 +16,7 @@ from refold.branches.origin import origin_of, place, plain_norm, remember, tail_
 from refold.branches.registry import block_factory, list_blocks
 from refold.branches.sites import Site, find_sites
 from refold.errors import GeometryError, InputError, RefusedError, require_kind
-from refold.graph import Fold, Kept, like_of, outside_inference, own_tensors, skeleton, unwrap
+from refold.graph import Fold, Kept, like_of, outside_modes, own_tensors, skeleton, unwrap
 from refold.workload import workload_of
 
 Where = Callable[[str, nn.Module], bool] | str | Sequence[str] | None
@@ -25,7 +25,7 @@ Where = Callable[[str, nn.Module], bool] | str | Sequence[str] | None
 _log = logging.getLogger(__name__)
 
 
-@outside_inference()
+@outside_modes()
 def expand(
     model: nn.Module, block: Block = "dbb", *, where: Where = None, preserve: bool = True
 ) -> nn.Module:

@@ -46,7 +46,7 @@ from refold.graph.lift.written_out import written_out
 from refold.graph.rewriting import Rewritten, rewrite
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError, alive
-from refold.graph.threads import outside_inference, undisturbed
+from refold.graph.threads import outside_modes, undisturbed
 from refold.graph.trace.arguments import Named, call, parted
 from refold.graph.trace.capture import Capture, Shapes, capture, capture_all, leaf_modules
 from refold.graph.trace.frames import Frame, frame_of, nodes_in, walk
@@ -118,7 +118,7 @@ __all__ = [
     "lower",
     "name_of",
     "nodes_in",
-    "outside_inference",
+    "outside_modes",
     "own_tensors",
     "parted",
     "passed_on",

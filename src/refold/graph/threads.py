@@ -26,7 +26,7 @@ def undisturbed() -> Generator[None]:
     torch.set_num_threads(1)
     gc.disable()
     try:
-        with outside_inference():
+        with outside_modes():
             yield
     finally:
         _GIVEN.reset(outer)
@@ -36,11 +36,11 @@ def undisturbed() -> Generator[None]:
 
 
 @contextmanager
-def outside_inference() -> Generator[None]:
+def outside_modes() -> Generator[None]:
     """Make tensors that can be trained, and on the CPU, whatever the caller's modes say.
 
     Examples:
-        >>> with torch.inference_mode(), torch.device("meta"), outside_inference():
+        >>> with torch.inference_mode(), torch.device("meta"), outside_modes():
         ...     torch.zeros(1).is_inference(), torch.zeros(1).device.type
         (False, 'cpu')
     """
@@ -71,7 +71,7 @@ def device_of_caller() -> Generator[None]:
     """Make tensors where the caller makes them: code of a model may rest on it.
 
     Examples:
-        >>> with torch.device("meta"), outside_inference(), device_of_caller():
+        >>> with torch.device("meta"), outside_modes(), device_of_caller():
         ...     torch.zeros(1).device.type
         'meta'
     """

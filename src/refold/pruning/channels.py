@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from refold.account import Account
 from refold.errors import RefusedError
-from refold.graph import Cropped, Fold, Kept, fold_model, outside_inference, submodule
+from refold.graph import Cropped, Fold, Kept, fold_model, outside_modes, submodule
 from refold.inputs import required
 from refold.pruning.choice import Amount, Budget, Floor, check_step, choose, within
 from refold.pruning.dead_channels import Dropped, dropping
@@ -72,7 +72,7 @@ class Pruning(Account):
         }  # fmt: skip
 
 
-@outside_inference()
+@outside_modes()
 def prune(
     model: nn.Module,
     example_inputs: Any,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from refold.account import Account, require_none
-from refold.graph import Kept, Rewritten, outside_inference, rewrite
+from refold.graph import Kept, Rewritten, outside_modes, rewrite
 from refold.inputs import required
 from refold.residuals.passes import ResidualPass
 from refold.workload import workload_of
@@ -25,7 +25,7 @@ class Removal(Account):
     folded: nn.Module = field(repr=False)
 
 
-@outside_inference()
+@outside_modes()
 def remove_residuals(model: nn.Module, example_inputs: Any, *, strict: bool = False) -> nn.Module:
     """Return the same function without residual additions: norms folded, shortcuts carried along.
 

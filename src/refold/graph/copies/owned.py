@@ -13,7 +13,7 @@ from torch import nn
 from refold.graph.copies.held import ATOMS, TABLES, byte_span, held_values, is_filled, storage_key
 from refold.graph.copies.modules import all_modules
 from refold.graph.copies.skeleton import skeleton
-from refold.graph.threads import outside_inference
+from refold.graph.threads import outside_modes
 
 
 def duplicate(module: nn.Module) -> nn.Module:
@@ -27,7 +27,7 @@ def duplicate(module: nn.Module) -> nn.Module:
         >>> duplicate(net).weight.data_ptr() == net.weight.data_ptr()
         False
     """
-    with outside_inference():
+    with outside_modes():
         copied = skeleton(module)
         own_tensors(copied, module)
     return copied

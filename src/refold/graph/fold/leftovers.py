@@ -59,17 +59,21 @@ def _drop(fold: FoldPass, node: fx.Node, value: fx.Node) -> bool:
         return False
     if fold.shares_anew(node, value):
         return False
-    where, name, count = fold.path(node), name_of(node), 0
-    if node.op == "call_module":
-        layer = submodule(fold.lifter.capture.module, str(node.target))
-        name = type(layer).__name__
-        count = sum(p.numel() for p in layer.parameters())
+    where, (name, count) = fold.path(node), _told(fold, node)
     computes = "dropout" not in name.lower()
     fold.editor.bypass(node, value)
     fold.edited()
     if computes:
         fold.folds.append(Fold(where, "drop what changes nothing", name, count, 0))
     return True
+
+
+def _told(fold: FoldPass, node: fx.Node) -> tuple[str, int]:
+    """Return what an account calls a call that goes, and how many parameters it has."""
+    if node.op != "call_module":
+        return name_of(node), 0
+    layer = submodule(fold.lifter.capture.module, str(node.target))
+    return type(layer).__name__, sum(p.numel() for p in layer.parameters())
 
 
 def _is_single(lifter: Lifter, node: fx.Node) -> bool:
@@ -223,11 +227,7 @@ def _computes_only(lifter: Lifter, node: fx.Node) -> bool:
 def _discard(fold: FoldPass, node: fx.Node) -> bool:
     if AliasGroups(fold.editor.graph).is_written(node):
         return False
-    where, name, count = fold.path(node), name_of(node), 0
-    if node.op == "call_module":
-        layer = submodule(fold.lifter.capture.module, str(node.target))
-        name = type(layer).__name__
-        count = sum(p.numel() for p in layer.parameters())
+    where, (name, count) = fold.path(node), _told(fold, node)
     fold.editor.discard([node])
     fold.edited()
     fold.folds.append(Fold(where, "drop what nobody reads", name, count, 0))
