@@ -430,7 +430,9 @@ join = of(JOINS)
 def block(g: Growth) -> Line:
     """A module of its own, with optional arguments that some calls give; often called twice."""
     value = g.pick(g.maps)
-    other, name = g.like(value), f"{g.name.replace('Net', 'Block')}{g.fresh('')}"
+    # Block1_5 is the fifth name in Block1, and Block15 the fifteenth of the network.
+    other = g.like(value)
+    name = f"Block{g.fresh('')}" if g.name == "Net" else f"{g.name}_{g.fresh('')}"
     optional = g.coin(0.6)
     starts: list[Env] = [{"x": env[value], "skip": None, "scale": 1.0} for env in g.envs]
     if optional:
@@ -438,7 +440,9 @@ def block(g: Growth) -> Line:
     inner = Growth(g.rng, g.rank, dict(g.space), starts, name)
     for text in g.rng.sample(OPENINGS, g.rng.choice([1, 2])) if optional else ():
         inner.add(Line(text))
-    inner.grow([kind for kind in KINDS if kind is not block or len(name) < 8], g.rng.randint(2, 5))
+    inner.grow(
+        [kind for kind in KINDS if kind is not block or name.count("_") < 2], g.rng.randint(2, 5)
+    )
     results = inner.values()[-1:]
     if g.coin(0.2):
         results = inner.values()[-2:]
