@@ -78,6 +78,15 @@ def test_a_size_fixed_to_nothing_is_said(tmp_path: Path) -> None:
     assert kinds(tmp_path / "out.onnx") == ["Conv"]
 
 
+@pytest.mark.parametrize("name", ["out.txt", "out.pt2", "out"])
+def test_a_name_of_another_format_is_refused(tmp_path: Path, name: str) -> None:
+    text = "(float[n,3,4,4] x) => (float y) { a = Conv(x, w) y = Mul(a, s) }"
+    source = written(tmp_path, model(text, {"w": (4, 3, 1, 1), "s": (4, 1, 1)}))
+    with pytest.raises(InputError, match=r"end its name in \.onnx"):
+        fold_onnx(source, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 def test_an_input_without_a_shape(tmp_path: Path) -> None:
     text = (
         "(float[n,3,4,4] x) => (float y) { a = Conv(x, w) b = BatchNormalization(a, gn, bn, mn, vn)"

@@ -214,7 +214,7 @@ def _explain(error: BaseException) -> int:
         complain(f"cannot use {error.filename}: {(error.strerror or str(error)).lower()}")
         return BAD_INPUT
     if is_out_of_memory(error):
-        complain(f"out of memory ({one_line(error)}): give a smaller batch or input")
+        complain(f"out of memory{_asked_for(error)}; give a smaller batch or input")
         return BAD_INPUT
     place = place_of(error, unless_ours=True)
     if place:
@@ -223,3 +223,13 @@ def _explain(error: BaseException) -> int:
     what = f"{type(error).__name__}: {str(error)[:500]}"
     complain(f"this is a bug in refold; please report it with the output of --debug: {what}")
     return DEFECT
+
+
+def _asked_for(error: BaseException) -> str:
+    """Return how much memory was asked for at once, where the error says so."""
+    from rich import filesize
+
+    found = re.search(r"allocate (?:(\d+) bytes|([\d.]+ [KMGT]iB))", one_line(error))
+    if found is None:
+        return ""
+    return f" ({found[2] or filesize.decimal(int(found[1]))} at once)"

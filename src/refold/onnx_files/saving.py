@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from refold.errors import InputError
 from refold.exporting import require
 from refold.files import require_apart, require_named, require_place
 from refold.onnx_files.reading import OnnxFile, is_external, subgraphs
@@ -93,9 +94,12 @@ def require_other(file: OnnxFile, output: str | os.PathLike[str]) -> None:
     """Refuse a place that cannot be written, or that holds what is read.
 
     Raises:
-        InputError: when it is the file itself, or the weights beside it.
+        InputError: when its name is not that of an .onnx file, or when it is the file itself or
+            the weights beside it.
     """
     require_named("output", output)
+    if Path(output).suffix.lower() != ".onnx":
+        raise InputError(f"{output} would hold an ONNX file: end its name in .onnx")
     require_place(output)
     require_apart(output, parts_of(file), [companion(Path(output))])
 
