@@ -196,3 +196,79 @@ def test_a_part_that_another_mode_calls_elsewhere_folds() -> None:
     assert isinstance(folded.head.norm, nn.Identity)
     for mode in ("tensor", "loss"):
         assert error(model, folded, X, mode) <= EXACT
+
+
+class Flags(Two):
+    """Several arguments have the same default: a value of one is no value of another."""
+
+    def forward(
+        self, x: Tensor, bends: bool = False, raw: bool = False, other: Tensor | None = None,
+        more: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        y = self.conv(x)
+        if raw or more is not None:
+            return self.other(y)
+        y = self.norm(y)
+        y = y.relu() if bends else y
+        return y if other is None else y + other
+
+
+class NamesAlone(Two):
+    def forward(self, x: Tensor, **given: Tensor) -> Tensor:
+        y = self.conv(x)
+        if "raw" in given:
+            return self.other(y)
+        y = self.norm(y)
+        return y.relu() if "bends" in given else y
+
+
+@pytest.mark.parametrize("make", [Flags, NamesAlone])
+def test_arguments_of_one_value_are_told_apart(make: type[nn.Module]) -> None:
+    model = live(make())
+    folded = reparameterize(copy.deepcopy(model), X)
+    calls: list[dict[str, Any]] = [{"bends": True}, {"raw": True}]
+    for more in [{}, *calls, {"other": X}, {"more": X}] if make is Flags else [{}, *calls]:
+        with contextlib.suppress(RefusedError), torch.no_grad():
+            wanted, got = model(X, **more), folded(X, **more)
+            assert (wanted - got).abs().max() <= EXACT * wanted.abs().max(), more
+
+
+class Attention(nn.Module):
+    """As timm's blocks are called: one by one where a mask is given, as one chain where not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv(3, 3), nn.BatchNorm2d(3))
+        self.blocks = nn.Sequential(Mixer(), Mixer())
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        if mask is None and not causal:
+            return self.blocks(x)
+        for block in self.blocks:
+            x = block(x, mask, causal)
+        return x
+
+
+class Mixer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(3), nn.Linear(3, 9)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        q, k, v = self.mix(self.norm(x)).chunk(3, -1)
+        return x + nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal
+        )
+
+
+def test_a_mask_of_positions_hinders_no_fold() -> None:
+    model = live(Attention())
+    folded = reparameterize(copy.deepcopy(model), X)
+    assert isinstance(folded.stem[1], nn.Identity)
+    assert all(block.norm.weight is None for block in folded.blocks)
+    positions = X.shape[2] * X.shape[3]
+    mask = torch.randn(positions, positions, dtype=X.dtype)
+    for more in ({}, {"mask": mask}, {"causal": True}):
+        wanted, got = model(X, **more), folded(X, **more)
+        assert (wanted - got).abs().max() <= EXACT * wanted.abs().max(), more

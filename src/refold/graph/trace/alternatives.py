@@ -537,6 +537,15 @@ def tensor_like(first: Tensor | None) -> Any:
     return True if first is None else torch.empty_like(first, device="meta")
 
 
+def tensors_like(first: Tensor | None) -> list[Any]:
+    """Return what an argument may be that was not given: another tensor, a flag, any mask."""
+    return [
+        tensor_like(first),
+        True,
+        *([] if first is None else [first.new_empty(1, 1, device="meta")]),
+    ]
+
+
 def ones_like(first: Tensor) -> list[Tensor]:
     """Return what may be a mask or the length of each part of a batch."""
     device = "cpu" if first.is_meta else first.device

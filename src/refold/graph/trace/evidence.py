@@ -39,6 +39,7 @@ from refold.graph.trace.alternatives import (
     shaped,
     sides_like,
     tensor_like,
+    tensors_like,
     with_axis,
     with_batch,
     with_length,
@@ -505,7 +506,7 @@ class Evidence:
             return
         others: list[Any] = []
         if value is None:
-            tried = ({**named, name: other} for other in (tensor_like(first), True))
+            tried = ({**named, name: other} for other in tensors_like(first))
             [found] = self._try(tried, what)
             if isinstance(found, Unknown) and first is not None:  # it may ask for the numbers
                 numbers = map_tree(numbered, named)

@@ -187,7 +187,8 @@ class Runs:
 
         It raises what making it raised.
         """
-        key = (key, tuple(map(_told_apart, leaves(arguments))))
+        form = repr(pytree.tree_structure(arguments))  # by which name a value is given
+        key = (key, form, tuple(map(_told_apart, leaves(arguments))))
         if key not in self._known:
             try:
                 found: Recorder | Exception = make()
