@@ -253,7 +253,7 @@ class Recorder(StateNotes):
             self._must_be_its_own(module, path)
             return self._leaf(call, module, path, *_in_order(module, args, kwargs))
         reason = self.forced.get(path) or pinned_reason(module)
-        if reason is None and path in self._framed:
+        if reason is None and path in self._framed and _holds_tensors(module):
             reason = self.late[path] = "it is called more than once"
         if reason is not None:
             self.opaque.setdefault(path, reason)
@@ -472,6 +472,12 @@ def _in_order(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any
         return args, kwargs
     first = next(iter(inspect.signature(module.forward).parameters), None)
     return ((kwargs["input"],), {}) if first == "input" else (args, kwargs)
+
+
+def _holds_tensors(module: nn.Module) -> bool:
+    """Say whether a module has parameters or buffers: two calls of it then share them."""
+    tables = ((part._parameters, part._buffers) for part in module.modules())
+    return any(value is not None for pair in tables for table in pair for value in table.values())
 
 
 def _accept_any_rank(value: Any) -> None:
