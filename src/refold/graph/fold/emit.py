@@ -25,15 +25,17 @@ from refold.algebra.operator import (
 )
 from refold.algebra.shapes import Shape, joined, multiply_adds, shape_after
 from refold.errors import RefusedError
+from refold.graph.calls import place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.asked_sizes import Asked, Sizes, size_of, starting
 from refold.graph.fold.hosts import Hosts, check_chain, find_hosts, write_chain
 from refold.graph.fold.lower import like_of, lower
 from refold.graph.fold.region import Region, nodes_of, reader_of, source_of
-from refold.graph.fold.result import Emitted, Key, Result, ranks_of
+from refold.graph.fold.result import Emitted, Key, Result, ranks_of, starts_of
 from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import alive
+from refold.graph.trace.effects import may_alias, mutated, reads_values
 
 
 class Emitter:
@@ -65,6 +67,7 @@ class Emitter:
         self.modules = {leaf: self._lower(leaf) for leaf in new}
         self.hosts: Hosts | None = find_hosts(lifter, self.result)
         self._check_time()
+        self._check_writes()
         if self.hosts is not None:
             check_chain(self.result, self.hosts, self.asked)
         else:
@@ -121,6 +124,23 @@ class Emitter:
         stays = self.hosts and self.hosts[0][1] is self.region.nodes[0]
         if changing and not stays:
             raise RefusedError(changing[0])
+
+    def _check_writes(self) -> None:
+        """Refuse to let a call that changes what it reads read a value that others read, too."""
+        starts = list(starts_of(self.result.op))
+        for value, leaf in starts:
+            node = self.region.origin(leaf)
+            if node is None or self.result.is_new(leaf) or not mutated(node):
+                continue
+            if source_of(self.lifter, node) is value:
+                continue
+            outside = (user for user in value.users if user not in self.region.nodes)
+            readers = [place_of(user) for user in outside if reads_values(user)]
+            again = [place_of(self.region.root)] if [v for v, _ in starts].count(value) > 1 else []
+            lent = value.op in ("placeholder", "get_attr") or may_alias(value)
+            for reader in (*readers, *again, *(["another view of it"] if lent else [])):
+                what = f"{place_of(node)} changes {place_of(value)} in place"
+                raise RefusedError(f"{what} while {reader} reads it")
 
     # -- sizes that are asked for
 

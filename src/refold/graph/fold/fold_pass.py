@@ -286,17 +286,21 @@ class FoldPass:
             return None
 
     def shares_anew(self, root: fx.Node, source: fx.Node) -> bool:
-        """Say whether a value that is another's from now on shares memory that the caller has.
+        """Say whether a value that is another's from now on shares memory that may change.
 
         A caller may change a result in place; an input or another result must not change with it.
+        Nor may what reads the one read what the model's code writes into the other.
         """
-        if not is_handed_out(root):
+        is_seen = len(source.users) > 1 or _is_given(source) or bool(may_alias(source))
+        if not is_handed_out(root) and not is_seen:
             return False
         groups = AliasGroups(self.lifter.capture.graph)
         if groups.find(root) is groups.find(source) and not _copies(root, source):
             return False  # it did so all along
+        if is_seen and (groups.is_written(root, root) or groups.is_written(source, root)):
+            return True
         known = groups.members(source)
-        return any(n.op in ("placeholder", "get_attr") or _is_output(n) for n in known)
+        return is_handed_out(root) and any(_is_given(n) or _is_output(n) for n in known)
 
     def _note(
         self,
@@ -418,6 +422,10 @@ def _copies(root: fx.Node, source: fx.Node) -> bool:
             return True
         node = node.all_input_nodes[0]
     return False
+
+
+def _is_given(node: fx.Node) -> bool:
+    return node.op in ("placeholder", "get_attr")
 
 
 def _is_output(node: fx.Node) -> bool:

@@ -384,5 +384,7 @@ def reader_of(lifter: Lifter, node: fx.Node) -> fx.Node:
 
 def source_of(lifter: Lifter, node: fx.Node) -> fx.Node:
     """Return the one value that `node` maps, wherever it stands among the arguments."""
-    inputs = reader_of(lifter, node).all_input_nodes
+    inputs, piece = reader_of(lifter, node).all_input_nodes, lifter.lift(node)
+    if isinstance(piece, Piece) and len(piece.sources) == 1 and piece.sources[0] in inputs:
+        return piece.sources[0]
     return next(value for value in inputs if lifter.constants.value(value) is None)

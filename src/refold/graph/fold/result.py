@@ -12,6 +12,7 @@ from refold.algebra.operator import (
     Concat,
     Conv,
     Flatten,
+    Input,
     Operator,
     Resample,
     Sum,
@@ -101,6 +102,26 @@ def ranks_of(op: Operator, rank: int | None) -> dict[Operator, int | None]:
         elif isinstance(part, Unflatten):
             rank = part.rank
     return found
+
+
+def starts_of(op: Operator, value: fx.Node | None = None) -> Iterator[tuple[fx.Node, Operator]]:
+    """Yield each value that an expression starts from with each leaf that reads it.
+
+    Args:
+        op: the expression.
+        value: what it reads where it names no value itself.
+    """
+    for part in chain(op):
+        if isinstance(part, Input):
+            assert isinstance(part.key, fx.Node)
+            value = part.key
+            continue
+        if isinstance(part, (Sum, Concat)):
+            for branch in part.parts:
+                yield from starts_of(branch, value)
+        elif value is not None:
+            yield value, part
+        value = None
 
 
 def _concats(op: Operator) -> Iterator[Concat]:

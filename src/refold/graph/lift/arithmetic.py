@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from refold.algebra.operator import Affine, Conv, Identity, Operator, Zero
 from refold.graph.calls import Call
 from refold.graph.lift.context import Context, Handler, Shape
+from refold.graph.lift.joins.zeros import without_zeros
 from refold.graph.lift.piece import Lifted, Piece, unary
 from refold.graph.lift.same_shape import channels_of
 
@@ -155,6 +156,9 @@ def _combine(context: Context, terms: tuple[Any, Any], factors: tuple[float, flo
     if len(values) == 2 and values[0] is values[1]:
         return unary(values[0], _times(sum(factors)), keeps_shape=True)
     if len(values) == 2:
+        left = without_zeros(context, values)
+        if len(left) == 1:
+            return unary(values[left[0]], _times(factors[left[0]]), keeps_shape=True)
         return _sum(context, values, [_times(factor) for factor in factors])
     if not values:
         return None

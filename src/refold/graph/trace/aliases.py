@@ -84,11 +84,17 @@ class AliasGroups:
         """Return all nodes that may share memory with `node`, itself included, in graph order."""
         return self._members[self.find(node)]
 
-    def is_written(self, value: fx.Node) -> bool:
-        """Say whether a call changes the memory that holds a value, or may."""
+    def is_written(self, value: fx.Node, after: fx.Node | None = None) -> bool:
+        """Say whether a call changes the memory that holds a value, or may.
+
+        Args:
+            value: the value.
+            after: count the calls behind this one only.
+        """
         members = set(self.members(value))
         readers = (user for member in members for user in member.users)
-        return any(changed in members for user in readers for changed, _ in _writes(user))
+        late = (user for user in readers if after is None or after < user)
+        return any(changed in members for user in late for changed, _ in _writes(user))
 
     def conflict(self, writer: fx.Node, changed: fx.Node, *, certain: bool = True) -> str | None:
         """Return why the write of `writer` into `changed` is seen elsewhere, or None."""
