@@ -309,6 +309,12 @@ def read_again(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
     return side_by_side(net, y, v) + y.mean((2, 3), keepdim=True)
 
 
+def read_again_in_place(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    made = side_by_side(net, y, v)
+    made += y.mean((2, 3), keepdim=True)
+    return made
+
+
 def squared(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
     return F.pad((y - v) * (y - v), [1] * 4) + v
 
@@ -317,10 +323,18 @@ def sized_later(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
     return side_by_side(net, y, v) * y.shape[-1]
 
 
-NEARLY = (three_from_the_top, of_half_its_size, of_one_size, read_again, squared, sized_later)
+def written_later(net: nn.Module, y: Tensor, v: Tensor) -> Tensor:
+    made = side_by_side(net, y, v)
+    y.mul_(2)
+    return made + y.mean((2, 3), keepdim=True)
 
 
-@pytest.mark.parametrize("spelling", some(NEARLY, keep=(of_half_its_size, read_again, sized_later)))
+NEARLY = (three_from_the_top, of_half_its_size, of_one_size, squared, sized_later, written_later)
+
+
+@pytest.mark.parametrize(
+    "spelling", some(NEARLY, keep=(of_half_its_size, sized_later, written_later))
+)
 def test_what_only_looks_like_such_a_border_stays(spelling: Spelling) -> None:
     model = live(Spelled(spelling))
     model.register_buffer("places", torch.tensor([4]))
@@ -329,3 +343,44 @@ def test_what_only_looks_like_such_a_border_stays(spelling: Spelling) -> None:
     for height, width in [(7, 8)] if spelling is of_one_size else [(7, 8), (3, 5), (12, 9)]:
         x = torch.randn(2, 3, height, width, dtype=torch.float64)
         torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("spelling", [read_again, read_again_in_place])
+def test_others_read_what_lies_within_the_padding(spelling: Spelling) -> None:
+    model = live(Spelled(spelling))
+    folded = refold.reparameterize(model, image(2), allow_growth=True, check=False)
+    assert norms(folded) == 0
+    for height, width in [(7, 8), (3, 5), (1, 2)]:
+        x = torch.randn(2, 3, height, width, dtype=torch.float64)
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+class Expanded(nn.Module):
+    """The block of FMEN: expanded, padded with the bias, convolved beside itself, reduced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.reduce = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 3, 1)
+        self.conv = nn.Conv2d(6, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = beside = self.expand(x)
+        bias = self.expand.bias.view(1, -1, 1, 1)
+        y = F.pad(y, (1, 1, 1, 1), "constant", 0)
+        ring(y, bias, 1, 2)
+        y = self.conv(y)
+        y += beside
+        y = self.reduce(y)
+        y += x
+        return y
+
+
+def test_an_expansion_beside_its_own_convolution_is_one_convolution() -> None:
+    model = live(nn.Sequential(Expanded(), nn.LeakyReLU(0.1), Expanded()))
+    folded = refold.reparameterize(model, image(2))
+    convs = [part for part in folded.modules() if isinstance(part, nn.Conv2d)]
+    assert [conv.kernel_size for conv in convs] == [(3, 3)] * 2
+    equal(model, folded, 2)
+    with torch.no_grad():  # the ring of zeros that a careless fold would pad with
+        convs[0].bias -= model[0].expand.bias.sum()
+    assert not torch.allclose(folded(image(2)), model(image(2)))

@@ -84,14 +84,22 @@ def pad_before_layers(fold: FoldPass) -> bool:
 
 def _pad_before(fold: FoldPass, border: _Border) -> bool:
     last, first = border.layers[0].node, border.layers[-1]
+    others = [user for user in last.users if user not in border.calls]
     args = (first.source, border.amounts)
     padded = fold.editor.insert_function(F.pad, args, before=first.node)
     fold.editor.reread(first.node, first.source, padded)
     fold.editor.replace(border.end, last)
     fold.editor.discard(border.calls)
-    fold.touch([*border.calls, *(layer.node for layer in border.layers)], [padded])
     shapes = fold.lifter.capture.shapes
-    size = shapes[border.end][2:]
+    made, size = [padded], shapes[border.end][2:]
+    if others:  # they read what lies within the padding
+        back = [-amount for amount in border.amounts]
+        inner = fold.editor.insert_function(F.pad, (last, back), before=last.next)
+        made.append(inner)
+        shapes[inner] = shapes[last]
+        for user in others:
+            fold.editor.reread(user, last, inner)
+    fold.touch([*border.calls, *(layer.node for layer in border.layers)], made)
     for node in (first.source, *(layer.node for layer in border.layers)):
         shapes[padded if node is first.source else node] = (*shapes[node][:2], *size)
     return True
@@ -311,12 +319,16 @@ def _is_close(given: Tensor, known: Tensor, scale: Tensor) -> bool:
 
 
 def _is_theirs(lifter: Lifter, layers: list[_Layer], calls: list[fx.Node]) -> bool:
-    """Say whether nothing but these calls reads the layers, or calls them a second time."""
+    """Say whether nothing but these calls reads the layers, or calls them a second time.
+
+    What the last layer gives, others may read as well: it lies within the padded map.
+    """
     inside = {*calls, *(layer.node for layer in layers)}
     for layer in layers:
         path = str(layer.node.target)
         again = sum(node.op == "call_module" and node.target == path for node in calls)
         times = lifter.capture.calls.get(path, 1) if layer.node.op == "call_module" else 1
-        if times - again > 1 or not inside.issuperset(layer.node.users):
+        lends = layer is layers[0] and layer.node not in lifter.tainted
+        if times - again > 1 or not (lends or inside.issuperset(layer.node.users)):
             return False
     return True

@@ -70,13 +70,19 @@ class Stretch:
         return made
 
     def ends(self) -> Iterator[tuple[list[fx.Node], fx.Node]]:
-        """Yield beginnings of the stretch, the longest first, and the one value read later."""
+        """Yield beginnings of the stretch, the longest first, and the one value read later.
+
+        The value that it starts from may be read elsewhere, too, where nothing writes into it.
+        """
         for count in range(len(self.nodes), 0, -1):
             head, later = self.nodes[:count], self.nodes[count:]
             inside = {self.start, *self.above, *head}
-            read = [n for n in (self.start, *head) if n in self.depends]
+            read = [node for node in head if node in self.depends]
             read = [node for node in read if not inside.issuperset(node.users)]
-            if len(read) != 1 or read[0] is self.start:
+            written = {self._root(value) for node in head for value in mutated(node)}
+            if len(read) != 1 or self._root(read[0]) is self.start:
+                continue
+            if self.start in written and not inside.issuperset(self.start.users):
                 continue
             own = self._root(read[0])
             if not any(self._root(value) is own for node in later for value in mutated(node)):
