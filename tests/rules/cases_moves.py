@@ -16,6 +16,7 @@ from refold.algebra.operator import (
     Pad,
     Select,
     Sum,
+    Unshuffle,
     Zero,
     points,
     sequence,
@@ -46,6 +47,7 @@ from rules.parts import (
 )
 
 EVEN, ODD = (AvgPool((Axis(1, 2, 1, -at), Axis())) for at in (0, 1))
+BLOCKS = Unshuffle((2, 1), (1, 0, 2))
 SPREAD = (Axis(3, 1, 2, 2, 2), Axis())
 
 MOVES: dict[str, Row] = {
@@ -152,6 +154,21 @@ MOVES: dict[str, Row] = {
             (pair(Concat((EVEN, ODD)), Conv(tensor(3, 8, 3, 3), None, NEAR, 1, "reflect")), None),
             (pair(Concat((EVEN, KERNEL)), Conv(tensor(4, 8, 1, 1), None, points(2))), None),
             (pair(EVEN, KERNEL), None),
+        ),
+    ),
+    "merge_unshuffle": Row(
+        (
+            pair(BLOCKS, Conv(tensor(3, 8, 3, 3), tensor(3), NEAR)),
+            pair(
+                Unshuffle((3, 1), (1, 2, 0)), Conv(tensor(2, 12, 1, 2), None, (Axis(), Axis(2, 2)))
+            ),
+            pair(Unshuffle((1, 5), (2, 0, 1)), Conv(tensor(2, 20, 2, 1), None, (Axis(2), Axis()))),
+        ),
+        (
+            (pair(BLOCKS, Conv(tensor(4, 4, 1, 1), None, points(2), 2)), None),
+            (pair(BLOCKS, Conv(tensor(3, 8, 3, 1), None, SPREAD)), None),
+            (pair(BLOCKS, Conv(tensor(3, 8, 3, 3), None, NEAR, 1, "reflect")), None),
+            (pair(BLOCKS, NORM), None),
         ),
     ),
     "gather_from_concat": Row(

@@ -1,13 +1,15 @@
-"""Even and odd rows and columns side by side before a convolution: one convolution of the map.
+"""Blocks of positions as channels before a convolution: one convolution of the map.
 
-Random steps, windows and orders; the oracle is the dense matrix of the slices as they are, and the
-control has them in another order. Networks have their own forward as the oracle.
+Slices side by side (Focus) and blocks (`pixel_unshuffle`, in any spelling). Random steps, windows
+and orders; the oracle is the dense matrix of what stands there, and the control has another order.
+Networks have their own forward as the oracle.
 """
 
 from __future__ import annotations
 
 from itertools import product
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +19,9 @@ import refold
 from helpers import traps
 from helpers.strategies import Maker, gap, matrix_of
 from refold.algebra.geometry import Axis
-from refold.algebra.operator import AvgPool, Concat, Conv, Operator, leaves, sequence
+from refold.algebra.operator import AvgPool, Concat, Conv, Operator, Unshuffle, leaves, sequence
 from refold.engine.simplify import simplify
-from refold.rules.phases import merge_phases
+from refold.rules.phases import merge_phases, merge_unshuffle
 
 EXACT, WRONG = 1e-9, 1e-3
 
@@ -61,6 +63,97 @@ def test_another_order_would_show() -> None:
     turned = merge_phases(sequence(Concat(whole.parts[::-1]), conv))
     assert isinstance(turned, Conv)
     assert gap(matrix_of(op, shape, rank), matrix_of(turned, shape, rank)) >= WRONG
+
+
+def blocks(seed: int) -> tuple[Operator, tuple[int, ...], int]:
+    """Return blocks before a convolution, the map that they cut, and its spatial axes."""
+    op, shape, rank = made(seed)
+    [whole, conv] = op.parts
+    steps = tuple(axis.stride for axis in whole.parts[0].axes)
+    order = Random(seed).sample(range(rank + 1), rank + 1)
+    return sequence(Unshuffle(steps, tuple(order)), conv), shape, rank
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_blocks_are_one_convolution(seed: int) -> None:
+    op, shape, rank = blocks(seed)
+    folded = simplify(op).op
+    assert len(leaves(folded)) == 1
+    assert gap(matrix_of(op, shape, rank), matrix_of(folded, shape, rank)) <= EXACT
+
+
+def test_blocks_in_another_order_would_show() -> None:
+    [block, conv], shape, rank = blocks(3)[0].parts, *blocks(3)[1:]
+    turned = merge_unshuffle(sequence(Unshuffle(block.steps, block.order[::-1]), conv))
+    assert isinstance(turned, Conv)
+    whole = matrix_of(sequence(block, conv), shape, rank)
+    assert gap(whole, matrix_of(turned, shape, rank)) >= WRONG
+
+
+def written(*turn: int) -> Any:
+    """Return blocks of two by two as code spells them: view, permute, view."""
+
+    def run(x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        x = x.view(n, c, h // 2, 2, w // 2, 2).permute(0, *turn, 2, 4).contiguous()
+        return x.view(n, 4 * c, h // 2, w // 2)
+
+    return run
+
+
+def of_rows(x: Tensor) -> Tensor:
+    """Cut into halves: how large the blocks are depends on the map."""
+    n, c, h, w = x.shape
+    x = x.view(n, c, 2, h // 2, 2, w // 2).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(n, 4 * c, h // 2, w // 2)
+
+
+def halves(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    x = x.view(n, c, 2, h // 2, 2, w // 2).permute(0, 1, 3, 5, 2, 4)
+    return x.reshape(n, -1, 2, 2)[:, : 4 * c]
+
+
+class Behind(nn.Module):
+    """A convolution and a norm behind blocks of positions."""
+
+    def __init__(self, run: Any, groups: int = 1) -> None:
+        super().__init__()
+        self.run = run
+        self.conv = nn.Conv2d(12, 8, 3, 1, 1, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.run(x))).relu()
+
+
+SPELLED = {
+    "layer": nn.PixelUnshuffle(2),
+    "function": lambda x: nn.functional.pixel_unshuffle(x, 2),
+    "channels first": written(1, 3, 5),
+    "places first": written(3, 5, 1),
+    "columns first": written(5, 3, 1),
+}
+
+
+@pytest.mark.parametrize("name", SPELLED)
+def test_blocks_of_positions_in_any_spelling(name: str) -> None:
+    x, model = traps.images(2, 3, 8, 10), traps.live(Behind(SPELLED[name]))
+    folded = refold.reparameterize(model, x)
+    [conv] = [layer for layer in folded.modules() if isinstance(layer, nn.Conv2d)]
+    assert (conv.kernel_size, conv.stride, conv.padding) == ((6, 6), (2, 2), (2, 2))
+    for other in (x, traps.images(1, 3, 12, 6), traps.images(3, 3, 2, 4)):
+        assert traps.gap(model, folded, other) <= EXACT
+
+
+@pytest.mark.parametrize(("run", "groups"), [(of_rows, 1), (halves, 1), (written(1, 3, 5), 4)])
+def test_other_blocks_stay(run: Any, groups: int) -> None:
+    x, model = traps.images(2, 3, 8, 10), traps.live(Behind(run, groups))
+    folded = refold.reparameterize(model, x)
+    [conv] = [layer for layer in folded.modules() if isinstance(layer, nn.Conv2d)]
+    assert conv.kernel_size == (3, 3)
+    for other in (x, traps.images(1, 3, 12, 16)):
+        assert traps.gap(model, folded, other) <= EXACT
 
 
 class Focus(nn.Module):

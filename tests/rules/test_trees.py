@@ -107,9 +107,11 @@ def test_the_trees_exercise_every_rule() -> None:
     """Between them the trees make every rule fire, but one that needs a change of layout.
 
     Branches that begin alike, or lie side by side before a convolution, merge altogether where
-    growth is allowed: see test_siblings, test_gathered and test_phases.
+    growth is allowed, and blocks of positions have tests of their own: see test_siblings,
+    test_gathered and test_phases.
     """
-    apart = {"pass_pointwise_backward", "stack_heads", "gather_from_concat", "merge_phases"}
+    apart = {"pass_pointwise_backward", "stack_heads", "gather_from_concat"}
+    apart |= {"merge_phases", "merge_unshuffle"}
     missing = {rule.name for rule in RULES} - apart
     for seed, kind in product(range(150), KINDS):
         steps = simplify(kind(Random(seed)).op, allow_growth=True).steps

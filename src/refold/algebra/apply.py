@@ -24,6 +24,7 @@ from refold.algebra.operator import (
     Select,
     Sequence,
     Sum,
+    Unshuffle,
     Zero,
 )
 from refold.algebra.row import Unflatten
@@ -143,6 +144,18 @@ def _run_flatten(op: Flatten, state: _State, values: Mapping[Hashable, Tensor]) 
 def _run_unflatten(op: Unflatten, state: _State, values: Mapping[Hashable, Tensor]) -> _State:
     row = state[0].flatten(state[0].ndim - 1 - state[1])
     return row.unflatten(-1, (-1, *op.size)), len(op.size)
+
+
+@_run.register
+def _run_unshuffle(op: Unshuffle, state: _State, values: Mapping[Hashable, Tensor]) -> _State:
+    x, rank = state[0], len(op.steps)
+    cut = [
+        size for n, step in zip(x.shape[2:], op.steps, strict=True) for size in (n // step, step)
+    ]
+    dims = (1, *range(3, 3 + 2 * rank, 2))
+    places = (2 + 2 * axis for axis in range(rank))
+    blocks = x.reshape(*x.shape[:2], *cut).permute(0, *(dims[d] for d in op.order), *places)
+    return blocks.reshape(x.shape[0], -1, *blocks.shape[2 + rank :]), rank
 
 
 @_run.register

@@ -20,6 +20,7 @@ from refold.algebra.operator import (
     Select,
     Sequence,
     Sum,
+    Unshuffle,
     leaves,
 )
 from refold.algebra.row import Unflatten
@@ -119,6 +120,12 @@ def _walk_pool(op: AvgPool, flow: _Flow) -> _Flow:
 @_walk.register
 def _walk_pad(op: Pad, flow: _Flow) -> _Flow:
     return flow.resized([lambda size, more=lo + hi: size + more for lo, hi in op.amounts])
+
+
+@_walk.register
+def _walk_unshuffle(op: Unshuffle, flow: _Flow) -> _Flow:
+    after = flow.resized([lambda size, step=step: size / step for step in op.steps])
+    return after._replace(channels=flow.channels * prod(op.steps))
 
 
 @_walk.register

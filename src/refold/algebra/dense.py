@@ -30,6 +30,7 @@ from refold.algebra.operator import (
     Select,
     Sequence,
     Sum,
+    Unshuffle,
     Zero,
 )
 from refold.algebra.row import Unflatten
@@ -247,6 +248,22 @@ def _dense_unflatten(op: Unflatten, x: DenseMap) -> DenseMap:
     if prod(x.shape[1:]) != 1 or x.shape[0] % prod(op.size):
         raise GeometryError(f"a row that is a map of {op.size} is required, got {x.shape}")
     return DenseMap(x.matrix, x.offset, (x.shape[0] // prod(op.size), *op.size))
+
+
+@_dense.register
+def _dense_unshuffle(op: Unshuffle, x: DenseMap) -> DenseMap:
+    channels, spatial = x.shape[0], x.shape[1:]
+    if any(n % step for n, step in zip(spatial, op.steps, strict=True)):
+        raise GeometryError(f"maps of {spatial} do not split into blocks of {op.steps}")
+    out = tuple(n // step for n, step in zip(spatial, op.steps, strict=True))
+    counts, rows = (channels, *op.steps), list[int]()
+    for digits in product(*(range(counts[d]) for d in op.order)):
+        channel, *places = (digits[op.order.index(d)] for d in range(len(counts)))
+        for position in product(*(range(n) for n in out)):
+            spots = zip(position, op.steps, places, strict=True)
+            source = tuple(i * step + place for i, step, place in spots)
+            rows.append(channel * prod(spatial) + _flat(source, spatial))
+    return DenseMap(x.matrix[rows], x.offset[rows], (channels * prod(op.steps), *out))
 
 
 @_dense.register

@@ -226,6 +226,20 @@ class Flatten(Operator):
 
 
 @dataclass(frozen=True, eq=False)
+class Unshuffle(Operator):
+    """Blocks of positions as channels: (C, *size * steps) -> (C * prod(steps), *size).
+
+    Args:
+        steps: positions of a block along each spatial axis.
+        order: how the new channels count: 0 stands for the old channel and 1, 2, … for the place
+            along each axis, the slowest first.
+    """
+
+    steps: tuple[int, ...]
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Sequence(Operator):
     """Operators one after the other, the first applied first."""
 

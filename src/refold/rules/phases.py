@@ -1,12 +1,15 @@
-"""Slices of every other position, side by side before a convolution: one with a larger stride.
+"""Blocks of positions as channels before a convolution: one with a larger stride.
 
 YOLO's Focus layer cuts a map into its even and odd rows and columns, lays the four side by side and
-convolves. A convolution with twice the kernel and twice the stride reads the same numbers.
+convolves; `pixel_unshuffle` does so for blocks of any size. A convolution with a kernel and stride
+so many times as large reads the same numbers.
 """
 
 from __future__ import annotations
 
 from math import prod
+
+from torch import Tensor
 
 from refold.algebra.geometry import Axes, Axis
 from refold.algebra.operator import (
@@ -16,6 +19,7 @@ from refold.algebra.operator import (
     Input,
     Operator,
     Sequence,
+    Unshuffle,
     chain,
     sequence,
 )
@@ -36,6 +40,32 @@ def merge_phases(op: Operator) -> Outcome:
             return _merged(branches, conv)
         case _:
             return None
+
+
+@rule(
+    "series",
+    exact="always: a map is cut into whole blocks",
+    source="a block of positions is what a convolution with that kernel and stride reads",
+)
+def merge_unshuffle(op: Operator) -> Outcome:
+    """A convolution of blocks of positions is one of the map, its kernel and stride larger."""
+    match op:
+        case Sequence((Unshuffle() as blocks, Conv() as conv)):
+            return _of_blocks(blocks, conv)
+        case _:
+            return None
+
+
+def _of_blocks(blocks: Unshuffle, conv: Conv) -> Outcome:
+    if len(blocks.steps) != len(conv.axes) or not _fits(conv, blocks.steps):
+        return None
+    if conv.in_channels % prod(blocks.steps):
+        return None
+    sizes = (conv.in_channels // prod(blocks.steps), *blocks.steps)
+    cut = conv.weight.unflatten(1, tuple(sizes[axis] for axis in blocks.order))
+    back = (1 + blocks.order.index(axis) for axis in (*range(1, len(sizes)), 0))
+    kernel = range(1 + len(sizes), cut.ndim)
+    return _laid(conv, blocks.steps, cut.permute(0, *back, *kernel))
 
 
 def _merged(branches: tuple[Operator, ...], conv: Conv) -> Outcome:
@@ -83,13 +113,21 @@ def _fits(conv: Conv, steps: Offsets) -> bool:
 
 def _with_phases(conv: Conv, steps: Offsets, offsets: list[Offsets]) -> Conv:
     """Return the convolution of the map itself."""
-    rank, count = len(steps), len(offsets)
+    count = len(offsets)
     order = sorted(range(count), key=offsets.__getitem__)
-    blocks = conv.weight.unflatten(1, (count, -1))[:, order].unflatten(1, steps)
+    return _laid(conv, steps, conv.weight.unflatten(1, (count, -1))[:, order].unflatten(1, steps))
+
+
+def _laid(conv: Conv, steps: Offsets, blocks: Tensor) -> Conv:
+    """Return a convolution with a kernel of blocks.
+
+    Shape:
+        blocks (O, *steps, I, *kernel).
+    """
+    rank = len(steps)
     inner = [axis for at in range(rank) for axis in (2 + rank + at, 1 + at)]
-    laid = blocks.permute(0, 1 + rank, *inner)
     kernel = [axis.kernel * step for axis, step in zip(conv.axes, steps, strict=True)]
-    weight = laid.reshape(conv.weight.shape[0], -1, *kernel)
+    weight = blocks.permute(0, 1 + rank, *inner).reshape(blocks.shape[0], -1, *kernel)
     return Conv(weight, conv.bias, _widened(conv.axes, steps))
 
 

@@ -16,6 +16,7 @@ from refold.algebra.operator import (
     Operator,
     Resample,
     Sum,
+    Unshuffle,
     chain,
     leaves,
 )
@@ -97,6 +98,8 @@ def ranks_of(op: Operator, rank: int | None) -> dict[Operator, int | None]:
             rank = part.source_rank
         elif isinstance(part, (Conv, AvgPool)):
             rank = len(part.axes)
+        elif isinstance(part, Unshuffle):
+            rank = len(part.steps)
         elif isinstance(part, Flatten):
             rank = len(part.size)
         elif isinstance(part, Unflatten):

@@ -219,7 +219,6 @@ LAYERS: dict[str, Handler] = {
     "pow": _nothing_if(lambda context, call: context.number(call["exponent"]) == 1),
     "maximum": _nothing_if(lambda context, call: call["other"] is call["input"]),
     "pixel_shuffle": _nothing_if(lambda context, call: call["factor"] == 1),
-    "pixel_unshuffle": _nothing_if(lambda context, call: call["factor"] == 1),
     "repeat": _nothing_if(_repeats_once),
     "roll": _nothing_if(_rolls_nowhere),
     **{f"max_pool{rank}d": _nothing_if(_pools_one) for rank in (1, 2, 3)},

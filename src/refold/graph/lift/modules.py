@@ -216,7 +216,6 @@ _HANDLERS: dict[type, ModuleHandler] = {
     },
     nn.FeatureAlphaDropout: _dropout,
     nn.PixelShuffle: _nothing_at_one("upscale_factor"),
-    nn.PixelUnshuffle: _nothing_at_one("downscale_factor"),
     **{getattr(nn, f"MaxPool{rank}d"): _max_pool for rank in (1, 2, 3)},
     **dict.fromkeys(
         (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout), _dropout

@@ -1,4 +1,4 @@
-"""Changes of layout: reshapes, transposes and the channel shuffle they spell.
+"""Changes of layout: reshapes, transposes, and the shuffles of channels and places they spell.
 
 Where the channel axis of a value lies is known by its rank (the number of axes after it), which the
 neighbours give: so most of these are lifted only once the rank of what they read is known.
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from refold.algebra.operator import Flatten, Resample, Select
+from refold.algebra.operator import Flatten, Resample, Select, Unshuffle
 from refold.algebra.row import Reshaped, Unflatten
 from refold.graph.calls import Call, canonical
 from refold.graph.lift.context import Context, Handler, Shape
 from refold.graph.lift.indexing import axes_of
-from refold.graph.lift.piece import Lifted, Piece, RankedOp, relayout, unary
+from refold.graph.lift.piece import Lifted, Piece, RankedOp, nothing, relayout, unary
 from refold.graph.lift.windows import tuple_of
 from refold.graph.trace.overridden import layer_class
 
@@ -29,7 +29,8 @@ def _reshape(context: Context, node: fx.Node, call: Call) -> Lifted:
     if before is None or after is None:
         return None
     meaning = partial(_reshaped, before, after, call)
-    return _shuffled(context, node, after) or relayout(source, meaning)
+    spelled = _shuffled(context, node, after) or _in_blocks(context, node, after)
+    return spelled or relayout(source, meaning)
 
 
 def _reshaped(before: Shape, after: Shape, call: Call, rank: int) -> RankedOp | None:
@@ -119,8 +120,8 @@ def _shuffle(context: Context, node: fx.Node, call: Call) -> Lifted:
     return unary(call["input"], op, rank=len(shape) - 2)
 
 
-def _shuffled(context: Context, node: fx.Node, after: Shape) -> Piece | None:
-    """Recognise view (groups, n), transpose, flatten back: a channel shuffle by its shapes."""
+def _turned(node: fx.Node) -> tuple[fx.Node, list[fx.Node], list[str]] | None:
+    """Return what a reshape of a turned reshape reads first, the calls between, and their names."""
     chain: list[fx.Node] = []
     current: Any = node.args[0]
     names: list[str] = []
@@ -135,6 +136,15 @@ def _shuffled(context: Context, node: fx.Node, after: Shape) -> Piece | None:
             break
     if not names or names[-1] != "reshape" or not {"transpose", "permute"} & set(names):
         return None
+    return current, chain, names
+
+
+def _shuffled(context: Context, node: fx.Node, after: Shape) -> Piece | None:
+    """Recognise view (groups, n), transpose, flatten back: a channel shuffle by its shapes."""
+    found = _turned(node)
+    if found is None:
+        return None
+    current, chain, names = found
     before, middle = context.shape(current), context.shape(chain[-1])
     turned = context.shape(next(n for n, name in zip(chain, names, strict=True) if name != "same"))
     if before != after or middle is None or turned is None or before is None or len(before) < 3:
@@ -150,6 +160,44 @@ def _shuffled(context: Context, node: fx.Node, after: Shape) -> Piece | None:
     op = Select(shuffle_index(before[1], groups), before[1])
     rank = len(before) - 2
     return Piece((current,), (op,), rank_in=rank, rank_out=rank, through=tuple(chain))
+
+
+def _in_blocks(context: Context, node: fx.Node, after: Shape) -> Piece | None:
+    """Recognise view (C, h, r, w, s), permute, flatten: blocks of positions become channels."""
+    found = _turned(node)
+    if found is None or found[2].count("permute") != 1 or "transpose" in found[2]:
+        return None
+    source, chain, names = found
+    before, middle = context.shape(source), context.shape(chain[-1])
+    cut, turn = canonical(chain[-1]), canonical(chain[names.index("permute")])
+    if before is None or middle is None or cut is None or turn is None or len(before) < 3:
+        return None
+    rank, sizes = len(before) - 2, cut.arguments.get("shape")
+    steps, dims = middle[3::2], tuple_of(turn["dims"], 1)
+    if len(middle) != 2 + 2 * rank or middle[:2] != before[:2]:
+        return None
+    if any(a * b != n for a, b, n in zip(middle[2::2], steps, before[2:], strict=True)):
+        return None
+    if not isinstance(sizes, (tuple, list)) or len(sizes) != len(middle):
+        return None
+    if not all(isinstance(size, int) and size > 0 for size in sizes[3::2]):
+        return None  # how large the blocks are depends on the input
+    places = tuple(range(2, 2 + 2 * rank, 2))
+    if dims[:1] != (0,) or dims[2 + rank :] != places or after[2:] != middle[2::2]:
+        return None
+    if after[:2] != (before[0], before[1] * prod(steps)):
+        return None
+    op = Unshuffle(tuple(steps), tuple((dim - 1) // 2 for dim in dims[1 : 2 + rank]))
+    return Piece((source,), (op,), rank_in=rank, rank_out=rank, through=tuple(chain))
+
+
+def _unshuffle(context: Context, node: fx.Node, call: Call) -> Lifted:
+    shape, factor = context.shape(call["input"]), call["factor"]
+    if factor == 1:
+        return nothing(call["input"])
+    if not isinstance(factor, int) or (shape is not None and len(shape) != 4):
+        return None
+    return unary(call["input"], Unshuffle((factor, factor), (0, 1, 2)), rank=2)
 
 
 def _swaps_axes_1_2(node: fx.Node) -> bool:
@@ -199,6 +247,8 @@ def layout_call(module: nn.Module, source: fx.Node) -> Call | None:
         return Call("reshape", {"input": source, **sizes})
     if isinstance(module, nn.ChannelShuffle) and kind is nn.ChannelShuffle:
         return Call("channel_shuffle", {"input": source, "groups": module.groups})
+    if isinstance(module, nn.PixelUnshuffle) and kind is nn.PixelUnshuffle:
+        return Call("pixel_unshuffle", {"input": source, "factor": module.downscale_factor})
     return None
 
 
@@ -212,4 +262,5 @@ LAYOUT: dict[str, Handler] = {
     "unsqueeze": _reshape,
     "transpose": _transpose,
     "permute": _transpose,
+    "pixel_unshuffle": _unshuffle,
 }
