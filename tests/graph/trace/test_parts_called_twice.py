@@ -101,3 +101,31 @@ def test_a_part_that_keeps_something_stays_one(kind: type[nn.Module]) -> None:
     old, new = deepcopy(net), reparameterize(net, images(2, 4, 6, 6))
     for seed in range(3):
         assert gap(old, new, images(2, 4, 6, 6, seed=seed)) <= EXACT
+
+
+class Mlp(nn.Module):
+    """One dropout behind both layers, as in the MLP of most vision transformers."""
+
+    def __init__(self, drop: nn.Module) -> None:
+        super().__init__()
+        self.one, self.other, self.drop = nn.Linear(4, 8), nn.Linear(8, 4), drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.other(self.drop(self.one(x).relu())))
+
+
+@pytest.mark.parametrize("drop", [nn.Dropout(0.1), nn.LeakyReLU(1.0)])
+def test_a_layer_that_does_nothing_goes_from_all_its_places(drop: nn.Module) -> None:
+    net, x = live(nn.Sequential(Mlp(drop), nn.PReLU(init=1.0))), images(2, 5, 4)
+    folded = reparameterize(net, x)
+    assert not any(isinstance(part, type(drop)) for part in folded.modules())
+    assert gap(net, folded, x) <= EXACT
+    folded.train()
+    assert gap(net, folded, x) <= EXACT
+
+
+def test_a_layer_that_does_something_at_one_of_its_places_stays() -> None:
+    net, x = live(Mlp(nn.ReLU())), images(2, 5, 4)
+    folded = reparameterize(net, x)
+    assert isinstance(folded.drop, nn.ReLU)
+    assert gap(net, folded, x) <= EXACT

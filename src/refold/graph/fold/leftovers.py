@@ -39,10 +39,13 @@ def drop_idle(fold: FoldPass) -> None:
     """Take away every function that changes nothing, here or anywhere."""
     ranges: Ranges | None = None
     for node in list(fold.lifter.capture.graph.nodes):
+        if not alive(node):
+            continue
         piece = fold.lifter.lift(node)
         if isinstance(piece, Piece):
-            if piece.is_nothing and _may_go(fold.lifter, node, piece.sources[0]):
-                fold.attempt([node], partial(_drop, fold, node, piece.sources[0]))
+            calls = _calls(fold.lifter, node) if piece.is_nothing else []
+            if calls and all(_is_idle(fold.lifter, call) for call in calls):
+                fold.attempt(calls, partial(_drop_calls, fold, calls))
             continue
         found = activation(fold.lifter, node)
         if found is None or found.keeps is None or node in fold.lifter.capture.stays:
@@ -53,15 +56,49 @@ def drop_idle(fold: FoldPass) -> None:
             fold.attempt([*proof, node], partial(_drop, fold, node, found.source))
 
 
-def _drop(fold: FoldPass, node: fx.Node, value: fx.Node) -> bool:
-    """Let readers read `value` instead of `node`, and note it unless nothing was computed."""
-    if node in fold.lifter.tainted or value in fold.lifter.tainted:
+def _calls(lifter: Lifter, node: fx.Node) -> list[fx.Node]:
+    """Return a call and all others of its layer, which go together; none where some are not seen.
+
+    One dropout often stands for several.
+    """
+    if _is_single(lifter, node):
+        return [node]
+    graph = lifter.capture.graph
+    found = [n for n in graph.nodes if n.op == "call_module" and n.target == node.target]
+    return found if len(found) == lifter.capture.calls[str(node.target)] else []
+
+
+def _is_idle(lifter: Lifter, node: fx.Node) -> bool:
+    piece = lifter.lift(node)
+    return isinstance(piece, Piece) and piece.is_nothing and _may_go(lifter, node, piece.sources[0])
+
+
+def _drop_calls(fold: FoldPass, calls: list[fx.Node]) -> bool:
+    """Let readers of calls that change nothing read what these read, of all of them or of none."""
+    values = [node.all_input_nodes[0] for node in calls]
+    if len(calls) > 1 and any(_must_stay(fold, *pair) for pair in zip(calls, values, strict=True)):
         return False
-    if fold.shares_anew(node, value):
+    done = False
+    for node in calls:
+        piece = fold.lifter.lift(node)
+        assert isinstance(piece, Piece)  # what it reads may have changed, it has not
+        done = _drop(fold, node, piece.sources[0], times=len(calls))
+    return done
+
+
+def _must_stay(fold: FoldPass, node: fx.Node, value: fx.Node) -> bool:
+    if node in fold.lifter.tainted or value in fold.lifter.tainted:
+        return True
+    return fold.shares_anew(node, value)
+
+
+def _drop(fold: FoldPass, node: fx.Node, value: fx.Node, *, times: int = 1) -> bool:
+    """Let readers read `value` instead of `node`, and note it unless nothing was computed."""
+    if _must_stay(fold, node, value):
         return False
     where, (name, count) = fold.path(node), _told(fold, node)
     computes = "dropout" not in name.lower()
-    fold.editor.bypass(node, value)
+    fold.editor.bypass(node, value, times=times)
     fold.edited()
     if computes:
         fold.folds.append(Fold(where, "drop what changes nothing", name, count, 0))
@@ -87,7 +124,7 @@ def _may_go(lifter: Lifter, node: fx.Node, value: fx.Node) -> bool:
         return False
     if node.op == "call_module":
         layer = submodule(lifter.capture.module, str(node.target))
-        return not isinstance(layer, nn.Identity) and _is_single(lifter, node)
+        return not isinstance(layer, nn.Identity)
     if Kind.BROADCASTS not in kind_of(node):
         return True
     return _keeps_precision(lifter, node, value)
