@@ -13,7 +13,7 @@ from refold.algebra.geometry import Axis
 from refold.algebra.operator import AvgPool, Identity, Operator, Pad, Resample, Select, sequence
 from refold.graph.calls import Call, canonical
 from refold.graph.lift.context import Context, Handler, Shape
-from refold.graph.lift.piece import Lifted, Piece, RankedOp, relayout, unary
+from refold.graph.lift.piece import Lifted, Piece, RankedOp, nothing, relayout, unary
 from refold.graph.lift.windows import tuple_of
 
 
@@ -67,6 +67,8 @@ def _getitem(context: Context, node: fx.Node, call: Call) -> Lifted:
     if not isinstance(source, fx.Node) or not all(_is_plain(entry) for entry in entries):
         return None
     shape = context.shape(source)
+    if shape is not None and _takes_all(context, node, source, entries):
+        return nothing(source)
 
     def by_rank(rank: int) -> RankedOp | None:
         count = axes_of(shape, rank)
@@ -80,6 +82,19 @@ def _getitem(context: Context, node: fx.Node, call: Call) -> Lifted:
         return _sliced(slices, rank, None if varies(node, rank) else _channels(shape, rank))
 
     return relayout(source, by_rank)
+
+
+def _takes_all(context: Context, node: fx.Node, source: fx.Node, entries: tuple[Any, ...]) -> bool:
+    """Say whether an index takes all channels of a map, as `y[:, :12]` of twelve does."""
+    shape, piece = context.shape(source) or (), context.lift(source)
+    rank, slices = len(shape) - 2, _spread(entries, len(shape))
+    if slices is None or not isinstance(piece, Piece) or piece.rank_out != rank or rank < 1:
+        return False
+    entry, others = slices[1], (slices[0], *slices[2:])
+    if not isinstance(entry, slice) or any(other != slice(None) for other in others):
+        return False
+    whole = range(shape[1])[entry] == range(shape[1])
+    return whole and (entry.stop is None or entry.stop > 0) and not varies(node, rank)
 
 
 def varies(node: fx.Node, rank: int) -> bool:

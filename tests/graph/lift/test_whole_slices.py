@@ -1,0 +1,49 @@
+"""Slices that take all channels, as GhostNet's modules end in: they go. The model is the oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.traps import EXACT, WRONG, gap, images, live
+from refold import reparameterize
+
+
+class Ghost(nn.Module):
+    """Half of the channels from a convolution, half from what it gives; some are asked for."""
+
+    def __init__(self, asked: int, places: slice = slice(None)) -> None:
+        super().__init__()
+        self.asked, self.places = asked, places
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.cheap = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        both = torch.cat([y, self.cheap(y)], 1)
+        return both[:, : self.asked, self.places, :].sigmoid()
+
+
+def slices(model: nn.Module, x: Tensor) -> int:
+    nodes = torch.export.export(model, (x,), strict=False).graph.nodes
+    return sum(str(node.target) in ("aten.slice.Tensor", "aten.alias.default") for node in nodes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "places", "left"),
+    [(8, slice(None), 0), (9, slice(None), 0), (7, slice(None), 1), (8, slice(0, 6), 1)],
+)
+def test_all_channels_are_no_choice(asked: int, places: slice, left: int) -> None:
+    net, x = live(Ghost(asked, places)), images(2, 3, 6, 7)
+    folded = reparameterize(net, x)
+    assert slices(folded, x) == left
+    for size in ((6, 7), (9, 5), (2, 3)):
+        assert gap(net, folded, images(2, 3, *size)) <= EXACT
+
+
+def test_a_careless_look_at_the_size_of_the_example_would_show() -> None:
+    net, other = live(Ghost(8, slice(0, 6))), live(Ghost(8))
+    other.load_state_dict(net.state_dict())
+    assert gap(net, other, images(2, 3, 6, 7)) <= EXACT
+    assert gap(net, other, images(2, 3, 9, 7)) > WRONG
