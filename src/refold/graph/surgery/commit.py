@@ -12,26 +12,31 @@ from torch import fx, nn
 from refold.errors import InputError
 from refold.graph.copies.held import ATOMS
 from refold.graph.copies.modules import all_modules, modules_by_path, submodule
+from refold.graph.copies.watching import Absent
+from refold.graph.surgery.contents import Contents, contents, words_of
 from refold.graph.surgery.edits import Edits, alive
-from refold.graph.surgery.fixed import fixed_attributes
+from refold.graph.surgery.fixed import fixed_readings
 from refold.graph.surgery.frames import FramePlan
 from refold.graph.surgery.generated import (
-    UNRECORDED,
     Method,
     fix_attributes,
+    fix_contents,
+    guard_methods,
     method_from_graph,
     refuse_calls,
     regenerate,
 )
+from refold.graph.surgery.methods_apart import MethodsApart
 from refold.graph.surgery.plain_modules import (
     chain_slots,
     is_layer_subclass,
     mentioned_names,
+    names_of_overrides,
     plain_module,
 )
-from refold.graph.trace.doubts import methods_apart
 from refold.graph.trace.frames import Frame, is_inside, map_tree, walk
 from refold.graph.trace.leaves import is_layer
+from refold.graph.trace.recorder.flags import holds_plain, is_flag
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _TABLES = frozenset({"_modules", "_parameters", "_buffers"})
@@ -49,7 +54,7 @@ class Commit:
     def __init__(
         self, edits: Edits, target: nn.Module, steps: Iterable[Iterable[fx.Node]] = ()
     ) -> None:
-        self.edits, self.steps = edits, steps
+        self.edits, self.steps = edits, [*map(set, steps)]
         self.capture = edits.capture
         self.target = target
         try:
@@ -78,9 +83,9 @@ class Commit:
             self._remove_unused(changed)
         for frame in reversed(changed):
             self._leave_layer_class(frame)
-        self._refuse_methods()
-        self._fix_attributes(changed)
+        self._guard_methods()
         swap_modules(self.target, self.swaps)
+        self._fix_attributes(changed)
         return self.swaps.get(id(self.target), self.target)
 
     # new content
@@ -131,50 +136,60 @@ class Commit:
         else:
             regenerate(module, {frame.method: method_from_graph(graph)})
 
-    def _refuse_methods(self) -> None:
-        """Let methods that forward never uses refuse to run where they call parts of a fold.
-
-        One that calls every layer of it, as forward does, computes what it did.
-        """
-        ran = {(frame.path, frame.method) for frame in walk(self.capture.root)}
-        passing = {cast(str, node.target) for node in self.edits.identities}
-        gone = self.edits.lost_layers().keys() - passing
-        folds: dict[str, list[set[str]]] = {}  # the parts of each, by what holds them
-        for fold in (*self._folded_together(), *({path} for path in gone)):
-            for holder in {path.rpartition(".")[0] for path in fold}:
-                part = {path for path in fold if path.rpartition(".")[0] == holder}
-                folds.setdefault(holder, []).append(part)
-        for holder, parts in folds.items():
-            module, before = self.places.get(holder), submodule(self.capture.module, holder)
-            if module is None or isinstance(before, _CONTAINERS):
-                continue
-            prefix = holder and f"{holder}."
-            for method, names in methods_apart(type(before)).items():
-                called = {prefix + name for name in names}
-                is_apart = any(part & called and (part & gone or part - called) for part in parts)
-                if is_apart and (holder, method) not in ran and method not in module.__dict__:
-                    refuse_calls(module, method, self.capture.full(holder), UNRECORDED)
+    def _guard_methods(self) -> None:
+        """Let methods beside forward raise where they would take folds apart."""
+        kinds = {path: type(module) for path, module in self.old.items() if path in self.places}
+        refused = {(f.path, f.method) for f, graph in self.plan.status.items() if graph == "inline"}
+        apart = MethodsApart(self.edits, self.steps)
+        for path, guard, names in apart.guards(kinds):
+            module = self.places[path]
+            own = [name for name in names if (path, name) not in refused]
+            own = [name for name in own if name not in module.__dict__]
+            if own and not isinstance(module, fx.GraphModule):
+                guard_methods(module, guard, own)
 
     def _fix_attributes(self, changed: list[Frame]) -> None:
         """Let modules refuse other values of the attributes that the fold takes for granted."""
         written = dict.fromkeys((*changed, *self.plan.opened))
-        for path, values in fixed_attributes(self.edits, written, self.steps).items():
+        values: dict[str, dict[str, Any]] = {}
+        holders: dict[Frame, dict[tuple[str, str], Any]] = {}
+        for frame, read in fixed_readings(self.edits, written, self.steps):
+            if read.value is Absent or is_flag(read.value):
+                values.setdefault(read.path, {}).setdefault(read.name, read.value)
+            if holds_plain(read.value) and not isinstance(read.value, tuple):
+                carrier = self._carrier(frame, read.path)
+                below = read.path.removeprefix(carrier.path).removeprefix(".")
+                holders.setdefault(carrier, {})[below, read.name] = read.value
+        for path, own in values.items():
             module = self.places.get(path)
             if module is not None and not isinstance(module, fx.GraphModule):
-                fix_attributes(module, self.capture.full(path), values)
+                fix_attributes(module, self.capture.full(path), own)
+        for frame, held in holders.items():
+            self._fix_contents(frame, held)
 
-    def _folded_together(self) -> list[set[str]]:
-        """Return the paths of layers that hold something else now, with those they took in."""
-        found: dict[str, set[str]] = {}
-        for node in self.edits.identities:
-            sources = [n for n in self.edits.before[node][2] if isinstance(n, fx.Node)]
-            while sources and sources[0] in self.edits.identities:
-                below = self.edits.before[sources[0]][2]
-                sources = [n for n in below if isinstance(n, fx.Node)]
-            near = [str(n.target) for n in (*sources, *self.edits.now(node).users)]
-            host = next((path for path in near if path in self.edits.modules), str(node.target))
-            found.setdefault(host, {host}).add(str(node.target))
-        return list(found.values())
+    def _carrier(self, frame: Frame, path: str) -> Frame:
+        """Return the frame whose forward runs the code of another, and holds a module."""
+        while frame.parent is not None and (
+            self.plan.status[frame] == "inline"
+            or frame.method != "forward"
+            or not f"{path}.".startswith(f"{frame.path}.")
+        ):
+            frame = frame.parent
+        return frame
+
+    def _fix_contents(self, frame: Frame, held: dict[tuple[str, str], Any]) -> None:
+        module = self.places.get(frame.path)
+        if module is None or id(module) in self.swaps or "forward" in module.__dict__:
+            return
+        if isinstance(module, fx.GraphModule):
+            return
+        kinds = {type(below.module) for below in walk(frame)}
+        words = words_of(kinds, [*held.values()])
+        now = {
+            (path, name): contents(submodule(module, path).__dict__.get(name), words)
+            for path, name in held
+        }
+        fix_contents(module, Contents(self.capture.full(frame.path), now, words))
 
     def _slots(self, frame: Frame, graph: fx.Graph) -> dict[str, nn.Module] | None:
         if self._used_elsewhere(frame):
@@ -325,7 +340,8 @@ def _drop_children(holder: nn.Module, dead: set[int], kept: set[int]) -> None:
     for name, child in list(holder._modules.items()):
         if child is None or id(child) not in dead or id(child) in kept:
             continue
-        if isinstance(holder, _CONTAINERS):  # length and indices of containers stay
+        is_named = name in names_of_overrides(type(holder))
+        if isinstance(holder, _CONTAINERS) or is_named:  # length and indices of containers stay
             holder._modules[name] = nn.Identity().train(child.training)
             dead.add(id(holder._modules[name]))
         else:

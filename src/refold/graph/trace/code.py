@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dis
 import functools
 import sys
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ def functions_of(kind: type) -> tuple[FunctionType, ...]:
         >>> functions_of(torch.nn.ReLU)
         ()
     """
-    methods = _methods_of(kind)
+    methods = methods_of(kind)
     found: dict[FunctionType, None] = {}
     pending = list(methods.get("forward", ()))
     while pending and len(found) < _MOST:
@@ -59,12 +60,19 @@ def functions_of(kind: type) -> tuple[FunctionType, ...]:
             if isinstance(value, FunctionType) and not is_foreign(value):
                 pending.append(value)
             elif not isinstance(value, type | ModuleType) and not is_foreign(type(value)):
-                held = _methods_of(type(value))  # of an object of the user's own
+                held = methods_of(type(value))  # of an object of the user's own
                 pending.extend(f for n in names_in(function.__code__) for f in held.get(n, ()))
     return tuple(found)
 
 
-def _methods_of(kind: type) -> dict[str, list[FunctionType]]:
+def methods_of(kind: type) -> dict[str, list[FunctionType]]:
+    """Return the functions of a class that are not torch's or Python's, by name, nearest first.
+
+    Examples:
+        >>> import torch
+        >>> methods_of(torch.nn.ReLU)
+        {}
+    """
     found: dict[str, list[FunctionType]] = {}
     for base in kind.__mro__:
         for name, value in () if is_foreign(base) else vars(base).items():
@@ -96,6 +104,26 @@ def names_in(code: CodeType) -> tuple[str, ...]:
     """Return the names of globals and attributes in code, in that of functions within it too."""
     inner = (names_in(part) for part in code.co_consts if isinstance(part, CodeType))
     return tuple(dict.fromkeys(chain(code.co_names, *inner)))
+
+
+@functools.lru_cache(maxsize=4096)
+def identities_in(code: CodeType) -> tuple[tuple[int, Any], ...]:
+    """Return what code asks about with `is`, constants and names, each with its line.
+
+    Examples:
+        >>> identities_in((lambda n: n is None).__code__)[0][1:]
+        ('n',)
+    """
+    inner = (identities_in(part) for part in code.co_consts if isinstance(part, CodeType))
+    found = list(chain.from_iterable(inner))
+    if dis.opmap["IS_OP"] not in code.co_code[::2]:
+        return tuple(found)
+    steps, line = list(dis.get_instructions(code)), code.co_firstlineno
+    for first, second, step in zip(steps, steps[1:], steps[2:], strict=False):
+        line = first.starts_line or line
+        if step.opname == "IS_OP":
+            found += [(line, one.argval) for one in (first, second) if "LOAD" in one.opname]
+    return tuple(found)
 
 
 @functools.lru_cache(maxsize=4096)
