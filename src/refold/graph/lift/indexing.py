@@ -86,7 +86,7 @@ def _getitem(context: Context, node: fx.Node, call: Call) -> Lifted:
 
 def _takes_all(context: Context, node: fx.Node, source: fx.Node, entries: tuple[Any, ...]) -> bool:
     """Say whether an index takes all channels of a map, as `y[:, :12]` of twelve does."""
-    shape, piece = context.shape(source) or (), context.lift(source)
+    shape, piece = tuple(context.shape(source) or ()), context.lift(source)
     rank, slices = len(shape) - 2, _spread(entries, len(shape))
     if slices is None or not isinstance(piece, Piece) or piece.rank_out != rank or rank < 1:
         return False
