@@ -53,3 +53,12 @@ def drop_unreadable_guards(program: torch.export.ExportedProgram) -> None:
     guards: list[str] | None = getattr(program, "_guards_code", None)
     if guards:
         program._guards_code = [guard for guard in guards if "L[" not in guard]
+
+
+def hooks_of_saved_tensors() -> object:
+    """Return the hooks on tensors saved for the backward pass, None without any.
+
+    Gradient checkpointing sets such hooks. Where torch does not tell them, the answer is None.
+    """
+    ask: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return None if ask is None else ask(False)

@@ -21,3 +21,5 @@ from refold.blocks.repmlp import RepMLPBlock as RepMLPBlock
 from refold.blocks.repmlp import RepMLPNetBlock as RepMLPNetBlock
 from refold.blocks.repvgg import RepVGGBlock as RepVGGBlock
 from refold.blocks.rmrep import RMBlock as RMBlock
+from refold.blocks.stacking import LinearBlock as LinearBlock
+from refold.blocks.stacking import stack_kernels as stack_kernels

@@ -98,9 +98,14 @@ class BranchedBlock(nn.Module):
         """Return the affine part, in training or deploy form."""
         if self.deploy:
             return self._conv()(x)
+        branches = self.computed()
         if self.recompute and self.training and torch.is_grad_enabled():
-            return recomputed(self, self.branches, x)
-        return self.branches(x)
+            return recomputed(self, branches, x)
+        return branches(x)
+
+    def computed(self) -> Callable[[Tensor], Tensor]:
+        """Return what computes the sum of the branches in this call."""
+        return self.branches
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's value; shape as the convolution's."""

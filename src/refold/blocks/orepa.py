@@ -6,6 +6,7 @@ the authors' checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import cos, pi
 from typing import Any, ClassVar, Unpack, cast
 
@@ -15,20 +16,24 @@ from torch.nn import functional as F
 
 from refold.algebra.geometry import Size
 from refold.blocks.arguments import TransposedOptions, parse
-from refold.blocks.base import Activation, BranchedBlock
+from refold.blocks.base import Activation
 from refold.blocks.layers import CONVOLVE, SCATTER
+from refold.blocks.stacking import LinearBlock
 from refold.branches import register_block
 from refold.errors import GeometryError
 from refold.graph import ScaleShift
 from refold.transforms import avg_pool_to_conv
 
 _EXPANSION = 8
+_POINTS = ("avg_conv", "pfir_conv", "1x1")
+"""The pointwise kernels: before an average, before the frequency prior, and in the centre."""
+
 _START = (0.25, 0.25, 0.0, 0.5, 1.0, 0.5)
 """First scales of origin, average, frequency prior, 1x1 before KxK, 1x1 and depthwise-separable."""
 
 
 @register_block("orepa")
-class OREPABlock(BranchedBlock):
+class OREPABlock(LinearBlock):
     """act(norm(conv(x, W))), W the sum of six kernels, each with a learned scale per channel.
 
     Training costs one convolution at the map's size, whatever the branches: only kernels are added.
@@ -100,37 +105,41 @@ class OREPABlock(BranchedBlock):
         self._start((1.0, *(0.0,) * 5) if single_init else _START)
         self._finish(make)
 
-    def branches(self, x: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
         """Return the norm of the convolution with the summed kernel."""
-        spec, weight = self.spec, self.weight_gen()
+        spec = self.spec
         if spec.transposed:
             y = SCATTER[spec.ndim](
-                x, _turned(weight, spec.groups), None, spec.stride, spec.padding,
+                x, _turned(kernel, spec.groups), None, spec.stride, spec.padding,
                 spec.output_padding, spec.groups, spec.dilation
             )  # fmt: skip
         else:
             y = CONVOLVE[spec.ndim](
-                x, weight, None, spec.stride, spec.padding, spec.dilation, spec.groups
+                x, kernel, None, spec.stride, spec.padding, spec.dilation, spec.groups
             )
         return self.bn(y)
 
-    def weight_gen(self) -> Tensor:
-        """Return the summed kernel, (O, I/groups, *kernel)."""
+    def kernels(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return the summed kernels of blocks of this shape, (blocks, O, I/groups, *kernel)."""
         # one read of the scales, which tracing allows
-        main, average, prior, mixed, point, apart = self.vector[..., None, None].unbind(0)
-        points = (self.weight_orepa_avg_conv, self.weight_orepa_pfir_conv, self.weight_orepa_1x1)
-        outer = torch.stack([kernel.flatten(1) for kernel in points], 2)
-        taps = self._taps() * torch.cat([average, prior, point], 1)
-        total = torch.baddbmm(self.weight_orepa_origin.flatten(2) * main, outer, taps)
-        total = total + self._pointwise_kxk(mixed) + self._separable(apart)
-        return total.unflatten(2, self.spec.kernel_size)
+        main, average, prior, mixed, point, apart = parts["vector"].unbind(1)
+        own = parts["weight_orepa_origin"].flatten(3)
+        terms = torch.stack([own, self._pointwise_kxk(parts), self._separable(parts)], 2)
+        scales = torch.stack([main, mixed, apart], 2).flatten(0, 1)
+        # three sums over few terms, each of which a product of matrices adds up in one call
+        total = torch.bmm(scales[:, None], terms.flatten(0, 1).flatten(2))
+        points = [parts[f"weight_orepa_{name}"].flatten(2) for name in _POINTS]
+        taps = self._taps(parts) * torch.stack([average, prior, point], 2)[..., None]
+        outer = torch.stack(points, 3).flatten(0, 1)
+        total = torch.baddbmm(total.view(*outer.shape[:2], -1), outer, taps.flatten(0, 1))
+        return total.view(*own.shape[:3], *self.spec.kernel_size)
 
-    def _taps(self) -> Tensor:
-        """Return what the three pointwise kernels are spread over: (O, 3, taps)."""
-        shape = self.weight_orepa_prior.shape
-        average = self.weight_orepa_avg_avg.expand(shape)
-        centre = F.pad(average.new_ones(shape[0], *(1,) * self.spec.ndim), self.rings)
-        return torch.stack([average, self.weight_orepa_prior, centre], 1).flatten(2)
+    def _taps(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return what the three pointwise kernels are spread over: (blocks, O, 3, taps)."""
+        prior = parts["weight_orepa_prior"]
+        average = parts["weight_orepa_avg_avg"][:, None].expand(prior.shape)
+        centre = F.pad(prior.new_ones(*prior.shape[:2], *(1,) * self.spec.ndim), self.rings)
+        return torch.stack([average, prior, centre], 2).flatten(3)
 
     def init_gamma(self, value: float) -> None:
         """Set the scale of every branch."""
@@ -166,24 +175,27 @@ class OREPABlock(BranchedBlock):
             for row, scale in zip(self.vector, scales, strict=True):
                 row.fill_(scale)
 
-    def _pointwise_kxk(self, scale: Tensor) -> Tensor:
-        """Return the kernel of the 1x1 and the KxK, (O, I/groups, taps): itself a convolution."""
+    def _pointwise_kxk(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return the kernels of the 1x1 and the KxK, (blocks, O, I/groups, taps)."""
         groups = self.spec.groups
-        first = (self.weight_orepa_1x1_kxk_idconv1 + self.id_tensor).flatten(1)
-        second = self.weight_orepa_1x1_kxk_conv2.flatten(2) * scale
-        maps = second.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
-        turned = first.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-        mixed = F.conv1d(maps, turned[..., None], groups=groups)
-        return mixed.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
+        first = (parts["weight_orepa_1x1_kxk_idconv1"] + parts["id_tensor"]).flatten(2)
+        second = parts["weight_orepa_1x1_kxk_conv2"].flatten(3).transpose(2, 3)
+        count, channels, taps, inner = second.shape
+        rows = second.reshape(count * groups, -1, inner)  # a row is a tap of an output channel
+        mixed = torch.bmm(rows, first.reshape(count * groups, inner, -1))
+        return mixed.view(count, channels, taps, -1).transpose(2, 3)
 
-    def _separable(self, scale: Tensor) -> Tensor:
-        """Return the kernel of the depthwise-separable branch, (O, I/groups, taps)."""
-        spec = self.spec
-        split = (spec.groups, spec.in_channels // spec.groups, _EXPANSION)
-        depthwise = self.weight_orepa_gconv_dw.flatten(1).unflatten(0, split)
-        scaled = self.weight_orepa_gconv_pw.flatten(1) * scale[..., 0]
-        pointwise = scaled.unflatten(1, split[1:]).unflatten(0, (split[0], -1))
-        return torch.einsum("gitk,goit->goik", depthwise, pointwise).flatten(0, 1)
+    def _separable(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return the kernels of the depthwise-separable branch, (blocks, O, I/groups, taps)."""
+        groups, depthwise = self.spec.groups, parts["weight_orepa_gconv_dw"].flatten(2)
+        count, taps = depthwise.shape[0], depthwise.shape[2]
+        depthwise = depthwise.reshape(-1, _EXPANSION, taps)
+        pointwise = parts["weight_orepa_gconv_pw"].flatten(2)
+        pointwise = pointwise.unflatten(2, (-1, _EXPANSION)).unflatten(1, (groups, -1))
+        width, wide = pointwise.shape[3], pointwise.shape[2]
+        rows = pointwise.transpose(2, 3).reshape(-1, wide, _EXPANSION)
+        apart = torch.bmm(rows, depthwise).view(count, groups, width, wide, taps)
+        return apart.transpose(2, 3).flatten(1, 2)
 
     def _make_weights(self, inner: int, options: dict[str, Any]) -> None:
         spec = self.spec

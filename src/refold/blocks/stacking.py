@@ -1,0 +1,257 @@
+"""Compute the kernels of all blocks of one shape at once, for one forward pass.
+
+A block whose branches are kernels computes many small products before its one convolution; on a GPU
+to launch them takes longer than to compute them. Stacked, a network launches them once a shape.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from refold.blocks.base import BranchedBlock
+from refold.torch_versions import hooks_of_saved_tensors
+
+_PAYS_ON_CPU = 2**16
+"""Numbers of a kernel up to which stacking pays on a CPU (`benchmarks/train_cost.py --stack`)."""
+
+_PLAIN_TENSORS = (nn.Parameter, Tensor)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A kernel computed with others, and when it may stand for the block's own."""
+
+    kernel: Tensor
+    when: Hashable
+    version: int
+
+
+class LinearBlock(BranchedBlock):
+    """A block whose branches add their kernels, before its one convolution runs.
+
+    A subclass writes `kernels` and `convolve`, and ends its constructor with `_finish`.
+
+    Attributes:
+        ready: the kernel for the next call, where `stack_kernels` computed it.
+    """
+
+    ready: _Ready | None = None
+
+    def kernels(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return the kernels of several blocks of this shape.
+
+        Args:
+            parts: their own parameters and buffers by name, stacked.
+
+        Shape:
+            -> (blocks, *kernel).
+        """
+        raise NotImplementedError
+
+    def convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """Return the affine part with a kernel of `weight_gen`."""
+        raise NotImplementedError
+
+    def alike(self) -> Hashable:
+        """Return what must be equal, shapes apart, for kernels to be computed together."""
+        return type(self), self.spec.groups, self.spec.kernel_size, self.spec.transposed
+
+    def weight_gen(self) -> Tensor:
+        """Return the summed kernel, (O, I/groups, *kernel)."""
+        names = (*self._own, *self._constants)
+        return self.kernels({name: getattr(self, name)[None] for name in names})[0]
+
+    def branches(self, x: Tensor) -> Tensor:
+        """Return the sum of the branches: one convolution with the summed kernel."""
+        return self.convolve(x, self.weight_gen())
+
+    def computed(self) -> Callable[[Tensor], Tensor]:
+        """Return what computes the branches: with the kernel that is ready, once, if it holds."""
+        ready = self.ready
+        if ready is None:
+            return self.branches
+        self.ready = None
+        holds = ready.when == _when(ready.kernel.device) and ready.version == _version(self)
+        return partial(self.convolve, kernel=ready.kernel) if holds else self.branches
+
+    def own_parts(self) -> tuple[list[Tensor], list[Tensor]] | None:
+        """Return parameters and buffers in order; None where something else stands for one."""
+        held = [self._parameters.get(name) for name in self._own]
+        constants = [self._buffers.get(name) for name in self._constants]
+        if any(type(tensor) not in _PLAIN_TENSORS for tensor in (*held, *constants)):
+            return None
+        return cast("list[Tensor]", held), cast("list[Tensor]", constants)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and files hold: not the kernel of a call to come."""
+        return {name: value for name, value in self.__dict__.items() if name != "ready"}
+
+    def _finish(self, make: Any) -> None:
+        self._own, self._constants = tuple(self._parameters), tuple(self._buffers)
+        super()._finish(make)
+
+
+@dataclass
+class _Group:
+    """Blocks of one shape, with their tensors: a list of each name, in the blocks' order."""
+
+    blocks: list[LinearBlock] = field(default_factory=list[LinearBlock])
+    own: list[list[Tensor]] = field(default_factory=list[list[Tensor]])
+    constants: list[list[Tensor]] = field(default_factory=list[list[Tensor]])
+
+
+@contextmanager
+def stack_kernels(network: nn.Module, wanted: bool | None = None) -> Generator[dict[str, str]]:
+    """Have all blocks of a network that add kernels compute them together, for one forward pass.
+
+    Values and gradients are the same, roundings apart; the network is as before afterwards. What
+    runs under other conditions than those around the `with` (autocast, gradients off, gradient
+    checkpointing), runs twice, or has changed since computes its kernel itself, as outside.
+
+    Args:
+        network: any module; also one inside `DistributedDataParallel`, whose own buffers it
+            synchronises first: best entered in the forward of the module that it wraps.
+        wanted: None stacks where it takes less time: on a GPU, and small kernels on a CPU. False
+            does nothing.
+
+    Yields:
+        Which blocks compute their own all the same, and why.
+
+    Examples:
+        >>> from refold import blocks
+        >>> network = nn.Sequential(*(blocks.OREPABlock(4, 4, 3, padding=1) for _ in range(3)))
+        >>> x = torch.randn(2, 4, 8, 8)
+        >>> with blocks.stack_kernels(network):
+        ...     y = network(x)
+        >>> torch.allclose(y, network(x), atol=1e-4)
+        True
+    """
+    left: dict[str, str] = {}
+    groups = _groups(network, wanted, left) if wanted is not False else []
+    for group, kernels in zip(groups, _computed(groups), strict=True):
+        for block, kernel in zip(group.blocks, kernels, strict=True):
+            block.ready = _Ready(kernel, _when(kernel.device), _version(block))
+    try:
+        yield left
+    finally:
+        for group in groups:
+            for block in group.blocks:
+                block.ready = None
+
+
+def _groups(network: nn.Module, wanted: bool | None, left: dict[str, str]) -> list[_Group]:
+    """Return the blocks to compute together; note in `left` why others do not take part."""
+    found: dict[Hashable, _Group] = {}
+    sharded = _is_sharded(network)
+    for path, block in network.named_modules():
+        if not isinstance(block, LinearBlock) or block.deploy:
+            continue
+        parts = None if sharded else block.own_parts()
+        if parts is None:
+            left[path] = "its tensors are sharded, or computed from others"
+            continue
+        own, constants = parts
+        if wanted is None and not _pays(own[0]):
+            left[path] = "on a CPU kernels of its size take no less time together"
+            continue
+        trains = any(tensor.requires_grad for tensor in own)
+        forms = tuple((t.shape, t.is_contiguous(), t.dtype, t.device) for t in (*own, *constants))
+        group = found.setdefault((block.alike(), trains, block.recompute, forms), _Group())
+        group.blocks.append(block)
+        for rows, tensors in ((group.own, own), (group.constants, constants)):
+            rows.extend([] for _ in range(len(tensors) - len(rows)))
+            for row, tensor in zip(rows, tensors, strict=True):
+                row.append(tensor)
+    return list(found.values())
+
+
+def _pays(tensor: Tensor) -> bool:
+    return tensor.device.type != "cpu" or tensor.numel() <= _PAYS_ON_CPU
+
+
+def _is_sharded(network: nn.Module) -> bool:
+    """Say whether a part of a network gathers its parameters only while it runs."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # who has not loaded it shards nothing
+    kinds = () if fsdp is None else (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
+    return bool(kinds) and any(isinstance(module, kinds) for module in network.modules())
+
+
+def _computed(groups: list[_Group]) -> list[list[Tensor]]:
+    """Return the kernels of every group's blocks."""
+    kinds: dict[Hashable, list[int]] = {}
+    for at, group in enumerate(groups):
+        first = group.own[0][0]
+        trains = any(tensor.requires_grad for row in group.own for tensor in row)
+        kind = (trains, group.blocks[0].recompute, first.dtype, first.device)
+        kinds.setdefault(kind, []).append(at)
+    found: list[list[Tensor]] = [[] for _ in groups]
+    for kind, places in kinds.items():
+        mine = [groups[at] for at in places]
+        tensors = [tensor for group in mine for row in group.own for tensor in row]
+        if kind[1] and torch.is_grad_enabled():  # type: ignore[index]
+            compute = partial(checkpoint, partial(_kernels, mine), use_reentrant=False)
+            kernels = cast("list[Tensor]", compute(*tensors, preserve_rng_state=False))
+        else:
+            kernels = _kernels(mine, *tensors)
+        rest = iter(kernels)
+        for at in places:
+            found[at] = [next(rest) for _ in groups[at].blocks]
+    return found
+
+
+def _kernels(groups: list[_Group], *tensors: Tensor) -> list[Tensor]:
+    """Return the kernels of all groups' blocks from their parameters, each kind stacked."""
+    own = iter(_stacked(tensors, [row for group in groups for row in group.own]))
+    rows = [row for group in groups for row in group.constants]
+    constants = iter(_stacked([tensor for row in rows for tensor in row], rows))
+    kernels: list[Tensor] = []
+    for group in groups:
+        block = group.blocks[0]
+        parts = {name: next(own) for name in block._own}
+        parts |= {name: next(constants) for name in block._constants}
+        kernels += block.kernels(parts).unbind(0)
+    return kernels
+
+
+def _stacked(tensors: Iterable[Tensor], rows: list[list[Tensor]]) -> list[Tensor]:
+    """Return the tensors of each row stacked: views of one copy of them all."""
+    if not rows:
+        return []
+    flat = torch.cat([_in_memory_order(tensor).flatten() for tensor in tensors])
+    pieces = flat.split([len(row) * row[0].numel() for row in rows])
+    found: list[Tensor] = []
+    for piece, row in zip(pieces, rows, strict=True):
+        shape = _in_memory_order(row[0]).shape
+        stacked = piece.view(len(row), *shape)
+        found.append(stacked if row[0].is_contiguous() else stacked.movedim(-1, 2))
+    return found
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """Return a tensor with its second axis last unless it is contiguous: channels-last in order."""
+    return tensor if tensor.is_contiguous() else tensor.movedim(1, -1)
+
+
+def _when(device: torch.device) -> Hashable:
+    """Return the conditions under which a kernel is what the block would compute here."""
+    kind = device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    hooks = None if torch.compiler.is_compiling() else hooks_of_saved_tensors()
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast, hooks
+
+
+def _version(block: LinearBlock) -> int:
+    """Return a number that grows whenever a parameter is written to."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return 0
+    return sum(block._parameters[name]._version for name in block._own)  # type: ignore[union-attr]
