@@ -29,11 +29,18 @@ _PLAIN_TENSORS = (nn.Parameter, Tensor)
 
 @dataclass(frozen=True)
 class _Ready:
-    """A kernel computed with others, and when it may stand for the block's own."""
+    """A kernel computed with others, of which parameters, and under which conditions."""
 
     kernel: Tensor
-    when: Hashable
+    own: list[Tensor]
     version: int
+    when: Hashable
+
+    def holds(self, block: LinearBlock) -> bool:
+        """Say whether the block would compute the same kernel here."""
+        parameters = block._parameters.values()
+        same = all(a is b for a, b in zip(self.own, parameters, strict=False))
+        return same and self.version == _version(self.own) and self.when == _when(self.kernel)
 
 
 class LinearBlock(BranchedBlock):
@@ -77,12 +84,11 @@ class LinearBlock(BranchedBlock):
 
     def computed(self) -> Callable[[Tensor], Tensor]:
         """Return what computes the branches: with the kernel that is ready, once, if it holds."""
-        ready = self.ready
+        ready = None if torch.compiler.is_compiling() else self.ready
         if ready is None:
             return self.branches
         self.ready = None
-        holds = ready.when == _when(ready.kernel.device) and ready.version == _version(self)
-        return partial(self.convolve, kernel=ready.kernel) if holds else self.branches
+        return partial(self.convolve, kernel=ready.kernel) if ready.holds(self) else self.branches
 
     def own_parts(self) -> tuple[list[Tensor], list[Tensor]] | None:
         """Return parameters and buffers in order; None where something else stands for one."""
@@ -103,11 +109,19 @@ class LinearBlock(BranchedBlock):
 
 @dataclass
 class _Group:
-    """Blocks of one shape, with their tensors: a list of each name, in the blocks' order."""
+    """Blocks of one shape, with their tensors: a list of each name, in the blocks' order.
+
+    Args:
+        blocks: of one shape.
+        own: their parameters.
+        constants: their buffers.
+        used: whose kernels have a gradient in the backward pass that is running.
+    """
 
     blocks: list[LinearBlock] = field(default_factory=list[LinearBlock])
     own: list[list[Tensor]] = field(default_factory=list[list[Tensor]])
     constants: list[list[Tensor]] = field(default_factory=list[list[Tensor]])
+    used: list[bool] = field(default_factory=list[bool])
 
 
 @contextmanager
@@ -140,7 +154,8 @@ def stack_kernels(network: nn.Module, wanted: bool | None = None) -> Generator[d
     groups = _groups(network, wanted, left) if wanted is not False else []
     for group, kernels in zip(groups, _computed(groups), strict=True):
         for block, kernel in zip(group.blocks, kernels, strict=True):
-            block.ready = _Ready(kernel, _when(kernel.device), _version(block))
+            own = list(block._parameters.values())
+            block.ready = _Ready(kernel, own, _version(own), _when(kernel))
     try:
         yield left
     finally:
@@ -152,13 +167,13 @@ def stack_kernels(network: nn.Module, wanted: bool | None = None) -> Generator[d
 def _groups(network: nn.Module, wanted: bool | None, left: dict[str, str]) -> list[_Group]:
     """Return the blocks to compute together; note in `left` why others do not take part."""
     found: dict[Hashable, _Group] = {}
-    sharded = _is_sharded(network)
+    elsewhere = _whole_reason(network)
     for path, block in network.named_modules():
         if not isinstance(block, LinearBlock) or block.deploy:
             continue
-        parts = None if sharded else block.own_parts()
-        if parts is None:
-            left[path] = "its tensors are sharded, or computed from others"
+        parts = block.own_parts()
+        if elsewhere or parts is None:
+            left[path] = elsewhere or "a tensor of its own is computed from others"
             continue
         own, constants = parts
         if wanted is None and not _pays(own[0]):
@@ -179,11 +194,16 @@ def _pays(tensor: Tensor) -> bool:
     return tensor.device.type != "cpu" or tensor.numel() <= _PAYS_ON_CPU
 
 
-def _is_sharded(network: nn.Module) -> bool:
-    """Say whether a part of a network gathers its parameters only while it runs."""
+def _whole_reason(network: nn.Module) -> str:
+    """Return why no block of a network can have its kernel computed ahead; empty if it can."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # who has not loaded it shards nothing
     kinds = () if fsdp is None else (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
-    return bool(kinds) and any(isinstance(module, kinds) for module in network.modules())
+    for module in network.modules():
+        if kinds and isinstance(module, kinds):
+            return "parameters are gathered only while their part of the network runs (FSDP)"
+        if module._compiled_call_impl is not None:
+            return "torch.compile computes kernels within the compiled code"
+    return ""
 
 
 def _computed(groups: list[_Group]) -> list[list[Tensor]]:
@@ -195,10 +215,10 @@ def _computed(groups: list[_Group]) -> list[list[Tensor]]:
         kind = (trains, group.blocks[0].recompute, first.dtype, first.device)
         kinds.setdefault(kind, []).append(at)
     found: list[list[Tensor]] = [[] for _ in groups]
-    for kind, places in kinds.items():
+    for places in kinds.values():
         mine = [groups[at] for at in places]
         tensors = [tensor for group in mine for row in group.own for tensor in row]
-        if kind[1] and torch.is_grad_enabled():  # type: ignore[index]
+        if mine[0].blocks[0].recompute and torch.is_grad_enabled():
             compute = partial(checkpoint, partial(_kernels, mine), use_reentrant=False)
             kernels = cast("list[Tensor]", compute(*tensors, preserve_rng_state=False))
         else:
@@ -211,30 +231,30 @@ def _computed(groups: list[_Group]) -> list[list[Tensor]]:
 
 def _kernels(groups: list[_Group], *tensors: Tensor) -> list[Tensor]:
     """Return the kernels of all groups' blocks from their parameters, each kind stacked."""
-    own = iter(_stacked(tensors, [row for group in groups for row in group.own]))
-    rows = [row for group in groups for row in group.constants]
-    constants = iter(_stacked([tensor for row in rows for tensor in row], rows))
+    own = iter(_stacked(tensors, [(group, row) for group in groups for row in group.own]))
+    rows = [(group, row) for group in groups for row in group.constants]
+    constants = iter(_stacked([tensor for _, row in rows for tensor in row], rows))
     kernels: list[Tensor] = []
     for group in groups:
         block = group.blocks[0]
         parts = {name: next(own) for name in block._own}
         parts |= {name: next(constants) for name in block._constants}
-        kernels += block.kernels(parts).unbind(0)
+        kernels += cast("tuple[Tensor, ...]", _Apart.apply(group, block.kernels(parts)))
     return kernels
 
 
-def _stacked(tensors: Iterable[Tensor], rows: list[list[Tensor]]) -> list[Tensor]:
+def _stacked(tensors: Iterable[Tensor], rows: list[tuple[_Group, list[Tensor]]]) -> list[Tensor]:
     """Return the tensors of each row stacked: views of one copy of them all."""
     if not rows:
         return []
-    flat = torch.cat([_in_memory_order(tensor).flatten() for tensor in tensors])
-    pieces = flat.split([len(row) * row[0].numel() for row in rows])
-    found: list[Tensor] = []
-    for piece, row in zip(pieces, rows, strict=True):
-        shape = _in_memory_order(row[0]).shape
-        stacked = piece.view(len(row), *shape)
-        found.append(stacked if row[0].is_contiguous() else stacked.movedim(-1, 2))
-    return found
+    in_order = [_in_memory_order(tensor) for tensor in tensors]
+    groups = [group for group, _ in rows]
+    pieces = cast("tuple[Tensor, ...]", _Stack.apply(groups, *in_order))
+    firsts = [row[0] for _, row in rows]
+    return [
+        piece if first.is_contiguous() else piece.movedim(-1, 2)
+        for piece, first in zip(pieces, firsts, strict=True)
+    ]
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
@@ -242,16 +262,73 @@ def _in_memory_order(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_contiguous() else tensor.movedim(1, -1)
 
 
-def _when(device: torch.device) -> Hashable:
-    """Return the conditions under which a kernel is what the block would compute here."""
-    kind = device.type
+class _Stack(torch.autograd.Function):
+    """Tensors stacked row by row, in one copy. What was not used has no gradient, as on its own."""
+
+    @staticmethod
+    def forward(groups: list[_Group], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return a stack for each group of the list: the next tensors, one of each block."""
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        rest = iter(tensors)
+        shapes: list[tuple[int, ...]] = []
+        for group in groups:
+            row = [next(rest) for _ in group.blocks]
+            shapes.append((len(row), *row[0].shape))
+        pieces = flat.split([prod(shape) for shape in shapes])
+        return tuple(piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep what there is a stack of."""
+        ctx.groups = inputs[0]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Return the gradient of each tensor, None where its block was not used."""
+        found: list[Tensor | None] = [None]
+        for group, grad in zip(ctx.groups, grads, strict=True):
+            if grad is None:
+                found += [None] * len(group.blocks)
+            else:
+                rows = grad.contiguous().unbind(0)
+                found += [x if used else None for x, used in zip(rows, group.used, strict=True)]
+        return tuple(found)
+
+
+class _Apart(torch.autograd.Function):
+    """Kernels taken out of their stack; notes which of them a backward pass comes through."""
+
+    @staticmethod
+    def forward(group: _Group, kernels: Tensor) -> tuple[Tensor, ...]:
+        """Return the kernel of each block of a group."""
+        return kernels.unbind(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep the group."""
+        ctx.group = inputs[0]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, Tensor | None]:  # type: ignore[override]
+        """Return the gradient of the stack."""
+        ctx.group.used = [grad is not None for grad in grads]
+        like = next((grad for grad in grads if grad is not None), None)
+        if like is None:
+            return None, None
+        zeros = None if all(ctx.group.used) else torch.zeros_like(like)
+        return None, torch.stack([zeros if grad is None else grad for grad in grads])  # type: ignore[misc]
+
+
+def _when(kernel: Tensor) -> Hashable:
+    """Return the conditions here that a kernel depends on."""
+    kind = kernel.device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    hooks = None if torch.compiler.is_compiling() else hooks_of_saved_tensors()
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast, hooks
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    return autocast, modes, hooks_of_saved_tensors()
 
 
-def _version(block: LinearBlock) -> int:
-    """Return a number that grows whenever a parameter is written to."""
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-        return 0
-    return sum(block._parameters[name]._version for name in block._own)  # type: ignore[union-attr]
+def _version(parameters: list[Tensor]) -> int:
+    """Return a number that grows whenever one of the tensors is written to."""
+    return 0 if torch.is_inference_mode_enabled() else sum(p._version for p in parameters)
