@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -60,5 +60,5 @@ def hooks_of_saved_tensors() -> object:
 
     Gradient checkpointing sets such hooks. Where torch does not tell them, the answer is None.
     """
-    ask: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    ask: Any = getattr(cast(Any, torch._C)._autograd, "_top_saved_tensors_default_hooks", None)
     return None if ask is None else ask(False)

@@ -223,12 +223,16 @@ def test_what_computes_its_own_is_named() -> None:
     parametrize.register_parametrization(plain[1], "weight_orepa_origin", _Doubled())
     stacked = copy.deepcopy(plain)
     with stack_kernels(stacked, True) as left:
-        assert left == {"1": "a tensor of its own is computed from others"}
+        assert left == {"1": "a tensor of its own is sharded, or computed from others"}
         found = stacked(_x())
     assert _agree([plain(_x())], [found])
-    wide = nn.Sequential(OREPABlock(4, 4, 3, padding=1), OREPABlock(128, 128, 3, padding=1))
+    small = [OREPABlock(4, 4, 3, padding=1) for _ in range(2)]
+    wide = nn.Sequential(*small, OREPABlock(128, 128, 3, padding=1), OREPABlock(4, 5, 1))
     with stack_kernels(wide) as left:
-        assert left == {"1": "on a CPU kernels of its size take no less time together"}
+        assert left == {
+            "2": "on a CPU kernels of its size take no less time together",
+            "3": "no other block has its shape",
+        }
     with stack_kernels(wide, False) as left:
         assert wide[0].ready is None
 

@@ -7,7 +7,7 @@ to launch them takes longer than to compute them. Stacked, a network launches th
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,8 +38,8 @@ class _Ready:
 
     def holds(self, block: LinearBlock) -> bool:
         """Say whether the block would compute the same kernel here."""
-        parameters = block._parameters.values()
-        same = all(a is b for a, b in zip(self.own, parameters, strict=False))
+        names = zip(self.own, block._own, strict=True)
+        same = all(tensor is block._parameters.get(name) for tensor, name in names)
         return same and self.version == _version(self.own) and self.when == _when(self.kernel)
 
 
@@ -135,8 +135,8 @@ def stack_kernels(network: nn.Module, wanted: bool | None = None) -> Generator[d
     Args:
         network: any module; also one inside `DistributedDataParallel`, whose own buffers it
             synchronises first: best entered in the forward of the module that it wraps.
-        wanted: None stacks where it takes less time: on a GPU, and small kernels on a CPU. False
-            does nothing.
+        wanted: None stacks where it takes less time: two kernels of a shape or more, of any size
+            on a GPU and small ones on a CPU. True stacks all, False none.
 
     Yields:
         Which blocks compute their own all the same, and why.
@@ -152,10 +152,9 @@ def stack_kernels(network: nn.Module, wanted: bool | None = None) -> Generator[d
     """
     left: dict[str, str] = {}
     groups = _groups(network, wanted, left) if wanted is not False else []
-    for group, kernels in zip(groups, _computed(groups), strict=True):
-        for block, kernel in zip(group.blocks, kernels, strict=True):
-            own = list(block._parameters.values())
-            block.ready = _Ready(kernel, own, _version(own), _when(kernel))
+    for block, kernel in _computed(groups):
+        own = [cast(Tensor, block._parameters[name]) for name in block._own]
+        block.ready = _Ready(kernel, own, _version(own), _when(kernel))
     try:
         yield left
     finally:
@@ -167,13 +166,14 @@ def stack_kernels(network: nn.Module, wanted: bool | None = None) -> Generator[d
 def _groups(network: nn.Module, wanted: bool | None, left: dict[str, str]) -> list[_Group]:
     """Return the blocks to compute together; note in `left` why others do not take part."""
     found: dict[Hashable, _Group] = {}
+    paths: dict[int, str] = {}
     elsewhere = _whole_reason(network)
     for path, block in network.named_modules():
         if not isinstance(block, LinearBlock) or block.deploy:
             continue
         parts = block.own_parts()
         if elsewhere or parts is None:
-            left[path] = elsewhere or "a tensor of its own is computed from others"
+            left[path] = elsewhere or "a tensor of its own is sharded, or computed from others"
             continue
         own, constants = parts
         if wanted is None and not _pays(own[0]):
@@ -183,11 +183,15 @@ def _groups(network: nn.Module, wanted: bool | None, left: dict[str, str]) -> li
         forms = tuple((t.shape, t.is_contiguous(), t.dtype, t.device) for t in (*own, *constants))
         group = found.setdefault((block.alike(), trains, block.recompute, forms), _Group())
         group.blocks.append(block)
+        paths[id(block)] = path
         for rows, tensors in ((group.own, own), (group.constants, constants)):
             rows.extend([] for _ in range(len(tensors) - len(rows)))
             for row, tensor in zip(rows, tensors, strict=True):
                 row.append(tensor)
-    return list(found.values())
+    if wanted is None:
+        for group in [group for group in found.values() if len(group.blocks) == 1]:
+            left[paths[id(group.blocks[0])]] = "no other block has its shape"
+    return [group for group in found.values() if wanted or len(group.blocks) > 1]
 
 
 def _pays(tensor: Tensor) -> bool:
@@ -206,27 +210,21 @@ def _whole_reason(network: nn.Module) -> str:
     return ""
 
 
-def _computed(groups: list[_Group]) -> list[list[Tensor]]:
-    """Return the kernels of every group's blocks."""
-    kinds: dict[Hashable, list[int]] = {}
-    for at, group in enumerate(groups):
+def _computed(groups: list[_Group]) -> Iterator[tuple[LinearBlock, Tensor]]:
+    """Give every block with its kernel."""
+    kinds: dict[Hashable, list[_Group]] = {}
+    for group in groups:
         first = group.own[0][0]
         trains = any(tensor.requires_grad for row in group.own for tensor in row)
         kind = (trains, group.blocks[0].recompute, first.dtype, first.device)
-        kinds.setdefault(kind, []).append(at)
-    found: list[list[Tensor]] = [[] for _ in groups]
-    for places in kinds.values():
-        mine = [groups[at] for at in places]
-        tensors = [tensor for group in mine for row in group.own for tensor in row]
-        if mine[0].blocks[0].recompute and torch.is_grad_enabled():
-            compute = partial(checkpoint, partial(_kernels, mine), use_reentrant=False)
-            kernels = cast("list[Tensor]", compute(*tensors, preserve_rng_state=False))
-        else:
-            kernels = _kernels(mine, *tensors)
-        rest = iter(kernels)
-        for at in places:
-            found[at] = [next(rest) for _ in groups[at].blocks]
-    return found
+        kinds.setdefault(kind, []).append(group)
+    for alike in kinds.values():
+        tensors = [tensor for group in alike for row in group.own for tensor in row]
+        compute: Callable[..., list[Tensor]] = partial(_kernels, alike)
+        if alike[0].blocks[0].recompute and torch.is_grad_enabled():
+            compute = partial(checkpoint, compute, use_reentrant=False, preserve_rng_state=False)
+        blocks = [block for group in alike for block in group.blocks]
+        yield from zip(blocks, compute(*tensors), strict=True)
 
 
 def _kernels(groups: list[_Group], *tensors: Tensor) -> list[Tensor]:

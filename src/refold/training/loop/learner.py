@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from refold.blocks import stack_kernels
 from refold.errors import InputError, one_line
 from refold.models import AMSoftmax, ArcFace
 from refold.training.data.image_folders import IGNORE
@@ -91,7 +92,8 @@ class Learner(nn.Module):
         Shape:
             images (N, C, H, W); targets (N,), (N, H, W), or mixed labels (N, classes).
         """
-        main, *others = outputs(self.network(images))
+        with stack_kernels(self.network):
+            main, *others = outputs(self.network(images))
         loss = self.loss(main, targets)
         for other in others:
             loss = loss + self.auxiliary * self.loss(other, targets)
