@@ -144,6 +144,12 @@ Recompute = Annotated[
     ),
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")]
+CudaGraph = Annotated[
+    bool,
+    typer.Option(
+        "--cuda-graph", help="Launch each step as one CUDA graph: for small batches and networks."
+    ),
+]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")]
 Recipes = Annotated[bool, typer.Option("--recipes", help="List the recipes and exit.")]
 
@@ -157,6 +163,7 @@ class Behaviour:
     fsdp: Fsdp = False
     recompute: Recompute = False
     compile: Compile = False
+    cuda_graph: CudaGraph = False
 
 
 def train(

@@ -18,6 +18,7 @@ class Habits:
         recompute: whether blocks compute their branches again in the backward pass, which takes
             less memory and more time.
         compile: whether torch.compile compiles the network, which rounds in other places.
+        cuda_graph: whether each step is launched as one CUDA graph.
     """
 
     save_minutes: float = 10.0
@@ -27,3 +28,4 @@ class Habits:
     fsdp: bool = False
     recompute: bool = False
     compile: bool = False
+    cuda_graph: bool = False

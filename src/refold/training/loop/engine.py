@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from refold.errors import DivergedError, RefoldError, TrainingError, one_line
 from refold.sources.guest import place_of
 from refold.training.data.loader import Batch, TrainOrder
+from refold.training.loop.captured import CapturedStep, set_rates
 from refold.training.loop.collectives import total, union
 from refold.training.loop.evaluation import MAIN, Judged, judge
 from refold.training.loop.learner import BatchOutcome, Learner
@@ -74,6 +75,8 @@ class Engine:
         self._clock, self._saved_at = Clock(), time.monotonic()
         self._asked: int | None = None  # the number of the signal
         self._last: dict[str, float] = {}
+        captures = self.habits.cuda_graph
+        self._captured = CapturedStep(self._whole_step, self.recipe.model) if captures else None
 
     @property
     def learner(self) -> Learner:
@@ -136,20 +139,15 @@ class Engine:
     def _train(self, pieces: list[Batch]) -> None:
         position, recipe, number = self.parts.position, self.recipe, self.done
         lr = recipe.optimizer.lr * self._share()
-        for group in self.parts.optimizer.param_groups:
-            group["lr"] = lr * group.get("factor", 1.0)  # none in older checkpoints
+        set_rates(self.parts.optimizer, lr)
         # Drop-out and the like draw what they would draw had the run never stopped.
         torch.manual_seed(seed_of(recipe.seed, "step", number, self.accelerator.process_index))
-        outcomes = [self._learn(piece, number, at) for at, piece in enumerate(pieces)]
+        ready = (self._ready(piece, number, at) for at, piece in enumerate(pieces))
+        captured = self._captured
+        outcomes = self._step(ready) if captured is None else [captured(*next(ready))]
         loss, right, answers = self._summed(outcomes)
         if not math.isfinite(loss):
             raise DivergedError(self._diverged(number, loss, lr))
-        if recipe.clip is not None:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.average is not None:
-            self.average.update(self.learner.network)
         position.loss += loss * recipe.batch_size
         position.images += recipe.batch_size
         position.right, position.answers = position.right + right, position.answers + answers
@@ -158,14 +156,32 @@ class Engine:
         )
         self._last = {"loss": loss, "lr": lr}
 
-    def _learn(self, piece: Batch, number: int, at: int) -> BatchOutcome:
-        """Add the gradients of a piece of the batch."""
+    def _ready(self, piece: Batch, number: int, at: int) -> tuple[Tensor, Tensor]:
+        """Return images and targets of a piece of the batch as the network sees them."""
         device = self.accelerator.device
         images = piece.images.to(device, non_blocking=True)
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         targets = piece.targets.to(device, non_blocking=True)
-        images, targets = self._mixed(images, targets, number, at)
+        return self._mixed(images, targets, number, at)
+
+    def _step(self, pieces: Iterable[tuple[Tensor, Tensor]]) -> list[BatchOutcome]:
+        """Change the weights once, by all pieces of a batch; nothing is read from the device."""
+        outcomes = [self._learn(images, targets) for images, targets in pieces]
+        if self.recipe.clip is not None:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.learner.network)
+        return outcomes
+
+    def _whole_step(self, images: Tensor, targets: Tensor) -> BatchOutcome:
+        """Change the weights by a batch of one piece."""
+        return self._step([(images, targets)])[0]
+
+    def _learn(self, images: Tensor, targets: Tensor) -> BatchOutcome:
+        """Add the gradients of a piece of the batch."""
         with self.accelerator.accumulate(self.wrapped), self._compile_errors():
             with self._first_errors(images):
                 outcome = BatchOutcome(*self.wrapped(images, targets))

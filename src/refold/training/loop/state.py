@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from refold.errors import CheckpointError
+from refold.training.loop.captured import HOW
 from refold.training.loop.learner import Learner
 from refold.training.loop.penalties import Penalty
 from refold.training.loop.snapshot import Snapshot
@@ -92,7 +93,9 @@ class Parts:
         groups: list[dict[str, Any]] = [{} for _ in content["param_groups"]]
         for index, entries in enumerate(content["param_groups"]):
             for name, value in entries.items():
-                if isinstance(value, Tensor):  # such as the steps that LAMB counts
+                if name == "lr":
+                    groups[index][name] = float(value)
+                elif isinstance(value, Tensor):  # such as the steps that LAMB counts
                     tensors[f"group.{index}.{name}"] = value
                 else:
                     groups[index][name] = value
@@ -114,7 +117,9 @@ class Parts:
             self.learner.load_state_dict(snapshot.part("learner"))
             if self.average is not None:
                 self.average.load_state_dict(snapshot.part("ema"))
-            self.optimizer.load_state_dict(_optimizer_state(snapshot))
+            groups = self.optimizer.param_groups
+            how = [{name: group[name] for name in HOW if name in group} for group in groups]
+            self.optimizer.load_state_dict(_optimizer_state(snapshot, how))
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint belongs to another network: {error}") from error
         if self.scaler is not None and snapshot.plain["scaler"] is not None:
@@ -123,14 +128,16 @@ class Parts:
             setattr(self.position, name, value)
 
 
-def _optimizer_state(snapshot: Snapshot) -> dict[str, Any]:
+def _optimizer_state(snapshot: Snapshot, how: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the state of the optimizer, whose groups compute as this run has it."""
     state: dict[int, dict[str, Any]] = _numbered(snapshot.part("optimizer"))
     numbers = cast("dict[str, dict[str, Any]]", snapshot.plain["numbers"])
     for index, entries in numbers.items():
         state.setdefault(int(index), {}).update(entries)
     groups = cast("list[dict[str, Any]]", snapshot.plain["groups"])
     counted = _numbered(snapshot.part("group"))
-    groups = [{**group, **counted.get(index, {})} for index, group in enumerate(groups)]
+    rows = enumerate(zip(groups, how, strict=True))
+    groups = [{**group, **counted.get(index, {}), **own} for index, (group, own) in rows]
     return {"state": state, "param_groups": groups}
 
 

@@ -16,6 +16,7 @@ from refold.sources.networks import Builder
 from refold.training.data.augment import eval_transform, image_side, train_transform
 from refold.training.data.datasets import Data, check_readable
 from refold.training.data.loader import EvalOrder, Samples, TrainOrder, loader
+from refold.training.loop.captured import check_capturable, make_capturable
 from refold.training.loop.collectives import align
 from refold.training.loop.engine import Engine
 from refold.training.loop.learner import Learner, make_learner
@@ -169,11 +170,7 @@ def make_engine(
         network.to(memory_format=torch.channels_last)
     if recipe.deploy.remove_residuals:
         check_removable(network, image)
-    if habits.recompute and not recompute_branches(network):
-        raise InputError(
-            f"--recompute (Habits(recompute=True)) is for refold's blocks, and {recipe.model} has "
-            "none: add --block, or leave it out"
-        )
+    _check_habits(habits, recipe, network, accelerator)
     with seeded(recipe.seed, "loss"):
         teacher = None
         if recipe.distill is not None:
@@ -196,6 +193,8 @@ def make_engine(
     if habits.fsdp:
         from refold.training.loop.fsdp import prepare_sharded as prepare
     parts, wrapped, optimizer = prepare(learner, average, recipe, accelerator)
+    if habits.cuda_graph:
+        make_capturable(parts.optimizer, recipe.optimizer.name, accelerator.device)
     pieces = processes * recipe.accumulate
     order_of = TrainOrder(len(data.train), recipe.batch_size, recipe.seed, pieces, rank, processes)
     train = Samples(data.train, train_transform(recipe.augment, data), recipe.seed)
@@ -207,6 +206,21 @@ def make_engine(
         judged=judged_batches(order, rank, processes), classes=len(data.classes), folder=folder,
         saves=Saves(folder.path), reporter=order.reporter,
     )  # fmt: skip
+
+
+def _check_habits(habits: Habits, recipe: Recipe, network: nn.Module, accelerator: Any) -> None:
+    """Have the network's blocks compute as the habits say.
+
+    Raises:
+        InputError: when a habit does not suit the run.
+    """
+    if habits.cuda_graph:
+        check_capturable(recipe, habits, accelerator.device, accelerator.num_processes)
+    if habits.recompute and not recompute_branches(network):
+        raise InputError(
+            f"--recompute (Habits(recompute=True)) is for refold's blocks, and {recipe.model} has "
+            "none: add --block, or leave it out"
+        )
 
 
 def _prepare(
