@@ -1,11 +1,12 @@
 """What branches cost in training: time, memory and calls of a step, beside the plain network.
 
     python benchmarks/train_cost.py [--model resnet18] [--rounds 5] [--size 64] [--batch 32]
-                                    [--channels-last] [--compile]
+                                    [--channels-last] [--compile] [--cuda-graph]
 
 Every row is a process of its own that takes turns with the others: in each round all take a few
-steps (forward, backward, SGD). `recompute` computes the branches again in the backward pass.
-"Calls" are operators that the forward and backward pass dispatch: what is launched on a GPU.
+steps (forward, backward, SGD). `recompute` computes the branches again in the backward pass, and
+`stacked` the kernels of all blocks of one shape at once. "Calls" are operators that the forward and
+backward pass dispatch: what is launched on a GPU. `--cuda-graph` launches a whole step as one.
 "Kept" is what the forward pass keeps for the backward pass, weights aside. On a GPU the default is
 224 pixels, a batch of 128 and bfloat16.
 """
@@ -31,16 +32,27 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import refold
-from refold.blocks import recompute_branches
+from refold.blocks import recompute_branches, stack_kernels
+from refold.training.loop.captured import CapturedStep, make_capturable
+from refold.training.loop.learner import BatchOutcome
 
 _PLAIN = "plain"
 _ROWS = (
-    _PLAIN, "repvgg", "acb", "mobileone", "orepa", "dbb",
-    "repvgg recompute", "mobileone recompute", "dbb recompute",
+    _PLAIN, "repvgg", "acb", "mobileone", "orepa", "orepa stacked", "dbb",
+    "repvgg recompute", "mobileone recompute", "orepa recompute", "dbb recompute",
 )  # fmt: skip
-_BARS = {"repvgg": 1.9, "acb": 1.9, "mobileone": 1.9, "orepa": 1.6, "dbb": 4.0}
+_BARS = {
+    "repvgg": 1.9,
+    "acb": 1.9,
+    "mobileone": 1.9,
+    "orepa": 1.6,
+    "orepa stacked": 1.6,
+    "dbb": 4.0,
+}
 """The multiple of plain that a step may take on a GPU, as it was asked for."""
 _MIB = 2**20
+_WARM_UP = 5
+"""Steps before the clock: compiled, or captured as a graph, a step is so by then."""
 
 
 class Calls(TorchDispatchMode):
@@ -52,7 +64,7 @@ class Calls(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count one call, and make it."""
-        self.count += not func.is_view
+        self.count += not func.is_view and "_unsafe_view" not in str(func)
         return func(*args, **(kwargs or {}))
 
 
@@ -67,6 +79,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128 if gpu else 32)
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--cuda-graph", action="store_true")
     parser.add_argument("--rows", nargs="+", default=_ROWS)
     parser.add_argument("--child")
     options = parser.parse_args()
@@ -113,7 +126,7 @@ def _asked(child: subprocess.Popen[str], what: str) -> dict[str, Any]:
 def serve(row: str, options: argparse.Namespace) -> None:
     """Answer on standard output what a step takes."""
     step, learn, network = _ready(row, options)
-    for _ in range(2):
+    for _ in range(_WARM_UP):
         step()
     for line in sys.stdin:
         facts = line.strip() == "facts"
@@ -124,7 +137,7 @@ def serve(row: str, options: argparse.Namespace) -> None:
 
 def _ready(
     row: str, options: argparse.Namespace
-) -> tuple[Callable[[], None], Callable[[], None], nn.Module]:
+) -> tuple[Callable[[], Any], Callable[[], Any], nn.Module]:
     from timm import create_model
 
     torch.manual_seed(0)
@@ -146,20 +159,27 @@ def _ready(
     targets = torch.randint(100, (options.batch,), device=device)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, 0.9)
 
-    def learn() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=gpu):
+    def learn() -> Tensor:
+        together = stack_kernels(network, how == "stacked")
+        with torch.autocast(device.type, torch.bfloat16, enabled=gpu), together:
             loss = F.cross_entropy(network(images), targets)
         loss.backward()
+        return loss.detach()
 
-    def step() -> None:
-        learn()
+    def step() -> Tensor:
+        loss = learn()
         optimizer.step()
         optimizer.zero_grad()
+        return loss
 
-    return step, learn, network
+    if not options.cuda_graph:
+        return step, learn, network
+    make_capturable(optimizer, "sgd", device)
+    captured = CapturedStep(lambda *_: BatchOutcome(step(), targets, targets), row)
+    return lambda: captured(images, targets), learn, network
 
 
-def _timed(step: Callable[[], None], steps: int) -> dict[str, float]:
+def _timed(step: Callable[[], Any], steps: int) -> dict[str, float]:
     _wait()
     start = time.perf_counter()
     for _ in range(steps):
@@ -169,7 +189,7 @@ def _timed(step: Callable[[], None], steps: int) -> dict[str, float]:
 
 
 def _facts(
-    step: Callable[[], None], learn: Callable[[], None], network: nn.Module
+    step: Callable[[], Any], learn: Callable[[], Any], network: nn.Module
 ) -> dict[str, float]:
     weights = {x.untyped_storage().data_ptr() for x in (*network.parameters(), *network.buffers())}
     kept: dict[int, int] = {}
@@ -182,7 +202,8 @@ def _facts(
 
     inputs = _inputs_of_blocks(network, pack)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
+        learn()
+    network.zero_grad()
     for handle in inputs:
         handle.remove()
     with Calls() as calls:
@@ -218,7 +239,8 @@ def report(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> Non
     layout = "channels-last" if options.channels_last else "contiguous"
     table = Table(
         title=f"{options.model}, {options.size} px, batch {options.batch}, {layout}"
-        f"{', compiled' if options.compile else ''}; {where}, torch {torch.__version__}, "
+        f"{', compiled' if options.compile else ''}"
+        f"{', CUDA graph' if options.cuda_graph else ''}; {where}, torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads",
     )
     columns = ["", "ms a step (min to max)", "x plain", "bar", "kept MiB", "x plain", "calls"]

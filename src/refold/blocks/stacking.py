@@ -22,7 +22,7 @@ from refold.blocks.base import BranchedBlock
 from refold.torch_versions import hooks_of_saved_tensors
 
 _PAYS_ON_CPU = 2**16
-"""Numbers of a kernel up to which stacking pays on a CPU (`benchmarks/train_cost.py --stack`)."""
+"""Numbers of a kernel up to which stacking pays on a CPU: larger products outweigh their calls."""
 
 _PLAIN_TENSORS = (nn.Parameter, Tensor)
 
