@@ -7,7 +7,7 @@ to launch them takes longer than to compute them. Stacked, a network launches th
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -229,30 +229,32 @@ def _computed(groups: list[_Group]) -> Iterator[tuple[LinearBlock, Tensor]]:
 
 def _kernels(groups: list[_Group], *tensors: Tensor) -> list[Tensor]:
     """Return the kernels of all groups' blocks from their parameters, each kind stacked."""
-    own = iter(_stacked(tensors, [(group, row) for group in groups for row in group.own]))
-    rows = [(group, row) for group in groups for row in group.constants]
-    constants = iter(_stacked([tensor for _, row in rows for tensor in row], rows))
+    rest = iter(tensors)
+    rows = [[[next(rest) for _ in row] for row in group.own] for group in groups]
+    own = _stacked(groups, rows)
+    constants = _stacked(groups, [group.constants for group in groups])
     kernels: list[Tensor] = []
-    for group in groups:
+    for group, mine, fixed in zip(groups, own, constants, strict=True):
         block = group.blocks[0]
-        parts = {name: next(own) for name in block._own}
-        parts |= {name: next(constants) for name in block._constants}
+        parts = dict(zip((*block._own, *block._constants), (*mine, *fixed), strict=True))
         kernels += cast("tuple[Tensor, ...]", _Apart.apply(group, block.kernels(parts)))
     return kernels
 
 
-def _stacked(tensors: Iterable[Tensor], rows: list[tuple[_Group, list[Tensor]]]) -> list[Tensor]:
-    """Return the tensors of each row stacked: views of one copy of them all."""
-    if not rows:
-        return []
-    in_order = [_in_memory_order(tensor) for tensor in tensors]
-    groups = [group for group, _ in rows]
-    pieces = cast("tuple[Tensor, ...]", _Stack.apply(groups, *in_order))
-    firsts = [row[0] for _, row in rows]
-    return [
-        piece if first.is_contiguous() else piece.movedim(-1, 2)
-        for piece, first in zip(pieces, firsts, strict=True)
-    ]
+def _stacked(groups: list[_Group], rows: list[list[list[Tensor]]]) -> list[list[Tensor]]:
+    """Return each group's rows of tensors stacked, for all groups in one copy of a kind.
+
+    Not in one of all kinds: the backward pass needs some, which would keep the others in memory.
+    """
+    found: list[list[Tensor]] = [[] for _ in groups]
+    for kind in range(max(map(len, rows))):
+        places = [at for at, mine in enumerate(rows) if kind < len(mine)]
+        tensors = [_in_memory_order(tensor) for at in places for tensor in rows[at][kind]]
+        pieces = _Stack.apply([groups[at] for at in places], *tensors)
+        for at, piece in zip(places, cast("tuple[Tensor, ...]", pieces), strict=True):
+            in_order = rows[at][kind][0].is_contiguous()
+            found[at].append(piece if in_order else piece.movedim(-1, 2))
+    return found
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
