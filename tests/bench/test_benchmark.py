@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from refold.bench import RUNTIMES, Pairs, Spread, benchmark
-from refold.bench.runtimes import Call, Runtime
 from refold.bench.machine import describe_machine
+from refold.bench.runtimes import Call, Runtime
 from refold.cli.bench import RUNTIME_NAMES
 from refold.errors import InputError, RefusedError
 
