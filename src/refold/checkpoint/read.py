@@ -193,20 +193,10 @@ def _read(file: Path, mapped: bool = False) -> object:
         shards = shards_of(file).items()
         parts = [parts_of(shard, _read(shard, mapped), names) for shard, names in shards]
         return {name: value for part in parts for name, value in part.items()}
-    form = recognise(file)
-    if mapped and form != "safetensors":
-        raise CheckpointError(
-            f"checkpoint {file} is no safetensors file, and only these are streamed: save its "
-            "weights with safetensors.torch.save_file"
-        )
+    form = _recognised(file, mapped)
     try:
-        if mapped:
-            with safe_open(file, framework="pt") as stored:
-                names = sorted(stored.keys(), key=_numbered)
-                return {name: stored.get_tensor(name) for name in names}
         if form == "safetensors":
-            found = safetensors.torch.load(file.read_bytes())  # in an order of the moment
-            return {name: found[name] for name in sorted(found, key=_numbered)}
+            return _read_safetensors(file, mapped)
         if form == "hdf5":
             return read_hdf5(file)
         if form == "archive":
@@ -218,7 +208,7 @@ def _read(file: Path, mapped: bool = False) -> object:
             # Not mapped into memory: torch would take a tensor that is longer than its member of
             # the archive, and fill it with the bytes that follow.
             return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-    except RefoldError:
+    except (RefoldError, MemoryError):
         raise
     except pickle.UnpicklingError as error:  # it names a class that torch's reader does not know
         try:
@@ -227,6 +217,24 @@ def _read(file: Path, mapped: bool = False) -> object:
             raise _unreadable(file, error) from error
     except Exception as error:  # junk raises KeyError, EOFError, OSError ... from the unpickler
         raise _unreadable(file, error) from error
+
+
+def _recognised(file: Path, mapped: bool) -> str:
+    form = recognise(file)
+    if mapped and form != "safetensors":
+        raise CheckpointError(
+            f"checkpoint {file} is no safetensors file, and only these are streamed: save its "
+            "weights with safetensors.torch.save_file"
+        )
+    return form
+
+
+def _read_safetensors(file: Path, mapped: bool) -> dict[str, Tensor]:
+    if mapped:
+        with safe_open(file, framework="pt") as stored:
+            return {name: stored.get_tensor(name) for name in sorted(stored.keys(), key=_numbered)}
+    found = safetensors.torch.load(file.read_bytes())  # in an order of the moment
+    return {name: found[name] for name in sorted(found, key=_numbered)}
 
 
 def _numbered(name: str) -> list[tuple[int, int | str]]:
