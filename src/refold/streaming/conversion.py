@@ -194,8 +194,10 @@ class _Job:
 
 def _require(make: object, checkpoint: Any, target: Path, shard_bytes: object) -> None:
     """Refuse what could not be done, before anything is."""
-    if not callable(make):
-        raise InputError(f"make must be a function that returns the network, got {make!r}")
+    if not callable(make) or isinstance(make, nn.Module):
+        raise InputError(
+            f"make must be a function that returns the network, got a {type(make).__name__}"
+        )
     if not isinstance(shard_bytes, int) or shard_bytes < 1:
         raise InputError(f"shard_bytes must be a positive number of bytes, got {shard_bytes!r}")
     sources = files_of(checkpoint)
