@@ -449,7 +449,7 @@ def _refuse_torn(own: Mapping[str, Tensor], state: Mapping[str, Tensor], file: P
     first: dict[tuple[int, ...], str] = {}
     for name, tensor in state.items():
         target = own[name]
-        storage = target.untyped_storage()._cdata if target.is_meta else target.data_ptr()  # pyright: ignore[reportPrivateUsage]
+        storage = target.untyped_storage()._cdata if target.is_meta else target.data_ptr()
         place = (storage, *target.shape, *target.stride())
         other = first.setdefault(place, name) if target.numel() else name
         if not torch.equal(state[other], tensor):

@@ -12,6 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class _Store:
         self._held: set[int] = set()
 
     def holds(self, tensor: Tensor) -> bool:
-        return tensor.untyped_storage()._cdata in self._held  # pyright: ignore[reportPrivateUsage]
+        return tensor.untyped_storage()._cdata in self._held
 
     def wants(self, numel: int, dtype: torch.dtype) -> bool:
         return numel * dtype.itemsize >= self._least
@@ -48,12 +49,12 @@ class _Store:
         self._count += 1
         try:
             _reserve(path, size)
-            storage = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=size)
+            storage: Any = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=size)
         except (OSError, RuntimeError) as error:
             raise _FullError(error.strerror if isinstance(error, OSError) else error) from error
         with suppress(OSError):  # some systems keep the name of a file that is in use
             path.unlink()
-        key = storage._cdata  # pyright: ignore[reportPrivateUsage]
+        key = storage._cdata
         self._held.add(key)
         weakref.finalize(storage, self._held.discard, key)
         return torch.empty(0, dtype=dtype).set_(storage, 0, shape, stride)

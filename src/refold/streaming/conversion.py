@@ -28,8 +28,8 @@ from refold.equivalence import (
     tensor_leaves,
 )
 from refold.errors import InputError, RefoldError, RefusedError, one_line, require_kind
-from refold.exporting.provenance import keyed
-from refold.files import require_apart, require_place
+from refold.exporting import keyed
+from refold.files import require_apart, require_named, require_place
 from refold.graph import FoldedModel, fold_model, unwrap
 from refold.inputs import Arguments, arguments, unrunnable
 from refold.streaming.shards import SHARD_BYTES, target_of, write_shards
@@ -111,6 +111,7 @@ def fold_checkpoint(
         >>> [file.name for file in done.files]
         ['model-00001-of-00001.safetensors', 'model.safetensors.index.json']
     """
+    require_named("output", output)
     target = target_of(Path(output))
     _require(make, checkpoint, target, shard_bytes)
     job = _Job(make, checkpoint, key, example_inputs, allow_growth, check)
@@ -119,7 +120,7 @@ def fold_checkpoint(
         if made.is_doubtful:
             job.prove(Path(scratch))
         state = made.done.model.state_dict()
-        files = write_shards(state, target, shard_bytes=shard_bytes, metadata=keyed({}))
+        files = write_shards(state, target, shard_bytes=shard_bytes, metadata=_origin(made.done))
     done = made.done
     return Streamed(
         model=done.model, steps=done.folds, kept=done.kept,
@@ -190,6 +191,12 @@ class _Job:
 
     def _fold(self, model: nn.Module, inputs: Arguments | None) -> FoldedModel:
         return fold_model(model, inputs, allow_growth=self.allow_growth, inplace=True)
+
+
+def _origin(done: FoldedModel) -> dict[str, str]:
+    """Return what each file says of how it was made."""
+    origin = {"source": type(done.model).__name__, "torch": torch.__version__}
+    return keyed(origin | {"folds": str(len(done.folds)), "kept": str(len(done.kept))})
 
 
 def _require(make: object, checkpoint: Any, target: Path, shard_bytes: object) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -49,7 +50,7 @@ def target_of(output: Path) -> Path:
 
 def write_shards(
     state: Mapping[str, Tensor],
-    output: Path,
+    output: str | os.PathLike[str],
     *,
     shard_bytes: int = SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
@@ -78,7 +79,7 @@ def write_shards(
         >>> [file.name for file in files][1:]
         ['model-00002-of-00002.safetensors', 'model.safetensors.index.json']
     """
-    target = target_of(output)
+    target = target_of(Path(output))
     for name, tensor in state.items():
         if tensor.dtype not in _NAMES:
             raise InputError(
@@ -144,7 +145,7 @@ def _write(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str])
         stream.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             for piece in _pieces(state[name]):
-                stream.write(piece.numpy())
+                stream.write(cast(Any, piece.numpy()))
     _compare(state, order, path, 8 + len(text))
 
 

@@ -30,7 +30,8 @@ def without_weights(least: int = LEAST) -> Generator[None]:
         >>> net[0].weight.is_meta, net[0].bias.is_meta, net[1].running_var.is_meta
         (True, False, False)
     """
-    register: Callable[..., None] = nn.Module.register_parameter
+    owner: Any = nn.Module
+    register: Callable[..., None] = owner.register_parameter
 
     def watching(module: nn.Module, name: str, param: Any) -> None:
         register(module, name, param)
@@ -38,8 +39,8 @@ def without_weights(least: int = LEAST) -> Generator[None]:
             empty = torch.empty_like(param, device="meta")
             swap_tensors(param, nn.Parameter(empty, requires_grad=param.requires_grad))
 
-    nn.Module.register_parameter = watching
+    owner.register_parameter = watching
     try:
         yield
     finally:
-        nn.Module.register_parameter = register
+        owner.register_parameter = register
