@@ -28,6 +28,8 @@ from refold.engine.outside import kept_outside
 from refold.errors import CheckpointError, InputError, RefusedError
 from refold.streaming import conversion, fold_checkpoint, without_weights, write_shards
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 32
 KERNEL = 4 * 9 * WIDTH**2
 X = torch.randn(1, WIDTH, 4, 4, generator=torch.Generator().manual_seed(0))
