@@ -109,7 +109,7 @@ def _is_special(x: Any) -> bool:
     return int(x.shape[2]) == 7
 
 
-HEIGHTS = {7: True}
+HEIGHTS, SEVEN, ASKS = {7: True}, 7, [lambda n: n is SEVEN]
 LENGTHS = [1.0] * 7 + [2.0] + [1.0] * 12
 SPECIAL: dict[str, Any] = {
     "helper": _is_special,
@@ -146,6 +146,12 @@ SPECIAL: dict[str, Any] = {
     "decimal": lambda x: Decimal(x.shape[2]) == 7,
     "mean": lambda x: statistics.mean((x.shape[2], x.shape[2])) == 7,
     "json": lambda x: json.dumps([x.shape[2]]) == "[7]",
+    "identical": lambda x: x.shape[2] is SEVEN,
+    "function_of_a_list": lambda x: ASKS[0](x.shape[2]),
+    "sides": lambda x: x.shape[2:] == (7, 8),
+    "pairs": lambda x: all(a == b for a, b in zip(x.shape[2:], (7, 8), strict=True)),
+    "method_of_a_number": lambda x: any(map(SEVEN.__eq__, x.shape)),
+    "bytes_stored": lambda x: x.untyped_storage().nbytes() == x.element_size() * 168,
     "packed": lambda x: struct.pack("i", x.shape[2]) == struct.pack("i", 7),
 }
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import dis
 import enum
 import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain, cycle, islice, pairwise
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeGuard, cast
 
@@ -32,7 +33,7 @@ _NEAR = 33  # of the other sides, where all of a step of the ladder would be too
 _UNSEEN = frozenset(
     {"bin", "bytearray", "bytes", "chr", "count", "data_ptr", "Decimal", "deque", "dumps", "hex"}
     | {"index", "islice", "nbytes", "np", "numel", "numpy", "oct", "pack", "storage"}
-    | {"untyped_storage"}
+    | {"untyped_storage", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"}
 )
 _TEXTS = frozenset({"repr", "str"})  # of a whole shape: a size that is written is seen
 _NO_SIZES = ("device", "dtype")  # `str(x.device)` is a common key of caches
@@ -118,31 +119,42 @@ def many_shapes(
     """
     rank = max((len(shape) - 2 for shape in shapes), default=0)
     known = dict.fromkeys(size for function in functions for size in compared_sizes(function))
-    named = [*list(known)[:_MOST_KNOWN], *_roots(known, shapes, max(rank, 1))[:_MOST_KNOWN]]
-    pairs = [(side, True) for side in _LADDER] + [(side, False) for side in dict.fromkeys(named)]
-    for side, one in pairs:
+    named = [(side, False) for side in list(known)[:_MOST_KNOWN]]
+    for side, one in [*((side, True) for side in _LADDER), *dict.fromkeys(named)]:
         if side**rank <= _MOST_POSITIONS:
-            yield partial(_of_side, side=side, one=one)
+            yield partial(_of_sides, sides=(side,), one=one)
         else:
-            yield from (partial(_of_side, side=side, one=one, axis=axis) for axis in range(rank))
+            rows = ((side if at == axis else _NEAR for at in range(rank)) for axis in range(rank))
+            yield from (partial(_of_sides, sides=tuple(row), one=one) for row in rows)
+    for sides in _products(known, shapes, max(rank, 1))[:_MOST_KNOWN]:
+        for one in (False, True):  # of one image, where the numbers of all are counted
+            yield partial(_of_sides, sides=sides, one=one)
 
 
-def _of_side(value: Tensor, *, side: int, one: bool, axis: int | None = None) -> list[int]:
-    others = side if axis is None else _NEAR
-    sides = [side if at == axis else others for at in range(value.ndim - 2)]
-    return [1 if one else value.shape[0], *value.shape[1:2], *sides]
+def _of_sides(value: Tensor, *, sides: tuple[int, ...], one: bool) -> list[int]:
+    found = islice(cycle(sides), value.ndim - 2) if value.ndim > 2 else ()
+    return [1 if one else value.shape[0], *value.shape[1:2], *found]
 
 
-def _roots(known: Iterable[int], shapes: Iterable[tuple[int, ...]], rank: int) -> list[int]:
-    """Return the sides of maps whose positions, or numbers, are as many as code names."""
+def _products(
+    known: Iterable[int], shapes: Iterable[tuple[int, ...]], rank: int
+) -> list[tuple[int, ...]]:
+    """Return the sides of maps whose positions, or numbers, are as many as code names.
+
+    They are as near to each other as can be.
+    """
     within = {1, *(n for s in shapes for n in (s[0], math.prod(s[1:2]), math.prod(s[:2])))}
-    found = [
-        side
-        for size in known
-        for length in sorted(within)
-        if (side := round((size / length) ** (1 / rank))) > 1 and side**rank * length == size
-    ]
-    return list(dict.fromkeys(found))
+    found: dict[tuple[int, ...], None] = {}
+    for size in known:
+        for count in (size // length for length in sorted(within) if size % length == 0):
+            side = round(count ** (1 / rank))
+            if side > 1 and side**rank == count:
+                found[side,] = None
+            elif rank == 2:
+                low = next((n for n in range(side, 1, -1) if count % n == 0), count)
+                pair = (low, count // low)
+                found.update(dict.fromkeys([pair, pair[::-1]] if low < count else []))
+    return list(found)
 
 
 def reads_unseen(function: Callable[..., Any]) -> bool:
@@ -189,6 +201,42 @@ def _writes_no_size(call: ast.AST) -> TypeGuard[ast.Call]:
             return False
 
 
+def asks_identity(function: Callable[..., Any]) -> str | None:
+    """Return the line that asks whether something `is` a whole number, or None.
+
+    No size is the very object that a number in code is while it is recorded.
+
+    Examples:
+        >>> asks_identity(max) is None
+        True
+    """
+    code = _code(function)
+    for line, operand in () if code is None else _identities(code):
+        value = _values(function).get(operand) if isinstance(operand, str) else operand
+        if type(value) is int:
+            return _place(cast(CodeType, code), line)
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _identities(code: CodeType) -> tuple[tuple[int, Any], ...]:
+    """Return what code asks about with `is`, constants and names, each with its line."""
+    inner = (_identities(part) for part in code.co_consts if isinstance(part, CodeType))
+    found = list(chain.from_iterable(inner))
+    if dis.opmap["IS_OP"] not in code.co_code[::2]:
+        return tuple(found)
+    steps, line = list(dis.get_instructions(code)), code.co_firstlineno
+    for first, second, step in zip(steps, steps[1:], steps[2:], strict=False):
+        line = first.starts_line or line
+        if step.opname == "IS_OP":
+            found += [(line, one.argval) for one in (first, second) if "LOAD" in one.opname]
+    return tuple(found)
+
+
+def _place(code: CodeType, line: int) -> str:
+    return f"{code.co_filename.rpartition('/')[2]}:{line}"
+
+
 def list_look_up(function: Callable[..., Any]) -> str | None:
     """Return the line, as `file.py:12`, that takes out of a list what stands at a size, or None.
 
@@ -203,8 +251,7 @@ def list_look_up(function: Callable[..., Any]) -> str | None:
             if code is not None and (
                 _is_list(held) or isinstance(node.value, ast.List | ast.Tuple)
             ):
-                line = code.co_firstlineno + node.lineno - 1
-                return f"{code.co_filename.rpartition('/')[2]}:{line}"
+                return _place(code, code.co_firstlineno + node.lineno - 1)
     return None
 
 
@@ -360,7 +407,7 @@ def helpers_of(function: Callable[..., Any]) -> list[Callable[..., Any]]:
     """
     found, edge = dict[CodeType, Callable[..., Any]](), [function]
     for _ in range(_DEPTH):
-        named = [value for one in edge for value in _values(one).values()]
+        named = [value for one in edge for held in _values(one).values() for value in _each(held)]
         edge = [
             value
             for value in named
@@ -369,6 +416,13 @@ def helpers_of(function: Callable[..., Any]) -> list[Callable[..., Any]]:
         if len(found) > _MOST_HELPERS:
             break
     return list(found.values())[:_MOST_HELPERS]
+
+
+def _each(held: Any) -> Iterable[Any]:
+    """Return what a short list or table of functions holds; anything else by itself."""
+    items = held.values() if isinstance(held, dict) else held
+    is_short = isinstance(held, dict | list | tuple) and len(items) <= _MOST_HELPERS
+    return cast("Iterable[Any]", items) if is_short else (held,)
 
 
 def values_named(function: Callable[..., Any]) -> list[Any]:

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.trace.alternatives import (
+    asks_identity,
     branches_on,
     catches,
     helpers_of,
@@ -62,6 +63,7 @@ _OTHER_AXIS = (
 )
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _LOOKS_UP = "its code looks a size up in a table ({})"
+_BRANCHES = "its code branches on a size ({})"
 _MAX_FLIPS = 24
 _MOST_ON_A_LINE = 6
 _LONG = 64  # a loop that asks the same for ever gets a true answer in the end
@@ -111,6 +113,7 @@ class Evidence:
         self._places = {node: place for place, node in enumerate(self.first.order)}
         self._deeper: dict[int, tuple[Recorder, Variant] | None] = {}
         self._flipped: dict[str, list[Variant | str]] = {}
+        self._asked = Counter[str]()  # how often a line asks where it is answered otherwise
         self._optional: list[Variant | Unknown] | None = None
         self._has_all_sizes = False
         self._elsewise: list[Variant] = []  # other shapes
@@ -126,7 +129,7 @@ class Evidence:
             self._vary_shapes()
         if self.recorder.keeps:
             self._later()
-        self._note_lists()
+        self._note_questions()
         note_varying(self.recorder, self.first, self._elsewise)
         for frame, reason in self.recorder.bakes.items():
             frame.fixed = frame.fixed or reason
@@ -167,11 +170,14 @@ class Evidence:
         for change in ranks:
             self._at(change, "of another rank")
 
-    def _note_lists(self) -> None:
+    def _note_questions(self) -> None:
+        """Note what is asked of sizes without anyone noticing, and told by the code alone."""
         for frame in walk(self.root) if self.recorder.gives_size else ():
             code = getattr(frame.module, frame.method)
-            for line in filter(None, map(list_look_up, (code, *helpers_of(code)))):
-                self.recorder.unsettled.append((frame, _LOOKS_UP.format(line)))
+            for one in (code, *helpers_of(code)):
+                for what, ask in ((_LOOKS_UP, list_look_up), (_BRANCHES, asks_identity)):
+                    if (line := ask(one)) is not None:
+                        self.recorder.unsettled.append((frame, what.format(line)))
 
     def _ladder(self) -> Iterable[Callable[[Tensor], list[int]]]:
         given = [leaf for leaf in leaves(self.arguments) if isinstance(leaf, Tensor)]
@@ -349,7 +355,8 @@ class Evidence:
         count = len(frames)
         found = self._runs([Flip(what, count)])
         apart = {frame for frame in frames if _gives_tensors(frame)}
-        if found and _agree(found) and len(apart) == count:
+        asks_more = self._asked[what] > count  # `h == 9 and w == 9`
+        if found and _agree(found) and len(apart) == count and not asks_more:
             return found  # no answer of one frame can make up for that of another
         if count > 1:
             found = [*self._runs([Flip(what)]), *found]
@@ -367,6 +374,8 @@ class Evidence:
             found = self.run(self.arguments, flip=flip)
         except Exception as error:
             return None if _is_refusal(error) else flip.what
+        times = sum(asked == flip.what for _, asked in found.decisions)
+        self._asked[flip.what] = max(self._asked[flip.what], times)
         return Variant(flip.what, self.first, self.root, found)
 
     # ranks

@@ -113,6 +113,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
             self.reads.update(map(id, tensors))
             result = self._run(func, args, kwargs) if known is None else known
         if not any(isinstance(leaf, Tensor) for leaf in leaves(result)) and result is not None:
+            self.gives_size = True  # a storage knows how many bytes it has
             return result
         if result is None and not tensors:
             return None
