@@ -5,14 +5,19 @@ The oracle is the model's own method in float64; the control calls the layer as 
 
 from __future__ import annotations
 
+import copy
 import pickle
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import refold
-from helpers.traps import EXACT, WRONG, conv, gap, images, live, norms
+from helpers.traps import EXACT, WRONG, conv, gap, images, live, norms, tensors
 from refold.errors import RefusedError
 
 X = images(2, 3, 6, 5)
@@ -99,6 +104,8 @@ def test_a_method_of_a_part_stands_in_no_ones_way(example: Tensor | None) -> Non
     folded = refold.reparameterize(model, example)
     assert gap(model, folded, X) <= EXACT
     assert norms(folded) == 1  # the one that never runs
+    with pytest.raises(RefusedError, match=r"^0\.before runs conv"):
+        cast(Encoder, folded[0]).before(X)
 
 
 @pytest.mark.parametrize("example", [X, None])
@@ -114,3 +121,226 @@ def test_a_method_of_a_part_around_a_fold_returns_what_it_returned(example: Tens
 def test_a_layer_in_a_method_with_its_norm_still_folds() -> None:
     model = live(nn.Sequential(Net(), nn.ReLU()))
     assert norms(refold.reparameterize(model, X)) == 1  # the one that only another method calls
+
+
+class Two(nn.Module):
+    """A layer, its norm, and a branch beside them: none of the methods below is run by forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(), nn.BatchNorm2d(4)
+        self.body = nn.Sequential(conv(4), nn.BatchNorm2d(4), nn.ReLU(), conv(4), nn.BatchNorm2d(4))
+        self.run = self.before
+
+    def encode(self, x: Tensor, norm: bool = True) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) if norm else y
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.encode(x))
+
+    def before(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def by_a_name(self, x: Tensor) -> Tensor:
+        return getattr(self, "conv")(x)  # noqa: B009
+
+    def by_a_variable(self, x: Tensor) -> Tensor:
+        layer = self.conv
+        return layer(x)
+
+    def by_a_table(self, x: Tensor) -> Tensor:
+        return self._modules["conv"](x)
+
+    def by_another_method(self, x: Tensor) -> Tensor:
+        return self.before(x) * 2
+
+    @property
+    def stem(self) -> nn.Module:
+        return self.conv
+
+    def by_a_property(self, x: Tensor) -> Tensor:
+        return self.stem(x)
+
+    def by_function(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.conv.weight, self.conv.bias, padding=1)
+
+    def by_item(self, x: Tensor) -> Tensor:
+        return self.body[0](self.encode(x))
+
+    def by_slice(self, x: Tensor) -> Tensor:
+        return self.body[:4](self.encode(x))
+
+    def one_by_one(self, x: Tensor) -> list[Tensor]:
+        values = [self.encode(x)]
+        for layer in self.body:
+            values.append(layer(values[-1]))
+        return values
+
+    def yields(self, x: Tensor) -> Iterator[Tensor]:
+        y = self.conv(x)
+        yield self.norm(y)
+        yield y
+
+    def scales(self) -> Tensor:
+        return self.norm.weight * 2
+
+    def raw(self, x: Tensor) -> Tensor:
+        return self.encode(x, norm=False)
+
+    # what follows is as exact as forward
+
+    def whole(self, x: Tensor) -> Tensor:
+        return self.body(self.norm(self.conv(x)))
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        y = self.encode(x)
+        return [y, self.body[:3](y), self.body(y)]
+
+    def twice(self, x: Tensor) -> Tensor:
+        return self(x) + self.forward(x)
+
+    def in_turn(self, x: Tensor) -> Iterator[Tensor]:
+        y = self.encode(x)
+        for layers in (self.body[:2], self.body[2:]):
+            y = layers(y)
+            yield y
+
+    def form(self, x: Tensor) -> Any:
+        y = self.conv(x)
+        return y.shape, y.dtype, self.norm(y)
+
+
+class Holder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Two()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x).relu()
+
+    def reaches_in(self, x: Tensor) -> Tensor:
+        return self.part.conv(x)
+
+    def asks(self, x: Tensor) -> Tensor:
+        return self.part.encode(x, norm=False)
+
+
+REFUSED = ["before", "run", "by_a_name", "by_a_variable", "by_a_table", "by_another_method", "raw"]
+REFUSED += ["by_a_property", "by_function", "by_item", "by_slice", "one_by_one", "yields", "scales"]
+KEPT = ["encode", "whole", "stages", "twice", "in_turn", "form"]
+
+
+def given(method: Any, *args: Any) -> Any:
+    value = method(*args)
+    return list(value) if isinstance(value, Iterator) else value
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("example", [X, None])
+def test_a_method_that_takes_a_fold_apart_refuses(name: str, example: Tensor | None) -> None:
+    folded = refold.reparameterize(live(Two()), example)
+    assert norms(folded) == 0
+    with pytest.raises(RefusedError, match=r"runs .* otherwise than .* method of the original"):
+        given(getattr(folded, name), *(() if name == "scales" else (X,)))
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in folded.modules())
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_method_that_runs_a_fold_as_forward_does_is_exact(name: str) -> None:
+    model = live(Two())
+    folded = refold.reparameterize(model, X)
+    pairs = [tensors(given(getattr(one, name), X)) for one in (model, folded)]
+    for one, other in zip(*pairs, strict=True):
+        assert type(other) is Tensor
+        assert (one - other).abs().max() <= EXACT
+
+
+COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "copied": copy.deepcopy,
+    "pickled": lambda model: pickle.loads(pickle.dumps(model)),
+    "folded again": lambda model: refold.reparameterize(model, X),
+    "in a larger one": lambda model: refold.reparameterize(nn.Sequential(model).eval(), X)[0],
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_an_argument_of_a_method_decides_about_a_fold(way: str) -> None:
+    model = live(Two())
+    folded = COPIES[way](refold.reparameterize(model, X))
+    assert (folded.encode(X) - model.encode(X)).abs().max() <= EXACT
+    assert (folded.encode(X, norm=True) - model.encode(X)).abs().max() <= EXACT
+    assert (folded(X) - model(X)).abs().max() <= EXACT
+    for call in (lambda: folded.encode(X, norm=False), lambda: folded.encode(X, False)):
+        with pytest.raises(RefusedError, match=r"^(0\.)?encode runs conv"):
+            call()
+
+
+def test_a_larger_model_is_no_forward_that_was_folded() -> None:
+    class Larger(nn.Module):
+        def __init__(self, part: nn.Module) -> None:
+            super().__init__()
+            self.part = part
+
+        def forward(self, x: Tensor, norm: bool = False) -> Tensor:
+            return cast(Two, self.part).encode(x, norm=norm)
+
+    model = live(Two())
+    larger = Larger(refold.reparameterize(model, X)).eval()
+    assert (larger(X, norm=True) - cast(Two, model).encode(X)).abs().max() <= EXACT
+    with pytest.raises(RefusedError, match=r"^encode runs conv"):
+        larger(X)
+
+
+def test_the_control_of_arguments_is_wrong() -> None:
+    model = live(Two())
+    folded = refold.reparameterize(model, X)
+    assert (Two.encode(folded, X, norm=False) - model.encode(X, norm=False)).abs().max() > WRONG
+
+
+@pytest.mark.parametrize("name", ["reaches_in", "asks"])
+def test_methods_of_what_holds_a_part(name: str) -> None:
+    folded = refold.reparameterize(live(Holder()), X)
+    assert norms(folded) == 0
+    with pytest.raises(RefusedError, match=rf"^{name} runs|^part.encode runs"):
+        getattr(folded, name)(X)
+
+
+def test_a_value_from_inside_a_fold_is_refused_wherever_it_went() -> None:
+    class Keeps(Two):
+        def store(self, x: Tensor) -> None:
+            self.seen = self.conv(x)
+
+    folded = refold.reparameterize(live(Keeps()), X)
+    folded.store(X)
+    with pytest.raises(RefusedError, match=r"^store runs conv"):
+        folded.seen.mean()
+
+
+def test_scripts_traces_and_recomputed_values_are_exact() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = conv(), nn.BatchNorm2d(4)
+
+        def encode(self, x: Tensor, norm: bool = True) -> Tensor:
+            y = self.conv(x)
+            return self.norm(y) if norm else y
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.encode(x).relu()
+
+    class Recomputed(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.encode, x, use_reentrant=False).relu()
+
+    model = live(Plain())
+    folded = refold.reparameterize(model, X)
+    for other in (torch.jit.script(folded), torch.jit.trace(folded, X)):
+        assert (other(X) - model(X)).abs().max() <= EXACT
+    model = live(Recomputed())
+    inputs = [X.clone().requires_grad_() for _ in range(2)]
+    for one, x in zip((model, refold.reparameterize(model, X)), inputs, strict=True):
+        one(x).square().sum().backward()  # runs `encode` outside forward
+    wanted, got = (x.grad for x in inputs)
+    assert (got - wanted).abs().max() <= EXACT * wanted.abs().max()

@@ -16,20 +16,20 @@ from refold.graph.surgery.edits import Edits, alive
 from refold.graph.surgery.fixed import fixed_attributes
 from refold.graph.surgery.frames import FramePlan
 from refold.graph.surgery.generated import (
-    UNRECORDED,
     Method,
     fix_attributes,
+    guard_methods,
     method_from_graph,
     refuse_calls,
     regenerate,
 )
+from refold.graph.surgery.methods_apart import MethodsApart
 from refold.graph.surgery.plain_modules import (
     chain_slots,
     is_layer_subclass,
     mentioned_names,
     plain_module,
 )
-from refold.graph.trace.doubts import methods_apart
 from refold.graph.trace.frames import Frame, is_inside, map_tree, walk
 from refold.graph.trace.leaves import is_layer
 
@@ -49,7 +49,7 @@ class Commit:
     def __init__(
         self, edits: Edits, target: nn.Module, steps: Iterable[Iterable[fx.Node]] = ()
     ) -> None:
-        self.edits, self.steps = edits, steps
+        self.edits, self.steps = edits, [*map(set, steps)]
         self.capture = edits.capture
         self.target = target
         try:
@@ -78,7 +78,7 @@ class Commit:
             self._remove_unused(changed)
         for frame in reversed(changed):
             self._leave_layer_class(frame)
-        self._refuse_methods()
+        self._guard_methods()
         self._fix_attributes(changed)
         swap_modules(self.target, self.swaps)
         return self.swaps.get(id(self.target), self.target)
@@ -131,29 +131,17 @@ class Commit:
         else:
             regenerate(module, {frame.method: method_from_graph(graph)})
 
-    def _refuse_methods(self) -> None:
-        """Let methods that forward never uses refuse to run where they call parts of a fold.
-
-        One that calls every layer of it, as forward does, computes what it did.
-        """
-        ran = {(frame.path, frame.method) for frame in walk(self.capture.root)}
-        passing = {cast(str, node.target) for node in self.edits.identities}
-        gone = self.edits.lost_layers().keys() - passing
-        folds: dict[str, list[set[str]]] = {}  # the parts of each, by what holds them
-        for fold in (*self._folded_together(), *({path} for path in gone)):
-            for holder in {path.rpartition(".")[0] for path in fold}:
-                part = {path for path in fold if path.rpartition(".")[0] == holder}
-                folds.setdefault(holder, []).append(part)
-        for holder, parts in folds.items():
-            module, before = self.places.get(holder), submodule(self.capture.module, holder)
-            if module is None or isinstance(before, _CONTAINERS):
-                continue
-            prefix = holder and f"{holder}."
-            for method, names in methods_apart(type(before)).items():
-                called = {prefix + name for name in names}
-                is_apart = any(part & called and (part & gone or part - called) for part in parts)
-                if is_apart and (holder, method) not in ran and method not in module.__dict__:
-                    refuse_calls(module, method, self.capture.full(holder), UNRECORDED)
+    def _guard_methods(self) -> None:
+        """Let methods beside forward raise where they would take folds apart."""
+        kinds = {path: type(module) for path, module in self.old.items() if path in self.places}
+        refused = {(f.path, f.method) for f, graph in self.plan.status.items() if graph == "inline"}
+        apart = MethodsApart(self.edits, self.steps)
+        for path, guard, names in apart.guards(kinds):
+            module = self.places[path]
+            own = [name for name in names if (path, name) not in refused]
+            own = [name for name in own if name not in module.__dict__]
+            if own and not isinstance(module, fx.GraphModule):
+                guard_methods(module, guard, own)
 
     def _fix_attributes(self, changed: list[Frame]) -> None:
         """Let modules refuse other values of the attributes that the fold takes for granted."""
@@ -162,19 +150,6 @@ class Commit:
             module = self.places.get(path)
             if module is not None and not isinstance(module, fx.GraphModule):
                 fix_attributes(module, self.capture.full(path), values)
-
-    def _folded_together(self) -> list[set[str]]:
-        """Return the paths of layers that hold something else now, with those they took in."""
-        found: dict[str, set[str]] = {}
-        for node in self.edits.identities:
-            sources = [n for n in self.edits.before[node][2] if isinstance(n, fx.Node)]
-            while sources and sources[0] in self.edits.identities:
-                below = self.edits.before[sources[0]][2]
-                sources = [n for n in below if isinstance(n, fx.Node)]
-            near = [str(n.target) for n in (*sources, *self.edits.now(node).users)]
-            host = next((path for path in near if path in self.edits.modules), str(node.target))
-            found.setdefault(host, {host}).add(str(node.target))
-        return list(found.values())
 
     def _slots(self, frame: Frame, graph: fx.Graph) -> dict[str, nn.Module] | None:
         if self._used_elsewhere(frame):

@@ -10,10 +10,11 @@ import copy
 import copyreg
 import hashlib
 import importlib
+import inspect
 import linecache
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from types import ModuleType
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
@@ -23,8 +24,9 @@ from torch.fx.graph import CodeGen
 from refold.errors import RefusedError
 from refold.graph.copies.modules import _BASE
 from refold.graph.surgery.fixed import FIXED, check_assignment
+from refold.graph.surgery.guards import GENERATED, GUARDED, Guard, guarded
 
-_Key = tuple[type[nn.Module], tuple[tuple[str, str], ...]]
+_Key = tuple[type[nn.Module], tuple[tuple[str, str, bool], ...]]
 _CLASSES: WeakValueDictionary[_Key, type[nn.Module]] = WeakValueDictionary()
 _METHODS = "_refold_methods"
 
@@ -37,10 +39,13 @@ class Method:
         source: Python source of one function called `forward`.
         names: for each global name of the source, where to import it from (`module:attribute`), or
             the object itself when it cannot be imported.
+        is_guarded: whether it runs under the guard of its module; without a source it is that of
+            the class.
     """
 
     source: str
     names: dict[str, Any] = field(default_factory=dict[str, Any])
+    is_guarded: bool = False
 
 
 def method_from_graph(graph: fx.Graph) -> Method:
@@ -67,7 +72,7 @@ class NamesFrom(CodeGen):
         return super().gen_fn_def(given, *rest, **options)
 
 
-def refuse_calls(module: nn.Module, method: str, where: str, what: Method | None = None) -> None:
+def refuse_calls(module: nn.Module, method: str, where: str) -> None:
     """Let a method refuse to run: the layers of its code were folded elsewhere.
 
     Args:
@@ -75,10 +80,33 @@ def refuse_calls(module: nn.Module, method: str, where: str, what: Method | None
         method: the name of the method.
         where: the path of the module, for the refusal. The module keeps it: all modules of a class
             share the method.
-        what: raises the refusal; the usual one where that is None.
     """
     module.__dict__[_WHERE] = where
-    regenerate(module, {method: what or _STALE})
+    regenerate(module, {method: _STALE})
+
+
+def guard_methods(module: nn.Module, guard: Guard, names: Iterable[str]) -> None:
+    """Let methods of a module raise where they would take folds apart.
+
+    Args:
+        module: the module.
+        guard: what they must not take apart.
+        names: of the methods.
+    """
+    known = cast("Guard | None", module.__dict__.get(GUARDED))
+    _, earlier = _origin(type(module))
+    methods = {name: replace(earlier.get(name, _OWN), is_guarded=True) for name in names}
+    own = {
+        name: value.__func__
+        for name, value in module.__dict__.items()
+        if isinstance(value, MethodType) and value.__self__ is module
+    }
+    regenerate(module, methods)
+    for name, function in own.items():  # `self.run = self.encode`
+        now = getattr(type(module), function.__name__, None)
+        if inspect.unwrap(cast(Any, now or function)) is inspect.unwrap(function):
+            module.__dict__[name] = MethodType(cast(Any, now or function), module)
+    module.__dict__[GUARDED] = guard if known is None else guard.after(known)
 
 
 def regenerate(module: nn.Module, methods: dict[str, Method]) -> None:
@@ -102,10 +130,11 @@ def _origin(kind: type[nn.Module]) -> tuple[type[nn.Module], dict[str, Method]]:
 
 def generated_class(base: type[nn.Module], methods: dict[str, Method]) -> type[nn.Module]:
     """Return the subclass of `base` with the given methods (one class for the same sources)."""
-    key = (base, tuple(sorted((name, method.source) for name, method in methods.items())))
+    rows = ((name, method.source, method.is_guarded) for name, method in methods.items())
+    key = (base, tuple(sorted(rows)))
     known = _CLASSES.get(key)
     if known is None:
-        namespace: dict[str, Any] = {name: _compile(m, name) for name, m in methods.items()}
+        namespace: dict[str, Any] = {name: _made(m, name, base) for name, m in methods.items()}
         namespace |= {
             "__module__": base.__module__,
             "__qualname__": base.__qualname__,
@@ -145,22 +174,13 @@ def fix_attributes(module: nn.Module, where: str, values: dict[str, Any]) -> Non
 
 
 _WHERE = "_refold_folded_at"
-
-
-def _refusing(what: str) -> Method:
-    return Method(
-        "def forward(self, *args, **kwargs):\n"
-        f"    where = self.{_WHERE} or 'the model'\n"
-        f"    what = {what!r}\n"
-        "    raise RefusedError(f'{where} {what}')\n",
-        {"RefusedError": "refold.errors:RefusedError"},
-    )
-
-
-_STALE = _refusing("was folded into the forward of an enclosing module; call that one")
-UNRECORDED = _refusing(
-    "has layers that this method calls and that were folded for its forward; "
-    "call the method of the original model"
+_OWN = Method("")
+_STALE = Method(
+    "def forward(self, *args, **kwargs):\n"
+    f"    where = self.{_WHERE} or 'the model'\n"
+    "    what = 'was folded into the forward of an enclosing module; call that one'\n"
+    "    raise RefusedError(f'{where} {what}')\n",
+    {"RefusedError": "refold.errors:RefusedError"},
 )
 
 
@@ -188,9 +208,18 @@ def _rebuild(base: type[nn.Module], methods: dict[str, Method]) -> nn.Module:
     return nn.Module.__new__(kind)
 
 
+def _made(method: Method, name: str, base: type[nn.Module]) -> Callable[..., Any]:
+    own = inspect.getattr_static(base, name, None)
+    function = _compile(method, name) if method.source else getattr(own, "__func__", own)
+    if not method.is_guarded:
+        return cast("Callable[..., Any]", function)
+    is_static = not method.source and isinstance(own, staticmethod)
+    return guarded(cast(FunctionType, function), name, is_static=is_static)
+
+
 def _compile(method: Method, name: str) -> Callable[..., Any]:
     digest = hashlib.sha256(method.source.encode()).hexdigest()[:16]
-    filename = f"<refold generated {name} {digest}>"
+    filename = f"{GENERATED} {name} {digest}>"
     lines = method.source.splitlines(keepends=True)
     linecache.cache[filename] = (len(method.source), None, lines, filename)
     scope: dict[str, Any] = {key: _resolve(value) for key, value in method.names.items()}

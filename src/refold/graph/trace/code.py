@@ -45,7 +45,7 @@ def functions_of(kind: type) -> tuple[FunctionType, ...]:
         >>> functions_of(torch.nn.ReLU)
         ()
     """
-    methods = _methods_of(kind)
+    methods = methods_of(kind)
     found: dict[FunctionType, None] = {}
     pending = list(methods.get("forward", ()))
     while pending and len(found) < _MOST:
@@ -59,12 +59,19 @@ def functions_of(kind: type) -> tuple[FunctionType, ...]:
             if isinstance(value, FunctionType) and not is_foreign(value):
                 pending.append(value)
             elif not isinstance(value, type | ModuleType) and not is_foreign(type(value)):
-                held = _methods_of(type(value))  # of an object of the user's own
+                held = methods_of(type(value))  # of an object of the user's own
                 pending.extend(f for n in names_in(function.__code__) for f in held.get(n, ()))
     return tuple(found)
 
 
-def _methods_of(kind: type) -> dict[str, list[FunctionType]]:
+def methods_of(kind: type) -> dict[str, list[FunctionType]]:
+    """Return the functions of a class that are not torch's or Python's, by name, nearest first.
+
+    Examples:
+        >>> import torch
+        >>> methods_of(torch.nn.ReLU)
+        {}
+    """
     found: dict[str, list[FunctionType]] = {}
     for base in kind.__mro__:
         for name, value in () if is_foreign(base) else vars(base).items():

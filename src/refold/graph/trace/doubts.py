@@ -8,7 +8,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import fx, nn
@@ -137,7 +137,7 @@ def runs_apart(module: nn.Module, names: set[str], followed: set[str]) -> bool:
     uses = _uses_in_forward(type(module))
     if uses is None:
         return True
-    wanted = names | _BY_ANY_NAME
+    wanted = names | BY_ANY_NAME
     return any(use.name in wanted and use.method not in followed for use in uses)
 
 
@@ -161,11 +161,11 @@ def _reads(parent: nn.Module, name: str) -> bool:
     if isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential):
         return True
     known = _uses_in_forward(type(parent))
-    return known is None or any(use.name == name or use.name in _BY_ANY_NAME for use in known)
+    return known is None or any(use.name == name or use.name in BY_ANY_NAME for use in known)
 
 
 _GETATTR = "getattr"
-_BY_ANY_NAME = frozenset(
+BY_ANY_NAME = frozenset(
     {_GETATTR, "_modules", "children", "get_submodule", "modules", "named_children"}
     | {"named_modules"}
 )
@@ -307,24 +307,24 @@ def _uses_in_forward(kind: type) -> tuple[_Use, ...] | None:
     return tuple(use for use in uses if use.method in reached)
 
 
-def methods_apart(kind: type) -> dict[str, set[str]]:
-    """Return the methods of a class that forward never uses, each with the children it calls.
+@functools.lru_cache(maxsize=4096)
+def attributes_of_self(function: FunctionType) -> frozenset[tuple[str, bool]]:
+    """Return what a method reads of its module, and whether it does more than call that.
 
     Examples:
-        >>> methods_apart(nn.Sequential)
-        {}
+        >>> def run(self, x): return self.conv(x) * self.conv.weight.sum() + self.rest[0](x)
+        >>> sorted(attributes_of_self(run))
+        [('conv', False), ('conv', True), ('rest', True)]
     """
-    known = _uses_in_forward(kind)
-    if known is None:
-        return {}
-    used = {"forward", *(use.name for use in known)}
-    found: dict[str, set[str]] = {}
-    for base in kind.__mro__:
-        for use in _uses(base) or ():
-            is_own = next((b for b in kind.__mro__ if use.method in b.__dict__), None) is base
-            if is_own and use.call is not None and use.method not in used:
-                found.setdefault(use.method, set()).add(use.name)
-    return found
+    tree, [this, *_] = parsed(function), [*function.__code__.co_varnames, ""]
+    if not tree.body:  # no source: it may do anything
+        return frozenset((name, True) for name in (*function.__code__.co_names, _GETATTR))
+    found = {(use.name, use.call is None) for use in _uses_in(tree)}
+    owners = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names = (node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == this)
+    if "super" in function.__code__.co_names or any(id(name) not in owners for name in names):
+        found.add((_GETATTR, True))  # `net = self`
+    return frozenset(found)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,0 +1,248 @@
+"""The methods beside forward that may take a fold apart, and what they must not take apart."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from types import FunctionType
+from typing import Any
+
+from torch import fx
+
+from refold.graph.surgery.edits import Edits, alive
+from refold.graph.surgery.guards import Folded, Guard
+from refold.graph.trace.code import methods_of
+from refold.graph.trace.doubts import BY_ANY_NAME, attributes_of_self
+from refold.graph.trace.frames import Frame, common_ancestor, nodes_in, walk
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Layers that were folded together, by their paths below the captured root. See `Folded`."""
+
+    nodes: tuple[fx.Node, ...]
+    layers: tuple[str, ...]
+    is_chain: bool
+    top: str
+    method: str
+
+
+def _groups(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> list[_Group]:
+    changed = _changed_layers(edits)
+    readers = _readers(edits)
+    parts = ([node for node in step if node in changed or not alive(node)] for step in steps)
+    groups = _joined(parts)
+    known = {node for group in groups for node in group}
+    groups += [[node] for node in changed if node not in known]
+    order = {node: place for place, node in enumerate(edits.before)}
+    found: list[_Group] = []
+    for group in groups:
+        nodes = sorted((n for n in group if n in order), key=order.__getitem__)
+        layers = [node for node in nodes if node in changed]
+        if not layers:
+            continue
+        top = common_ancestor([edits.home[node] for node in nodes])
+        is_chain = len(layers) == len(nodes) and _is_chain(layers, edits, readers)
+        paths = tuple(dict.fromkeys(str(edits.before[node][1]) for node in layers))
+        found.append(_Group(tuple(nodes), paths, is_chain, top.path, top.method))
+    return found
+
+
+def _changed_layers(edits: Edits) -> set[fx.Node]:
+    """Return the calls of layers that hold something else now, or of which nothing is left."""
+    lost = edits.lost_layers()
+    return {
+        node
+        for node, (op, target, _, _) in edits.before.items()
+        if op == "call_module"
+        and (target in edits.modules or node in edits.identities or target in lost)
+    }
+
+
+def _readers(edits: Edits) -> dict[fx.Node, set[fx.Node]]:
+    found: dict[fx.Node, set[fx.Node]] = {}
+    for node, (_, _, args, kwargs) in edits.before.items():
+        for value in nodes_in((args, kwargs)):
+            found.setdefault(value, set()).add(node)
+    return found
+
+
+def _joined(groups: Iterable[list[fx.Node]]) -> list[list[fx.Node]]:
+    """Return the groups with those that share a node made one."""
+    place: dict[fx.Node, int] = {}
+    found: list[dict[fx.Node, None]] = []
+    for group in groups:
+        shared = {place[node] for node in group if node in place}
+        merged = dict.fromkeys(group)
+        for index in shared:
+            merged.update(found[index])
+            found[index] = {}
+        place.update(dict.fromkeys(merged, len(found)))
+        found.append(merged)
+    return [list(group) for group in found if group]
+
+
+def _is_chain(layers: list[fx.Node], edits: Edits, readers: dict[fx.Node, set[fx.Node]]) -> bool:
+    """Say whether layers only read each other, and one of them stands for all in its place."""
+    hosts = [node for node in layers if node not in edits.identities]
+    if len(layers) < 2 or len(hosts) != 1 or not alive(hosts[0]):
+        return False
+    calls = Counter(str(was[1]) for was in edits.before.values() if was[0] == "call_module")
+    if any(calls[str(edits.before[node][1])] > 1 for node in layers):
+        return False
+    return all(
+        edits.before[after][2:] == ((first,), {}) and readers.get(first) == {after}
+        for first, after in pairwise(layers)
+    )
+
+
+@dataclass(frozen=True)
+class MethodsApart:
+    """What methods of the modules of an edited graph must not take apart.
+
+    Args:
+        edits: the edits.
+        steps: the original nodes that each step of a fold has joined.
+    """
+
+    edits: Edits
+    steps: list[set[fx.Node]]
+
+    @cached_property
+    def _folds(self) -> list[_Group]:
+        return _groups(self.edits, self.steps)
+
+    @cached_property
+    def _below(self) -> dict[str, list[_Group]]:
+        found: dict[str, dict[int, _Group]] = {}
+        for number, group in enumerate(self._folds):
+            for path in group.layers:
+                parts = path.split(".")
+                for depth in range(len(parts)):
+                    found.setdefault(".".join(parts[:depth]), {})[number] = group
+        return {path: list(groups.values()) for path, groups in found.items()}
+
+    def guards(self, kinds: dict[str, type]) -> Iterator[tuple[str, Guard, list[str]]]:
+        """Yield the modules that need a guard, each with it and the methods to be guarded.
+
+        Args:
+            kinds: the classes of the modules, by path below the captured root.
+        """
+        ran: dict[tuple[str, str], list[Frame]] = {}
+        for frame in walk(self.edits.capture.root):
+            ran.setdefault((frame.path, frame.method), []).append(frame)
+        for path, kind in kinds.items():
+            groups = self._below.get(path)
+            methods = reads_of_methods(kind) if groups else {}
+            if not groups or not methods:
+                continue
+            folds = tuple(_seen_from(path, group) for group in groups)
+            apart = (name for name, reads in methods.items() if _reach(reads, folds))
+            exact = {name: self._exact(ran.get((path, name), [])) for name in apart}
+            known = {name: given for name, given in exact.items() if given is not None}
+            names = [name for name, given in exact.items() if given != {}]
+            if names:  # what takes tensors alone is only called as forward does
+                yield path, Guard(self.edits.capture.full(path), folds, known), names
+
+    def _exact(self, frames: list[Frame]) -> dict[str, Any] | None:
+        """Return the plain arguments with which a method gives what it gave, None for none.
+
+        It gives something else where a fold reaches out of it, or holds what it returns.
+        """
+        if len(frames) != 1:
+            return None
+        [frame] = frames
+        given = nodes_in(frame.output)
+        [output] = self.edits.capture.graph.find_nodes(op="output")
+        readers = _readers(self.edits)
+        for group in self._folds:
+            inside = [node for node in group.nodes if self.edits.inside(node, frame)]
+            if inside and len(inside) < len(group.nodes):
+                return None
+        for step in self.steps:
+            hidden = (n for n in given if n in step and output not in readers.get(n, ()))
+            if any(not step.isdisjoint(readers.get(node, ())) for node in hidden):
+                return None
+        return _plain_arguments(frame)
+
+
+def _plain_arguments(frame: Frame) -> dict[str, Any] | None:
+    try:
+        signature = inspect.signature(getattr(type(frame.module), frame.method))
+        bound = signature.bind(frame.module, *frame.args, **frame.kwargs)
+    except (TypeError, ValueError):
+        return None
+    bound.apply_defaults()
+    _, *given = bound.arguments.items()
+    if any(nodes_in(value) for _, value in given if not isinstance(value, fx.Node)):
+        return None
+    return {name: value for name, value in given if not isinstance(value, fx.Node)}
+
+
+def _seen_from(path: str, group: _Group) -> Folded:
+    """Return a fold with the paths that a module knows: those of layers outside it are empty."""
+    prefix = f"{path}." if path else ""
+    layers = tuple(p.removeprefix(prefix) if p.startswith(prefix) else "" for p in group.layers)
+    top = None
+    if group.top == path or group.top.startswith(prefix):
+        top = group.top.removeprefix(prefix) if group.top != path else ""
+    return Folded(layers, group.is_chain, top, group.method)
+
+
+def _reach(reads: frozenset[tuple[str, bool]], folds: Iterable[Folded]) -> bool:
+    """Say whether code that reads these children may run a part of a fold by itself."""
+    names = {name for name, _ in reads}
+    if not names.isdisjoint(BY_ANY_NAME):
+        return True
+    more = {name for name, is_more in reads if is_more}
+    for fold in folds:
+        for layer in filter(None, fold.layers):
+            child, _, rest = layer.partition(".")
+            if child in more or (child in names and not rest):
+                return True
+            is_within = fold.top is not None and f"{fold.top}.".startswith(f"{child}.")
+            if child in names and not is_within:
+                return True
+    return False
+
+
+@functools.lru_cache(maxsize=1024)
+def reads_of_methods(kind: type) -> dict[str, frozenset[tuple[str, bool]]]:
+    """Return the methods of a class beside forward, with the children that they may read.
+
+    Each child comes with whether code does more than call it. Torch's own methods are left out,
+    also those that a class has its own form of.
+
+    Examples:
+        >>> import torch
+        >>> reads_of_methods(torch.nn.Sequential)
+        {}
+    """
+    theirs = [base for base in kind.__mro__ if f"{base.__module__}.".startswith("torch.")]
+    methods = methods_of(kind)
+    found: dict[str, frozenset[tuple[str, bool]]] = {}
+    for name in methods:
+        own = inspect.getattr_static(kind, name)
+        is_plain = isinstance(own, FunctionType | staticmethod)
+        if is_plain and name != "forward" and not any(hasattr(base, name) for base in theirs):
+            found[name] = frozenset(_reads(name, methods))
+    return found
+
+
+def _reads(name: str, methods: dict[str, list[FunctionType]]) -> set[tuple[str, bool]]:
+    found, seen, pending = set[tuple[str, bool]](), set[str](), [name]
+    while pending:
+        current = pending.pop()
+        if current in seen or current == "forward":
+            continue
+        seen.add(current)
+        for function in methods.get(current, ()):
+            reads = attributes_of_self(function)
+            found.update(reads)
+            pending.extend(read for read, _ in reads)
+    return found
