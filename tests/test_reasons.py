@@ -56,7 +56,7 @@ PARTS = {  # of sentences, and names of steps
     *("…; recorded on an input made up for it, …", "… and … more", "… -> …", ": it comes from .*"),
     "costlier: it needs more multiply-adds than its parts; allow_growth=True makes it",
     "give it an `adopt` method, let the callable copy the weights, or pass preserve=False",
-    "<refold generated … …>",
+    *("… … …>", "'(\\w+)' object has no attribute '(\\w+)'", "a folded weight"),
     *("1 node that no input decides", "… nodes that no input decides", "a scale of nothing"),
     *("a convolution of another window, padded by its size", "a padding that goes around"),
     "bounds that differ by channel",
@@ -79,9 +79,8 @@ ERRORS = {  # raised by a whole verb, never kept
     "dropping channels alone takes this network to … …, not to …: ask for more, lower floor or "
     "round_to, or pass remove_residuals=True",
     "of its time",
-    "was folded into the forward of an enclosing module; call that one",
-    "has layers that this method calls and that were folded for its forward; "
-    "call the method of the original model",
+    "… runs … otherwise than the forward for which it was folded; call the method of the original "
+    "model",
     "…… was … when this model was folded, and its forward was made for that; got …: set it on the "
     "original model, then fold",
     "… object has no attribute …",
