@@ -12,12 +12,15 @@ from torch import fx, nn
 from refold.errors import InputError
 from refold.graph.copies.held import ATOMS
 from refold.graph.copies.modules import all_modules, modules_by_path, submodule
+from refold.graph.copies.watching import Absent
+from refold.graph.surgery.contents import Contents, contents, words_of
 from refold.graph.surgery.edits import Edits, alive
-from refold.graph.surgery.fixed import fixed_attributes
+from refold.graph.surgery.fixed import fixed_readings
 from refold.graph.surgery.frames import FramePlan
 from refold.graph.surgery.generated import (
     Method,
     fix_attributes,
+    fix_contents,
     guard_methods,
     method_from_graph,
     refuse_calls,
@@ -32,6 +35,7 @@ from refold.graph.surgery.plain_modules import (
 )
 from refold.graph.trace.frames import Frame, is_inside, map_tree, walk
 from refold.graph.trace.leaves import is_layer
+from refold.graph.trace.recorder.flags import holds_plain, is_flag
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _TABLES = frozenset({"_modules", "_parameters", "_buffers"})
@@ -79,8 +83,8 @@ class Commit:
         for frame in reversed(changed):
             self._leave_layer_class(frame)
         self._guard_methods()
-        self._fix_attributes(changed)
         swap_modules(self.target, self.swaps)
+        self._fix_attributes(changed)
         return self.swaps.get(id(self.target), self.target)
 
     # new content
@@ -146,10 +150,45 @@ class Commit:
     def _fix_attributes(self, changed: list[Frame]) -> None:
         """Let modules refuse other values of the attributes that the fold takes for granted."""
         written = dict.fromkeys((*changed, *self.plan.opened))
-        for path, values in fixed_attributes(self.edits, written, self.steps).items():
+        values: dict[str, dict[str, Any]] = {}
+        holders: dict[Frame, dict[tuple[str, str], Any]] = {}
+        for frame, read in fixed_readings(self.edits, written, self.steps):
+            if read.value is Absent or is_flag(read.value):
+                values.setdefault(read.path, {}).setdefault(read.name, read.value)
+            if holds_plain(read.value) and not isinstance(read.value, tuple):
+                carrier = self._carrier(frame, read.path)
+                below = read.path.removeprefix(carrier.path).removeprefix(".")
+                holders.setdefault(carrier, {})[below, read.name] = read.value
+        for path, own in values.items():
             module = self.places.get(path)
             if module is not None and not isinstance(module, fx.GraphModule):
-                fix_attributes(module, self.capture.full(path), values)
+                fix_attributes(module, self.capture.full(path), own)
+        for frame, held in holders.items():
+            self._fix_contents(frame, held)
+
+    def _carrier(self, frame: Frame, path: str) -> Frame:
+        """Return the frame whose forward runs the code of another, and holds a module."""
+        while frame.parent is not None and (
+            self.plan.status[frame] == "inline"
+            or frame.method != "forward"
+            or not f"{path}.".startswith(f"{frame.path}.")
+        ):
+            frame = frame.parent
+        return frame
+
+    def _fix_contents(self, frame: Frame, held: dict[tuple[str, str], Any]) -> None:
+        module = self.places.get(frame.path)
+        if module is None or id(module) in self.swaps or "forward" in module.__dict__:
+            return
+        if isinstance(module, fx.GraphModule):
+            return
+        kinds = {type(below.module) for below in walk(frame)}
+        words = words_of(kinds, [*held.values()])
+        now = {
+            (path, name): contents(submodule(module, path).__dict__.get(name), words)
+            for path, name in held
+        }
+        fix_contents(module, Contents(self.capture.full(frame.path), now, words))
 
     def _slots(self, frame: Frame, graph: fx.Graph) -> dict[str, nn.Module] | None:
         if self._used_elsewhere(frame):

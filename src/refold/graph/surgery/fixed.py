@@ -24,24 +24,21 @@ from refold.graph.trace.frames import Frame, Reading, ancestors, common_ancestor
 FIXED = "_refold_made_for"
 
 
-def fixed_attributes(
+def fixed_readings(
     edits: Edits, written: Iterable[Frame], steps: Iterable[Iterable[fx.Node]]
-) -> dict[str, dict[str, Any]]:
-    """Return the attributes that an edited graph takes for granted, by module, with their values.
+) -> list[tuple[Frame, Reading]]:
+    """Return what code has read of attributes that an edited graph takes for granted.
 
     Args:
         edits: the edits.
         written: the frames whose code is written down as it ran.
         steps: the original nodes of each step: what code reads between them decides about it.
     """
-    found: dict[str, dict[str, Any]] = {}
-    taken = [reading for frame in written for reading in frame.reads]
-    for reading in (*taken, *_between(edits, steps)):
-        found.setdefault(reading.path, {}).setdefault(reading.name, reading.value)
-    return found
+    taken = [(frame, reading) for frame in written for reading in frame.reads]
+    return [*taken, *_between(edits, steps)]
 
 
-def _between(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> Iterator[Reading]:
+def _between(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> Iterator[tuple[Frame, Reading]]:
     reading = {frame for frame in walk(edits.capture.root) if frame.reads}
     if not reading:
         return
@@ -57,13 +54,8 @@ def _between(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> Iterator[Readi
         first, last = min(map(order.__getitem__, nodes)), max(map(order.__getitem__, nodes))
         for frame in frames:
             for one in frame.reads:
-                if _is_switch(one.value) and first <= order.get(one.following, -1) <= last:
-                    yield one
-
-
-def _is_switch(value: Any) -> bool:
-    """Say whether code that still runs may take another path for another value."""
-    return value is Absent or isinstance(value, bool | str)
+                if first <= order.get(one.following, -1) <= last:
+                    yield frame, one
 
 
 def check_assignment(module: nn.Module, name: str, value: Any) -> None:
@@ -80,10 +72,10 @@ def check_assignment(module: nn.Module, name: str, value: Any) -> None:
         was is Absent and _is_default(type(module), name, value)
     ):
         return
-    before = "missing" if was is Absent else _told(was)
+    before, now = ("missing" if one is Absent else _told(one) for one in (was, value))
     raise RefusedError(
         f"{where + '.' if where else ''}{name} was {before} when this model was folded, and its "
-        f"forward was made for that; got {_told(value)}: set it on the original model, then fold"
+        f"forward was made for that; got {now}: set it on the original model, then fold"
     )
 
 

@@ -23,10 +23,12 @@ from torch.fx.graph import CodeGen
 
 from refold.errors import RefusedError
 from refold.graph.copies.modules import _BASE
+from refold.graph.copies.watching import Absent
+from refold.graph.surgery.contents import HELD, Contents, checking
 from refold.graph.surgery.fixed import FIXED, check_assignment
 from refold.graph.surgery.guards import GENERATED, GUARDED, Guard, guarded
 
-_Key = tuple[type[nn.Module], tuple[tuple[str, str, bool], ...]]
+_Key = tuple[type[nn.Module], tuple[tuple[str, str, str], ...]]
 _CLASSES: WeakValueDictionary[_Key, type[nn.Module]] = WeakValueDictionary()
 _METHODS = "_refold_methods"
 
@@ -39,13 +41,13 @@ class Method:
         source: Python source of one function called `forward`.
         names: for each global name of the source, where to import it from (`module:attribute`), or
             the object itself when it cannot be imported.
-        is_guarded: whether it runs under the guard of its module; without a source it is that of
+        around: what runs around it: "guarded" or "checking". Without a source the method is that of
             the class.
     """
 
     source: str
     names: dict[str, Any] = field(default_factory=dict[str, Any])
-    is_guarded: bool = False
+    around: str = ""
 
 
 def method_from_graph(graph: fx.Graph) -> Method:
@@ -95,7 +97,7 @@ def guard_methods(module: nn.Module, guard: Guard, names: Iterable[str]) -> None
     """
     known = cast("Guard | None", module.__dict__.get(GUARDED))
     _, earlier = _origin(type(module))
-    methods = {name: replace(earlier.get(name, _OWN), is_guarded=True) for name in names}
+    methods = {name: replace(earlier.get(name, _OWN), around="guarded") for name in names}
     own = {
         name: value.__func__
         for name, value in module.__dict__.items()
@@ -107,6 +109,13 @@ def guard_methods(module: nn.Module, guard: Guard, names: Iterable[str]) -> None
         if inspect.unwrap(cast(Any, now or function)) is inspect.unwrap(function):
             module.__dict__[name] = MethodType(cast(Any, now or function), module)
     module.__dict__[GUARDED] = guard if known is None else guard.after(known)
+
+
+def fix_contents(module: nn.Module, held: Contents) -> None:
+    """Let a forward raise where lists, tables or objects hold something else by now."""
+    _, earlier = _origin(type(module))
+    regenerate(module, {"forward": replace(earlier.get("forward", _OWN), around="checking")})
+    module.__dict__[HELD] = held
 
 
 def regenerate(module: nn.Module, methods: dict[str, Method]) -> None:
@@ -130,7 +139,7 @@ def _origin(kind: type[nn.Module]) -> tuple[type[nn.Module], dict[str, Method]]:
 
 def generated_class(base: type[nn.Module], methods: dict[str, Method]) -> type[nn.Module]:
     """Return the subclass of `base` with the given methods (one class for the same sources)."""
-    rows = ((name, method.source, method.is_guarded) for name, method in methods.items())
+    rows = ((name, method.source, method.around) for name, method in methods.items())
     key = (base, tuple(sorted(rows)))
     known = _CLASSES.get(key)
     if known is None:
@@ -141,6 +150,7 @@ def generated_class(base: type[nn.Module], methods: dict[str, Method]) -> type[n
             "__doc__": base.__doc__,
             "__reduce_ex__": _reduce,
             "__setattr__": _assigning(base),
+            "__delattr__": _deleting(base),
             _BASE: base,
             _METHODS: dict(methods),
         }
@@ -158,6 +168,14 @@ def _assigning(base: type[nn.Module]) -> Callable[[nn.Module, str, Any], None]:
         base.__setattr__(self, name, value)
 
     return assign
+
+
+def _deleting(base: type[nn.Module]) -> Callable[[nn.Module, str], None]:
+    def delete(self: nn.Module, name: str) -> None:
+        check_assignment(self, name, Absent)
+        base.__delattr__(self, name)
+
+    return delete
 
 
 def fix_attributes(module: nn.Module, where: str, values: dict[str, Any]) -> None:
@@ -211,8 +229,10 @@ def _rebuild(base: type[nn.Module], methods: dict[str, Method]) -> nn.Module:
 def _made(method: Method, name: str, base: type[nn.Module]) -> Callable[..., Any]:
     own = inspect.getattr_static(base, name, None)
     function = _compile(method, name) if method.source else getattr(own, "__func__", own)
-    if not method.is_guarded:
+    if not method.around:
         return cast("Callable[..., Any]", function)
+    if method.around == "checking":
+        return checking(cast(FunctionType, function), name)
     is_static = not method.source and isinstance(own, staticmethod)
     return guarded(cast(FunctionType, function), name, is_static=is_static)
 

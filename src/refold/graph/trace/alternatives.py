@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import dis
 import enum
 import functools
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from refold.graph.copies.held import is_filled
-from refold.graph.trace.code import names_in
+from refold.graph.trace.code import identities_in, names_in
 from refold.graph.trace.doubts import parsed
 from refold.graph.trace.examples import drawn
 from refold.graph.trace.recorder.notebook import DEVICE_MARK
@@ -211,26 +211,11 @@ def asks_identity(function: Callable[..., Any]) -> str | None:
         True
     """
     code = _code(function)
-    for line, operand in () if code is None else _identities(code):
+    for line, operand in () if code is None else identities_in(code):
         value = _values(function).get(operand) if isinstance(operand, str) else operand
         if type(value) is int:
             return _place(cast(CodeType, code), line)
     return None
-
-
-@functools.lru_cache(maxsize=4096)
-def _identities(code: CodeType) -> tuple[tuple[int, Any], ...]:
-    """Return what code asks about with `is`, constants and names, each with its line."""
-    inner = (_identities(part) for part in code.co_consts if isinstance(part, CodeType))
-    found = list(chain.from_iterable(inner))
-    if dis.opmap["IS_OP"] not in code.co_code[::2]:
-        return tuple(found)
-    steps, line = list(dis.get_instructions(code)), code.co_firstlineno
-    for first, second, step in zip(steps, steps[1:], steps[2:], strict=False):
-        line = first.starts_line or line
-        if step.opname == "IS_OP":
-            found += [(line, one.argval) for one in (first, second) if "LOAD" in one.opname]
-    return tuple(found)
 
 
 def _place(code: CodeType, line: int) -> str:
@@ -466,7 +451,7 @@ def _values(function: Callable[..., Any]) -> dict[str, Any]:
     code = _code(function)
     if code is None:
         return {}
-    plain = cast(FunctionType, getattr(function, "__func__", function))
+    plain = cast(FunctionType, _plain_function(function))
     names = names_in(code)
     found = {name: plain.__globals__[name] for name in names if name in plain.__globals__}
     for name, cell in zip(code.co_freevars, plain.__closure__ or (), strict=False):
@@ -503,9 +488,15 @@ def _home(owner: Any) -> str:
     return name.partition(".")[0]
 
 
+def _plain_function(value: Any) -> Any:
+    """Return a function without what is around it."""
+    plain = value.__func__ if isinstance(value, MethodType) else value
+    return inspect.unwrap(plain) if isinstance(plain, FunctionType) else plain
+
+
 def _code(value: Any) -> CodeType | None:
     """Return the code of a function of somebody's own, None where it is torch's or no function."""
-    plain = value.__func__ if isinstance(value, MethodType) else value
+    plain = _plain_function(value)
     if not isinstance(plain, FunctionType):
         return None
     if (plain.__module__ or "").partition(".")[0] in _FOREIGN:  # generated code has no module

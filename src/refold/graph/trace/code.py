@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dis
 import functools
 import sys
 from collections.abc import Iterator
@@ -103,6 +104,26 @@ def names_in(code: CodeType) -> tuple[str, ...]:
     """Return the names of globals and attributes in code, in that of functions within it too."""
     inner = (names_in(part) for part in code.co_consts if isinstance(part, CodeType))
     return tuple(dict.fromkeys(chain(code.co_names, *inner)))
+
+
+@functools.lru_cache(maxsize=4096)
+def identities_in(code: CodeType) -> tuple[tuple[int, Any], ...]:
+    """Return what code asks about with `is`, constants and names, each with its line.
+
+    Examples:
+        >>> identities_in((lambda n: n is None).__code__)[0][1:]
+        ('n',)
+    """
+    inner = (identities_in(part) for part in code.co_consts if isinstance(part, CodeType))
+    found = list(chain.from_iterable(inner))
+    if dis.opmap["IS_OP"] not in code.co_code[::2]:
+        return tuple(found)
+    steps, line = list(dis.get_instructions(code)), code.co_firstlineno
+    for first, second, step in zip(steps, steps[1:], steps[2:], strict=False):
+        line = first.starts_line or line
+        if step.opname == "IS_OP":
+            found += [(line, one.argval) for one in (first, second) if "LOAD" in one.opname]
+    return tuple(found)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import enum
 import functools
+from collections import deque
 from collections.abc import Iterable
-from types import BuiltinFunctionType, CodeType
+from types import BuiltinFunctionType, CodeType, ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,7 @@ from torch import fx, nn
 
 from refold.graph.copies.held import ATOMS, CALLABLES
 from refold.graph.copies.watching import Absent
-from refold.graph.trace.code import functions_of, names_in
+from refold.graph.trace.code import functions_of, is_foreign, names_in
 from refold.graph.trace.frames import Frame, Reading
 
 _INTERNAL = frozenset({*nn.Module().__dict__, "forward"})
@@ -52,7 +53,7 @@ class FlagNotes:
             following.append(following[-1] if is_gone else node)
         following.reverse()
         for (frame, path, name, count), value in self._read.items():
-            if value is Absent or is_flag(value):
+            if value is Absent or is_flag(value) or holds_plain(value):
                 frame.reads.append(Reading(path, name, value, following[count]))
 
 
@@ -68,6 +69,22 @@ def is_flag(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(is_flag, cast("dict[Any, Any]", value).values()))
     return isinstance(value, _NESTS) and all(map(is_flag, cast("list[Any]", value)))
+
+
+def holds_plain(value: Any) -> bool:
+    """Say whether a value may hold what code decides by: a container, an object of some class.
+
+    Examples:
+        >>> holds_plain([1]), holds_plain({}), holds_plain(2), holds_plain(nn.ReLU())
+        (True, True, False, False)
+    """
+    if isinstance(value, (*_NESTS, dict, deque, *CALLABLES)):
+        return True
+    kind = type(value)
+    is_other = isinstance(value, (nn.Module, torch.Tensor, type, ModuleType, *_KINDS))
+    if kind in ATOMS or is_other:
+        return False
+    return kind is SimpleNamespace or not is_foreign(kind)
 
 
 def readable_attributes(modules: Iterable[nn.Module]) -> dict[type[nn.Module], set[str]]:
@@ -102,14 +119,20 @@ def _of_class(kind: type) -> frozenset[str]:
         if type(value) in ATOMS and not name.startswith("__")
     }
     codes = (function.__code__ for function in functions_of(kind))
-    asked = {text for code in codes if _ASKING & {*names_in(code)} for text in _texts(code)}
+    asked = {text for code in codes if _ASKING & {*names_in(code)} for text in texts_in(code)}
     return frozenset(plain | asked) - _INTERNAL
 
 
 _ASKING = frozenset({"getattr", "hasattr"})
 
 
-def _texts(code: CodeType) -> set[str]:
-    inner = (_texts(part) for part in code.co_consts if isinstance(part, CodeType))
+def texts_in(code: CodeType) -> set[str]:
+    """Return the constants of code that may be names.
+
+    Examples:
+        >>> texts_in((lambda table: table["norm"]).__code__)
+        {'norm'}
+    """
+    inner = (texts_in(part) for part in code.co_consts if isinstance(part, CodeType))
     own = {text for text in code.co_consts if isinstance(text, str) and text.isidentifier()}
     return own.union(*inner)
