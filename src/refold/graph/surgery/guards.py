@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
@@ -222,14 +223,18 @@ class _Watch(TorchFunctionMode):
         self._name = f"{guard.where}.{method}" if guard.where else method
         self._weights: dict[int, Tensor] = {}
         self._gone = set[str]()
+        self._layers: dict[int, list[tuple[Folded, int, str]]] = {}
+        for fold in guard.folds:
+            for place, path in enumerate(fold.layers):
+                if path:
+                    self._look_at(fold, place, path)
         self._hooks = ExitStack()
 
     def __enter__(self) -> _Watch:
         _LOCAL.active.append(self)
-        for fold in self.guard.folds:
-            for place, path in enumerate(fold.layers):
-                if path:
-                    self._look_at(fold, place, path)
+        # For all modules: those that stand in one of them would be copied along with it.
+        self._hooks.callback(register_module_forward_pre_hook(self._called).remove)
+        self._hooks.callback(register_module_forward_hook(self._gave).remove)
         return super().__enter__()
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -248,10 +253,7 @@ class _Watch(TorchFunctionMode):
             self._gone.add(path.rpartition(".")[2])
             return
         self._weights.update((id(t), t) for t in (*layer.parameters(), *layer.buffers()))
-        before = functools.partial(self._called, fold, place, path)
-        after = functools.partial(self._gave, fold, place, path)
-        self._hooks.callback(layer.register_forward_pre_hook(before).remove)
-        self._hooks.callback(layer.register_forward_hook(after).remove)
+        self._layers.setdefault(id(layer), []).append((fold, place, path))
 
     def _refusal(self, path: str) -> str:
         return (
@@ -276,31 +278,32 @@ class _Watch(TorchFunctionMode):
             frame = frame.f_back
         return True
 
-    def _called(
-        self, fold: Folded, place: int, path: str, layer: nn.Module, args: tuple[Any, ...]
-    ) -> Any:
-        if not self._applies(fold):
-            return None
+    def _called(self, layer: nn.Module, args: tuple[Any, ...]) -> Any:
+        for fold, place, path in self._layers.get(id(layer), ()):
+            if self._applies(fold):
+                args = self._taken(fold, place, path, args)
+        return args
+
+    def _taken(self, fold: Folded, place: int, path: str, args: tuple[Any, ...]) -> Any:
+        """Return what a layer reads in place of a pending value."""
         given = args[0] if args else None
         is_due = isinstance(given, Pending)
         if not fold.is_chain or is_due != (place > 0):
             raise RefusedError(self._refusal(path))
         if not isinstance(given, Pending):
-            return None
+            return args
         if given.due != (fold, place):
             raise RefusedError(self._refusal(path))
         with torch._C.DisableTorchFunctionSubclass():
             return given.as_subclass(Tensor), *args[1:]
 
-    def _gave(
-        self, fold: Folded, place: int, path: str, layer: nn.Module, args: Any, result: Any
-    ) -> Any:
-        if place + 1 == len(fold.layers) or not self._applies(fold):
-            return None
-        with torch._C.DisableTorchFunctionSubclass():
-            found = cast(Pending, result.as_subclass(Pending))
-        found.refusal, found.due = self._refusal(path), (fold, place + 1)
-        return found
+    def _gave(self, layer: nn.Module, args: Any, result: Any) -> Any:
+        for fold, place, path in self._layers.get(id(layer), ()):
+            if place + 1 < len(fold.layers) and self._applies(fold):
+                with torch._C.DisableTorchFunctionSubclass():
+                    result = cast(Pending, result.as_subclass(Pending))
+                result.refusal, result.due = self._refusal(path), (fold, place + 1)
+        return result
 
     def checked(self, result: Any) -> Any:
         """Return a result of the method.
