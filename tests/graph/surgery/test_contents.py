@@ -155,6 +155,24 @@ def test_another_content_is_refused(base: type[Base], name: str) -> None:
     assert gap(model, folded, X) > WRONG  # what silence would have been
 
 
+def test_a_factor_in_a_list_that_went_into_a_weight() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.factors = conv(), nn.BatchNorm2d(4), [torch.tensor(2.0)]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x) * self.factors[0])
+
+    model = live(Net())
+    folded = refold.reparameterize(model, X)
+    assert norms(folded) == 0
+    assert gap(model, folded, X) <= EXACT
+    folded.factors[0] = torch.tensor(3.0)
+    with pytest.raises(RefusedError, match=r"^factors holds"):
+        folded(X)
+
+
 @pytest.mark.parametrize("example", [X, None])
 def test_what_no_code_asks_for_is_free(example: Tensor | None) -> None:
     class Net(Base):

@@ -182,6 +182,21 @@ class Two(nn.Module):
         yield self.norm(y)
         yield y
 
+    def by_forward(self, x: Tensor) -> Tensor:
+        return self.conv.forward(x)
+
+    def by_class(self, x: Tensor) -> Tensor:
+        return nn.Conv2d.forward(self.conv, x)
+
+    def by_map(self, x: Tensor) -> list[Tensor]:
+        return list(map(self.conv, [x]))
+
+    def catches(self, x: Tensor) -> Tensor:
+        try:
+            return self.conv(x) * 2
+        except Exception:
+            return x
+
     def scales(self) -> Tensor:
         return self.norm.weight * 2
 
@@ -231,6 +246,7 @@ class Holder(nn.Module):
 
 REFUSED = ["before", "run", "by_a_name", "by_a_variable", "by_a_table", "by_another_method", "raw"]
 REFUSED += ["by_a_property", "by_function", "by_item", "by_slice", "one_by_one", "yields", "scales"]
+REFUSED += ["by_forward", "by_class", "by_map", "catches"]
 KEPT = ["encode", "whole", "stages", "twice", "in_turn", "of_a_copy", "form"]
 
 
@@ -318,6 +334,26 @@ def test_a_value_from_inside_a_fold_is_refused_wherever_it_went() -> None:
     folded.store(X)
     with pytest.raises(RefusedError, match=r"^store runs conv"):
         folded.seen.mean()
+
+
+def test_norms_that_a_model_freezes_in_train_may_be_gone() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other, self.norm = conv(), conv(kernel=1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.one(x) + self.other(x))
+
+        def train(self, mode: bool = True) -> nn.Module:
+            super().train(mode)
+            self.norm.eval()
+            return self
+
+    model = live(Frozen())
+    folded = refold.reparameterize(model, X)
+    assert norms(folded) == 0
+    assert gap(model, folded.train().eval(), X) <= EXACT
 
 
 def test_scripts_traces_and_recomputed_values_are_exact() -> None:

@@ -31,6 +31,7 @@ from refold.graph.surgery.plain_modules import (
     chain_slots,
     is_layer_subclass,
     mentioned_names,
+    names_of_overrides,
     plain_module,
 )
 from refold.graph.trace.frames import Frame, is_inside, map_tree, walk
@@ -339,7 +340,8 @@ def _drop_children(holder: nn.Module, dead: set[int], kept: set[int]) -> None:
     for name, child in list(holder._modules.items()):
         if child is None or id(child) not in dead or id(child) in kept:
             continue
-        if isinstance(holder, _CONTAINERS):  # length and indices of containers stay
+        is_named = name in names_of_overrides(type(holder))
+        if isinstance(holder, _CONTAINERS) or is_named:  # length and indices of containers stay
             holder._modules[name] = nn.Identity().train(child.training)
             dead.add(id(holder._modules[name]))
         else:

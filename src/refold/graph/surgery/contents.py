@@ -23,7 +23,7 @@ from refold.graph.trace.code import functions_of, names_in
 from refold.graph.trace.recorder.flags import holds_plain, texts_in
 
 HELD = "_refold_held"
-_DEEPEST = 4
+_DEEPEST, _FEW = 4, 17
 _BY_ANY_NAME = frozenset({"getattr", "vars", "__dict__", "values", "items"})
 
 
@@ -80,6 +80,8 @@ def contents(value: Any, words: frozenset[str] | None, depth: int = 0) -> Any:
         return "function", [inner(item) for item in bound_values(value)]
     table = dict(_table(value))
     if not table and not holds_plain(value):
+        if isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.numel() < _FEW:
+            return str(value.dtype), value.tolist()
         is_part = isinstance(value, nn.Module | torch.Tensor)  # of the network, not of its options
         return "part" if is_part else value
     return type(value).__name__, {

@@ -16,7 +16,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from types import FrameType, FunctionType, GeneratorType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -203,6 +203,8 @@ class Pending(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         found = next(leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Pending))
+        for watch in _LOCAL.active:
+            watch.refusal = found.refusal
         raise RefusedError(found.refusal)
 
 
@@ -222,7 +224,8 @@ class _Watch(TorchFunctionMode):
         self._thread = threading.get_ident()
         self._name = f"{guard.where}.{method}" if guard.where else method
         self._weights: dict[int, Tensor] = {}
-        self._gone = set[str]()
+        self.refusal: str | None = None  # the code may catch the error
+        self._gone, self._entered = set[str](), set[int]()
         self._layers: dict[int, list[tuple[Folded, int, str]]] = {}
         for fold in guard.folds:
             for place, path in enumerate(fold.layers):
@@ -245,6 +248,8 @@ class _Watch(TorchFunctionMode):
         is_gone = lacks is not None and (lacks[1] == "Identity" or lacks[2] in self._gone)
         if kind is AttributeError and lacks is not None and is_gone:
             raise RefusedError(self._refusal(lacks[2])) from error
+        if kind is None and self.refusal is not None:
+            raise RefusedError(self.refusal)
 
     def _look_at(self, fold: Folded, place: int, path: str) -> None:
         try:
@@ -260,6 +265,10 @@ class _Watch(TorchFunctionMode):
             f"{self._name} runs {path} otherwise than the forward for which it was folded; "
             "call the method of the original model"
         )
+
+    def _refuse(self, path: str) -> NoReturn:
+        self.refusal = self._refusal(path)
+        raise RefusedError(self.refusal)
 
     def _applies(self, fold: Folded) -> bool:
         """Say whether other code than that which a fold was made for runs."""
@@ -282,6 +291,7 @@ class _Watch(TorchFunctionMode):
         for fold, place, path in self._layers.get(id(layer), ()):
             if self._applies(fold):
                 args = self._taken(fold, place, path, args)
+                self._entered.add(id(layer))
         return args
 
     def _taken(self, fold: Folded, place: int, path: str, args: tuple[Any, ...]) -> Any:
@@ -289,15 +299,16 @@ class _Watch(TorchFunctionMode):
         given = args[0] if args else None
         is_due = isinstance(given, Pending)
         if not fold.is_chain or is_due != (place > 0):
-            raise RefusedError(self._refusal(path))
+            self._refuse(path)
         if not isinstance(given, Pending):
             return args
         if given.due != (fold, place):
-            raise RefusedError(self._refusal(path))
+            self._refuse(path)
         with torch._C.DisableTorchFunctionSubclass():
             return given.as_subclass(Tensor), *args[1:]
 
     def _gave(self, layer: nn.Module, args: Any, result: Any) -> Any:
+        self._entered.discard(id(layer))
         for fold, place, path in self._layers.get(id(layer), ()):
             if place + 1 < len(fold.layers) and self._applies(fold):
                 with torch._C.DisableTorchFunctionSubclass():
@@ -325,19 +336,29 @@ class _Watch(TorchFunctionMode):
         if _PRODUCTS.search(name.strip("_")) and not name.endswith("_") | name.startswith("__set"):
             given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             own = [leaf for leaf in given if id(leaf) in self._weights]
-            if own and len(own) < len(given) and not _runs_layer():
-                raise RefusedError(self._refusal("a folded weight"))
+            if own and len(own) < len(given) and not self._is_called(_nearest_forward()):
+                self._refuse("a folded weight")
         return func(*args, **kwargs)
 
+    def _is_called(self, layer: nn.Module | None) -> bool:
+        """Say whether a module was called, or is none that was folded; `layer.forward` is no call.
 
-def _runs_layer() -> bool:
-    """Say whether the forward of a module calls, not a method of another name."""
+        Args:
+            layer: the module whose forward computes; None where a method of another name does.
+        """
+        if layer is None or id(layer) in self._entered:
+            return layer is not None
+        return not any(self._applies(fold) for fold, *_ in self._layers.get(id(layer), ()))
+
+
+def _nearest_forward() -> nn.Module | None:
     frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
-    while frame is not None and frame.f_globals.get("__name__") != __name__:
-        if isinstance(_first_local(frame), nn.Module) and frame.f_code.co_name == "forward":
-            return True
+    while frame is not None and frame.f_code not in _ENTRIES:
+        owner = _first_local(frame)
+        if isinstance(owner, nn.Module) and frame.f_code.co_name == "forward":
+            return owner
         frame = frame.f_back
-    return False
+    return None
 
 
 _ENTRIES = (_run.__code__, _step_by_step.__code__)

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from refold.graph.copies.modules import submodule
 from refold.graph.surgery.generated import check_baked, method_from_graph, regenerate
-from refold.graph.trace.code import names_in
+from refold.graph.trace.code import methods_of, names_in
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -98,3 +98,18 @@ def mentioned_names(kind: type[nn.Module]) -> frozenset[str]:
             if code is not None and name not in ("forward", "__init__"):
                 names.update(names_in(code))
     return frozenset(names)
+
+
+@functools.lru_cache(maxsize=1024)
+def names_of_overrides(kind: type[nn.Module]) -> frozenset[str]:
+    """Return the names that a class's own forms of torch's methods read: `train` of frozen norms.
+
+    Examples:
+        >>> names_of_overrides(nn.Sequential)
+        frozenset()
+    """
+    own = {name: codes for name, codes in methods_of(kind).items() if name in _EVERYWHERE}
+    return frozenset(word for codes in own.values() for f in codes for word in names_in(f.__code__))
+
+
+_EVERYWHERE = frozenset({"train", "eval", "requires_grad_", "_apply", "to", "zero_grad"})
