@@ -91,6 +91,20 @@ def modules_by_path(root: nn.Module, *, every_name: bool = False) -> list[tuple[
     return found
 
 
+def names_of_modules(root: nn.Module) -> dict[str, list[str]]:
+    """Return all paths of every module, by each of them.
+
+    Examples:
+        >>> act = nn.ReLU()
+        >>> names_of_modules(nn.Sequential(act, act))["1"]
+        ['0', '1']
+    """
+    found: dict[int, list[str]] = {}
+    for path, module in modules_by_path(root, every_name=True):
+        found.setdefault(id(module), []).append(path)
+    return {path: paths for paths in found.values() for path in paths}
+
+
 def stored_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters and buffers of a module and all below it, each under its first name.
 

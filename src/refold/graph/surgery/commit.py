@@ -11,7 +11,12 @@ from torch import fx, nn
 
 from refold.errors import InputError
 from refold.graph.copies.held import ATOMS
-from refold.graph.copies.modules import all_modules, modules_by_path, submodule
+from refold.graph.copies.modules import (
+    all_modules,
+    modules_by_path,
+    names_of_modules,
+    submodule,
+)
 from refold.graph.copies.watching import Absent
 from refold.graph.surgery.contents import Contents, contents, words_of
 from refold.graph.surgery.edits import Edits, alive
@@ -65,6 +70,7 @@ class Commit:
             ) from error
         self.plan = FramePlan(edits)
         self.old = dict(modules_by_path(self.root))
+        self.names = names_of_modules(self.root)
         self.swaps: dict[int, nn.Module] = {}
         self.users: dict[int, list[Frame]] = {}  # filled when first asked for
         self.places: dict[str, nn.Module] = {}  # before any generated container changes
@@ -140,7 +146,7 @@ class Commit:
         """Let methods beside forward raise where they would take folds apart."""
         kinds = {path: type(module) for path, module in self.old.items() if path in self.places}
         refused = {(f.path, f.method) for f, graph in self.plan.status.items() if graph == "inline"}
-        apart = MethodsApart(self.edits, self.steps)
+        apart = MethodsApart(self.edits, self.steps, self.names)
         for path, guard, names in apart.guards(kinds):
             module = self.places[path]
             own = [name for name in names if (path, name) not in refused]

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Generator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from types import FrameType, FunctionType, GeneratorType
+from types import CoroutineType, FrameType, FunctionType, GeneratorType, coroutine
 from typing import Any, NoReturn, cast
 
 import torch
@@ -166,20 +166,36 @@ def _run(
     watch = _Watch(module, cast(Guard, module.__dict__[GUARDED]), name)
     with watch:
         result = function(*args, **kwargs)
-    if isinstance(result, GeneratorType):
-        return _step_by_step(watch, cast("Generator[Any, Any, Any]", result))
+    if isinstance(result, GeneratorType | CoroutineType):
+        steps = _step_by_step(watch, cast("GeneratorType[Any, Any, Any]", result))
+        return steps if isinstance(result, GeneratorType) else _awaited(steps)
     return watch.checked(result)
 
 
-def _step_by_step(watch: _Watch, steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    sent: Any = None
+async def _awaited(steps: Generator[Any, Any, Any]) -> Any:
+    @coroutine
+    def run() -> Generator[Any, Any, Any]:
+        return (yield from steps)
+
+    return await run()
+
+
+def _step_by_step(watch: _Watch, steps: GeneratorType[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    step: Any = steps.send
+    given: Any = None
     while True:
         with watch:
             try:
-                value = steps.send(sent)
+                value = step(given)
             except StopIteration as end:
                 return watch.checked(end.value)
-        sent = yield watch.checked(value)
+        try:
+            step, given = steps.send, (yield watch.checked(value))
+        except GeneratorExit:
+            steps.close()
+            raise
+        except BaseException as error:  # what the caller throws in
+            step, given = steps.throw, error
 
 
 class Pending(Tensor):

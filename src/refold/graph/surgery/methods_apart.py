@@ -88,9 +88,12 @@ def _joined(groups: Iterable[list[fx.Node]]) -> list[list[fx.Node]]:
 
 
 def _is_chain(layers: list[fx.Node], edits: Edits, readers: dict[fx.Node, set[fx.Node]]) -> bool:
-    """Say whether layers only read each other, and one of them stands for all in its place."""
+    """Say whether layers only read each other, and all in a row still give what they gave."""
     hosts = [node for node in layers if node not in edits.identities]
-    if len(layers) < 2 or len(hosts) != 1 or not alive(hosts[0]):
+    if len(layers) < 2 or not hosts or not all(map(alive, hosts)):
+        return False
+    in_a_row = all(after.all_input_nodes == [first] for first, after in pairwise(hosts))
+    if not in_a_row or edits.now(layers[-1]) is not hosts[-1]:
         return False
     calls = Counter(str(was[1]) for was in edits.before.values() if was[0] == "call_module")
     if any(calls[str(edits.before[node][1])] > 1 for node in layers):
@@ -108,10 +111,12 @@ class MethodsApart:
     Args:
         edits: the edits.
         steps: the original nodes that each step of a fold has joined.
+        names: all paths that a module has had, by each of them.
     """
 
     edits: Edits
     steps: list[set[fx.Node]]
+    names: dict[str, list[str]]
 
     @cached_property
     def _folds(self) -> list[_Group]:
@@ -121,7 +126,7 @@ class MethodsApart:
     def _below(self) -> dict[str, list[_Group]]:
         found: dict[str, dict[int, _Group]] = {}
         for number, group in enumerate(self._folds):
-            for path in group.layers:
+            for path in (name for layer in group.layers for name in self.names.get(layer, [layer])):
                 parts = path.split(".")
                 for depth in range(len(parts)):
                     found.setdefault(".".join(parts[:depth]), {})[number] = group
@@ -141,13 +146,37 @@ class MethodsApart:
             methods = reads_of_methods(kind) if groups else {}
             if not groups or not methods:
                 continue
-            folds = tuple(_seen_from(path, group) for group in groups)
-            apart = (name for name, reads in methods.items() if _reach(reads, folds))
+            folds = tuple(self._seen_from(path, group) for group in groups)
+            near = {name for group in groups for name in self._places(path, group)}
+            apart = (name for name, reads in methods.items() if _reach(reads, folds, near))
             exact = {name: self._exact(ran.get((path, name), [])) for name in apart}
             known = {name: given for name, given in exact.items() if given is not None}
             names = [name for name, given in exact.items() if given != {}]
             if names:  # what takes tensors alone is only called as forward does
                 yield path, Guard(self.edits.capture.full(path), folds, known), names
+
+    def _seen_from(self, path: str, group: _Group) -> Folded:
+        """Return a fold with the paths that a module knows: those of others are empty."""
+        prefix = f"{path}." if path else ""
+        layers = [
+            next((p for p in self.names.get(layer, [layer]) if p.startswith(prefix)), prefix)
+            for layer in group.layers
+        ]
+        tops = (
+            p for p in self.names.get(group.top, [group.top]) if p == path or p.startswith(prefix)
+        )
+        top = next(tops, None)
+        if top is not None:
+            top = top.removeprefix(prefix) if top != path else ""
+        own = tuple(layer.removeprefix(prefix) for layer in layers)
+        return Folded(own, group.is_chain, top, group.method)
+
+    def _places(self, path: str, group: _Group) -> Iterator[str]:
+        """Yield the names of the children below which a module has parts of a fold elsewhere."""
+        prefix = f"{path}." if path else ""
+        for layer in group.layers:
+            inside = [p for p in self.names.get(layer, [layer]) if p.startswith(prefix)]
+            yield from (p.removeprefix(prefix).partition(".")[0] for p in inside[1:])
 
     def _exact(self, frames: list[Frame]) -> dict[str, Any] | None:
         """Return the plain arguments with which a method gives what it gave, None for none.
@@ -184,20 +213,16 @@ def _plain_arguments(frame: Frame) -> dict[str, Any] | None:
     return {name: value for name, value in given if not isinstance(value, fx.Node)}
 
 
-def _seen_from(path: str, group: _Group) -> Folded:
-    """Return a fold with the paths that a module knows: those of layers outside it are empty."""
-    prefix = f"{path}." if path else ""
-    layers = tuple(p.removeprefix(prefix) if p.startswith(prefix) else "" for p in group.layers)
-    top = None
-    if group.top == path or group.top.startswith(prefix):
-        top = group.top.removeprefix(prefix) if group.top != path else ""
-    return Folded(layers, group.is_chain, top, group.method)
+def _reach(reads: frozenset[tuple[str, bool]], folds: Iterable[Folded], others: set[str]) -> bool:
+    """Say whether code that reads these children may run a part of a fold by itself.
 
-
-def _reach(reads: frozenset[tuple[str, bool]], folds: Iterable[Folded]) -> bool:
-    """Say whether code that reads these children may run a part of a fold by itself."""
+    Args:
+        reads: the children, with whether code does more than call them.
+        folds: the folds.
+        others: the children that hold parts of folds under another name.
+    """
     names = {name for name, _ in reads}
-    if not names.isdisjoint(BY_ANY_NAME):
+    if not names.isdisjoint(BY_ANY_NAME) or not names.isdisjoint(others):
         return True
     more = {name for name, is_more in reads if is_more}
     for fold in folds:

@@ -340,7 +340,8 @@ def _uses(kind: type) -> tuple[_Use, ...] | None:
 
 
 def _uses_in(tree: ast.Module) -> Iterator[_Use]:
-    methods = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    nodes = ast.walk(tree)
+    methods = [n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     for method in methods:
         if method.name == "__init__" or not method.args.args:
             continue

@@ -41,11 +41,12 @@ class FlagNotes:
         """Note a read by the code of a frame."""
         self._read.setdefault((frame, path, name, len(self.graph.nodes)), value)
 
-    def tell(self, nodes: list[fx.Node]) -> None:
+    def tell(self, nodes: list[fx.Node], own: set[tuple[str, str]]) -> None:
         """Give every frame what its code has read.
 
         Args:
             nodes: all that were recorded, in order, those that are gone by now as well.
+            own: attributes that the code sets itself, by path and name: they are state.
         """
         following = nodes[-1:]  # of each node in turn: itself or the next that is left
         for node in reversed(nodes):
@@ -53,6 +54,8 @@ class FlagNotes:
             following.append(following[-1] if is_gone else node)
         following.reverse()
         for (frame, path, name, count), value in self._read.items():
+            if (path, name) in own:
+                continue
             if value is Absent or is_flag(value) or holds_plain(value):
                 frame.reads.append(Reading(path, name, value, following[count]))
 

@@ -160,7 +160,8 @@ class Recorder(StateNotes):
         drop_checks(self.graph, self.root_frame)
         self._drop_unread()
         if self.flags is not None:
-            self.flags.tell(recorded)
+            own = {(self._paths[key], name) for key, name in self.was_set if key in self._paths}
+            self.flags.tell(recorded, own)
         return self.graph
 
     def _output(self, frame: Frame, result: Any) -> Any:
