@@ -53,7 +53,7 @@ def read_again(x: Tensor, *branches: nn.Module) -> Tensor:
 
 
 def no_branch(x: Tensor, *branches: nn.Module) -> Tensor:
-    """timm's MobileOne: a branch that is absent is the number 0."""
+    """MobileOne of timm: a branch that is absent is the number 0."""
     total = nn.Identity()(branches[0](x)) + 0
     for branch in branches[1:]:
         total += branch(x)
