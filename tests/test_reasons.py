@@ -39,7 +39,6 @@ PARTS = {  # of sentences, and names of steps
     *("drop what changes nothing", "drop what is undone", "drop what is computed twice"),
     "drop what nobody reads",
     "norm gain into readers",
-    "another view of it",
     *("norm through pool or shuffle", "repeated norm into its layers"),
     "norm through pool or function into readers",
     *(

@@ -52,12 +52,22 @@ def read_again(x: Tensor, *branches: nn.Module) -> Tensor:
     return total * first
 
 
+def no_branch(x: Tensor, *branches: nn.Module) -> Tensor:
+    """MobileOne of timm: a branch that is absent is the number 0."""
+    total = nn.Identity()(branches[0](x)) + 0
+    for branch in branches[1:]:
+        total += branch(x)
+    return total.relu()
+
+
 def calls(model: nn.Module, x: Tensor) -> list[str]:
     nodes = torch.export.export(model, (x,), strict=False).graph.nodes
     return [str(node.target) for node in nodes if node.op == "call_function"]
 
 
-@pytest.mark.parametrize(("run", "count"), [(in_place, 2), (new, 2), (read_again, 4)])
+@pytest.mark.parametrize(
+    ("run", "count"), [(in_place, 2), (new, 2), (no_branch, 2), (read_again, 4)]
+)
 def test_zeros_at_the_beginning_go(run: Callable[..., Tensor], count: int) -> None:
     net, x = live(Net(run)), images(2, 4, 6, 7)
     folded = reparameterize(net, x, check=False)

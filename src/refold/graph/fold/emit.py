@@ -35,7 +35,8 @@ from refold.graph.fold.result import Emitted, Key, Result, ranks_of, starts_of
 from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import alive
-from refold.graph.trace.effects import may_alias, mutated, reads_values
+from refold.graph.trace.aliases import AliasGroups
+from refold.graph.trace.effects import mutated
 
 
 class Emitter:
@@ -134,13 +135,12 @@ class Emitter:
                 continue
             if source_of(self.lifter, node) is value:
                 continue
-            outside = (user for user in value.users if user not in self.region.nodes)
-            readers = [place_of(user) for user in outside if reads_values(user)]
-            again = [place_of(self.region.root)] if [v for v, _ in starts].count(value) > 1 else []
-            lent = value.op in ("placeholder", "get_attr") or may_alias(value)
-            for reader in (*readers, *again, *(["another view of it"] if lent else [])):
+            later = AliasGroups(self.region.root.graph).later_readers(value, node)
+            readers = [user for user in later if user not in self.region.nodes]
+            again = [self.region.root] if [v for v, _ in starts].count(value) > 1 else []
+            for reader in (*readers, *again):
                 what = f"{place_of(node)} changes {place_of(value)} in place"
-                raise RefusedError(f"{what} while {reader} reads it")
+                raise RefusedError(f"{what} while {place_of(reader)} reads it")
 
     # -- sizes that are asked for
 

@@ -297,7 +297,9 @@ class FoldPass:
         groups = AliasGroups(self.lifter.capture.graph)
         if groups.find(root) is groups.find(source) and not _copies(root, source):
             return False  # it did so all along
-        if is_seen and (groups.is_written(root, root) or groups.is_written(source, root)):
+        if any(groups.later_readers(source, root)) and (
+            groups.is_written(root, root) or groups.is_written(source, root)
+        ):
             return True
         known = groups.members(source)
         return is_handed_out(root) and any(_is_given(n) or _is_output(n) for n in known)

@@ -67,7 +67,7 @@ def _getitem(context: Context, node: fx.Node, call: Call) -> Lifted:
     if not isinstance(source, fx.Node) or not all(_is_plain(entry) for entry in entries):
         return None
     shape = context.shape(source)
-    if shape is not None and _takes_all(context, node, source, entries):
+    if _takes_all(context, node, source, entries):
         return nothing(source)
 
     def by_rank(rank: int) -> RankedOp | None:
@@ -86,7 +86,9 @@ def _getitem(context: Context, node: fx.Node, call: Call) -> Lifted:
 
 def _takes_all(context: Context, node: fx.Node, source: fx.Node, entries: tuple[Any, ...]) -> bool:
     """Say whether an index takes all channels of a map, as `y[:, :12]` of twelve does."""
-    shape, piece = tuple(context.shape(source) or ()), context.lift(source)
+    shape, piece = context.shape(source), context.lift(source)
+    if shape is None:
+        return False
     rank, slices = len(shape) - 2, _spread(entries, len(shape))
     if slices is None or not isinstance(piece, Piece) or piece.rank_out != rank or rank < 1:
         return False

@@ -5,6 +5,8 @@ A fold moves a value from one place to another; that is only right for values th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import fx
 
 from refold.graph.calls import place_of
@@ -95,6 +97,15 @@ class AliasGroups:
         readers = (user for member in members for user in member.users)
         late = (user for user in readers if after is None or after < user)
         return any(changed in members for user in late for changed, _ in _writes(user))
+
+    def later_readers(self, value: fx.Node, after: fx.Node) -> Iterator[fx.Node]:
+        """Yield what holds the memory of a value for the caller, or reads it behind a call."""
+        for member in self.members(value):
+            if member.op in ("placeholder", "get_attr"):
+                yield member
+            for user in member.users:
+                if after < user and reads_values(user) and not is_view_of(user, member):
+                    yield user
 
     def conflict(self, writer: fx.Node, changed: fx.Node, *, certain: bool = True) -> str | None:
         """Return why the write of `writer` into `changed` is seen elsewhere, or None."""
