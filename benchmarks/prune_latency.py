@@ -38,10 +38,14 @@ from refold.pruning.choice import Budget
 from refold.workload import workload_of
 
 STEPS = (1, 4, 8, 16)
+Times = dict[str, dict[str, dict[str, list[float]]]]  # by runtime and form: "cpu" and "wall"
 RUNTIMES = ("onnxruntime", "openvino")
 WHOLE, THEIRS = "not pruned", "torch-pruning, multiples of 8"
 OURS, AS_THEIRS = "residuals kept, multiples of 8", "as many as torch-pruning, multiples of 8"
-HEAD = "| | parameters, M | multiply-adds, M | ONNX Runtime, ms | times as fast | OpenVINO, ms | times as fast |"  # noqa: E501
+HEAD = (
+    "| | parameters, M | multiply-adds, M | ONNX Runtime, ms | times as fast "
+    "| OpenVINO, ms | times as fast |"
+)
 
 
 def relative(layer: Layer) -> torch.Tensor:
@@ -132,25 +136,24 @@ def make_files(folder: Path, model: nn.Module, args: argparse.Namespace) -> dict
     return found
 
 
-def time_files(
-    folder: Path, made: dict[str, Any], args: argparse.Namespace
-) -> dict[str, dict[str, dict[str, list[float]]]]:
+def time_files(folder: Path, made: dict[str, Any], args: argparse.Namespace) -> Times:
     """Return the milliseconds of each pass, by runtime and form: of the processor and the clock."""
     inputs = (torch.randn(1, 3, args.size, args.size),)
     files = {name: folder / form["file"] for name, form in made.items()}
-    times: dict[str, dict[str, dict[str, list[float]]]] = {}
+    times: Times = {}
     for runtime in RUNTIMES:
         own = times[runtime] = {name: {"cpu": [], "wall": []} for name in files}
         for _ in range(args.passes):
             table = refold.bench.benchmark_files(files, inputs, (runtime,), rounds=args.rounds)
             for row in table.rows:
-                assert row.milliseconds and row.cpu_milliseconds, row.skipped
+                if row.milliseconds is None or row.cpu_milliseconds is None:
+                    raise SystemExit(row.skipped)
                 own[row.model]["cpu"].append(row.cpu_milliseconds)
                 own[row.model]["wall"].append(row.milliseconds.median)
     return times
 
 
-def show(made: dict[str, Any], times: dict[str, dict[str, dict[str, list[float]]]]) -> Iterator[str]:
+def show(made: dict[str, Any], times: Times) -> Iterator[str]:
     """Yield the lines of a table, and below it ours against torch-pruning's, pass by pass."""
     yield HEAD
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
