@@ -10,10 +10,11 @@ the target, or goes beyond it, nothing compares the two: so one more form of our
 multiply-adds that torch-pruning was left with. Accuracy plays no part here.
 
 Each form is written to FOLDER once, as an .onnx file, and found there by the next run; `--make`
-ends there, so that only the timing, a few minutes, needs a quiet machine. All forms of a network
-are then timed in ONNX Runtime and in OpenVINO: in every round each in turn, one image, one thread.
-A row is the median of the passes, each of which loads all files anew, in processor time, which is
-the time by the clock where nothing else runs; what other work took is printed below the table.
+ends there (nine minutes of processor time), so that only the timing, a few minutes, needs a quiet
+machine. All forms of a network are then timed in ONNX Runtime and in OpenVINO: in every round each
+in turn, one image, one thread. A row is the median of the passes, each of which loads all files
+anew, in processor time, which is the time by the clock where nothing else runs; what other work
+took is printed below the table.
 FOLDER/results.json has every number.
 """
 
