@@ -27,6 +27,7 @@ ROOMS = [
     ["checkpoint", "residuals"],
     ["pruning"],
     ["exporting"],
+    ["streaming"],
     ["bench"],
     ["tuning"],
     ["blocks"],

@@ -18,6 +18,7 @@ from refold import onnx_files as onnx_files
 from refold import pruning as pruning
 from refold import reporting as reporting
 from refold import residuals as residuals
+from refold import streaming as streaming
 from refold import training as training
 from refold import transforms as transforms
 from refold import tuning as tuning
@@ -75,6 +76,7 @@ __all__ = [
     "report",
     "reporting",
     "residuals",
+    "streaming",
     "study",
     "train",
     "training",

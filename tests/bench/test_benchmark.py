@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from refold.bench import RUNTIMES, Spread, benchmark
+from refold.bench import RUNTIMES, Pairs, Spread, benchmark
 from refold.bench.machine import describe_machine
+from refold.bench.runtimes import Call, Runtime
 from refold.cli.bench import RUNTIME_NAMES
 from refold.errors import InputError, RefusedError
 
@@ -56,6 +57,23 @@ def test_ratios_are_paired_within_a_round(monkeypatch: pytest.MonkeyPatch) -> No
     assert table.row("eager", "A").speedup == Spread(1.0, 1.0, 1.0)
     assert table.row("eager", "B").speedup == Spread(2.0, 2.0, 2.0)
     assert table.row("eager", "B").milliseconds == Spread(5.5e3, 10e3, 55e3)
+
+
+def test_a_model_that_comes_again_is_made_ready_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[nn.Module] = []
+
+    def of_model(model: nn.Module, inputs: object, folder: object) -> Call:
+        built.append(model)
+        return lambda: None
+
+    monkeypatch.setitem(RUNTIMES, "eager", Runtime(of_model))
+    first, second, third = (nn.ReLU().eval() for _ in range(3))
+    pairs = Pairs(EXAMPLE, "eager", 1)
+    for pair in [(first, second), (first, third), (third, first)]:
+        assert pairs(*pair).speedup
+    assert built == [first, second, third]
+    with pytest.raises(RefusedError, match="training mode"):
+        pairs(first, nn.ReLU())
 
 
 def test_every_runtime_gives_figures(models: dict[str, nn.Module]) -> None:

@@ -19,6 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import refold
 from helpers.traps import live
 from refold.blocks import MobileOneBlock, RepVGGBlock
+from refold.engine import decisions
+from refold.graph.fold import lower
+from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.region import Region
 
 pytestmark = pytest.mark.slow
 
@@ -129,3 +133,19 @@ def test_memory_is_that_of_the_new_weights_and_the_work_on_one_block() -> None:
     """In bytes made in all, float64 included: what is alive at once is far less."""
     weights = 4 * (CHANNELS * CHANNELS * 9 + CHANNELS)
     assert added("repvgg", "bytes", 4, 8) <= 6 * weights
+
+
+def test_the_bounds_find_a_fold_that_costs_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: equal blocks decided anew, regions searched twice, each new weight copied."""
+    look = FoldPass.look
+
+    def look_again(self: FoldPass) -> list[Region]:
+        self.edited()
+        return look(self)
+
+    monkeypatch.setattr(FoldPass, "look", look_again)
+    monkeypatch.setattr(decisions, "structure", lambda op, sources: object())
+    monkeypatch.setattr(lower, "outside", torch.clone)
+    few, many = (cost.__wrapped__("repvgg", blocks) for blocks in (4, 8))
+    found = ((more - less) / 4 for less, more in zip(few, many, strict=True))
+    assert all(now > most for now, most in zip(found, MOST["repvgg"], strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from refold.bench.clock import benchmark, benchmark_files, paired, share_of_time
+from refold.bench.clock import Pairs, benchmark, benchmark_files, share_of_time
 from refold.bench.drawing import plot
 from refold.bench.machine import describe_machine
 from refold.bench.runtimes import FILE_RUNTIMES, RUNTIMES
@@ -14,11 +14,11 @@ __all__ = [
     "BenchmarkRow",
     "BenchmarkTable",
     "Machine",
+    "Pairs",
     "Spread",
     "benchmark",
     "benchmark_files",
     "describe_machine",
-    "paired",
     "plot",
     "share_of_time",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -75,18 +76,51 @@ def benchmark(
     return _table(rows, first, inputs, runtimes, rounds)
 
 
-def paired(
-    first: nn.Module, second: nn.Module, example_inputs: Any, runtime: str, rounds: int
-) -> BenchmarkRow:
-    """Time two models in turn; return the row of the second, whose ratio is to the first.
+class Pairs:
+    """Times pairs of models in turn; each model is made ready for the runtime once.
+
+    To write a file for a runtime takes far longer than to time it.
+
+    Args:
+        example_inputs: As for `benchmark`.
+        runtime: Where they run, as for `benchmark`.
+        rounds: How often each is timed.
+
+    Raises:
+        InputError: When the runtime is unknown or `rounds` is not positive.
+        RefusedError: From a call, when a model is in training mode.
 
     Examples:
         >>> net = nn.Linear(2, 3).eval()
-        >>> paired(net, net, torch.ones(1, 2), "eager", 3).runtime
+        >>> Pairs(torch.ones(1, 2), "eager", 3)(net, net).runtime
         'eager'
     """
-    models = {"first": first, "second": second}
-    return benchmark(models, example_inputs, (runtime,), rounds=rounds).rows[-1]
+
+    def __init__(self, example_inputs: Any, runtime: str, rounds: int) -> None:
+        _check({"first": None, "second": None}, (runtime,), rounds)
+        self._inputs, self._runtime, self._rounds = example_inputs, runtime, rounds
+        self._ready = dict[int, Call]()  # by the model, which may not be hashable
+
+    def __call__(self, first: nn.Module, second: nn.Module) -> BenchmarkRow:
+        """Return the row of the second model, whose ratio is to the first."""
+        make = {"first": self._maker(first), "second": self._maker(second)}
+        return _time_runtime(self._runtime, make, self._rounds)[-1]
+
+    def _maker(self, model: nn.Module) -> Callable[[], Call]:
+        known = self._ready.get(id(model))
+        if known is not None:
+            return lambda: known
+        inputs = prepared(model, self._inputs)[1]
+
+        def make() -> Call:
+            # A runtime has read its files by then; some systems remove none that is mapped.
+            with tempfile.TemporaryDirectory(prefix="refold-", ignore_cleanup_errors=True) as name:
+                call = RUNTIMES[self._runtime].of_model(model, inputs, Path(name))
+            self._ready[id(model)] = call
+            weakref.finalize(model, self._ready.pop, id(model), None)
+            return call
+
+        return make
 
 
 def share_of_time(
@@ -109,7 +143,7 @@ def share_of_time(
     """
 
     def share(first: nn.Module, second: nn.Module) -> float:
-        row = paired(first, second, example_inputs, runtime, rounds)
+        row = Pairs(example_inputs, runtime, rounds)(first, second)
         if row.speedup is None:
             raise InputError(f"the network cannot be timed in {runtime}: {row.skipped}")
         return 1 / row.speedup.median

@@ -13,7 +13,11 @@ from refold.checkpoint.load import LoadReport as LoadReport
 from refold.checkpoint.load import MisfitError as MisfitError
 from refold.checkpoint.load import load_checkpoint as load_checkpoint
 from refold.checkpoint.load import load_in_order as load_in_order
+from refold.checkpoint.load import map_checkpoint as map_checkpoint
+from refold.checkpoint.read import files_of as files_of
 from refold.checkpoint.read import read_state_dict as read_state_dict
 from refold.checkpoint.read import read_weights as read_weights
+from refold.checkpoint.shards import is_index as is_index
+from refold.checkpoint.shards import shards_of as shards_of
 from refold.checkpoint.shards import weights_in as weights_in
 from refold.checkpoint.write import write_state_dict as write_state_dict

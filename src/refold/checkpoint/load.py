@@ -30,6 +30,7 @@ from refold.checkpoint.read import (
     strip,
 )
 from refold.checkpoint.wrapped import Reading, readings
+from refold.engine.outside import outside
 from refold.errors import CheckpointError, require_kind
 
 # A block's own words for what its branches become, and the maps it flattens; see `refold.blocks`.
@@ -136,9 +137,7 @@ def load_checkpoint(
         loaded 2 tensors of linear.pth from state_dict
         >>> folder.cleanup()
     """
-    require_kind("model", model, nn.Module, "a torch.nn.Module")
-    if key is not None:
-        require_kind("key", key, str, "the name of a container")
+    _require_kinds(model, key)
     try:
         return _load(model, path_of(path), key, eps)
     except CheckpointError:
@@ -147,6 +146,33 @@ def load_checkpoint(
         if report is None:
             raise
         return report
+
+
+def map_checkpoint(
+    model: nn.Module, path: str | os.PathLike[str], *, key: str | None = None
+) -> LoadReport:
+    """Do as `load_checkpoint`, and leave the numbers of large weights in the file.
+
+    Parameters on the meta device become views of the file, which must stay as it is while the model
+    is used; all others are copied. What has another type than the model's is cast, and put where
+    `kept_outside` says.
+
+    Args:
+        model: any module; `without_weights` makes one whose large parameters are on meta.
+        path: a safetensors file, or the index of several.
+        key: what their names begin with.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`, and when the file is no safetensors.
+    """
+    _require_kinds(model, key)
+    return _load(model, path_of(path), key, DEFAULT_EPS, mapped=True)
+
+
+def _require_kinds(model: object, key: object) -> None:
+    require_kind("model", model, nn.Module, "a torch.nn.Module")
+    if key is not None:
+        require_kind("key", key, str, "the name of a container")
 
 
 class TrainForm(Protocol):
@@ -188,9 +214,11 @@ class _Fit(NamedTuple):
     reading: Reading
 
 
-def _load(model: nn.Module, file: Path, key: str | None, eps: float) -> LoadReport:
-    choices = read_choices(file, key)
-    target = _Target(model, file, eps)
+def _load(
+    model: nn.Module, file: Path, key: str | None, eps: float, *, mapped: bool = False
+) -> LoadReport:
+    choices = read_choices(file, key, mapped=mapped)
+    target = _Target(model, file, eps, mapped)
     fits: list[_Fit] = []
     faults: list[CheckpointError] = []
     for choice in choices:
@@ -208,8 +236,25 @@ def _load(model: nn.Module, file: Path, key: str | None, eps: float) -> LoadRepo
         raise faults[0]
     require_one([replace(fit.choice, path=_place(fit), state=fit.state) for fit in fits], file)
     best = fits[0]
-    model.load_state_dict({target.ours[n]: t for n, t in best.state.items()}, strict=False)
+    if mapped and best.report.folded:
+        raise CheckpointError(
+            f"checkpoint {file} is in training form and the model is not: only a network in the "
+            "form of the file is streamed; build it in training form"
+        )
+    state = {target.ours[name]: tensor for name, tensor in best.state.items()}
+    model.load_state_dict(_assign(model, state) if mapped else state, strict=False)
     return best.report
+
+
+def _assign(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Make the tensors that belong on meta the model's parameters; return the others."""
+    own = dict(model.named_parameters(remove_duplicate=False))
+    empty = {name for name in state if name in own and own[name].is_meta}
+    for name in empty:
+        if own[name].is_meta:  # it is not a second name of one that has its numbers
+            new = nn.Parameter(state[name], requires_grad=own[name].requires_grad)
+            torch.utils.swap_tensors(own[name], new)
+    return {name: tensor for name, tensor in state.items() if name not in empty}
 
 
 def _place(fit: _Fit) -> tuple[str, ...]:
@@ -219,9 +264,9 @@ def _place(fit: _Fit) -> tuple[str, ...]:
 class _Target:
     """A model, and the sets of weights that fit it."""
 
-    def __init__(self, model: nn.Module, file: Path, eps: float) -> None:
+    def __init__(self, model: nn.Module, file: Path, eps: float, mapped: bool = False) -> None:
         self._model, self._file, self._eps = model, file, eps
-        targets = _targets(model)
+        targets = _targets(model, mapped)
         self.ours, self._stripped = strip(targets)  # a wrapped model has prefixes of its own
         self._own = {name: targets[key] for name, key in self.ours.items()}
         self._told = _told(model, self.ours)
@@ -266,10 +311,7 @@ class _Target:
         adapted = adapt(raw, own, file, eps=self._eps, told=self._told)
         self._require_fit(adapted)
         _refuse_transposed(self._model, [self.ours[name] for name in adapted.folded], file)
-        state = {
-            name: adapted.state[key].to(own[name].dtype).reshape(own[name].shape)
-            for name, key in adapted.names.items()
-        }
+        state = {name: _cast(adapted.state[key], own[name]) for name, key in adapted.names.items()}
         require_finite(state, file, self._unbounded)
         _refuse_torn(own, state, file)
         prefixes = (*(p for p in stripped if p not in self._stripped), *reading.stripped)
@@ -372,7 +414,12 @@ def _refuse_transposed(model: nn.Module, kernels: list[str], file: Path) -> None
         )
 
 
-def _targets(model: nn.Module) -> dict[str, Tensor]:
+def _cast(tensor: Tensor, own: Tensor) -> Tensor:
+    cast = tensor.to(own.dtype)
+    return (tensor if cast is tensor else outside(cast)).reshape(own.shape)
+
+
+def _targets(model: nn.Module, mapped: bool = False) -> dict[str, Tensor]:
     """Return the tensors of a model, which must be such that values can be copied into them."""
     own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     lazy = [key for key, tensor in own.items() if is_lazy(tensor)]
@@ -381,7 +428,7 @@ def _targets(model: nn.Module) -> dict[str, Tensor]:
             f"the model's {some(lazy)} have no shape yet; run it once on an example, then load"
         )
     empty = [key for key, tensor in own.items() if tensor.is_meta]
-    if empty:
+    if empty and not mapped:
         raise CheckpointError(
             f"the model's {some(empty)} are on the meta device, where nothing can be loaded; call "
             "model.to_empty(device='cpu') first"
@@ -402,7 +449,8 @@ def _refuse_torn(own: Mapping[str, Tensor], state: Mapping[str, Tensor], file: P
     first: dict[tuple[int, ...], str] = {}
     for name, tensor in state.items():
         target = own[name]
-        place = (target.data_ptr(), *target.shape, *target.stride())
+        storage = target.untyped_storage()._cdata if target.is_meta else target.data_ptr()
+        place = (storage, *target.shape, *target.stride())
         other = first.setdefault(place, name) if target.numel() else name
         if not torch.equal(state[other], tensor):
             raise CheckpointError(

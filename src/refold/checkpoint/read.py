@@ -13,6 +13,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from refold.checkpoint.finding import Choice, find, has_container, listed
@@ -35,7 +36,9 @@ _INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _ADDRESS = re.compile(r"(https?|s3|gs|hf):/")  # a path has one slash left of two
 
 
-def read_choices(path: str | os.PathLike[str], key: str | None = None) -> list[Choice]:
+def read_choices(
+    path: str | os.PathLike[str], key: str | None = None, *, mapped: bool = False
+) -> list[Choice]:
     """Return the sets of weights in a checkpoint file, under the names that the file gives them.
 
     They are plain arrays of numbers: float8 is widened to float32, which a note says.
@@ -43,12 +46,14 @@ def read_choices(path: str | os.PathLike[str], key: str | None = None) -> list[C
     Args:
         path: the file.
         key: the container to take the weights from, or what their names begin with.
+        mapped: leave the numbers in the file, from which the system reads them where they are
+            used; only safetensors can be read so, and the file must stay as it is meanwhile.
 
     Raises:
         CheckpointError: When the file is missing, damaged or holds no weights, or none under `key`.
     """
     file = path_of(path)
-    content = _read(file)
+    content = _read(file, mapped)
     found = find(content, file) if key is None else _named(content, key, file)
     return [_settled(choice, file) for choice in found]
 
@@ -70,6 +75,16 @@ def path_of(place: object) -> Path:
     what = "an empty text" if isinstance(place, str) else f"a {type(place).__name__}"
     cure = "; a dict of tensors is loaded by model.load_state_dict" * isinstance(place, Mapping)
     raise CheckpointError(f"a checkpoint is the path of a file, got {what}{cure}")
+
+
+def files_of(place: object) -> list[Path]:
+    """Return the files of a checkpoint: itself, and those that it lists where it is an index.
+
+    Raises:
+        CheckpointError: when it is not a path, or an index lists what is not there.
+    """
+    file = path_of(place)
+    return [file, *shards_of(file)] if is_index(file) else [file]
 
 
 def _named(content: object, key: str, file: Path) -> list[Choice]:
@@ -173,16 +188,15 @@ def plain_names(names: Iterable[str], file: Path) -> tuple[dict[str, str], tuple
     return plain, stripped
 
 
-def _read(file: Path) -> object:
+def _read(file: Path, mapped: bool = False) -> object:
     if is_index(file):
         shards = shards_of(file).items()
-        parts = [parts_of(shard, _read(shard), names) for shard, names in shards]
+        parts = [parts_of(shard, _read(shard, mapped), names) for shard, names in shards]
         return {name: value for part in parts for name, value in part.items()}
-    form = recognise(file)
+    form = _recognised(file, mapped)
     try:
         if form == "safetensors":
-            found = safetensors.torch.load(file.read_bytes())  # in an order of the moment
-            return {name: found[name] for name in sorted(found, key=_numbered)}
+            return _read_safetensors(file, mapped)
         if form == "hdf5":
             return read_hdf5(file)
         if form == "archive":
@@ -194,7 +208,7 @@ def _read(file: Path) -> object:
             # Not mapped into memory: torch would take a tensor that is longer than its member of
             # the archive, and fill it with the bytes that follow.
             return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-    except RefoldError:
+    except (RefoldError, MemoryError):
         raise
     except pickle.UnpicklingError as error:  # it names a class that torch's reader does not know
         try:
@@ -203,6 +217,24 @@ def _read(file: Path) -> object:
             raise _unreadable(file, error) from error
     except Exception as error:  # junk raises KeyError, EOFError, OSError ... from the unpickler
         raise _unreadable(file, error) from error
+
+
+def _recognised(file: Path, mapped: bool) -> str:
+    form = recognise(file)
+    if mapped and form != "safetensors":
+        raise CheckpointError(
+            f"checkpoint {file} is no safetensors file, and only these are streamed: save its "
+            "weights with safetensors.torch.save_file"
+        )
+    return form
+
+
+def _read_safetensors(file: Path, mapped: bool) -> dict[str, Tensor]:
+    if mapped:
+        with safe_open(file, framework="pt") as stored:
+            return {name: stored.get_tensor(name) for name in sorted(stored.keys(), key=_numbered)}
+    found = safetensors.torch.load(file.read_bytes())  # in an order of the moment
+    return {name: found[name] for name in sorted(found, key=_numbered)}
 
 
 def _numbered(name: str) -> list[tuple[int, int | str]]:
@@ -250,13 +282,19 @@ def require_finite(
     Raises:
         CheckpointError: when there are any.
     """
-    bad = [
-        key
-        for key, tensor in state.items()
-        if bool((torch.isnan(tensor) if key in unbounded else ~torch.isfinite(tensor)).any())
-    ]
+    bad = [key for key, tensor in state.items() if not _is_sound(tensor, key in unbounded)]
     if bad:
         raise CheckpointError(
             f"checkpoint {file} holds NaN or infinity in {some(bad)}; the training diverged or "
             "the values overflow the model's type: load another checkpoint"
         )
+
+
+def _is_sound(tensor: Tensor, unbounded: bool) -> bool:
+    """Say whether a tensor holds no NaN, and no infinity unless it may."""
+    if not tensor.is_floating_point():
+        return bool((~torch.isnan(tensor) if unbounded else torch.isfinite(tensor)).all())
+    if not tensor.numel():
+        return True
+    ends = torch.stack(torch.aminmax(tensor.detach()))  # NaN is both; no mask as large as weights
+    return bool((~torch.isnan(ends) if unbounded else torch.isfinite(ends)).all())

@@ -16,6 +16,7 @@ from refold.cli.onnx_model import convert_onnx, is_onnx
 from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove, say_proof
 from refold.cli.shipping import Wishes, options_of, ship, ship_origin
+from refold.cli.streaming import convert_streamed
 from refold.cli.subject import Subject, prepare
 from refold.cli.summary import kept_lines, record, size_of, size_rows, unrun_lines
 from refold.cli.weights import convert_weights, is_weights
@@ -43,6 +44,14 @@ TuningFile = Annotated[
     Path | None,
     typer.Option("--tuning", metavar="FILE", help="Make the choices that `refold tune` wrote."),
 ]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Fold a .safetensors checkpoint, or several files with an index, that need not fit "
+        "into the memory; OUT is a .safetensors file, or a folder for several.",
+    ),
+]
 _NO_EPS = "--norm-eps is for a file of weights alone: a network already states the eps of its norms"
 
 
@@ -54,6 +63,7 @@ def convert(
     drop_unused: options.DropUnused = False,
     tuning: TuningFile = None,
     norm_eps: NormEps = None,
+    stream: Stream = False,
     report: options.Report = None,
     as_json: options.Json = False,
 ) -> None:
@@ -63,6 +73,11 @@ def convert(
     RepLKNet, RepMLP, timm's) becomes one of the same layout in deploy form. An .onnx file, whoever
     wrote it, becomes an .onnx or .xml file with fewer nodes.
     """
+    if stream:
+        extra = (drop_unused, tuning, report, norm_eps is not None, wishes != Wishes())
+        given = any(extra) or network.live_statistics is not None
+        convert_streamed(network, output, allow_growth=allow_growth, given=given, as_json=as_json)
+        return
     if is_weights(network.model):
         given = bool(network.checkpoint or network.input_size or report or tuning)
         file, key = Path(network.model), network.weights_key

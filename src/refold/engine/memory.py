@@ -15,6 +15,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from refold.engine.outside import keeps_outside, room_outside
+
 _PAGE = 4096
 _WORTH_IT = 1 << 25  # bytes: less is cleared about as fast as a thread starts
 
@@ -76,7 +78,7 @@ def made_ready(like: Iterable[Tensor]) -> Generator[None]:
     Args:
         like: what results will probably look like, in the order they will be asked for.
     """
-    wanted = [t for t in like if t.device.type == "cpu"]
+    wanted = [] if keeps_outside() else [t for t in like if t.device.type == "cpu"]
     if len(_cores()) < 2 or sum(t.numel() * t.element_size() for t in wanted) < _WORTH_IT:
         yield
         return
@@ -101,6 +103,7 @@ def fresh(shape: torch.Size, like: Tensor) -> Tensor:
     found = None
     if store is not None and like.device.type == "cpu":
         found = store.take(shape, like.dtype)
+    found = room_outside(shape, like) if found is None else found
     return torch.empty(shape, dtype=like.dtype, device=like.device) if found is None else found
 
 

@@ -9,7 +9,7 @@ from refold.equivalence.comparing import (
     tensor_leaves,
     tensor_paths,
 )
-from refold.equivalence.copies import cast_floats, prepared, run
+from refold.equivalence.copies import cast_floats, cast_inputs, prepared, run
 from refold.equivalence.proof import Proof, prove
 from refold.equivalence.rounding import (
     native_bound,
@@ -18,13 +18,15 @@ from refold.equivalence.rounding import (
     rounding_bound,
     runtime_rounding,
 )
-from refold.equivalence.verifying import Equivalence, is_untrained, verify
+from refold.equivalence.verifying import TOLERANCE, Equivalence, is_untrained, verify
 
 __all__ = [
+    "TOLERANCE",
     "Equivalence",
     "IncomparableError",
     "Proof",
     "cast_floats",
+    "cast_inputs",
     "compare",
     "is_untrained",
     "native_bound",

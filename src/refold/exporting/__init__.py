@@ -20,7 +20,7 @@ from refold.exporting.formats.openvino import openvino_model, run_openvino
 from refold.exporting.half import halved
 from refold.exporting.libraries import require
 from refold.exporting.metadata import DESCRIBED, describe, described
-from refold.exporting.provenance import PRECISION, read_provenance, version, without_folders
+from refold.exporting.provenance import PRECISION, keyed, read_provenance, version, without_folders
 from refold.exporting.runtimes import RUNTIMES, open_file
 from refold.exporting.silence import quiet
 
@@ -38,6 +38,7 @@ __all__ = [
     "export",
     "halved",
     "is_compiled",
+    "keyed",
     "onnx_session",
     "onnx_sizes",
     "open_aot",

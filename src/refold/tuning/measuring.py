@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from refold.bench import paired
+from refold.bench import Pairs
 from refold.inputs import Arguments
 
 
@@ -33,16 +33,17 @@ Measure = Callable[[nn.Module, nn.Module], Speed | str]
 
 
 def by_clock(inputs: Arguments, runtime: str, rounds: int) -> Measure:
-    """Return a measure that times both in turn.
+    """Return a measure that times both in turn; a network that comes again is built once.
 
     Args:
         inputs: what they run on.
         runtime: where.
         rounds: how often each is timed.
     """
+    pairs = Pairs(inputs, runtime, rounds)
 
     def compare(first: nn.Module, second: nn.Module) -> Speed | str:
-        row = paired(first, second, inputs, runtime, rounds)
+        row = pairs(first, second)
         if row.interval is None or row.speedup is None:
             return row.skipped or "the other form cannot run"
         low, high = row.interval

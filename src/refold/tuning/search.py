@@ -104,6 +104,7 @@ class _Search:
         self.measure, self.progress = measure, progress
         self.trials: list[Trial] = []
         self.plain = Choices(folded=False)
+        self.unfolded = duplicate(model)
         self.gain: Speed | None = None
         plan = tuned(model, inputs, Choices())
         self.best, self.form, self.plan = Choices(), plan.model, plan
@@ -132,10 +133,10 @@ class _Search:
     def _keep_unless_slower(self, name: str) -> None:
         """Time the best form against the unfolded network, and fall back on that where it wins."""
         self.progress(name)
-        trial = self._timed(name, duplicate(self.model), self.form, lambda speed: speed.high >= 1)
+        trial = self._timed(name, self.unfolded, self.form, lambda speed: speed.high >= 1)
         self.gain = trial.speed
         if not trial.adopted:
-            self.best, self.form = self.plain, duplicate(self.model)
+            self.best, self.form = self.plain, self.unfolded
             self.gain = Speed(1.0, 1.0, 1.0)
 
     def _is_faster_than(self, choices: Choices, form: nn.Module) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, Pad, Select
+from refold.engine.outside import outside
 from refold.errors import NotAffineError, RefusedError
 from refold.graph.copies.skeleton import copy_module
 from refold.graph.layers import Crop, Cropped, ScaleShift, SelectChannels
@@ -132,7 +133,7 @@ def _filled(module: nn.Module, op: Conv, like: Like) -> nn.Module:
     if weight.ndim in (4, 5) and like.memory_format is not torch.contiguous_format:
         weight = weight.contiguous(memory_format=like.memory_format)
     bias = _round(op.bias, like, "bias")
-    module.register_parameter("weight", nn.Parameter(weight))
+    module.register_parameter("weight", nn.Parameter(outside(weight)))
     module.register_parameter("bias", None if bias is None else nn.Parameter(bias))
     return _trained(module, like)
 

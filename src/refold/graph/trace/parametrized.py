@@ -21,6 +21,7 @@ from torch.nn.utils.spectral_norm import (
 )
 from torch.nn.utils.weight_norm import WeightNorm
 
+from refold.engine.outside import outside
 from refold.graph.copies.modules import all_modules
 from refold.graph.copies.skeleton import skeleton
 from refold.graph.trace.state import StateChangeError, untouched
@@ -117,7 +118,7 @@ def _store(module: nn.Module, name: str, value: Tensor, originals: list[nn.Param
         trains = any(original.requires_grad for original in originals)
         others = dict(module._parameters)
         module._parameters.clear()  # a plain layer has its weight before its bias
-        module.register_parameter(name, nn.Parameter(value, requires_grad=trains))
+        module.register_parameter(name, nn.Parameter(outside(value), requires_grad=trains))
         module._parameters.update(others)
     else:
         module.register_buffer(name, value)
