@@ -115,6 +115,17 @@ def _without(state: State, key: str) -> State:
     return {name: tensor for name, tensor in state.items() if name != key}
 
 
+@pytest.mark.parametrize("keeps_norms", [False, True])
+def test_weights_from_after_a_fold_say_so(tmp_path: Path, keeps_norms: bool) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).eval()
+    folded = nn.Sequential(nn.Conv2d(1, 2, 1)).state_dict()
+    state = _without(net.state_dict(), "1.bias") if keeps_norms else folded
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(CheckpointError) as told:
+        load_checkpoint(net, tmp_path / "net.pth")
+    assert ("as after a fold" in str(told.value)) is not keeps_norms
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

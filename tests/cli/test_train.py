@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def test_a_dry_run_of_a_network_of_a_zoo(run: Callable, data: Path, tmp_path: Pa
     result = run("train", *words, *FEW)
     assert result.code == 0, result.err
     assert "dry run: nothing was written" in result.err
+    assert re.search(r"\b2 steps, [\d.]+ s for the first: about 0:01 in all", result.out)
     assert not (tmp_path / "run").exists()
 
 

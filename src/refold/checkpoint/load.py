@@ -335,10 +335,20 @@ class _Target:
             return
         missing = [self.ours[name] for name in faults["missing"]]
         what = branches_told(self._model, missing, adapted.state) or (
-            f"does not fit the model: {'; '.join(texts)}; load it into the architecture (train or "
-            "deploy form) it was saved from"
+            f"does not fit the model: {'; '.join(texts)}; {_advice(self._own, adapted.state)}"
         )
         raise MisfitError(f"checkpoint {self._file} {what}", sum(map(len, faults.values())))
+
+
+def _advice(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Return what to do with weights that do not fit; folded ones have no norms."""
+    have, has = (any(key.endswith("running_var") for key in one) for one in (own, state))
+    if have and not has:
+        return (
+            "it holds no statistics of norms, as after a fold: give the weights from before it (of "
+            "a run its folder, or its stock.safetensors), or load it into the folded network"
+        )
+    return "load it into the architecture (train or deploy form) it was saved from"
 
 
 def _is_count(name: str) -> bool:

@@ -315,9 +315,12 @@ def _say_recipes(*, as_json: bool) -> None:
 
 
 def _say_dry_run(plan: dict[str, Any]) -> None:
+    from refold.cli.progress import duration
+
     steps = plan["epochs"] * plan["steps"]
-    hours = steps * plan["seconds_per_step"] / 3600
-    say(f"{steps} steps, {plan['seconds_per_step']:.2f} s for the first: about {hours:.2f} hours")
+    whole = duration(max(1, steps * plan["seconds_per_step"]))
+    many = "step" if steps == 1 else "steps"
+    say(f"{steps} {many}, {plan['seconds_per_step']:.2f} s for the first: about {whole} in all")
     note("dry run: nothing was written")
 
 

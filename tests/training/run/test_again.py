@@ -299,7 +299,7 @@ def test_a_finished_run_says_so(whole: Path, tmp_path: Path) -> None:
     run, told = Path(shutil.copytree(whole, tmp_path / "run")), Told()
     before = last(run)
     assert again(run, reporter=told).summary == json.loads((run / "summary.json").read_text())
-    assert told.notes[0].startswith("all 2 epochs of the run in")
+    assert told.notes[0].startswith("every epoch of the run in")
     assert same_bits(before, last(run))
 
 

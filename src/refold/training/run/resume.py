@@ -66,7 +66,7 @@ def go_on(engine: Engine, order: Order, begun: Begun, *, data_changed: bool) -> 
         position.unreadable = []  # numbers of other images, perhaps
     if engine.is_finished:
         order.reporter.note(
-            f"all {position.epoch} epochs of the run in {folder.path} are done: "
+            f"every epoch of the run in {folder.path} is done: "
             "nothing is trained, the results are written again"
         )
     if not folder.writes:
