@@ -101,10 +101,18 @@ def keeps_outside() -> bool:
     return _store.get() is not None
 
 
+def _store_of(numel: int, like: Tensor) -> _Store | None:
+    """Return where so many numbers of the type of `like` belong; None for memory."""
+    store = _store.get()
+    if store is None or like.device.type != "cpu" or not store.wants(numel, like.dtype):
+        return None
+    return store
+
+
 def room_outside(shape: torch.Size, like: Tensor) -> Tensor | None:
     """Return an empty tensor in a file, of the type of `like`; None where it belongs in memory."""
-    store = _store.get()
-    if store is None or like.device.type != "cpu" or not store.wants(shape.numel(), like.dtype):
+    store = _store_of(shape.numel(), like)
+    if store is None:
         return None
     return store.empty(shape, torch.empty(shape, device="meta").stride(), like.dtype)
 
@@ -120,14 +128,8 @@ def outside(tensor: Tensor) -> Tensor:
         >>> outside(result) is result, kept is result, kept
         (True, False, tensor([0., 1., 2.]))
     """
-    store = _store.get()
-    if (
-        store is None
-        or tensor.device.type != "cpu"
-        or not store.wants(tensor.numel(), tensor.dtype)
-    ):
-        return tensor
-    if store.holds(tensor):
+    store = _store_of(tensor.numel(), tensor)
+    if store is None or store.holds(tensor):
         return tensor
     # Dense tensors keep their order in memory, such as channels last.
     stride = torch.empty_like(tensor, device="meta").stride()

@@ -584,11 +584,9 @@ def tensor_like(first: Tensor | None) -> Any:
 
 def tensors_like(first: Tensor | None) -> list[Any]:
     """Return what an argument may be that was not given: another tensor, a flag, any mask."""
-    return [
-        tensor_like(first),
-        True,
-        *([] if first is None else [first.new_empty(1, 1, device="meta")]),
-    ]
+    if first is None:
+        return [True]
+    return [tensor_like(first), True, first.new_empty(1, 1, device="meta")]
 
 
 def ones_like(first: Tensor) -> list[Tensor]:

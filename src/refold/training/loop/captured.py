@@ -6,8 +6,7 @@ Warm-up on a side stream, static inputs and one graph are torch's own recipe for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -87,15 +86,13 @@ class CapturedStep:
             self._done += 1
             return self._graph.warm_up(lambda: self._step(*given))
         if self._outcome is None:
-            with self._capture_errors():
-                self._outcome = self._graph.capture(lambda: self._step(*given))
+            self._outcome = self._capture(given)
         self._graph.replay()
         return self._outcome
 
-    @contextmanager
-    def _capture_errors(self) -> Generator[None]:
+    def _capture(self, given: tuple[Tensor, Tensor]) -> BatchOutcome:
         try:
-            yield
+            return self._graph.capture(lambda: self._step(*given))
         except RuntimeError as error:
             raise TrainingError(
                 f"a step of {self._name} cannot be captured as a CUDA graph ({one_line(error)}): "
