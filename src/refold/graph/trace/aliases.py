@@ -5,6 +5,7 @@ A fold moves a value from one place to another; that is only right for values th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from torch import fx
@@ -61,30 +62,48 @@ def effects(graph: fx.Graph) -> tuple[bool, bool]:
 
 
 class AliasGroups:
-    """Nodes of a graph grouped by memory they may share (union-find)."""
+    """Nodes of a graph grouped by memory they may share; a group is looked up when it is asked for.
+
+    Args:
+        graph: the graph; nothing may change it while its groups are asked for.
+    """
 
     def __init__(self, graph: fx.Graph) -> None:
-        self._parent: dict[fx.Node, fx.Node] = {node: node for node in graph.nodes}
-        self._shared = {node: may_alias(node) for node in graph.nodes}
-        for node, sources in self._shared.items():
-            for source in sources:
-                self._parent[self.find(node)] = self.find(source)
-        for first, second in same_storage(graph):
-            self._parent[self.find(second)] = self.find(first)
-        self._members: dict[fx.Node, list[fx.Node]] = {}
-        for node in graph.nodes:
-            self._members.setdefault(self.find(node), []).append(node)
+        self._graph = graph
+        self._groups: dict[fx.Node, list[fx.Node]] = {}
+        self._shared = functools.cache(may_alias)
 
     def find(self, node: fx.Node) -> fx.Node:
-        """Return the node that stands for the group of `node`."""
-        while self._parent[node] is not node:
-            self._parent[node] = self._parent[self._parent[node]]
-            node = self._parent[node]
-        return node
+        """Return the node that stands for the group of `node`: its first."""
+        return self.members(node)[0]
 
     def members(self, node: fx.Node) -> list[fx.Node]:
         """Return all nodes that may share memory with `node`, itself included, in graph order."""
-        return self._members[self.find(node)]
+        known = self._groups.get(node)
+        if known is None:
+            known = sorted(self._reached(node))
+            self._groups.update(dict.fromkeys(known, known))
+        return known
+
+    def _reached(self, node: fx.Node) -> set[fx.Node]:
+        found, pending = {node}, [node]
+        while pending:
+            value = pending.pop()
+            near = [*self._shared(value)]
+            near += [user for user in value.users if value in self._shared(user)]
+            near += self._tied.get(value, ()) if value.op == "get_attr" else ()
+            new = {one for one in near if one not in found}
+            found |= new
+            pending += new
+        return found
+
+    @functools.cached_property
+    def _tied(self) -> dict[fx.Node, list[fx.Node]]:
+        found: dict[fx.Node, list[fx.Node]] = {}
+        for first, second in same_storage(self._graph):
+            found.setdefault(first, []).append(second)
+            found.setdefault(second, []).append(first)
+        return found
 
     def is_written(self, value: fx.Node, after: fx.Node | None = None) -> bool:
         """Say whether a call changes the memory that holds a value, or may.
@@ -141,7 +160,7 @@ class AliasGroups:
         while stack:
             node = stack.pop()
             for user in node.users:
-                if user not in seen and self.find(user) is group and node in self._shared[user]:
+                if user not in seen and self.find(user) is group and node in self._shared(user):
                     seen.add(user)
                     stack.append(user)
         return seen
