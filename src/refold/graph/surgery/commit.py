@@ -191,9 +191,11 @@ class Commit:
             return
         kinds = {type(below.module) for below in walk(frame)}
         words = words_of(kinds, [*held.values()])
+        parts = dict(modules_by_path(module, every_name=True))
         now = {
-            (path, name): contents(submodule(module, path).__dict__.get(name), words)
+            (path, name): contents(parts[path].__dict__.get(name), words)
             for path, name in held
+            if path in parts  # else nobody reaches it any more
         }
         fix_contents(module, Contents(self.capture.full(frame.path), now, words))
 

@@ -10,7 +10,8 @@ import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import FunctionType
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,8 @@ from refold.graph.trace.recorder.flags import holds_plain, texts_in
 
 HELD = "_refold_held"
 _DEEPEST, _FEW = 4, 17
+_UNIQUE = (type, Enum, BuiltinFunctionType, FunctionType, torch.dtype, torch.layout)
+"""What is told by being itself, in copies as well."""
 _BY_ANY_NAME = frozenset({"getattr", "vars", "__dict__", "values", "items"})
 
 
@@ -75,20 +78,35 @@ def contents(value: Any, words: frozenset[str] | None, depth: int = 0) -> Any:
     if isinstance(value, list | tuple | deque):
         return type(value).__name__, [inner(item) for item in cast("list[Any]", value)]
     if isinstance(value, set | frozenset):
-        return type(value).__name__, set(cast("set[Any]", value))
+        return type(value).__name__, {_compared(item) for item in cast("set[Any]", value)}
     if isinstance(value, CALLABLES):
         return "function", [inner(item) for item in bound_values(value)]
     table = dict(_table(value))
     if not table and not holds_plain(value):
-        if isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.numel() < _FEW:
-            return str(value.dtype), value.tolist()
-        is_part = isinstance(value, nn.Module | torch.Tensor)  # of the network, not of its options
-        return "part" if is_part else value
+        return _told(value)
     return type(value).__name__, {
-        key: inner(item)
+        _compared(key): inner(item)
         for key, item in table.items()
         if words is None or not isinstance(key, str) or key in words
     }
+
+
+def _told(value: Any) -> Any:
+    """Return a value of no container, as a plain value."""
+    if isinstance(value, nn.Module):  # of the network, not of its options
+        return "part"
+    if isinstance(value, torch.Tensor):
+        is_few = value.device.type == "cpu" and value.numel() < _FEW
+        return (str(value.dtype), str(value.tolist())) if is_few else "part"
+    if hasattr(value, "tolist") and getattr(value, "size", _FEW) < _FEW:  # an array of NumPy
+        return str(getattr(value, "dtype", "")), str(value.tolist())
+    return _compared(value)
+
+
+def _compared(value: Any) -> Any:
+    """Return a value where equality says something of it, else the name of its type."""
+    tells = type(value).__eq__ is not object.__eq__ or isinstance(value, _UNIQUE)
+    return value if tells and type(value).__hash__ is not None else type(value).__name__
 
 
 def _table(value: Any) -> Iterator[tuple[Any, Any]]:
