@@ -18,8 +18,7 @@ from refold.graph.calls import (
     place_of,
     reads_shape_only,
 )
-from refold.graph.copies.held import byte_span, storage_key
-from refold.graph.copies.modules import attribute, modules_by_path, submodule
+from refold.graph.copies.modules import attribute, submodule
 from refold.graph.trace.aliases import tainted
 from refold.graph.trace.capture import Capture
 from refold.graph.trace.effects import maybe_mutated, mutated
@@ -47,7 +46,6 @@ class Constants:
         self.capture = capture
         self._values: dict[fx.Node, Any] = {}
         self._sources: dict[fx.Node, tuple[str, ...]] = {}
-        self._sharing: dict[str, str] | None = None
         self._consumers: dict[str, frozenset[fx.Node]] | None = None
         self._joined: frozenset[str] = frozenset()
         self._changing = frozenset(tainted(capture.graph) if changing is None else changing)
@@ -85,9 +83,7 @@ class Constants:
         changing = self._changing_reason(path)
         if changing is not None:
             return changing
-        if self._sharing is None:
-            self._sharing = dict(_sharing(self.capture))
-        return self._sharing.get(path) or self._read_often(path)
+        return self.capture.ties.reason(self.capture.full(path)) or self._read_often(path)
 
     def _read_often(self, path: str) -> str | None:
         readers = self.consumers().get(path, ())
@@ -214,38 +210,6 @@ def _is_fixed(node: fx.Node) -> bool:
     changed = mutated(node) or maybe_mutated(node)
     changed = changed or any(node in mutated(user) for user in node.users)
     return not changed and Kind.RANDOM not in kind_by_name(name_of(node))
-
-
-def _sharing(capture: Capture) -> Iterator[tuple[str, str]]:
-    """Yield every stored tensor below the root that has a second user, with the reason."""
-    model, prefix = capture.model, capture.path + "." if capture.path else ""
-    named = list(_stored(model))
-    holders: dict[int, dict[tuple[int, str], str]] = {}
-    for path, tensor, place in named:  # a module's second name is not a tied weight
-        holders.setdefault(storage_key(tensor), {}).setdefault(place, path)
-    for path, tensor, place in named:
-        if not path.startswith(prefix):
-            continue
-        others = [o for key, o in holders[storage_key(tensor)].items() if key != place]
-        others = [o for o in others if _overlaps(tensor, model, o)]
-        if others:
-            yield path[len(prefix) :], f"{path} shares its values with {others[0]}"
-
-
-def _stored(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, tuple[int, str]]]:
-    """Yield the stored tensors of a model under every name, each with its module and name there."""
-    for path, module in modules_by_path(model, every_name=True):
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                yield f"{path}.{name}" if path else name, tensor, (id(module), name)
-
-
-def _overlaps(tensor: torch.Tensor, model: nn.Module, path: str) -> bool:
-    other = cast(torch.Tensor, attribute(model, path))
-    if other is tensor:
-        return True
-    (low, high), (start, end) = byte_span(tensor), byte_span(other)
-    return low < end and start < high
 
 
 def _held(capture: Capture, node: fx.Node) -> Iterator[str]:

@@ -44,7 +44,7 @@ from refold.graph.trace.leaves import is_layer
 from refold.graph.trace.recorder.flags import holds_plain, is_flag
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_TABLES = frozenset({"_modules", "_parameters", "_buffers"})
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 
 
 class Commit:
@@ -386,9 +386,11 @@ def swap_modules(root: nn.Module, swaps: dict[int, nn.Module]) -> None:
         for name, child in holder._modules.items():
             if id(child) in swaps:
                 holder._modules[name] = swaps[id(child)]
-        for name, value in list(holder.__dict__.items()):
-            if type(value) not in ATOMS and name not in _TABLES and _mentions(value, swaps):
-                holder.__dict__[name] = map_tree(swapped, value)
+        own = holder.__dict__
+        for name in own.keys() - _OF_EVERY_MODULE:
+            value = own[name]
+            if type(value) not in ATOMS and _mentions(value, swaps):
+                own[name] = map_tree(swapped, value)
 
 
 def _mentions(value: Any, swaps: dict[int, nn.Module]) -> bool:

@@ -34,7 +34,7 @@ class _Group:
 
 def _groups(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> list[_Group]:
     changed = _changed_layers(edits)
-    readers = _readers(edits)
+    readers, calls = _readers(edits), _calls(edits)
     parts = ([node for node in step if node in changed or not alive(node)] for step in steps)
     groups = _joined(parts)
     known = {node for group in groups for node in group}
@@ -47,7 +47,8 @@ def _groups(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> list[_Group]:
         if not layers:
             continue
         top = common_ancestor([edits.home[node] for node in nodes])
-        is_chain = len(layers) == len(nodes) and _is_chain(layers, edits, readers)
+        is_single = all(calls[edits.before[node][1]] == 1 for node in layers)
+        is_chain = is_single and layers == nodes and _is_chain(layers, edits, readers)
         paths = tuple(dict.fromkeys(str(edits.before[node][1]) for node in layers))
         found.append(_Group(tuple(nodes), paths, is_chain, top.path, top.method))
     return found
@@ -72,6 +73,11 @@ def _readers(edits: Edits) -> dict[fx.Node, set[fx.Node]]:
     return found
 
 
+def _calls(edits: Edits) -> Counter[Any]:
+    """Count the calls of every layer."""
+    return Counter(target for op, target, _, _ in edits.before.values() if op == "call_module")
+
+
 def _joined(groups: Iterable[list[fx.Node]]) -> list[list[fx.Node]]:
     """Return the groups with those that share a node made one."""
     place: dict[fx.Node, int] = {}
@@ -94,9 +100,6 @@ def _is_chain(layers: list[fx.Node], edits: Edits, readers: dict[fx.Node, set[fx
         return False
     in_a_row = all(after.all_input_nodes == [first] for first, after in pairwise(hosts))
     if not in_a_row or edits.now(layers[-1]) is not hosts[-1]:
-        return False
-    calls = Counter(str(was[1]) for was in edits.before.values() if was[0] == "call_module")
-    if any(calls[str(edits.before[node][1])] > 1 for node in layers):
         return False
     return all(
         edits.before[after][2:] == ((first,), {}) and readers.get(first) == {after}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from refold.errors import InputError
 from refold.graph.copies.held import held_tensors, storage_key
 from refold.graph.copies.modules import all_modules, modules_by_path, submodule
 from refold.graph.copies.skeleton import skeleton
+from refold.graph.copies.ties import Ties
 from refold.graph.trace.aliases import effects
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.doubts import doubt, doubt_of_calls, may_run, reached
@@ -21,7 +23,7 @@ from refold.graph.trace.examples import drawn, made_examples
 from refold.graph.trace.frames import Frame, nodes_in, walk
 from refold.graph.trace.leaves import is_layer, pinned_reason, untraceable_reason
 from refold.graph.trace.recorder.recorder import Recorder
-from refold.graph.trace.recording import Arguments, Runs, Seen, TraceError, again, record
+from refold.graph.trace.recording import Again, Arguments, Runs, Seen, TraceError, record
 from refold.graph.trace.state import Changes
 from refold.graph.trace.surroundings import surroundings_kept
 from refold.graph.trace.unrun import unrun
@@ -65,6 +67,11 @@ class Capture:
     evidence: Evidence | None = None
     stays: dict[fx.Node, str] = field(default_factory=dict[fx.Node, str])
     elsewhere: dict[fx.Node, str] = field(default_factory=dict[fx.Node, str])
+
+    @cached_property
+    def ties(self) -> Ties:
+        """The stored tensors of the whole model that share their values."""
+        return Ties(self.model)
 
     def changing(self, tensor: torch.Tensor) -> str | None:
         """Return why a stored tensor may be another one at the next call, or None."""
@@ -156,6 +163,9 @@ def capture_all(
         search.visit("", search.root)
     search.count_across()
     search.note_effects()
+    ties = Ties(search.root)
+    for found in search.captures:
+        found.ties = ties  # looked for once, not for every part
     # What was followed on its own says itself what stays in it.
     followed = {found.path for found in search.captures}
     failures = {path: why for path, why in search.failures.items() if path not in followed}
@@ -186,6 +196,7 @@ class _Search:
         self.unrun: list[str] = []
         self.made_up: tuple[Any, ...] | None = None
         self._names: dict[int, list[str]] | None = None
+        self._may_run = cache(partial(may_run, self.root))
 
     def visit(self, path: str, module: nn.Module) -> None:
         """Capture `module`, or its children when it cannot be followed."""
@@ -330,7 +341,7 @@ class _Search:
             for name in self._other_names(part):
                 above, _, last = name.rpartition(".")
                 holder = submodule(self.root, above)
-                if id(holder) in inside or not may_run(self.root, name):
+                if id(holder) in inside or not self._may_run(name):
                     continue
                 inner = [f"{below}.{key}" if below else key for key in reached(holder, last, part)]
                 for place in [below, *inner] if below else inner:
@@ -407,8 +418,8 @@ def record_root(
         if search.to_fold and not path:
             _show_methods(found)
         return made
-    run = again(found, path, search.runs)
-    made.evidence = Evidence(found, run, arguments, calls_known, made_up)
+    again = Again(found, path, search.runs)
+    made.evidence = Evidence(found, again, arguments, calls_known, made_up)
     made.evidence.vary()
     made.stays, made.elsewhere = made.evidence.stays(), made.evidence.elsewhere()
     if search.to_fold and not path:  # only now: other runs, which show none, were compared with it

@@ -350,7 +350,9 @@ def _uses_in(tree: ast.Module) -> Iterator[_Use]:
         for node in ast.walk(method):
             if isinstance(node, ast.Call) and _hands_on(node, this):
                 yield _Use(_GETATTR, method.name, None, None)
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == this:
+            if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+                continue
+            if node.value.id == this:
                 above = parents[id(node)]
                 call = above if isinstance(above, ast.Call) and above.func is node else None
                 member = above.attr if isinstance(above, ast.Attribute) else None

@@ -53,6 +53,7 @@ from refold.graph.trace.overridden import layer_class
 from refold.graph.trace.recorder.notebook import PLAIN, Flip
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recorder.torch_calls import RecordError
+from refold.graph.trace.recording import Again
 from refold.graph.trace.variants import Item, Snapshot, Variant, note_varying
 
 _ROW_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)
@@ -92,14 +93,14 @@ class Evidence:
 
     Args:
         recorder: the recorded run.
-        run: records anew, given arguments and options of the recorder.
+        again: records anew, given arguments and options of the recorder.
         arguments: what the root was called with.
         calls_known: whether no call of the root gives other arguments.
         made_up: whether nobody is known to call it with inputs of that rank.
     """
 
     recorder: Recorder
-    run: Callable[..., Recorder]
+    again: Again
     arguments: Arguments
     calls_known: bool = False
     made_up: bool = False
@@ -137,14 +138,14 @@ class Evidence:
     def _later(self) -> None:
         """Record later calls, which find what earlier ones have left behind."""
         what = "its code takes another path at a later call"
-        for calls in (2, 3):
-            try:
-                found = self.run(self.arguments, calls=calls)
-            except Exception:  # nothing is known then of the calls to come
-                for frame in walk(self.root):
-                    frame.fixed = frame.fixed or what
-            else:
-                self._add(what, found)
+        try:
+            found = self.again.later(self.arguments)
+        except Exception:  # nothing is known then of the calls to come
+            for frame in walk(self.root):
+                frame.fixed = frame.fixed or what
+        else:
+            for run in found:
+                self._add(what, run)
 
     def _vary_shapes(self) -> None:
         for what, sizes, other in (
@@ -216,7 +217,7 @@ class Evidence:
         other = partial(shaped, change=change) if change is not None else negated
         arguments = map_tree(other, self.arguments)
         try:
-            found = self.run(arguments, **options)
+            found = self.again.run(arguments, **options)
         except Exception:  # then the code takes no such input
             return False
         variant = self._add(f"its code takes another path for an input {what}", found)
@@ -371,7 +372,7 @@ class Evidence:
 
     def _run_flipped(self, flip: Flip) -> Variant | str | None:
         try:
-            found = self.run(self.arguments, flip=flip)
+            found = self.again.run(self.arguments, flip=flip)
         except Exception as error:
             return None if _is_refusal(error) else flip.what
         times = sum(asked == flip.what for _, asked in found.decisions)
@@ -405,7 +406,7 @@ class Evidence:
         """Record the root on inputs with one axis more, of this many entries, if it takes them."""
         other = partial(shaped, change=partial(with_axis, size=size))
         try:
-            found = self.run(map_tree(other, self.arguments))
+            found = self.again.run(map_tree(other, self.arguments))
         except Exception:  # then the code takes no such input
             return None
         for node in found.graph.nodes:  # a recording does not run norms
@@ -488,7 +489,7 @@ class Evidence:
         for other in ((*args, *args[-1:]), args[:-1]):
             what = f"it may be called with {len(other)} arguments"
             try:
-                found = self.run((other, kwargs))
+                found = self.again.run((other, kwargs))
             except Exception:  # then it takes no such number
                 continue
             yield Variant(what, self.first, self.root, found)
@@ -542,7 +543,7 @@ class Evidence:
         """Record the first of these calls that runs; where `is_sure`, one that fails is wrong."""
         for call in calls:
             try:
-                found = self.run(((), call), **options)
+                found = self.again.run(((), call), **options)
             except Exception as error:
                 if is_sure and not isinstance(error, RecordError):
                     return

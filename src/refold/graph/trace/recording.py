@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from refold.graph.trace.state import Attributes, Changes, StateChangeError
 from refold.graph.trace.surroundings import surroundings_kept
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Made = TypeVar("Made")
 _MAX_RECORDINGS = 32
 
 
@@ -180,9 +181,9 @@ class Runs:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Any, tuple[Any, Recorder | Exception]] = {}
+        self._known: dict[Any, tuple[Any, Any]] = {}
 
-    def get(self, key: Any, arguments: Arguments, make: Callable[[], Recorder]) -> Recorder:
+    def get(self, key: Any, arguments: Arguments, make: Callable[[], Made]) -> Made:
         """Return the run under a key and with such arguments; make it, if it is the first.
 
         It raises what making it raised.
@@ -191,7 +192,7 @@ class Runs:
         key = (key, form, tuple(map(_told_apart, leaves(arguments))))
         if key not in self._known:
             try:
-                found: Recorder | Exception = make()
+                found: Any = make()
             except Exception as error:
                 found = error
             self._known[key] = arguments, found
@@ -209,41 +210,57 @@ def _told_apart(leaf: Any) -> Any:
     return leaf.shape, leaf.dtype, leaf.stride(), leaf.__dict__.get(DEVICE_MARK)
 
 
-def again(first: Recorder, path: str, runs: Runs) -> Callable[..., Recorder]:
-    """Return what records a root another time, with other arguments or options.
+class Again:
+    """Records a root another time, with other arguments or options; it raises where the code does.
 
-    It raises where the code does. It has a copy of the root, as the first one will be edited. Asked
-    for the third of `calls`, it runs the code twice before.
+    It has a copy of the root, as the recorded one will be edited.
+
+    Args:
+        first: the first recording of the root.
+        path: where the root is in the model.
+        runs: keeps what is recorded.
     """
-    root = skeleton(first.root)
-    at_rest = cache(lambda: Attributes(root))
 
-    def run(arguments: Arguments, *, calls: int = 1, **options: Any) -> Recorder:
-        around = first.changes.around
+    def __init__(self, first: Recorder, path: str, runs: Runs) -> None:
+        self._root, self._runs = skeleton(first.root), runs
+        self._real, self._forced, self._around = first.real, first.forced, first.changes.around
+        self._key = path, first.real, frozenset(first.forced)
 
-        def one(before: Attributes, *, stays: bool) -> Recorder:
-            changes = Changes(around=around)
-            given: dict[str, Any] = {"real": first.real, **options}
-            other = Recorder(root, dict(first.forced), changes, **given)
-            _run(other, arguments, before, stays=stays)
-            return other
+    @cached_property
+    def _at_rest(self) -> Attributes:
+        return Attributes(self._root)
 
-        rest = at_rest()
-        if calls == 1:
-            return one(rest, stays=False)
-        try:
-            for _ in range(calls - 1):
-                one(Attributes(root), stays=True)
-            return one(Attributes(root), stays=False)
-        finally:
-            rest.restore()
-
-    def known(arguments: Arguments, **options: Any) -> Recorder:
+    def run(self, arguments: Arguments, **options: Any) -> Recorder:
+        """Return the recording with these arguments, and these options of the recorder."""
         names = tuple((name, repr(value)) for name, value in options.items())
-        key = path, first.real, frozenset(first.forced), names
-        return runs.get(key, arguments, partial(run, arguments, **options))
+        record = partial(self._one, arguments, self._at_rest, **options)
+        return self._runs.get((self._key, names), arguments, record)
 
-    return known
+    def later(self, arguments: Arguments) -> list[Recorder]:
+        """Return the recordings of the calls to come: each finds what earlier ones have left.
+
+        Those are a second one, and a third where the second changes something again.
+        """
+        return self._runs.get((self._key, "later"), arguments, partial(self._in_turn, arguments))
+
+    def _in_turn(self, arguments: Arguments) -> list[Recorder]:
+        calls = list[Recorder]()
+        try:
+            for stays in (True, True, False):
+                calls.append(self._one(arguments, Attributes(self._root), stays=stays))
+                if not calls[-1].keeps:  # the next call would find what this one has found
+                    break
+        finally:
+            self._at_rest.restore()
+        return calls[1:]
+
+    def _one(
+        self, arguments: Arguments, before: Attributes, *, stays: bool = False, **options: Any
+    ) -> Recorder:
+        given: dict[str, Any] = {"real": self._real, **options}
+        other = Recorder(self._root, dict(self._forced), Changes(around=self._around), **given)
+        _run(other, arguments, before, stays=stays)
+        return other
 
 
 def _run(
@@ -260,7 +277,7 @@ def _run(
             recorder.run(*arguments, before)
     finally:
         around = recorder.changes.around
-        if not stays:
+        if not stays and not recorder.is_as_before:
             before.restore()
         if not stays and around is not None:
             around.restore()

@@ -33,6 +33,7 @@ class StateNotes(TorchCalls):
         self.before: Attributes | None = None
         self.was_set: set[tuple[int, str]] = set()
         self.keeps = False  # whether anything stays for the next call
+        self.is_as_before = False  # whether the run has come to its end, and changed no attribute
         self._paths: dict[int, str] = {}
         self._sets: list[str] = []
         self._set_here: list[tuple[str, str]] = []
@@ -76,7 +77,9 @@ class StateNotes(TorchCalls):
         for path, name in self._set_here:
             self._keep(path, name, _sets_what(path, name))
         inside = {id(m) for p in self.opaque for m in submodule(self.root, p).modules()}
-        for module, name in self.before.changed() if self.before is not None else ():
+        changed = self.before.changed() if self.before is not None else None
+        self.is_as_before = changed == []
+        for module, name in changed or ():
             self.keeps = True
             path = self._paths[id(module)]
             if id(module) in inside:
