@@ -187,3 +187,32 @@ def test_a_cast_to_fewer_bits_is_another_path() -> None:
     model = live(net(forward, one=nn.Linear(3, 5, bias=False), two=nn.Linear(3, 5)))
     folded = fold(model, images(4, 3))
     assert sum(isinstance(part, nn.Linear) for part in folded.modules()) == 2
+
+
+class Lazy(nn.Module):
+    """Finds its factor at the first call, as poolers of detectors do; `counts` changes it again."""
+
+    def __init__(self, *, counts: bool) -> None:
+        super().__init__()
+        self.factor, self.counts = 0.0, counts
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.counts or self.factor == 0.0:
+            self.factor = self.factor + 2.0
+        return x * self.factor
+
+
+def test_later_calls_are_run_in_one_go_until_one_changes_nothing(runs: list[Any]) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.far(self.lazy(self.norm(self.conv(x))))
+
+    found = dict[bool, int]()
+    for counts in (False, True):
+        runs.clear()
+        parts = {"conv": conv(), "norm": nn.BatchNorm2d(4), "far": nn.Conv2d(4, 3, 1)}
+        model = live(net(forward, lazy=Lazy(counts=counts), **parts))
+        folded = fold(model)
+        found[counts] = len(runs)
+        assert norms(folded) == 0
+        assert all(gap(model, folded, images(1, 3, 9, 9)) <= 1e-9 for _ in range(3))
+    assert found[False] == found[True] - 1 <= 9
