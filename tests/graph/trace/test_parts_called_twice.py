@@ -129,3 +129,33 @@ def test_a_layer_that_does_something_at_one_of_its_places_stays() -> None:
     folded = reparameterize(net, x)
     assert isinstance(folded.drop, nn.ReLU)
     assert gap(net, folded, x) <= EXACT
+
+
+class Factor(nn.Module):
+    def forward(self, x: Tensor, by: float = 1.0) -> Tensor:
+        x = x * by
+        return x if by == 1.0 else x * by
+
+
+class Twice(nn.Module):
+    """One call of its part is two scales, which become one; the other call stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Factor()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = x.exp()
+        return self.part(y), self.part(y, by=-0.5)
+
+
+@pytest.mark.parametrize("example", [None, images(1, 4, 8, 8)])
+def test_a_part_is_called_on_where_one_call_of_it_is_written_anew(example: Tensor | None) -> None:
+    net = live(Twice())
+    made = plan(net, example)
+    assert len(made.steps) == 1
+    folded = made.apply()
+    for size in (8, 5):
+        assert gap(net, folded, images(2, 4, size, size)) <= EXACT
+    x = images(1, 4, 3, 3)
+    assert torch.equal(folded.part(x), net.part(x))

@@ -134,7 +134,8 @@ class Commit:
         module = self._module(frame)
         graph = self.plan.bodies.get(frame)
         if graph is None:
-            refuse_calls(module, frame.method, self.capture.full(frame.path))
+            if self._is_refused(frame):
+                refuse_calls(module, frame.method, self.capture.full(frame.path))
         elif isinstance(module, fx.GraphModule):
             module.graph = graph
         elif _runs_in_order(module) and (slots := self._slots(frame, graph)):
@@ -142,10 +143,15 @@ class Commit:
         else:
             regenerate(module, {frame.method: method_from_graph(graph)})
 
+    def _is_refused(self, frame: Frame) -> bool:
+        """Say whether the code of a frame stands above it now, and is called nowhere any more."""
+        is_inline = self.plan.status[frame] == "inline"
+        return is_inline and (frame.path, frame.method) not in self.plan.stays_called
+
     def _guard_methods(self) -> None:
         """Let methods beside forward raise where they would take folds apart."""
         kinds = {path: type(module) for path, module in self.old.items() if path in self.places}
-        refused = {(f.path, f.method) for f, graph in self.plan.status.items() if graph == "inline"}
+        refused = {(f.path, f.method) for f in self.plan.status if self._is_refused(f)}
         apart = MethodsApart(self.edits, self.steps, self.names)
         for path, guard, names in apart.guards(kinds):
             module = self.places[path]

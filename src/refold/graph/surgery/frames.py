@@ -332,6 +332,8 @@ class FramePlan:
         self.repeated = {f for f in walk(self.root) if counts[f.path, f.method] > 1}
         for frame in reversed(list(walk(self.root))):
             self._decide(frame)
+        clean = (frame for frame in self.repeated if self.status[frame] == "clean")
+        self.stays_called = {(frame.path, frame.method) for frame in clean}  # by some of its calls
 
     def _decide(self, frame: Frame) -> None:
         self.status[frame] = "clean"
