@@ -16,6 +16,7 @@ from torch import fx
 
 from refold.algebra.operator import (
     Concat,
+    Flatten,
     Identity,
     Input,
     Operator,
@@ -26,7 +27,7 @@ from refold.algebra.operator import (
     made_of,
     sequence,
 )
-from refold.algebra.row import Reshaped
+from refold.algebra.row import Reshaped, Unflatten
 from refold.graph.calls import Kind, is_kind_question, kind_of, reads_shape_only
 from refold.graph.lift.axes import same_layout
 from refold.graph.lift.lifter import Lifter
@@ -152,11 +153,22 @@ class Regions:
             piece = self.piece(node)
             if not isinstance(piece, Piece) or len(piece.sources) != 1:
                 return False
-            if not all(isinstance(op, (Identity, Reshaped)) for op in piece.ops):
+            if not all(isinstance(op, _LAYOUTS) for op in self._told(piece)):
                 return False
             if piece.sources[0].meta.get("frame") != node.meta.get("frame"):
                 return True
             node = piece.sources[0]
+
+    def _told(self, piece: Piece) -> Iterator[Operator]:
+        """Yield what a piece of one value may be, for each rank that this may have."""
+        if piece.by_rank is None:
+            yield from piece.ops
+            return
+        shape = self.lifter.shapes.get(piece.sources[0])
+        for rank in range(4) if shape is None else [max(len(shape) - 2, 0)]:
+            ranked = piece.by_rank(rank)
+            if isinstance(ranked, tuple):
+                yield from chain(ranked[0])
 
     def current(self, region: Region) -> Region | None:
         """Return the region that ends where this one did, now that others were edited."""
@@ -333,6 +345,7 @@ class Regions:
         return rank
 
 
+_LAYOUTS = (Identity, Flatten, Unflatten, Reshaped)
 _MAY_BROADCAST = "whether the sum broadcasts a part depends on the input; pass example_inputs"
 
 
