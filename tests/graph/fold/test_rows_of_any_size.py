@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import refold
 from helpers.traps import gap, images, live, net, norms
@@ -88,3 +89,28 @@ def test_an_input_made_up_says_nothing_of_the_rank() -> None:
         x = images(*shape)
         for ours, theirs in zip(folded(x), model(x), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=EXACT, atol=1e-12)
+
+
+class Unbatched(nn.Module):
+    """Its first made-up input is one image: 2 channels, no batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unread = nn.ConvTranspose2d(1, 6, 3)
+        self.conv = nn.Conv2d(2, 3, 3)
+        self.factor = nn.Parameter(torch.rand(2, 1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = x.relu()
+        w = self.factor - y * 0.5
+        self.unread(w.narrow(1, 0, 1))
+        z = self.conv(y.relu())
+        return F.interpolate(z, size=tuple(z.size()[2:])), 1 - w
+
+
+def test_an_image_made_up_without_a_batch_says_nothing_of_the_rank() -> None:
+    model = live(Unbatched())
+    folded = refold.plan(model).apply()
+    x = images(2, 2, 7, 6)
+    for ours, theirs in zip(folded(x), model(x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=EXACT, atol=1e-12)

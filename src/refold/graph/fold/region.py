@@ -148,15 +148,23 @@ class Regions:
         return found[::-1]
 
     def _only_lays_out(self, node: fx.Node) -> bool:
-        """Say whether a value is what another forward gives, laid out anew: its code may stay."""
+        """Say whether a value is what another forward gives, laid out anew: its code may stay.
+
+        Not where several read it: a norm may go into all of them.
+        """
+        lays_out = False
+        if len(node.users) > 1:
+            return False
         while True:
             piece = self.piece(node)
             if not isinstance(piece, Piece) or len(piece.sources) != 1:
                 return False
-            if not all(isinstance(op, _LAYOUTS) for op in self._told(piece)):
+            ops = list(self._told(piece))
+            if not all(isinstance(op, _LAYOUTS) for op in ops):
                 return False
+            lays_out |= not all(isinstance(op, Identity) for op in ops)
             if piece.sources[0].meta.get("frame") != node.meta.get("frame"):
-                return True
+                return lays_out
             node = piece.sources[0]
 
     def _told(self, piece: Piece) -> Iterator[Operator]:

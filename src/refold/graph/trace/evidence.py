@@ -164,9 +164,11 @@ class Evidence:
             self._has_all_sizes = True
             for change in self._ladder():
                 self._at(change, "of another size")
-        asks_ranks = self.recorder.asks_rank or (self.made_up and self.recorder.hands_shape)
-        ranks = [without_batch, with_batch] if asks_ranks else []
-        if self.made_up and self.recorder.gives_size:  # it may hand on `*x.shape[2:]`
+        recorder = self.recorder
+        counts_axes = recorder.hands_shape or recorder.gives_size  # it may hand on `*x.shape[2:]`
+        is_free = self.made_up and counts_axes
+        ranks = [without_batch, with_batch] if recorder.asks_rank or is_free else []
+        if self.made_up and recorder.gives_size:
             ranks += [with_length, with_sides]
         for change in ranks:
             self._at(change, "of another rank")
