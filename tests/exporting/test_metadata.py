@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,17 @@ from torch import nn
 
 import refold
 from refold.errors import InputError
-from refold.exporting import describe, described, onnx_session, openvino_model, run_onnx
+from refold.exporting import (
+    describe,
+    described,
+    onnx_session,
+    openvino_model,
+    read_provenance,
+    run_onnx,
+)
 from refold.exporting import run_openvino as run_xml
+from refold.exporting.formats.appendix import append, appended
+from refold.exporting.provenance import parse_about
 
 ABOUT = {"classes": ["ant", "bée", 'quo"te'], "preprocessing": {"mean": [0.485], "crop": None}}
 
@@ -46,9 +57,35 @@ def test_a_file_tells_what_was_written_into_it(tmp_path: Path, suffix: str) -> N
     )
 
 
+@pytest.mark.parametrize("suffix", ["pte", "tflite"])
+def test_what_a_program_for_phones_says_stands_behind_it(tmp_path: Path, suffix: str) -> None:
+    """Readers of both formats go by offsets from the start, so the program must stay as it was."""
+    file = tmp_path / f"net.{suffix}"
+    program = bytes(range(256)) * 8
+    file.write_bytes(program)
+    assert appended(file) == {}
+    append(file, {"refold": "1"})
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("labels.txt", "of another tool")
+    describe(file, {"classes": "old"})
+    describe(file, ABOUT)
+    content = file.read_bytes()
+    assert content.startswith(program)
+    assert content.count(b"PK\x03\x04") == 5  # each entry once, and no archive before it
+    with zipfile.ZipFile(file) as archive:
+        assert archive.testzip() is None
+        assert archive.read("labels.txt") == b"of another tool"
+        assert json.loads(archive.read("refold/classes")) == ABOUT["classes"]
+    assert parse_about(appended(file), file) == ABOUT
+    assert appended(file)["refold"] == "1"
+    if suffix == "tflite":
+        assert described(file) == ABOUT
+        assert read_provenance(file) == {"version": "1"}
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"none")
     with pytest.raises(InputError, match="cannot be read"):
         described(tmp_path / "net.onnx")
     with pytest.raises(InputError, match=r"is not one of \.onnx"):
-        describe(tmp_path / "net.tflite", {})
+        describe(tmp_path / "net.engine", {})

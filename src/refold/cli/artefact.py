@@ -98,8 +98,6 @@ def _is_half(path: Path) -> bool:
     """Say whether a file computes in float16 for a network that does not, as `--half` writes it."""
     from refold.exporting import PRECISION, read_provenance
 
-    if _kind(path) == ".tflite":  # it says nothing of itself
-        return False
     return read_provenance(path).get(PRECISION) == "float16"
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Place = Annotated[
     Path,
     typer.Argument(
-        metavar="RUN|FILE", help="Folder of a run, or its deploy.onnx, .pt2 or .xml file."
+        metavar="RUN|FILE",
+        help="Folder of a run, or its deploy.onnx, .pt2, .xml, .pte or .tflite file.",
     ),
 ]
 Images = Annotated[
@@ -52,7 +53,8 @@ def predict(
     """Say what a trained network sees in images, prepared exactly as its evaluation did.
 
     Classification names the likeliest classes; segmentation writes a coloured mask for each image;
-    embeddings are printed by --json and --csv, else how similar each image is to the first.
+    embeddings are printed by --json and --csv, else how similar each image is to the first. --csv
+    begins with a line of the columns' names.
 
     Images that cannot be read are named, and the exit code is 1 where there are others, else 2.
     """
@@ -106,6 +108,8 @@ def _record(answer: Answer, first: Answer, top: int) -> dict[str, Any]:
 def _csv_lines(records: Sequence[dict[str, Any]]) -> list[str]:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    width = len(records[0].get("vector", ()))
+    writer.writerow(["image", *(map("v{}".format, range(width)) if width else ("class", "share"))])
     for record in records:
         if "vector" in record:
             writer.writerow([record["image"], *record["vector"]])

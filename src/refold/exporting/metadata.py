@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import safetensors.torch
 import torch
 
 from refold.errors import ExportError, InputError, one_line
+from refold.exporting.formats.appendix import append
 from refold.exporting.formats.signals import own_signal_stack
 from refold.exporting.libraries import require
 from refold.exporting.provenance import ABOUT, PT2_ENTRY, parse_about, read_entries
@@ -28,7 +30,7 @@ def describe(path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
     looks at the file with other tools.
 
     Args:
-        path: `.onnx`, `.safetensors`, `.pt2` or `.xml`; what it computes stays as it is.
+        path: `.onnx`, `.safetensors`, `.pt2`, `.xml`, `.pte` or `.tflite`; what it computes stays as it is.
         about: plain values, as JSON can hold them.
 
     Raises:
@@ -107,11 +109,19 @@ def _write_openvino(path: Path, entries: Mapping[str, str]) -> None:
         openvino.serialize(model, temporary, temporary.with_suffix(".bin"))
 
 
+def _write_behind(path: Path, entries: Mapping[str, str]) -> None:
+    with atomic_path(path) as temporary:
+        shutil.copyfile(path, temporary)
+        append(temporary, entries)
+
+
 _Write = Callable[[Path, Mapping[str, str]], None]
 _FORMATS: dict[str, _Write] = {
     ".onnx": _write_onnx,
     ".safetensors": _write_safetensors,
     ".pt2": _write_pt2,
     ".xml": _write_openvino,
+    ".pte": _write_behind,
+    ".tflite": _write_behind,
 }
 DESCRIBED = tuple(_FORMATS)

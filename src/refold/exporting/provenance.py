@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import safetensors
 
 from refold.errors import InputError, one_line
+from refold.exporting.formats.appendix import appended
 from refold.exporting.libraries import require
 from refold.exporting.silence import mute
 from refold.files import is_file
@@ -156,11 +157,11 @@ def _from_executorch(path: Path) -> dict[str, str]:
             runtime = require("executorch.runtime", "executorch")
             program = runtime.Runtime.get().load_program(content)
             if PTE_METHOD not in program.method_names:
-                return {}
+                return appended(path)
             [text] = program.load_method(PTE_METHOD).execute([])
     except RuntimeError as error:
         raise ValueError(one_line(error)) from error
-    return json.loads(text)
+    return json.loads(text) | appended(path)
 
 
 _READERS = {
@@ -169,4 +170,5 @@ _READERS = {
     ".safetensors": _from_safetensors,
     ".pt2": _from_pt2,
     ".pte": _from_executorch,
+    ".tflite": appended,
 }

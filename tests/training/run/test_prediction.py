@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from torch import nn
 from helpers.nightly import rare
 from refold.cli.app import main
 from refold.errors import InputError
-from refold.exporting import described, read_provenance
+from refold.exporting import RUNTIMES, describe, described, read_provenance
+from refold.exporting.formats.appendix import append, appended
+from refold.exporting.provenance import ABOUT
+from refold.exporting.runtimes import Runtime
 from refold.training import network_of, open_data, predict
 from refold.training.data.augment import eval_transform
 from refold.training.loop.learner import at_size
@@ -121,8 +125,9 @@ def test_a_table_json_and_csv(run: Path, data: Path, say: Say) -> None:
     assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "2.png", "3.png"]
     assert {row["class"] for row in rows[0]["classes"]} == {"yak", "zebra"}
     lines = say(run, pattern, "--csv", "--top", "1").splitlines()
-    assert len(lines) == 4
-    assert lines[0].split(",")[1] == rows[0]["classes"][0]["class"]
+    assert len(lines) == 5
+    assert lines[0] == "image,class,share"
+    assert lines[1].split(",")[1] == rows[0]["classes"][0]["class"]
     assert rows[0]["classes"][0]["class"] in say(run, pattern)
 
 
@@ -146,6 +151,56 @@ def test_what_is_missing_is_said(run: Path, tmp_path: Path, data: Path) -> None:
         list(predict(tmp_path / "x.onnx", [data]))
     with pytest.raises(InputError, match="there is no run or file"):
         list(predict(run / "typo.safetensors", [data]))
+
+
+@pytest.mark.parametrize("suffix", [".pte", ".tflite"])
+def test_a_file_for_phones_answers_one_image_at_a_time(
+    run: Path, data: Path, tmp_path: Path, say: Say, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its library where that is installed; else with one that runs the same network."""
+    images = sorted((data / "val").rglob("*.png"))[:3]
+    wanted = json.loads(say(run, *images, "--json"))
+    file = tmp_path / f"phone{suffix}"
+    if importlib.util.find_spec({".pte": "executorch", ".tflite": "litert_torch"}[suffix]):
+        assert main(["convert", str(run), "-o", str(file)]) == 0
+    else:
+        file.write_bytes(b"program")
+        entries = {ABOUT: json.dumps(described(run / "deploy.onnx"))}
+        append(file, entries)
+        monkeypatch.setattr(
+            "refold.exporting.metadata.read_entries", lambda path: appended(Path(path))
+        )
+        monkeypatch.setitem(RUNTIMES, suffix, one_image_at_a_time(run))
+    found = json.loads(say(file, *images, "--json"))
+    for one, other in zip(wanted, found, strict=True):
+        shares = [{row["class"]: row["share"] for row in rec["classes"]} for rec in (one, other)]
+        assert shares[1] == pytest.approx(shares[0], rel=1e-4)
+
+
+def one_image_at_a_time(run: Path) -> Runtime:
+    """Return a runtime that takes a batch of one, as those of phones do."""
+    network = network_of(run, "best")
+
+    def call(opened: object, inputs: Any) -> list[torch.Tensor]:
+        (images,), _ = inputs
+        assert images.shape == (1, 3, 12, 12)
+        return [network(images)]
+
+    return Runtime("a fake", lambda path: None, call, lambda opened: {"x": (1, 3, 12, 12)})
+
+
+def test_a_file_for_phones_names_the_library_that_lacks(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if importlib.util.find_spec("ai_edge_litert"):
+        pytest.skip("it is installed")
+    file = tmp_path / "phone.tflite"
+    file.write_bytes(b"program")
+    assert main(["predict", str(file), str(data / "val")]) == 2
+    assert "does not say how images are prepared" in capsys.readouterr().err
+    describe(file, described(run / "deploy.onnx"))
+    assert main(["predict", str(file), str(data / "val")]) == 2
+    assert "pip install 'refold[litert]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", [".xml", ".pt2", *rare(".onnx")])
@@ -194,7 +249,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_rest_is_answered(
     assert second["classes"]
     assert f"{bad} cannot be read" in done.err
     assert main(["predict", str(run), str(bad), str(good), "--csv", "--top", "1"]) == 1
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 2
     assert main(["predict", str(run), str(bad)]) == 2
     assert capsys.readouterr().out == ""
 
@@ -254,4 +309,7 @@ def test_embeddings_are_vectors(tmp_path: Path, data: Path, say: Say) -> None:
     rows = json.loads(say(tmp_path / "run", data / "val", "--json"))
     assert rows[0]["likeness"] == pytest.approx(1)
     assert np.isfinite(rows[1]["vector"]).all()
+    head, first = say(tmp_path / "run", data / "val", "--csv").splitlines()[:2]
+    assert head.split(",") == ["image", *(f"v{at}" for at in range(len(rows[0]["vector"])))]
+    assert [float(text) for text in first.split(",")[1:]] == rows[0]["vector"]
     assert "similarity to the first" in say(tmp_path / "run", data / "val")

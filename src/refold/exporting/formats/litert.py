@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refold.exporting.formats.appendix import append
 from refold.exporting.libraries import converting, require
+from refold.exporting.provenance import keyed
 from refold.exporting.request import Request
 from refold.exporting.silence import mute
 from refold.inputs import Arguments, parted, tensors
@@ -23,6 +25,7 @@ def write_litert(request: Request, path: Path) -> None:
     args, kwargs = parted(request.axes.example)
     with converting("LiteRT", request.model), mute():
         converter.convert(request.model, args, kwargs or None).export(str(path))
+    append(path, keyed(request.provenance))
     call = open_litert(path)
     request.check("LiteRT", lambda inputs: run_litert(call, inputs))
 

@@ -214,7 +214,10 @@ class Deploy(_Strict):
 
     remove_residuals: bool = False
     allow_growth: bool = False
-    files: tuple[Literal["safetensors", "onnx", "xml", "pt2"], ...] = ("safetensors", "onnx")
+    files: tuple[Literal["safetensors", "onnx", "xml", "pt2", "pte", "tflite"], ...] = (
+        "safetensors",
+        "onnx",
+    )
 
 
 class Recipe(_Strict):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from refold.errors import InputError, MissingDependencyError, RefoldError, one_line, require_kind
 from refold.exporting import (
+    RUNTIMES,
     Sizes,
     described,
     open_file,
@@ -32,7 +33,7 @@ from refold.training.loop.run_folder import CONFIG, SUMMARY
 from refold.training.run.restored import network_of
 
 _BATCH = 32
-_FILES = (".onnx", ".pt2", ".xml")
+_FILES = tuple(dict.fromkeys((".onnx", ".pt2", *RUNTIMES)))  # in the order of preference
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +86,8 @@ def open_network(place: str | Path) -> DeployedNetwork:
     """Open what a run deployed, or a file that was made of it.
 
     Args:
-        place: the folder of a run; or an `.onnx`, `.pt2` or `.xml` file of it, or what `convert` or
-            `prune` made of it.
+        place: the folder of a run; or a file of it that can be run, such as `.onnx`, or what
+            `convert` or `prune` made of it.
 
     Raises:
         InputError: when there is none, or the file does not say how images are prepared.
@@ -105,7 +106,7 @@ def open_network(place: str | Path) -> DeployedNetwork:
     pruned = is_pruned(str(path))
     if path.suffix.lower() not in _FILES and not pruned:
         raise InputError(
-            f"{path} cannot be run: give a run, or an {', '.join(_FILES)} file that was made of it"
+            f"{path} cannot be run: give a run, or a file that was made of it: {', '.join(_FILES)}"
         )
     about = described(path)
     if "preprocessing" not in about:
