@@ -336,6 +336,23 @@ def test_eight_is_the_default() -> None:
     assert difference(net, dead, x) < 1e-9
 
 
+def test_a_wide_layer_keeps_multiples_of_sixteen() -> None:
+    """71 of 128 and 66 of 120 channels are left; multiples of 8 would be 72 and 72."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 128, 1), nn.BatchNorm2d(128), nn.ReLU(),
+        nn.Conv2d(128, 120, 1), nn.BatchNorm2d(120), nn.ReLU(), nn.Conv2d(120, 4, 1),
+    ).double().eval()  # fmt: skip
+    for norm in (net[1], net[4]):
+        norm.weight.data = torch.linspace(0.5, 1, len(norm.weight)).double()
+    x = image()[:1]
+    done = pruning(net, x, ratio=0.45)
+    assert widths(pruning(net, x, ratio=0.45, round_to=1).model) == [71, 66, 4]
+    assert widths(done.model) == [80, 72, 4]
+    assert widths(drop_dead_channels(done.masked, x)) == [80, 72, 4]
+    assert difference(done.masked, done.model, x) < 1e-9
+
+
 def test_removed_residuals_leave_multiples_too() -> None:
     class Wide(Net):
         def __init__(self) -> None:
@@ -367,6 +384,13 @@ def test_a_target_is_met_by_the_least_pruning(target: dict[str, float], step: in
     assert after <= most
     assert after > (0.85 if step == 1 else 0.5) * most
     assert difference(done.masked, done.model, x) < 1e-9
+
+
+@pytest.mark.parametrize("value", [1, 1.5, 0, -3, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["macs", "params"])
+def test_a_target_is_a_share_or_a_count(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"{name} must be a share between 0 and 1, or a whole"):
+        refold.prune(wide(), image(), **{name: value})
 
 
 def test_a_target_out_of_reach_says_what_can_be_had() -> None:

@@ -30,7 +30,7 @@ def describe(path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
     looks at the file with other tools.
 
     Args:
-        path: `.onnx`, `.safetensors`, `.pt2`, `.xml`, `.pte` or `.tflite`; what it computes stays as it is.
+        path: a file of a format that `SUFFIXES` names; what it computes stays as it is.
         about: plain values, as JSON can hold them.
 
     Raises:

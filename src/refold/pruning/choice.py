@@ -17,6 +17,8 @@ from refold.workload import Workload
 
 T = TypeVar("T")
 Floor = int | float | Mapping[str, int | float]
+_BLOCK = 16  # channels that a wide vector unit computes at once
+_WIDE = 128  # channels of a layer of which so many are few
 _ROUNDS = 9  # of halving: the ratio is then found to a few thousandths
 
 
@@ -27,7 +29,7 @@ class Amount:
     Args:
         ratio: the share of the channels that may go.
         threshold: channels of at most this importance go.
-        macs: the multiply-adds that are left: a share below 1, or their number.
+        macs: the multiply-adds that are left: a share below 1, or their number above it.
         params: the same of the parameters.
         latency: the share of the time that is left.
 
@@ -59,8 +61,11 @@ class Amount:
             raise InputError(f"threshold must be an importance, at least 0, got {self.threshold}")
         for name in ("macs", "params"):
             value = getattr(self, name)
-            if value is not None and (not 0 < value < inf or value == 1):
-                raise InputError(f"{name} must be a share below 1, or a number, got {value}")
+            if value is not None and not _is_share_or_count(value):
+                raise InputError(
+                    f"{name} must be a share between 0 and 1, or a whole number above 1, got "
+                    f"{value}"
+                )
 
     def budget(self, before: Workload, clock: Clock | None) -> Budget | None:
         """Return what the result may cost at most; None where that is not what was given.
@@ -161,19 +166,38 @@ def check_step(round_to: int) -> int:
     return round_to
 
 
+def _is_share_or_count(value: float) -> bool:
+    return 0 < value < 1 or (1 < value < inf and value == int(value))
+
+
 def _part(wanted: float, whole: int) -> int:
     return int(wanted * whole) if wanted < 1 else int(wanted)
 
 
-def rounded(width: int, left: int, step: int) -> int:
-    """Return how many channels a layer keeps, in multiples of `step`, of which `left` must stay.
+def step_of(width: int, round_to: int) -> int:
+    """Return whose multiples a layer keeps: 16 instead of 8 where that is an eighth of it at most.
+
+    Runtimes compute 8 or 16 channels at once, by the processor; all are multiples of 8.
+
+    Examples:
+        >>> step_of(128, 8), step_of(120, 8), step_of(128, 4), step_of(128, 1)
+        (16, 8, 4, 1)
+    """
+    return _BLOCK if 2 * round_to == _BLOCK and width >= _WIDE else round_to
+
+
+def rounded(width: int, left: int, round_to: int) -> int:
+    """Return how many channels a layer keeps, in multiples of its step, of which `left` must stay.
 
     A layer of fewer channels than one step has no multiple, and keeps what must stay.
 
     Examples:
         >>> rounded(64, 17, 8), rounded(20, 17, 8), rounded(6, 2, 8), rounded(64, 17, 1)
         (24, 20, 2, 17)
+        >>> rounded(128, 17, 8)
+        32
     """
+    step = step_of(width, round_to)
     return left if width < step else min(width, -(-left // step) * step)
 
 

@@ -29,7 +29,7 @@ from refold.graph import (
     submodule,
 )
 from refold.inputs import required
-from refold.pruning.choice import check_step, rounded
+from refold.pruning.choice import check_step, rounded, step_of
 from refold.pruning.spans import Span, limits, makers, span_of
 from refold.residuals import sliced_function
 from refold.workload import workload_of
@@ -127,7 +127,7 @@ class DeadChannelPass:
         for channel in sorted(lost)[:stay]:
             del lost[channel]
         if stay:
-            reason = f"{stay} dead channels fill up a multiple of {self.round_to} (round_to)"
+            reason = f"{stay} dead channels fill up a multiple of {step_of(width, self.round_to)} (round_to)"
             self.kept.append(Kept(self._path(span.maker.node), reason))
 
     def _write(self, span: Span, changes: list[tuple[Link, Conv]], gone: tuple[int, ...]) -> None:
@@ -199,7 +199,7 @@ def drop_dead_channels(model: nn.Module, example_inputs: Any, *, round_to: int =
         model: any module in eval mode; it stays as it is.
         example_inputs: a tensor, a tuple or list of arguments, or a mapping of them by name.
         round_to: every layer that loses channels keeps a multiple of so many, which runtimes
-            compute faster, if it has as many; 1 for no such limit.
+            compute faster, if it has as many; 8 means 16 in layers of 128 or more; 1 for no such limit.
 
     Raises:
         RefusedError: when the model is in training mode.

@@ -70,9 +70,10 @@ def _factors(model: nn.Module, patterns: Mapping[str, float]) -> dict[str, float
     for pattern, factor in patterns.items():
         mine = [name for name in factors if _names(name, pattern)]
         if not mine:
+            some = ", ".join(dict.fromkeys(_parts(name)[0] for name in factors))
             raise InputError(
-                f"optimizer.factors: {pattern!r} matches no part of the network; 'NAME*' also "
-                "matches what lies below"
+                f"optimizer.factors: {pattern!r} matches no part of the network, whose parts are "
+                f"{some}; 'NAME*' also matches what lies below"
             )
         factors.update(dict.fromkeys(mine, factor))
     return factors
@@ -84,8 +85,12 @@ def _names(name: str, pattern: str) -> bool:
     >>> _names("network.layer1.0.weight", "layer1"), _names("network.fc.weight", "layer*")
     (True, False)
     """
-    parts = name.removeprefix("network.").split(".")  # as the learner calls the network
+    parts = _parts(name)
     return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
+
+
+def _parts(name: str) -> list[str]:
+    return name.removeprefix("network.").split(".")  # as the learner calls the network
 
 
 def make_optimizer(model: nn.Module, wanted: Optimizer, decay: Decay) -> torch.optim.Optimizer:
