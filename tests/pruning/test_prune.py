@@ -343,8 +343,8 @@ def test_a_wide_layer_keeps_multiples_of_sixteen() -> None:
         nn.Conv2d(3, 128, 1), nn.BatchNorm2d(128), nn.ReLU(),
         nn.Conv2d(128, 120, 1), nn.BatchNorm2d(120), nn.ReLU(), nn.Conv2d(120, 4, 1),
     ).double().eval()  # fmt: skip
-    for norm in (net[1], net[4]):
-        norm.weight.data = torch.linspace(0.5, 1, len(norm.weight)).double()
+    for part in (net[1], net[4]):
+        part.weight.data = torch.linspace(0.5, 1, len(part.weight)).double()
     x = image()[:1]
     done = pruning(net, x, ratio=0.45)
     assert widths(pruning(net, x, ratio=0.45, round_to=1).model) == [71, 66, 4]

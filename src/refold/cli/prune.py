@@ -77,8 +77,8 @@ RoundTo = Annotated[
     typer.Option(
         "--round-to",
         min=1,
-        help="Each layer keeps a multiple of this many channels, which runs faster (8: of 16 in layers "
-        "of 128 or more); 1: any number.",
+        help="Each layer keeps a multiple of this many channels, which runs faster (8: of 16 in "
+        "layers of 128 or more); 1: any number.",
     ),
 ]
 By = Annotated[

@@ -113,8 +113,8 @@ def prune(
         floor: how many (int) or which share (float) of the channels every layer keeps at least; a
             dict gives it by layer. A layer always keeps one.
         round_to: every layer that loses channels keeps a multiple of so many: runtimes compute
-            those faster; 8 means 16 in layers of 128 or more. It then loses fewer than asked for; one with fewer channels is not
-            rounded. 1 for no such limit.
+            those faster; 8 means 16 in layers of 128 or more. It then loses fewer than asked for;
+            one with fewer channels is not rounded. 1 for no such limit.
         remove_residuals: write residuals as plain chains first; those that cannot be stay.
 
     Raises:

@@ -127,7 +127,8 @@ class DeadChannelPass:
         for channel in sorted(lost)[:stay]:
             del lost[channel]
         if stay:
-            reason = f"{stay} dead channels fill up a multiple of {step_of(width, self.round_to)} (round_to)"
+            step = step_of(width, self.round_to)
+            reason = f"{stay} dead channels fill up a multiple of {step} (round_to)"
             self.kept.append(Kept(self._path(span.maker.node), reason))
 
     def _write(self, span: Span, changes: list[tuple[Link, Conv]], gone: tuple[int, ...]) -> None:
@@ -199,7 +200,8 @@ def drop_dead_channels(model: nn.Module, example_inputs: Any, *, round_to: int =
         model: any module in eval mode; it stays as it is.
         example_inputs: a tensor, a tuple or list of arguments, or a mapping of them by name.
         round_to: every layer that loses channels keeps a multiple of so many, which runtimes
-            compute faster, if it has as many; 8 means 16 in layers of 128 or more; 1 for no such limit.
+            compute faster, if it has as many; 8 means 16 in layers of 128 or more; 1 for no such
+            limit.
 
     Raises:
         RefusedError: when the model is in training mode.

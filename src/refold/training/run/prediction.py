@@ -249,13 +249,10 @@ def find_images(places: str | Path | Iterable[str | Path]) -> list[Path]:
     for place in [places] if isinstance(places, str | Path) else places:
         require_named("an image", place)
         path = Path(place)
-        if path.is_dir():
-            files = images_in(path)
-        elif path.is_file():
-            files = [path]
-        else:
-            files = sorted(Path(name) for name in glob.glob(str(place), recursive=True))  # noqa: PTH207
-            files = [file for file in files if file.is_file()]
+        named = [path]
+        if not path.exists():
+            named = sorted(Path(name) for name in glob.glob(str(place), recursive=True))  # noqa: PTH207
+        files = [file for one in named for file in (images_in(one) if one.is_dir() else [one])]
         if not files:
             raise InputError(f"there is no image at {str(place)!r}: give files or folders")
         found |= dict.fromkeys(files)
