@@ -83,7 +83,8 @@ def plan_training(
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     changes |= dict(map(parse_change, further.changes or []))
     course = plan_course(
-        output=output or RUN, data=further.data, recipe=further.recipe, changes=changes,
+        output=output or RUN, data=further.data, recipe=further.recipe,
+        weights=(network.checkpoint and str(network.checkpoint), network.model), changes=changes,
         habits=Habits(workers=further.workers), cpu=further.cpu, tracker=further.tracker,
         reporter=make_reporter(),
     )  # fmt: skip

@@ -153,7 +153,8 @@ class Augment(_Strict):
     """What is done to the images.
 
     Args:
-        size: their side; None for the data's own, else 224.
+        size: their side; None for that of the run which the weights come from, else the data's own,
+            else 224.
         crop: a part of random size brought to `size`, the whole moved by up to `pad` pixels, or
             neither.
         pad: pixels that "pad" adds on each side.
@@ -165,8 +166,8 @@ class Augment(_Strict):
         auto: a policy of torchvision.
         erase: how often a rectangle is erased.
         centre: the share of the side that "resized" judges by.
-        mean: that is taken off each channel; None for the data's.
-        std: that each channel is divided by; None for the data's.
+        mean: that is taken off each channel; None for that run's, else the data's.
+        std: that each channel is divided by; None for that run's, else the data's.
     """
 
     size: int | None = Field(default=None, gt=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from refold.training.loop.learner import outputs
 from refold.training.loop.progress import Reporter
 from refold.training.loop.run_folder import PRUNED, PRUNING, RunFolder
 from refold.training.recipes.cookbook import load_recipe
+from refold.training.run.inherited import inherited
 from refold.training.run.run import Trained, place_of, train
 from refold.training.settings import Habits
 
@@ -75,6 +76,7 @@ def plan_course(
     output: str | Path,
     data: str | Path | None = None,
     recipe: str | Path | None = None,
+    weights: Sequence[str | None] = (),
     changes: Mapping[str, Any] | None = None,
     habits: Habits | None = None,
     cpu: bool = False,
@@ -87,6 +89,8 @@ def plan_course(
         output: the run's folder.
         data: a folder of images, or "digits".
         recipe: a name or a YAML file; "digits" without `data`, "finetune" with it.
+        weights: where the network's come from: where that is a run, its images are prepared as it
+            does, unless the recipe says how.
         changes: values that replace the recipe's, by dotted key.
         habits: when to save and to measure, and how many processes read images.
         cpu: leave a GPU alone.
@@ -98,10 +102,12 @@ def plan_course(
     """
     require_named("output", output)
     place = place_of(DIGITS if data is None else data)
+    name = recipe or ("digits" if place == DIGITS else "finetune")
+    wanted = {**(changes or {}), "restore_norms": True}
     course = Course(
-        recipe or ("digits" if place == DIGITS else "finetune"),
+        name,
         place,
-        {**(changes or {}), "restore_norms": True},
+        wanted | inherited(load_recipe(name, wanted), *weights),
         Path(output),
         habits or Habits(),
         cpu,

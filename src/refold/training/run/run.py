@@ -26,6 +26,7 @@ from refold.training.loop.saves import Saves
 from refold.training.recipes.cookbook import changed, check_recipe, load_recipe
 from refold.training.run.begun import Begun, begun_with
 from refold.training.run.claim import claim
+from refold.training.run.inherited import INHERITED, inherited
 from refold.training.run.recipe_differences import require_same
 from refold.training.run.resume import go_on, start
 from refold.training.settings import Habits
@@ -127,13 +128,16 @@ def train(
     every = _placed({**named, **(changes or {})})
     if resume:
         begun = begun_with(folder, given)
-        require_same(begun, _wanted(recipe, begun.asked, every), folder.path)
+        wanted = _filled(_wanted(recipe, begun.asked, every), begun.asked)
+        require_same(begun, wanted, folder.path)
         chosen, place = begun.recipe, place_of(begun.place if data is None else data)
     else:
         if not dry_run:
             folder.require_new()
         begun, place = None, place_of(DIGITS if data is None else data)
         chosen = _chosen(recipe, place, every)
+        found = inherited(chosen, chosen.checkpoint, chosen.model)
+        chosen = check_recipe(changed(chosen.model_dump(mode="json"), found), chosen.name)
         if given is not None and "model" not in every:  # a name for people, no change of the recipe
             chosen = chosen.model_copy(update={"model": type(given).__name__})
     from refold.training.run import setup
@@ -210,6 +214,15 @@ def _wanted(
     if not hasattr(chosen, "model_dump"):
         raise InputError(f"recipe must be a name, a path or a Recipe, got {type(chosen).__name__}")
     return check_recipe(changed(chosen.model_dump(mode="json"), changes), chosen.name)
+
+
+def _filled(wanted: recipes.Recipe, begun: recipes.Recipe) -> recipes.Recipe:
+    """Return a recipe with what a run took over from the one that its weights come from."""
+    if begun.checkpoint is None and not Path(begun.model).is_absolute():  # its place may be gone
+        return wanted
+    open_ = [key for key in INHERITED if getattr(wanted.augment, key) is None]
+    found = {f"augment.{key}": getattr(begun.augment, key) for key in open_}
+    return check_recipe(changed(wanted.model_dump(mode="json"), found), wanted.name)
 
 
 def _run(order: Order, begun: Begun | None, *, dry_run: bool, data_changed: bool) -> Trained:
