@@ -19,7 +19,7 @@ from refold.exporting.request import Request
 from refold.inputs import Arguments, parted, tensors
 
 _PROTOBUF_LIMIT = 2_000_000_000  # bytes one ONNX file may hold; more goes to a file beside it
-_SILENT = 3  # ONNX Runtime's log level for errors only
+_SILENT = 4  # ONNX Runtime logs nothing: its errors are raised as well
 _OLDEST = 7  # an opset that ONNX Runtime still runs
 _FOLDS = ("ConvBNFusion", "ConvMulFusion", "ConvAddFusion", "MatmulBNFusion")  # of ONNX Runtime
 
