@@ -128,16 +128,13 @@ def train(
     every = _placed({**named, **(changes or {})})
     if resume:
         begun = begun_with(folder, given)
-        wanted = _filled(_wanted(recipe, begun.asked, every), begun.asked)
-        require_same(begun, wanted, folder.path)
+        require_same(begun, _again(recipe, begun.asked, every), folder.path)
         chosen, place = begun.recipe, place_of(begun.place if data is None else data)
     else:
         if not dry_run:
             folder.require_new()
         begun, place = None, place_of(DIGITS if data is None else data)
         chosen = _chosen(recipe, place, every)
-        found = inherited(chosen, chosen.checkpoint, chosen.model)
-        chosen = check_recipe(changed(chosen.model_dump(mode="json"), found), chosen.name)
         if given is not None and "model" not in every:  # a name for people, no change of the recipe
             chosen = chosen.model_copy(update={"model": type(given).__name__})
     from refold.training.run import setup
@@ -199,7 +196,23 @@ def _chosen(
 ) -> recipes.Recipe:
     if recipe is None:
         recipe = "digits" if place == DIGITS else "folder"
-    return _wanted(recipe, None, changes)
+    chosen = _wanted(recipe, None, changes)
+    return _with(chosen, inherited(chosen, chosen.checkpoint, chosen.model))
+
+
+def _again(
+    recipe: str | Path | recipes.Recipe | None, begun: recipes.Recipe, changes: dict[str, Any]
+) -> recipes.Recipe:
+    """Return what is asked of a resumed run, with what it took over from the run before it."""
+    wanted = _wanted(recipe, begun, changes)
+    if begun.checkpoint is None and not Path(begun.model).is_absolute():  # its place may be gone
+        return wanted
+    open_ = [key for key in INHERITED if getattr(wanted.augment, key) is None]
+    return _with(wanted, {f"augment.{key}": getattr(begun.augment, key) for key in open_})
+
+
+def _with(recipe: recipes.Recipe, changes: Mapping[str, Any]) -> recipes.Recipe:
+    return check_recipe(changed(recipe.model_dump(mode="json"), changes), recipe.name)
 
 
 def _wanted(
@@ -214,15 +227,6 @@ def _wanted(
     if not hasattr(chosen, "model_dump"):
         raise InputError(f"recipe must be a name, a path or a Recipe, got {type(chosen).__name__}")
     return check_recipe(changed(chosen.model_dump(mode="json"), changes), chosen.name)
-
-
-def _filled(wanted: recipes.Recipe, begun: recipes.Recipe) -> recipes.Recipe:
-    """Return a recipe with what a run took over from the one that its weights come from."""
-    if begun.checkpoint is None and not Path(begun.model).is_absolute():  # its place may be gone
-        return wanted
-    open_ = [key for key in INHERITED if getattr(wanted.augment, key) is None]
-    found = {f"augment.{key}": getattr(begun.augment, key) for key in open_}
-    return check_recipe(changed(wanted.model_dump(mode="json"), found), wanted.name)
 
 
 def _run(order: Order, begun: Begun | None, *, dry_run: bool, data_changed: bool) -> Trained:
