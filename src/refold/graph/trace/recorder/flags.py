@@ -10,7 +10,7 @@ import enum
 import functools
 from collections import deque
 from collections.abc import Iterable
-from types import BuiltinFunctionType, CodeType, ModuleType, SimpleNamespace
+from types import BuiltinFunctionType, CodeType, ModuleType
 from typing import Any, cast
 
 import torch
@@ -56,7 +56,8 @@ class FlagNotes:
         for (frame, path, name, count), value in self._read.items():
             if (path, name) in own:
                 continue
-            if value is Absent or is_flag(value) or holds_plain(value):
+            is_tensor = isinstance(value, torch.Tensor)
+            if value is Absent or is_tensor or is_flag(value) or holds_plain(value):
                 frame.reads.append(Reading(path, name, value, following[count]))
 
 
@@ -87,7 +88,22 @@ def holds_plain(value: Any) -> bool:
     is_other = isinstance(value, (nn.Module, torch.Tensor, type, ModuleType, *_KINDS))
     if kind in ATOMS or is_other:
         return False
-    return kind is SimpleNamespace or not is_foreign(kind)
+    # Of the libraries' own objects those that are compared by what they hold: no logger, no lock.
+    return not is_foreign(kind) or kind.__eq__ is not object.__eq__
+
+
+def is_hashable(value: Any) -> bool:
+    """Say whether a value has a hash: nothing in a plain one can be changed then.
+
+    Examples:
+        >>> is_hashable((1, "a")), is_hashable((1, []))
+        (True, False)
+    """
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def readable_attributes(modules: Iterable[nn.Module]) -> dict[type[nn.Module], set[str]]:
