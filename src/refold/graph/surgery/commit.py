@@ -42,8 +42,13 @@ from refold.graph.surgery.plain_modules import (
 )
 from refold.graph.trace.frames import Frame, is_inside, map_tree, walk
 from refold.graph.trace.leaves import is_layer
-from refold.graph.trace.recorder.flags import holds_plain, is_flag, is_hashable
-from refold.graph.trace.recorder.plain_contents import contents, kept
+from refold.graph.trace.recorder.plain_contents import (
+    contents,
+    holds_plain,
+    is_flag,
+    is_hashable,
+    kept,
+)
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from enum import Enum
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, cast
 
 import torch
@@ -19,12 +20,58 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from refold.graph.copies.held import ATOMS, CALLABLES, bound_values
 from refold.graph.trace.code import is_foreign
-from refold.graph.trace.recorder.flags import holds_plain
 
+_KINDS = (Enum, BuiltinFunctionType, torch.dtype, torch.device, torch.memory_format)
+_NESTS = (tuple, list, set, frozenset)
 _DEEPEST = 12
 _MOST = 1 << 20
 _UNIQUE = (type, Enum, BuiltinFunctionType, FunctionType, torch.dtype, torch.layout)
 """What is told by being itself, in copies as well."""
+
+
+def is_flag(value: Any) -> bool:
+    """Say whether a value is plain: what code decides by, or computes with.
+
+    Examples:
+        >>> is_flag(0.5), is_flag([1, 2]), is_flag(torch.relu), is_flag(nn.ReLU())
+        (True, True, True, False)
+    """
+    if type(value) in ATOMS or isinstance(value, (*_KINDS, *CALLABLES)):
+        return True
+    if isinstance(value, dict):
+        return all(map(is_flag, cast("dict[Any, Any]", value).values()))
+    return isinstance(value, _NESTS) and all(map(is_flag, cast("list[Any]", value)))
+
+
+def holds_plain(value: Any) -> bool:
+    """Say whether a value may hold what code decides by: a container, an object of some class.
+
+    Examples:
+        >>> holds_plain([1]), holds_plain({}), holds_plain(2), holds_plain(nn.ReLU())
+        (True, True, False, False)
+    """
+    if isinstance(value, (*_NESTS, dict, deque, *CALLABLES)):
+        return True
+    kind = type(value)
+    is_other = isinstance(value, (nn.Module, torch.Tensor, type, ModuleType, *_KINDS))
+    if kind in ATOMS or is_other:
+        return False
+    # Of the libraries' own objects those that are compared by what they hold: no logger, no lock.
+    return not is_foreign(kind) or kind.__eq__ is not object.__eq__
+
+
+def is_hashable(value: Any) -> bool:
+    """Say whether a value has a hash: nothing in a plain one can be changed then.
+
+    Examples:
+        >>> is_hashable((1, "a")), is_hashable((1, []))
+        (True, False)
+    """
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def contents(
@@ -159,9 +206,9 @@ class Numbers:
         """Say whether both hold the same."""
         if not isinstance(other, Numbers):
             return NotImplemented
-        if self.is_free or other.is_free or self._is_known(other.value):
+        if self.value is other.value or self._is_known(other.value) or other._is_known(self.value):
             return True
-        if other._is_known(self.value):
+        if self.is_free or other.is_free:
             return True
         if not _is_same(self.value, other.value):
             return False

@@ -97,6 +97,13 @@ class StateNotes(TorchCalls):
             self.changes.assigned.setdefault(id(module), reason)
             self._must_stay(path if path in self._calls else "", name, reason)
 
+    def note_altered(self, path: str, name: str) -> None:
+        """Note, after `note_state`, an attribute that holds an object which has changed within."""
+        module = submodule(self.root, path)
+        if (id(module), name) not in self.was_set:
+            self.keeps, self.is_as_before = True, False
+            self._changed_unseen(module, path, name)
+
     def _note_around(self, inside: set[int]) -> None:
         around = self.changes.around
         for name, value in around.changed() if around is not None else ():
