@@ -24,6 +24,7 @@ from refold.graph.trace.code import is_foreign
 _KINDS = (Enum, BuiltinFunctionType, torch.dtype, torch.device, torch.memory_format)
 _NESTS = (tuple, list, set, frozenset)
 _DEEPEST = 12
+_EXACT = ATOMS - {float, complex}
 _MOST = 1 << 20
 _UNIQUE = (type, Enum, BuiltinFunctionType, FunctionType, torch.dtype, torch.layout)
 """What is told by being itself, in copies as well."""
@@ -123,14 +124,19 @@ class _Reader:
             return kind.__name__, {_compared(item) for item in cast("Set[Any]", value)}
         items: list[Any] = []
         if isinstance(value, Sequence) and _is_theirs(value):
-            items = [self.read(item, depth) for item in cast("Sequence[Any]", value)]
+            items = [*cast("Sequence[Any]", value)]
+            if not _EXACT.issuperset(map(type, items)):  # else there is nothing to be read in them
+                items = [self.read(item, depth) for item in items]
         elif is_foreign(kind) and kind.__hash__ is not None:  # a fraction, a path
             return value
         table = {
             _compared(key): self.read(item, depth)
-            for key, item in _table(value)
-            if self.words is None or not isinstance(key, str) or key in self.words
+            for held in _tables(value)
+            for key, item in held.items()
+            if self.words is None or key in self.words or not isinstance(key, str)
         }
+        for name in _derived(kind):  # what a property has kept follows from the rest
+            table.pop(name, None)
         return kind.__name__, *filter(None, [items, table])
 
 
@@ -152,21 +158,27 @@ def _compared(value: Any) -> Any:
     return value if tells and type(value).__hash__ is not None else type(value).__name__
 
 
-def _table(value: Any) -> Iterator[tuple[Any, Any]]:
+def _tables(value: Any) -> Iterator[Mapping[Any, Any]]:
     if isinstance(value, dict):
-        yield from dict.items(cast("dict[Any, Any]", value))
+        yield cast("dict[Any, Any]", value)
     elif isinstance(value, Mapping) and _is_theirs(value):
-        yield from cast("Mapping[Any, Any]", value).items()
-    kind = type(value)
-    for name, item in getattr(value, "__dict__", {}).items():
-        # What a property has kept follows from the rest.
-        if not isinstance(getattr(kind, name, None), functools.cached_property):
-            yield name, item
-    for base in kind.__mro__:
-        slots = base.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if hasattr(value, name) and name not in ("__dict__", "__weakref__"):
-                yield name, getattr(value, name)
+        yield cast("Mapping[Any, Any]", value)
+    yield getattr(value, "__dict__", {})
+    names = _slots(type(value))
+    yield {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+
+@functools.lru_cache(maxsize=1024)
+def _slots(kind: type) -> tuple[str, ...]:
+    found = [base.__dict__.get("__slots__", ()) for base in kind.__mro__]
+    names = [name for slots in found for name in ((slots,) if isinstance(slots, str) else slots)]
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+@functools.lru_cache(maxsize=1024)
+def _derived(kind: type) -> tuple[str, ...]:
+    attributes = (item for base in kind.__mro__ for item in vars(base).items())
+    return tuple(n for n, one in attributes if isinstance(one, functools.cached_property))
 
 
 class Numbers:
