@@ -166,6 +166,18 @@ class Commit:
             own = [name for name in own if name not in module.__dict__]
             if own and not isinstance(module, fx.GraphModule):
                 guard_methods(module, guard, own)
+        for path, guard, names in apart.guards_above(self._holders()):
+            module = submodule(self.target, path)
+            own = [name for name in names if name not in module.__dict__]
+            if own and not isinstance(module, fx.GraphModule):
+                guard_methods(module, guard, own)
+
+    def _holders(self) -> Iterator[tuple[str, str, type]]:
+        """Yield the modules that hold the captured root: path, that of the root below, class."""
+        parts = self.capture.path.split(".") if self.capture.path else []
+        for depth in range(len(parts)):
+            path = ".".join(parts[:depth])
+            yield path, ".".join(parts[depth:]), type(submodule(self.target, path))
 
     def _fix_attributes(self, changed: list[Frame]) -> None:
         """Let modules refuse other values of the attributes that the fold takes for granted."""

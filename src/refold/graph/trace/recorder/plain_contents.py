@@ -276,7 +276,7 @@ def _is_same(one: Any, other: Any) -> bool:
         return False
     if not isinstance(one, Tensor):
         return one.dtype == other.dtype and bool(((one == other) | (one != one)).all())
-    if one.is_meta or other.is_meta or torch._C._get_tracing_state() is not None:
+    if one.is_meta or other.is_meta or torch._C._is_tracing():
         return one.dtype.is_floating_point == other.dtype.is_floating_point
     with _apart():
         first, second = one.to(other), other
