@@ -44,7 +44,7 @@ class ScaleShift(nn.Module):
 
     def _laid(self, vector: Tensor) -> Tensor:
         """Lay a vector along the channels; a number has no axes and so no precision of its own."""
-        return vector if vector.ndim == 0 else vector.reshape(-1, *(1,) * self.rank)
+        return vector if vector.ndim == 0 else vector.reshape([-1] + [1] * self.rank)
 
     def extra_repr(self) -> str:
         """Return the channels for `print(model)`."""

@@ -5,15 +5,20 @@ The oracle is the model with the same change, in float64; the control is the fol
 
 from __future__ import annotations
 
+import argparse
 import collections
 import copy
 import dataclasses
 import enum
+import fractions
+import functools
+import logging
 import pickle
 import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +26,7 @@ from torch import Tensor, nn
 import refold
 from helpers.traps import EXACT, WRONG, conv, gap, images, live, norms
 from refold.errors import RefusedError
+from refold.graph.surgery.contents import HELD
 
 X = images(2, 3, 6, 5)
 
@@ -108,6 +114,14 @@ def no_item(options: Any) -> None:
     options["norm"] = False
 
 
+def deepest(options: Any) -> int:
+    return options["a"][0]["b"][0]["c"][0]["d"]
+
+
+def no_deepest(options: Any) -> None:
+    options["a"][0]["b"][0]["c"][0]["d"] = 2
+
+
 Case = tuple[Callable[[], Any], Callable[[Any], bool], Callable[[Any], None]]
 CASES: dict[str, Case] = {
     "table": (lambda: {"norm": True}, lambda o: o["norm"], no_item),
@@ -125,6 +139,19 @@ CASES: dict[str, Case] = {
     "property": (Behind, lambda o: o.norm, switched_off),
     "attributes": (lambda: Table(norm=True), lambda o: o.norm, switched_off),
     "inside": (lambda: [Options()], lambda o: o[0].norm, lambda o: switched_off(o[0])),
+    "arguments": (lambda: argparse.Namespace(norm=True), lambda o: o.norm, switched_off),
+    "user's table": (lambda: collections.UserDict(norm=True), lambda o: o["norm"], no_item),
+    "user's list": (lambda: collections.UserList([1]), lambda o: o[0], lambda o: o.insert(0, 0)),
+    "layers of tables": (
+        lambda: collections.ChainMap({}, {"norm": True}),
+        lambda o: o["norm"],
+        no_item,
+    ),
+    "bytes": (lambda: bytearray(b"a"), lambda o: len(o) == 1, lambda o: o.append(1)),
+    "deep": (lambda: {"a": [{"b": [{"c": [{"d": 1}]}]}]}, lambda o: deepest(o) == 1, no_deepest),
+    "array": (lambda: numpy.arange(40), lambda o: o[30] == 30, lambda o: o.fill(1)),
+    "array inside": (lambda: [numpy.arange(40)], lambda o: o[0][30] == 30, lambda o: o[0].fill(1)),
+    "in a tuple": (lambda: ({"norm": True},), lambda o: o[0]["norm"], lambda o: no_item(o[0])),
     "member": (lambda: [Mode.NORM], lambda o: o[0] is Mode.NORM, lambda o: o.insert(0, Mode.RAW)),
 }
 
@@ -171,6 +198,138 @@ def test_a_factor_in_a_list_that_went_into_a_weight() -> None:
     folded.factors[0] = torch.tensor(3.0)
     with pytest.raises(RefusedError, match=r"^factors holds"):
         folded(X)
+
+
+FACTORS = torch.linspace(0.5, 2, 40, dtype=torch.float64).reshape(1, 40, 1, 1)
+KEPT: dict[str, tuple[Any, Callable[[Any], Tensor]]] = {
+    "tensor": (FACTORS, lambda o: o),
+    "tensor in a table": ({"by": FACTORS}, lambda o: o["by"]),
+    "array": (FACTORS.numpy(), torch.from_numpy),
+    "number of NumPy": (numpy.float64(2), lambda o: torch.full((1, 4, 1, 1), o)),
+    "fraction": (fractions.Fraction(5, 2), lambda o: torch.full((1, 4, 1, 1), float(o))),
+}
+
+
+class Scaled(Base):
+    def __init__(self, given: Any, take: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.take, self.options = take, copy.deepcopy(given)
+
+    make = staticmethod(lambda: None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) * self.take(self.options)[:, :4]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_numbers_that_went_into_a_weight(name: str) -> None:
+    given, take = KEPT[name]
+    model = live(Scaled(given, take))
+    folded = refold.reparameterize(model, X)
+    assert norms(folded) == 0
+    copies = [folded, copy.deepcopy(folded), folded.to(torch.float64)]
+    for one in copies:
+        assert gap(model, one, X) <= EXACT
+        one.options = copy.deepcopy(given)
+        assert gap(model, one, X) <= EXACT
+    other = {"by": FACTORS * 3} if isinstance(given, dict) else given * 3
+    model.options = folded.options = other
+    with pytest.raises(RefusedError, match=r"^options holds"):
+        folded(X)
+    assert gap(refold.reparameterize(model, X), folded_silently(folded), X) > WRONG
+
+
+def folded_silently(folded: nn.Module) -> nn.Module:
+    folded.__dict__.pop(HELD)
+    return folded
+
+
+def test_numbers_changed_in_place() -> None:
+    model = live(Scaled({"by": FACTORS}, lambda o: o["by"]))
+    folded = refold.reparameterize(model, X)
+    assert gap(model, folded, X) <= EXACT
+    folded.options["by"].mul_(2)
+    with pytest.raises(RefusedError, match=r"^options holds"):
+        folded(X)
+
+
+def test_a_tensor_that_is_still_read_is_free() -> None:
+    class Net(Base):
+        make = staticmethod(lambda: FACTORS[:, :4].clone())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)).exp() * self.options
+
+    model = live(Net())
+    folded = refold.reparameterize(model, X)
+    assert norms(folded) == 0
+    for one in (model, folded):
+        one.options = FACTORS[:, 4:8].clone()
+    assert gap(model, folded, X) <= EXACT
+
+
+def test_parameters_in_a_list_are_trained_on() -> None:
+    class Net(Base):
+        make = staticmethod(lambda: [])
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(1))
+            self.options = [self.gain]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)).exp().pow(self.options[0])
+
+    model = live(Net())
+    folded = refold.reparameterize(model, X)
+    assert norms(folded) == 0
+    with torch.no_grad():
+        model.gain.fill_(3)
+        folded.gain.fill_(3)
+    assert gap(model, folded, X) <= EXACT
+
+
+WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "copied": copy.deepcopy,
+    "pickled": lambda model: pickle.loads(pickle.dumps(model)),
+    "in halves": lambda model: copy.deepcopy(model).half().double(),
+    "folded again": lambda model: refold.reparameterize(model, X),
+}
+
+
+class Odd:
+    """An option that is equal to nothing, and holds itself."""
+
+    def __init__(self) -> None:
+        self.norm, self.me = True, self
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+class Holds(Skips):
+    def __init__(self) -> None:
+        super().__init__()
+        self.options = [float("nan"), Odd(), numpy.array([1.0, float("nan")]), torch.ones(3)]
+        self.options += [{Mode.NORM}, functools.partial(max, float("nan")), logging.getLogger("x")]
+
+    make = staticmethod(lambda: None)
+
+    def asks(self) -> bool:
+        return self.options[1].norm and self.options[0] != self.options[0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_copies_hold_the_same(way: str) -> None:
+    model = live(Holds())
+    folded = WAYS[way](refold.reparameterize(model, X))
+    assert norms(folded) == 0
+    assert gap(WAYS[way](model), folded, X) <= EXACT_ENOUGH[way]
+
+
+EXACT_ENOUGH = {"copied": EXACT, "pickled": EXACT, "folded again": EXACT, "in halves": 1e-2}
 
 
 @pytest.mark.parametrize("example", [X, None])

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 import refold
 from helpers.traps import EXACT, WRONG, conv, gap, images, live, norms, tensors
 from refold.errors import RefusedError
+from refold.graph.layers import ScaleShift
 
 X = images(2, 3, 6, 5)
 
@@ -393,3 +394,47 @@ def test_scripts_traces_and_recomputed_values_are_exact() -> None:
         one(x).square().sum().backward()  # runs `encode` outside forward
     wanted, got = (x.grad for x in inputs)
     assert (got - wanted).abs().max() <= EXACT * wanted.abs().max()
+
+
+class Unfollowed(nn.Module):
+    """Its forward keeps state that it reads, so that its parts are folded on their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU())
+        self.calls = [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append(self.calls[-1] + 1)
+        return self.part(x) * 2
+
+    def before(self, x: Tensor) -> Tensor:
+        return self.part[0](x)
+
+    def whole(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+    def in_turn(self, x: Tensor) -> Tensor:
+        return self.part[1](self.part[0](x))
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_methods_of_what_holds_a_folded_part(*, inner: bool) -> None:
+    model = live(nn.Sequential(Unfollowed()) if inner else Unfollowed())
+    folded = refold.reparameterize(model, X)
+    assert norms(folded) == 0
+    assert gap(model, folded, X) <= EXACT
+    own, now = (cast(Unfollowed, net[0] if inner else net) for net in (model, folded))
+    for method in ("whole", "in_turn"):
+        assert (getattr(now, method)(X) - getattr(own, method)(X)).abs().max() <= EXACT
+    for one in (now, copy.deepcopy(now), pickle.loads(pickle.dumps(now))):
+        with pytest.raises(RefusedError, match=r"before runs part\.0"):
+            one.before(X)
+    assert (Unfollowed.before(now, X) - own.before(X)).abs().max() > WRONG
+    assert gap(model, folded, X) <= EXACT
+
+
+def test_what_multiplies_every_channel_can_be_scripted() -> None:
+    layer = ScaleShift(torch.rand(4), torch.rand(4), 2)
+    x = torch.rand(1, 4, 2, 2)
+    assert torch.equal(torch.jit.script(layer)(x), layer(x))

@@ -15,10 +15,11 @@ from refold.graph.copies.modules import (
     all_modules,
     modules_by_path,
     names_of_modules,
+    stored_tensors,
     submodule,
 )
 from refold.graph.copies.watching import Absent
-from refold.graph.surgery.contents import Contents, contents, words_of
+from refold.graph.surgery.contents import Contents, words_of
 from refold.graph.surgery.edits import Edits, alive
 from refold.graph.surgery.fixed import fixed_readings
 from refold.graph.surgery.frames import FramePlan
@@ -41,7 +42,13 @@ from refold.graph.surgery.plain_modules import (
 )
 from refold.graph.trace.frames import Frame, is_inside, map_tree, walk
 from refold.graph.trace.leaves import is_layer
-from refold.graph.trace.recorder.flags import holds_plain, is_flag
+from refold.graph.trace.recorder.plain_contents import (
+    contents,
+    holds_plain,
+    is_flag,
+    is_hashable,
+    kept,
+)
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
@@ -159,6 +166,18 @@ class Commit:
             own = [name for name in own if name not in module.__dict__]
             if own and not isinstance(module, fx.GraphModule):
                 guard_methods(module, guard, own)
+        for path, guard, names in apart.guards_above(self._holders()):
+            module = submodule(self.target, path)
+            own = [name for name in names if name not in module.__dict__]
+            if own and not isinstance(module, fx.GraphModule):
+                guard_methods(module, guard, own)
+
+    def _holders(self) -> Iterator[tuple[str, str, type]]:
+        """Yield the modules that hold the captured root: path, that of the root below, class."""
+        parts = self.capture.path.split(".") if self.capture.path else []
+        for depth in range(len(parts)):
+            path = ".".join(parts[:depth])
+            yield path, ".".join(parts[depth:]), type(submodule(self.target, path))
 
     def _fix_attributes(self, changed: list[Frame]) -> None:
         """Let modules refuse other values of the attributes that the fold takes for granted."""
@@ -168,7 +187,7 @@ class Commit:
         for frame, read in fixed_readings(self.edits, written, self.steps):
             if read.value is Absent or is_flag(read.value):
                 values.setdefault(read.path, {}).setdefault(read.name, read.value)
-            if holds_plain(read.value) and not isinstance(read.value, tuple):
+            if _may_change_unheard(read.value):
                 carrier = self._carrier(frame, read.path)
                 below = read.path.removeprefix(carrier.path).removeprefix(".")
                 holders.setdefault(carrier, {})[below, read.name] = read.value
@@ -198,8 +217,9 @@ class Commit:
         kinds = {type(below.module) for below in walk(frame)}
         words = words_of(kinds, [*held.values()])
         parts = dict(modules_by_path(module, every_name=True))
+        stored = frozenset(id(tensor) for _, tensor in stored_tensors(self.target))
         now = {
-            (path, name): contents(parts[path].__dict__.get(name), words)
+            (path, name): kept(contents(parts[path].__dict__.get(name), words, stored=stored))
             for path, name in held
             if path in parts  # else nobody reaches it any more
         }
@@ -326,6 +346,15 @@ class Commit:
             _keep_printable(owner)
             if is_layer(owner) and not any(True for _ in owner.parameters()):
                 yield owner
+
+
+def _may_change_unheard(value: Any) -> bool:
+    """Say whether what a value holds may become something else without an assignment."""
+    if isinstance(value, torch.Tensor):
+        return True
+    return holds_plain(value) and not (
+        isinstance(value, tuple) and is_flag(value) and is_hashable(value)
+    )
 
 
 def _forget(table: dict[str, Any], name: str, *, stays: bool) -> None:

@@ -7,26 +7,22 @@ code has read such things compares them with what they were before it runs.
 from __future__ import annotations
 
 import functools
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import Enum
-from types import BuiltinFunctionType, FunctionType
+from types import FunctionType
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from refold.errors import RefusedError
-from refold.graph.copies.held import ATOMS, CALLABLES, bound_values
+from refold.graph.copies.held import CALLABLES, bound_values
 from refold.graph.copies.modules import submodule
 from refold.graph.trace.code import functions_of, names_in
-from refold.graph.trace.recorder.flags import holds_plain, texts_in
+from refold.graph.trace.recorder.flags import texts_in
+from refold.graph.trace.recorder.plain_contents import contents
 
 HELD = "_refold_held"
-_DEEPEST, _FEW = 4, 17
-_UNIQUE = (type, Enum, BuiltinFunctionType, FunctionType, torch.dtype, torch.layout)
-"""What is told by being itself, in copies as well."""
 _BY_ANY_NAME = frozenset({"getattr", "vars", "__dict__", "values", "items"})
 
 
@@ -60,68 +56,6 @@ class Contents:
                 )
 
 
-def contents(value: Any, words: frozenset[str] | None, depth: int = 0) -> Any:
-    """Return what a value holds, as plain values that can be compared.
-
-    Args:
-        value: any.
-        words: the names that matter; None for all.
-        depth: how far inside it stands.
-
-    Examples:
-        >>> contents({"norm": True, "other": [1]}, frozenset({"norm"}))
-        ('dict', {'norm': True})
-    """
-    if type(value) in ATOMS or depth > _DEEPEST:
-        return value if type(value) in ATOMS else type(value).__name__
-    inner = functools.partial(contents, words=words, depth=depth + 1)
-    if isinstance(value, list | tuple | deque):
-        return type(value).__name__, [inner(item) for item in cast("list[Any]", value)]
-    if isinstance(value, set | frozenset):
-        return type(value).__name__, {_compared(item) for item in cast("set[Any]", value)}
-    if isinstance(value, CALLABLES):
-        return "function", [inner(item) for item in bound_values(value)]
-    table = dict(_table(value))
-    if not table and not holds_plain(value):
-        return _told(value)
-    return type(value).__name__, {
-        _compared(key): inner(item)
-        for key, item in table.items()
-        if words is None or not isinstance(key, str) or key in words
-    }
-
-
-def _told(value: Any) -> Any:
-    """Return a value of no container, as a plain value."""
-    if isinstance(value, nn.Module):  # of the network, not of its options
-        return "part"
-    if isinstance(value, torch.Tensor):
-        is_few = value.device.type == "cpu" and value.numel() < _FEW
-        return (str(value.dtype), str(value.tolist())) if is_few else "part"
-    if hasattr(value, "tolist") and getattr(value, "size", _FEW) < _FEW:  # an array of NumPy
-        return str(getattr(value, "dtype", "")), str(value.tolist())
-    return _compared(value)
-
-
-def _compared(value: Any) -> Any:
-    """Return a value where equality says something of it, else the name of its type."""
-    tells = type(value).__eq__ is not object.__eq__ or isinstance(value, _UNIQUE)
-    return value if tells and type(value).__hash__ is not None else type(value).__name__
-
-
-def _table(value: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(value, dict):
-        yield from cast("dict[Any, Any]", value).items()
-    if not holds_plain(value):
-        return
-    yield from getattr(value, "__dict__", {}).items()
-    for base in type(value).__mro__:
-        slots = base.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if hasattr(value, name) and name not in ("__dict__", "__weakref__"):
-                yield name, getattr(value, name)
-
-
 def words_of(kinds: Iterable[type], values: list[Any]) -> frozenset[str] | None:
     """Return the names by which the code of classes may ask what values hold; None for any.
 
@@ -131,6 +65,7 @@ def words_of(kinds: Iterable[type], values: list[Any]) -> frozenset[str] | None:
     """
     codes = [function.__code__ for kind in kinds for function in functions_of(kind)]
     named = {name for code in codes for name in names_in(code)}
+    codes += [function.__code__ for function in _functions_in(values)]
     for value in values:
         for base in type(value).__mro__:
             found = (getattr(one, "fget", one) for key, one in vars(base).items() if key in named)
@@ -138,6 +73,24 @@ def words_of(kinds: Iterable[type], values: list[Any]) -> frozenset[str] | None:
     words = {word for code in codes for word in (*names_in(code), *texts_in(code))}
     binds = any({*code.co_freevars} - {"__class__"} for code in codes)  # functions of its own
     return None if binds or words & _BY_ANY_NAME else frozenset(words)
+
+
+def _functions_in(values: Iterable[Any]) -> Iterator[FunctionType]:
+    """Yield the functions that values hold, in containers and bound to others as well."""
+    seen, pending = set[int](), [*values]
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, CALLABLES):
+            pending.extend(bound_values(value))
+        if isinstance(value, FunctionType):
+            yield value
+        elif isinstance(value, dict):
+            pending.extend(cast("dict[Any, Any]", value).values())
+        elif isinstance(value, list | tuple):
+            pending.extend(cast("list[Any]", value))
 
 
 def checking(function: FunctionType, name: str) -> FunctionType:

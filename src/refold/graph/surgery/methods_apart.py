@@ -158,6 +158,28 @@ class MethodsApart:
             if names:  # what takes tensors alone is only called as forward does
                 yield path, Guard(self.edits.capture.full(path), folds, known), names
 
+    def guards_above(
+        self, kinds: Iterable[tuple[str, str, type]]
+    ) -> Iterator[tuple[str, Guard, list[str]]]:
+        """Yield what `guards` does, for modules that hold the captured root.
+
+        Args:
+            kinds: the path of each in the model, that of the captured root below it, its class.
+        """
+        for where, root, kind in kinds:
+            folds = tuple(
+                Folded(
+                    tuple(f"{root}.{layer}" if layer else root for layer in group.layers),
+                    group.is_chain,
+                    f"{root}.{group.top}" if group.top else root,
+                    group.method,
+                )
+                for group in self._folds
+            )
+            methods = reads_of_methods(kind) if folds else {}
+            if names := [name for name, reads in methods.items() if _reach(reads, folds, set())]:
+                yield where, Guard(where, folds), names
+
     def _seen_from(self, path: str, group: _Group) -> Folded:
         """Return a fold with the paths that a module knows: those of others are empty."""
         prefix = f"{path}." if path else ""

@@ -52,7 +52,7 @@ from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves, map_t
 from refold.graph.trace.overridden import layer_class
 from refold.graph.trace.recorder.notebook import PLAIN, Flip
 from refold.graph.trace.recorder.recorder import Recorder
-from refold.graph.trace.recorder.torch_calls import RecordError
+from refold.graph.trace.recorder.torch_calls import RecordError, UnansweredError
 from refold.graph.trace.recording import Again
 from refold.graph.trace.variants import Item, Snapshot, Variant, note_varying
 
@@ -220,7 +220,10 @@ class Evidence:
         arguments = map_tree(other, self.arguments)
         try:
             found = self.again.run(arguments, **options)
-        except Exception:  # then the code takes no such input
+        except Exception as error:  # then the code takes no such input, or keeps state for it
+            if isinstance(error, RecordError) and not isinstance(error, UnansweredError):
+                self.recorder.unsettled.append((self.root, str(error)))
+                self.root.fixed = self.root.fixed or str(error)
             return False
         variant = self._add(f"its code takes another path for an input {what}", found)
         self._elsewise.append(variant)

@@ -6,24 +6,21 @@ it.
 
 from __future__ import annotations
 
-import enum
 import functools
-from collections import deque
 from collections.abc import Iterable
-from types import BuiltinFunctionType, CodeType, ModuleType, SimpleNamespace
-from typing import Any, cast
+from types import CodeType
+from typing import Any
 
 import torch
 from torch import fx, nn
 
-from refold.graph.copies.held import ATOMS, CALLABLES
+from refold.graph.copies.held import ATOMS
 from refold.graph.copies.watching import Absent
-from refold.graph.trace.code import functions_of, is_foreign, names_in
+from refold.graph.trace.code import functions_of, names_in
 from refold.graph.trace.frames import Frame, Reading
+from refold.graph.trace.recorder.plain_contents import contents, holds_plain, is_flag
 
 _INTERNAL = frozenset({*nn.Module().__dict__, "forward"})
-_KINDS = (enum.Enum, BuiltinFunctionType, torch.dtype, torch.device, torch.memory_format)
-_NESTS = (tuple, list, set, frozenset)
 
 
 class FlagNotes:
@@ -36,10 +33,21 @@ class FlagNotes:
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
         self._read: dict[tuple[Frame, str, str, int], Any] = {}
+        self._held: dict[int, tuple[Any, Any]] = {}  # what holders hold when they are first read
 
     def note(self, frame: Frame, path: str, name: str, value: Any) -> None:
         """Note a read by the code of a frame."""
         self._read.setdefault((frame, path, name, len(self.graph.nodes)), value)
+        if id(value) not in self._held and holds_plain(value):
+            self._held[id(value)] = value, contents(value, None)
+
+    def altered(self) -> set[tuple[str, str]]:
+        """Return the attributes, by path and name, whose holders hold something else by now."""
+        changed = {
+            key for key, (value, before) in self._held.items() if contents(value, None) != before
+        }
+        reads = self._read.items()
+        return {(path, name) for (_, path, name, _), value in reads if id(value) in changed}
 
     def tell(self, nodes: list[fx.Node], own: set[tuple[str, str]]) -> None:
         """Give every frame what its code has read.
@@ -56,38 +64,9 @@ class FlagNotes:
         for (frame, path, name, count), value in self._read.items():
             if (path, name) in own:
                 continue
-            if value is Absent or is_flag(value) or holds_plain(value):
+            is_tensor = isinstance(value, torch.Tensor)
+            if value is Absent or is_tensor or is_flag(value) or holds_plain(value):
                 frame.reads.append(Reading(path, name, value, following[count]))
-
-
-def is_flag(value: Any) -> bool:
-    """Say whether a value is plain: what code decides by, or computes with.
-
-    Examples:
-        >>> is_flag(0.5), is_flag([1, 2]), is_flag(torch.relu), is_flag(nn.ReLU())
-        (True, True, True, False)
-    """
-    if type(value) in ATOMS or isinstance(value, (*_KINDS, *CALLABLES)):
-        return True
-    if isinstance(value, dict):
-        return all(map(is_flag, cast("dict[Any, Any]", value).values()))
-    return isinstance(value, _NESTS) and all(map(is_flag, cast("list[Any]", value)))
-
-
-def holds_plain(value: Any) -> bool:
-    """Say whether a value may hold what code decides by: a container, an object of some class.
-
-    Examples:
-        >>> holds_plain([1]), holds_plain({}), holds_plain(2), holds_plain(nn.ReLU())
-        (True, True, False, False)
-    """
-    if isinstance(value, (*_NESTS, dict, deque, *CALLABLES)):
-        return True
-    kind = type(value)
-    is_other = isinstance(value, (nn.Module, torch.Tensor, type, ModuleType, *_KINDS))
-    if kind in ATOMS or is_other:
-        return False
-    return kind is SimpleNamespace or not is_foreign(kind)
 
 
 def readable_attributes(modules: Iterable[nn.Module]) -> dict[type[nn.Module], set[str]]:

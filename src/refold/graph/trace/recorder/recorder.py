@@ -143,6 +143,8 @@ class Recorder(StateNotes):
     def _finish(self) -> fx.Graph:
         self._note_chance()
         self.note_state(_frames(self.root_frame))
+        for path, name in self.flags.altered() if self.flags is not None else ():
+            self.note_altered(path, name)
         for path, reason in self.caught.items():
             self.late.setdefault(path, reason)
         if self.unanswered is not None:

@@ -35,6 +35,7 @@ class StateNotes(TorchCalls):
         self.keeps = False  # whether anything stays for the next call
         self.is_as_before = False  # whether the run has come to its end, and changed no attribute
         self._paths: dict[int, str] = {}
+        self._noted: set[tuple[int, str]] = set()
         self._sets: list[str] = []
         self._set_here: list[tuple[str, str]] = []
         self._calls: dict[str, list[Frame]] = {}
@@ -81,6 +82,7 @@ class StateNotes(TorchCalls):
         self.is_as_before = changed == []
         for module, name in changed or ():
             self.keeps = True
+            self._noted.add((id(module), name))
             path = self._paths[id(module)]
             if id(module) in inside:
                 self._read_above(path, name)
@@ -96,6 +98,13 @@ class StateNotes(TorchCalls):
         else:
             self.changes.assigned.setdefault(id(module), reason)
             self._must_stay(path if path in self._calls else "", name, reason)
+
+    def note_altered(self, path: str, name: str) -> None:
+        """Note, after `note_state`, an attribute that holds an object which has changed within."""
+        module = submodule(self.root, path)
+        if (id(module), name) not in self.was_set | self._noted:
+            self.keeps, self.is_as_before = True, False
+            self._changed_unseen(module, path, name)
 
     def _note_around(self, inside: set[int]) -> None:
         around = self.changes.around
