@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -238,3 +239,14 @@ def test_a_buffer_of_a_layer_that_is_called_stays() -> None:
     folded = refold.reparameterize(model, images(2, 3, 6, 6), check=False)
     assert "constant" in dict(folded.named_buffers())
     assert gap(model, folded, images(3, 3, 5, 6)) <= 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_whose_weight_was_computed_goes_into_a_file(kind: str) -> None:
+    """Torch leaves a local function on it, which pickle refuses."""
+    model = live(nn.Sequential(KINDS[kind](nn.Conv2d(4, 6, 3)), nn.ReLU()))
+    folded = refold.reparameterize(model, image(2))
+    assert gap(pickle.loads(pickle.dumps(folded)), model, image(2)) <= 1e-9
+    assert list(folded.state_dict()) == ["0.weight", "0.bias"]
+    assert folded.load_state_dict(folded.state_dict()).missing_keys == []

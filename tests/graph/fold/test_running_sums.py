@@ -146,3 +146,20 @@ def test_the_copy_left_out_carelessly_is_another_function() -> None:
         return copy * y
 
     assert gap(live(Net(once_more)), live(Net(careless)), images(2, 4, 6, 7)) > WRONG
+
+
+def test_a_norm_keeps_its_place_where_the_forward_is_written_anew() -> None:
+    """Whoever asks for `model.norm` finds what does nothing, as where the forward stays."""
+
+    class Begins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(torch.zeros(*x.shape, dtype=x.dtype) + x))
+
+    net = live(Begins())
+    folded = reparameterize(net, images(1, 3, 8, 8))
+    assert isinstance(folded.norm, nn.Identity)
+    assert gap(net, folded, images(2, 3, 5, 9)) <= EXACT

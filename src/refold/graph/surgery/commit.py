@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -272,19 +273,33 @@ class Commit:
             if not any(id(below) in live for below in all_modules(self._at(path)))
         }
         for holder in all_modules(self.root):
-            _drop_children(holder, dead, self._mentioned(holder))
+            _drop_children(holder, dead, self._passing(holder))
         _drop_empty(self.root, dead, live)
         bare = {id(owner) for owner in self._drop_tensors(changed)} - live
         for holder in all_modules(self.root):
             _drop_children(holder, bare, set())
 
-    def _mentioned(self, holder: nn.Module) -> set[int]:
-        """Return the bypassed layers that other methods of their holder still call: Identities."""
-        passing = {
-            n: id(child) for n, child in holder._modules.items() if type(child) is nn.Identity
+    def _passing(self, holder: nn.Module) -> set[int]:
+        """Return the children that hand on what the layer before them gives, and keep their place.
+
+        They took part in a fold whose layer is still there, or other methods call them.
+        """
+        found = {
+            name: id(child) for name, child in holder._modules.items() if type(child) is nn.Identity
         }
-        names = mentioned_names(type(holder)) if passing else set[str]()
-        return {key for name, key in passing.items() if name in names}
+        names = mentioned_names(type(holder)) if found else set[str]()
+        return {key for name, key in found.items() if name in names or key in self._behind_hosts}
+
+    @cached_property
+    def _behind_hosts(self) -> set[int]:
+        """The bypassed layers, by id, behind a layer of the model that took them in."""
+        hosts = ((node, self.edits.now(node)) for node in self.edits.identities)
+        return {
+            id(self._at(cast(str, node.target)))
+            for node, host in hosts
+            if host is not None and alive(host) and host.op == "call_module"
+            if host not in self.edits.inserted
+        }
 
     def _at(self, path: str) -> nn.Module:
         if path in self._inserted:  # it may sit at the index of a removed layer by now

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import (
     SpectralNorm,
@@ -93,6 +93,7 @@ def _parametrized(path: str, module: nn.Module) -> Iterator[Computed]:
         return
     del module._modules["parametrizations"]
     module.__class__ = type(module).__bases__[0]
+    _drop_state_hooks(module)
     for name, table in tables.items():
         value, originals = cast(Tensor, values[name]), list(table.parameters())
         _store(module, name, value, originals)
@@ -152,7 +153,7 @@ def _hooked(path: str, module: nn.Module) -> Iterator[Computed]:
 
 
 def _drop_state_hooks(module: nn.Module) -> None:
-    """Remove what the older spectral norm adds to the state_dict."""
+    """Remove what reads and writes the state_dict of a weight that is computed no more."""
     tables: tuple[dict[int, Any], ...] = (
         module._state_dict_hooks,
         module._load_state_dict_pre_hooks,
@@ -160,8 +161,12 @@ def _drop_state_hooks(module: nn.Module) -> None:
     for table in tables:
         for key, hook in list(table.items()):
             hook = getattr(hook, "hook", hook)
-            if isinstance(hook, SpectralNormStateDictHook | SpectralNormLoadStateDictPreHook):
+            is_of_norm = getattr(hook, "__module__", "") == parametrizations.__name__
+            if is_of_norm or isinstance(hook, _SPECTRAL):
                 del table[key]
+
+
+_SPECTRAL = (SpectralNormStateDictHook, SpectralNormLoadStateDictPreHook)
 
 
 def _count(module: nn.Module) -> int:
