@@ -14,6 +14,11 @@ def test_names_are_unique() -> None:
     assert len({rule.name for rule in RULES}) == len(RULES)
 
 
+def test_a_rule_is_undone_by_one_of_the_others() -> None:
+    names = {rule.name for rule in RULES}
+    assert all(rule.undone_by in names - {rule.name} for rule in RULES if rule.undone_by)
+
+
 def test_every_rule_has_a_row_and_every_row_a_rule() -> None:
     assert set(CASES) == {rule.name for rule in RULES}
 

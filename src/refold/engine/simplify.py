@@ -123,9 +123,8 @@ class _Engine(Ledger):
     def _carry(self, parts: list[Operator]) -> list[Operator] | None:
         """Move one operator along the chain, and keep the move where a fold follows."""
         for rule in self.of("commute"):
-            forward = rule.name.endswith("forward")
             for start in range(len(parts)):
-                moved = self._carry_one(parts, rule, start, 1 if forward else -1)
+                moved = self._carry_one(parts, rule, start, -1 if rule.is_backward else 1)
                 if moved is not None:
                     return moved
         return None
@@ -161,7 +160,7 @@ class _Engine(Ledger):
                 spread = None if self.is_futile(rule, window) else rule(window)
                 if not isinstance(spread, Operator):
                     continue
-                trial = self._trial(self.allow_growth, _INVERSE.get(rule.name, ""))
+                trial = self._trial(self.allow_growth, rule.undone_by)
                 result = trial.reduce(spread)
                 if self.improves(window, result):
                     self.steps.extend([RuleStep(rule, window, spread), *trial.steps])
@@ -175,7 +174,7 @@ class _Engine(Ledger):
         total = add(*(self.reduce(part) for part in summands(op)))  # a + b + c is one sum of three
         if not isinstance(total, Sum):
             return self.reduce(total) if total is not op else total
-        for rule in (rule for rule in self.of("parallel") if rule.name.startswith("drop")):
+        for rule in (rule for rule in self.of("parallel") if rule.is_free):
             result = rule(total)
             if isinstance(result, Operator):
                 self.record(rule, total, result)
@@ -225,7 +224,7 @@ class _Engine(Ledger):
         for rule in self.of("siblings"):
             stacked = rule(join)
             if isinstance(stacked, Operator):
-                trial = self._trial(self.allow_growth, _INVERSE[rule.name])
+                trial = self._trial(self.allow_growth, rule.undone_by)
                 if self.improves(join, result := trial.reduce(stacked)):
                     self.steps.extend([RuleStep(rule, join, stacked), *trial.steps])
                     return result
@@ -295,14 +294,6 @@ class _Engine(Ledger):
                     self.record(rule, window, result)
                     return self.reduce(result)
         return self._stack(lean)
-
-
-# Each would undo the other without end.
-_INVERSE = {
-    "stack_heads": "distribute_into_join",
-    "distribute_into_join": "stack_heads",
-    "gather_from_concat": "distribute_over_concat",
-}
 
 
 def _unwrapped(op: Operator) -> tuple[Operator, ...]:

@@ -31,7 +31,6 @@ from refold.rules.parallel import add_convs, summands, taps_within
 
 _WORTH_IT = 1 << 18  # smaller weights are folded whole
 _PER_SLICE = 1 << 18
-_BY_CHANNEL = {"fold_affine_into_conv", "add_branches", "merge_affines"}
 
 
 def fold_in_slices(rewrite: Rewrite, op: Operator) -> Operator | None:
@@ -45,7 +44,7 @@ def fold_in_slices(rewrite: Rewrite, op: Operator) -> Operator | None:
         None where the rewrite is small, or does more than scale and add dense kernels.
     """
     parts = chain(rewrite.op)
-    if len(parts) != 2 or any(step.rule.name not in _BY_CHANNEL for step in rewrite.steps):
+    if len(parts) != 2 or not all(step.rule.by_channel for step in rewrite.steps):
         return None
     source, result = parts
     if not isinstance(source, Input) or not isinstance(result, Conv) or not _is_large(result):

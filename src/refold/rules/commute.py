@@ -54,6 +54,7 @@ def pass_affine_forward(op: Operator) -> Outcome:
     "commute",
     exact="no shift meets counted border zeros",
     source="a mean of s x + t is s mean(x) + t",
+    is_backward=True,
 )
 def pass_affine_backward(op: Operator) -> Outcome:
     """Scale and shift before a map of positions or channels instead of after it."""
@@ -88,7 +89,10 @@ def pass_pointwise_forward(op: Operator) -> Outcome:
 
 
 @rule(
-    "commute", exact="no bias meets counted border zeros", source="channels and positions commute"
+    "commute",
+    exact="no bias meets counted border zeros",
+    source="channels and positions commute",
+    is_backward=True,
 )
 def pass_pointwise_backward(op: Operator) -> Outcome:
     """Mix channels before a map of positions instead of after it."""
@@ -115,7 +119,7 @@ def pass_select_forward(op: Operator) -> Outcome:
             return None
 
 
-@rule("commute", exact="always", source="channels and positions commute")
+@rule("commute", exact="always", source="channels and positions commute", is_backward=True)
 def pass_select_backward(op: Operator) -> Outcome:
     """Choose channels before a layer that keeps them apart instead of after it."""
     match op:

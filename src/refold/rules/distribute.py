@@ -56,7 +56,7 @@ def distribute_over_concat(op: Operator) -> Outcome:
             return None
 
 
-@rule("distribute", exact="always", source="(A + B) C = AC + BC")
+@rule("distribute", exact="always", source="(A + B) C = AC + BC", undone_by="stack_heads")
 def distribute_into_join(op: Operator) -> Outcome:
     """An operator before a sum or a concatenation is the first operator of each branch."""
     match op:
@@ -74,6 +74,7 @@ def distribute_into_join(op: Operator) -> Outcome:
     "distribute",
     exact="no shift meets zero padding, nor a transposed convolution",
     source="W [x; s y + t] = W diag(1, s) [x; y] + W [0; t]",
+    undone_by="distribute_over_concat",
 )
 def gather_from_concat(op: Operator) -> Outcome:
     """Scales and shifts at the ends of branches are one of the whole that a convolution reads."""

@@ -11,7 +11,7 @@ from refold.rules.rule import Outcome, refuse, rule
 from refold.rules.weights import per_channel
 
 
-@rule("series", exact="always", source="s2 (s1 x + t1) + t2")
+@rule("series", exact="always", source="s2 (s1 x + t1) + t2", by_channel=True)
 def merge_affines(op: Operator) -> Outcome:
     """Two scales and shifts in a row are one."""
     if not (isinstance(op, Sequence) and all(isinstance(part, Affine) for part in op.parts)):
@@ -26,7 +26,10 @@ def merge_affines(op: Operator) -> Outcome:
 
 
 @rule(
-    "series", exact="always", source="W' = diag(s) W, b' = s b + t; RepVGG, arXiv:2101.03697, eq. 3"
+    "series",
+    exact="always",
+    source="W' = diag(s) W, b' = s b + t; RepVGG, arXiv:2101.03697, eq. 3",
+    by_channel=True,
 )
 def fold_affine_into_conv(op: Operator) -> Outcome:
     """A scale and shift after a convolution is a convolution, transposed and linear included."""

@@ -33,7 +33,7 @@ from refold.rules.weights import add_blocks, channels_into, device_of, rank_of, 
 _Branch = tuple[Input | None, tuple[Operator, ...]]
 
 
-@rule("parallel", exact="always", source="x + 0 = x")
+@rule("parallel", exact="always", source="x + 0 = x", is_free=True)
 def drop_zero_branches(op: Operator) -> Outcome:
     """A branch of zeros adds nothing."""
     if not isinstance(op, Sum):
@@ -48,6 +48,7 @@ def drop_zero_branches(op: Operator) -> Outcome:
     "parallel",
     exact="equal strides and output sizes, and padding of one kind",
     source="ACNet, arXiv:1908.03930, section 3.2; DBB, arXiv:2103.13425, Transforms II and VI",
+    by_channel=True,
 )
 def add_branches(op: Operator) -> Outcome:
     """Convolutions, identities, scales and average pools on one value are one convolution."""

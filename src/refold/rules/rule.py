@@ -31,6 +31,14 @@ class Rule:
         exact: the condition under which the rewrite holds for every input.
         source: where it is published.
         function: the rewrite itself.
+        is_backward: of two operators that change places it carries the second one back, not the
+            first one on.
+        is_free: it only takes something away from a sum, so it is applied before any merge is
+            weighed.
+        by_channel: all it does is scale and add kernels, so every output channel of dense ones can
+            be computed on its own.
+        undone_by: the name of the rule that would undo it without end; while its result is tried,
+            that one is left out.
     """
 
     name: str
@@ -38,6 +46,10 @@ class Rule:
     exact: str
     source: str
     function: Callable[[Operator], Outcome]
+    is_backward: bool = False
+    is_free: bool = False
+    by_channel: bool = False
+    undone_by: str = ""
 
     def __call__(self, op: Operator) -> Outcome:
         """Return the rewritten operator, a refusal that carries this rule's name, or None."""
@@ -63,12 +75,32 @@ def _inherit(outcome: Operator, window: Operator) -> None:
 
 
 def rule(
-    window: Window, *, exact: str, source: str
+    window: Window,
+    *,
+    exact: str,
+    source: str,
+    is_backward: bool = False,
+    is_free: bool = False,
+    by_channel: bool = False,
+    undone_by: str = "",
 ) -> Callable[[Callable[[Operator], Outcome]], Rule]:
-    """Make a function a `Rule`. It does not register it: the tuple `RULES` is the registration."""
+    """Make a function a `Rule`. It does not register it: the tuple `RULES` is the registration.
+
+    Args:
+        window: as in `Rule`, like all the others.
+        exact: the condition.
+        source: where it is published.
+        is_backward: which operator it carries.
+        is_free: whether it only takes away.
+        by_channel: whether it only scales and adds kernels.
+        undone_by: the name of its inverse.
+    """
 
     def wrap(function: Callable[[Operator], Outcome]) -> Rule:
-        return Rule(function.__name__, window, exact, source, function)
+        return Rule(
+            function.__name__, window, exact, source, function,
+            is_backward, is_free, by_channel, undone_by,
+        )  # fmt: skip
 
     return wrap
 

@@ -33,6 +33,7 @@ class _Branch:
     "siblings",
     exact="always: first convolutions with one window read all channels, or a slice each",
     source="ResNeXt, arXiv:1611.05431, figure 3; Xception, arXiv:1610.02357, figures 2 and 3",
+    undone_by="distribute_into_join",
 )
 def stack_heads(op: Operator) -> Outcome:
     """Convolutions that lead branches on one value are one, and the branches read its slices."""
