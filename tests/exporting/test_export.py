@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from helpers.exported import run_file
 from refold.checkpoint import load_checkpoint
+from refold.cli import options
 from refold.errors import ExportError, InputError, MissingDependencyError, RefusedError
 from refold.exporting import (
     SUFFIXES,
@@ -109,6 +110,10 @@ def test_an_unknown_suffix_lists_the_known(tmp_path: Path, model: nn.Module, nam
         InputError, match=r"use one of \.onnx, \.pt2, \.pte, \.safetensors, \.tflite, \.xml"
     ):
         export(model, tmp_path / name, EXAMPLE)
+
+
+def test_the_command_line_names_every_format() -> None:
+    assert options.FORMATS == SUFFIXES
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import refold
 from refold.errors import ExportError, InputError
-from refold.exporting import dispatch, export, onnx_session, openvino_model, run_onnx, run_openvino
+from refold.exporting import export, onnx_session, openvino_model, run_onnx, run_openvino
+from refold.exporting.table import FORMATS, Format
 
 Pair = namedtuple("Pair", ["left", "right"])
 IMAGE = torch.linspace(-2, 2, 3 * 6 * 8).reshape(1, 3, 6, 8)
@@ -148,6 +149,6 @@ def test_colours_of_a_terminal_are_no_part_of_an_error(
     def fails(*_: object) -> None:
         raise ValueError("\x1b[96mstep 3/3\x1b[0m failed")
 
-    monkeypatch.setitem(dispatch._WRITERS, ".pt2", fails)
+    monkeypatch.setitem(FORMATS, ".pt2", Format(fails))
     with pytest.raises(ExportError, match=r"net\.pt2: step 3/3 failed$"):
         export(nn.Conv2d(3, 4, 1).eval(), tmp_path / "net.pt2", IMAGE)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refold.cli.options import FORMATS
 from refold.cli.subject import Subject
 from refold.errors import InputError, RefoldError
 from refold.files import is_file
@@ -19,9 +20,7 @@ from refold.sources.networks import build
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from refold.exporting import Sizes
-
-SUFFIXES = (".onnx", ".xml", ".pt2", ".pte", ".tflite", ".safetensors")
+    from refold.exporting import Runtime, Sizes
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,10 @@ def check_artefact(path: Path) -> None:
     Raises:
         InputError: if so.
     """
-    if _kind(path) not in SUFFIXES:
+    if _kind(path) not in FORMATS:
         raise InputError(
-            f"{path} cannot be verified: give a file with one of the suffixes {' '.join(SUFFIXES)}"
-            f"{suggest(_kind(path), SUFFIXES)}"
+            f"{path} cannot be verified: give a file with one of the suffixes {' '.join(FORMATS)}"
+            f"{suggest(_kind(path), FORMATS)}"
         )
     if not is_file(path):
         raise InputError(f"there is no file {str(path)!r}: write it with refold convert")
@@ -59,11 +58,11 @@ def judge(subject: Subject, path: Path, *, allow_growth: bool) -> Verdict:
     A file that a runtime runs is judged in its own precision; the others in float64.
     """
     import refold
-    from refold.exporting import RUNTIMES, is_compiled, open_aot, run_aot
+    from refold.exporting import is_compiled, open_aot, run_aot, runtime_of
 
     is_half = _is_half(path)
-    if _kind(path) in RUNTIMES:
-        call, sizes = _open(path)
+    if (runtime := runtime_of(path)) is not None:
+        call, sizes = _open(path, runtime)
         _require_sizes(subject, path, sizes)
         return _judge_in_runtime(subject, path, call, is_half=is_half)
     if _kind(path) == ".pt2" and is_compiled(path):
@@ -115,10 +114,9 @@ def _judge_in_runtime(
     is_half: bool,
 ) -> Verdict:
     from refold.equivalence import runtime_rounding
-    from refold.exporting import RUNTIMES, halved
+    from refold.exporting import halved, runtime_of
 
-    runtime = RUNTIMES.get(_kind(path))
-
+    runtime = runtime_of(path)
     written = halved(copy.deepcopy(subject.model)) if is_half else None
     found = runtime_rounding(subject.model, call, subject.example_inputs, written)
     error, bound = found.error or 0.0, found.bound
@@ -155,8 +153,10 @@ def _require_sizes(subject: Subject, path: Path, sizes: Sizes) -> None:
     raise InputError(f"{path.name} takes {text}, and {subject.name} was run on {own}: {cure}")
 
 
-def _open(path: Path) -> tuple[Callable[[tuple[Tensor, ...]], list[Tensor]], Sizes]:
-    from refold.exporting import RUNTIMES, open_file
+def _open(
+    path: Path, runtime: Runtime
+) -> tuple[Callable[[tuple[Tensor, ...]], list[Tensor]], Sizes]:
+    from refold.exporting import open_file
 
     try:
         return open_file(path)
@@ -164,5 +164,5 @@ def _open(path: Path) -> tuple[Callable[[tuple[Tensor, ...]], list[Tensor]], Siz
         raise
     except Exception as error:
         raise InputError(
-            f"{path} cannot be opened by {RUNTIMES[_kind(path)].name}: write it with refold convert"
+            f"{path} cannot be opened by {runtime.name}: write it with refold convert"
         ) from error

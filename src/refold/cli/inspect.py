@@ -18,7 +18,7 @@ from refold.cli.summary import why_lines
 if TYPE_CHECKING:
     from refold.graph import Kept
 
-FILES = (".xml", ".pte", ".safetensors", ".tflite")
+FILES = tuple(suffix for suffix in options.FORMATS if suffix not in (".onnx", ".pt2"))
 """What says where it comes from, and is not a network that can be folded."""
 
 

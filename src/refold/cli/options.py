@@ -82,11 +82,13 @@ DropUnused = Annotated[
         "as heads for training.",
     ),
 ]
+FORMATS = (".onnx", ".pt2", ".pte", ".safetensors", ".tflite", ".xml")
+"""What `refold.exporting` writes, which `--help` shows without waiting for torch."""
 OUTPUT = typer.Option(
     "-o",
     "--output",
     metavar="OUT",
-    help="File to write: .onnx, .pt2, .pte, .safetensors, .tflite, .xml.",
+    help=f"File to write: {', '.join(FORMATS)}.",
 )
 Output = Annotated[Path | None, OUTPUT]
 Report = Annotated[

@@ -8,7 +8,6 @@ from refold.exporting.dispatch import (
     SUFFIXES,
     Exported,
     Options,
-    companions,
     export,
     require_names,
     require_options,
@@ -21,16 +20,18 @@ from refold.exporting.half import halved
 from refold.exporting.libraries import require
 from refold.exporting.metadata import DESCRIBED, describe, described
 from refold.exporting.provenance import PRECISION, keyed, read_provenance, version, without_folders
-from refold.exporting.runtimes import RUNTIMES, open_file
 from refold.exporting.silence import quiet
+from refold.exporting.table import FORMATS, Format, Runtime, companions, open_file, runtime_of
 
 __all__ = [
     "DESCRIBED",
+    "FORMATS",
     "PRECISION",
-    "RUNTIMES",
     "SUFFIXES",
     "Exported",
+    "Format",
     "Options",
+    "Runtime",
     "Sizes",
     "companions",
     "describe",
@@ -53,6 +54,7 @@ __all__ = [
     "run_aot",
     "run_onnx",
     "run_openvino",
+    "runtime_of",
     "size_text",
     "takes",
     "version",

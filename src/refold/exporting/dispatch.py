@@ -21,12 +21,7 @@ from refold.equivalence import prepared, run, tensor_leaves
 from refold.errors import ExportError, InputError, RefoldError, one_line
 from refold.exporting.axes import Dynamic, choose
 from refold.exporting.formats.aot import write_aot
-from refold.exporting.formats.executorch import write_executorch
-from refold.exporting.formats.litert import write_litert
-from refold.exporting.formats.onnx import require_opset, write_onnx
-from refold.exporting.formats.openvino import write_openvino
-from refold.exporting.formats.pt2 import write_pt2
-from refold.exporting.formats.safetensors import write_safetensors
+from refold.exporting.formats.onnx import require_opset
 from refold.exporting.half import halved
 from refold.exporting.libraries import require_installed
 from refold.exporting.names import input_names as name_inputs
@@ -35,35 +30,15 @@ from refold.exporting.outputs import opened, with_plain_outputs
 from refold.exporting.provenance import PRECISION
 from refold.exporting.request import Request
 from refold.exporting.silence import quiet
+from refold.exporting.table import ELSEWHERE, FORMATS, companions
 from refold.files import atomic_path, require_named
 from refold.graph import unwrap
 from refold.inputs import Arguments, required, tensors
 
-_WRITERS: dict[str, Callable[[Request, Path], None]] = {
-    ".onnx": write_onnx,
-    ".pt2": write_pt2,
-    ".pte": write_executorch,
-    ".safetensors": write_safetensors,
-    ".tflite": write_litert,
-    ".xml": write_openvino,
-}
-SUFFIXES = tuple(_WRITERS)
-_NAMED = {".onnx", ".xml"}  # the others keep the forward's own names
-_FIXED = {".pte", ".tflite"}  # for phones, whose memory is planned before they run
-_LIBRARIES = {".pte": ("executorch", "executorch"), ".tflite": ("litert_torch", "litert")}
-_FLAT = _NAMED | _FIXED  # they return tensors in a row
-_SINGLE = {".xml": "OpenVINO", ".pte": "XNNPACK", ".tflite": "LiteRT"}
+SUFFIXES = tuple(FORMATS)
 _MAP = 4  # dimensions of a batch of images
-_ELSEWHERE = {
-    ".engine": "TensorRT builds engines from ONNX: export to .onnx, then run trtexec",
-    ".mlpackage": "Core ML Tools convert programs: export to .pt2, then coremltools.convert",
-    ".pth": "write .safetensors for the weights alone, .pt2 for the network",
-    ".pt": "write .safetensors for the weights alone, .pt2 for the network",
-}
-"""Formats that other tools write, and the way there."""
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of torch's exporter
-_BESIDE = {".onnx": (".onnx.data",), ".xml": (".bin",)}  # files that belong to one
 
 
 @dataclass(frozen=True)
@@ -172,13 +147,14 @@ def write(
     require_named("path", path)
     target = Path(path)
     suffix = target.suffix.lower()
-    if suffix not in _WRITERS:
-        way = f". {_ELSEWHERE[suffix]}" if suffix in _ELSEWHERE else ""
+    if suffix not in FORMATS:
+        way = f". {ELSEWHERE[suffix]}" if suffix in ELSEWHERE else ""
         raise InputError(
             f"cannot export to {target}: the suffix {target.suffix!r} names no format; "
             f"use one of {', '.join(SUFFIXES)}{way}"
         )
     require_options(options, suffix)
+    kind = FORMATS[suffix]
     model = unwrap(model)
     _require_weights(model, suffix)
     if isinstance(model, torch.jit.ScriptModule):
@@ -188,10 +164,10 @@ def write(
     copied, inputs = prepared(model, example_inputs, device="cpu")
     _require_type(copied, inputs, suffix)
     names = name_inputs(model, inputs, options.input_names)
-    answer = with_plain_outputs(copied, run(copied, inputs), flat=suffix in _FLAT)
+    answer = with_plain_outputs(copied, run(copied, inputs), flat=kind.is_flat)
     notes = _left_out(model, answer, target)
     choices = _choices(options.dynamic, tensors(inputs), tensor_leaves(answer))
-    choices = ["none"] if suffix in _FIXED else choices
+    choices = ["none"] if kind.is_fixed else choices
     axes = choose(choices[0], inputs, names)
     outputs = name_outputs(answer, options.output_names)
     _require_apart(names, outputs, options)
@@ -204,7 +180,7 @@ def write(
     for at, choice in enumerate(choices, 1):
         request = replace(request, axes=choose(choice, inputs, names))
         try:
-            _write(request, target, write_aot if options.aot else _WRITERS[suffix])
+            _write(request, target, write_aot if options.aot else kind.write)
             break
         except ExportError as error:
             if at == len(choices) or not request.axes.sizes:
@@ -213,8 +189,8 @@ def write(
                 size = request.axes.sizes["batch"]
                 notes += (f"{target.name} takes only a batch of {size}: {error}",)
     if options.aot:
-        kind = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
-        notes += (f"{target.name} is code for {kind} and torch {torch.__version__}",)
+        cpu = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+        notes += (f"{target.name} is code for {cpu} and torch {torch.__version__}",)
     return Exported(target, _shapes(request), notes)
 
 
@@ -227,13 +203,13 @@ def _left_out(model: nn.Module, answer: object, target: Path) -> tuple[str, ...]
     others = [leaf for leaf in pytree.tree_leaves(answer) if not isinstance(leaf, Tensor | None)]
     kinds = ", ".join(sorted({type(leaf).__name__ for leaf in others})) or "nothing"
     name, suffix = type(model).__name__, target.suffix.lower()
-    if suffix == ".safetensors":
+    if FORMATS[suffix].is_weights:
         return ()
     if not tensor_leaves(answer):
         raise InputError(f"{name} returns no tensor, but {kinds}: what a file returns are tensors")
     if suffix == ".pt2" and any(not isinstance(leaf, int | float | torch.Size) for leaf in others):
         raise InputError(f"{name} returns {kinds} beside tensors: a .pt2 returns numbers at most")
-    if suffix in _FLAT and others:
+    if FORMATS[suffix].is_flat and others:
         return (f"{target.name} returns tensors alone: {kinds} that {name} returns is left out",)
     return ()
 
@@ -251,15 +227,6 @@ def _choices(dynamic: Dynamic, given: list[Tensor], made: list[Tensor]) -> list[
 def _shapes(request: Request) -> dict[str, tuple[int | str, ...]]:
     known = [shape for shape in request.axes.shapes if shape is not None]
     return dict(zip(request.inputs, known, strict=True))
-
-
-def companions(target: Path) -> list[str]:
-    """Return the names of the files that may be written beside a file, and belong to it.
-
-    >>> companions(Path("out/net.xml")), companions(Path("net.pt2"))
-    (['net.bin'], [])
-    """
-    return [target.with_suffix(ending).name for ending in _BESIDE.get(target.suffix.lower(), ())]
 
 
 def _write(request: Request, target: Path, writer: Callable[[Request, Path], None]) -> None:
@@ -304,14 +271,12 @@ def require_options(options: Options, suffix: str) -> None:
             raise InputError(f"{name} must be True or False, got {getattr(options, name)!r}")
     if options.opset is not None and suffix != ".onnx":
         raise InputError(f"opset is ONNX's: {suffix} has none; leave it out, or write .onnx")
-    if (options.input_names or options.output_names) and suffix not in _NAMED:
+    if (options.input_names or options.output_names) and not FORMATS[suffix].takes_names:
         raise InputError(
             f"names can be given to .onnx and .xml: {suffix} keeps those of the model itself"
         )
-    if isinstance(options.dynamic, Mapping) and suffix == ".safetensors":
-        raise InputError(
-            "a .safetensors holds weights alone, which have no axes: leave dynamic out"
-        )
+    if isinstance(options.dynamic, Mapping) and FORMATS[suffix].is_weights:
+        raise InputError(f"a {suffix} holds weights alone, which have no axes: leave dynamic out")
     if suffix == ".onnx":
         require_opset(options.opset)
     _require_place(options, suffix)
@@ -320,10 +285,10 @@ def require_options(options: Options, suffix: str) -> None:
 def _require_place(options: Options, suffix: str) -> None:
     if options.aot and suffix != ".pt2":
         raise InputError(f"aot compiles a .pt2: {suffix} is none; leave it out, or write .pt2")
-    if options.dynamic not in ("auto", "none") and suffix in _FIXED:
+    if options.dynamic not in ("auto", "none") and FORMATS[suffix].is_fixed:
         raise InputError(f"a {suffix} takes one size, that of the example: leave dynamic out")
-    if suffix in _LIBRARIES:
-        require_installed(*_LIBRARIES[suffix])
+    if (library := FORMATS[suffix].library) is not None:
+        require_installed(*library)
 
 
 def require_names(model: nn.Module, example_inputs: Any, options: Options) -> None:
@@ -356,7 +321,7 @@ def _require_weights(model: nn.Module, suffix: str) -> None:
             f"{empty[0]} is on the meta device, where it has no values: load weights first, or "
             "call model.to_empty(device='cpu')"
         )
-    for path, part in model.named_modules() if suffix != ".safetensors" else ():
+    for path, part in () if FORMATS[suffix].is_weights else model.named_modules():
         if type(part).__module__.startswith(_QUANTIZED):
             raise InputError(
                 f"{path or 'the model'} is quantized ({type(part).__name__}), which {suffix} "
@@ -367,14 +332,7 @@ def _require_weights(model: nn.Module, suffix: str) -> None:
 def _require_type(model: nn.Module, inputs: Arguments, suffix: str) -> None:
     held = chain(model.parameters(), model.buffers(), tensors(inputs))
     kinds = {tensor.dtype for tensor in held}
-    if suffix in _SINGLE and torch.float64 in kinds:
-        raise InputError(
-            f"float64 cannot be exported to {suffix}: {_SINGLE[suffix]} computes in float32; "
-            "export model.float()"
-        )
-    if suffix in _NAMED and torch.bfloat16 in kinds:
-        runtime = "ONNX Runtime" if suffix == ".onnx" else "OpenVINO"
-        raise InputError(
-            f"bfloat16 cannot be exported to {suffix}: {runtime} is checked on the CPU, where it "
-            "takes none; export model.float() in float32, or with half=True in float16"
-        )
+    for kind, why in FORMATS[suffix].lacks.items():
+        if kind in kinds:
+            name = str(kind).removeprefix("torch.")
+            raise InputError(f"{name} cannot be exported to {suffix}: {why}")

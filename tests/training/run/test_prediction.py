@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ from torch import nn
 from helpers.nightly import rare
 from refold.cli.app import main
 from refold.errors import InputError
-from refold.exporting import RUNTIMES, describe, described, read_provenance
+from refold.exporting import FORMATS, Runtime, describe, described, read_provenance
 from refold.exporting.formats.appendix import append, appended
 from refold.exporting.provenance import ABOUT
-from refold.exporting.runtimes import Runtime
 from refold.training import network_of, open_data, predict
 from refold.training.data.augment import eval_transform
 from refold.training.loop.learner import at_size
@@ -170,7 +170,8 @@ def test_a_file_for_phones_answers_one_image_at_a_time(
         monkeypatch.setattr(
             "refold.exporting.metadata.read_entries", lambda path: appended(Path(path))
         )
-        monkeypatch.setitem(RUNTIMES, suffix, one_image_at_a_time(run))
+        kind = replace(FORMATS[suffix], runtime=one_image_at_a_time(run))
+        monkeypatch.setitem(FORMATS, suffix, kind)
     found = json.loads(say(file, *images, "--json"))
     for one, other in zip(wanted, found, strict=True):
         shares = [{row["class"]: row["share"] for row in rec["classes"]} for rec in (one, other)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from refold.errors import InputError, MissingDependencyError, RefoldError, one_line, require_kind
 from refold.exporting import (
-    RUNTIMES,
+    FORMATS,
     Sizes,
     described,
     open_file,
@@ -33,7 +33,8 @@ from refold.training.loop.run_folder import CONFIG, SUMMARY
 from refold.training.run.restored import network_of
 
 _BATCH = 32
-_FILES = tuple(dict.fromkeys((".onnx", ".pt2", *RUNTIMES)))  # in the order of preference
+_RUN = [suffix for suffix, kind in FORMATS.items() if not kind.is_weights]
+_FILES = tuple(dict.fromkeys((".onnx", ".pt2", ".xml", *_RUN)))  # in the order of preference
 
 
 @dataclass(frozen=True, eq=False)
