@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from refold.algebra.operator import Affine, wide
+from refold.errors import RefusedError
 
 
 def norm_affine(
@@ -22,6 +23,9 @@ def norm_affine(
     Shape:
         every tensor (C,); weight None means 1, bias None means 0.
 
+    Raises:
+        RefusedError: without running statistics.
+
     Examples:
         >>> op = norm_affine(torch.tensor([2.0]), torch.tensor([4.0]), None, None, 0.0)
         >>> op.scale.item(), op.shift.item()
@@ -30,7 +34,7 @@ def norm_affine(
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167, Algorithm 2.
     """
     if mean is None or var is None:
-        raise ValueError("a norm without running statistics is not a fixed affine map")
+        raise RefusedError("a norm without running statistics is not a fixed affine map")
     scale = torch.rsqrt(wide(var) + eps)  # torch.sqrt would wake a thread pool for a few channels
     scale = scale if weight is None else wide(weight) * scale
     shift = -scale * wide(mean)

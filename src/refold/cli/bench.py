@@ -19,18 +19,19 @@ from refold.errors import InputError
 if TYPE_CHECKING:
     from refold.bench import BenchmarkTable
 
-RUNTIME_NAMES = "eager, onnxruntime, onnxruntime-unfused, openvino or inductor"
+RUNTIMES = ("eager", "onnxruntime", "onnxruntime-unfused", "openvino", "inductor")
+"""Those of `refold.bench`, which `--help` shows without waiting for torch."""
+RUNTIME_NAMES = f"{', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}"
 
 
 def known_runtimes(given: Any) -> Any:
-    """Refuse what is none of the runtimes before minutes of work go into it.
+    """Reject unknown runtimes before minutes of work go into them.
 
     Raises:
         typer.BadParameter: naming the first.
     """
-    names = RUNTIME_NAMES.replace(" or", ",").split(", ")
     for name in [given] if isinstance(given, str) else given or ():
-        if name not in names:
+        if name not in RUNTIMES:
             raise typer.BadParameter(f"{name!r} is not {RUNTIME_NAMES}")
     return given
 

@@ -246,7 +246,6 @@ _ASKING = (
     len,
     *(torch.numel, torch.get_device, torch.is_floating_point, torch.is_complex, torch.is_signed),
 )
-_PLAIN = _QUESTIONS | {"requires_grad", "item", "tolist"}
 _INPLACE_NAMES = (
     "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift iconcat "
     "setitem delitem"
@@ -368,19 +367,6 @@ def writes_by_name(target: Any) -> bool:
         return True
     name = target if isinstance(target, str) else str(getattr(target, "__name__", ""))
     return name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-
-
-def gives_tensor(node: fx.Node) -> bool:
-    """Say whether a call on a tensor gives another, not a size, a type or a plain number.
-
-    Examples:
-        >>> graph = fx.symbolic_trace(lambda x: (x.exp(), x.shape, x.item())).graph
-        >>> [gives_tensor(node) for node in graph.nodes][1:4]
-        [True, False, False]
-    """
-    if node.op == "call_method":
-        return node.target not in _PLAIN
-    return node.target not in _ASKING and not (node.target is getattr and node.args[1] in _PLAIN)
 
 
 def is_question(node: fx.Node) -> bool:

@@ -59,11 +59,6 @@ class Pruning(Account):
     chained: bool
     cost_plain: Workload
 
-    @property
-    def dropped(self) -> tuple[Slimmed, ...]:
-        """The same as `steps`."""
-        return self.steps
-
     def to_dict(self) -> dict[str, Any]:
         """Return the account as plain data, ready for JSON."""
         return {

@@ -29,7 +29,7 @@ from refold.graph.calls import place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.asked_sizes import Asked, Sizes, size_of, starting
 from refold.graph.fold.hosts import Hosts, check_chain, find_hosts, write_chain
-from refold.graph.fold.lower import like_of, lower
+from refold.graph.fold.lower import like_of, lower, name_of_new
 from refold.graph.fold.region import Region, nodes_of, reader_of, source_of
 from refold.graph.fold.result import Emitted, Key, Result, ranks_of, starts_of
 from refold.graph.lift.lifter import Lifter
@@ -294,8 +294,7 @@ class Emitter:
                 self._tell_shape(node, shape_after(op, self.lifter.shapes.get(source)))
                 return self._reuse(node, source)
             self.modules[op] = self._lower(op)
-        name = f"reparam_{_NAMES.get(type(op).__name__, 'layer')}"
-        before = _later([source], self._anchor(op))
+        before, name = _later([source], self._anchor(op)), name_of_new(op)
         node = self.editor.insert_module(self.modules[op], [source], before=before, name=name)
         self.made.append(node)
         old = self.lifter.shapes.get(source)
@@ -337,9 +336,6 @@ class Emitter:
 def _is_number(op: Operator) -> bool:
     """Return whether a leaf scales every channel alike, wherever the channel axis lies."""
     return isinstance(op, Affine) and op.channels is None
-
-
-_NAMES = {"Conv": "conv", "Affine": "scale", "AvgPool": "pool", "Pad": "pad", "Select": "select"}
 
 
 def _later(sources: list[fx.Node], place: fx.Node) -> fx.Node:

@@ -39,6 +39,19 @@ class Like:
     storages: frozenset[int] = frozenset()
 
 
+_NAMES = {Conv: "conv", Affine: "scale", AvgPool: "pool", Pad: "pad", Select: "select"}
+
+
+def name_of_new(op: Operator) -> str:
+    """Return what a layer that takes no old one's place is called, unless its block says so.
+
+    Examples:
+        >>> name_of_new(Affine(torch.ones(2)))
+        'reparam_scale'
+    """
+    return f"reparam_{_NAMES.get(type(op), 'layer')}"
+
+
 def lower(op: Operator, like: Like) -> nn.Module:
     """Return a module that computes `op`.
 

@@ -32,7 +32,7 @@ from refold.errors import RefusedError
 from refold.graph.calls import place_of, shape_readers
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.lower import like_of, lower
+from refold.graph.fold.lower import like_of, lower, name_of_new
 from refold.graph.fold.record import Fold
 from refold.graph.fold.region import Region, Regions, exchange, inputs_of
 from refold.graph.layers import ChannelClamp, ChannelSlope
@@ -356,8 +356,9 @@ def _write_leaf(
     place = min(level.nodes)
     before = fold.lifter.shapes[value]
     after = shape_after(leaf, before)
-    name = "reparam_conv" if isinstance(leaf, Conv) else "reparam_scale"
-    node = fold.editor.insert_module(module, [value], before=place, name=name, beside=level.nodes)
+    node = fold.editor.insert_module(
+        module, [value], before=place, name=name_of_new(leaf), beside=level.nodes
+    )
     if after is not None:
         fold.lifter.shapes[node] = after
     old = sum(t.numel() for n in level.nodes for t in _tensors(fold.lifter, n))

@@ -88,11 +88,6 @@ def check_recipe(values: Mapping[str, Any], place: str) -> recipes.Recipe:
         raise InputError(_explained(error.errors(), place)) from error
 
 
-def recipe_text(recipe: recipes.Recipe) -> str:
-    """Return a recipe as YAML that `load_recipe` reads."""
-    return to_yaml(recipe.model_dump(mode="json"))
-
-
 def to_yaml(values: Mapping[str, Any]) -> str:
     """Return plain values as YAML, in their order."""
     import yaml
