@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint format bench docs clean
+.PHONY: help setup demo test quick lint format reasons bench docs clean
 
 # Compiled files are kept: without them every process that a test starts compiles refold anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -58,6 +58,9 @@ lint: $(READY) ## check style and types
 format: $(READY) ## rewrite the files in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reasons: $(READY) ## write docs/why-not-folded.md from src/refold/reasons
+	$(BIN)/python -c "from refold.reasons import page; open('docs/why-not-folded.md', 'w').write(page())"
 
 bench: $(READY) ## run the measured comparisons with other folders
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

@@ -137,7 +137,7 @@ def said() -> dict[str, str]:
 
 
 def test_the_page_is_what_the_code_writes() -> None:
-    """Write it with `open("docs/why-not-folded.md", "w").write(refold.reasons.page())`."""
+    """`make reasons` writes it."""
     assert PAGE.read_text() == page()
 
 
