@@ -284,7 +284,7 @@ def _written(
     except SetbackError:
         raise
     except Exception as error:
-        raise left.leave([], error) from error
+        raise left.setback([], error) from error
 
     def settled() -> T:
         fold.editor.settle()
@@ -408,7 +408,7 @@ def _leave(left: _Left, steps: list[tuple[str, Step]], reason: str) -> _Left:
     """Return what is left alone when these steps are as well."""
     fresh = {path: alone.copy() for path, alone in left.items()}
     for path, step in steps:
-        fresh[path].put_back(step, f"{reason}; the step was undone")
+        fresh[path].note_wrong(step, f"{reason}; the step was undone")
     return fresh
 
 
@@ -448,7 +448,7 @@ def _fold_capture(capture: Capture, made: _Made, policy: Policy, left: LeftAlone
     except SetbackError:
         raise
     except Exception as error:  # whatever it is, it must not cost the other captures
-        raise left.leave([], error) from error
+        raise left.setback([], error) from error
     if fold.folds:
         made.model = fold.commit(made.model)
     if capture.path == "" and not capture.opaque:  # else code that was not followed calls layers
@@ -502,7 +502,7 @@ def _more(fold: FoldPass) -> bool:
 
 
 def _must_hold(fold: FoldPass, capture: Capture, left: LeftAlone) -> None:
-    """Leave the steps alone that another run of the same code would not bear."""
+    """Leave the steps alone that would not hold in another run of the same code."""
     if capture.evidence is None:
         return
     again: str | None = None
@@ -523,9 +523,9 @@ def _must_hold(fold: FoldPass, capture: Capture, left: LeftAlone) -> None:
         calls = _calls_at_fault(capture.evidence, nodes, names)
         again = reason
         if not calls or not left.keep_calls(calls, reason):
-            left.put_back(step, reason)
+            left.note_wrong(step, reason)
     if again is not None:
-        raise left.next_round(again)
+        raise left.setback_for(again)
 
 
 def _calls_at_fault(

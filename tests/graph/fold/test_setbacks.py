@@ -181,7 +181,7 @@ def test_setbacks_come_to_an_end() -> None:
     for number in range(100):
         if left.whole is not None:
             break
-        left.leave([Step(frozenset({str(number)}))], RefusedError("again"))
+        left.setback([Step(frozenset({str(number)}))], RefusedError("again"))
     assert left.whole == "again"
 
 

@@ -150,7 +150,7 @@ class FoldPass:
         try:
             done = write()
         except Exception as error:  # whatever it is, it must not cost the other folds
-            raise self.left.leave([step], error) from error
+            raise self.left.setback([step], error) from error
         if not done:
             self.steps.remove(step)
         return done
@@ -180,7 +180,7 @@ class FoldPass:
         except Exception as error:
             nodes = error.nodes if isinstance(error, UnwritableError) else set[fx.Node]()
             guilty = [step for step in self.steps if not nodes.isdisjoint(step.nodes)]
-            raise self.left.leave_latest(guilty or self.steps, error) from error
+            raise self.left.setback_of_latest(guilty or self.steps, error) from error
 
     def _parts(self, node: fx.Node) -> frozenset[str]:
         return self._made_of.get(node, frozenset({node.name}))

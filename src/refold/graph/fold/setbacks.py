@@ -52,7 +52,7 @@ class LeftAlone:
         """Return why a step is left alone, None where it is not."""
         return self._reasons.get(step.parts)
 
-    def put_back(self, step: Step, reason: str) -> None:
+    def note_wrong(self, step: Step, reason: str) -> None:
         """Note that a step turned out to be wrong."""
         self._reasons[step.parts] = reason
 
@@ -74,30 +74,35 @@ class LeftAlone:
         """Return the calls in a graph that must stay, with the reasons."""
         return {node: self._calls[node.name] for node in graph.nodes if node.name in self._calls}
 
-    def leave_latest(self, steps: list[Step], error: Exception) -> SetbackError:
-        """Note that some of these steps led to an error: those at first that no other builds on.
+    def setback_of_latest(self, steps: list[Step], error: Exception) -> SetbackError:
+        """Note that some of these steps led to an error; return the setback to raise.
+
+        At first those are noted that no other builds on.
 
         What the others did may be right, and is tried alone the next time; it is not for ever.
         """
         if self._rounds >= _MOST_BY_TURNS:
-            return self.leave(steps, error)
+            return self.setback(steps, error)
         latest, later = list[Step](), set[fx.Node]()
         for step in reversed(steps):
             if later.isdisjoint(step.nodes):
                 latest.append(step)
             later |= step.nodes
-        return self.leave(latest, error)
+        return self.setback(latest, error)
 
-    def leave(self, steps: list[Step], error: Exception) -> SetbackError:
-        """Note that these steps led to an error; where none did, leave the whole capture alone."""
+    def setback(self, steps: list[Step], error: Exception) -> SetbackError:
+        """Note that these steps led to an error; return the setback to raise.
+
+        Where no step did, the whole capture is left alone.
+        """
         reason = cause(error)
         if not steps:
             self.whole = reason
         self._reasons.update((step.parts, reason) for step in steps)
-        return self.next_round(reason)
+        return self.setback_for(reason)
 
-    def next_round(self, reason: str) -> SetbackError:
-        """Count a round; after too many the whole capture is left alone."""
+    def setback_for(self, reason: str) -> SetbackError:
+        """Return the setback that begins a new round; after too many, leave the capture alone."""
         self._rounds += 1
         if self._rounds > _MAX_ROUNDS:
             self.whole = reason
