@@ -187,7 +187,7 @@ class Shared(nn.Module):
 @pytest.mark.parametrize(
     ("net", "title"),
     [
-        (Shared(), "Somebody else reads the value"),
+        (Shared(), "Something else reads the value"),
         (
             nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)),
             "A shift meets zero padding",

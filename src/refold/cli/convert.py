@@ -49,7 +49,7 @@ Stream = Annotated[
     typer.Option(
         "--stream",
         help="Fold a .safetensors checkpoint, or several files with an index, that need not fit "
-        "into the memory; OUT is a .safetensors file, or a folder for several.",
+        "into memory; OUT is a .safetensors file, or a folder for several.",
     ),
 ]
 _NO_EPS = "--norm-eps is for a file of weights alone: a network already states the eps of its norms"

@@ -80,8 +80,8 @@ def convert_onnx(network: Network, output: Path, given: dict[str, Any]) -> None:
     model = network.model
     if network.input_size:
         raise InputError(
-            f"{model} is run on sizes that it takes itself, and what is written is for all of "
-            "these: leave --input-size out"
+            f"{model} fixes its own input sizes, and the result works for all of them: leave "
+            "--input-size out"
         )
     place = check_place(model, output)
     with step("fold, and run both files"):

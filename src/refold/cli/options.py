@@ -44,7 +44,7 @@ NumClasses = Annotated[
     typer.Option(
         "--num-classes",
         min=1,
-        help="Outputs of the classifier that MODEL is built with. Default: its own, mostly 1000.",
+        help="Outputs of the classifier that MODEL is built with. Default: its own, usually 1000.",
     ),
 ]
 InputSize = Annotated[
@@ -65,7 +65,7 @@ LiveStatistics = Annotated[
     bool | None,
     typer.Option(
         "--live-statistics/--no-live-statistics",
-        help="Give norms with initial statistics random but sane ones, so that checking an "
+        help="Replace norms' initial statistics with random but plausible ones, so that checking an "
         "untrained network proves something. "
         "Default: only for our names, timm: and torchvision: without --checkpoint.",
     ),

@@ -92,7 +92,8 @@ By = Annotated[
 Floor = Annotated[
     str,
     typer.Option(
-        "--floor", help="What every layer keeps: a number of channels, or a share such as 0.1."
+        "--floor",
+        help="What every layer keeps at least: a number of channels, or a share such as 0.1.",
     ),
 ]
 Remove = Annotated[
@@ -253,7 +254,7 @@ def _say_proof(done: Pruning, proof: Proof, timings: BenchmarkTable | None) -> N
         say_block(str(timings))
         for row in timings.rows:
             if row.interval is not None and row.interval[0] <= 1:
-                note(f"warning: in {row.runtime} the pruned network is not shown to be faster")
+                note(f"warning: in {row.runtime} the pruned network is not measurably faster")
 
 
 def _print_record(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def convert_streamed(
     network: Network, output: Path, *, allow_growth: bool, given: bool, as_json: bool
 ) -> None:
-    """Fold a checkpoint that need not fit into the memory, and print what changed.
+    """Fold a checkpoint that need not fit into memory, and print what changed.
 
     Args:
         network: which one; it has a checkpoint.
@@ -35,7 +35,7 @@ def convert_streamed(
         raise InputError("--stream folds the weights of a --checkpoint: give that as well")
     if given:
         raise InputError(
-            "--stream writes weights alone, and the whole network's: leave out --drop-unused, "
+            "--stream writes only weights, those of the whole network: leave out --drop-unused, "
             "--tuning, --norm-eps, --report, --live-statistics and the options of other formats"
         )
     from refold.streaming import fold_checkpoint, target_of, without_weights

@@ -254,8 +254,8 @@ def check_finite(model: nn.Module, name: str) -> None:
             )
         if key.endswith("running_var") and bool((tensor < 0).any()):
             raise InputError(
-                f"{name}: {key!r} holds a negative variance, whose root a norm takes: the weights "
-                "are damaged or were changed; give others"
+                f"{name}: {key!r} holds a negative variance; a norm takes its square root. The "
+                "weights are damaged or were changed: give others"
             )
 
 

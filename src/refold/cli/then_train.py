@@ -67,7 +67,7 @@ def plan_training(
     if not further.then_train:
         if further.data or further.recipe or further.epochs or further.lr or further.changes:
             raise InputError(
-                "--data, --recipe, --epochs, --lr and --set are for training on: pass --then-train"
+                "--data, --recipe, --epochs, --lr and --set are for further training: pass --then-train"
             )
         return None
     if network.checkpoint is None and not brings_weights(network.model):
@@ -117,4 +117,4 @@ def train_on(
         return
     say_summary(trained)
     model = trained.folder / "deploy.safetensors"
-    note(f"to train it on again: refold train --model {model} --restore-norms")
+    note(f"to train it further: refold train --model {model} --restore-norms")

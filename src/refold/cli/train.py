@@ -31,7 +31,9 @@ Data = Annotated[
 Recipe = Annotated[
     str | None,
     typer.Option(
-        "--recipe", metavar="NAME", help="A recipe of ours (--recipes lists them) or a .yaml file."
+        "--recipe",
+        metavar="NAME",
+        help="One of refold's recipes (--recipes lists them) or a .yaml file.",
     ),
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="Folder of the run.")]

@@ -45,7 +45,7 @@ def disagreement(
         model: the one that is right.
         folded: the other one.
         inputs: arguments of both.
-        named: more of them, by name.
+        named: keyword arguments for both.
         tolerance: the largest relative error; by default what fits the type of an output.
 
     Examples:

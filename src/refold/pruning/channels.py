@@ -172,7 +172,9 @@ def pruning(
     folded = fold_model(model, inputs).model if remove_residuals and latency else plain
     layers, kept = find_layers(plain, inputs)
     if not layers:
-        reasons = "; ".join(f"{item.where}: {item.reason}" for item in kept) or "it has no layer"
+        reasons = "; ".join(f"{item.where}: {item.reason}" for item in kept)
+        if not reasons:
+            raise RefusedError("the network has no layer whose channels can be dropped")
         raise RefusedError(f"no channel of this network can be dropped: {reasons}")
     values = worth(layers, importance, model, plain, inputs)
     case = _Case(plain, inputs, layers, values, floor, check_step(round_to))

@@ -15,9 +15,9 @@ BORDERS = (
         "A norm or a bias in front of a padded convolution adds a constant to every pixel, but "
         "not to the zeros around the map. Folded, the constant would reach the border as well, "
         "and outputs there would differ.",
-        "Put the norm after the convolution; or pad first and let the convolution pad nothing; or"
-        " pad with the constant's own image, as DBB's `BNAndPad` does. A scale without a "
-        "shift folds. In a published network nothing is wrong: the layer stays.",
+        "Put the norm after the convolution; or pad first and use a convolution without padding; "
+        "or pad with the constant's own image, as DBB's `BNAndPad` does. A scale without a shift "
+        "folds. In a published network nothing is wrong: the layer stays.",
     ),
     Reason(
         "The second convolution pads between the two",
@@ -52,8 +52,8 @@ BORDERS = (
             "the ring's constant would be scaled",
             "what was cropped is filled with zeros again",
         ),
-        "A convolution pads with zeros only. A ring of another constant, or zeros in the place of"
-        " values that were cut off, is something it cannot make.",
+        "A convolution pads with zeros only. It can neither pad with another constant nor put "
+        "zeros where values were cut off.",
         "Pad with zeros, or leave the padding to the convolution.",
     ),
     Reason(
@@ -62,9 +62,9 @@ BORDERS = (
             "ceil_mode makes border windows depend on the input's size",
             "its stride, padding or kernel is computed from the input",
         ),
-        "With `ceil_mode=True` a pool divides its last windows by other counts, according to the "
-        "map's size; a stride that is computed from the input is another one for another input. A"
-        " fold must hold for every input.",
+        "With `ceil_mode=True` the map's size decides by which count a pool divides its last "
+        "windows; a stride that is computed from the input differs from input to input. A fold "
+        "must hold for every input.",
         "Write `ceil_mode=False` and explicit padding; give strides and kernels as constants.",
     ),
 )
@@ -81,9 +81,9 @@ BRANCHES = (
             "maps of … do not have … spatial axes",
             "maps of … change their layout on the way",
         ),
-        "Branches become one convolution if their windows move with one stride and give maps of "
-        "one size. Sizes that agree for the example only, by rounding, are not enough.",
-        "Give every branch the stride, and the padding that keeps the size: (kernel - 1) × "
+        "Branches become one convolution if they have the same stride and give maps of the same "
+        "size. It is not enough that the sizes happen to agree on the example, by rounding.",
+        "Give every branch the same stride, and the padding that keeps the size: (kernel - 1) × "
         "dilation / 2.",
     ),
     Reason(
@@ -99,16 +99,16 @@ BRANCHES = (
             "a choice among … channels does not fit …",
             "weight … does not fit axes …",
         ),
-        "One kernel has one number of input and of output channels; a sum that broadcasts is not "
-        "one of branches.",
-        "Let every branch read and give the same number of channels; a 1×1 convolution does it "
-        "for an identity branch.",
+        "A kernel has one number of input channels and one of output channels; a sum that "
+        "broadcasts does not add branches.",
+        "Let all branches read the same number of channels and give the same number; an identity "
+        "branch needs a 1×1 convolution for that.",
     ),
     Reason(
         "No branch has a weight",
         ("no branch holds a weight: pools and slices alone make no convolution",),
         "Pools and slices could be written as a convolution, but it would cost more than they do.",
-        "Nothing needs doing: they are as cheap as they can be.",
+        "Nothing: they are as cheap as they can be.",
     ),
     Reason(
         "A transposed convolution is among them",
@@ -122,7 +122,7 @@ BRANCHES = (
             "the merged transposed convolution needs output padding that torch does not have",
         ),
         "A transposed convolution spreads each input over a window, so outputs are sums of "
-        "different numbers of inputs; what comes before it is not uniform behind it.",
+        "different numbers of inputs; a constant before it does not stay one behind it.",
         "A norm after it folds. What comes before must have no shift; parallel branches must all "
         "be transposed.",
     ),
@@ -136,7 +136,7 @@ BRANCHES = (
             "its number of groups is computed",
         ),
         "A factor or weight that depends on the input (squeeze and excite, attention, dynamic "
-        "convolution) makes the branch no fixed linear map.",
+        "convolution) means that the branch is not a fixed linear map.",
         "It must stay. A gate of parameters alone (LayerScale, `x * self.gamma`) folds.",
     ),
     Reason(
@@ -152,8 +152,8 @@ BRANCHES = (
         "The branches stay apart, as was asked for",
         ("its branches stay apart, as was asked for",),
         "The tuning file says that these branches, merged, were slower in its runtime.",
-        "Convert without `--tuning`, or run `refold tune` again on the machine that will run the "
-        "network.",
+        "Convert without `--tuning`, or run `refold tune` again on the machine where the network "
+        "will run.",
     ),
     Reason(
         "There is no layer of torch for the result",
@@ -168,7 +168,7 @@ BRANCHES = (
         ),
         "The operators have an exact product, but no layer computes it, or code between them says"
         " how many channels there are.",
-        "Nothing needs doing; write a reshape with -1 in the place of the channels if it is yours.",
+        "Nothing; if the reshape is yours, write -1 for the number of channels.",
     ),
 )
 
@@ -179,18 +179,18 @@ NORMS = (
         "A norm folds into a convolution or linear layer right before it, or right after it where"
         " no padding is in between. Here a nonlinearity, a pool with padding or the input of the "
         "network stands on both sides.",
-        "In a pre-activation network (norm, ReLU, convolution) the norm must stay, for its ReLU "
-        "comes in between. Elsewhere put the norm directly behind a convolution.",
+        "In a pre-activation network (norm, ReLU, convolution) the norm must stay, since its ReLU "
+        "comes in between. Elsewhere put the norm right after a convolution.",
     ),
     Reason(
         "The norm stands behind a maximum",
         ("some of its scales are below zero, where the maximum before it would be a minimum",),
         "A norm behind a max pool goes into the layer in front of it where all its scales are "
         "positive; a negative one turns the maximum into a minimum.",
-        "Put the norm in front of the pool, and train on.",
+        "Put the norm in front of the pool and train again.",
     ),
     Reason(
-        "Somebody else reads the value",
+        "Something else reads the value",
         (
             "the value of … is also read by …",
             "… reads it as well, and takes in no gain",
@@ -200,8 +200,8 @@ NORMS = (
         "The convolution's output goes to the norm and to another reader, as a shortcut, a second"
         " head, an auxiliary loss or an output of the network does. The other reader still needs "
         "the value before the norm.",
-        "Let the other reader take the value after the norm if that is what was meant; else the "
-        "norm must stay. Drop outputs that deployment does not need before you fold.",
+        "Let the other reader take the value after the norm if that is what you meant; otherwise "
+        "the norm must stay. Drop outputs that deployment does not need before you fold.",
     ),
     Reason(
         "The norm is in training mode",
@@ -225,8 +225,8 @@ NORMS = (
         ),
         "`track_running_stats=False` (and LayerNorm, GroupNorm or InstanceNorm, by nature) "
         "normalises with the input itself, which is not a fixed map.",
-        "Train with `track_running_stats=True`. Of LayerNorm and RMSNorm the gain can still go "
-        "into the layer behind.",
+        "Train with `track_running_stats=True`. The gain of a LayerNorm or RMSNorm can still go "
+        "into the layer after it.",
     ),
     Reason(
         "The gain of a LayerNorm or GroupNorm stays",
@@ -266,7 +266,7 @@ NORMS = (
         "`softmax`, lets the bias go.",
     ),
     Reason(
-        "The folded weight has no such number",
+        "The folded weight does not fit the precision",
         (
             "the folded … reaches …, beyond the largest … …; fold in float32 or keep this norm",
             "the folded … is not finite: a norm's variance or a weight is NaN or infinite",
@@ -279,7 +279,7 @@ NORMS = (
         "The precision of a new layer is unknown",
         ("the model has no parameter that would tell the precision of new ones",),
         "Folding would make a layer with weights in a model that has none.",
-        "Nothing needs doing; the model is as cheap as it can be.",
+        "Nothing: the model is as cheap as it can be.",
     ),
 )
 
@@ -305,7 +305,7 @@ UNKNOWN = (
         "A linear layer's norm means two things",
         ("the network takes (N, C) and (N, L, C), where the norm scales another axis than …",),
         "`BatchNorm1d` scales axis 1, a linear layer mixes the last axis. For (N, C) both are the"
-        " channels, for (N, L, C) they are not, and the network takes either.",
+        " channels; for (N, L, C) they are not, and the network takes both kinds of input.",
         "Put a `flatten(1)` in front of the linear layer if inputs are always (N, C).",
     ),
 )

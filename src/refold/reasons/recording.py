@@ -1,4 +1,4 @@
-"""Why code could not be followed, or would not bear the fold in another run."""
+"""Why code could not be followed, or would not hold in another run once folded."""
 
 from refold.reasons.kind import Reason
 
@@ -9,14 +9,14 @@ CODE = (
             "its code asks for numbers that depend on the input (…)",
             "its code asks for numbers (…)",
         ),
-        "`if x.sum() > 0`, `x.item()`, `nonzero()` and the like make the code take its way by "
-        "values, and values differ from input to input. That module's own forward stays; what it "
-        "calls is folded each by itself.",
+        "`if x.sum() > 0`, `x.item()`, `nonzero()` and the like make the code branch on values, "
+        "which differ from input to input. That module's own forward stays; each module it calls "
+        "is folded separately.",
         "Move the decision out of the module that should fold, or write it with tensor operations"
         " (`torch.where`).",
     ),
     Reason(
-        "The code takes another way for another size",
+        "The code takes another path for another size",
         (
             "its code branches on a size (…)",
             "its code takes another path for an input …",
@@ -24,7 +24,7 @@ CODE = (
             "every recording calls its modules in another way",
         ),
         "`if x.shape[-1] > 32` or a loop over a size was tried with other sizes, ranks or values,"
-        " and took another way, for which the fold would be wrong.",
+        " and took another path, for which the fold would be wrong.",
         "Decide by configuration instead of by the input; or make the branch part of a module of "
         "its own, so that only it stays.",
     ),
@@ -67,9 +67,9 @@ CODE = (
             "its code takes another path at a later call",
             "it changes what it keeps",
         ),
-        "Counters, caches and buffers that the forward writes make the next call another one than"
-        " the first. Code that only stores a value, and never reads it, keeps its forward, and its"
-        " layers still fold.",
+        "Counters, caches and buffers that the forward writes make the next call differ from the "
+        "first. Code that only stores a value and never reads it keeps its forward, and its layers "
+        "still fold.",
         "Drop the bookkeeping for deployment, or guard it with `if self.training`.",
     ),
     Reason(
@@ -94,7 +94,7 @@ CODE = (
         " is read again.",
     ),
     Reason(
-        "The caller would get one value twice",
+        "The caller would get the same value twice",
         ("the result would share its memory with an input or with another result",),
         "Without the step, a result is a value of its own, which the caller may change in place. "
         "With it, the result would be the input itself, or another result.",
@@ -104,7 +104,7 @@ CODE = (
     Reason(
         "The code is random",
         ("its code draws random numbers of Python or NumPy",),
-        "Two calls of the module take different ways.",
+        "Two calls may take different paths.",
         "Guard it with `if self.training`.",
     ),
     Reason(
@@ -120,8 +120,7 @@ CODE = (
             "other code may run it, as … or in it",
             "a … that is not a registered submodule is called",
         ),
-        "A module is reachable from code that the recording did not see through: that code may "
-        "call it, too.",
+        "Code that could not be followed can reach the module, and may call it, too.",
         "Register the module in one place only; keep no lists of modules outside `nn.ModuleList`.",
     ),
 )
@@ -137,7 +136,7 @@ MODULES = (
         ),
         "One layer serves several places (a shared head, a recurrent block). A norm behind one of"
         " the calls cannot go into the weight that all of them use.",
-        "If the places shall have weights of their own, copy the module; else it stays.",
+        "Copy the module if each place should have its own weights; otherwise it stays.",
     ),
     Reason(
         "The weight is shared",
@@ -172,10 +171,10 @@ MODULES = (
             "its train() and eval() put graphs of their own in place",
             "its parameters are parametrized (computed by other modules at every call)",
         ),
-        "A subclass or a patch may compute something else than the layer it looks like, so refold"
-        " does not trust its type.",
-        "Nothing needs doing where its forward is plain torch: that is followed instead. Else "
-        "replace it by the plain layer (`torch.nn.utils.parametrize.remove_parametrizations` for "
+        "A subclass or a patch may not compute what the layer it looks like does, so refold does "
+        "not trust its type.",
+        "Nothing, if its forward is plain torch: that is followed instead. Otherwise replace it "
+        "with the plain layer (`torch.nn.utils.parametrize.remove_parametrizations` for "
         "parametrizations).",
     ),
     Reason(
@@ -192,10 +191,10 @@ MODULES = (
             "its code transforms a function by torch.func or vmap (…)",
         ),
         "TorchScript, `torch.compile`, `DataParallel` and cuDNN's recurrent layers run code that "
-        "is not torch calls of Python. Operators of other packages may know no tensors without "
-        "storage, on which parts are recorded.",
-        "Fold the original `nn.Module` and script, compile or wrap the result. A part that fails "
-        "without storage folds by itself, with an example of what it is given.",
+        "does not consist of torch calls from Python. Recording uses meta tensors, which some "
+        "packages' operators do not support.",
+        "Fold the original `nn.Module`, then script, compile or wrap the result. A part that fails "
+        "on meta tensors can be folded by itself, with an example of its own input.",
     ),
     Reason(
         "No recorded call runs it",
@@ -233,8 +232,8 @@ WRITING = (
             "the fold would read … before it is computed",
         ),
         "After a merge the module above needs a new forward, which is generated from what was "
-        "recorded. Here something in it has no such form: variable arguments, a context manager, "
-        "an object of a class of its own.",
+        "recorded. Something in it cannot be written that way: variable arguments, a context "
+        "manager, an object of a class of its own.",
         "Give the forward plain arguments and return tensors, tuples, lists, dicts or "
         "dataclasses; keep `autocast` outside the model.",
     ),
@@ -248,21 +247,21 @@ WRITING = (
             "the folded model fails on the example (…); the step was undone",
             "…; every step was undone",
         ),
-        "With an example both forms are run once; a step by which they differ is undone. So the "
-        "network does something that the recording did not show.",
-        "The rest is folded and right. If the module is plain torch, please report it.",
+        "Both forms are run once, and a step that makes them differ is undone. The network does "
+        "something that the recording did not show.",
+        "The rest is folded, and correct. If the module is plain torch, please report it.",
     ),
     Reason(
         "The fold failed",
         ("the fold failed with …: … (this is a defect of refold; please report it)",),
-        "An error of ours, caught so that it costs no other fold.",
-        "Please report it with the module.",
+        "A bug in refold, caught so that the other folds are still made.",
+        "Please report it, with the module.",
     ),
     Reason(
         "The example does not run",
         ("the model cannot run on example_inputs of shape …: …",),
-        "Nothing can be recorded of a network that fails on its example.",
-        "Run `model(*example_inputs)` yourself first; the error is the same.",
+        "A network that fails on its example cannot be recorded.",
+        "Run `model(*example_inputs)` yourself; it fails with the same error.",
     ),
 )
 

@@ -79,7 +79,7 @@ PRUNING = (
             "the convolution behind it is not a layer",
             "what is behind it does not keep channels apart",
             "no channel of this network can be dropped: …",
-            "it has no layer",
+            "the network has no layer whose channels can be dropped",
         ),
         "A channel is dropped from a layer and from all that read it. Sums tie the channels of "
         "several layers together; reshapes, attention and outputs need every one.",
@@ -156,7 +156,7 @@ ONNX = (
             "an input of the file decides its weight …",
             "its weights are of a type that nothing is folded in",
             "it has more than 3 spatial axes, or none",
-            "it lays its input on its side first (transA)",
+            "it transposes its input first (transA)",
             "its bias differs from row to row",
             "its alpha or beta takes a weight beyond the largest of its type",
             "its output_padding is not below its stride",

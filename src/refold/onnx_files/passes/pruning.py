@@ -153,9 +153,9 @@ class _Case(NamedTuple):
         kept = [replace(item, where=made.names.get(item.where, item.where)) for item in found]
         if not layers:
             reasons = "; ".join(f"{item.where}: {item.reason}" for item in kept)
-            raise RefusedError(
-                f"no channel of this file can be dropped: {reasons or 'it has no layer'}"
-            )
+            if not reasons:
+                raise RefusedError("the file has no layer whose channels can be dropped")
+            raise RefusedError(f"no channel of this file can be dropped: {reasons}")
         if isinstance(floor, Mapping):
             paths = {name: layer for layer, name in made.names.items()}
             floor = {paths.get(name, name): least for name, least in floor.items()}

@@ -168,7 +168,7 @@ def pads_of(
 def _gemm(network: Network, node: Any, given: dict[str, Any]) -> fx.Node | None:
     weight, bias = _weights(network, node)
     if given.get("transA"):
-        raise UnreadError("it lays its input on its side first (transA)")
+        raise UnreadError("it transposes its input first (transA)")
     weight = weight if given.get("transB") else weight.T
     beta = float(given.get("beta", 1.0))
     bias = _times(bias, beta) if bias is not None and beta else None

@@ -32,13 +32,13 @@ def statistics(augment: Augment, data: Data) -> tuple[Sequence[float], Sequence[
     """Return the mean and the standard deviation that images are normalised by.
 
     Raises:
-        InputError: when the recipe has other than one number, or one a channel.
+        InputError: when the recipe has neither one value nor one per channel.
     """
     for name, asked in (("mean", augment.mean), ("std", augment.std)):
         if asked is not None and len(asked) not in (1, data.channels):
             raise InputError(
                 f"augment.{name} has {len(asked)} numbers, and the images {data.channels} "
-                "channels: give one, or one a channel"
+                "channels: give one value, or one per channel"
             )
     mean, std = MEANS.get(data.kind, IMAGENET)
     return augment.mean or mean, augment.std or std
