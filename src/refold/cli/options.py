@@ -65,7 +65,7 @@ LiveStatistics = Annotated[
     bool | None,
     typer.Option(
         "--live-statistics/--no-live-statistics",
-        help="Replace norms' initial statistics with random but plausible ones, so that checking an "
+        help="Replace initial norm statistics by random but plausible ones, so that checking an "
         "untrained network proves something. "
         "Default: only for our names, timm: and torchvision: without --checkpoint.",
     ),

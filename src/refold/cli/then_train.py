@@ -67,7 +67,8 @@ def plan_training(
     if not further.then_train:
         if further.data or further.recipe or further.epochs or further.lr or further.changes:
             raise InputError(
-                "--data, --recipe, --epochs, --lr and --set are for further training: pass --then-train"
+                "--data, --recipe, --epochs, --lr and --set are for further training: "
+                "pass --then-train"
             )
         return None
     if network.checkpoint is None and not brings_weights(network.model):

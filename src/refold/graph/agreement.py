@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from refold.errors import InputError
 from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.owned import duplicate
 from refold.graph.copies.skeleton import skeleton
@@ -23,9 +26,13 @@ from refold.graph.trace.state import StateChangeError, untouched
 from refold.graph.trace.surroundings import surroundings_kept
 
 S = TypeVar("S")
+M = TypeVar("M")
+L = TypeVar("L")
+Twins = tuple[nn.Module, nn.Module, tuple[Any, ...]]
 Planned = Counter[type[nn.Module]]
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 _ROUNDED = 5e-2  # of activations in half precision
+_MOST_WRONG = 3
 _CHAOS = 1e-3  # what a model makes of a rounding, at most
 
 
@@ -146,6 +153,75 @@ def _unplanned(run: Recorder, planned: Planned) -> str | None:
                 f"{planned[kind]}"
             )
     return None
+
+
+def beyond_rounding(
+    model: nn.Module,
+    folded: nn.Module,
+    inputs: tuple[Any, ...],
+    twins: Callable[[], Twins | None],
+) -> str | None:
+    """Return how two models differ on an example; where rounding may be why, in float64.
+
+    Rounding the weights of a deep network moves its answer, by more than a wrong fold may, however
+    exact the fold is. In half precision the answers always differ, and a CPU takes long to say so.
+
+    Args:
+        model: the one that is right.
+        folded: the other one.
+        inputs: arguments of both.
+        twins: returns the model in float64, what the same steps make of that, and the inputs; None
+            where there is none.
+    """
+    kind = narrowest(model)
+    reason = None if kind.itemsize < 4 else disagreement(model, folded, inputs)
+    if kind == torch.float64 or (reason is None and kind.itemsize == 4):
+        return reason
+    try:
+        found = twins()
+    except InputError:  # its code names a precision (`x.float()`), and so has no twin
+        found = None
+    return disagreement(*(found or (model, folded, inputs)))
+
+
+@dataclass(frozen=True)
+class Retries(Generic[M, L, S]):
+    """How to make something again without some of its steps, and to tell whether it is right.
+
+    Args:
+        make: makes it, with some steps left alone.
+        differs: says how what was made differs from the model; None where it does not.
+        steps: returns the steps that it took.
+        leave: returns what is left alone when some steps are as well, for a reason.
+    """
+
+    make: Callable[[L], M]
+    differs: Callable[[M, L], str | None]
+    steps: Callable[[M], Sequence[S]]
+    leave: Callable[[L, Sequence[S], str], L]
+
+    def agreed(self, made: M, left: L) -> tuple[M, L, str | None]:
+        """Return what is made without the steps that are wrong, at most a few.
+
+        Args:
+            made: made with `left` left alone.
+            left: what was left alone so far.
+
+        Returns:
+            What was made, what was left alone, and how it still differs.
+        """
+        for _ in range(_MOST_WRONG):
+            reason = self.differs(made, left)
+            if reason is None:
+                return made, left, None
+            wrong = wrong_step(self.steps(made), partial(self._is_right_without, left))
+            left = self.leave(left, wrong, f"{reason}; the step was undone")
+            made = self.make(left)
+        return made, left, self.differs(made, left)
+
+    def _is_right_without(self, left: L, steps: Sequence[S]) -> bool:
+        fewer = self.leave(left, steps, "")
+        return self.differs(self.make(fewer), fewer) is None
 
 
 def wrong_step(steps: Sequence[S], is_right_without: Callable[[list[S]], bool]) -> list[S]:

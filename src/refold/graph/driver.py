@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
@@ -17,12 +17,14 @@ from torch.nn.parameter import is_lazy
 from refold.errors import InputError, RefusedError
 from refold.graph.agreement import (
     Planned,
+    Retries,
+    Twins,
+    beyond_rounding,
     disagreement,
     in_double,
     misfit,
     narrowest,
     shapes_of,
-    wrong_step,
 )
 from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.owned import own_tensors
@@ -330,33 +332,23 @@ def _comparison(
     policy: Policy,
     check: bool,
 ) -> _Differs:
-    """Return what says how a fold differs from the model on the example, or that it does not.
-
-    Rounding the weights of a deep network moves its answer, by more than a wrong fold may, however
-    exact the fold is: where the answers differ, the same fold of the model in float64 is compared.
-    In half precision they always do, and a CPU takes long to say so.
-    """
+    """Return what says how a fold differs from the model on the example, or that it does not."""
     if not check:
         told = ready is plain  # else nothing has run without the stored weights
         return lambda made, left: misfit(
             plain, made.model, example, made.calls, made.shapes if told else None
         )
     example = _with_numbers(plain, example)
-    twins = cache(lambda: (in_double(plain, example), in_double(ready, example)))
-    kind = narrowest(plain)
+    doubled = cache(lambda: (in_double(plain, example), in_double(ready, example)))
 
     def differs(made: _Made, left: _Left) -> str | None:
-        reason = None if kind.itemsize < 4 else disagreement(plain, made.model, example)
-        if kind == torch.float64 or (reason is None and kind.itemsize == 4):
-            return reason
-        twin, source = twins()
-        if twin is None or source is None:
-            return disagreement(plain, made.model, example)
-        try:
-            folded = _settled(source[0], twin[1], policy, left).model
-        except InputError:  # its code names a precision (`x.float()`), and so has no twin
-            return disagreement(plain, made.model, example)
-        return disagreement(twin[0], folded, twin[1])
+        def twins() -> Twins | None:
+            twin, source = doubled()
+            if twin is None or source is None:
+                return None
+            return twin[0], _settled(source[0], twin[1], policy, left).model, twin[1]
+
+        return beyond_rounding(plain, made.model, example, twins)
 
     return differs
 
@@ -377,15 +369,11 @@ def _agreed(
         left: the steps that it left alone.
         part: the path of the one part that is compared; None for the whole model.
     """
-    for _ in range(_MAX_WRONG):
-        reason = differs(made, left)
-        if reason is None:
-            return made, left
-        is_right = partial(_is_right_without, differs, fold, left)
-        suspects = [step for step in made.steps if part in (None, step[0])]
-        left = _leave(left, wrong_step(suspects, is_right), reason)
-        made = fold(left)
-    reason = differs(made, left)
+
+    def steps(made: _Made) -> list[tuple[str, Step]]:
+        return [step for step in made.steps if part in (None, step[0])]
+
+    made, left, reason = Retries(fold, differs, steps, _leave).agreed(made, left)
     if reason is not None:
         for path, alone in left.items():
             if part in (None, path):
@@ -394,21 +382,11 @@ def _agreed(
     return made, left
 
 
-def _is_right_without(
-    differs: _Differs, fold: Callable[[_Left], _Made], left: _Left, steps: list[tuple[str, Step]]
-) -> bool:
-    fewer = _leave(left, steps, "")
-    return differs(fold(fewer), fewer) is None
-
-
-_MAX_WRONG = 3
-
-
-def _leave(left: _Left, steps: list[tuple[str, Step]], reason: str) -> _Left:
+def _leave(left: _Left, steps: Sequence[tuple[str, Step]], reason: str) -> _Left:
     """Return what is left alone when these steps are as well."""
     fresh = {path: alone.copy() for path, alone in left.items()}
     for path, step in steps:
-        fresh[path].note_wrong(step, f"{reason}; the step was undone")
+        fresh[path].note_wrong(step, reason)
     return fresh
 
 

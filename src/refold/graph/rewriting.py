@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from refold.errors import InputError
-from refold.graph.agreement import disagreement, in_double, narrowest, wrong_step
+from refold.graph.agreement import Retries, Twins, beyond_rounding, in_double
 from refold.graph.copies.owned import own_tensors
 from refold.graph.copies.skeleton import skeleton
 from refold.graph.copies.wrappers import unwrap
@@ -91,54 +91,33 @@ def rewrite(model: nn.Module, example_inputs: Any, make: _Make[P]) -> Rewritten[
             "sizes"
         )
     folded = unwrap(fold_model(model, inputs).model)
-    left: _Left = {}
-    for _ in range(_MAX_WRONG):
-        made = _rewritten(folded, inputs, make, left)
-        reason = _difference(made, inputs, make, left)
-        if reason is None:
-            return made
-        is_right = partial(_is_right_without, folded, inputs, make, left)
-        for step in wrong_step(made.steps, is_right):
-            left[step] = f"{reason}; the step was undone"
-    made = _rewritten(folded, inputs, make, left)
-    while made.steps and (reason := _difference(made, inputs, make, left)) is not None:
-        left |= dict.fromkeys(made.steps, f"{reason}; every step was undone")
-        made = _rewritten(folded, inputs, make, left)
+    redo = partial(_rewritten, folded, inputs, make)
+    differs = partial(_difference, inputs, make)
+    retries = Retries(redo, differs, lambda made: made.steps, _leave)
+    made, left, reason = retries.agreed(redo({}), {})
+    while reason is not None:
+        left = _leave(left, made.steps, f"{reason}; every step was undone")
+        made = redo(left)
+        reason = differs(made, left)
     return made
 
 
-_MAX_WRONG = 3
-
-
-def _is_right_without(
-    folded: nn.Module, inputs: tuple[Any, ...], make: _Make[P], left: _Left, steps: list[_Step]
-) -> bool:
-    fewer = left | dict.fromkeys(steps, "")
-    return _difference(_rewritten(folded, inputs, make, fewer), inputs, make, fewer) is None
+def _leave(left: _Left, steps: Sequence[_Step], reason: str) -> _Left:
+    return left | dict.fromkeys(steps, reason)
 
 
 def _difference(
-    made: Rewritten[P], inputs: tuple[Any, ...], make: _Make[P], left: _Left
+    inputs: tuple[Any, ...], make: _Make[P], made: Rewritten[P], left: _Left
 ) -> str | None:
-    """Return how a result differs from the folded model on the example; None where it does not.
-
-    Rounded weights move the answer of a deep network: the same steps in float64 decide.
-    """
+    """Return how a result differs from the folded model on the example; None where it does not."""
     if not made.steps:
         return None
-    kind = narrowest(made.folded)
-    reason = None if kind.itemsize < 4 else disagreement(made.folded, made.model, inputs)
-    if kind == torch.float64 or (reason is None and kind.itemsize == 4):
-        return reason
-    twin = in_double(made.folded, inputs)
-    if twin is not None:
-        try:
-            other = _rewritten(*twin, make, left).model
-        except InputError:  # its code names a precision (`x.float()`), and so has no twin
-            pass
-        else:
-            return disagreement(twin[0], other, twin[1])
-    return disagreement(made.folded, made.model, inputs)
+
+    def twins() -> Twins | None:
+        twin = in_double(made.folded, inputs)
+        return twin and (twin[0], _rewritten(*twin, make, left).model, twin[1])
+
+    return beyond_rounding(made.folded, made.model, inputs, twins)
 
 
 def _rewritten(

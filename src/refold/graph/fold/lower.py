@@ -39,7 +39,13 @@ class Like:
     storages: frozenset[int] = frozenset()
 
 
-_NAMES = {Conv: "conv", Affine: "scale", AvgPool: "pool", Pad: "pad", Select: "select"}
+_NAMES: dict[type[Operator], str] = {
+    Conv: "conv",
+    Affine: "scale",
+    AvgPool: "pool",
+    Pad: "pad",
+    Select: "select",
+}
 
 
 def name_of_new(op: Operator) -> str:
