@@ -1,4 +1,7 @@
-"""What a model is called with: the one place that reads `example_inputs`."""
+"""What a model is called with: `example_inputs`, in every form that verbs take, as arguments.
+
+`refold.graph` lies below and takes arguments alone; a verb reads them here first.
+"""
 
 from __future__ import annotations
 
