@@ -297,7 +297,7 @@ class Commit:
         return {
             id(self._at(cast(str, node.target)))
             for node, host in hosts
-            if host is not None and alive(host) and host.op == "call_module"
+            if alive(host) and host.op == "call_module"
             if host not in self.edits.inserted
         }
 

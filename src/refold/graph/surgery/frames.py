@@ -517,7 +517,7 @@ def _by_holder(calls: dict[str, fx.Node]) -> dict[str, dict[str, fx.Node]]:
 def _decisions(edits: Edits) -> dict[Frame, str]:
     """Return the frames whose code may take another path for another input, with the reason.
 
-    A step that such a path would not bear has been refused by now; to write a whole forward anew
+    A step that such a path would not hold in has been refused by now; to write a whole forward anew
     is more than that.
     """
     evidence = edits.capture.evidence
