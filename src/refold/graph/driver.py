@@ -30,7 +30,6 @@ from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.owned import own_tensors
 from refold.graph.copies.skeleton import skeleton
 from refold.graph.copies.wrappers import unwrap
-from refold.graph.fold.borders import pad_before_layers
 from refold.graph.fold.computed_weights import store_constants, store_weights
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.leftovers import drop_idle, drop_layouts, drop_repeats, drop_unread
@@ -42,9 +41,11 @@ from refold.graph.fold.norms.shared import push_into_readers
 from refold.graph.fold.norms.slices import pull_from_slices
 from refold.graph.fold.parallel_paths import merge_siblings
 from refold.graph.fold.record import COMPUTED, Fold, Kept
-from refold.graph.fold.relayout import unify_layouts, unify_reads
 from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
 from refold.graph.fold.shared_weights import merge_readers
+from refold.graph.fold.spellings.assigned_slices import join_assigned_slices
+from refold.graph.fold.spellings.borders import pad_before_layers
+from refold.graph.fold.spellings.relayout import unify_layouts, unify_reads
 from refold.graph.fold.summed_slices import add_slices
 from refold.graph.fold.survey import survey
 from refold.graph.fold.value_biases import push_value_biases
@@ -448,6 +449,8 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
     lifter = Lifter.of(capture)
     editor = Editor(capture)
     fold = FoldPass(lifter, editor, policy, left)
+    if join_assigned_slices(fold):
+        lifter = fold.lift_anew()
     if pad_before_layers(fold):
         lifter = fold.lift_anew()
     unify_layouts(lifter, editor)

@@ -21,7 +21,7 @@ from refold.algebra.operator import Affine, Conv, Operator
 from refold.graph.calls import Call, canonical, is_question
 from refold.graph.copies.modules import attribute, submodule
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.stretches import Stretch, free_values, growing, moves_numbers
+from refold.graph.fold.spellings.stretches import Stretch, free_values, growing, moves_numbers
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Piece

@@ -1,0 +1,240 @@
+"""A new map whose channels are all assigned, a slice at a time: the values side by side.
+
+`y = x.new_empty(…); y[:, :c] = a; y[:, c:] = b` is `torch.cat((a, b), 1)`, along any axis but the
+batch. It is so for every size where the slices follow on each other from the first channel to the
+last, the values have the shape of their slices, and the new map their type and device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from refold.graph.calls import canonical, is_question, name_of
+from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.lift.kinds import same_kind
+from refold.graph.lift.lifter import Lifter
+from refold.graph.surgery.edits import alive
+from refold.graph.trace.frames import nodes_in
+
+_NEW = frozenset({"new_empty", "new_zeros", "new_ones", "new_full"})
+_LIKE = frozenset({"empty_like", "zeros_like", "ones_like"})
+_OF_SIZES = frozenset({"empty", "zeros", "ones"})
+_ALL = slice(None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Write:
+    """A slice of one axis that is overwritten.
+
+    Args:
+        calls: what does it, the last one last.
+        axis: the axis.
+        start: where the slice begins, a number or what gives one.
+        stop: where it ends; None for the end of the axis.
+        value: what is written.
+    """
+
+    calls: tuple[fx.Node, ...]
+    axis: int
+    start: Any
+    stop: Any
+    value: fx.Node
+
+
+def join_assigned_slices(fold: FoldPass) -> bool:
+    """Lay values side by side that are assigned to all slices of a new map; say if anywhere."""
+    done = False
+    for node in list(fold.lifter.capture.graph.nodes):
+        if (
+            alive(node)
+            and node.op.startswith("call_")
+            and name_of(node) in _NEW | _LIKE | _OF_SIZES
+        ):
+            writes = _writes(fold.lifter, node)
+            if writes:
+                calls = [node, *(call for write in writes for call in write.calls)]
+                done |= fold.attempt(calls, partial(_join, fold, node, writes, calls))
+    if done:
+        fold.editor.sweep()
+    return done
+
+
+def _join(fold: FoldPass, node: fx.Node, writes: list[_Write], calls: list[fx.Node]) -> bool:
+    values = [write.value for write in writes]
+    last = max(write.calls[-1] for write in writes)
+    joined = fold.editor.insert_function(torch.cat, (values, writes[0].axis), before=last)
+    joined.meta["dtype"] = node.meta.get("dtype")
+    fold.lifter.shapes[joined] = fold.lifter.shapes[node]
+    fold.editor.replace(node, joined)
+    fold.editor.discard(calls)
+    fold.touch(calls, [joined])
+    return True
+
+
+def _writes(lifter: Lifter, node: fx.Node) -> list[_Write] | None:
+    """Return what is written into a new map, from its first channel to its last one."""
+    shape, capture = lifter.shape(node), lifter.capture
+    if shape is None or len(node.users) < 3:
+        return None
+    found = {user: _write(lifter, node, user, len(shape)) for user in node.users}
+    writes = [write for write in found.values() if write is not None]
+    readers = [user for user, write in found.items() if write is None]
+    if len(writes) < 2 or not readers:
+        return None
+    if max(write.calls[-1] for write in writes) > min(readers):
+        return None
+    inside = {node, *(call for write in writes for call in write.calls)}
+    if not inside.isdisjoint(capture.stays.keys() | capture.elsewhere.keys()):
+        return None
+    ordered = _in_a_row(writes, shape, _sizes(node))
+    fits = ordered is not None and all(_fits(lifter, node, shape, write) for write in ordered)
+    return ordered if fits else None
+
+
+def _write(lifter: Lifter, node: fx.Node, user: fx.Node, rank: int) -> _Write | None:
+    """Return the slice that a user of a new map overwrites, or its only user does."""
+    if name_of(user) == "setitem" and user.args[0] is node and not user.users:
+        index, value = user.args[1:]
+        span = _span(index, rank)
+        if span is None or not isinstance(value, fx.Node) or node in nodes_in(index):
+            return None
+        return _Write((user,), *span, value)
+    call, [*after] = canonical(user), user.users
+    if call is None or call.name not in ("getitem", "narrow") or call["input"] is not node:
+        return None
+    if len(after) != 1 or after[0].op != "call_method" or after[0].target != "copy_":
+        return None
+    copy = after[0]
+    if copy.users or copy.kwargs or len(copy.args) != 2 or copy.args[0] is not user:
+        return None
+    if call.name == "getitem":
+        span = _span(call["index"], rank)
+    else:
+        span = _narrowed(call["dim"], call["start"], call["length"], rank)
+    value = copy.args[1]
+    if span is None or not isinstance(value, fx.Node):
+        return None
+    return _Write((user, copy), *span, value)
+
+
+def _narrowed(dim: Any, start: Any, length: Any, rank: int) -> tuple[int, Any, Any] | None:
+    if not all(isinstance(number, int) for number in (dim, start, length)):
+        return None
+    return dim % rank, start, start + length
+
+
+def _span(index: Any, rank: int) -> tuple[int, Any, Any] | None:
+    """Return the axis along which an index takes a slice of a map, its start and its stop."""
+    entries = list(cast("tuple[Any, ...]", index)) if isinstance(index, tuple) else [index]
+    if sum(entry is Ellipsis for entry in entries) == 1:
+        at = next(i for i, entry in enumerate(entries) if entry is Ellipsis)
+        entries[at : at + 1] = [_ALL] * (rank - len(entries) + 1)
+    if len(entries) > rank or not all(isinstance(entry, slice) for entry in entries):
+        return None
+    cut = [axis for axis, entry in enumerate(entries) if entry != _ALL]
+    if len(cut) != 1 or cut[0] == 0:
+        return None
+    entry = entries[cut[0]]
+    if entry.step not in (None, 1) or any(_is_negative(end) for end in (entry.start, entry.stop)):
+        return None
+    return cut[0], entry.start or 0, entry.stop
+
+
+def _is_negative(end: Any) -> bool:
+    return isinstance(end, int) and end < 0
+
+
+def _in_a_row(
+    writes: list[_Write], shape: tuple[int, ...], sizes: tuple[Any, ...] | None
+) -> list[_Write] | None:
+    """Return the writes in order where each starts at the end of the one before, whatever the size.
+
+    Args:
+        writes: the slices that are overwritten.
+        shape: of the new map.
+        sizes: what it was made of; None where another value told.
+    """
+    axis, rest, end = writes[0].axis, list(writes), cast("Any", 0)
+    ordered = list[_Write]()
+    total = sizes[axis] if sizes is not None and len(sizes) == len(shape) else None
+    while rest:
+        after = [write for write in rest if write.axis == axis and _is_same(write.start, end)]
+        if len(after) != 1 or end is None:
+            return None
+        ordered += after
+        rest.remove(after[0])
+        end = after[0].stop
+    return ordered if end is None or (isinstance(total, int) and end == total) else None
+
+
+def _is_same(one: Any, two: Any) -> bool:
+    """Say whether two ends are one number, whatever the size."""
+    if isinstance(one, fx.Node) and isinstance(two, fx.Node):
+        same = (one.op, one.target, one.args) == (two.op, two.target, two.args)
+        return one is two or (same and is_question(one))
+    return not isinstance(one, fx.Node) and not isinstance(two, fx.Node) and one == two
+
+
+def _fits(lifter: Lifter, node: fx.Node, shape: tuple[int, ...], write: _Write) -> bool:
+    """Say whether a value has the shape, type and device of the slice that it is written to."""
+    value, axis = write.value, write.axis
+    given = lifter.shape(value)
+    if given is None or value in lifter.tainted or len(given) != len(shape):
+        return False
+    others = [(a, b) for at, (a, b) in enumerate(zip(given, shape, strict=True)) if at != axis]
+    if any(a != b for a, b in others):
+        return False
+    numbers = [shape[axis] if write.stop is None else write.stop, write.start]
+    if all(isinstance(number, int) for number in numbers):
+        if given[axis] != numbers[0] - numbers[1]:
+            return False
+        is_told = write.stop is not None or _is_int(_sizes(node), axis)
+    else:
+        is_told = False
+    if given[axis] < 2 and not is_told:  # a single channel may be written to any number of them
+        return False
+    likes = _kinds(node)
+    return bool(likes) and all(same_kind(lifter, like, value) for like in likes)
+
+
+def _is_int(sizes: tuple[Any, ...] | None, axis: int) -> bool:
+    return sizes is not None and axis < len(sizes) and isinstance(sizes[axis], int)
+
+
+def _sizes(node: fx.Node) -> tuple[Any, ...] | None:
+    """Return the sizes that a new map is made of; None where it has those of another value."""
+    name = name_of(node)
+    if name in _LIKE:
+        return None
+    given = node.args[1:] if name in _NEW else node.args
+    if name != "new_full" and len(given) != 1:
+        return given
+    first = node.kwargs.get("size") if not given else given[0]
+    return tuple(cast("Any", first)) if isinstance(first, (tuple, list)) else None
+
+
+def _kinds(node: fx.Node) -> list[fx.Node]:
+    """Return the values that tell a new map its type and its device; none where that is unsure."""
+    name = name_of(node)
+    asked = {key: node.kwargs.get(key) for key in ("dtype", "device")}
+    told = [_asked(value, key) for key, value in asked.items() if value is not None]
+    if None in told:
+        return []
+    known = [value for value in told if value is not None]
+    if name in _OF_SIZES:
+        return known if len(known) == 2 else []
+    source = node.args[0]
+    return [*known, source] if isinstance(source, fx.Node) else []
+
+
+def _asked(given: Any, key: str) -> fx.Node | None:
+    """Return the value whose type or device is given."""
+    if isinstance(given, fx.Node) and given.target is getattr and given.args[1] == key:
+        value = given.args[0]
+        return value if isinstance(value, fx.Node) else None
+    return None
