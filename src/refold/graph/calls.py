@@ -392,6 +392,32 @@ def is_kind_question(node: fx.Node) -> bool:
     return name in _NEW or (is_question(node) and name in _KINDS)
 
 
+def words(size: Any) -> object:
+    """Return what a size is told from: equal words are one number, whatever the input.
+
+    Examples:
+        >>> graph = fx.symbolic_trace(lambda x: (x.size(0) * 2, x.size(0) * 2, x.size(1))).graph
+        >>> [size, _, twice, _, again, other, _] = list(graph.nodes)[:7]
+        >>> words(twice) == words(again), words(twice) == words(other)
+        (True, False)
+    """
+    if isinstance(size, (tuple, list)):
+        return tuple(map(words, size))
+    if not isinstance(size, fx.Node) or not (is_question(size) or _is_size_arithmetic(size)):
+        return size
+    if is_question(size):
+        return str(size.target), *size.args
+    return str(size.target), *map(words, size.args)
+
+
+def _is_size_arithmetic(node: fx.Node) -> bool:
+    """Say whether a call computes with sizes alone."""
+    known = getattr(node.target, "__module__", None) == "_operator"
+    inputs = node.all_input_nodes
+    plain = node.op == "call_function" and not node.kwargs and bool(inputs)
+    return plain and known and all(is_question(n) or _is_size_arithmetic(n) for n in inputs)
+
+
 def reads_shape_only(node: fx.Node, value: fx.Node) -> bool:
     """Say whether `node` reads the size, type or device of `value` and none of its numbers."""
     likens = Kind.LIKENS in kind_of(node) and node.args[:1] != (value,)

@@ -45,6 +45,7 @@ from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
 from refold.graph.fold.shared_weights import merge_readers
 from refold.graph.fold.spellings.assigned_slices import join_assigned_slices
 from refold.graph.fold.spellings.borders import pad_before_layers
+from refold.graph.fold.spellings.laid_out_sums import add_before_layouts
 from refold.graph.fold.spellings.relayout import unify_layouts, unify_reads
 from refold.graph.fold.summed_slices import add_slices
 from refold.graph.fold.survey import survey
@@ -459,6 +460,7 @@ def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
         drop_unread(fold)
     drop_repeats(fold)
     drop_idle(fold)
+    add_before_layouts(fold)
     if merge_readers(fold):
         drop_idle(fold)
     fold_repeated(fold)

@@ -339,12 +339,13 @@ def _undone(lifter: Lifter, steps: list[fx.Node], value: fx.Node) -> bool:
     if _kind(steps[0]):
         order = list(range(len(shape)))
         for step in reversed(steps):
-            order = _turned(step, order)
+            order = turned(step, order)
         return order == list(range(len(shape)))
     return _is_size_of(lifter, steps, value, shape)
 
 
-def _turned(step: fx.Node, order: list[int]) -> list[int]:
+def turned(step: fx.Node, order: list[int]) -> list[int]:
+    """Return an order of axes after one more transpose or permutation."""
     call = canonical(step)
     assert call is not None
     if call.name == "permute":
@@ -370,7 +371,7 @@ def _is_size_of(lifter: Lifter, steps: list[fx.Node], value: fx.Node, shape: Sha
         return _asks(sizes, value) is not None and sizes.args[1:] in ((), ("shape",))
     if made is not None and made.arguments == {"input": made["input"], "shape": sizes}:
         return True  # as many numbers, laid out in the words that laid them out before
-    unknown = [i for i, size in enumerate(sizes) if not _is_axis(size, i, value, shape)]
+    unknown = [i for i, size in enumerate(sizes) if not is_axis(size, i, value, shape)]
     return len(sizes) == len(shape) and (not unknown or [sizes[i] for i in unknown] == [-1])
 
 
@@ -382,7 +383,8 @@ def _asks(size: object, value: fx.Node) -> fx.Node | None:
     return size if asks and isinstance(size, fx.Node) and size.args[0] is value else None
 
 
-def _is_axis(size: object, axis: int, value: fx.Node, shape: Shape) -> bool:
+def is_axis(size: object, axis: int, value: fx.Node, shape: Shape) -> bool:
+    """Say whether a size is what a value has along an axis."""
     if not isinstance(size, fx.Node):
         return False
     if size.target == "size" and len(size.args) == 2:

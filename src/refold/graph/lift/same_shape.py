@@ -48,6 +48,11 @@ def are_even(context: Context, node: fx.Node, values: tuple[fx.Node, ...]) -> bo
     return bool(node.meta["even"])
 
 
+def surely_alike(context: Context, values: tuple[fx.Node, ...]) -> bool:
+    """Return whether values have one shape whatever the input, by what they are made from alone."""
+    return _meet(context, [_Term(value) for value in values])
+
+
 @dataclass
 class _Term:
     """A value followed back to what it is made from.

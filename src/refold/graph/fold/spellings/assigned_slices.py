@@ -14,8 +14,9 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from refold.graph.calls import canonical, is_question, name_of
+from refold.graph.calls import canonical, name_of, place_of, words
 from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.record import Fold
 from refold.graph.lift.kinds import same_kind
 from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.edits import alive
@@ -70,9 +71,11 @@ def _join(fold: FoldPass, node: fx.Node, writes: list[_Write], calls: list[fx.No
     joined = fold.editor.insert_function(torch.cat, (values, writes[0].axis), before=last)
     joined.meta["dtype"] = node.meta.get("dtype")
     fold.lifter.shapes[joined] = fold.lifter.shapes[node]
+    where, detail = fold.path(node), f"{len(writes)} slices of {place_of(node)}"
     fold.editor.replace(node, joined)
     fold.editor.discard(calls)
     fold.touch(calls, [joined])
+    fold.folds.append(Fold(where, "lay assigned slices side by side", detail, 0, 0))
     return True
 
 
@@ -163,21 +166,13 @@ def _in_a_row(
     ordered = list[_Write]()
     total = sizes[axis] if sizes is not None and len(sizes) == len(shape) else None
     while rest:
-        after = [write for write in rest if write.axis == axis and _is_same(write.start, end)]
+        after = [write for write in rest if write.axis == axis and words(write.start) == words(end)]
         if len(after) != 1 or end is None:
             return None
         ordered += after
         rest.remove(after[0])
         end = after[0].stop
     return ordered if end is None or (isinstance(total, int) and end == total) else None
-
-
-def _is_same(one: Any, two: Any) -> bool:
-    """Say whether two ends are one number, whatever the size."""
-    if isinstance(one, fx.Node) and isinstance(two, fx.Node):
-        same = (one.op, one.target, one.args) == (two.op, two.target, two.args)
-        return one is two or (same and is_question(one))
-    return not isinstance(one, fx.Node) and not isinstance(two, fx.Node) and one == two
 
 
 def _fits(lifter: Lifter, node: fx.Node, shape: tuple[int, ...], write: _Write) -> bool:
