@@ -9,10 +9,10 @@ from __future__ import annotations
 import builtins
 import operator
 from ast import literal_eval
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Flag, auto
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -392,22 +392,32 @@ def is_kind_question(node: fx.Node) -> bool:
     return name in _NEW or (is_question(node) and name in _KINDS)
 
 
-def words(size: Any) -> object:
+def words(size: Any, called: Mapping[fx.Node, object] | None = None) -> object:
     """Return what a size is told from: equal words are one number, whatever the input.
+
+    Args:
+        size: a number, a call that gives one, or several of them.
+        called: names of values; those of one name have one shape.
 
     Examples:
         >>> graph = fx.symbolic_trace(lambda x: (x.size(0) * 2, x.size(0) * 2, x.size(1))).graph
-        >>> [size, _, twice, _, again, other, _] = list(graph.nodes)[:7]
-        >>> words(twice) == words(again), words(twice) == words(other)
+        >>> [_, size, twice, _, again, other, _] = list(graph.nodes)
+        >>> words(twice) == words(again), words(size) == words(other)
         (True, False)
     """
     if isinstance(size, (tuple, list)):
-        return tuple(map(words, size))
+        return tuple(words(each, called) for each in size)
     if not isinstance(size, fx.Node) or not (is_question(size) or _is_size_arithmetic(size)):
         return size
-    if is_question(size):
-        return str(size.target), *size.args
-    return str(size.target), *map(words, size.args)
+    if not is_question(size):
+        return str(size.target), *(words(each, called) for each in size.args)
+    first, *others = cast("tuple[Any, ...]", size.args)
+    value = (called or {}).get(first, first)
+    if size.target == "size" or others == ["shape"]:
+        shape = "shape", value
+        of_axis = size.target == "size" and bool(others)
+        return (str(operator.getitem), shape, others[0]) if of_axis else shape
+    return str(size.target), value, *others
 
 
 def _is_size_arithmetic(node: fx.Node) -> bool:

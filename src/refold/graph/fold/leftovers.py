@@ -371,7 +371,7 @@ def _is_size_of(lifter: Lifter, steps: list[fx.Node], value: fx.Node, shape: Sha
         return _asks(sizes, value) is not None and sizes.args[1:] in ((), ("shape",))
     if made is not None and made.arguments == {"input": made["input"], "shape": sizes}:
         return True  # as many numbers, laid out in the words that laid them out before
-    unknown = [i for i, size in enumerate(sizes) if not is_axis(size, i, value, shape)]
+    unknown = [i for i, size in enumerate(sizes) if not _is_axis(size, i, value, shape)]
     return len(sizes) == len(shape) and (not unknown or [sizes[i] for i in unknown] == [-1])
 
 
@@ -383,8 +383,7 @@ def _asks(size: object, value: fx.Node) -> fx.Node | None:
     return size if asks and isinstance(size, fx.Node) and size.args[0] is value else None
 
 
-def is_axis(size: object, axis: int, value: fx.Node, shape: Shape) -> bool:
-    """Say whether a size is what a value has along an axis."""
+def _is_axis(size: object, axis: int, value: fx.Node, shape: Shape) -> bool:
     if not isinstance(size, fx.Node):
         return False
     if size.target == "size" and len(size.args) == 2:

@@ -75,6 +75,16 @@ def test_a_sum_of_branches_laid_out_alike_is_one_layer(lay: Lay, stride: int, gr
     assert "lay out a sum once" in [step.rule for step in steps]
 
 
+def test_sizes_that_one_branch_is_asked_for() -> None:
+    class Asked(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            one, other = self.a(x), self.b(x)
+            n, c, h, w = one.shape
+            return one.view(n, c, h * w) + other.reshape(n, c, h * w)
+
+    assert convs(fold(live(Asked(LAYOUTS[0], LAYOUTS[0])))) == 1
+
+
 def test_differences_of_three_terms_and_the_input_itself() -> None:
     class Three(nn.Module):
         def __init__(self) -> None:

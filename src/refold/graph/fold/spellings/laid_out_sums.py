@@ -11,15 +11,15 @@ import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 
 from refold.algebra.operator import Conv, chain
-from refold.graph.calls import canonical, name_of, words
+from refold.graph.calls import canonical, is_question, name_of, words
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.leftovers import is_axis, turned
+from refold.graph.fold.leftovers import turned
 from refold.graph.fold.record import Fold
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
@@ -76,7 +76,7 @@ def _add(fold: FoldPass, node: fx.Node, name: str, terms: tuple[_LaidOut, _LaidO
         editor.reread(last.steps[0], last.source, total)
         made = last.steps
     else:
-        made = list(_laid_out_anew(fold, total, last.steps, node))
+        made = list(_laid_out_anew(fold, total, (last, *terms), node))
     where = fold.path(node)
     editor.replace(node, made[-1])
     editor.discard([call for call in calls if call not in made])
@@ -95,28 +95,46 @@ def _is_free(fold: FoldPass, step: fx.Node, node: fx.Node) -> bool:
 
 
 def _laid_out_anew(
-    fold: FoldPass, value: fx.Node, steps: list[fx.Node], before: fx.Node
+    fold: FoldPass, value: fx.Node, terms: tuple[_LaidOut, ...], before: fx.Node
 ) -> Iterator[fx.Node]:
-    """Yield the calls that lay another value out; sizes of what was laid out are its own."""
-    editor, shapes = fold.editor, fold.lifter.shapes
-    for step in steps:
-        call = canonical(step)
+    """Yield the calls that lay another value out as the first term; it is asked for its own size.
+
+    All terms are laid out alike: the size of any of them is the size of the new value.
+    """
+    instead = dict[fx.Node, fx.Node]()
+    for step, *others in zip(*(term.steps for term in terms), strict=True):
+        call, *beside = map(canonical, (step, *others))
         assert call is not None
-        source = call["input"]
-
-        def own(size: Any, axis: int, source: fx.Node = source, value: fx.Node = value) -> Any:
-            if not is_axis(size, axis, source, shapes[source]):
-                return size
-            sizes = editor.insert_function(getattr, (value, "shape"), before=before)
-            return editor.insert_function(operator.getitem, (sizes, axis), before=before)
-
-        args = [v for key, v in call.arguments.items() if key != "input" and v is not None]
-        if call.name == "reshape":
-            args = [tuple(own(size, axis) for axis, size in enumerate(call["shape"]))]
-        value = editor.insert_function(_FUNCTIONS[call.name], (value, *args), before=before)
+        instead.update((found["input"], value) for found in (call, *beside) if found is not None)
+        given = [v for key, v in call.arguments.items() if key != "input" and v is not None]
+        args = [_asked_anew(fold, argument, instead, before) for argument in given]
+        value = fold.editor.insert_function(_FUNCTIONS[call.name], (value, *args), before=before)
         value.meta["dtype"] = before.meta.get("dtype")
-        shapes[value] = shapes[step]
+        fold.lifter.shapes[value] = fold.lifter.shapes[step]
         yield value
+
+
+def _asked_anew(fold: FoldPass, size: Any, instead: dict[fx.Node, fx.Node], before: fx.Node) -> Any:
+    """Return a size, or several, that other values are asked for."""
+
+    def again(inner: Any) -> Any:
+        return _asked_anew(fold, inner, instead, before)
+
+    if isinstance(size, (tuple, list)):
+        return tuple(map(again, size))
+    if not isinstance(size, fx.Node) or words(size) is size:
+        return size
+    insert = partial(fold.editor.insert_function, before=before)
+    given, target = cast("list[Any]", list(size.args)), cast("Any", size.target)
+    if not is_question(size):
+        args = list(map(again, given))
+        return size if args == given else insert(target, tuple(args))
+    value = instead.get(given[0])
+    if value is None or (target != "size" and given[1:] != ["shape"]):
+        return size
+    shape = insert(getattr, (value, "shape"))
+    is_axis = target == "size" and len(given) > 1
+    return insert(operator.getitem, (shape, given[1])) if is_axis else shape
 
 
 def _alike(
@@ -125,32 +143,41 @@ def _alike(
     """Return the terms of a sum from where on they are laid out alike, None where they are not."""
     if one is other or lifter.shape(one) != lifter.shape(other) or node in lifter.tainted:
         return None
-    terms = _LaidOut(one, []), _LaidOut(other, [])
-    ends = [set(value.users) for value in (one, other)]
-    if ends != [{node}, {node}]:
+    if any(set(value.users) != {node} for value in (one, other)):
         return None
+    terms, found = (_LaidOut(one, []), _LaidOut(other, [])), list[tuple[_LaidOut, _LaidOut]]()
     while all(_is_layout(lifter, term.source) for term in terms):
-        laid = [canonical(term.source) for term in terms]
-        inputs = [call["input"] for call in laid if call is not None]
-        calls = [_spelled(lifter, term.source, inputs) for term in terms]
-        if calls[0] is None or calls[0] != calls[1]:
+        terms = _before(terms[0]), _before(terms[1])
+        found.append(terms)
+        if any(_is_read_more(term) for term in terms):
             break
-        following = [_before(term) for term in terms]
-        terms = following[0], following[1]
-        if any(len(term.source.users) > 1 for term in terms):
-            break
-    sources = terms[0].source, terms[1].source
-    if not terms[0].steps or not any(_is_conv(lifter, source) for source in sources):
-        return None
-    shape = lifter.shape(sources[0])
-    known = shape is not None and shape == lifter.shape(sources[1])
-    return terms if known and surely_alike(lifter, sources) else None
+    return next((terms for terms in reversed(found) if _are_alike(lifter, *terms)), None)
+
+
+def _is_read_more(term: _LaidOut) -> bool:
+    return any(not is_question(user) for user in term.source.users if user is not term.steps[0])
 
 
 def _before(term: _LaidOut) -> _LaidOut:
     call = canonical(term.source)
     assert call is not None
     return _LaidOut(call["input"], [term.source, *term.steps])
+
+
+def _are_alike(lifter: Lifter, one: _LaidOut, other: _LaidOut) -> bool:
+    """Say whether two values have one shape and what follows lays them out alike, at any size."""
+    shape, sources = lifter.shape(one.source), (one.source, other.source)
+    if shape is None or shape != lifter.shape(other.source):
+        return False
+    if not any(_is_conv(lifter, source) for source in sources):
+        return False
+    alike = dict[fx.Node, int]()  # values of one shape, by how many calls lay them out
+    for count, pair in enumerate(zip(one.steps, other.steps, strict=True)):
+        alike.update((call["input"], count) for call in map(canonical, pair) if call is not None)
+        spelled = [_spelled(lifter, step, alike) for step in pair]
+        if spelled[0] is None or spelled[0] != spelled[1]:
+            return False
+    return surely_alike(lifter, sources)
 
 
 def _is_layout(lifter: Lifter, node: fx.Node) -> bool:
@@ -163,13 +190,13 @@ def _is_layout(lifter: Lifter, node: fx.Node) -> bool:
     return node not in capture.stays and node not in capture.elsewhere
 
 
-def _spelled(lifter: Lifter, node: fx.Node, alike: list[fx.Node]) -> tuple[object, ...] | None:
+def _spelled(lifter: Lifter, node: fx.Node, alike: dict[fx.Node, int]) -> tuple[object, ...] | None:
     """Return what a change of layout does, in words that are equal where it does the same.
 
     Args:
         lifter: knows the shapes.
         node: the change of layout.
-        alike: values that have the shape of what it reads, this one among them.
+        alike: values by what they may be called: those of one name have one shape.
     """
     call = canonical(node)
     shape = lifter.shape(call["input"]) if call is not None else None
@@ -177,24 +204,10 @@ def _spelled(lifter: Lifter, node: fx.Node, alike: list[fx.Node]) -> tuple[objec
         return None
     if call.name in _TURNS:
         return ("turn", *turned(node, list(range(len(shape)))))
-    if call.name == "flatten":
-        ends = call["start_dim"], call["end_dim"]
-        if not all(isinstance(end, int) for end in ends):
-            return None
-        return ("flatten", *(end % len(shape) for end in ends))
-    sizes = call.arguments.get("shape")
-    if call.name != "reshape":
-        return (
-            call.name,
-            *(words(value) for key, value in call.arguments.items() if key != "input"),
-        )
-    if not isinstance(sizes, (tuple, list)):
-        return None
-    axes = [
-        [is_axis(size, axis, value, shape) for value in alike] for axis, size in enumerate(sizes)
-    ]
-    pairs = zip(sizes, axes, strict=True)
-    return ("reshape", *(("axis", i) if any(a) else words(n) for i, (n, a) in enumerate(pairs)))
+    given = {key: value for key, value in call.arguments.items() if key != "input"}
+    if call.name == "flatten" and all(isinstance(end, int) for end in given.values()):
+        return ("flatten", *(end % len(shape) for end in given.values()))
+    return (call.name, *(words(value, alike) for value in given.values()))
 
 
 def _is_conv(lifter: Lifter, node: fx.Node) -> bool:
