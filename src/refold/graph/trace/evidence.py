@@ -238,6 +238,25 @@ class Evidence:
                 frame.fixed = frame.fixed or what
         return variant
 
+    def alike_elsewhere(self, one: fx.Node, other: fx.Node, *, but: int) -> bool:
+        """Say whether two values also have one shape in other runs, those of other sizes.
+
+        Args:
+            one: a recorded value.
+            other: another one.
+            but: the axis that does not matter.
+        """
+        pairs = [(run.shape(one), run.shape(other)) for run in self._elsewise]
+        return bool(pairs) and all(
+            first is not None
+            and second is not None
+            and len(first) == len(second)
+            and all(
+                a == b for at, (a, b) in enumerate(zip(first, second, strict=True)) if at != but
+            )
+            for first, second in pairs
+        )
+
     def objection(self, nodes: Iterable[fx.Node], names: Iterable[str]) -> str | None:
         """Return why a step of a fold would be wrong in another run, or None.
 

@@ -173,3 +173,19 @@ def test_code_of_its_own_that_joins_goes() -> None:
             return first(x, a, b)
 
     assert convs(fold(live(Net(Join())))) == 1
+
+
+@pytest.mark.parametrize(
+    ("axes", "example"), [((0,), (1, 4, 6, 6)), ((2, 3), (2, 4, 1, 1)), ((2, 3), (1, 4, 1, 1))]
+)
+def test_a_value_that_fits_the_example_alone_is_spread_elsewhere(
+    axes: tuple[int, ...], example: tuple[int, ...]
+) -> None:
+    def assign(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return first(x, a, b.mean(axes, keepdim=True))
+
+    model = live(Net(assign))
+    folded = refold.reparameterize(model, torch.randn(example, dtype=torch.float64))
+    with torch.no_grad():
+        for size in ((5, 7), (1, 1)):
+            assert error(model(image(*size)), folded(image(*size))) <= EXACT

@@ -182,7 +182,10 @@ def _fits(lifter: Lifter, node: fx.Node, shape: tuple[int, ...], write: _Write) 
     if given is None or value in lifter.tainted or len(given) != len(shape):
         return False
     others = [(a, b) for at, (a, b) in enumerate(zip(given, shape, strict=True)) if at != axis]
-    if any(a != b for a, b in others):
+    evidence = lifter.capture.evidence
+    if evidence is None or any(a != b for a, b in others):
+        return False
+    if not evidence.alike_elsewhere(node, value, but=axis):  # else one size may be written to all
         return False
     numbers = [shape[axis] if write.stop is None else write.stop, write.start]
     if all(isinstance(number, int) for number in numbers):
