@@ -59,6 +59,11 @@ class Pruning(Account):
     chained: bool
     cost_plain: Workload
 
+    @property
+    def dropped(self) -> tuple[Slimmed, ...]:
+        """The layers that lost channels: the same as `steps`, by the name that scripts know."""
+        return self.steps
+
     def to_dict(self) -> dict[str, Any]:
         """Return the account as plain data, ready for JSON."""
         return {

@@ -117,7 +117,7 @@ class Evidence:
         self._asked = Counter[str]()  # how often a line asks where it is answered otherwise
         self._optional: list[Variant | Unknown] | None = None
         self._has_all_sizes = False
-        self._elsewise: list[Variant] = []  # other shapes
+        self.elsewise: list[Variant] = []  # other shapes
 
     def vary(self) -> None:
         """Record other sizes, another precision and another device, as far as the code takes them.
@@ -131,7 +131,7 @@ class Evidence:
         if self.recorder.keeps:
             self._later()
         self._note_questions()
-        note_varying(self.recorder, self.first, self._elsewise)
+        note_varying(self.recorder, self.first, self.elsewise)
         for frame, reason in self.recorder.bakes.items():
             frame.fixed = frame.fixed or reason
 
@@ -226,7 +226,7 @@ class Evidence:
                 self.root.fixed = self.root.fixed or str(error)
             return False
         variant = self._add(f"its code takes another path for an input {what}", found)
-        self._elsewise.append(variant)
+        self.elsewise.append(variant)
         return True
 
     def _add(self, what: str, found: Recorder) -> Variant:
@@ -237,25 +237,6 @@ class Evidence:
             for frame in variant.differs:
                 frame.fixed = frame.fixed or what
         return variant
-
-    def alike_elsewhere(self, one: fx.Node, other: fx.Node, *, but: int) -> bool:
-        """Say whether two values also have one shape in other runs, those of other sizes.
-
-        Args:
-            one: a recorded value.
-            other: another one.
-            but: the axis that does not matter.
-        """
-        pairs = [(run.shape(one), run.shape(other)) for run in self._elsewise]
-        return bool(pairs) and all(
-            first is not None
-            and second is not None
-            and len(first) == len(second)
-            and all(
-                a == b for at, (a, b) in enumerate(zip(first, second, strict=True)) if at != but
-            )
-            for first, second in pairs
-        )
 
     def objection(self, nodes: Iterable[fx.Node], names: Iterable[str]) -> str | None:
         """Return why a step of a fold would be wrong in another run, or None.

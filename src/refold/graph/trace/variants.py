@@ -84,6 +84,19 @@ class Variant:
         other = self.same.get(node)
         return self._shapes.get(other) if isinstance(other, fx.Node) else None
 
+    def are_alike(self, one: fx.Node, two: fx.Node, *, but: int) -> bool:
+        """Say whether two values have one shape in the other run.
+
+        Args:
+            one: a recorded value.
+            two: another one.
+            but: the axis that does not matter.
+        """
+        first, second = self.shape(one), self.shape(two)
+        if first is None or second is None or len(first) != len(second):
+            return False
+        return (*first[:but], *first[but + 1 :]) == (*second[:but], *second[but + 1 :])
+
     def _frames(self) -> list[Frame]:
         return [item for item in self.same if isinstance(item, Frame) and item.parent is not None]
 

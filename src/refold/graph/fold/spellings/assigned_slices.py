@@ -183,10 +183,10 @@ def _fits(lifter: Lifter, node: fx.Node, shape: tuple[int, ...], write: _Write) 
         return False
     others = [(a, b) for at, (a, b) in enumerate(zip(given, shape, strict=True)) if at != axis]
     evidence = lifter.capture.evidence
-    if evidence is None or any(a != b for a, b in others):
+    if evidence is None or not evidence.elsewise or any(a != b for a, b in others):
         return False
-    if not evidence.alike_elsewhere(node, value, but=axis):  # else one size may be written to all
-        return False
+    if not all(run.are_alike(node, value, but=axis) for run in evidence.elsewise):
+        return False  # a size of one may be written to all
     numbers = [shape[axis] if write.stop is None else write.stop, write.start]
     if all(isinstance(number, int) for number in numbers):
         if given[axis] != numbers[0] - numbers[1]:
