@@ -23,10 +23,10 @@ def describe_machine(model: nn.Module, inputs: Arguments, runtimes: tuple[str, .
     first = tensors(inputs)[0]
     device = first.device
     versions = {"torch": str(torch.__version__)}
-    for library in (RUNTIMES[runtime].library for runtime in runtimes):
-        if library is not None:
+    for package in (RUNTIMES[runtime].package for runtime in runtimes):
+        if package is not None:
             with suppress(metadata.PackageNotFoundError):  # the table says why it was skipped
-                versions[library] = metadata.version(library)
+                versions[package] = metadata.version(package)
     is_cuda = device.type == "cuda"
     return Machine(
         processor=_processor(),

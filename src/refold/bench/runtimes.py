@@ -79,20 +79,20 @@ class Runtime:
     Args:
         of_model: makes the call for a model, with a folder to write files into.
         of_file: makes the call for an .onnx file, where the runtime takes one.
-        library: the package whose version the figures depend on, beside torch.
+        package: the one whose version the figures depend on, beside torch.
         is_usual: whether people ship with it.
     """
 
     of_model: Callable[[nn.Module, Arguments, Path], Call]
     of_file: Callable[[Path, Arguments], Call] | None = None
-    library: str | None = None
+    package: str | None = None
     is_usual: bool = True
 
 
 RUNTIMES = {
     "eager": Runtime(_eager),
     "onnxruntime": Runtime(_onnxruntime, _onnxruntime_file, "onnxruntime"),
-    "onnxruntime-unfused": Runtime(_unfused, library="onnxruntime", is_usual=False),
+    "onnxruntime-unfused": Runtime(_unfused, package="onnxruntime", is_usual=False),
     "openvino": Runtime(_openvino, _openvino_file, "openvino"),
     "inductor": Runtime(_inductor),
 }

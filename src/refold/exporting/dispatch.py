@@ -287,8 +287,8 @@ def _require_place(options: Options, suffix: str) -> None:
         raise InputError(f"aot compiles a .pt2: {suffix} is none; leave it out, or write .pt2")
     if options.dynamic not in ("auto", "none") and FORMATS[suffix].is_fixed:
         raise InputError(f"a {suffix} takes one size, that of the example: leave dynamic out")
-    if (library := FORMATS[suffix].library) is not None:
-        require_installed(*library)
+    if (package := FORMATS[suffix].package) is not None:
+        require_installed(*package)
 
 
 def require_names(model: nn.Module, example_inputs: Any, options: Options) -> None:

@@ -52,8 +52,8 @@ class Format:
     Args:
         write: writes a file and checks it.
         runtime: what runs it, where that is not torch.
-        library: the package that writing needs and the extra that brings it, asked for before any
-            work is done.
+        package: what writing needs, and the extra that brings it, asked for before any work is
+            done.
         beside: the endings of files that belong to one.
         is_weights: whether it holds weights alone.
         takes_names: whether inputs and outputs can be given names; else it keeps the forward's own.
@@ -65,7 +65,7 @@ class Format:
 
     write: Callable[[Request, Path], None]
     runtime: Runtime | None = None
-    library: tuple[str, str] | None = None
+    package: tuple[str, str] | None = None
     beside: tuple[str, ...] = ()
     is_weights: bool = False
     takes_names: bool = False
@@ -101,7 +101,7 @@ FORMATS = {
     ".pte": Format(
         write_executorch,
         Runtime("ExecuTorch", open_executorch, run_executorch, executorch_sizes),
-        library=("executorch", "executorch"),
+        package=("executorch", "executorch"),
         is_fixed=True,
         lacks=_single("XNNPACK"),
     ),
@@ -109,7 +109,7 @@ FORMATS = {
     ".tflite": Format(
         write_litert,
         Runtime("LiteRT", open_litert, run_litert, litert_sizes),
-        library=("litert_torch", "litert"),
+        package=("litert_torch", "litert"),
         is_fixed=True,
         lacks=_single("LiteRT"),
     ),

@@ -32,9 +32,11 @@ class _Group:
     method: str
 
 
-def _groups(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> list[_Group]:
+def _groups(
+    edits: Edits, steps: Iterable[Iterable[fx.Node]], readers: dict[fx.Node, set[fx.Node]]
+) -> list[_Group]:
     changed = _changed_layers(edits)
-    readers, calls = _readers(edits), _calls(edits)
+    calls = _calls(edits)
     parts = ([node for node in step if node in changed or not alive(node)] for step in steps)
     groups = _joined(parts)
     known = {node for group in groups for node in group}
@@ -123,7 +125,11 @@ class MethodsApart:
 
     @cached_property
     def _folds(self) -> list[_Group]:
-        return _groups(self.edits, self.steps)
+        return _groups(self.edits, self.steps, self._readers)
+
+    @cached_property
+    def _readers(self) -> dict[fx.Node, set[fx.Node]]:
+        return _readers(self.edits)
 
     @cached_property
     def _below(self) -> dict[str, list[_Group]]:
@@ -213,14 +219,13 @@ class MethodsApart:
         [frame] = frames
         given = nodes_in(frame.output)
         [output] = self.edits.capture.graph.find_nodes(op="output")
-        readers = _readers(self.edits)
         for group in self._folds:
             inside = [node for node in group.nodes if self.edits.inside(node, frame)]
             if inside and len(inside) < len(group.nodes):
                 return None
         for step in self.steps:
-            hidden = (n for n in given if n in step and output not in readers.get(n, ()))
-            if any(not step.isdisjoint(readers.get(node, ())) for node in hidden):
+            hidden = (n for n in given if n in step and output not in self._readers.get(n, ()))
+            if any(not step.isdisjoint(self._readers.get(node, ())) for node in hidden):
                 return None
         return _plain_arguments(frame)
 
