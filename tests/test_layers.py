@@ -60,6 +60,8 @@ INNER = {
         ["__init__"],
     ],
 }
+# Folders within such a room, lowest first.
+FOLDERS = {("graph", "trace"): ["code", "recorder", "other_runs"]}
 # Whoever stands outside one of these imports from its __init__ only.
 FRONT_DOORS = {
     *("graph", "equivalence", "transforms", "branches", "residuals", "pruning", "exporting"),
@@ -143,14 +145,24 @@ def misplaced(me: Name, target: Name) -> str | None:
     """Return what is wrong with an import of a file of ours, or None."""
     if me[0] == target[0]:
         table = INNER_RANKS.get(me[0])
-        if table is None or me[1] == target[1]:
+        if table is None:
             return None
+        if me[1] == target[1]:
+            return misplaced_inside(me, target)
         lower = table[target[1]] < table[me[1]]
         return None if lower else f"{me[1]} may not know {target[1]}"
     if RANKS[target[0]] >= RANKS[me[0]]:
         return f"{me[0]} may not know {target[0]}"
     if target[0] in FRONT_DOORS and target[1:] != ("__init__",):
         return f"past the front door of {target[0]}"
+    return None
+
+
+def misplaced_inside(me: Name, target: Name) -> str | None:
+    """Return what is wrong with an import of a file of the same inner room, or None."""
+    order = FOLDERS.get(me[:2], [])
+    if me[2] in order and target[2] in order and order.index(target[2]) > order.index(me[2]):
+        return f"{me[2]} may not know {target[2]}"
     return None
 
 
@@ -226,6 +238,8 @@ def test_the_map_in_the_docs_is_true() -> None:
     assert [{name.rstrip("/") for name in row} for row in shown] == [set(row) for row in rows]
     assert all((SOURCE / name).is_dir() for row in shown for name in row if name.endswith("/"))
     assert " < ".join(f"`{name}`" for [name] in INNER["training"][1:-1]) in page
+    for folders in FOLDERS.values():
+        assert " < ".join(f"`{name}`" for name in folders) in page
 
 
 def test_no_room_is_overcrowded() -> None:
@@ -242,6 +256,10 @@ def test_no_room_is_overcrowded() -> None:
         ("algebra/x.py", "def f():\n    import refold.graph.driver"),
         ("rules/x.py", "import torch.fx"),
         ("graph/trace/x.py", "import timm"),
+        (
+            "graph/trace/recorder/x.py",
+            "from refold.graph.trace.other_runs.variants import Variant",
+        ),
         ("graph/trace/x.py", "from refold.graph.lift.piece import Piece"),
         ("graph/lift/x.py", "from refold.graph.surgery.editor import Editor"),
         ("graph/surgery/x.py", "from refold.graph.lift.lifter import Lifter"),

@@ -56,15 +56,15 @@ from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import Edits, alive
 from refold.graph.threads import undisturbed
 from refold.graph.trace.capture import Capture, Captures, capture_all, leaf_modules
-from refold.graph.trace.evidence import Evidence
 from refold.graph.trace.examples import as_arguments, drawn
 from refold.graph.trace.frames import map_tree
 from refold.graph.trace.leaves import NO_FORWARD, is_layer
+from refold.graph.trace.other_runs.evidence import Evidence
+from refold.graph.trace.other_runs.variants import Snapshot
 from refold.graph.trace.parametrized import Computed, with_computed_weights
 from refold.graph.trace.recording import Arguments, Runs
 from refold.graph.trace.surroundings import surroundings_kept
 from refold.graph.trace.unrun import drop
-from refold.graph.trace.variants import Snapshot
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from helpers.traps import EXACT, WRONG, conv, images, live
 from refold import plan, reparameterize
 from refold.errors import RefusedError
-from refold.graph.trace.evidence import Evidence
+from refold.graph.trace.other_runs.optional import OtherArguments
 
 X = images(2, 3, 6, 5)
 
@@ -126,7 +126,7 @@ def test_another_value_is_exact_or_refused(case: str) -> None:
 
 
 def test_the_control_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Evidence, "optional", lambda self: [])
+    monkeypatch.setattr(OtherArguments, "runs", [])
     for case in ("text", "number", "table"):
         make, given, value = CASES[case]
         model = live(make())

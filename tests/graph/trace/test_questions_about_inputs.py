@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from helpers.traps import EXACT, WRONG, conv, gap, images, live
 from refold import reparameterize
-from refold.graph.trace.evidence import Evidence
+from refold.graph.trace.other_runs.evidence import Evidence
 
 X = images(2, 3, 9, 9)
 

@@ -18,7 +18,7 @@ from torch import nn
 from refold.errors import RefusedError
 from refold.graph.copies.held import CALLABLES, bound_values
 from refold.graph.copies.modules import submodule
-from refold.graph.trace.code import functions_of, names_in
+from refold.graph.trace.code.names import functions_of, names_in
 from refold.graph.trace.recorder.flags import texts_in
 from refold.graph.trace.recorder.plain_contents import contents
 

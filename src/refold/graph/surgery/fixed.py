@@ -17,8 +17,8 @@ from refold.errors import RefusedError
 from refold.graph.copies.held import same_value
 from refold.graph.copies.watching import Absent
 from refold.graph.surgery.edits import Edits
-from refold.graph.trace.code import functions_of
-from refold.graph.trace.doubts import parsed
+from refold.graph.trace.code.names import functions_of
+from refold.graph.trace.code.source import parsed
 from refold.graph.trace.frames import Frame, Reading, ancestors, common_ancestor, walk
 
 FIXED = "_refold_made_for"

@@ -19,7 +19,8 @@ from refold.graph.copies.modules import submodule
 from refold.graph.surgery.edits import Edits, UnwritableError, alive
 from refold.graph.surgery.generated import NamesFrom, check_baked
 from refold.graph.surgery.plain_modules import is_layer_subclass
-from refold.graph.trace.doubts import attributes_read, mentions
+from refold.graph.trace.code.reads import attributes_read
+from refold.graph.trace.code.source import mentions
 from refold.graph.trace.frames import (
     Frame,
     ancestors,

@@ -16,8 +16,8 @@ from torch import fx
 
 from refold.graph.surgery.edits import Edits, alive
 from refold.graph.surgery.guards import Folded, Guard
-from refold.graph.trace.code import methods_of
-from refold.graph.trace.doubts import BY_ANY_NAME, attributes_of_self
+from refold.graph.trace.code.names import methods_of
+from refold.graph.trace.code.reads import BY_ANY_NAME, attributes_of_self
 from refold.graph.trace.frames import Frame, common_ancestor, nodes_in, walk
 
 

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from refold.graph.copies.modules import submodule
 from refold.graph.surgery.generated import check_baked, method_from_graph, regenerate
-from refold.graph.trace.code import methods_of, names_in
+from refold.graph.trace.code.names import methods_of, names_in
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 

@@ -61,3 +61,14 @@ def call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """
     args, kwargs = parted(arguments)
     return function(*args, **kwargs)
+
+
+def is_default(value: Any, default: Any) -> bool:
+    """Say whether an argument surely is its default.
+
+    Examples:
+        >>> is_default(1, 1), is_default(1, True), is_default([], [])
+        (True, False, False)
+    """
+    plain = (bool, int, float, str, type(None))
+    return type(value) is type(default) and isinstance(value, plain) and value == default

@@ -17,11 +17,12 @@ from refold.graph.copies.skeleton import skeleton
 from refold.graph.copies.ties import Ties
 from refold.graph.trace.aliases import effects
 from refold.graph.trace.arguments import parted
-from refold.graph.trace.doubts import doubt, doubt_of_calls, may_run, reached
-from refold.graph.trace.evidence import Evidence
+from refold.graph.trace.code.reads import may_run, reached
+from refold.graph.trace.doubts import doubt, doubt_of_calls
 from refold.graph.trace.examples import drawn, made_examples
 from refold.graph.trace.frames import Frame, nodes_in, walk
 from refold.graph.trace.leaves import is_layer, pinned_reason, untraceable_reason
+from refold.graph.trace.other_runs.evidence import Evidence
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recording import Again, Arguments, Runs, Seen, TraceError, record
 from refold.graph.trace.state import Changes

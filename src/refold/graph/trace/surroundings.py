@@ -19,7 +19,7 @@ from torch import nn
 
 from refold.graph.copies.held import ATOMS, is_filled, same_value
 from refold.graph.copies.modules import all_modules
-from refold.graph.trace.code import functions_of, is_foreign, named_in, names_in
+from refold.graph.trace.code.names import functions_of, is_foreign, named_in, names_in
 
 _MISSING = object()
 _NO_OBJECTS = (type, ModuleType, FunctionType, nn.Module, torch.Tensor)

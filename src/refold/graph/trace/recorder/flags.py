@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from refold.graph.copies.held import ATOMS
 from refold.graph.copies.watching import Absent
-from refold.graph.trace.code import functions_of, names_in
+from refold.graph.trace.code.names import functions_of, names_in
 from refold.graph.trace.frames import Frame, Reading
 from refold.graph.trace.recorder.plain_contents import contents, holds_plain, is_flag
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from refold.graph.trace.code import tells_people
+from refold.graph.trace.code.source import tells_people
 from refold.graph.trace.frames import Frame, leaves, map_tree, tree_items
 from refold.graph.trace.leaves import current_modes, stored_path
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain

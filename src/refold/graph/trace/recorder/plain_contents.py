@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from refold.graph.copies.held import ATOMS, CALLABLES, bound_values
-from refold.graph.trace.code import is_foreign
+from refold.graph.trace.code.names import is_foreign
 
 _KINDS = (Enum, BuiltinFunctionType, torch.dtype, torch.device, torch.memory_format)
 _NESTS = (tuple, list, set, frozenset)

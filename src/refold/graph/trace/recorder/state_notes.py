@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from refold.graph.copies.held import same_value
 from refold.graph.copies.modules import submodule
-from refold.graph.trace.code import is_read_by, names_it
+from refold.graph.trace.code.kept import is_read_by, names_it
 from refold.graph.trace.frames import Frame
 from refold.graph.trace.recorder.notebook import Flip
 from refold.graph.trace.recorder.torch_calls import TorchCalls

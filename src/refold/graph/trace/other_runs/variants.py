@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from refold.graph.trace.frames import Frame, ancestors, frame_of, leaves
 from refold.graph.trace.recorder.recorder import Recorder
+from refold.graph.trace.recording import Again, Arguments
 
 Item = fx.Node | Frame
 
@@ -342,3 +343,24 @@ def _is_equal(one: Any, two: Any) -> bool:
         return one is two or bool(one == two)
     except (RuntimeError, TypeError, ValueError):
         return False
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """One recorded root, and what it takes to record it another time.
+
+    Args:
+        recorder: the recorded run.
+        again: records anew, given arguments and options of the recorder.
+        arguments: what the root was called with.
+        first: its graph as it was recorded.
+    """
+
+    recorder: Recorder
+    again: Again
+    arguments: Arguments
+    first: Snapshot
+
+    def beside(self, what: str, other: Recorder) -> Variant:
+        """Return another run laid beside the recorded one; `what` says how it differs."""
+        return Variant(what, self.first, self.recorder.root_frame, other)

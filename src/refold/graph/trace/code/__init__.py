@@ -1,0 +1,1 @@
+"""What source code tells of a model without running it."""

@@ -1,0 +1,118 @@
+"""The source of a function: its syntax tree, and what it does with its arguments."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+_FOR_PEOPLE = frozenset(
+    {"_assert", "critical", "debug", "error", "info", "print", "warn", "warning"}
+)
+
+
+def mentions(function: Any, name: str) -> bool:
+    """Say whether a function uses an argument of its own, as far as its code tells.
+
+    Examples:
+        >>> def forward(x, scale): return x
+        >>> mentions(forward, "x"), mentions(len, "obj")
+        (True, True)
+    """
+    source = _source(function)
+    return source is None or source.count(name) > 1
+
+
+def keywords_read(function: Any, name: str) -> list[str]:
+    """Return the keywords that a function reads out of its `**name`, as far as its code tells.
+
+    Examples:
+        >>> def forward(x, **options):
+        ...     return -x if options.get("flip") or "back" in options else x
+        >>> keywords_read(forward, "options")
+        ['flip', 'back']
+    """
+    keys: list[Any] = []
+    for node in ast.walk(parsed(function)):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=table)), args=[key, *_]):
+                pass
+            case ast.Subscript(value=ast.Name(id=table), slice=key):
+                pass
+            case ast.Compare(left=key, comparators=[ast.Name(id=table)]):
+                pass
+            case _:
+                continue
+        if table == name and isinstance(key, ast.Constant) and isinstance(key.value, str):
+            keys.append(key.value)
+    return list(dict.fromkeys(keys))
+
+
+def parsed(function: Any) -> ast.Module:
+    """Return the syntax tree of a function, an empty one where there is none to be read.
+
+    Examples:
+        >>> parsed(len).body
+        []
+    """
+    try:
+        return ast.parse(textwrap.dedent(_source(function) or ""))
+    except SyntaxError:  # a lambda in the middle of a line
+        return ast.Module([], [])
+
+
+def _source(function: Any) -> str | None:
+    plain = inspect.unwrap(getattr(function, "__func__", function))
+    if not isinstance(plain, CodeType) and not hasattr(plain, "__code__"):
+        return None
+    try:
+        return inspect.getsource(plain)
+    except (OSError, TypeError):
+        return None
+
+
+@functools.lru_cache(maxsize=4096)
+def tells_people(code: CodeType, line: int) -> bool:
+    """Say whether a line of code belongs to an assertion, a warning or the like, and no more.
+
+    Args:
+        code: what runs.
+        line: of its file.
+
+    Examples:
+        >>> def look(n):
+        ...     assert n > 0, f"{n} is too few"
+        ...     return f"{n}"
+        >>> first = look.__code__.co_firstlineno
+        >>> tells_people(look.__code__, first + 1), tells_people(look.__code__, first + 2)
+        (True, False)
+    """
+    at = line - code.co_firstlineno + 1
+    found = [
+        node
+        for node in ast.walk(parsed(code))
+        if isinstance(node, ast.stmt) and node.lineno <= at <= (node.end_lineno or 0)
+    ]
+    match max(found, key=lambda node: node.lineno, default=None):
+        case ast.Assert() | ast.Raise():
+            return True
+        case ast.Expr(value=ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name))):
+            return name in _FOR_PEOPLE
+        case _:
+            return False
+
+
+def branches_on(function: Callable[..., Any], name: str) -> bool:
+    """Say whether a function decides by an argument of its own what it runs.
+
+    Examples:
+        >>> branches_on(max, "key")
+        False
+    """
+    choices = [n for n in ast.walk(parsed(function)) if isinstance(n, ast.If | ast.IfExp)]
+    tests = [part for choice in choices for part in ast.walk(choice.test)]
+    return any(isinstance(part, ast.Name) and part.id == name for part in tests)
