@@ -30,37 +30,16 @@ from refold.graph.copies.modules import stored_tensors, submodule
 from refold.graph.copies.owned import own_tensors
 from refold.graph.copies.skeleton import skeleton
 from refold.graph.copies.wrappers import unwrap
-from refold.graph.fold.computed_weights import store_constants, store_weights
-from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.leftovers import drop_idle, drop_layouts, drop_repeats, drop_unread
-from refold.graph.fold.norms.ahead_of_pools import push_through_pools
-from refold.graph.fold.norms.behind_pools import pull_through_pools
-from refold.graph.fold.norms.gains import push_gains
-from refold.graph.fold.norms.repeated import fold_repeated
-from refold.graph.fold.norms.shared import push_into_readers
-from refold.graph.fold.norms.slices import pull_from_slices
-from refold.graph.fold.parallel_paths import merge_siblings
+from refold.graph.fold.passes import folded
 from refold.graph.fold.record import COMPUTED, Fold, Kept
 from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
-from refold.graph.fold.shared_weights import merge_readers
-from refold.graph.fold.spellings.assigned_slices import join_assigned_slices
-from refold.graph.fold.spellings.borders import pad_before_layers
-from refold.graph.fold.spellings.laid_out_sums import add_before_layouts
-from refold.graph.fold.spellings.relayout import unify_layouts, unify_reads
-from refold.graph.fold.summed_slices import add_slices
 from refold.graph.fold.survey import survey
-from refold.graph.fold.value_biases import push_value_biases
-from refold.graph.lift.lifter import Lifter
 from refold.graph.policy import Policy
-from refold.graph.surgery.editor import Editor
-from refold.graph.surgery.edits import Edits, alive
 from refold.graph.threads import undisturbed
 from refold.graph.trace.capture import Capture, Captures, capture_all, leaf_modules
 from refold.graph.trace.examples import as_arguments, drawn
 from refold.graph.trace.frames import map_tree
 from refold.graph.trace.leaves import NO_FORWARD, is_layer
-from refold.graph.trace.other_runs.evidence import Evidence
-from refold.graph.trace.other_runs.variants import Snapshot
 from refold.graph.trace.parametrized import Computed, with_computed_weights
 from refold.graph.trace.recording import Arguments, Runs
 from refold.graph.trace.surroundings import surroundings_kept
@@ -283,7 +262,7 @@ def _written(
     capture: Capture, write: Callable[[Capture], T], policy: Policy, left: LeftAlone
 ) -> FoldedGraph[T]:
     try:
-        fold = _folded(capture, policy, left)
+        fold = folded(capture, policy, left)
         kept = survey(fold)
     except SetbackError:
         raise
@@ -423,7 +402,7 @@ def _fold_capture(capture: Capture, made: _Made, policy: Policy, left: LeftAlone
         made.kept.append(Kept(capture.path or type(capture.module).__name__, left.whole))
         return
     try:
-        fold = _folded(capture, policy, left)
+        fold = folded(capture, policy, left)
         kept = survey(fold)
     except SetbackError:
         raise
@@ -443,107 +422,3 @@ def _fold_capture(capture: Capture, made: _Made, policy: Policy, left: LeftAlone
 def _kinds_in(leaf: nn.Module) -> list[type[nn.Module]]:
     """Return the classes of the layers that a call runs: a fold may put several in one place."""
     return [type(part) for part in leaf.modules() if is_layer(part)]
-
-
-def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
-    capture.stays.update(left.kept_calls(capture.graph))
-    lifter = Lifter.of(capture)
-    editor = Editor(capture)
-    fold = FoldPass(lifter, editor, policy, left)
-    if join_assigned_slices(fold):
-        lifter = fold.lift_anew()
-    if pad_before_layers(fold):
-        lifter = fold.lift_anew()
-    unify_layouts(lifter, editor)
-    unify_reads(lifter, editor)
-    if policy.drop_unread:
-        drop_unread(fold)
-    drop_repeats(fold)
-    drop_idle(fold)
-    add_before_layouts(fold)
-    if merge_readers(fold):
-        drop_idle(fold)
-    fold_repeated(fold)
-    merge_siblings(fold)
-    fold.run()
-    while _more(fold):
-        fold.run()
-    while drop_layouts(fold):  # what is one value now may be a branch of a join
-        fold.run(chains=False)
-    store_weights(fold)
-    store_constants(fold)
-    push_gains(fold)
-    push_value_biases(fold)
-    _must_hold(fold, capture, left)
-    return fold
-
-
-def _more(fold: FoldPass) -> bool:
-    """Do what a region alone does not show; return whether anything was done."""
-    done = push_into_readers(fold) or merge_siblings(fold) or pull_from_slices(fold)
-    return done or pull_through_pools(fold) or push_through_pools(fold) or add_slices(fold)
-
-
-def _must_hold(fold: FoldPass, capture: Capture, left: LeftAlone) -> None:
-    """Leave the steps alone that would not hold in another run of the same code."""
-    if capture.evidence is None:
-        return
-    again: str | None = None
-    edits = fold.editor.edits
-    stands_for: dict[fx.Node, list[fx.Node]] = {}
-    for node in edits.swapped:
-        for later in edits.chain(node):
-            stands_for.setdefault(later, []).append(node)
-    for step in fold.steps:
-        nodes = {first for node in step.nodes for first in (node, *stands_for.get(node, ()))}
-        nodes -= _passed_at_the_end(nodes, step, edits, capture.evidence.first)
-        only_read = {node.name for node in _only_read(nodes, edits)}
-        nodes = {node for node in nodes if node.name not in only_read}
-        names = step.parts - only_read
-        reason = capture.evidence.objection(nodes, names)
-        if reason is None:
-            continue
-        calls = _calls_at_fault(capture.evidence, nodes, names)
-        again = reason
-        if not calls or not left.keep_calls(calls, reason):
-            left.note_wrong(step, reason)
-    if again is not None:
-        raise left.setback_for(again)
-
-
-def _calls_at_fault(
-    evidence: Evidence, nodes: set[fx.Node], names: frozenset[str]
-) -> frozenset[str]:
-    """Return functions without which a step would hold: one of them, else all; none if none do."""
-    called = evidence.functions(names)
-    for some in ([name] for name in called), [called]:
-        for left_out in some:
-            rest = {node for node in nodes if node.name not in left_out}
-            if evidence.objection(rest, names.difference(left_out)) is None:
-                return frozenset(left_out)
-    return frozenset()
-
-
-def _only_read(nodes: set[fx.Node], edits: Edits) -> set[fx.Node]:
-    """Return the calls at the start of a step that stay as they were: it only reads them."""
-    same = {n for n in nodes if n in edits.before and alive(n) and edits.is_same_call(n)}
-    rest, found = set(nodes), set[fx.Node]()
-    while first := {n for n in same - found if rest.isdisjoint(n.all_input_nodes)}:
-        found |= first
-        rest -= first
-    return found
-
-
-def _passed_at_the_end(
-    nodes: set[fx.Node], step: Step, edits: Edits, first: Snapshot
-) -> set[fx.Node]:
-    """Return the bypassed calls that no part of a step reads: they do not belong to it.
-
-    The value of such a call is the one before it, which the step keeps for whoever reads it.
-    """
-    past = {n for n in nodes - step.nodes if edits.swapped[n] not in edits.inserted}
-    past &= first.readers.keys()  # a call that an earlier step made has none in the model
-    loose = set[fx.Node]()
-    while more := {n for n in past - loose if (nodes - loose).isdisjoint(first.readers[n])}:
-        loose |= more
-    return loose

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from helpers.traps import conv, gap, images, live, net, norms, sound
 from refold import plan
 from refold.errors import RefusedError
 from refold.graph import driver
-from refold.graph.fold import parallel_paths as siblings
+from refold.graph.fold import passes
 from refold.graph.fold.emit import Emitter
 from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.merges import parallel_paths as siblings
 from refold.graph.fold.norms import shared as fanout
 from refold.graph.fold.region import Region
 from refold.graph.fold.setbacks import LeftAlone, Step
@@ -130,14 +132,14 @@ def test_code_that_cannot_be_written_for_an_unknown_reason(
     assert gap(model, done.apply(), images()) == 0
 
 
-@pytest.mark.parametrize("name", ["unify_layouts", "survey"])
+@pytest.mark.parametrize(("where", "name"), [(passes, "unify_layouts"), (driver, "survey")])
 def test_a_capture_that_cannot_be_worked_on_stays(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    where: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any) -> None:
         raise IndexError
 
-    monkeypatch.setattr(driver, name, fails)
+    monkeypatch.setattr(where, name, fails)
     model = pairs()
     done = plan(model, images())
     assert not done.steps

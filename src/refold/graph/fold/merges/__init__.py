@@ -1,0 +1,1 @@
+"""Layers that become one where a region alone does not show that they could."""
