@@ -31,12 +31,12 @@ TINY: dict[str, Any] = {
 
 
 def tiny(
-    output: Path, data: Path, *, save_steps: int = 0, workers: int = 0, fsdp: bool = False,
-    **options: Any,
+    output: Path, data: Path, *, save_steps: int = 0, log_steps: int = 1, workers: int = 0,
+    fsdp: bool = False, **options: Any,
 ) -> Any:  # fmt: skip
     """Train for some steps on a folder of images."""
     changes = {**TINY, **options.pop("changes", {})}
-    habits = Habits(save_steps=save_steps, log_steps=1, workers=workers, fsdp=fsdp)
+    habits = Habits(save_steps=save_steps, log_steps=log_steps, workers=workers, fsdp=fsdp)
     recipe = None if options.get("resume") else "folder"
     if recipe is None:
         return refold.train(output=output, habits=habits, tracker="none", cpu=True, **options)

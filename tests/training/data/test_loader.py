@@ -7,10 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from refold.errors import InputError
 from refold.training import open_data
-from refold.training.data.augment import eval_transform, train_transform
+from refold.training.data.augment import (
+    Numbers,
+    eval_bytes,
+    eval_transform,
+    numbers,
+    train_transform,
+)
 from refold.training.data.loader import EvalOrder, Samples, TrainOrder, loader
 from refold.training.recipes.recipe import Augment
 from training.pictures import folders, masks
@@ -103,12 +110,42 @@ def test_masks_move_with_their_images(tmp_path: Path) -> None:
     samples = Samples(data.train, train_transform(augment, data), 0)
     for epoch in range(8):
         image, mask, *_ = samples[epoch, 1]
-        bright = image.mean(0) > (125 / 255 - 0.449) / 0.226  # of ImageNet's mean and deviation
+        bright = image.float().mean(0) > 125
         counts = mask != 255
         assert mask.shape == (16, 16)
         assert not counts.all()  # the border, and what was moved in
         agreement = (bright == (mask == 1))[counts].float().mean()
         assert agreement > 0.97
+
+
+def old_style(augment: Augment, data):
+    """Return the transform of a run when images travelled as numbers: torchvision's own steps."""
+    steps = [v2.ToImage(), v2.RandomResizedCrop(augment.size, antialias=True)]
+    steps += [v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)]
+    steps += [v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+    made = v2.Compose([*steps, v2.RandomErasing(augment.erase)])
+    return lambda image, target: (made(image).as_subclass(torch.Tensor), target)
+
+
+@pytest.mark.parametrize("erase", [0.0, 0.7])
+def test_bytes_travel_and_the_numbers_are_the_same(tmp_path: Path, erase: float) -> None:
+    data, augment = open_data(folders(tmp_path, train=6)), Augment(size=9, erase=erase)
+    feed = numbers(augment, data)
+    samples = Samples(data.train, train_transform(augment, data), 5)
+    wanted = Samples(data.train, old_style(augment, data), 5)
+    for at in range(4):
+        assert (samples[1, at].image.dtype == torch.uint8) is not bool(erase)
+        assert torch.equal(feed(samples[1, at].image), wanted[1, at].image)
+
+
+@pytest.mark.parametrize("centre", [0.5, 1.0])
+def test_judged_bytes_are_what_one_image_becomes(tmp_path: Path, centre: float) -> None:
+    data, augment = open_data(folders(tmp_path)), Augment(size=9, centre=centre)
+    one = Samples(data.train, eval_transform(augment, data), 0)
+    many = [Samples(data.train, eval_bytes(augment, data), 0)[0, at].image for at in range(3)]
+    whole = numbers(augment, data)(torch.stack(many))
+    assert all(torch.equal(whole[at], one[0, at].image) for at in range(3))
+    assert not torch.equal(Numbers([0.5], [0.5])(many[0]), one[0, 0].image)  # the control
 
 
 def test_judging_takes_the_centre(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from refold.errors import InputError
 from refold.pruning import slimming_penalty
 from refold.training.data.loader import Batch
 from refold.training.loop.evaluation import judge, verification
+from refold.training.loop.feed import Feed
 from refold.training.loop.learner import CrossEntropy, Learner
 from refold.training.loop.optim import decays, make_optimizer
 from refold.training.loop.penalties import kernel_l2
@@ -122,9 +123,10 @@ def test_verification_against_all_thresholds() -> None:
         verification(vectors, torch.zeros(120))
 
 
-def batches(images, targets, valid, size: int) -> list[Batch]:
+def batches(images, targets, valid, size: int) -> Feed:
     rows = zip(images.split(size), targets.split(size), valid.split(size), strict=True)
-    return [Batch(*row, (3,) if at == 0 else ()) for at, row in enumerate(rows)]
+    loaded = [Batch(*row, (3,) if at == 0 else ()) for at, row in enumerate(rows)]
+    return Feed(loaded, lambda images: images, "cpu")
 
 
 def test_accuracy_leaves_out_what_cannot_be_read() -> None:

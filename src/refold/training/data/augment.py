@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,7 +45,10 @@ def statistics(augment: Augment, data: Data) -> tuple[Sequence[float], Sequence[
 
 
 def train_transform(augment: Augment, data: Data) -> Transform:
-    """Return the transform that augments an image for training."""
+    """Return the transform that augments an image for training: into bytes, where it can.
+
+    What is erased becomes the mean of each channel, which is no byte: the images are numbers then.
+    """
     from torchvision.transforms import v2
 
     side = image_side(augment, data)
@@ -65,15 +68,53 @@ def train_transform(augment: Augment, data: Data) -> Transform:
         steps.append(v2.ColorJitter(augment.jitter, augment.jitter, augment.jitter))
     if augment.auto:
         steps.append(_auto(augment.auto))
-    steps += _to_numbers(augment, data)
-    if augment.erase:
-        steps.append(v2.RandomErasing(augment.erase))
-    return _Joint(v2.Compose(steps))
+    erased = [numbers(augment, data), v2.RandomErasing(augment.erase)] if augment.erase else []
+    return _Joint(v2.Compose(steps), erased)
 
 
 def eval_transform(augment: Augment, data: Data) -> Transform:
     """Return the transform that prepares an image for evaluation: nothing random."""
     return transform_by(preprocessing(augment, data))
+
+
+def eval_bytes(augment: Augment, data: Data) -> Transform:
+    """Return the same without its last step: `numbers` of a batch is that of its images."""
+    return _cut_by(preprocessing(augment, data), [])
+
+
+def numbers(augment: Augment, data: Data) -> Numbers:
+    """Return what makes the numbers that the network sees of the bytes of images."""
+    return Numbers(*statistics(augment, data))
+
+
+class Numbers:
+    """Bytes, as the numbers that a network sees: shares of 255, normalised by channel.
+
+    A byte is a quarter of a number: bytes travel from the processes that read to the device of the
+    network, and become numbers there. What is no byte is left as it is.
+
+    Args:
+        mean: that is taken off each channel, or one for all.
+        std: that each channel is divided by, or one for all.
+
+    Shape:
+        (..., C, H, W), of uint8 or float32 -> the same shape of float32.
+
+    Examples:
+        >>> numbers = Numbers([0.5], [0.25])
+        >>> numbers(torch.tensor([[[0, 255]]], dtype=torch.uint8)).tolist()
+        [[[-2.0, 2.0]]]
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean, self.std = torch.tensor(list(mean)), torch.tensor(list(std))
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the numbers, in memory of their own where they were bytes."""
+        if images.dtype != torch.uint8:
+            return images
+        mean, std = (x.to(images.device).view(-1, 1, 1) for x in (self.mean, self.std))
+        return images.to(torch.float32).mul_(1 / 255).sub_(mean).div_(std)
 
 
 def preprocessing(augment: Augment, data: Data) -> dict[str, Any]:
@@ -100,16 +141,16 @@ def preprocessing(augment: Augment, data: Data) -> dict[str, Any]:
 
 def transform_by(steps: Mapping[str, Any]) -> Transform:
     """Return the transform that does what `preprocessing` says."""
+    return _cut_by(steps, [Numbers(steps["mean"], steps["std"])])
+
+
+def _cut_by(steps: Mapping[str, Any], last: Sequence[Callable[[Any], Any]]) -> Transform:
     from torchvision.transforms import v2
 
     made: list[Any] = [v2.ToImage(), v2.Resize(steps["resize"], antialias=steps["antialias"])]
     if steps["crop"] is not None:
         made.append(v2.CenterCrop(steps["crop"]))
-    made += [
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(list(steps["mean"]), list(steps["std"])),
-    ]
-    return _Joint(v2.Compose(made))
+    return _Joint(v2.Compose(made), last)
 
 
 def _fill() -> Any:
@@ -132,27 +173,26 @@ def _auto(name: str) -> Any:
     return makers.get(name, v2.TrivialAugmentWide)()
 
 
-def _to_numbers(augment: Augment, data: Data) -> list[Any]:
-    from torchvision.transforms import v2
-
-    mean, std = statistics(augment, data)
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
-
-
 class _Joint:
     """Transforms of an image, and of its mask where the target is one.
 
     Args:
         steps: torchvision's transforms, as one.
+        last: what is done to the image alone after them.
     """
 
-    def __init__(self, steps: Any) -> None:
-        self.steps = steps
+    def __init__(self, steps: Any, last: Sequence[Callable[[Any], Any]]) -> None:
+        self.steps, self.last = steps, last
 
     def __call__(self, image: Any, target: Any) -> tuple[torch.Tensor, Any]:
         from torchvision import tv_tensors
 
         if isinstance(target, tv_tensors.Mask):
-            picture, mask = self.steps(image, target)
-            return picture.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)[0].long()
-        return self.steps(image).as_subclass(torch.Tensor), target
+            image, mask = self.steps(image, target)
+            target = mask.as_subclass(torch.Tensor)[0].long()
+        else:
+            image = self.steps(image)
+        image = image.as_subclass(torch.Tensor)
+        for step in self.last:
+            image = step(image)
+        return image, target

@@ -154,7 +154,9 @@ def open_image(file: Any, mode: str | None) -> Any:
 
     with Image.open(file) as image:
         image.load()
-        return image if mode is None else _in_bytes(image).convert(mode)
+        if mode in (None, image.mode):
+            return image
+        return _in_bytes(image).convert(mode)
 
 
 def _in_bytes(image: Any) -> Any:

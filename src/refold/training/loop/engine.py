@@ -19,10 +19,12 @@ from refold.training.data.loader import Batch, TrainOrder
 from refold.training.loop.captured import CapturedStep, set_rates
 from refold.training.loop.collectives import total, union
 from refold.training.loop.evaluation import MAIN, Judged, judge
+from refold.training.loop.feed import Feed
 from refold.training.loop.learner import BatchOutcome, Learner
 from refold.training.loop.norms import unsync_norms
 from refold.training.loop.penalties import Penalty
 from refold.training.loop.progress import Clock, Progress, Reporter
+from refold.training.loop.readback import Readback
 from refold.training.loop.run_folder import RunFolder
 from refold.training.loop.saves import BEST, LAST, Saves
 from refold.training.loop.schedule import rate
@@ -31,6 +33,17 @@ from refold.training.recipes.recipe import Recipe
 from refold.training.seeds import seed_of, seeded
 from refold.training.settings import Habits
 from refold.training.stopping import Ears, Stopped
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a step gave, not read yet: values of each piece of its batch, and which step it was."""
+
+    values: list[Readback]
+    epoch: int
+    step: int
+    number: int
+    lr: float
 
 
 @dataclass
@@ -64,8 +77,8 @@ class Engine:
     parts: Parts
     penalties: list[Penalty]
     order: TrainOrder
-    batches: Any
-    judged: Any
+    batches: Feed
+    judged: Feed
     classes: int
     folder: RunFolder
     saves: Saves
@@ -75,6 +88,9 @@ class Engine:
         self._clock, self._saved_at = Clock(), time.monotonic()
         self._asked: int | None = None  # the number of the signal
         self._last: dict[str, float] = {}
+        self._unread: list[_Said] = []
+        # A step is read after the next one has been launched, where a device computes by itself.
+        self._late = 1 if self.accelerator.device.type == "cuda" else 0
         captures = self.habits.cuda_graph
         self._captured = CapturedStep(self._whole_step, self.recipe.model) if captures else None
 
@@ -142,28 +158,32 @@ class Engine:
         set_rates(self.parts.optimizer, lr)
         # Drop-out and the like draw what they would draw had the run never stopped.
         torch.manual_seed(seed_of(recipe.seed, "step", number, self.accelerator.process_index))
-        ready = (self._ready(piece, number, at) for at, piece in enumerate(pieces))
+        ready = (self._mixed(piece, number, at) for at, piece in enumerate(pieces))
         captured = self._captured
         outcomes = self._step(ready) if captured is None else [captured(*next(ready))]
-        loss, right, answers = self._summed(outcomes)
-        if not math.isfinite(loss):
-            raise DivergedError(self._diverged(number, loss, lr))
-        position.loss += loss * recipe.batch_size
-        position.images += recipe.batch_size
-        position.right, position.answers = position.right + right, position.answers + answers
+        values = [Readback(outcome) for outcome in outcomes]
+        self._unread.append(_Said(values, position.epoch + 1, position.step + 1, number, lr))
         position.unreadable = sorted(
             {*position.unreadable, *(index for piece in pieces for index in piece.unreadable)}
         )
-        self._last = {"loss": loss, "lr": lr}
+        self._read_all(but=self._late if self._last else 0)
 
-    def _ready(self, piece: Batch, number: int, at: int) -> tuple[Tensor, Tensor]:
-        """Return images and targets of a piece of the batch as the network sees them."""
-        device = self.accelerator.device
-        images = piece.images.to(device, non_blocking=True)
-        if self.recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        targets = piece.targets.to(device, non_blocking=True)
-        return self._mixed(images, targets, number, at)
+    def _read_all(self, but: int = 0) -> None:
+        """Read what the steps gave, but the latest ones.
+
+        Raises:
+            DivergedError: when the loss of a step is NaN or infinite.
+        """
+        position, batch = self.parts.position, self.recipe.batch_size
+        while len(self._unread) > but:
+            said = self._unread.pop(0)
+            loss, right, answers = self._summed(said.values)
+            if not math.isfinite(loss):
+                raise DivergedError(self._diverged(said, loss))
+            position.loss += loss * batch
+            position.images += batch
+            position.right, position.answers = position.right + right, position.answers + answers
+            self._last = {"loss": loss, "lr": said.lr}
 
     def _step(self, pieces: Iterable[tuple[Tensor, Tensor]]) -> list[BatchOutcome]:
         """Change the weights once, by all pieces of a batch; nothing is read from the device."""
@@ -226,10 +246,9 @@ class Engine:
                 "out --compile"
             ) from error
 
-    def _mixed(
-        self, images: Tensor, targets: Tensor, number: int, at: int
-    ) -> tuple[Tensor, Tensor]:
-        """Mix images with each other where the recipe says so."""
+    def _mixed(self, piece: Batch, number: int, at: int) -> tuple[Tensor, Tensor]:
+        """Return images and targets, mixed with each other where the recipe says so."""
+        images, targets = piece.images, piece.targets
         mix = self.recipe.mix
         if not mix.mixup and not mix.cutmix:
             return images, targets
@@ -242,9 +261,9 @@ class Engine:
             chosen = mixers[int(torch.randint(len(mixers), ()))]
             return chosen(images, targets)
 
-    def _summed(self, outcomes: list[BatchOutcome]) -> tuple[float, int, int]:
+    def _summed(self, values: list[Readback]) -> tuple[float, int, int]:
         """Return mean loss, right answers and answers of a step, of all processes."""
-        rows = [torch.stack([value.cpu().double() for value in outcome]) for outcome in outcomes]
+        rows = [value.read() for value in values]
         own = torch.stack(rows).sum(0)
         own[0] /= len(rows) * self.accelerator.num_processes
         loss, right, answers = total(self.accelerator, own).tolist()
@@ -255,14 +274,14 @@ class Engine:
         number = position.epoch * steps + position.step
         return rate(self.recipe.schedule, number, self.recipe.epochs * steps)
 
-    def _diverged(self, number: int, loss: float, lr: float) -> str:
-        position = self.parts.position
+    def _diverged(self, said: _Said, loss: float) -> str:
         last = self.saves.named(LAST)
         kept = f"the checkpoint before it is {last}" if last else "there is no checkpoint before it"
         return (
-            f"the loss of step {position.step + 1} of epoch {position.epoch + 1} is {loss}: the "
+            f"the loss of step {said.step} of epoch {said.epoch} is {loss}: the "
             f"training has diverged, or an image or a weight is not finite; {kept}; try a lower "
-            f"optimizer.lr (it was {lr:.3g} at step {number}), a longer schedule.warmup or clip"
+            f"optimizer.lr (it was {said.lr:.3g} at step {said.number}), a longer schedule.warmup "
+            "or clip"
         )
 
     # -- between steps ----------------------------------------------------------------------------
@@ -270,8 +289,11 @@ class Engine:
     def _after_step(self, step: int, ears: Ears) -> None:
         position, steps, done = self.parts.position, self.order.steps, self.done
         self._clock.tick(self.recipe.batch_size)
+        is_noted = done % self.habits.log_steps == 0
+        if is_noted:
+            self._read_all()
         self.reporter.step(self._progress(done))
-        if self.folder.writes and done % self.habits.log_steps == 0:
+        if self.folder.writes and is_noted:
             record = {"kind": "step", "step": done, "epoch": position.epoch + 1, **self._last}
             self._measure(record, self._last)
         due = self.habits.save_steps and done % self.habits.save_steps == 0
@@ -309,6 +331,7 @@ class Engine:
         return True
 
     def _after_epoch(self) -> None:
+        self._read_all()
         position, task = self.parts.position, self.recipe.task
         found = self.judge(self.parts.network())
         better = self._is_better(found.metrics[MAIN[task]], found.metrics.get("loss", math.inf))
@@ -359,11 +382,11 @@ class Engine:
     def judge(self, network: nn.Module) -> Judged:
         """Evaluate a network on the validation images."""
         network.eval()
-        task, device = self.recipe.task, self.accelerator.device
         with self.accelerator.autocast(), self._compile_errors():
-            return judge(network, self.judged, task, self.classes, device)
+            return judge(network, self.judged, self.recipe.task, self.classes)
 
     def _save(self, pointers: tuple[str, ...]) -> None:
+        self._read_all()
         position = self.parts.position
         position.unreadable = union(self.accelerator, position.unreadable)
         snapshot = self.parts.snapshot()

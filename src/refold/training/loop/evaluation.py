@@ -14,6 +14,7 @@ from refold.errors import InputError
 from refold.training.data.datasets import Task
 from refold.training.data.image_folders import IGNORE
 from refold.training.loop.collectives import gathered, summed
+from refold.training.loop.feed import Feed
 from refold.training.loop.learner import at_size, outputs
 from refold.training.seeds import generator_of
 
@@ -42,10 +43,9 @@ class Judged:
 
 def judge(
     network: Callable[[Tensor], Any],
-    batches: Any,
+    batches: Feed,
     task: Task,
     classes: int,
-    device: torch.device | str = "cpu",
 ) -> Judged:
     """Return what a network achieves.
 
@@ -53,15 +53,14 @@ def judge(
 
     Args:
         network: in evaluation mode; anything that maps images to outputs.
-        batches: of `loader`, in `EvalOrder`.
+        batches: in `EvalOrder`, where the network computes.
         task: what it is for.
         classes: how many.
-        device: where the network computes.
 
     Raises:
         InputError: when there is no readable image.
     """
-    score = _SCORES[task](classes, torch.device(device))
+    score = _SCORES[task](classes, batches.device)
     unreadable: set[int] = set()
     images = 0
     for batch in batches:
@@ -70,13 +69,17 @@ def judge(
         images += int(valid.sum())
         if bool(valid.any()):
             with torch.no_grad():
-                said = outputs(network(batch.images[valid].to(device)))[0].float()
-            score.add(said, batch.targets[valid].to(device))
+                said = outputs(network(_chosen(batch.images, valid)))[0].float()
+            score.add(said, _chosen(batch.targets, valid))
     # Several processes add in another order than one: the digits beyond are noise.
     metrics = {name: round(value, 7) for name, value in score.result().items()}
     if any(value != value for value in metrics.values()) and not images:
         raise InputError("none of the validation images can be read")
     return Judged(metrics, images, score.answers(), tuple(sorted(unreadable)))
+
+
+def _chosen(rows: Tensor, which: Tensor) -> Tensor:
+    return rows if bool(which.all()) else rows[which.to(rows.device)]
 
 
 class _Classes:

@@ -145,8 +145,8 @@ def judge_before(network: nn.Module, course: Course) -> dict[str, float]:
                 f"{course.place} has {classes} classes, and the network answers with "
                 f"{said.shape[1]}: train it on these images first, then prune"
             )
-        batches = batches_to_judge(recipe, data, course.habits.workers)
-        return judge(network, batches, recipe.task, len(data.classes), device).metrics
+        batches = batches_to_judge(recipe, data, course.habits.workers, device)
+        return judge(network, batches, recipe.task, len(data.classes)).metrics
     finally:
         network.to(home)
 

@@ -13,12 +13,13 @@ from torch import nn
 from refold.blocks import recompute_branches
 from refold.errors import InputError, MissingDependencyError
 from refold.sources.networks import Builder
-from refold.training.data.augment import eval_transform, image_side, train_transform
+from refold.training.data.augment import eval_bytes, image_side, numbers, train_transform
 from refold.training.data.datasets import Data, check_readable
 from refold.training.data.loader import EvalOrder, Samples, TrainOrder, loader
 from refold.training.loop.captured import check_capturable, make_capturable
 from refold.training.loop.collectives import align
 from refold.training.loop.engine import Engine
+from refold.training.loop.feed import Feed
 from refold.training.loop.learner import Learner, make_learner
 from refold.training.loop.norms import sync_norms
 from refold.training.loop.optim import make_optimizer
@@ -198,12 +199,18 @@ def make_engine(
     pieces = processes * recipe.accumulate
     order_of = TrainOrder(len(data.train), recipe.batch_size, recipe.seed, pieces, rank, processes)
     train = Samples(data.train, train_transform(recipe.augment, data), recipe.seed)
+    feed = Feed(
+        loader(train, order_of, habits.workers),
+        numbers(recipe.augment, data),
+        accelerator.device,
+        channels_last=recipe.channels_last,
+    )
     return Engine(
         recipe=recipe, habits=habits, accelerator=accelerator, wrapped=wrapped,
         optimizer=optimizer, average=average, parts=parts,
         penalties=[*penalties_of(recipe), *order.penalties],
-        order=order_of, batches=loader(train, order_of, habits.workers),
-        judged=judged_batches(order, rank, processes), classes=len(data.classes), folder=folder,
+        order=order_of, batches=feed,
+        judged=judged_batches(order, accelerator), classes=len(data.classes), folder=folder,
         saves=Saves(folder.path), reporter=order.reporter,
     )  # fmt: skip
 
@@ -234,26 +241,36 @@ def _prepare(
     return parts, wrapped, accelerated
 
 
-def judged_batches(order: Order, rank: int, processes: int) -> Any:
-    """Return the batches that one of several processes judges by."""
-    return batches_to_judge(order.recipe, order.data, order.habits.workers, rank, processes)
+def judged_batches(order: Order, accelerator: Any) -> Feed:
+    """Return the batches that one of an accelerator's processes judges by."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    return batches_to_judge(
+        order.recipe, order.data, order.habits.workers, accelerator.device, rank, processes
+    )
 
 
 def batches_to_judge(
-    recipe: Recipe, data: Data, workers: int, rank: int = 0, processes: int = 1
-) -> Any:
+    recipe: Recipe,
+    data: Data,
+    workers: int,
+    device: torch.device | str,
+    rank: int = 0,
+    processes: int = 1,
+) -> Feed:
     """Return the validation images in batches, prepared as the recipe judges.
 
     Args:
         recipe: says how images are prepared, and how many a batch has at most.
         data: the images.
         workers: processes that read.
+        device: where the network computes.
         rank: which of the processes that judge this is.
         processes: how many there are.
     """
-    samples = Samples(data.val, eval_transform(recipe.augment, data), recipe.seed)
+    samples = Samples(data.val, eval_bytes(recipe.augment, data), recipe.seed)
     size = max(1, min(_JUDGED_AT_ONCE, recipe.batch_size // processes))
-    return loader(samples, EvalOrder(len(data.val), size, rank, processes), workers)
+    batches = loader(samples, EvalOrder(len(data.val), size, rank, processes), workers)
+    return Feed(batches, numbers(recipe.augment, data), device)
 
 
 def image_shape(order: Order) -> tuple[int, ...]:
