@@ -138,6 +138,20 @@ def test_bytes_travel_and_the_numbers_are_the_same(tmp_path: Path, erase: float)
         assert torch.equal(feed(samples[1, at].image), wanted[1, at].image)
 
 
+def test_a_part_is_cut_out_of_image_and_mask_alike(tmp_path: Path) -> None:
+    data, augment = open_data(masks(tmp_path), "segment"), Augment(size=11, flip=False)
+    crop = v2.RandomResizedCrop(11, scale=augment.scale, antialias=True)
+    transform = train_transform(augment, data)
+    for at in range(4):
+        image, mask = data.train.load(at)
+        torch.manual_seed(at)
+        whole = crop(v2.ToImage()(image), mask)  # torchvision's own, of the whole picture
+        torch.manual_seed(at)
+        mine = transform(image, mask)
+        assert torch.equal(mine[0], whole[0].as_subclass(torch.Tensor))
+        assert torch.equal(mine[1], whole[1].as_subclass(torch.Tensor)[0].long())
+
+
 @pytest.mark.parametrize("centre", [0.5, 1.0])
 def test_judged_bytes_are_what_one_image_becomes(tmp_path: Path, centre: float) -> None:
     data, augment = open_data(folders(tmp_path)), Augment(size=9, centre=centre)

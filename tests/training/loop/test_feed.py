@@ -70,7 +70,7 @@ def test_a_loss_that_is_read_late_is_the_same_loss(
     request.getfixturevalue("late")
     tiny(tmp_path / "late", data, log_steps=2, save_steps=5, changes={"ema": None})
     assert measured(tmp_path / "now") == measured(tmp_path / "late")
-    assert {row["step"] for row in records(tmp_path / "late", "step")} == {2, 4, 6}
+    assert {row["step"] for row in records(tmp_path / "late", "step")} == {2, 4, 6, 8, 10, 12}
     assert same_bits(last(tmp_path / "now"), last(tmp_path / "late"))
 
 

@@ -54,7 +54,8 @@ def train_transform(augment: Augment, data: Data) -> Transform:
     side = image_side(augment, data)
     steps: list[Any] = [v2.ToImage()]
     if augment.crop == "resized":
-        steps.append(v2.RandomResizedCrop(side, scale=augment.scale, antialias=True))
+        crop = v2.RandomResizedCrop(side, scale=augment.scale, antialias=True)
+        steps.insert(0, _CutOut(crop))
     elif augment.crop == "pad":
         steps += [_fitted(side, data), v2.RandomCrop(side, augment.pad, fill=_fill())]
     else:
@@ -151,6 +152,32 @@ def _cut_by(steps: Mapping[str, Any], last: Sequence[Callable[[Any], Any]]) -> T
     if steps["crop"] is not None:
         made.append(v2.CenterCrop(steps["crop"]))
     return _Joint(v2.Compose(made), last)
+
+
+class _CutOut:
+    """A random crop that takes its part of a picture before it becomes a tensor.
+
+    The numbers are those of the crop itself; what it leaves out is never copied.
+
+    Args:
+        crop: torchvision's.
+    """
+
+    def __init__(self, crop: Any) -> None:
+        self.crop = crop
+
+    def __call__(self, image: Any, *mask: Any) -> Any:
+        from torchvision.transforms.v2 import functional as F
+
+        crop = self.crop
+        place = crop.make_params([image])
+        parts = [F.crop(x, *(place[key] for key in _PLACE)) for x in (image, *mask)]
+        parts[0] = F.to_image(parts[0])
+        made = [F.resize(x, crop.size, crop.interpolation, antialias=crop.antialias) for x in parts]
+        return tuple(made) if mask else made[0]
+
+
+_PLACE = ("top", "left", "height", "width")
 
 
 def _fill() -> Any:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from refold.errors import InputError
 from refold.training.data.sources import Source, readable
-from refold.training.seeds import generator_of, seeded
+from refold.training.seeds import generator_of, reseed, seeded
 from refold.training.stopping import deafen
 
 Transform = Callable[[Any, Any], tuple[Tensor, Any]]
@@ -60,7 +60,12 @@ class Samples(Dataset[Sample]):
         found = readable(self.source, index, unreadable.append)
         if found is None:
             raise InputError(f"no image can be read, {self.source.name(index)} for one")
-        with seeded(self.seed, "image", epoch, index):
+        place = (self.seed, "image", epoch, index)
+        if get_worker_info() is None:
+            with seeded(*place):
+                image, target = self.transform(*found)
+        else:  # a process that only reads keeps no generators of anyone
+            reseed(*place)
             image, target = self.transform(*found)
         return Sample(image, target, not unreadable, tuple(unreadable))
 
@@ -128,7 +133,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     unreadable = {index for sample in samples for index in sample.unreadable}
     targets = [torch.as_tensor(sample.target, dtype=torch.long) for sample in samples]
     return Batch(
-        torch.stack([sample.image for sample in samples]),
+        default_collate([sample.image for sample in samples]),  # where all processes see it
         torch.stack(targets),
         torch.tensor([sample.valid for sample in samples]),
         tuple(sorted(unreadable)),
