@@ -120,11 +120,13 @@ class Emitter:
         ]
 
     def _check_time(self) -> None:
-        """Refuse to read a value that changes in place at any time but its own."""
-        changing = [self.lifter.tainted[n] for n in self.region.inputs if n in self.lifter.tainted]
-        stays = self.hosts and self.hosts[0][1] is self.region.nodes[0]
-        if changing and not stays:
-            raise RefusedError(changing[0])
+        """Refuse to read a value that changes in place between the first call and the last."""
+        if self.hosts and self.hosts[0][1] is self.region.nodes[0]:
+            return
+        groups, first = AliasGroups(self.region.root.graph), min(self.region.nodes)
+        for value in self.region.inputs:
+            if value in self.lifter.tainted and groups.is_written(value, first, self.region.root):
+                raise RefusedError(self.lifter.tainted[value])
 
     def _check_writes(self) -> None:
         """Refuse to let a call that changes what it reads read a value that others read, too."""

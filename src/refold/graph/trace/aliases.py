@@ -105,17 +105,21 @@ class AliasGroups:
             found.setdefault(second, []).append(first)
         return found
 
-    def is_written(self, value: fx.Node, after: fx.Node | None = None) -> bool:
+    def is_written(
+        self, value: fx.Node, after: fx.Node | None = None, before: fx.Node | None = None
+    ) -> bool:
         """Say whether a call changes the memory that holds a value, or may.
 
         Args:
             value: the value.
             after: count the calls behind this one only.
+            before: count the calls in front of this one only.
         """
         members = set(self.members(value))
-        readers = (user for member in members for user in member.users)
-        late = (user for user in readers if after is None or after < user)
-        return any(changed in members for user in late for changed, _ in _writes(user))
+        users = {user for member in members for user in member.users}
+        users = {user for user in users if after is None or after < user}
+        users = {user for user in users if before is None or user < before}
+        return any(changed in members for user in users for changed, _ in _writes(user))
 
     def later_readers(self, value: fx.Node, after: fx.Node) -> Iterator[fx.Node]:
         """Yield what holds the memory of a value for the caller, or reads it behind a call."""
