@@ -262,7 +262,7 @@ def test_a_change_in_place_is_named_by_path_and_line() -> None:
     wanted = (
         f"inner (test_planning.py:{line}) changes inner.conv in place while inner.tanh reads it"
     )
-    assert reasons == [wanted, wanted]
+    assert reasons == [wanted]
 
 
 class Lister(nn.Module):
