@@ -201,6 +201,10 @@ class FoldPass:
         kept = Kept(self.lifter.capture.full(where), reason)
         self.refused.update(dict.fromkeys(layers, kept))
 
+    def keep(self, node: fx.Node, reason: str) -> None:
+        """Note why a call stays."""
+        self.refused[node] = Kept(self.path(node), reason)
+
     def decisions_on(self, region: Region) -> Decisions:
         """Return what decides on a region: whether it may grow can depend on where it stands."""
         if not self.policy.grown or not self.policy.grows(map(self.path, region.nodes)):
@@ -277,7 +281,7 @@ class FoldPass:
         first, *rest = chain(real)
         is_view = isinstance(first, Input) and all(isinstance(part, _VIEWS) for part in rest)
         if is_view and self.shares_anew(region.root, cast(fx.Node, cast(Input, first).key)):
-            self._refuse(region.nodes, _TWICE)
+            self._refuse(region.nodes, TWICE)
             return None
         try:
             return Emitter(self.lifter, self.editor, region, real), real
@@ -398,7 +402,7 @@ def _runs(op: Operator) -> Iterator[tuple[Operator, ...]]:
 
 
 _VIEWS = (Identity, Flatten, Unflatten, Reshaped, Select)
-_TWICE = "the result would share its memory with an input or with another result"
+TWICE = "the result would share its memory with an input or with another result"
 
 
 def is_handed_out(node: fx.Node) -> bool:

@@ -23,7 +23,6 @@ from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.norms.gains import taken_in
 from refold.graph.fold.norms.takers import Taker, conv_of, holds, is_layer, lowered, note
-from refold.graph.fold.record import Kept
 from refold.graph.lift.lifter import Lifter
 from refold.graph.trace.frames import map_tree
 from refold.graph.trace.overridden import layer_class
@@ -76,7 +75,7 @@ def push_value_biases(fold: FoldPass) -> None:
                 fold.attempt(way.nodes, partial(_push, fold, way, made))
         except RefusedError as error:
             layer = start[0]
-            fold.refused[layer] = Kept(fold.path(layer), f"its bias stays: {error}")
+            fold.keep(layer, f"its bias stays: {error}")
 
 
 # the mean

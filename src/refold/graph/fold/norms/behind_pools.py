@@ -19,7 +19,6 @@ from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.norms.takers import conv_of, holds, is_layer, note, taker
-from refold.graph.fold.record import Kept
 from refold.graph.layers import DepthToSpace
 from refold.graph.lift.activations import activation
 from refold.graph.lift.lifter import Lifter
@@ -124,7 +123,7 @@ def _pull(fold: FoldPass, norm: fx.Node, piece: Piece, steps: list[Step]) -> boo
     if any(step.bends for step in steps) and op.shift is not None:
         return False
     if any(step.is_max for step in steps) and not rises(op):
-        fold.refused[norm] = Kept(fold.path(norm), _FALLS)
+        fold.keep(norm, _FALLS)
         return False
     made = taker(fold, conv, affine)
     if made is None:

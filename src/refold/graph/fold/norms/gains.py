@@ -37,7 +37,6 @@ from refold.graph.fold.norms.takers import (
     note,
     simplified,
 )
-from refold.graph.fold.record import Kept
 from refold.graph.fold.region import Regions
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
@@ -71,7 +70,7 @@ def push_gains(fold: FoldPass) -> None:
                 write = partial(_push, fold, node, gain, list(readers), made)
                 fold.attempt([node, *readers], write)
         except RefusedError as error:
-            fold.refused[node] = Kept(fold.path(node), f"its gain stays: {error}")
+            fold.keep(node, f"its gain stays: {error}")
 
 
 def _gain(lifter: Lifter, node: fx.Node) -> _Gain | None:

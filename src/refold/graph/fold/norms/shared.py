@@ -28,7 +28,8 @@ from refold.algebra.operator import (
 )
 from refold.engine.ledger import Rewrite
 from refold.engine.replay import Replay
-from refold.graph.calls import reads_shape_only
+from refold.errors import RefusedError
+from refold.graph.calls import place_of, reads_shape_only
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.region import Region, Regions, computes_nothing, node_of
 from refold.graph.lift.piece import Piece
@@ -53,14 +54,19 @@ def push_into_readers(fold: FoldPass) -> bool:
         if path is None or len(set(region.root.users)) < 2:
             continue
         readers = readers or _Readers(fold.regions)
-        if fold.attempt(path, partial(_push, fold, readers, frozenset(path))):
+        if fold.attempt(path, partial(_push, fold, readers, path)):
             fold.editor.sweep()
             return True
     return False
 
 
-def _push(fold: FoldPass, readers: _Readers, path: frozenset[fx.Node]) -> bool:
-    pushes = _plan(fold, readers, path)
+def _push(fold: FoldPass, readers: _Readers, path: list[fx.Node]) -> bool:
+    try:
+        pushes = _plan(fold, readers, frozenset(path))
+    except RefusedError as error:
+        scale = next(node for node in path if not computes_nothing(fold.lifter, node))
+        fold.keep(scale, f"not all of its readers take it in: {error}")
+        return False
     return bool(pushes) and fold.write_all([(p.region, p.rewrite, p.replay) for p in pushes])
 
 
@@ -105,7 +111,11 @@ class _Readers:
 
 
 def _plan(fold: FoldPass, readers: _Readers, pushed: frozenset[fx.Node]) -> list[_Push]:
-    """Return the readers' regions with the norm taken in; none when one of them cannot take it."""
+    """Return the readers' regions with the norm taken in.
+
+    Raises:
+        RefusedError: when one of them cannot take it.
+    """
     while True:
         regions = Regions(fold.lifter, pushed)
         pushes: list[_Push] = []
@@ -115,7 +125,7 @@ def _plan(fold: FoldPass, readers: _Readers, pushed: frozenset[fx.Node]) -> list
             if region.root in pushed or not region.shared:
                 continue
             if not pushed.isdisjoint(region.inputs):  # it would still be needed as it is
-                return []
+                raise RefusedError(place_of(region.root))
             push = _take_in(fold, region)
             covered.update(region.nodes)
             if push is not None:
@@ -123,9 +133,13 @@ def _plan(fold: FoldPass, readers: _Readers, pushed: frozenset[fx.Node]) -> list
             elif _hands_on(region):
                 grown.update(region.nodes)
             else:
-                return []
-        if not _all_covered(pushed, covered):
-            return []
+                raise RefusedError(_why_not(fold, region))
+        for node in sorted(pushed):
+            for user in node.users:
+                if user not in covered and not reads_shape_only(user, node):
+                    why = fold.lifter.lift(user)
+                    held = f", since {why}" if isinstance(why, str) else ""
+                    raise RefusedError(place_of(user) + held)
         if not grown:
             return pushes if _agree(pushes) else []
         pushed = frozenset({*pushed, *(n for n in grown if _depends(n, pushed))})
@@ -141,6 +155,14 @@ def _take_in(fold: FoldPass, region: Region) -> _Push | None:
     scales = [leaf for leaf in leaves(rewrite.op) if isinstance(leaf, Affine)]
     fits = len(new) <= len(old) and not any(replay.real(leaf) in kept for leaf in scales)
     return _Push(region, rewrite, replay) if fits and old else None
+
+
+def _why_not(fold: FoldPass, region: Region) -> str:
+    """Return which reader does not take the scale in, and what stands in the way where known."""
+    shadow, _ = fold.decisions.stand_in(region.op)
+    refusals = fold.decisions.rewrite(shadow).refusals
+    name = place_of(region.root)
+    return f"{name}, since {refusals[0].reason}" if refusals else name
 
 
 def _own(region: Region) -> list[Operator]:
@@ -197,9 +219,3 @@ def _depends(node: fx.Node, pushed: frozenset[fx.Node]) -> bool:
             seen.add(current)
             pending.extend(current.all_input_nodes)
     return False
-
-
-def _all_covered(pushed: frozenset[fx.Node], covered: set[fx.Node]) -> bool:
-    return all(
-        user in covered or reads_shape_only(user, node) for node in pushed for user in node.users
-    )
