@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from refold.graph.calls import Kind, canonical, kind_of, name_of
 from refold.graph.copies.modules import submodule
-from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.fold_pass import TWICE, FoldPass
 from refold.graph.fold.record import Fold
 from refold.graph.lift.activations import Activation, activation
 from refold.graph.lift.context import Shape
@@ -31,6 +31,7 @@ from refold.graph.trace.effects import mutated
 
 _RESHAPES = frozenset({"flatten", "reshape", "reshape_as", "squeeze", "unflatten", "unsqueeze"})
 _TURNS = frozenset({"transpose", "permute"})
+_WIDENS = "it changes no number, but perhaps the precision of an input"
 _COPIES = frozenset({"same"})
 """They change no number, yet where the numbers lie."""
 
@@ -46,6 +47,8 @@ def drop_idle(fold: FoldPass) -> None:
             calls = _calls(fold.lifter, node) if piece.is_nothing else []
             if calls and all(_is_idle(fold.lifter, call) for call in calls):
                 fold.attempt(calls, partial(_drop_calls, fold, calls))
+            elif piece.is_nothing and Kind.BROADCASTS in kind_of(node):
+                fold.keep(node, _WIDENS)
             continue
         found = activation(fold.lifter, node)
         if found is None or found.keeps is None or node in fold.lifter.capture.stays:
@@ -76,7 +79,7 @@ def _is_idle(lifter: Lifter, node: fx.Node) -> bool:
 def _drop_calls(fold: FoldPass, calls: list[fx.Node]) -> bool:
     """Let readers of calls that change nothing read what these read, of all of them or of none."""
     values = [node.all_input_nodes[0] for node in calls]
-    if len(calls) > 1 and any(_must_stay(fold, *pair) for pair in zip(calls, values, strict=True)):
+    if len(calls) > 1 and any([_must_stay(fold, *pair) for pair in zip(calls, values, strict=True)]):
         return False
     done = False
     for node in calls:
@@ -87,9 +90,13 @@ def _drop_calls(fold: FoldPass, calls: list[fx.Node]) -> bool:
 
 
 def _must_stay(fold: FoldPass, node: fx.Node, value: fx.Node) -> bool:
-    if node in fold.lifter.tainted or value in fold.lifter.tainted:
-        return True
-    return fold.shares_anew(node, value)
+    """Say whether readers of a call may not read what it reads instead; note why."""
+    reason = fold.lifter.tainted.get(node) or fold.lifter.tainted.get(value)
+    if reason is None and fold.shares_anew(node, value):
+        reason = TWICE
+    if reason is not None and "dropout" not in _told(fold, node)[0].lower():
+        fold.keep(node, reason)
+    return reason is not None
 
 
 def _drop(fold: FoldPass, node: fx.Node, value: fx.Node, *, times: int = 1) -> bool:
