@@ -24,7 +24,7 @@ def survey(fold: FoldPass) -> list[Kept]:
     kept: dict[str, Kept] = {}
     for node in fold.lifter.capture.graph.nodes:
         piece = regions.piece(node)
-        if isinstance(piece, str):
+        if isinstance(piece, str) and node not in fold.refused:
             _keep(kept, Kept(fold.path(node), piece))
     for node in unread(fold.lifter):
         if node.op == "call_module":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import refold
 from helpers.nightly import some
 from helpers.traps import EXACT, WRONG, live
+from refold.graph.fold.record import Kept
 
 Assign = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -87,7 +88,16 @@ def liked(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return y
 
 
-@pytest.mark.parametrize("assign", some([first, last_first, copied, asked, liked], keep=4))
+def from_the_end(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    y = x.new_empty(x.shape[0], 8, *x.shape[2:])
+    y[:, :-2], y[:, -2:] = a, b
+    return y
+
+
+ASSIGNED = [first, last_first, from_the_end, copied, asked, liked]
+
+
+@pytest.mark.parametrize("assign", some(ASSIGNED, keep=4))
 def test_values_in_all_slices_are_side_by_side(assign: Assign) -> None:
     model = live(Net(assign))
     folded = fold(model)
@@ -148,15 +158,29 @@ def typed(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return y
 
 
-KEPT = [gap, overlap, read_between, changed_between, spread, typed]
+KEPT = {
+    gap: "its slices do not follow on each other",
+    overlap: "its slices do not follow on each other",
+    read_between: "mul comes before the last of them is assigned",
+    changed_between: "in place while setitem reads it",
+    spread: "mean may be spread over its slice",
+    typed: "a.1 may have another precision or device",
+}
 
 
-@pytest.mark.parametrize("assign", some(KEPT, keep=4))
+@pytest.mark.parametrize("assign", some(list(KEPT), keep=4))
 def test_what_is_no_concat_stays(assign: Assign) -> None:
     """Gaps, overlaps, reads and changes in between, values spread, a type of its own."""
     model = live(Net(assign))
     assert convs(fold(model)) == 3
     assert "lay assigned slices side by side" not in rules(model)
+    [reason] = (kept.reason for kept in kept_at(model, "new_zeros"))
+    assert reason.startswith("what is assigned to its slices is not laid side by side: ")
+    assert KEPT[assign] in reason
+
+
+def kept_at(model: nn.Module, where: str) -> list[Kept]:
+    return [kept for kept in refold.plan(model, image(7, 8)).kept if kept.where == where]
 
 
 def test_one_channel_for_several_stays() -> None:

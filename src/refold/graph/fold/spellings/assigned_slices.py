@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
+from refold.errors import RefusedError
 from refold.graph.calls import canonical, name_of, place_of, words
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.record import Fold
@@ -26,6 +27,8 @@ _NEW = frozenset({"new_empty", "new_zeros", "new_ones", "new_full"})
 _LIKE = frozenset({"empty_like", "zeros_like", "ones_like"})
 _OF_SIZES = frozenset({"empty", "zeros", "ones"})
 _ALL = slice(None)
+_MOST_AXES = 8
+_GAPS = "its slices do not follow on each other from the first channel to the last"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,11 @@ def join_assigned_slices(fold: FoldPass) -> bool:
             and node.op.startswith("call_")
             and name_of(node) in _NEW | _LIKE | _OF_SIZES
         ):
-            writes = _writes(fold.lifter, node)
+            try:
+                writes = _writes(fold.lifter, node)
+            except RefusedError as error:
+                fold.keep(node, f"what is assigned to its slices is not laid side by side: {error}")
+                continue
             if writes:
                 calls = [node, *(call for write in writes for call in write.calls)]
                 done |= fold.attempt(calls, partial(_join, fold, node, writes, calls))
@@ -79,24 +86,36 @@ def _join(fold: FoldPass, node: fx.Node, writes: list[_Write], calls: list[fx.No
     return True
 
 
-def _writes(lifter: Lifter, node: fx.Node) -> list[_Write] | None:
-    """Return what is written into a new map, from its first channel to its last one."""
+def _writes(lifter: Lifter, node: fx.Node) -> list[_Write]:
+    """Return what is written into a new map, from its first channel to its last one.
+
+    Returns:
+        Nothing where no two slices are written.
+
+    Raises:
+        RefusedError: when these are not all of it, or something else is read or written.
+    """
     shape, capture = lifter.shape(node), lifter.capture
-    if shape is None or len(node.users) < 3:
-        return None
-    found = {user: _write(lifter, node, user, len(shape)) for user in node.users}
+    if len(node.users) < 3:
+        return []
+    rank = _MOST_AXES if shape is None else len(shape)
+    found = {user: _write(lifter, node, user, rank) for user in node.users}
     writes = [write for write in found.values() if write is not None]
     readers = [user for user, write in found.items() if write is None]
-    if len(writes) < 2 or not readers:
-        return None
-    if max(write.calls[-1] for write in writes) > min(readers):
-        return None
-    inside = {node, *(call for write in writes for call in write.calls)}
-    if not inside.isdisjoint(capture.stays.keys() | capture.elsewhere.keys()):
-        return None
+    if len(writes) < 2 or not readers or not any(lifter.depends(w.value) for w in writes):
+        return []
+    if shape is None:
+        raise RefusedError("the number of channels is unknown; pass example_inputs")
+    first = min(readers)
+    if max(write.calls[-1] for write in writes) > first:
+        raise RefusedError(f"{place_of(first)} comes before the last of them is assigned")
+    for call in (node, *(call for write in writes for call in write.calls)):
+        if reason := capture.stays.get(call) or capture.elsewhere.get(call):
+            raise RefusedError(reason)
     ordered = _in_a_row(writes, shape, _sizes(node))
-    fits = ordered is not None and all(_fits(lifter, node, shape, write) for write in ordered)
-    return ordered if fits else None
+    for write in ordered:
+        _check(lifter, node, shape, write)
+    return ordered
 
 
 def _write(lifter: Lifter, node: fx.Node, user: fx.Node, rank: int) -> _Write | None:
@@ -143,24 +162,21 @@ def _span(index: Any, rank: int) -> tuple[int, Any, Any] | None:
     if len(cut) != 1 or cut[0] == 0:
         return None
     entry = entries[cut[0]]
-    if entry.step not in (None, 1) or any(_is_negative(end) for end in (entry.start, entry.stop)):
-        return None
-    return cut[0], entry.start or 0, entry.stop
-
-
-def _is_negative(end: Any) -> bool:
-    return isinstance(end, int) and end < 0
+    return (cut[0], entry.start or 0, entry.stop) if entry.step in (None, 1) else None
 
 
 def _in_a_row(
     writes: list[_Write], shape: tuple[int, ...], sizes: tuple[Any, ...] | None
-) -> list[_Write] | None:
-    """Return the writes in order where each starts at the end of the one before, whatever the size.
+) -> list[_Write]:
+    """Return the writes in order: each starts at the end of the one before, whatever the size.
 
     Args:
         writes: the slices that are overwritten.
         shape: of the new map.
         sizes: what it was made of; None where another value told.
+
+    Raises:
+        RefusedError: when they do not.
     """
     axis, rest, end = writes[0].axis, list(writes), cast("Any", 0)
     ordered = list[_Write]()
@@ -168,36 +184,45 @@ def _in_a_row(
     while rest:
         after = [write for write in rest if write.axis == axis and words(write.start) == words(end)]
         if len(after) != 1 or end is None:
-            return None
+            raise RefusedError(_GAPS)
         ordered += after
         rest.remove(after[0])
         end = after[0].stop
-    return ordered if end is None or (isinstance(total, int) and end == total) else None
+    if end is not None and not (isinstance(total, int) and end == total):
+        raise RefusedError(_GAPS)
+    return ordered
+
+
+def _check(lifter: Lifter, node: fx.Node, shape: tuple[int, ...], write: _Write) -> None:
+    """Refuse a value that has not the shape, type and device of the slice that it is written to."""
+    value = write.value
+    if value in lifter.tainted:
+        raise RefusedError(lifter.tainted[value])
+    if not _fits(lifter, node, shape, write):
+        raise RefusedError(f"{place_of(value)} may be spread over its slice for another input")
+    likes = _kinds(node)
+    if not likes or not all(same_kind(lifter, like, value) for like in likes):
+        raise RefusedError(f"{place_of(value)} may have another precision or device")
 
 
 def _fits(lifter: Lifter, node: fx.Node, shape: tuple[int, ...], write: _Write) -> bool:
-    """Say whether a value has the shape, type and device of the slice that it is written to."""
+    """Say whether a value has the shape of the slice that it is written to, at any size."""
     value, axis = write.value, write.axis
-    given = lifter.shape(value)
-    if given is None or value in lifter.tainted or len(given) != len(shape):
+    given, evidence = lifter.shape(value), lifter.capture.evidence
+    if given is None or len(given) != len(shape) or evidence is None or not evidence.elsewise:
         return False
     others = [(a, b) for at, (a, b) in enumerate(zip(given, shape, strict=True)) if at != axis]
-    evidence = lifter.capture.evidence
-    if evidence is None or not evidence.elsewise or any(a != b for a, b in others):
+    if any(a != b for a, b in others):
         return False
     if not all(run.are_alike(node, value, but=axis) for run in evidence.elsewise):
         return False  # a size of one may be written to all
-    numbers = [shape[axis] if write.stop is None else write.stop, write.start]
-    if all(isinstance(number, int) for number in numbers):
-        if given[axis] != numbers[0] - numbers[1]:
+    total, start, stop = _is_int(_sizes(node), axis), write.start, write.stop
+    is_told = isinstance(start, int) and isinstance(stop, int | None)
+    if is_told:
+        if given[axis] != len(range(shape[axis])[start:stop]):
             return False
-        is_told = write.stop is not None or _is_int(_sizes(node), axis)
-    else:
-        is_told = False
-    if given[axis] < 2 and not is_told:  # a single channel may be written to any number of them
-        return False
-    likes = _kinds(node)
-    return bool(likes) and all(same_kind(lifter, like, value) for like in likes)
+        is_told = total or (start < 0) == (stop is None or stop < 0)
+    return given[axis] > 1 or is_told  # a single channel may be written to any number of them
 
 
 def _is_int(sizes: tuple[Any, ...] | None, axis: int) -> bool:
