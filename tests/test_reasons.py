@@ -72,6 +72,7 @@ PARTS = {  # of sentences, and names of steps
     "eq ne lt le gt ge mod floordiv and_ or_ not_ getattr getitem",
     "an int or … ints",
     "… of … is not a module",
+    *(", since …", "…, since …"),
 }
 ERRORS = {  # raised by a whole verb, never kept
     "… must be ……, got …",

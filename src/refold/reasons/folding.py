@@ -51,9 +51,11 @@ BORDERS = (
             "a ring of … lies inside a ring of …",
             "the ring's constant would be scaled",
             "what was cropped is filled with zeros again",
+            "its border holds other numbers than … makes of 0",
         ),
         "A convolution pads with zeros only. It can neither pad with another constant nor put "
-        "zeros where values were cut off.",
+        "zeros where values were cut off. A border behind a norm or a 1×1 convolution folds where "
+        "it holds what that makes of zero.",
         "Pad with zeros, or leave the padding to the convolution.",
     ),
     Reason(
@@ -109,6 +111,30 @@ BRANCHES = (
         ("no branch holds a weight: pools and slices alone make no convolution",),
         "Pools and slices could be written as a convolution, but it would cost more than they do.",
         "Nothing: they are as cheap as they can be.",
+    ),
+    Reason(
+        "The branches meet after their layout was changed",
+        (
+            "its terms are laid out before they are added: …",
+            "in ways that differ, or may for another input",
+        ),
+        "A sum of maps that were made rows first (`flatten(2).transpose(1, 2)`) is taken before "
+        "that where both surely have one shape, are laid out alike and nobody else reads the rows.",
+        "Add the maps, and change the layout of the sum.",
+    ),
+    Reason(
+        "Values are assigned to the slices of a new map",
+        (
+            "what is assigned to its slices is not laid side by side: …",
+            "its slices do not follow on each other from the first channel to the last",
+            "… comes before the last of them is assigned",
+            "… may be spread over its slice for another input",
+            "… may have another precision or device",
+        ),
+        "`y = x.new_empty(…); y[:, :c] = a; y[:, c:] = b` is a concat where every channel is "
+        "written once, by a value of the very shape, precision and device of its slice.",
+        "Write `torch.cat((a, b), 1)`; or give the new map the precision and device of what it is "
+        "made from (`x.new_empty(…)`) and assign slices without gaps.",
     ),
     Reason(
         "A transposed convolution is among them",
@@ -181,6 +207,14 @@ NORMS = (
         "network stands on both sides.",
         "In a pre-activation network (norm, ReLU, convolution) the norm must stay, since its ReLU "
         "comes in between. Elsewhere put the norm right after a convolution.",
+    ),
+    Reason(
+        "Not all readers of the norm take it in",
+        ("not all of its readers take it in: …",),
+        "A norm whose value several layers read goes into all of them or into none: otherwise it "
+        "would still be computed for the rest. The sentence names one that does not take it in.",
+        "Let that reader take the value before the norm if that is what you meant; drop outputs "
+        "that deployment does not need before you fold.",
     ),
     Reason(
         "The norm stands behind a maximum",

@@ -95,9 +95,13 @@ CODE = (
     ),
     Reason(
         "The caller would get the same value twice",
-        ("the result would share its memory with an input or with another result",),
+        (
+            "the result would share its memory with an input or with another result",
+            "it changes no number, but perhaps the precision of an input",
+        ),
         "Without the step, a result is a value of its own, which the caller may change in place. "
-        "With it, the result would be the input itself, or another result.",
+        "With it, the result would be the input itself, or another result. "
+        "So it is with `x * 1.0`, which makes another type of an integer.",
         "Nothing is wrong: what stays is a copy. Return the value once, or `.clone()` it where two "
         "are needed.",
     ),

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from helpers.traps import conv, images, live, net, norms, sound
-from refold import reparameterize
+from refold import plan, reparameterize
 
 
 class _Calls(TorchFunctionMode):
@@ -261,3 +261,15 @@ def test_a_product_with_ones_that_may_widen_the_precision_stays_by_itself() -> N
 
     model, x = Widened().eval(), torch.randn(2, 2, 5, 6)
     assert reparameterize(model, x)(x).dtype == torch.double
+
+
+def test_what_changes_nothing_and_stays_says_why() -> None:
+    class Idle(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return F.leaky_relu(x, 1.0), x * 1.0
+
+    kept = plan(Idle().eval(), torch.randn(2, 3, 4, 5)).kept
+    assert {item.where: item.reason for item in kept} == {
+        "leaky_relu": "the result would share its memory with an input or with another result",
+        "mul": "it changes no number, but perhaps the precision of an input",
+    }

@@ -30,6 +30,8 @@ def test_one_reader_that_cannot_take_it_keeps_it_for_all() -> None:
     done = sound(model)
     assert norms(done.apply()) == 1
     assert not done.steps
+    [kept] = done.kept
+    assert kept.reason.startswith("not all of its readers take it in: d, since a shift meets")
 
 
 def test_a_reader_that_is_no_layer_keeps_it() -> None:
@@ -39,6 +41,7 @@ def test_a_reader_that_is_no_layer_keeps_it() -> None:
 
     done = sound(net(forward, b=Norm(3), c=conv(padding=0)))
     assert norms(done.apply()) == 1
+    assert [kept.reason for kept in done.kept] == ["not all of its readers take it in: getitem"]
 
 
 def test_queries_keys_and_values() -> None:

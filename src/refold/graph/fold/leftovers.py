@@ -79,7 +79,7 @@ def _is_idle(lifter: Lifter, node: fx.Node) -> bool:
 def _drop_calls(fold: FoldPass, calls: list[fx.Node]) -> bool:
     """Let readers of calls that change nothing read what these read, of all of them or of none."""
     values = [node.all_input_nodes[0] for node in calls]
-    if len(calls) > 1 and any([_must_stay(fold, *pair) for pair in zip(calls, values, strict=True)]):
+    if len(calls) > 1 and any(_must_stay(fold, *pair) for pair in zip(calls, values, strict=True)):
         return False
     done = False
     for node in calls:

@@ -127,6 +127,12 @@ def test_any_other_border_stays_as_it_is(write: Write) -> None:
     assert norms(folded) >= 1
 
 
+def test_the_account_says_which_numbers_the_border_should_hold() -> None:
+    model = live(net(2, 1, doubled))
+    reasons = [kept.reason for kept in refold.plan(model, image(2)).kept]
+    assert "its border holds other numbers than 1.bn makes of 0" in reasons
+
+
 def test_a_value_a_little_off_is_no_rounding() -> None:
     model = net(2, 1, ring, shift=1e-6)
     folded = refold.reparameterize(model, image(2))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -122,6 +123,19 @@ def test_branches_that_lay_out_themselves() -> None:
 def test_layouts_that_differ_stay() -> None:
     model = live(Net(lambda y: y.flatten(2), lambda y: y.transpose(2, 3).flatten(2)))
     assert convs(fold(model)) == 2
+    assert said(model) == "in ways that differ, or may for another input"
+
+
+def said(model: nn.Module) -> str:
+    reasons = [kept.reason for kept in refold.plan(model, image(7, 8)).kept]
+    [reason] = (r for r in reasons if r.startswith("its terms are laid out before they are added"))
+    return reason.partition(": ")[2]
+
+
+def test_terms_with_a_factor() -> None:
+    net = live(Net(LAYOUTS[1], LAYOUTS[1]))
+    net.join = partial(torch.add, alpha=-3)  # type: ignore[assignment]
+    assert convs(fold(net)) == 1
 
 
 def test_maps_that_only_meet_as_rows_stay() -> None:
@@ -148,6 +162,7 @@ def test_a_laid_out_value_that_others_read_stays() -> None:
     model = live(Shared(LAYOUTS[0], LAYOUTS[0]))
     folded = refold.reparameterize(model, image(7, 8))
     assert convs(folded) == 2
+    assert said(model) == "the value of flatten is also read by output"
     with torch.no_grad():
         for was, now in zip(model(image(7, 8)), folded(image(7, 8)), strict=True):
             assert float((was - now).abs().max()) <= EXACT

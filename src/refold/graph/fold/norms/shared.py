@@ -134,12 +134,7 @@ def _plan(fold: FoldPass, readers: _Readers, pushed: frozenset[fx.Node]) -> list
                 grown.update(region.nodes)
             else:
                 raise RefusedError(_why_not(fold, region))
-        for node in sorted(pushed):
-            for user in node.users:
-                if user not in covered and not reads_shape_only(user, node):
-                    why = fold.lifter.lift(user)
-                    held = f", since {why}" if isinstance(why, str) else ""
-                    raise RefusedError(place_of(user) + held)
+        _check_covered(fold, pushed, covered)
         if not grown:
             return pushes if _agree(pushes) else []
         pushed = frozenset({*pushed, *(n for n in grown if _depends(n, pushed))})
@@ -219,3 +214,13 @@ def _depends(node: fx.Node, pushed: frozenset[fx.Node]) -> bool:
             seen.add(current)
             pending.extend(current.all_input_nodes)
     return False
+
+
+def _check_covered(fold: FoldPass, pushed: frozenset[fx.Node], covered: set[fx.Node]) -> None:
+    """Refuse a norm that something reads which is in no region."""
+    for node in sorted(pushed):
+        for user in node.users:
+            if user not in covered and not reads_shape_only(user, node):
+                why = fold.lifter.lift(user)
+                held = f", since {why}" if isinstance(why, str) else ""
+                raise RefusedError(place_of(user) + held)

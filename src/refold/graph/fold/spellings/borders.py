@@ -18,7 +18,8 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from refold.algebra.operator import Affine, Conv, Operator
-from refold.graph.calls import Call, canonical, is_question
+from refold.errors import RefusedError
+from refold.graph.calls import Call, canonical, is_question, place_of
 from refold.graph.copies.modules import attribute, submodule
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.spellings.stretches import Stretch, free_values, growing, moves_numbers
@@ -73,7 +74,7 @@ def pad_before_layers(fold: FoldPass) -> bool:
     """Pad in front of a layer where the border behind it is its value of zero; say if anywhere."""
     free, done = cache(partial(free_values, fold.lifter)), False
     for node in sorted(growing(fold.lifter)):
-        border = _border(fold.lifter, free, node) if alive(node) else None
+        border = _border(fold, free, node) if alive(node) else None
         if border is not None:
             parts = [*border.calls, *(layer.node for layer in border.layers)]
             done |= fold.attempt(parts, partial(_pad_before, fold, border))
@@ -105,7 +106,9 @@ def _pad_before(fold: FoldPass, border: _Border) -> bool:
     return True
 
 
-def _border(lifter: Lifter, free: Callable[[], set[fx.Node]], node: fx.Node) -> _Border | None:
+def _border(fold: FoldPass, free: Callable[[], set[fx.Node]], node: fx.Node) -> _Border | None:
+    """Return the border behind a layer; note why where its numbers are others, or not free."""
+    lifter = fold.lifter
     shape = lifter.shape(node)
     if shape is None or len(shape) < 3:
         return None
@@ -118,7 +121,11 @@ def _border(lifter: Lifter, free: Callable[[], set[fx.Node]], node: fx.Node) -> 
     stretch = Stretch.behind(lifter, free(), node, above)
     unsure = lifter.capture.stays.keys() | lifter.capture.elsewhere.keys()
     for calls, end in stretch.ends():
-        found = _padding(stretch, calls, end, layers)
+        try:
+            found = _padding(stretch, calls, end, layers)
+        except RefusedError as error:
+            fold.keep(end, str(error))
+            continue
         if found is not None and unsure.isdisjoint((*calls, *(at.node for at in found.layers))):
             return found
     return None
@@ -238,11 +245,12 @@ def _padding(
             continue
         if made is None or tuple(made.shape) != tuple(map(sum, zip(size, added, strict=True))):
             return None
-        found = found or _surround(value, made, lifter, layers)
+        found = found or _surround(value, made, lifter, layers, len(calls))
         if found is None or not _is_padded(value, made, *found[:2]):
             return None
-    if found is None or not _is_theirs(lifter, layers[: found[2]], calls):
+    if found is None:
         return None
+    _check_readers(lifter, layers[: found[2]], calls)
     pairs = [(low, more - low) for low, more in zip(found[0], added[2:], strict=True)]
     return _Border(end, calls, layers[: found[2]], [n for pair in reversed(pairs) for n in pair])
 
@@ -275,9 +283,13 @@ def _like(lifter: Lifter, layers: list[_Layer]) -> Tensor | None:
 
 
 def _surround(
-    value: Tensor, made: Tensor, lifter: Lifter, layers: list[_Layer]
+    value: Tensor, made: Tensor, lifter: Lifter, layers: list[_Layer], calls: int
 ) -> tuple[list[int], Tensor, int] | None:
-    """Return where a value lies in what was made of it, what is around it, and the layers."""
+    """Return where a value lies in what was made of it, what is around it, and the layers.
+
+    Raises:
+        RefusedError: when several calls put one number a channel around it, of no layer's.
+    """
     first = value[(0,) * value.ndim]
     nearest = int((made[0, 0] - first).abs().argmin())
     lows = [int(at) for at in torch.unravel_index(torch.tensor(nearest), made.shape[2:])]
@@ -293,6 +305,9 @@ def _surround(
             image = layer.image(image)
         if image.shape == ring.shape and image.any() and _is_close(ring, image, image):
             return lows, image, count
+    if calls > 1 and ring.any() and bool((made[0][:, around] == ring[:, None]).all()):
+        name = place_of(layers[0].node)
+        raise RefusedError(f"its border holds other numbers than {name} makes of 0")
     return None
 
 
@@ -318,17 +333,19 @@ def _is_close(given: Tensor, known: Tensor, scale: Tensor) -> bool:
     return bool(((given.detach().double() - known).abs() <= slack).all())
 
 
-def _is_theirs(lifter: Lifter, layers: list[_Layer], calls: list[fx.Node]) -> bool:
-    """Say whether nothing but these calls reads the layers, or calls them a second time.
+def _check_readers(lifter: Lifter, layers: list[_Layer], calls: list[fx.Node]) -> None:
+    """Refuse layers that something but these calls reads, or that are called a second time.
 
     What the last layer gives, others may read as well: it lies within the padded map.
     """
     inside = {*calls, *(layer.node for layer in layers)}
     for layer in layers:
-        path = str(layer.node.target)
+        path, name = str(layer.node.target), place_of(layer.node)
         again = sum(node.op == "call_module" and node.target == path for node in calls)
         times = lifter.capture.calls.get(path, 1) if layer.node.op == "call_module" else 1
+        if times - again > 1:
+            raise RefusedError(f"{name} is called {times - again} times")
         lends = layer is layers[0] and layer.node not in lifter.tainted
-        if times - again > 1 or not (lends or inside.issuperset(layer.node.users)):
-            return False
-    return True
+        others = set(layer.node.users) - inside
+        if others and not lends:
+            raise RefusedError(f"the value of {name} is also read by {place_of(min(others))}")

@@ -17,7 +17,8 @@ import torch
 from torch import fx
 
 from refold.algebra.operator import Conv, chain
-from refold.graph.calls import canonical, is_question, name_of, words
+from refold.errors import RefusedError
+from refold.graph.calls import Call, canonical, is_question, name_of, place_of, words
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.leftovers import turned
 from refold.graph.fold.record import Fold
@@ -52,24 +53,30 @@ def add_before_layouts(fold: FoldPass) -> None:
     """Take sums of values that are laid out alike ahead of the layout."""
     for node in list(fold.lifter.capture.graph.nodes):
         call = canonical(node) if alive(node) and node.op.startswith("call_") else None
-        if call is None or call.name not in _SUMS or call["alpha"] != 1:
+        if call is None or call.name not in _SUMS or isinstance(call["alpha"], fx.Node):
             continue
         terms = call["input"], call["other"]
         if not all(isinstance(term, fx.Node) and _is_layout(fold.lifter, term) for term in terms):
             continue
-        found = _alike(fold.lifter, node, *terms)
+        try:
+            found = _alike(fold.lifter, node, *terms)
+        except RefusedError as error:
+            fold.keep(node, f"its terms are laid out before they are added: {error}")
+            continue
         if found is not None:
             steps = [step for term in found for step in term.steps]
-            fold.attempt([*steps, node], partial(_add, fold, node, call.name, found))
+            fold.attempt([*steps, node], partial(_add, fold, node, call, found))
 
 
-def _add(fold: FoldPass, node: fx.Node, name: str, terms: tuple[_LaidOut, _LaidOut]) -> bool:
+def _add(fold: FoldPass, node: fx.Node, call: Call, terms: tuple[_LaidOut, _LaidOut]) -> bool:
     editor, (one, other) = fold.editor, terms
     calls = [*one.steps, *other.steps, node]
     last = max(terms, key=lambda term: term.source)
     stays = all(_is_free(fold, step, node) for step in last.steps)
     at = last.steps[0] if stays else node
-    total = editor.insert_function(_SUMS[name], (one.source, other.source), before=at)
+    options = {} if call["alpha"] == 1 else {"alpha": call["alpha"]}
+    function = getattr(torch, call.name) if options else _SUMS[call.name]
+    total = editor.insert_function(function, (one.source, other.source), options, before=at)
     total.meta.update(dtype=node.meta.get("dtype"), even=True)
     fold.lifter.shapes[total] = fold.lifter.shapes[one.source]
     if stays:
@@ -140,10 +147,12 @@ def _asked_anew(fold: FoldPass, size: Any, instead: dict[fx.Node, fx.Node], befo
 def _alike(
     lifter: Lifter, node: fx.Node, one: fx.Node, other: fx.Node
 ) -> tuple[_LaidOut, _LaidOut] | None:
-    """Return the terms of a sum from where on they are laid out alike, None where they are not."""
+    """Return the terms of a sum from where on they are laid out alike; None for other values.
+
+    Raises:
+        RefusedError: when convolutions make both, which cannot be added before.
+    """
     if one is other or lifter.shape(one) != lifter.shape(other) or node in lifter.tainted:
-        return None
-    if any(set(value.users) != {node} for value in (one, other)):
         return None
     terms, found = (_LaidOut(one, []), _LaidOut(other, [])), list[tuple[_LaidOut, _LaidOut]]()
     while all(_is_layout(lifter, term.source) for term in terms):
@@ -151,7 +160,14 @@ def _alike(
         found.append(terms)
         if any(_is_read_more(term) for term in terms):
             break
-    return next((terms for terms in reversed(found) if _are_alike(lifter, *terms)), None)
+    others = sorted(user for value in (one, other) for user in value.users if user is not node)
+    alike = next((terms for terms in reversed(found) if _are_alike(lifter, *terms)), None)
+    if (alike is None or others) and all(_is_conv(lifter, term.source) for term in terms):
+        if not others:
+            raise RefusedError("in ways that differ, or may for another input")
+        name = place_of(next(v for v in (one, other) if others[0] in v.users))
+        raise RefusedError(f"the value of {name} is also read by {place_of(others[0])}")
+    return None if others else alike
 
 
 def _is_read_more(term: _LaidOut) -> bool:
