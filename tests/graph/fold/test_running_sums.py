@@ -90,6 +90,36 @@ def test_zeros_of_a_type_of_their_own_stay() -> None:
     assert folded.bfloat16()(half).dtype == net.bfloat16()(half).dtype == torch.float32
 
 
+def spread(x: Tensor, *branches: nn.Module) -> Tensor:
+    total = x.new_zeros(1)
+    for branch in branches:
+        total = total + branch(x)
+    return total
+
+
+def of_one_size(x: Tensor, *branches: nn.Module) -> Tensor:
+    total = x.new_zeros(2, 4, 8, 8)
+    for branch in branches:
+        total = total + branch(x)
+    return total
+
+
+def of_one_map(x: Tensor, *branches: nn.Module) -> Tensor:
+    total = torch.zeros(x.shape[0], 4, 8, 8, dtype=x.dtype)
+    return total + branches[0](x) + branches[1](x)
+
+
+@pytest.mark.parametrize("run", [spread, of_one_size, of_one_map])
+def test_zeros_that_may_spread_other_values_stay(run: Callable[..., Tensor]) -> None:
+    """A single zero goes; a map of one position is spread over zeros of a size in numbers."""
+    net, x = live(Net(run)), images(2, 4, 8, 8)
+    folded = reparameterize(net, x)
+    stays = any("zeros" in call for call in calls(folded, x))
+    assert stays is (run is not spread)
+    for other in (x, x[:1], x[..., :1, :1]):
+        assert gap(net, folded, other) <= EXACT
+
+
 def once_more(x: Tensor, *branches: nn.Module) -> Tensor:
     y = branches[0](x).relu()
     copy = y * 1

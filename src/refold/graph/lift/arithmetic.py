@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from refold.algebra.operator import Affine, Conv, Identity, Operator, Zero
 from refold.graph.calls import Call
 from refold.graph.lift.context import Context, Handler, Shape
-from refold.graph.lift.joins.zeros import without_zeros
+from refold.graph.lift.joins.new_values import without_zeros
 from refold.graph.lift.piece import Lifted, Piece, unary
 from refold.graph.lift.same_shape import channels_of
 

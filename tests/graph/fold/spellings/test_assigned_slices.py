@@ -191,6 +191,20 @@ def test_one_channel_for_several_stays() -> None:
         assert error(model(image(5, 5)), folded(image(5, 5))) <= EXACT
 
 
+def test_a_size_in_numbers_is_none_of_a_maps() -> None:
+    """Maps of one position are spread over it."""
+    model = live(Net(lambda x, a, b: joined(x.new_zeros(x.shape[0], 8, 7, 8), a, b)))
+    folded = refold.reparameterize(model, image(7, 8))
+    assert convs(folded) == 3
+    with torch.no_grad():
+        assert error(model(image(1, 1)), folded(image(1, 1))) <= EXACT
+
+
+def joined(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    y[:, :6], y[:, 6:] = a, b
+    return y
+
+
 def test_code_of_its_own_that_joins_goes() -> None:
     class Join(nn.Module):
         def forward(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:

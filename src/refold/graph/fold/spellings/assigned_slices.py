@@ -18,14 +18,20 @@ from refold.errors import RefusedError
 from refold.graph.calls import canonical, name_of, place_of, words
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.record import Fold
+from refold.graph.lift.joins.new_values import (
+    FROM_VALUE,
+    LIKE_VALUE,
+    OF_SIZES,
+    has_shape_of,
+    kinds_of,
+    sizes_of,
+)
 from refold.graph.lift.kinds import same_kind
 from refold.graph.lift.lifter import Lifter
 from refold.graph.surgery.edits import alive
 from refold.graph.trace.frames import nodes_in
 
-_NEW = frozenset({"new_empty", "new_zeros", "new_ones", "new_full"})
-_LIKE = frozenset({"empty_like", "zeros_like", "ones_like"})
-_OF_SIZES = frozenset({"empty", "zeros", "ones"})
+_NEW = FROM_VALUE | LIKE_VALUE | OF_SIZES
 _ALL = slice(None)
 _MOST_AXES = 8
 _GAPS = "its slices do not follow on each other from the first channel to the last"
@@ -54,11 +60,7 @@ def join_assigned_slices(fold: FoldPass) -> bool:
     """Lay values side by side that are assigned to all slices of a new map; say if anywhere."""
     done = False
     for node in list(fold.lifter.capture.graph.nodes):
-        if (
-            alive(node)
-            and node.op.startswith("call_")
-            and name_of(node) in _NEW | _LIKE | _OF_SIZES
-        ):
+        if alive(node) and node.op.startswith("call_") and name_of(node) in _NEW:
             try:
                 writes = _writes(fold.lifter, node)
             except RefusedError as error:
@@ -112,7 +114,7 @@ def _writes(lifter: Lifter, node: fx.Node) -> list[_Write]:
     for call in (node, *(call for write in writes for call in write.calls)):
         if reason := capture.stays.get(call) or capture.elsewhere.get(call):
             raise RefusedError(reason)
-    ordered = _in_a_row(writes, shape, _sizes(node))
+    ordered = _in_a_row(writes, shape, sizes_of(node))
     for write in ordered:
         _check(lifter, node, shape, write)
     return ordered
@@ -200,23 +202,18 @@ def _check(lifter: Lifter, node: fx.Node, shape: tuple[int, ...], write: _Write)
         raise RefusedError(lifter.tainted[value])
     if not _fits(lifter, node, shape, write):
         raise RefusedError(f"{place_of(value)} may be spread over its slice for another input")
-    likes = _kinds(node)
-    if not likes or not all(same_kind(lifter, like, value) for like in likes):
+    likes, is_placed = kinds_of(node), name_of(node) not in OF_SIZES or "device" in node.kwargs
+    if not likes or not is_placed or not all(same_kind(lifter, like, value) for like in likes):
         raise RefusedError(f"{place_of(value)} may have another precision or device")
 
 
 def _fits(lifter: Lifter, node: fx.Node, shape: tuple[int, ...], write: _Write) -> bool:
     """Say whether a value has the shape of the slice that it is written to, at any size."""
     value, axis = write.value, write.axis
-    given, evidence = lifter.shape(value), lifter.capture.evidence
-    if given is None or len(given) != len(shape) or evidence is None or not evidence.elsewise:
+    given = lifter.shape(value)
+    if given is None or not has_shape_of(lifter, node, value, but=axis):
         return False
-    others = [(a, b) for at, (a, b) in enumerate(zip(given, shape, strict=True)) if at != axis]
-    if any(a != b for a, b in others):
-        return False
-    if not all(run.are_alike(node, value, but=axis) for run in evidence.elsewise):
-        return False  # a size of one may be written to all
-    total, start, stop = _is_int(_sizes(node), axis), write.start, write.stop
+    total, start, stop = _is_int(sizes_of(node), axis), write.start, write.stop
     is_told = isinstance(start, int) and isinstance(stop, int | None)
     if is_told:
         if given[axis] != len(range(shape[axis])[start:stop]):
@@ -227,37 +224,3 @@ def _fits(lifter: Lifter, node: fx.Node, shape: tuple[int, ...], write: _Write) 
 
 def _is_int(sizes: tuple[Any, ...] | None, axis: int) -> bool:
     return sizes is not None and axis < len(sizes) and isinstance(sizes[axis], int)
-
-
-def _sizes(node: fx.Node) -> tuple[Any, ...] | None:
-    """Return the sizes that a new map is made of; None where it has those of another value."""
-    name = name_of(node)
-    if name in _LIKE:
-        return None
-    given = node.args[1:] if name in _NEW else node.args
-    if name != "new_full" and len(given) != 1:
-        return given
-    first = node.kwargs.get("size") if not given else given[0]
-    return tuple(cast("Any", first)) if isinstance(first, (tuple, list)) else None
-
-
-def _kinds(node: fx.Node) -> list[fx.Node]:
-    """Return the values that tell a new map its type and its device; none where that is unsure."""
-    name = name_of(node)
-    asked = {key: node.kwargs.get(key) for key in ("dtype", "device")}
-    told = [_asked(value, key) for key, value in asked.items() if value is not None]
-    if None in told:
-        return []
-    known = [value for value in told if value is not None]
-    if name in _OF_SIZES:
-        return known if len(known) == 2 else []
-    source = node.args[0]
-    return [*known, source] if isinstance(source, fx.Node) else []
-
-
-def _asked(given: Any, key: str) -> fx.Node | None:
-    """Return the value whose type or device is given."""
-    if isinstance(given, fx.Node) and given.target is getattr and given.args[1] == key:
-        value = given.args[0]
-        return value if isinstance(value, fx.Node) else None
-    return None
