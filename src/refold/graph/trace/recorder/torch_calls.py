@@ -149,6 +149,8 @@ class TorchCalls(Notebook, TorchFunctionMode):
         return result
 
     def _read(self, func: Any, name: str, tensor: Tensor) -> Any:
+        if name == "mT":
+            return self._call(torch.transpose, "transpose", (tensor, -2, -1), {})
         node = self._mark(tensor)
         if name == "shape" and node is not None:
             return self._shape(tensor, node)
