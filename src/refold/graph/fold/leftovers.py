@@ -8,7 +8,7 @@ computed twice, and what nobody reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -29,8 +29,8 @@ from refold.graph.surgery.edits import alive
 from refold.graph.trace.aliases import AliasGroups
 from refold.graph.trace.effects import mutated
 
-_RESHAPES = frozenset({"flatten", "reshape", "reshape_as", "squeeze", "unflatten", "unsqueeze"})
-_TURNS = frozenset({"transpose", "permute"})
+RESHAPES = frozenset({"flatten", "reshape", "squeeze", "unflatten", "unsqueeze"})
+TURNS = frozenset({"transpose", "permute"})
 _WIDENS = "it changes no number, but perhaps the precision of an input"
 _COPIES = frozenset({"same"})
 """They change no number, yet where the numbers lie."""
@@ -196,14 +196,18 @@ def drop_repeats(fold: FoldPass) -> None:
     for value in list(fold.lifter.capture.graph.nodes):
         if not alive(value) or len(value.users) < 2 or value in fold.lifter.tainted:
             continue
-        found: dict[tuple[object, ...], list[fx.Node]] = {}
-        for node in value.users:
-            if _is_pure(fold.lifter, node):
-                key = (node.op, str(node.target), repr(node.args), repr(node.kwargs))
-                found.setdefault(key, []).append(node)
-        for first, *others in map(sorted, found.values()):
+        for first, *others in equal_calls(value, partial(_is_pure, fold.lifter)):
             for other in others:
                 fold.attempt([first, other], partial(_make_one, fold, first, other))
+
+
+def equal_calls(value: fx.Node, choose: Callable[[fx.Node], bool]) -> Iterator[list[fx.Node]]:
+    """Yield the chosen readers of a value that are one and the same call, in graph order."""
+    found: dict[tuple[object, ...], list[fx.Node]] = {}
+    for node in filter(choose, value.users):
+        key = (node.op, str(node.target), repr(node.args), repr(node.kwargs))
+        found.setdefault(key, []).append(node)
+    yield from (sorted(nodes) for nodes in found.values() if len(nodes) > 1)
 
 
 def _is_pure(lifter: Lifter, node: fx.Node) -> bool:
@@ -316,7 +320,7 @@ def _undo(fold: FoldPass, node: fx.Node, value: fx.Node) -> bool:
 def _is_layout(lifter: Lifter, node: fx.Node) -> bool:
     call = canonical(node)
     known = node not in lifter.tainted and node not in lifter.capture.stays
-    return known and call is not None and call.name in _RESHAPES | _TURNS
+    return known and call is not None and call.name in RESHAPES | TURNS | {"reshape_as"}
 
 
 def _before(lifter: Lifter, node: fx.Node) -> Iterator[tuple[list[fx.Node], fx.Node]]:
@@ -336,7 +340,7 @@ def _before(lifter: Lifter, node: fx.Node) -> Iterator[tuple[list[fx.Node], fx.N
 
 def _kind(node: fx.Node) -> bool:
     call = canonical(node)
-    return call is not None and call.name in _TURNS
+    return call is not None and call.name in TURNS
 
 
 def _undone(lifter: Lifter, steps: list[fx.Node], value: fx.Node) -> bool:

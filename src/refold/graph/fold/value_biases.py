@@ -176,13 +176,9 @@ def _way(lifter: Lifter, mix: _Mix, layer: fx.Node, before: tuple[fx.Node, ...])
 def _must_stay_so(lifter: Lifter, way: _Way) -> None:
     """Refuse what another call may do otherwise, and weights that something else reads."""
     capture = lifter.capture
-    for table in (lifter.tainted, capture.elsewhere, capture.stays):
-        for node in way.nodes[:-1]:
-            if node in table:
-                raise RefusedError(table[node])
-    for node in (way.layer, way.reader):
-        path = str(node.target)
-        if reason := holds(lifter, path, submodule(capture.module, path)):
+    held = (lifter.held(node) for node in way.nodes[:-1])
+    for reason in (*held, holds(lifter, way.layer), holds(lifter, way.reader)):
+        if reason is not None:
             raise RefusedError(reason)
     if capture.evidence is not None and (found := capture.evidence.objection(way.nodes, ())):
         raise RefusedError(found)

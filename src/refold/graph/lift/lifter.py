@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import fx
 
 from refold.algebra.operator import Affine, Conv
@@ -52,10 +51,14 @@ class Lifter(Context):
             known = self.lifted[node] = Known.of(self.capture.module, node, self._lift_safely(node))
         return known.lifted
 
+    def held(self, node: fx.Node) -> str | None:
+        """Return what holds a call where it is: writes, other runs, code that stays; or None."""
+        tables = (self.tainted, self.capture.elsewhere, self.capture.stays)
+        return next((table[node] for table in tables if node in table), None)
+
     def may_go(self, node: fx.Node) -> bool:
-        """Say whether nothing holds a call where it is: writes, other runs, code that stays."""
-        held = (self.tainted, self.capture.elsewhere, self.capture.stays)
-        return not any(node in table for table in held)
+        """Say whether nothing holds a call where it is."""
+        return self.held(node) is None
 
     def _lift_safely(self, node: fx.Node) -> Lifted:
         try:
@@ -108,13 +111,15 @@ class Lifter(Context):
                 return changing
         if not any(parameter is not None for parameter in module._parameters.values()):
             return self.capture.pinned.get(path, lifted)
-        return self._module_refusal(path, module) or lifted
+        return self.holds(path, self._times_called(path)) or lifted
 
-    def _module_refusal(self, path: str, module: torch.nn.Module) -> str | None:
+    def holds(self, path: str, times: int) -> str | None:
+        """Return why the parameters of a module that is called so often must stay, or None."""
         if path in self.capture.pinned:
             return self.capture.pinned[path]
-        if (times := self._times_called(path)) > 1:
+        if times > 1:
             return f"the module is called {times} times"
+        module = submodule(self.capture.module, path)
         for name, parameter in module._parameters.items():
             shared = None if parameter is None else self.constants.shared(f"{path}.{name}")
             if shared:

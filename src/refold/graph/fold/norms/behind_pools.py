@@ -73,9 +73,7 @@ def _steps(lifter: Lifter, value: fx.Node) -> list[Step]:
     steps = list[Step]()
     while len(value.users) == 1 and value not in lifter.tainted:
         if is_layer(lifter, value):
-            path = str(value.target)
-            fixed = holds(lifter, path, submodule(lifter.capture.module, path))
-            return steps if fixed is None else []
+            return steps if holds(lifter, value) is None else []
         step = step_of(lifter, value)
         if step is None:
             return []

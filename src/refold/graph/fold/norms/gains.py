@@ -91,7 +91,7 @@ def _gain(lifter: Lifter, node: fx.Node) -> _Gain | None:
     scale, shift = module._parameters.get("weight"), module._parameters.get("bias")
     if scale is None and shift is None:
         return None
-    if reason := holds(lifter, path, module):
+    if reason := holds(lifter, node):
         raise RefusedError(reason)
     is_last = isinstance(module, nn.LayerNorm | nn.RMSNorm)
     if is_last and len(module.normalized_shape) > 1:
@@ -141,10 +141,9 @@ def _readers(lifter: Lifter, node: fx.Node, gain: _Gain) -> dict[fx.Node, Path]:
     layers, views, others = _reached(lifter, node)
     if not layers:
         return {}
-    for table in (lifter.tainted, lifter.capture.elsewhere, lifter.capture.stays):
-        for value in (node, *views):
-            if value in table:
-                raise RefusedError(table[value])
+    for value in (node, *views):
+        if held := lifter.held(value):
+            raise RefusedError(held)
     evidence = lifter.capture.evidence
     if evidence is not None and (reason := evidence.objection([node, *views, *layers], ())):
         raise RefusedError(reason)  # said now: a fold that goes ahead would have to start over

@@ -14,7 +14,6 @@ from torch import fx
 
 from refold.algebra.operator import Affine, Conv, Operator, Select
 from refold.graph.calls import canonical, reads_shape_only
-from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass, is_handed_out
 from refold.graph.fold.norms.takers import conv_of, holds, is_layer, note, taker
 from refold.graph.lift.lifter import Lifter
@@ -39,8 +38,7 @@ def pull_from_slices(fold: FoldPass) -> bool:
     for layer in list(lifter.capture.graph.nodes):
         if not is_layer(lifter, layer) or len(layer.users) < 1:
             continue
-        path = str(layer.target)
-        if holds(lifter, path, submodule(lifter.capture.module, path)) is not None:
+        if holds(lifter, layer) is not None:
             continue
         parts = _parts(lifter, layer)
         taken = [part for part in parts if part.norm is not None and _is_alone(part, parts)]

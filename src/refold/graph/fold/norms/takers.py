@@ -66,14 +66,10 @@ def conv_of(lifter: Lifter, reader: fx.Node) -> Conv:
     return piece.ops[0]
 
 
-def holds(lifter: Lifter, path: str, module: nn.Module) -> str | None:
+def holds(lifter: Lifter, layer: fx.Node) -> str | None:
     """Return why the parameters of a layer must stay as they are, or None."""
-    if path in lifter.capture.pinned:
-        return lifter.capture.pinned[path]
-    if lifter.capture.calls.get(path, 1) > 1:
-        return f"the module is called {lifter.capture.calls[path]} times"
-    names = (f"{path}.{name}" for name, _ in module.named_parameters(recurse=False))
-    return next((why for name in names if (why := lifter.constants.shared(name))), None)
+    path = str(layer.target)
+    return lifter.holds(path, lifter.capture.calls.get(path, 1))
 
 
 def note(

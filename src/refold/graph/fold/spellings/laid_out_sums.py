@@ -20,25 +20,14 @@ from refold.algebra.operator import Conv, chain
 from refold.errors import RefusedError
 from refold.graph.calls import Call, canonical, is_question, name_of, place_of, words
 from refold.graph.fold.fold_pass import FoldPass
-from refold.graph.fold.leftovers import turned
+from refold.graph.fold.leftovers import RESHAPES, TURNS, turned
 from refold.graph.fold.record import Fold
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
 from refold.graph.lift.same_shape import surely_alike
 from refold.graph.surgery.edits import alive
 
-_TURNS = frozenset({"transpose", "permute"})
-_RESHAPES = frozenset({"flatten", "reshape", "unflatten", "unsqueeze", "squeeze"})
 _SUMS = {"add": operator.add, "sub": operator.sub}
-_FUNCTIONS = {
-    "flatten": torch.flatten,
-    "reshape": torch.reshape,
-    "unflatten": torch.unflatten,
-    "unsqueeze": torch.unsqueeze,
-    "squeeze": torch.squeeze,
-    "transpose": torch.transpose,
-    "permute": torch.permute,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +104,9 @@ def _laid_out_anew(
         instead.update((found["input"], value) for found in (call, *beside) if found is not None)
         given = [v for key, v in call.arguments.items() if key != "input" and v is not None]
         args = [_asked_anew(fold, argument, instead, before) for argument in given]
-        value = fold.editor.insert_function(_FUNCTIONS[call.name], (value, *args), before=before)
+        value = fold.editor.insert_function(
+            getattr(torch, call.name), (value, *args), before=before
+        )
         value.meta["dtype"] = before.meta.get("dtype")
         fold.lifter.shapes[value] = fold.lifter.shapes[step]
         yield value
@@ -198,12 +189,10 @@ def _are_alike(lifter: Lifter, one: _LaidOut, other: _LaidOut) -> bool:
 
 def _is_layout(lifter: Lifter, node: fx.Node) -> bool:
     call = canonical(node)
-    if call is None or call.name not in _TURNS | _RESHAPES:
+    if call is None or call.name not in TURNS | RESHAPES:
         return False
-    capture, source = lifter.capture, call["input"]
-    if not isinstance(source, fx.Node) or source in lifter.tainted or node in lifter.tainted:
-        return False
-    return node not in capture.stays and node not in capture.elsewhere
+    source = call["input"]
+    return isinstance(source, fx.Node) and source not in lifter.tainted and lifter.may_go(node)
 
 
 def _spelled(lifter: Lifter, node: fx.Node, alike: dict[fx.Node, int]) -> tuple[object, ...] | None:
@@ -218,7 +207,7 @@ def _spelled(lifter: Lifter, node: fx.Node, alike: dict[fx.Node, int]) -> tuple[
     shape = lifter.shape(call["input"]) if call is not None else None
     if call is None or shape is None:
         return None
-    if call.name in _TURNS:
+    if call.name in TURNS:
         return ("turn", *turned(node, list(range(len(shape)))))
     given = {key: value for key, value in call.arguments.items() if key != "input"}
     if call.name == "flatten" and all(isinstance(end, int) for end in given.values()):

@@ -12,7 +12,7 @@ a reshape is a reshape, and a sum does not depend on the layout.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import fx
 
 from refold.graph.calls import Kind, canonical, kind_of, reads_shape_only
+from refold.graph.fold.leftovers import equal_calls
 from refold.graph.lift.context import Shape
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
@@ -142,22 +143,16 @@ def unify_reads(lifter: Lifter, editor: Editor) -> None:
     for value in list(editor.graph.nodes):
         if len(value.users) < 2 or value.op == "output" or value in lifter.tainted:
             continue
-        for first, *others in _equal_views(lifter, value):
+        for first, *others in equal_calls(value, partial(_is_view, lifter)):
             end = _join_after(lifter, first)
             for other in others:
                 if end is not None and _join_after(lifter, other) is end:
                     editor.replace(other, first)
 
 
-def _equal_views(lifter: Lifter, value: fx.Node) -> Iterator[list[fx.Node]]:
-    """Yield the views of a value that are made by the same call, in graph order."""
-    found: dict[tuple[object, ...], list[fx.Node]] = {}
-    for node in value.users:
-        kind = kind_of(node)
-        if Kind.VIEW in kind and not kind & _FREE and lifter.may_go(node):
-            key = (node.op, str(node.target), repr(node.args), repr(node.kwargs))
-            found.setdefault(key, []).append(node)
-    yield from (sorted(nodes) for nodes in found.values() if len(nodes) > 1)
+def _is_view(lifter: Lifter, node: fx.Node) -> bool:
+    kind = kind_of(node)
+    return Kind.VIEW in kind and not kind & _FREE and lifter.may_go(node)
 
 
 def _join_after(lifter: Lifter, node: fx.Node) -> fx.Node | None:

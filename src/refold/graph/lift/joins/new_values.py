@@ -50,7 +50,8 @@ def has_shape_of(context: Context, new: fx.Node, value: fx.Node, *, but: int | N
     if evidence is None or not evidence.elsewise:
         return False
     channels = _channel_axis(context, value, shape)
-    but, sizes = channels if but is None else but, sizes_of(new) or ()
+    but = channels if but is None else but
+    sizes: tuple[Any, ...] = sizes_of(new) or ()
     if any(isinstance(n, int) and at not in (but, channels) for at, n in enumerate(sizes)):
         return False
     if any(a != b for at, (a, b) in enumerate(zip(own, shape, strict=True)) if at != but):
