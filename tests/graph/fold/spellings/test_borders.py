@@ -390,3 +390,23 @@ def test_an_expansion_beside_its_own_convolution_is_one_convolution() -> None:
     with torch.no_grad():  # the ring of zeros that a careless fold would pad with
         convs[0].bias -= model[0].expand.bias.sum()
     assert not torch.allclose(folded(image(2)), model(image(2)))
+
+
+def test_a_scale_and_a_shift_in_one_call_are_a_layer() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 3)
+            self.gain = nn.Parameter(torch.randn(4, 1, 1))
+            self.shift = nn.Parameter(torch.randn(4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.addcmul(self.shift, self.first(x), self.gain)
+            return self.last(copied(self, y, self.shift[None]))
+
+    model = live(Scaled())
+    folded = refold.reparameterize(model, image(2))
+    names = [type(part).__name__ for part in folded.modules()]
+    assert names.count("Conv2d") == 2
+    assert [step.where for step in refold.plan(model, image(2)).steps]
+    equal(model, folded, 2)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from math import prod
-from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 
 from refold.algebra.operator import Affine, Conv, Operator
 from refold.errors import RefusedError
-from refold.graph.calls import Call, canonical, is_question, place_of
+from refold.graph.calls import is_question, place_of
 from refold.graph.copies.modules import attribute, submodule
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.spellings.stretches import Stretch, free_values, growing, moves_numbers
@@ -27,7 +26,6 @@ from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Piece
 from refold.graph.surgery.edits import alive
-from refold.graph.trace.frames import map_tree
 
 _CONVS = ("conv1d", "conv2d", "conv3d")
 _BY_CHANNEL = ("functional_batch_norm", "batch_norm", "add", "sub", "rsub", "mul", "div")
@@ -183,39 +181,21 @@ def _image(op: Operator) -> _Image | None:
 
 
 def _function(lifter: Lifter, node: fx.Node) -> _Layer | None:
-    """Return the layer of a call of a function whose other arguments are constants."""
-    call = canonical(node)
-    if call is None or call.name not in (*_CONVS, *_BY_CHANNEL):
+    """Return the layer of a call of a function whose other arguments are constants.
+
+    What the border holds may be told by the same tensors.
+    """
+    lifter.constants.join(lifter.constants.sources(node))
+    lifter.lifted.pop(node, None)
+    piece = lifter.lift(node)
+    lifter.constants.join(())
+    lifter.lifted.pop(node, None)
+    shape = lifter.shape(node)
+    if not isinstance(piece, Piece) or piece.join != "none" or piece.by_rank is not None:
         return None
-    values = [n for n in node.all_input_nodes if lifter.constants.value(n) is None]
-    if len(values) != 1 or (call.name in ("div", *_CONVS) and call["input"] is not values[0]):
-        return None
-    if call.name in _CONVS and not _is_pointwise(lifter, call):
-        return None
-    rank = len(lifter.shape(values[0]) or ()) - 2
-
-    def number(leaf: Any, value: Tensor) -> Any:
-        if leaf is values[0]:
-            return value
-        found = lifter.constants.value(leaf) if isinstance(leaf, fx.Node) else leaf
-        if isinstance(found, Tensor) and found.is_floating_point():
-            return found.detach().double()
-        return found
-
-    def image(value: Tensor) -> Tensor:
-        wide = value.reshape(1, -1, *(1,) * rank)
-        args, kwargs = map_tree(partial(number, value=wide), (node.args, dict(node.kwargs)))
-        made = cast(Any, node.target)(*args, **kwargs)
-        return made.flatten() if made.shape[2:] == wide.shape[2:] else made.new_empty(0)
-
-    return _Layer(node, values[0], image)
-
-
-def _is_pointwise(lifter: Lifter, call: Call) -> bool:
-    weight = lifter.tensor(call["weight"])
-    steps = [call.arguments.get(key, default) for key, default in (("stride", 1), ("padding", 0))]
-    flat = [set(s) if isinstance(s, (tuple, list)) else {s} for s in steps]
-    return flat == [{1}, {0}] and weight is not None and all(n == 1 for n in weight.shape[2:])
+    image = _image(piece.ops[0])
+    fits = shape is not None and piece.rank_in in (None, len(shape) - 2)
+    return _Layer(node, piece.sources[0], image) if image is not None and fits else None
 
 
 # what the calls behind it compute
