@@ -265,7 +265,8 @@ def _merge(fold: FoldPass, region: Region, paths: list[Path], cheap: Decisions) 
     inserted = set(fold.editor.edits.inserted)
     try:
         modules = [_lower(fold.lifter, level) for level in levels]
-    except RefusedError:  # as its parts do, a whole fits their precision; unless they lie apart
+    except RefusedError as error:  # a whole fits the precision of its parts, unless they lie apart
+        fold.keep(region.root, str(error))
         return False
     _hand_over(fold, paths, _write(fold, paths, levels, modules))
     fold.touch((), fold.editor.edits.inserted - inserted)
