@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refold.cli.console import note
 from refold.errors import InputError
 from refold.files import is_file, is_folder
 from refold.sources.names import suggest
@@ -47,6 +48,22 @@ def check_destination(
     require_place(path)
     require_apart(path, sources, companions(path))
     return whole(path)
+
+
+def note_written(output: Path, place: Path) -> None:
+    """Say which file was written, and how much that is with the files that belong to it.
+
+    Args:
+        output: the file as the user named it.
+        place: the same, whole.
+    """
+    from refold.exporting import companions
+
+    beside = [place.with_name(name) for name in companions(place)]
+    beside = [file for file in beside if is_file(file)]
+    size = sum(file.stat().st_size for file in (place, *beside)) / 2**20
+    more = "".join(f", {file.name} included" for file in beside)
+    note(f"wrote {output} ({size:.1f} MiB{more})")
 
 
 def sources_of(network: Network, *others: Path | None) -> list[Path]:

@@ -13,7 +13,7 @@ from refold.exporting.dispatch import (
     require_options,
     write,
 )
-from refold.exporting.formats.aot import is_compiled, open_aot, run_aot
+from refold.exporting.formats.aot import is_compiled
 from refold.exporting.formats.onnx import onnx_session, run_onnx, write_unfused
 from refold.exporting.formats.openvino import openvino_model, run_openvino
 from refold.exporting.half import halved
@@ -42,7 +42,6 @@ __all__ = [
     "keyed",
     "onnx_session",
     "onnx_sizes",
-    "open_aot",
     "open_file",
     "openvino_model",
     "openvino_sizes",
@@ -51,7 +50,6 @@ __all__ = [
     "require",
     "require_names",
     "require_options",
-    "run_aot",
     "run_onnx",
     "run_openvino",
     "runtime_of",
