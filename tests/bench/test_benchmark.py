@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import weakref
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from refold.bench import RUNTIMES, Pairs, Spread, benchmark
 from refold.bench.machine import describe_machine
-from refold.bench.runtimes import Call, Runtime
+from refold.bench.runtimes import Call, Opener, Runtime
 from refold.cli import bench as command
 from refold.errors import InputError, RefusedError
 
@@ -62,9 +63,9 @@ def test_ratios_are_paired_within_a_round(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_model_that_comes_again_is_made_ready_once(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[nn.Module] = []
 
-    def of_model(model: nn.Module, inputs: object, folder: object) -> Call:
+    def of_model(model: nn.Module, inputs: object, folder: object) -> Opener:
         built.append(model)
-        return lambda: None
+        return lambda: lambda: None
 
     monkeypatch.setitem(RUNTIMES, "eager", Runtime(of_model))
     first, second, third = (nn.ReLU().eval() for _ in range(3))
@@ -74,6 +75,40 @@ def test_a_model_that_comes_again_is_made_ready_once(monkeypatch: pytest.MonkeyP
     assert built == [first, second, third]
     with pytest.raises(RefusedError, match="training mode"):
         pairs(first, nn.ReLU())
+
+
+@pytest.mark.parametrize("rounds", [2, 8])
+def test_files_are_opened_anew_while_they_are_timed(
+    rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a runtime puts weights and maps is a matter of luck: each opening draws again."""
+    now = [0.0]
+    monkeypatch.setattr("refold.bench.clock.time.perf_counter", lambda: now[0])
+    opened: list[type] = []
+    alive: list[weakref.ref[Call]] = []
+
+    def of_model(model: nn.Module, inputs: object, folder: object) -> Opener:
+        def open_model() -> Call:
+            opened.append(type(model))
+            is_lucky = opened == [nn.ReLU, nn.ReLU6]  # the first opening of B
+
+            def call() -> None:
+                now[0] += 1.0 if is_lucky else 4.0
+
+            alive.append(weakref.ref(call))
+            assert sum(ref() is not None for ref in alive) <= 2
+            return call
+
+        return open_model
+
+    monkeypatch.setitem(RUNTIMES, "eager", Runtime(of_model, openings=4))
+    models = {"A": nn.ReLU().eval(), "B": nn.ReLU6().eval()}
+    row = benchmark(models, EXAMPLE, ("eager",), rounds=rounds).row("eager", "B")
+    orders = [nn.ReLU, nn.ReLU6, nn.ReLU6, nn.ReLU]  # else each is given the same memory again
+    assert opened == orders * (min(rounds, 4) // 2)
+    assert row.speedup is not None
+    assert row.speedup.median == (2.5 if rounds == 2 else 1.0)
+    assert row.interval == (1.0, 4.0)
 
 
 def test_every_runtime_gives_figures(models: dict[str, nn.Module]) -> None:
