@@ -36,14 +36,15 @@ def check_destination(
         InputError: if the suffix is unknown, the name is too long, the folder is missing or
             read-only, a folder has the name of the file, or it is one of the sources.
     """
-    from refold.exporting import SUFFIXES, companions
+    from refold.exporting import ELSEWHERE, SUFFIXES, companions
     from refold.files import require_apart, require_place
 
     known = suffixes or SUFFIXES
     if path.suffix.lower() not in known:
+        way = "" if suffixes else ELSEWHERE.get(path.suffix.lower(), "")
         raise InputError(
-            f"{path} has no suffix that can be {'written' if suffixes else 'exported'}"
-            f"{suggest(path.suffix.lower(), known)}: end it in one of {' '.join(known)}"
+            f"{path} has no suffix that can be {'written' if suffixes else 'exported'}: end it in "
+            f"one of {' '.join(known)}{f'; {way}' if way else suggest(path.suffix.lower(), known)}"
         )
     require_place(path)
     require_apart(path, sources, companions(path))

@@ -21,10 +21,19 @@ from refold.exporting.libraries import require
 from refold.exporting.metadata import DESCRIBED, describe, described
 from refold.exporting.provenance import PRECISION, keyed, read_provenance, version, without_folders
 from refold.exporting.silence import quiet
-from refold.exporting.table import FORMATS, Format, Runtime, companions, open_file, runtime_of
+from refold.exporting.table import (
+    ELSEWHERE,
+    FORMATS,
+    Format,
+    Runtime,
+    companions,
+    open_file,
+    runtime_of,
+)
 
 __all__ = [
     "DESCRIBED",
+    "ELSEWHERE",
     "FORMATS",
     "PRECISION",
     "SUFFIXES",
