@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,6 +110,24 @@ def test_files_are_opened_anew_while_they_are_timed(
     assert row.speedup is not None
     assert row.speedup.median == (2.5 if rounds == 2 else 1.0)
     assert row.interval == (1.0, 4.0)
+
+
+@pytest.mark.parametrize("in_pairs", [False, True])
+def test_each_model_has_files_of_its_own(in_pairs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def of_model(model: nn.Module, inputs: object, folder: Path) -> Opener:
+        path = folder / "model"
+        path.write_text(type(model).__name__)
+        return lambda: read.append(path.read_text()) or (lambda: None)
+
+    monkeypatch.setitem(RUNTIMES, "eager", Runtime(of_model, openings=2))
+    models = [nn.ReLU().eval(), nn.ReLU6().eval()]
+    if in_pairs:
+        Pairs(EXAMPLE, "eager", 2)(*models)
+    else:
+        benchmark(dict(zip("AB", models, strict=True)), EXAMPLE, ("eager",), rounds=2)
+    assert read == ["ReLU", "ReLU6", "ReLU6", "ReLU"]
 
 
 def test_every_runtime_gives_figures(models: dict[str, nn.Module]) -> None:

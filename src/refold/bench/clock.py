@@ -7,6 +7,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -67,14 +68,21 @@ def benchmark(
     }
     rows: list[BenchmarkRow] = []
     for runtime in runtimes:
-        with tempfile.TemporaryDirectory(prefix="refold-") as folder:
+        with ExitStack() as folders:
             make = {
-                name: partial(RUNTIMES[runtime].of_model, model, inputs, Path(folder))
+                name: partial(RUNTIMES[runtime].of_model, model, inputs, _folder(folders))
                 for name, (model, inputs) in subjects.items()
             }
             rows += _time_runtime(runtime, make, rounds)
     first, inputs = next(iter(subjects.values()))
     return _table(rows, first, inputs, runtimes, rounds)
+
+
+def _folder(until: ExitStack) -> Path:
+    """Return an empty folder for the files of one model."""
+    # Some systems remove no file that is mapped.
+    made = tempfile.TemporaryDirectory(prefix="refold-", ignore_cleanup_errors=True)
+    return Path(until.enter_context(made))
 
 
 class Pairs:
@@ -114,10 +122,9 @@ class Pairs:
         inputs = prepared(model, self._inputs)[1]
 
         def make() -> Opener:
-            # Some systems remove no file that is mapped.
-            folder = tempfile.TemporaryDirectory(prefix="refold-", ignore_cleanup_errors=True)
-            weakref.finalize(model, folder.cleanup)
-            opener = RUNTIMES[self._runtime].of_model(model, inputs, Path(folder.name))
+            until = ExitStack()
+            weakref.finalize(model, until.close)
+            opener = RUNTIMES[self._runtime].of_model(model, inputs, _folder(until))
             self._ready[id(model)] = opener
             weakref.finalize(model, self._ready.pop, id(model), None)
             return opener
