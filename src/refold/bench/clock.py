@@ -243,7 +243,7 @@ def _time_runtime(
         times = {name: _Times() for name in calls}
         for at in range(openings if calls else 0):
             if at:
-                _open_again(calls, openers, first=at % len(calls))
+                _open_again(calls, openers, at)
             _take_turns(calls, times, (rounds + at) // openings)
         for name, call in calls.items():
             times[name].peak = peak_mib(call)
@@ -291,28 +291,46 @@ def _opened(opener: Opener) -> Call:
     return call
 
 
-def _open_again(calls: dict[str, Call], openers: Mapping[str, Opener], first: int) -> None:
-    """Open all models anew, once what was open of them is gone, and another one first.
+def _open_again(calls: dict[str, Call], openers: Mapping[str, Opener], at: int) -> None:
+    """Open all models anew, once what was open of them is gone.
 
-    Opened in the same order, each would be given the same memory again.
+    In the same order each would be given the same memory again.
     """
-    names = list(calls)
+    names = _turn(list(calls), at)
     calls.clear()
-    opened = {name: _opened(openers[name]) for name in (*names[first:], *names[:first])}
-    calls.update({name: opened[name] for name in names})
+    calls.update({name: _opened(openers[name]) for name in names})
+
+
+def _turn(names: Sequence[str], at: int) -> list[str]:
+    """Return names in the order of a turn: each comes first, last and behind each other one.
+
+    Examples:
+        >>> ["".join(_turn("AB", at)) for at in range(4)]
+        ['AB', 'BA', 'BA', 'AB']
+        >>> ["".join(_turn("ABC", at)) for at in range(6)]
+        ['ABC', 'CBA', 'BCA', 'ACB', 'CAB', 'BAC']
+    """
+    first = at // 2 % len(names)
+    turned = [*names[first:], *names[:first]]
+    return turned[::-1] if at % 2 else turned
 
 
 def _take_turns(calls: Mapping[str, Call], times: Mapping[str, _Times], rounds: int) -> None:
-    """Note what every model takes in every round: A B C, A B C, ..."""
+    """Note what every model takes in every round.
+
+    The order changes: what a large network leaves in the caches slows whoever comes behind it.
+    """
+    names = list(times)
+    done = len(times[names[0]].cpu) if names else 0
     repeats = {
         name: max(1, math.ceil(_SAMPLE_SECONDS / _seconds(call, 1)[0]))
         for name, call in calls.items()
     }
     for name in calls:
         times[name].wall.append([])
-    for _ in range(rounds):
-        for name, call in calls.items():
-            wall, cpu = _seconds(call, repeats[name])
+    for at in range(done, done + rounds):
+        for name in _turn(names, at):
+            wall, cpu = _seconds(calls[name], repeats[name])
             times[name].wall[-1].append(wall)
             times[name].cpu.append(cpu)
 
