@@ -296,7 +296,7 @@ def _open_again(calls: dict[str, Call], openers: Mapping[str, Opener], at: int) 
 
     In the same order each would be given the same memory again.
     """
-    names = _turn(list(calls), at)
+    names = _turn([name for name in openers if name in calls], at)
     calls.clear()
     calls.update({name: _opened(openers[name]) for name in names})
 
