@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,16 @@ def test_machine_code_is_compared_and_holds_nothing_private(net: Two, tmp_path: 
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="cannot be read"):
         aot.open_aot(path)
+
+
+def test_machine_code_that_does_not_say_its_sizes_is_not_run(tmp_path: Path) -> None:
+    """It would read whatever lies behind an input that is too small."""
+    path = tmp_path / "net.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/data/aotinductor/model/net.so", b"")
+    assert is_compiled(path)
+    with pytest.raises(InputError, match="does not say which sizes"):
+        open_file(path)
 
 
 def test_a_program_is_no_machine_code(net: Two, tmp_path: Path) -> None:
