@@ -88,7 +88,7 @@ class Runtime:
         is_usual: whether people ship with it.
     """
 
-    of_model: Callable[[nn.Module, Arguments, Path], Call]
+    of_model: Callable[[nn.Module, Arguments, Path], Opener]
     of_file: Callable[[Path, Arguments], Call] | None = None
     package: str | None = None
     openings: int = 1

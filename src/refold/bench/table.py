@@ -55,7 +55,7 @@ def interval(*groups: Sequence[float]) -> tuple[float, float]:
         (2.0, 3.0)
     """
     drawn = random.Random(0)
-    parts = groups if len(groups) > 1 else [[value] for value in groups[0]]
+    parts = groups if len(groups) > 1 else [[value] for group in groups for value in group]
     medians = sorted(
         median(chain.from_iterable(drawn.choices(parts, k=len(parts)))) for _ in range(_DRAWS)
     )

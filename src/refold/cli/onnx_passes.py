@@ -129,7 +129,7 @@ def _made(
     _show(network.model, account)
     if timings is not None:
         say_block(str(timings))
-    if place is not None:
+    if output is not None and place is not None:
         note_written(output, place)
     return account
 
