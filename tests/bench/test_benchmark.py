@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from refold.bench import RUNTIMES, Pairs, Spread, benchmark
 from refold.bench.machine import describe_machine
-from refold.bench.runtimes import Call, Runtime
+from refold.bench.runtimes import Call, Opener, Runtime
 from refold.cli import bench as command
 from refold.errors import InputError, RefusedError
 
@@ -46,12 +48,12 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
     models = {name: _Counting(log, name).eval() for name in "AB"}
     benchmark(models, EXAMPLE, ("eager",), rounds=4)
-    assert log[-8:] == list("ABABABAB")
+    assert log[-10:-2] == list("ABBABAAB")  # then once for the memory
 
 
 def test_ratios_are_paired_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The machine gets slower every round; B always takes half the time of A.
-    clock = iter([0.0, 1.0] * 2 + [0, 2, 0, 1, 0, 20, 0, 10, 0, 200, 0, 100])
+    # The machine gets slower every round, whose turns are AB, BA, BA; B always takes half of A.
+    clock = iter([0.0, 1.0] * 2 + [0, 2, 0, 1, 0, 10, 0, 20, 0, 100, 0, 200])
     monkeypatch.setattr("refold.bench.clock.time.perf_counter", lambda: next(clock))
     table = benchmark({"A": nn.ReLU().eval(), "B": nn.ReLU().eval()}, EXAMPLE, ["eager"], rounds=3)
     assert table.row("eager", "A").speedup == Spread(1.0, 1.0, 1.0)
@@ -62,9 +64,9 @@ def test_ratios_are_paired_within_a_round(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_model_that_comes_again_is_made_ready_once(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[nn.Module] = []
 
-    def of_model(model: nn.Module, inputs: object, folder: object) -> Call:
+    def of_model(model: nn.Module, inputs: object, folder: object) -> Opener:
         built.append(model)
-        return lambda: None
+        return lambda: lambda: None
 
     monkeypatch.setitem(RUNTIMES, "eager", Runtime(of_model))
     first, second, third = (nn.ReLU().eval() for _ in range(3))
@@ -74,6 +76,58 @@ def test_a_model_that_comes_again_is_made_ready_once(monkeypatch: pytest.MonkeyP
     assert built == [first, second, third]
     with pytest.raises(RefusedError, match="training mode"):
         pairs(first, nn.ReLU())
+
+
+@pytest.mark.parametrize("rounds", [2, 8])
+def test_files_are_opened_anew_while_they_are_timed(
+    rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a runtime puts weights and maps is a matter of luck: each opening draws again."""
+    now = [0.0]
+    monkeypatch.setattr("refold.bench.clock.time.perf_counter", lambda: now[0])
+    opened: list[type] = []
+    alive: list[weakref.ref[Call]] = []
+
+    def of_model(model: nn.Module, inputs: object, folder: object) -> Opener:
+        def open_model() -> Call:
+            opened.append(type(model))
+            is_lucky = opened == [nn.ReLU, nn.ReLU6]  # the first opening of B
+
+            def call() -> None:
+                now[0] += 1.0 if is_lucky else 4.0
+
+            alive.append(weakref.ref(call))
+            assert sum(ref() is not None for ref in alive) <= 2
+            return call
+
+        return open_model
+
+    monkeypatch.setitem(RUNTIMES, "eager", Runtime(of_model, openings=4))
+    models = {"A": nn.ReLU().eval(), "B": nn.ReLU6().eval()}
+    row = benchmark(models, EXAMPLE, ("eager",), rounds=rounds).row("eager", "B")
+    a, b = nn.ReLU, nn.ReLU6  # in the same order each would be given the same memory again
+    assert opened == [a, b, b, a, b, a, a, b][: 2 * min(rounds, 4)]
+    assert row.speedup is not None
+    assert row.speedup.median == (2.5 if rounds == 2 else 1.0)
+    assert row.interval == (1.0, 4.0)
+
+
+@pytest.mark.parametrize("in_pairs", [False, True])
+def test_each_model_has_files_of_its_own(in_pairs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def of_model(model: nn.Module, inputs: object, folder: Path) -> Opener:
+        path = folder / "model"
+        path.write_text(type(model).__name__)
+        return lambda: read.append(path.read_text()) or (lambda: None)
+
+    monkeypatch.setitem(RUNTIMES, "eager", Runtime(of_model, openings=2))
+    models = [nn.ReLU().eval(), nn.ReLU6().eval()]
+    if in_pairs:
+        Pairs(EXAMPLE, "eager", 2)(*models)
+    else:
+        benchmark(dict(zip("AB", models, strict=True)), EXAMPLE, ("eager",), rounds=2)
+    assert read == ["ReLU", "ReLU6", "ReLU6", "ReLU"]
 
 
 def test_every_runtime_gives_figures(models: dict[str, nn.Module]) -> None:

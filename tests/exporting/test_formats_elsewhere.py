@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import refold
 from refold.errors import ExportError, InputError, MissingDependencyError
 from refold.exporting import (
     Options,
+    describe,
+    described,
     export,
     is_compiled,
-    open_aot,
+    open_file,
     read_provenance,
-    run_aot,
     write,
 )
 from refold.exporting.formats import aot, executorch, litert
@@ -97,11 +99,14 @@ def test_machine_code_is_compared_and_holds_nothing_private(net: Two, tmp_path: 
     path = done.path
     assert list(done.shapes.values()) == [("batch", 3, 9, 7)]
     assert "code for" in done.notes[0]
-    loaded = open_aot(path)
+    describe(path, {"classes": ["ä", "b"]})
+    assert described(path) == {"classes": ["ä", "b"]}
+    call, sizes = open_file(path)
+    assert dict(sizes) == {"image": (None, 3, 9, 7)}
     for batch in (1, 5):
         x = torch.randn(batch, 3, 9, 7)
         with torch.no_grad():
-            for ours, theirs in zip(run_aot(loaded, (x,)), net(x).values(), strict=True):
+            for ours, theirs in zip(call((x,)), net(x).values(), strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     content = path.read_bytes()
     assert not [place for place in aot._private() if place in content]
@@ -111,8 +116,18 @@ def test_machine_code_is_compared_and_holds_nothing_private(net: Two, tmp_path: 
     with pytest.raises(InputError, match="machine code"):
         build(str(path))
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="cannot be loaded"):
-        open_aot(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        aot.open_aot(path)
+
+
+def test_machine_code_that_does_not_say_its_sizes_is_not_run(tmp_path: Path) -> None:
+    """It would read whatever lies behind an input that is too small."""
+    path = tmp_path / "net.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/data/aotinductor/model/net.so", b"")
+    assert is_compiled(path)
+    with pytest.raises(InputError, match="does not say which sizes"):
+        open_file(path)
 
 
 def test_a_program_is_no_machine_code(net: Two, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ import refold
 from helpers.exported import run_file
 from helpers.nightly import some
 from helpers.traps import live
-from refold.exporting import Options, open_aot, run_aot, write
+from refold.exporting import Options, write
+from refold.exporting.formats.aot import open_aot, run_aot
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "RepVGG": lambda: refold.create_model(

@@ -7,8 +7,10 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -18,7 +20,7 @@ from torch import nn
 
 from refold.bench.machine import describe_machine
 from refold.bench.memory import peak_mib
-from refold.bench.runtimes import FILE_RUNTIMES, RUNTIMES, USUAL, Call
+from refold.bench.runtimes import FILE_RUNTIMES, RUNTIMES, USUAL, Call, Opener
 from refold.bench.table import BenchmarkRow, BenchmarkTable, Spread, interval
 from refold.equivalence import prepared
 from refold.errors import InputError, one_line
@@ -66,9 +68,9 @@ def benchmark(
     }
     rows: list[BenchmarkRow] = []
     for runtime in runtimes:
-        with tempfile.TemporaryDirectory(prefix="refold-") as folder:
+        with ExitStack() as folders:
             make = {
-                name: partial(RUNTIMES[runtime].of_model, model, inputs, Path(folder))
+                name: partial(RUNTIMES[runtime].of_model, model, inputs, _folder(folders))
                 for name, (model, inputs) in subjects.items()
             }
             rows += _time_runtime(runtime, make, rounds)
@@ -76,8 +78,15 @@ def benchmark(
     return _table(rows, first, inputs, runtimes, rounds)
 
 
+def _folder(until: ExitStack) -> Path:
+    """Return an empty folder for the files of one model."""
+    # Some systems remove no file that is mapped.
+    made = tempfile.TemporaryDirectory(prefix="refold-", ignore_cleanup_errors=True)
+    return Path(until.enter_context(made))
+
+
 class Pairs:
-    """Times pairs of models in turn; each model is made ready for the runtime once.
+    """Times pairs of models in turn; each model is written for the runtime once.
 
     To write a file for a runtime takes far longer than to time it.
 
@@ -99,26 +108,26 @@ class Pairs:
     def __init__(self, example_inputs: Any, runtime: str, rounds: int) -> None:
         _check({"first": None, "second": None}, (runtime,), rounds)
         self._inputs, self._runtime, self._rounds = example_inputs, runtime, rounds
-        self._ready = dict[int, Call]()  # by the model, which may not be hashable
+        self._ready = dict[int, Opener]()  # by the model, which may not be hashable
 
     def __call__(self, first: nn.Module, second: nn.Module) -> BenchmarkRow:
         """Return the row of the second model, whose ratio is to the first."""
         make = {"first": self._maker(first), "second": self._maker(second)}
         return _time_runtime(self._runtime, make, self._rounds)[-1]
 
-    def _maker(self, model: nn.Module) -> Callable[[], Call]:
+    def _maker(self, model: nn.Module) -> Callable[[], Opener]:
         known = self._ready.get(id(model))
         if known is not None:
             return lambda: known
         inputs = prepared(model, self._inputs)[1]
 
-        def make() -> Call:
-            # A runtime has read its files by then; some systems remove none that is mapped.
-            with tempfile.TemporaryDirectory(prefix="refold-", ignore_cleanup_errors=True) as name:
-                call = RUNTIMES[self._runtime].of_model(model, inputs, Path(name))
-            self._ready[id(model)] = call
+        def make() -> Opener:
+            until = ExitStack()
+            weakref.finalize(model, until.close)
+            opener = RUNTIMES[self._runtime].of_model(model, inputs, _folder(until))
+            self._ready[id(model)] = opener
             weakref.finalize(model, self._ready.pop, id(model), None)
-            return call
+            return opener
 
         return make
 
@@ -172,9 +181,14 @@ def benchmark_files(
     _check(files, runtimes, rounds, tuple(FILE_RUNTIMES))
     rows: list[BenchmarkRow] = []
     for runtime in runtimes:
-        make = {name: partial(FILE_RUNTIMES[runtime], p, inputs) for name, p in files.items()}
+        openers = {name: partial(FILE_RUNTIMES[runtime], p, inputs) for name, p in files.items()}
+        make = {name: partial(_itself, opener) for name, opener in openers.items()}
         rows += _time_runtime(runtime, make, rounds)
     return _table(rows, nn.Module(), inputs, runtimes, rounds)
+
+
+def _itself(opener: Opener) -> Opener:
+    return opener
 
 
 def _table(
@@ -210,19 +224,29 @@ def _check(
 
 
 def _time_runtime(
-    runtime: str, make: Mapping[str, Callable[[], Call]], rounds: int
+    runtime: str, make: Mapping[str, Callable[[], Opener]], rounds: int
 ) -> list[BenchmarkRow]:
     # Models of one class share a budget of compilations; beyond it torch silently runs eagerly.
     torch.compiler.reset()
+    openers: dict[str, Opener] = {}
     calls: dict[str, Call] = {}
     skipped: dict[str, str] = {}
+    openings = min(rounds, RUNTIMES[runtime].openings)
     with torch.no_grad():
         for name, maker in make.items():
             try:
-                calls[name] = _prepare(maker)
+                with quiet():
+                    openers[name] = maker()
+                calls[name] = _opened(openers[name])
             except Exception as error:  # whatever a runtime cannot do is a result, not an accident
                 skipped[name] = one_line(error)
-        times = _take_turns(calls, rounds)
+        times = {name: _Times() for name in calls}
+        for at in range(openings if calls else 0):
+            if at:
+                _open_again(calls, openers, at)
+            _take_turns(calls, times, (rounds + at) // openings)
+        for name, call in calls.items():
+            times[name].peak = peak_mib(call)
     names = list(make)
     rows: list[BenchmarkRow] = []
     for name in names:
@@ -238,49 +262,77 @@ def _time_runtime(
 
 @dataclass
 class _Times:
-    """Seconds per call of a model: by the wall, and of the processor; and its memory."""
+    """Seconds per call of a model: by the wall, for each opening; of the processor; its memory."""
 
-    wall: list[float] = field(default_factory=list[float])
+    wall: list[list[float]] = field(default_factory=list[list[float]])
     cpu: list[float] = field(default_factory=list[float])
     peak: float | None = None
 
 
 def _row(runtime: str, name: str, own: _Times, base: _Times | None) -> BenchmarkRow:
-    ratios = [first / this for first, this in zip(base.wall, own.wall, strict=True)] if base else []
+    pairs = zip(base.wall, own.wall, strict=True) if base else ()
+    ratios = [[first / this for first, this in zip(*pair, strict=True)] for pair in pairs]
     return BenchmarkRow(
         runtime,
         name,
-        Spread.of([1e3 * value for value in own.wall]),
+        Spread.of([1e3 * value for value in chain.from_iterable(own.wall)]),
         1e3 * median(own.cpu),
         own.peak,
-        Spread.of(ratios) if ratios else None,
-        interval(ratios) if ratios else None,
+        Spread.of([*chain.from_iterable(ratios)]) if ratios else None,
+        interval(*ratios) if ratios else None,
     )
 
 
-def _prepare(make: Callable[[], Call]) -> Call:
+def _opened(opener: Opener) -> Call:
     with quiet():
-        call = make()
+        call = opener()
         for _ in range(_WARM_UP):  # compiles, allocates, fills caches
             call()
     return call
 
 
-def _take_turns(calls: Mapping[str, Call], rounds: int) -> dict[str, _Times]:
-    """Return what every model took in every round: A B C, A B C, ..."""
+def _open_again(calls: dict[str, Call], openers: Mapping[str, Opener], at: int) -> None:
+    """Open all models anew, once what was open of them is gone.
+
+    In the same order each would be given the same memory again.
+    """
+    names = _turn([name for name in openers if name in calls], at)
+    calls.clear()
+    calls.update({name: _opened(openers[name]) for name in names})
+
+
+def _turn(names: Sequence[str], at: int) -> list[str]:
+    """Return names in the order of a turn: each comes first, last and behind each other one.
+
+    Examples:
+        >>> ["".join(_turn("AB", at)) for at in range(4)]
+        ['AB', 'BA', 'BA', 'AB']
+        >>> ["".join(_turn("ABC", at)) for at in range(6)]
+        ['ABC', 'CBA', 'BCA', 'ACB', 'CAB', 'BAC']
+    """
+    first = at // 2 % len(names)
+    turned = [*names[first:], *names[:first]]
+    return turned[::-1] if at % 2 else turned
+
+
+def _take_turns(calls: Mapping[str, Call], times: Mapping[str, _Times], rounds: int) -> None:
+    """Note what every model takes in every round.
+
+    The order changes: what a large network leaves in the caches slows whoever comes behind it.
+    """
+    names = list(times)
+    done = len(times[names[0]].cpu) if names else 0
     repeats = {
         name: max(1, math.ceil(_SAMPLE_SECONDS / _seconds(call, 1)[0]))
         for name, call in calls.items()
     }
-    times = {name: _Times() for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            wall, cpu = _seconds(call, repeats[name])
-            times[name].wall.append(wall)
+    for name in calls:
+        times[name].wall.append([])
+    for at in range(done, done + rounds):
+        for name in _turn(names, at):
+            wall, cpu = _seconds(calls[name], repeats[name])
+            times[name].wall[-1].append(wall)
             times[name].cpu.append(cpu)
-    for name, call in calls.items():
-        times[name].peak = peak_mib(call)
-    return times
 
 
 def _seconds(call: Call, repeats: int) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from statistics import median, quantiles
 from typing import Any
 
@@ -38,17 +39,26 @@ class Spread:
         return cls(low, median(values), high)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
+def interval(*groups: Sequence[float]) -> tuple[float, float]:
     """Return where the median of such values lies 95 times in 100, by the bootstrap.
 
     The draws are the same every time: the same values have the same interval.
 
+    Args:
+        groups: values that share what they depend on, and are drawn together; one group holds
+            values of which each stands alone.
+
     Examples:
         >>> interval([2.0, 2.0, 2.0])
         (2.0, 2.0)
+        >>> interval([2.0, 2.0, 2.0], [3.0, 3.0, 3.0])
+        (2.0, 3.0)
     """
     drawn = random.Random(0)
-    medians = sorted(median(drawn.choices(values, k=len(values))) for _ in range(_DRAWS))
+    parts = groups if len(groups) > 1 else [[value] for group in groups for value in group]
+    medians = sorted(
+        median(chain.from_iterable(drawn.choices(parts, k=len(parts)))) for _ in range(_DRAWS)
+    )
     return medians[round(0.025 * _DRAWS)], medians[round(0.975 * _DRAWS) - 1]
 
 

@@ -205,7 +205,9 @@ def _explain(error: BaseException) -> int:
         complain(f"cannot write to standard output: {error}")
         return OUTPUT_FULL
     if isinstance(error, typer.TyperException):
-        complain(f"{error.format_message()} (see refold --help)")
+        place = getattr(error, "ctx", None)
+        command = "refold" if place is None else place.command_path
+        complain(f"{error.format_message()} (see {command} --help)")
         return BAD_INPUT
     if isinstance(error, RefoldError) and not isinstance(error, RuleLoopError):
         complain(str(error))

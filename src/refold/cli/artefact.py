@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,17 +57,13 @@ def judge(subject: Subject, path: Path, *, allow_growth: bool) -> Verdict:
     A file that a runtime runs is judged in its own precision; the others in float64.
     """
     import refold
-    from refold.exporting import is_compiled, open_aot, run_aot, runtime_of
+    from refold.exporting import runtime_of
 
     is_half = _is_half(path)
     if (runtime := runtime_of(path)) is not None:
         call, sizes = _open(path, runtime)
         _require_sizes(subject, path, sizes)
         return _judge_in_runtime(subject, path, call, is_half=is_half)
-    if _kind(path) == ".pt2" and is_compiled(path):
-        call = partial(run_aot, open_aot(path))
-        return _judge_in_runtime(subject, path, call, is_half=is_half)
-
     if _kind(path) == ".pt2":
         candidate = build(str(path)).model
         if is_half:  # it takes and gives what the network does: the casts are inside

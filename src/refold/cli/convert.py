@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refold.cli import options
-from refold.cli.console import note, print_json, say, step, table
-from refold.cli.destination import check_destination, sources_of
+from refold.cli.console import print_json, say, step, table
+from refold.cli.destination import check_destination, note_written, sources_of
 from refold.cli.onnx_model import convert_onnx, is_onnx
 from refold.cli.page import check_page, write_page
 from refold.cli.proof import prove, say_proof
@@ -116,7 +116,7 @@ def convert(
     table(f"{network.model} -> {output}", ["", "before", "after"], size_rows(before, after))
     say(f"folds: {len(plan.steps)}", *kept_lines(plan.kept), *unrun_lines(plan))
     say_proof(proof)
-    note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
+    note_written(output, place)
 
 
 def _makers(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refold.cli.console import note
 from refold.errors import InputError
 from refold.files import is_file, is_folder
 from refold.sources.names import suggest
@@ -35,18 +36,35 @@ def check_destination(
         InputError: if the suffix is unknown, the name is too long, the folder is missing or
             read-only, a folder has the name of the file, or it is one of the sources.
     """
-    from refold.exporting import SUFFIXES, companions
+    from refold.exporting import ELSEWHERE, SUFFIXES, companions
     from refold.files import require_apart, require_place
 
     known = suffixes or SUFFIXES
     if path.suffix.lower() not in known:
+        way = "" if suffixes else ELSEWHERE.get(path.suffix.lower(), "")
         raise InputError(
-            f"{path} has no suffix that can be {'written' if suffixes else 'exported'}"
-            f"{suggest(path.suffix.lower(), known)}: end it in one of {' '.join(known)}"
+            f"{path} has no suffix that can be {'written' if suffixes else 'exported'}: end it in "
+            f"one of {' '.join(known)}{f'; {way}' if way else suggest(path.suffix.lower(), known)}"
         )
     require_place(path)
     require_apart(path, sources, companions(path))
     return whole(path)
+
+
+def note_written(output: Path, place: Path) -> None:
+    """Say which file was written, and how much that is with the files that belong to it.
+
+    Args:
+        output: the file as the user named it.
+        place: the same, whole.
+    """
+    from refold.exporting import companions
+
+    beside = [place.with_name(name) for name in companions(place)]
+    beside = [file for file in beside if is_file(file)]
+    size = sum(file.stat().st_size for file in (place, *beside)) / 2**20
+    more = "".join(f", {file.name} included" for file in beside)
+    note(f"wrote {output} ({size:.1f} MiB{more})")
 
 
 def sources_of(network: Network, *others: Path | None) -> list[Path]:

@@ -10,7 +10,7 @@ import typer
 
 from refold.cli import options
 from refold.cli.console import note, print_json, say, step, table
-from refold.cli.destination import WEIGHTS, check_destination, sources_of, whole
+from refold.cli.destination import WEIGHTS, check_destination, note_written, sources_of, whole
 from refold.cli.subject import Subject, check_finite, load_weights, prepare
 from refold.cli.summary import NetworkSize, kept_lines, record, size_of, size_rows
 from refold.errors import CheckpointError, InputError, RefusedError
@@ -82,7 +82,7 @@ def expand(
     say(*(f"{one.where} {one.detail}" for one in done.steps))
     say(f"blocks: {len(done.steps)}", *kept_lines(done.kept))
     say(f"equal: largest error {proof.max_rel_error:.1e}")
-    note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
+    note_written(output, place)
 
 
 def collapse(
@@ -127,7 +127,7 @@ def collapse(
         return
     table(f"{checkpoint} -> {output}", ["", "before", "after"], size_rows(before, after))
     say(f"equal: largest error {proof.max_rel_error:.1e}")
-    note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
+    note_written(output, place)
 
 
 def _expanded(subject: Subject, block: str, where: list[str] | None) -> tuple[nn.Module, Account]:

@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refold.cli.console import note, print_json, say, say_block, step, table
-from refold.cli.destination import check_destination
+from refold.cli.console import print_json, say, say_block, step, table
+from refold.cli.destination import check_destination, note_written
 from refold.cli.options import Network
 from refold.cli.shipping import provenance_of, say_provenance
 from refold.cli.subject import parse_size
@@ -97,7 +97,7 @@ def convert_onnx(network: Network, output: Path, given: dict[str, Any]) -> None:
         say("equal: nothing but the format changed")
     else:
         say("nothing folds: the file is written as it is")
-    note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
+    note_written(output, place)
 
 
 def check_place(model: str, output: Path) -> Path:

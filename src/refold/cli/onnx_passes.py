@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refold.cli.console import count, note, print_json, say, say_block, step, table
+from refold.cli.destination import note_written
 from refold.cli.onnx_model import (
     check_options,
     check_place,
@@ -128,8 +129,8 @@ def _made(
     _show(network.model, account)
     if timings is not None:
         say_block(str(timings))
-    if place is not None:
-        note(f"wrote {output} ({place.stat().st_size / 2**20:.1f} MiB)")
+    if output is not None and place is not None:
+        note_written(output, place)
     return account
 
 

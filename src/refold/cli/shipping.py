@@ -99,7 +99,7 @@ def ship(
     origin = {"source": without_folders(subject.name)} | dict(provenance or {})
     with step(f"export {output}"):
         done = write(model, place, subject.example_inputs, options, origin)
-        if subject.about and place.suffix.lower() in DESCRIBED and not options.aot:
+        if subject.about and place.suffix.lower() in DESCRIBED:
             describe(place, subject.about)
     for remark in done.notes:
         note(f"note: {remark}")

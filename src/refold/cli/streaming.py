@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refold.cli.console import count, note, print_json, say, step, table
+from refold.cli.destination import note_written
 from refold.cli.options import Network
 from refold.cli.subject import examples
 from refold.cli.summary import kept_lines
@@ -68,4 +69,4 @@ def convert_streamed(
     for remark in done.loaded.notes:
         note(f"{network.checkpoint}: {remark}")
     for file in done.files:
-        note(f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+        note_written(file, file)

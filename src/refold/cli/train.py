@@ -349,7 +349,8 @@ def say_summary(trained: Trained) -> None:
     )
     for part, names in summary["unreadable"].items():
         if names:
-            say(f"{len(names)} images of {part} could not be read: {', '.join(names)}")
+            images = f"{len(names)} image{'s' * (len(names) > 1)}"
+            say(f"{images} of {part} could not be read: {', '.join(names)}")
     say(f"the run is in {trained.folder}: {', '.join([*summary['files'], 'summary.json'])}")
     if "pruning" in summary:
         _say_stages(summary)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refold.cli.console import count, note, print_json, say, step, table
-from refold.cli.destination import check_destination
+from refold.cli.destination import check_destination, note_written
 from refold.errors import CheckpointError, InputError
 from refold.files import is_file
 from refold.sources.networks import WEIGHTS
@@ -100,7 +100,7 @@ def convert_weights(
         note(f"left out {len(deployed.left_out)} tensors of heads that only training uses")
     for remark in notes:
         note(f"{source}: {remark}")
-    note(f"wrote {output} ({output.stat().st_size / 2**20:.1f} MiB)")
+    note_written(output, output)
 
 
 def _values(state: Mapping[str, Tensor]) -> int:

@@ -13,7 +13,7 @@ from refold.exporting.dispatch import (
     require_options,
     write,
 )
-from refold.exporting.formats.aot import is_compiled, open_aot, run_aot
+from refold.exporting.formats.aot import is_compiled
 from refold.exporting.formats.onnx import onnx_session, run_onnx, write_unfused
 from refold.exporting.formats.openvino import openvino_model, run_openvino
 from refold.exporting.half import halved
@@ -21,10 +21,19 @@ from refold.exporting.libraries import require
 from refold.exporting.metadata import DESCRIBED, describe, described
 from refold.exporting.provenance import PRECISION, keyed, read_provenance, version, without_folders
 from refold.exporting.silence import quiet
-from refold.exporting.table import FORMATS, Format, Runtime, companions, open_file, runtime_of
+from refold.exporting.table import (
+    ELSEWHERE,
+    FORMATS,
+    Format,
+    Runtime,
+    companions,
+    open_file,
+    runtime_of,
+)
 
 __all__ = [
     "DESCRIBED",
+    "ELSEWHERE",
     "FORMATS",
     "PRECISION",
     "SUFFIXES",
@@ -42,7 +51,6 @@ __all__ = [
     "keyed",
     "onnx_session",
     "onnx_sizes",
-    "open_aot",
     "open_file",
     "openvino_model",
     "openvino_sizes",
@@ -51,7 +59,6 @@ __all__ = [
     "require",
     "require_names",
     "require_options",
-    "run_aot",
     "run_onnx",
     "run_openvino",
     "runtime_of",

@@ -191,7 +191,7 @@ def write(
     if options.aot:
         cpu = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
         notes += (f"{target.name} is code for {cpu} and torch {torch.__version__}",)
-    return Exported(target, _shapes(request), notes)
+    return Exported(target, request.shapes, notes)
 
 
 def _left_out(model: nn.Module, answer: object, target: Path) -> tuple[str, ...]:
@@ -222,11 +222,6 @@ def _choices(dynamic: Dynamic, given: list[Tensor], made: list[Tensor]) -> list[
     is_map = any(x.ndim >= _MAP and x.shape[2:] in maps for x in given)
     wide: list[Dynamic] = ["batch,size"] if dynamic == "auto" and is_map else []
     return [*wide, "batch", "none"]
-
-
-def _shapes(request: Request) -> dict[str, tuple[int | str, ...]]:
-    known = [shape for shape in request.axes.shapes if shape is not None]
-    return dict(zip(request.inputs, known, strict=True))
 
 
 def _write(request: Request, target: Path, writer: Callable[[Request, Path], None]) -> None:

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from refold.errors import ExportError, InputError, one_line
+from refold.exporting.formats.aot import is_compiled, repacked
 from refold.exporting.formats.appendix import append
 from refold.exporting.formats.signals import own_signal_stack
 from refold.exporting.libraries import require
@@ -92,12 +93,16 @@ def _write_safetensors(path: Path, entries: Mapping[str, str]) -> None:
 
 
 def _write_pt2(path: Path, entries: Mapping[str, str]) -> None:
-    known = {PT2_ENTRY: ""}  # where the file comes from, which its writer said
-    program = torch.export.load(path, extra_files=known)
-    content = io.BytesIO()  # as for the writer: a full disk must not end the process
-    torch.export.save(program, content, extra_files={**known, **entries})
+    if is_compiled(path):
+        content = repacked(path, entries)
+    else:
+        known = {PT2_ENTRY: ""}  # where the file comes from, which its writer said
+        program = torch.export.load(path, extra_files=known)
+        stream = io.BytesIO()  # as for the writer: a full disk must not end the process
+        torch.export.save(program, stream, extra_files={**known, **entries})
+        content = stream.getbuffer()
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content)
 
 
 def _write_openvino(path: Path, entries: Mapping[str, str]) -> None:

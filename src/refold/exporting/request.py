@@ -44,6 +44,12 @@ class Request:
     opset: int | None
     provenance: Mapping[str, str]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int | str, ...]]:
+        """The shape of each input by its name; a size that is free is called by its name."""
+        known = [shape for shape in self.axes.shapes if shape is not None]
+        return dict(zip(self.inputs, known, strict=True))
+
     def check(self, runtime: str, call: Callable[[Arguments], list[Tensor]]) -> None:
         """Compare a runtime's outputs with the model's, every free axis at two sizes.
 

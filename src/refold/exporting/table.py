@@ -18,6 +18,7 @@ from refold.exporting.accepted import (
     onnx_sizes,
     openvino_sizes,
 )
+from refold.exporting.formats.aot import aot_sizes, is_compiled, open_aot, run_aot
 from refold.exporting.formats.executorch import open_executorch, run_executorch, write_executorch
 from refold.exporting.formats.litert import open_litert, run_litert, write_litert
 from refold.exporting.formats.onnx import onnx_session, run_onnx, write_onnx
@@ -122,6 +123,7 @@ FORMATS = {
     ),
 }
 """The formats by suffix."""
+_COMPILED = Runtime("AOTInductor", open_aot, run_aot, aot_sizes)
 ELSEWHERE = {
     ".engine": "TensorRT builds engines from ONNX: export to .onnx, then run trtexec",
     ".mlpackage": "Core ML Tools convert programs: export to .pt2, then coremltools.convert",
@@ -138,8 +140,10 @@ def runtime_of(path: Path) -> Runtime | None:
         >>> runtime_of(Path("net.ONNX")).name, runtime_of(Path("net.pt2"))
         ('ONNX Runtime', None)
     """
-    found = FORMATS.get(path.suffix.lower())
-    return None if found is None else found.runtime
+    suffix = path.suffix.lower()
+    if suffix == ".pt2" and is_compiled(path):
+        return _COMPILED
+    return FORMATS[suffix].runtime if suffix in FORMATS else None
 
 
 def open_file(path: Path) -> tuple[Callable[[Arguments], list[Tensor]], Sizes]:

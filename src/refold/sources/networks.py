@@ -221,6 +221,12 @@ def _unknown_form(name: str) -> str:
     return f"{name!r} is not a MODEL: give {FORMS} (`refold models '*{name}*'` lists names){near}"
 
 
+def _unknown(zoo: str, name: str, known: list[str]) -> str:
+    return f"{zoo} has no network {name!r} (`refold models PATTERN` lists names)" + suggest(
+        name, known
+    )
+
+
 def _from_timm(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
     try:
         import timm
@@ -231,7 +237,7 @@ def _from_timm(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mod
     known: list[str] = timm.list_models()
     # A pretrained tag may follow the name; any other form (hf-hub:…) would reach for the network.
     if name.split(".")[0] not in known:
-        raise InputError(f"timm has no network {name!r}{suggest(name, known)}")
+        raise InputError(_unknown("timm", name, known))
     try:
         with _downloading(f"timm:{name}", wanted=pretrained):
             return timm.create_model(name, pretrained=pretrained, **options)
@@ -252,7 +258,7 @@ def _from_torchvision(
         ) from error
     known = models.list_models()
     if name not in known:
-        raise InputError(f"torchvision has no network {name!r}{suggest(name, known)}")
+        raise InputError(_unknown("torchvision", name, known))
     accepted = inspect.signature(models.get_model_builder(name)).parameters
     if in_chans != 3:
         raise InputError(f"torchvision:{name} takes images of 3 channels, not {in_chans}")

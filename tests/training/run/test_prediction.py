@@ -204,7 +204,7 @@ def test_a_file_for_phones_names_the_library_that_lacks(
     assert "pip install 'refold[litert]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("suffix", [".xml", ".pt2", *rare(".onnx")])
+@pytest.mark.parametrize("suffix", [".xml", ".pt2", *rare(".onnx", "aot.pt2")])
 def test_a_file_of_a_fixed_batch_answers_for_any_number_of_images(
     run: Path, data: Path, tmp_path: Path, say: Say, suffix: str
 ) -> None:
@@ -213,7 +213,7 @@ def test_a_file_of_a_fixed_batch_answers_for_any_number_of_images(
     wanted = json.loads(say(run, *images, "--json"))
     file = tmp_path / f"fixed{suffix}"
     words = ["convert", str(run), "-o", str(file), "--dynamic", "none", "--batch", "2"]
-    assert main(words) == 0
+    assert main([*words, "--aot"] if suffix.startswith("aot") else words) == 0
     found = json.loads(say(file, *images, "--json"))
     for one, other in zip(wanted, found, strict=True):
         assert other["image"] == one["image"]

@@ -36,7 +36,8 @@ def claim(run: Path) -> Generator[None]:
         run.mkdir(parents=True, exist_ok=True)
         handle = _locked(run / LOCK)
     except OSError as error:
-        raise InputError(f"{run} cannot be written to: {error.strerror}") from error
+        why = (error.strerror or str(error)).lower()
+        raise InputError(f"{run} cannot be written to ({why}): choose another folder") from error
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ from refold.exporting import (
     Sizes,
     described,
     open_file,
+    runtime_of,
     size_text,
     takes,
 )
@@ -149,7 +150,7 @@ def _running(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _caller(path: Path) -> Callable[[Tensor], Tensor]:
-    if path.suffix.lower() == ".pt2":
+    if runtime_of(path) is None:  # a program of torch's
         built = build(str(path))
         sizes = {}
         if not built.sizes and built.example_inputs is not None:
