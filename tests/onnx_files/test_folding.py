@@ -204,6 +204,61 @@ def test_a_file_where_nothing_folds_is_copied(tmp_path: Path) -> None:
     assert out.read_bytes() == source.read_bytes()
 
 
+def test_an_output_that_is_a_copy_keeps_its_node(tmp_path: Path) -> None:
+    source = written(tmp_path, model("(float[n, 2] x) => (float[n, 2] y) { y = Identity(x) }", {}))
+    assert not fold_onnx(source, tmp_path / "out.onnx").changed
+
+
+def test_copies_of_large_weights_are_read_as_the_weights(tmp_path: Path) -> None:
+    text = """(float[n, 600] x) => (float[n, 600] y) { v = Identity(w) u = Identity(v)
+      a = MatMul(x, u) r = Relu(a) b = MatMul(r, v) y = Dropout(b) }"""
+    made = model(text, {"w": (600, 600)})
+    assert folded(tmp_path, made, x=(2, 600)) == ["MatMul", "Relu", "MatMul"]
+
+
+def test_a_computed_constant_that_several_read_is_folded_for_each(tmp_path: Path) -> None:
+    text = """(float[n, 4] x) => (float[n, 4] y, float[n, 4] z) { t = Transpose<perm=[1,0]>(w)
+      a = MatMul(x, t) y = Mul(a, s) b = Sin(x) c = MatMul(b, t) z = Mul(c, s) }"""
+    made = model(text, {"w": (4, 4), "s": (4,)})
+    assert folded(tmp_path, made, x=(2, 4)) == ["Gemm", "Sin", "Gemm"]
+
+
+def test_a_product_with_ones_may_be_written_ones_first(tmp_path: Path) -> None:
+    text = """(float[n, 4] x) => (float[n, 4] y) { a = Sin(x) b = Mul(ones, a) c = Cos(a)
+      d = Add(b, c) y = MatMul(d, w) }"""
+    made = model(text, {"w": (4, 4)})
+    made.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "ones"))
+    source = written(tmp_path, made)
+    assert not any("defect" in kept.reason for kept in fold_onnx(source).kept)
+    assert folded(tmp_path, made, x=(2, 4)) == ["Sin", "Mul", "Cos", "Add", "MatMul"]
+
+
+def test_indices_of_small_tables_are_made_up(tmp_path: Path) -> None:
+    text = """(int64[n, k] kinds, float[n, k, 4] x) => (float y) { a = Gather(two, kinds)
+      b = Add(a, x) c = MatMul(b, w) y = Mul(c, s) }"""
+    made = model(text, {"two": (2, 4), "w": (4, 4), "s": (4,)})
+    report = fold_onnx(written(tmp_path, made), tmp_path / "out.onnx")
+    assert len(report.trials) == 2 and kinds(tmp_path / "out.onnx") == ["Gather", "Add", "MatMul"]
+
+
+def test_outputs_in_half_precision_without_weights_may_round(tmp_path: Path) -> None:
+    text = """(float16[n, 64] x) => (float16[n, 64] y)
+      { p = Mul(x, a) y = Mul(p, b) }"""
+    made = model(text, {})
+    for name, value in (("a", 0.3), ("b", 0.7)):
+        made.graph.initializer.append(numpy_helper.from_array(np.float16([value]), name))
+    report = fold_onnx(written(tmp_path, made), tmp_path / "out.onnx")
+    assert report.nodes_after == {"Mul": 1}
+    assert 1e-5 < report.trials[0].error <= report.trials[0].bound < 1e-2
+
+
+def test_a_file_of_other_domains_alone_passes_through(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["ai.onnx.ml" : 3]> net (float[1, 2] x) =>
+      (float[1, 2] y) { y = ai.onnx.ml.Binarizer<threshold = 0.5>(x) }"""
+    source = written(tmp_path, onnx.parser.parse_model(text))
+    assert not fold_onnx(source, tmp_path / "out.onnx").changed
+
+
 def test_branches_that_capture_a_value_read_it_under_its_new_name(tmp_path: Path) -> None:
     made = model(IMAGE + """{ i = Identity(x) a = Conv(i, w)
       b = BatchNormalization(a, gn, bn, mn, vn)

@@ -34,7 +34,7 @@ from refold.onnx_files.saving import (
 from refold.onnx_files.scales import hand_over_scales
 from refold.onnx_files.tensors import check_size
 from refold.onnx_files.translation.idioms import REASON, idioms
-from refold.onnx_files.translation.layouts import join_reshapes
+from refold.onnx_files.translation.layouts import join_reshapes, join_slices
 from refold.onnx_files.translation.network import Network
 from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.trials import open_original
@@ -194,11 +194,13 @@ def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Fold
     made = list[tuple[Network, Capture]]()
 
     whole = list[list[fx.Node]]()
+    cuts = list[Fold]()
 
     def make() -> Capture:
         whole.clear()
         made[:] = [translate(file, sizes, constants)]
         network, capture = made[0]
+        cuts[:] = join_slices(network, capture)
         for nodes in idioms(network):
             whole.append([network.values[node.output[0]] for node in nodes])
             capture.stays.update(dict.fromkeys(whole[-1], REASON))
@@ -219,7 +221,7 @@ def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Fold
 
     done = fold_graph(make, write, allow_growth=allow_growth)
     steps = tuple(
-        replace(step, where=_called(step.where, names)) for step in (*done.folds, *scales)
+        replace(step, where=_called(step.where, names)) for step in (*cuts, *done.folds, *scales)
     )
     steps += tuple(
         Fold(where, "nodes into one", " + ".join((where, *others)), 0, 0)

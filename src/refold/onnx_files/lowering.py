@@ -290,6 +290,11 @@ class Lowering:
 
     # functions
 
+    def reshape(self, sizes: Sequence[int], source: str, output: str, name: str) -> None:
+        """Write a reshape."""
+        stored = self.weight(torch.tensor(list(sizes)), f"{output}.sizes")
+        self.node("Reshape", [source, stored], output, name)
+
     def function(self, call: fx.Node, sources: list[str], output: str, name: str) -> None:
         """Write a function that a fold added.
 
@@ -319,15 +324,20 @@ class Lowering:
     def _slice(self, call: fx.Node, source: str, output: str, name: str) -> None:
         entries: Any = call.args[1]
         cut = [(i, e) for i, e in enumerate(entries) if e != slice(None)]
-        if any(not isinstance(e, slice) or e.step not in (None, 1) for _, e in cut):
+        if any(not isinstance(e, slice) for _, e in cut):
             raise _foreign(call, "a choice of positions")
         starts = [int(e.start or 0) for _, e in cut]
         ends = [int((1 << 31) - 1 if e.stop is None else e.stop) for _, e in cut]
+        steps = [int(e.step or 1) for _, e in cut]
         axes = [i for i, _ in cut]
         if self.opset < 10:
+            if max(steps) > 1:
+                raise _foreign(call, "a choice of positions")
             self.node("Slice", [source], output, name, starts=starts, ends=ends, axes=axes)
             return
-        words = zip(("starts", "ends", "axes"), (starts, ends, axes), strict=True)
+        words = list(zip(("starts", "ends", "axes"), (starts, ends, axes), strict=True))
+        if max(steps) > 1:
+            words.append(("steps", steps))
         stored = [self.weight(torch.tensor(v), f"{name}.{word}") for word, v in words]
         self.node("Slice", [source, *stored], output, name)
 

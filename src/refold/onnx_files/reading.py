@@ -82,13 +82,15 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
 
 def _opset(model: Any) -> int:
     found = [item.version for item in model.opset_import if item.domain in DEFAULT]
+    onnx = require("onnx", "onnx")
+    newest = int(onnx.defs.onnx_opset_version())
+    if not found and all(node.domain not in DEFAULT for node in model.graph.node):
+        return newest
     if not found:
         raise InputError(
             "it imports no opset of ONNX's own operators, so they have no meaning: "
             "the file is damaged or incomplete"
         )
-    onnx = require("onnx", "onnx")
-    newest = int(onnx.defs.onnx_opset_version())
     if not _OLDEST <= found[0] <= newest:
         raise InputError(
             f"it uses opset {found[0]}; refold reads {_OLDEST} to {newest}: "

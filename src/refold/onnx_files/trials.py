@@ -20,6 +20,8 @@ _SIDES = (64, 96, 224, 320, 32, 48, 512, 576, 640, 16, 24, 8, 1, 2, 4, 128, 256)
 _TRIES = 24
 _MOST = 1 << 27  # numbers that one input may have
 _ERRORS_ONLY = 3
+_BELOW = 8  # what whole numbers are drawn from
+_FRACTIONS = frozenset({1, 10, 11, 16})  # ONNX's floating types
 
 
 def session(source: Path | bytes, *, optimised: bool = False) -> Any:
@@ -69,13 +71,13 @@ def feeds(model: Any, run: Any, seed: int = 0) -> list[Arrays]:
     shapes, found, failure = free_sizes(model), list[Arrays](), ""
     _check_sizes(model)
     last: dict[str, int] = {}
-    for at, sizes in enumerate(_choices(shapes)):
+    for at, (sizes, below) in enumerate(product(_choices(shapes), _limits(model))):
         if found and any(last[name] == size for name, size in sizes.items()):
             continue
         try:
-            arrays = _arrays(model, shapes, sizes, seed + at)
+            arrays = _arrays(model, shapes, sizes, seed + at, below)
             run(arrays)
-        except Exception as error:  # of sizes that the network does not take
+        except Exception as error:  # of sizes or indices that the network does not take
             failure = failure or one_line(error)
             continue
         found.append(arrays)
@@ -88,6 +90,12 @@ def feeds(model: Any, run: Any, seed: int = 0) -> list[Arrays]:
             "a mapping of input names to arrays"
         )
     return found
+
+
+def _limits(model: Any) -> tuple[int, ...]:
+    """Return what whole numbers are to stay below: they may be indices of a table of two rows."""
+    kinds = {value.type.tensor_type.elem_type for value in model.graph.input}
+    return (_BELOW, 2) if kinds - _FRACTIONS else (_BELOW,)
 
 
 def _check_sizes(model: Any) -> None:
@@ -148,7 +156,11 @@ def _choices(shapes: Mapping[str, tuple[int | str, ...]]) -> Iterator[dict[str, 
 
 
 def _arrays(
-    model: Any, shapes: Mapping[str, tuple[int | str, ...]], sizes: dict[str, int], seed: int
+    model: Any,
+    shapes: Mapping[str, tuple[int | str, ...]],
+    sizes: dict[str, int],
+    seed: int,
+    below: int = _BELOW,
 ) -> Arrays:
     numpy = require("numpy", "onnx")
     onnx = require("onnx", "onnx")
@@ -161,15 +173,15 @@ def _arrays(
         if prod(shape) > _MOST:
             raise InputError(f"its input {value.name!r} of {shape} is too large to try")
         kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        found[value.name] = _drawn(numpy, draw, shape, numpy.dtype(kind))
+        found[value.name] = _drawn(numpy, draw, shape, numpy.dtype(kind), below)
     return found
 
 
-def _drawn(numpy: Any, draw: Any, shape: tuple[int, ...], kind: Any) -> Any:
+def _drawn(numpy: Any, draw: Any, shape: tuple[int, ...], kind: Any, below: int) -> Any:
     if kind.kind == "b":
         return draw.integers(0, 2, shape).astype(bool)
     if kind.kind in "iu":
-        return numpy.asarray(draw.integers(0, 8, shape)).astype(kind)
+        return numpy.asarray(draw.integers(0, below, shape)).astype(kind)
     return numpy.asarray(draw.standard_normal(shape)).astype(kind)
 
 
