@@ -127,11 +127,12 @@ def test_matrices(tmp_path: Path) -> None:
     assert found == ["MatMul", "Add", "Gemm"]
 
 
-def test_a_padding_that_sizes_decide_stays_and_the_norm_goes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", ["", ", kernel_shape=[3,3]"])
+def test_a_padding_that_sizes_decide_stays_and_the_norm_goes(tmp_path: Path, shape: str) -> None:
     text = (
         IMAGE
-        + """{ a = Conv<auto_pad="SAME_UPPER", strides=[2,2], kernel_shape=[3,3]>(x, w)
-      y = BatchNormalization(a, gn, bn, mn, vn) }"""
+        + f"""{{ a = Conv<auto_pad="SAME_UPPER", strides=[2,2]{shape}>(x, w)
+      y = BatchNormalization(a, gn, bn, mn, vn) }}"""
     )
     made = model(text, {"w": (8, 3, 3, 3), **norm("n", 8)})
     assert folded(tmp_path, made, x=(2, 3, 8, 9)) == ["Conv"]
@@ -238,7 +239,8 @@ def test_indices_of_small_tables_are_made_up(tmp_path: Path) -> None:
       b = Add(a, x) c = MatMul(b, w) y = Mul(c, s) }"""
     made = model(text, {"two": (2, 4), "w": (4, 4), "s": (4,)})
     report = fold_onnx(written(tmp_path, made), tmp_path / "out.onnx")
-    assert len(report.trials) == 2 and kinds(tmp_path / "out.onnx") == ["Gather", "Add", "MatMul"]
+    assert len(report.trials) == 2
+    assert kinds(tmp_path / "out.onnx") == ["Gather", "Add", "MatMul"]
 
 
 def test_outputs_in_half_precision_without_weights_may_round(tmp_path: Path) -> None:
@@ -257,6 +259,22 @@ def test_a_file_of_other_domains_alone_passes_through(tmp_path: Path) -> None:
       (float[1, 2] y) { y = ai.onnx.ml.Binarizer<threshold = 0.5>(x) }"""
     source = written(tmp_path, onnx.parser.parse_model(text))
     assert not fold_onnx(source, tmp_path / "out.onnx").changed
+
+
+def test_a_function_of_another_opset_stays_with_the_reason(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "own" : 1]> net
+      (float[n, 3, h, w] x) => (float y) { y = own.layer(x, w, gn, bn, mn, vn) }
+      <domain: "own", opset_import: ["" : 9]> layer (x, w, g, b, m, v) => (y) {
+      a = Conv(x, w) y = BatchNormalization(a, g, b, m, v) }"""
+    for opset, count in ((9, 1), (17, 0)):
+        made = onnx.parser.parse_model(text.replace('"" : 9', f'"" : {opset}'))
+        made.graph.initializer.extend(
+            model(IMAGE + "{ y = Relu(x) }", {"w": (8, 3, 3, 3), **norm("n", 8)}).graph.initializer
+        )
+        report = fold_onnx(written(tmp_path, made), tmp_path / "out.onnx")
+        assert len(report.kept) == count
+        assert all("another opset" in kept.reason for kept in report.kept)
+        assert_same(tmp_path / "net.onnx", tmp_path / "out.onnx", x=(2, 3, 5, 6))
 
 
 def test_branches_that_capture_a_value_read_it_under_its_new_name(tmp_path: Path) -> None:

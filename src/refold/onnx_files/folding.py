@@ -20,7 +20,15 @@ from refold.graph import Capture, Fold, Kept, fold_graph, place_of
 from refold.onnx_files.bodies import Bodies, fold_bodies
 from refold.onnx_files.constants import constants_of, sizes_of
 from refold.onnx_files.proof import examples, prove
-from refold.onnx_files.reading import OnnxFile, damage, inlined, quantized_reason, read
+from refold.onnx_files.reading import (
+    OnnxFile,
+    calls_of_layers,
+    damage,
+    inlined,
+    quantized_reason,
+    read,
+    title,
+)
 from refold.onnx_files.report import OnnxReport, count
 from refold.onnx_files.saving import (
     apply,
@@ -43,6 +51,10 @@ from refold.onnx_files.writing import Writer, Written
 _LARGEST = 2**31 - 1  # bytes that protobuf writes in one piece
 _ADVICE = ("pass example_inputs", "run shape inference on the file, or give its inputs shapes")
 """What would help a network, and what helps a file."""
+_UNREAD = (
+    "it calls a function of the file whose layers are not read: it imports another opset than the "
+    "file"
+)
 
 
 def fold_onnx(
@@ -136,10 +148,13 @@ def _fold(
         check_size(tensor, file.folder)
     file = inlined(file)
     before = count(file.nodes)
-    bodies = _bodies_folded(file, allow_growth, check)
+    bodies = Bodies()
+    if quantized_reason(file) is None:
+        bodies = fold_bodies(file, partial(fold_onnx, allow_growth=allow_growth, check=check))
     written, steps, kept = folded(file, allow_growth=allow_growth)[:3]  # the rest is large
     written.changed = written.changed or bool(bodies.steps)
-    steps, kept = (*bodies.steps, *steps), (*bodies.kept, *kept)
+    calls = [Kept(title(node), _UNREAD) for node in calls_of_layers(file)]
+    steps, kept = (*bodies.steps, *steps), (*bodies.kept, *calls, *kept)
     report = OnnxReport(
         path=file.path, output=target, steps=steps, kept=kept,
         nodes_before=before, nodes_after=count(written.nodes), changed=written.changed,
@@ -159,13 +174,6 @@ def _fold(
         save(file, temporary, outside=outside)
         trials = prove(original, temporary, inputs, written.made) if check else ()
     return replace(report, trials=trials)
-
-
-def _bodies_folded(file: OnnxFile, allow_growth: bool, check: bool) -> Bodies:
-    """Fold the graphs inside nodes, where the file's weights lie inside and are not quantized."""
-    if quantized_reason(file) is not None or has_weights_outside(file):
-        return Bodies()
-    return fold_bodies(file, partial(fold_onnx, allow_growth=allow_growth, check=check))
 
 
 class Folded(NamedTuple):

@@ -144,24 +144,17 @@ class Lowering:
         )  # fmt: skip
 
     def same_conv(
-        self, call: fx.Node, module: Any, source: str, output: str, name: str, node: Any
+        self, call: fx.Node, module: Any, source: str, output: str, name: str, old: Any, pad: str
     ) -> None:
-        """Write a convolution whose padding sizes decide, as the node did that it stands for.
+        """Write a convolution whose padding sizes decide, as that of the file does (`auto_pad`).
 
         Raises:
-            UnwritableError: when it has another window.
+            UnwritableError: when its window is another than the old layer's.
         """
-        given = {a.name: a for a in node.attribute}
-        window = [("kernel_size", "kernel_shape"), ("stride", "strides"), ("dilation", "dilations")]
-        rank = len(module.kernel_size)
-        for mine, theirs in window:
-            old = list(given[theirs].ints) if theirs in given else None
-            if old is not None and list(getattr(module, mine)) != old:
-                raise _foreign(call, "a convolution of another window, padded by its size")
-        if "kernel_shape" not in given or any(module.padding) or rank not in CONVS:
+        window = ("kernel_size", "stride", "dilation")
+        if any(module.padding) or any(getattr(module, k) != getattr(old, k) for k in window):
             raise _foreign(call, "a convolution of another window, padded by its size")
-        auto = given["auto_pad"].s.decode()
-        self._conv(call, module, source, output, name, auto_pad=auto)
+        self._conv(call, module, source, output, name, auto_pad=pad)
 
     def _scatter(
         self, call: fx.Node, module: Any, source: str, output: str, name: str,
@@ -335,10 +328,10 @@ class Lowering:
                 raise _foreign(call, "a choice of positions")
             self.node("Slice", [source], output, name, starts=starts, ends=ends, axes=axes)
             return
-        words = list(zip(("starts", "ends", "axes"), (starts, ends, axes), strict=True))
+        words = {"starts": starts, "ends": ends, "axes": axes}
         if max(steps) > 1:
-            words.append(("steps", steps))
-        stored = [self.weight(torch.tensor(v), f"{name}.{word}") for word, v in words]
+            words["steps"] = steps
+        stored = [self.weight(torch.tensor(v), f"{name}.{word}") for word, v in words.items()]
         self.node("Slice", [source, *stored], output, name)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from refold.graph import Capture, HardGate, UnwritableError, nodes_in, place_of, submodule
 from refold.onnx_files.lowering import Lowering
-from refold.onnx_files.reading import captured, subgraphs, title
+from refold.onnx_files.reading import attributes, captured, subgraphs, title
 from refold.onnx_files.tensors import dtype_of, to_proto
 from refold.onnx_files.translation.layouts import Parts, splits
 from refold.onnx_files.translation.network import Network, Opaque, Origin, inner_reads
@@ -316,7 +316,8 @@ class Writer:
         if origin is not None and origin.lead is not None and call.args[0] is origin.lead:
             if not isinstance(module, nn.modules.conv._ConvNd):
                 raise UnwritableError("its padding depends on the size of the input", {call})
-            self.lowering.same_conv(call, module, sources[0], output, name, origin.nodes[0])
+            pad = str(attributes(origin.nodes[0])["auto_pad"])
+            self.lowering.same_conv(call, module, sources[0], output, name, origin.module, pad)
             return
         self._no_lead(call)
         self.lowering.layer(call, module, sources[0], output, name)
@@ -367,7 +368,7 @@ class Writer:
         kept, stored = list[Any](), dict[str, str]()
         for node in nodes:
             if id(node) in fixed and self._is_copy(node):  # of weights, which may be large
-                name = stored.get(node.input[0], node.input[0])
+                name = stored.get(str(node.input[0]), str(node.input[0]))
                 if self.network.constants.is_stored(name):
                     stored[node.output[0]] = name
                     continue

@@ -31,7 +31,8 @@ def join_reshapes(network: Network, capture: Capture) -> list[Fold]:
         if not gone and not is_same:
             continue
         call.replace_input_with(call.args[0], source)
-        call.meta["origin"].anew = True  # a 0 in its node means a size of what it read
+        if (origin := call.meta.get("origin")) is not None:
+            origin.anew = True  # a 0 in its node means a size of what it read
         where = " + ".join(place_of(node) for node in (*reversed(gone), call))
         if is_same:
             call.replace_all_uses_with(source)
@@ -45,9 +46,9 @@ def join_reshapes(network: Network, capture: Capture) -> list[Fold]:
 def join_slices(network: Network, capture: Capture) -> list[Fold]:
     """Let slices of a slice, along other axes, cut what that one cuts; return what went."""
     found = list[Fold]()
-    is_split = {parts.calls[0].args[0] for parts in splits(network, capture)}
+    cut_whole = [parts.calls[0].all_input_nodes[0] for parts in splits(network, capture)]
     for inner in list(capture.graph.nodes):
-        if not _is_cut(inner) or inner in is_split or network.name_of(inner) in network.outputs:
+        if not _is_cut(inner) or inner in cut_whole or network.name_of(inner) in network.outputs:
             continue
         readers, source = list(inner.users), cast("fx.Node", inner.args[0])
         joined = [_both(inner, call) for call in readers]
