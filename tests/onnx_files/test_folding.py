@@ -243,6 +243,25 @@ def test_indices_of_small_tables_are_made_up(tmp_path: Path) -> None:
     assert kinds(tmp_path / "out.onnx") == ["Gather", "Add", "MatMul"]
 
 
+@pytest.mark.parametrize("layout", ["n,c,h,w", "n,h,w,c"])
+def test_channels_that_only_the_weights_fix_are_made_up(tmp_path: Path, layout: str) -> None:
+    turn = "t = Transpose<perm=[0,3,1,2]>(x)" if layout.endswith("c") else "t = Identity(x)"
+    text = f"(float[{layout}] x) => (float y) {{ {turn} a = Conv(t, w) y = Mul(a, s) }}"
+    made = model(text, {"w": (4, 3, 1, 1), "s": (4, 1, 1)})
+    report = fold_onnx(written(tmp_path, made), tmp_path / "out.onnx")
+    assert "Mul" not in report.nodes_after
+    assert len(report.trials) == 2
+
+
+def test_what_no_made_up_input_fits_names_the_file(tmp_path: Path) -> None:
+    text = "(float[n,c] x) => (float y) { a = MatMul(x, w) y = Mul(a, s) }"
+    source = written(tmp_path, model(text, {"w": (7, 5), "s": (5,)}))
+    with pytest.raises(InputError, match=r"net\.onnx: it runs on none .* example_inputs"):
+        fold_onnx(source, tmp_path / "out.onnx")
+    given = {"x": np.ones((2, 7), np.float32)}
+    assert fold_onnx(source, tmp_path / "out.onnx", example_inputs=given).nodes_after == {"Gemm": 1}
+
+
 def test_outputs_in_half_precision_without_weights_may_round(tmp_path: Path) -> None:
     text = """(float16[n, 64] x) => (float16[n, 64] y)
       { p = Mul(x, a) y = Mul(p, b) }"""

@@ -55,7 +55,10 @@ def examples(file: OnnxFile, given: Mapping[str, Any] | None) -> list[Arrays]:
     """
     opened = open_original(file)
     if given is None:
-        return feeds(file.model, partial(opened.run, None))
+        try:
+            return feeds(file.model, partial(opened.run, None))
+        except InputError as error:
+            raise InputError(f"{file.path}: {error}") from error
     numpy = require("numpy", "onnx")
     arrays = {name: numpy.asarray(value) for name, value in given.items()}
     try:

@@ -15,11 +15,13 @@ from refold.onnx_files.reading import OnnxFile
 from refold.onnx_files.sizes import free_sizes
 
 Arrays = dict[str, Any]
+Shapes = Mapping[str, tuple[int | str, ...]]
 _BATCHES = (1, 2, 3, 5)
 _SIDES = (64, 96, 224, 320, 32, 48, 512, 576, 640, 16, 24, 8, 1, 2, 4, 128, 256)
 _TRIES = 24
 _MOST = 1 << 27  # numbers that one input may have
 _ERRORS_ONLY = 3
+_MAP = 4  # dimensions of a batch of images
 _BELOW = 8  # what whole numbers are drawn from
 _FRACTIONS = frozenset({1, 10, 11, 16})  # ONNX's floating types
 
@@ -68,8 +70,35 @@ def feeds(model: Any, run: Any, seed: int = 0) -> list[Arrays]:
     Raises:
         InputError: when it takes none that could be made up.
     """
-    shapes, found, failure = free_sizes(model), list[Arrays](), ""
     _check_sizes(model)
+    failure = ""
+    for shapes in _guesses(free_sizes(model)):
+        found, reason = _tried(model, shapes, run, seed)
+        if found:
+            return found
+        failure = failure or reason
+    raise InputError(
+        f"it runs on none of the inputs made up for it ({failure}): give refold.fold_onnx "
+        "example_inputs, a mapping of input names to arrays"
+    )
+
+
+def _guesses(shapes: Shapes) -> Iterator[Shapes]:
+    """Yield the shapes, and these with the channels of images that weights fix and they do not."""
+    yield shapes
+    for axis, count in product((1, 3), (3, 1)):
+        maps = (shape[axis] for shape in shapes.values() if len(shape) == _MAP)
+        free = {size for size in maps if isinstance(size, str)}
+        if free:
+            yield {
+                name: tuple(count if size in free else size for size in shape)
+                for name, shape in shapes.items()
+            }
+
+
+def _tried(model: Any, shapes: Shapes, run: Any, seed: int) -> tuple[list[Arrays], str]:
+    """Return up to two inputs that a session takes, and why it took none of the others."""
+    found, failure = list[Arrays](), ""
     last: dict[str, int] = {}
     for at, (sizes, below) in enumerate(product(_choices(shapes), _limits(model))):
         if found and any(last[name] == size for name, size in sizes.items()):
@@ -84,12 +113,7 @@ def feeds(model: Any, run: Any, seed: int = 0) -> list[Arrays]:
         last = sizes
         if len(found) == 2 or not sizes:
             break
-    if not found:
-        raise InputError(
-            f"it runs on none of the inputs made up for it ({failure}): give example_inputs, "
-            "a mapping of input names to arrays"
-        )
-    return found
+    return found, failure
 
 
 def _limits(model: Any) -> tuple[int, ...]:
@@ -133,7 +157,7 @@ def sized(model: Any, sizes: list[tuple[int, ...]], batch: int, seed: int) -> Ar
     return _arrays(model, shapes, numbers, seed)
 
 
-def _choices(shapes: Mapping[str, tuple[int | str, ...]]) -> Iterator[dict[str, int]]:
+def _choices(shapes: Shapes) -> Iterator[dict[str, int]]:
     """Yield numbers for the free sizes: batches are small, sides are many."""
     batches, sides = list[str](), list[str]()
     for shape in shapes.values():
@@ -157,7 +181,7 @@ def _choices(shapes: Mapping[str, tuple[int | str, ...]]) -> Iterator[dict[str, 
 
 def _arrays(
     model: Any,
-    shapes: Mapping[str, tuple[int | str, ...]],
+    shapes: Shapes,
     sizes: dict[str, int],
     seed: int,
     below: int = _BELOW,
