@@ -26,6 +26,15 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_the_title_of_a_narrow_table_stays_on_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", screen)
+    console.table("models/detector.onnx -> out/detector.onnx", ["", "before"], [["nodes", "1"]])
+    assert "models/detector.onnx -> out/detector.onnx" in screen.getvalue()
+
+
 @pytest.mark.parametrize("columns", [20, 200, None])
 def test_text_of_others_is_shown_as_it_is_and_does_nothing(
     monkeypatch: pytest.MonkeyPatch, columns: int | None

@@ -152,3 +152,14 @@ def test_colours_of_a_terminal_are_no_part_of_an_error(
     monkeypatch.setitem(FORMATS, ".pt2", Format(fails))
     with pytest.raises(ExportError, match=r"net\.pt2: step 3/3 failed$"):
         export(nn.Conv2d(3, 4, 1).eval(), tmp_path / "net.pt2", IMAGE)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_complex_numbers_are_one_sentence(tmp_path: Path, suffix: str) -> None:
+    net = Net(lambda image, y: torch.complex(y, y)).eval()
+    with pytest.raises(InputError, match=r"complex numbers.*view_as_real.*\.pt2"):
+        export(net, tmp_path / f"net{suffix}", IMAGE)
+    assert list(tmp_path.iterdir()) == []
+    inside = Net(lambda image, y: torch.complex(y, y).abs()).eval()
+    if suffix == ".onnx":
+        assert export(inside, tmp_path / "net.onnx", IMAGE, dynamic="none").exists()

@@ -55,6 +55,16 @@ def test_branches_that_read_values_and_weights_from_outside(tmp_path: Path) -> N
     onnx.checker.check_model(onnx.load(out), full_check=True)
 
 
+def test_branches_that_read_weights_outside_the_file(tmp_path: Path) -> None:
+    source, out = tmp_path / "net.onnx", tmp_path / "out.onnx"
+    made = model(BRANCHES, WEIGHTS)
+    onnx.save(made, source, save_as_external_data=True, location="weights", size_threshold=0)
+    fold_onnx(source, out)
+    assert inner(out) == [["Conv"], ["Constant", "Mul"]]
+    equal(source, out, c=np.array(True))
+    equal(source, out, c=np.array(False))
+
+
 def test_a_loop_and_a_weight_that_others_read(tmp_path: Path) -> None:
     text = LOOP.replace("{\n  m =", "{\n  u = Conv<pads=[1,1,1,1]>(x, w) m =")
     text = text.replace("(m, t, x)", "(m, t, u)")

@@ -127,11 +127,12 @@ def test_matrices(tmp_path: Path) -> None:
     assert found == ["MatMul", "Add", "Gemm"]
 
 
-def test_a_padding_that_sizes_decide_stays_and_the_norm_goes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", ["", ", kernel_shape=[3,3]"])
+def test_a_padding_that_sizes_decide_stays_and_the_norm_goes(tmp_path: Path, shape: str) -> None:
     text = (
         IMAGE
-        + """{ a = Conv<auto_pad="SAME_UPPER", strides=[2,2], kernel_shape=[3,3]>(x, w)
-      y = BatchNormalization(a, gn, bn, mn, vn) }"""
+        + f"""{{ a = Conv<auto_pad="SAME_UPPER", strides=[2,2]{shape}>(x, w)
+      y = BatchNormalization(a, gn, bn, mn, vn) }}"""
     )
     made = model(text, {"w": (8, 3, 3, 3), **norm("n", 8)})
     assert folded(tmp_path, made, x=(2, 3, 8, 9)) == ["Conv"]
@@ -202,6 +203,97 @@ def test_a_file_where_nothing_folds_is_copied(tmp_path: Path) -> None:
     report = fold_onnx(source, out)
     assert not report.changed
     assert out.read_bytes() == source.read_bytes()
+
+
+def test_an_output_that_is_a_copy_keeps_its_node(tmp_path: Path) -> None:
+    source = written(tmp_path, model("(float[n, 2] x) => (float[n, 2] y) { y = Identity(x) }", {}))
+    assert not fold_onnx(source, tmp_path / "out.onnx").changed
+
+
+def test_copies_of_large_weights_are_read_as_the_weights(tmp_path: Path) -> None:
+    text = """(float[n, 600] x) => (float[n, 600] y) { v = Identity(w) u = Identity(v)
+      a = MatMul(x, u) r = Relu(a) b = MatMul(r, v) y = Dropout(b) }"""
+    made = model(text, {"w": (600, 600)})
+    assert folded(tmp_path, made, x=(2, 600)) == ["MatMul", "Relu", "MatMul"]
+
+
+def test_a_computed_constant_that_several_read_is_folded_for_each(tmp_path: Path) -> None:
+    text = """(float[n, 4] x) => (float[n, 4] y, float[n, 4] z) { t = Transpose<perm=[1,0]>(w)
+      a = MatMul(x, t) y = Mul(a, s) b = Sin(x) c = MatMul(b, t) z = Mul(c, s) }"""
+    made = model(text, {"w": (4, 4), "s": (4,)})
+    assert folded(tmp_path, made, x=(2, 4)) == ["Gemm", "Sin", "Gemm"]
+
+
+def test_a_product_with_ones_may_be_written_ones_first(tmp_path: Path) -> None:
+    text = """(float[n, 4] x) => (float[n, 4] y) { a = Sin(x) b = Mul(ones, a) c = Cos(a)
+      d = Add(b, c) y = MatMul(d, w) }"""
+    made = model(text, {"w": (4, 4)})
+    made.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "ones"))
+    source = written(tmp_path, made)
+    assert not any("defect" in kept.reason for kept in fold_onnx(source).kept)
+    assert folded(tmp_path, made, x=(2, 4)) == ["Sin", "Mul", "Cos", "Add", "MatMul"]
+
+
+def test_indices_of_small_tables_are_made_up(tmp_path: Path) -> None:
+    text = """(int64[n, k] kinds, float[n, k, 4] x) => (float y) { a = Gather(two, kinds)
+      b = Add(a, x) c = MatMul(b, w) y = Mul(c, s) }"""
+    made = model(text, {"two": (2, 4), "w": (4, 4), "s": (4,)})
+    report = fold_onnx(written(tmp_path, made), tmp_path / "out.onnx")
+    assert len(report.trials) == 2
+    assert kinds(tmp_path / "out.onnx") == ["Gather", "Add", "MatMul"]
+
+
+@pytest.mark.parametrize("layout", ["n,c,h,w", "n,h,w,c"])
+def test_channels_that_only_the_weights_fix_are_made_up(tmp_path: Path, layout: str) -> None:
+    turn = "t = Transpose<perm=[0,3,1,2]>(x)" if layout.endswith("c") else "t = Identity(x)"
+    text = f"(float[{layout}] x) => (float y) {{ {turn} a = Conv(t, w) y = Mul(a, s) }}"
+    made = model(text, {"w": (4, 3, 1, 1), "s": (4, 1, 1)})
+    report = fold_onnx(written(tmp_path, made), tmp_path / "out.onnx")
+    assert "Mul" not in report.nodes_after
+    assert len(report.trials) == 2
+
+
+def test_what_no_made_up_input_fits_names_the_file(tmp_path: Path) -> None:
+    text = "(float[n,c] x) => (float y) { a = MatMul(x, w) y = Mul(a, s) }"
+    source = written(tmp_path, model(text, {"w": (7, 5), "s": (5,)}))
+    with pytest.raises(InputError, match=r"net\.onnx: it runs on none .* example_inputs"):
+        fold_onnx(source, tmp_path / "out.onnx")
+    given = {"x": np.ones((2, 7), np.float32)}
+    assert fold_onnx(source, tmp_path / "out.onnx", example_inputs=given).nodes_after == {"Gemm": 1}
+
+
+def test_outputs_in_half_precision_without_weights_may_round(tmp_path: Path) -> None:
+    text = """(float16[n, 64] x) => (float16[n, 64] y)
+      { p = Mul(x, a) y = Mul(p, b) }"""
+    made = model(text, {})
+    for name, value in (("a", 0.3), ("b", 0.7)):
+        made.graph.initializer.append(numpy_helper.from_array(np.float16([value]), name))
+    report = fold_onnx(written(tmp_path, made), tmp_path / "out.onnx")
+    assert report.nodes_after == {"Mul": 1}
+    assert 1e-5 < report.trials[0].error <= report.trials[0].bound < 1e-2
+
+
+def test_a_file_of_other_domains_alone_passes_through(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["ai.onnx.ml" : 3]> net (float[1, 2] x) =>
+      (float[1, 2] y) { y = ai.onnx.ml.Binarizer<threshold = 0.5>(x) }"""
+    source = written(tmp_path, onnx.parser.parse_model(text))
+    assert not fold_onnx(source, tmp_path / "out.onnx").changed
+
+
+def test_a_function_of_another_opset_stays_with_the_reason(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "own" : 1]> net
+      (float[n, 3, h, w] x) => (float y) { y = own.layer(x, w, gn, bn, mn, vn) }
+      <domain: "own", opset_import: ["" : 9]> layer (x, w, g, b, m, v) => (y) {
+      a = Conv(x, w) y = BatchNormalization(a, g, b, m, v) }"""
+    for opset, count in ((9, 1), (17, 0)):
+        made = onnx.parser.parse_model(text.replace('"" : 9', f'"" : {opset}'))
+        made.graph.initializer.extend(
+            model(IMAGE + "{ y = Relu(x) }", {"w": (8, 3, 3, 3), **norm("n", 8)}).graph.initializer
+        )
+        report = fold_onnx(written(tmp_path, made), tmp_path / "out.onnx")
+        assert len(report.kept) == count
+        assert all("another opset" in kept.reason for kept in report.kept)
+        assert_same(tmp_path / "net.onnx", tmp_path / "out.onnx", x=(2, 3, 5, 6))
 
 
 def test_branches_that_capture_a_value_read_it_under_its_new_name(tmp_path: Path) -> None:

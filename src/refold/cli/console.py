@@ -95,8 +95,9 @@ def step(title: str) -> Generator[None]:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; every column after the first is right-aligned."""
-    grid = Table(title=line(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    """Print a title, which may be wider, and a table, its columns but the first right-aligned."""
+    out().print(line(title, "bold"))
+    grid = Table(box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
         grid.add_column(line(column), justify="right" if index else "left", overflow="fold")
     for row in rows:

@@ -18,7 +18,7 @@ MODEL_HELP = (
     "One of our names, timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:factory, an "
     "exported .pt2 file, the folder of a run of `refold train`, or a .safetensors file of "
     "`refold prune`; `refold models` lists names. "
-    "convert, inspect, verify and bench also take an .onnx file of any origin."
+    "convert, inspect, verify, bench, prune, remove-residuals and report also take an .onnx file."
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]

@@ -33,7 +33,7 @@ from refold.exporting.silence import quiet
 from refold.exporting.table import ELSEWHERE, FORMATS, companions
 from refold.files import atomic_path, require_named
 from refold.graph import unwrap
-from refold.inputs import Arguments, required, tensors
+from refold.inputs import required, tensors
 
 SUFFIXES = tuple(FORMATS)
 _MAP = 4  # dimensions of a batch of images
@@ -162,9 +162,9 @@ def write(
             "a TorchScript module is a program already: export the module it was made from"
         )
     copied, inputs = prepared(model, example_inputs, device="cpu")
-    _require_type(copied, inputs, suffix)
     names = name_inputs(model, inputs, options.input_names)
     answer = with_plain_outputs(copied, run(copied, inputs), flat=kind.is_flat)
+    _require_types(copied, [*tensors(inputs), *tensor_leaves(answer)], suffix)
     notes = _left_out(model, answer, target)
     choices = _choices(options.dynamic, tensors(inputs), tensor_leaves(answer))
     choices = ["none"] if kind.is_fixed else choices
@@ -324,10 +324,16 @@ def _require_weights(model: nn.Module, suffix: str) -> None:
             )
 
 
-def _require_type(model: nn.Module, inputs: Arguments, suffix: str) -> None:
-    held = chain(model.parameters(), model.buffers(), tensors(inputs))
-    kinds = {tensor.dtype for tensor in held}
-    for kind, why in FORMATS[suffix].lacks.items():
-        if kind in kinds:
-            name = str(kind).removeprefix("torch.")
+def _require_types(model: nn.Module, ends: Sequence[Tensor], suffix: str) -> None:
+    """Refuse types that a format cannot hold, in a model or in what it takes and returns."""
+    kind = FORMATS[suffix]
+    if kind.is_flat and any(tensor.is_complex() for tensor in ends):
+        raise InputError(
+            f"{type(model).__name__} takes or returns complex numbers, which a {suffix} has no "
+            "type for: let it take or return their parts (torch.view_as_real), or write .pt2"
+        )
+    held = {tensor.dtype for tensor in chain(model.parameters(), model.buffers(), ends)}
+    for dtype, why in kind.lacks.items():
+        if dtype in held:
+            name = str(dtype).removeprefix("torch.")
             raise InputError(f"{name} cannot be exported to {suffix}: {why}")

@@ -97,7 +97,7 @@ def fold_model(
         RefusedError: when the model is in training mode.
         InputError: when the model cannot be copied or cannot run on the example.
     """
-    plain = unwrap(_checked(model))
+    plain = unwrap(model)
     if _trains(plain):
         raise RefusedError(
             "the model is in training mode, where norms use the batch; call model.eval() first"
@@ -369,12 +369,6 @@ def _leave(left: _Left, steps: Sequence[tuple[str, Step]], reason: str) -> _Left
     for path, step in steps:
         fresh[path].note_wrong(step, reason)
     return fresh
-
-
-def _checked(model: Any) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise InputError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    return model
 
 
 def _check_shapes(model: nn.Module) -> None:

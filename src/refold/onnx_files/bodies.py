@@ -16,8 +16,17 @@ from refold.errors import InputError, NotEquivalentError, RefoldError
 from refold.exporting import require
 from refold.graph import Fold, Kept
 from refold.onnx_files.constants import Constants, constants_of, sizes_of
-from refold.onnx_files.reading import LAYERS, OnnxFile, captured, read, subgraphs, title
+from refold.onnx_files.reading import (
+    LAYERS,
+    OnnxFile,
+    captured,
+    is_external,
+    read,
+    subgraphs,
+    title,
+)
 from refold.onnx_files.report import OnnxReport
+from refold.onnx_files.saving import tensors
 from refold.onnx_files.sizes import Sizes
 from refold.onnx_files.tensors import to_proto
 from refold.onnx_files.writing import rename
@@ -39,7 +48,7 @@ def fold_bodies(file: OnnxFile, fold: FoldFile) -> Bodies:
     """Fold the graphs inside the nodes of a file, in place.
 
     Args:
-        file: what was read; its weights lie inside.
+        file: what was read.
         fold: folds a file.
     """
     found = list(_bodies(file))
@@ -104,6 +113,8 @@ def _fold(body: Any, outside: _Outside, fold: FoldFile) -> OnnxReport:
     Raises:
         InputError: when it cannot be run by itself.
     """
+    if any(map(is_external, tensors(body))):
+        raise InputError("its weights lie outside the file")
     alone, known = _alone(body, outside)
     if alone.ByteSize() > _LIMIT:
         raise InputError("it is too large to be run by itself")

@@ -70,6 +70,10 @@ class Constants:
         }
         self._known: dict[str, Tensor | None] = {}
 
+    def is_stored(self, name: str) -> bool:
+        """Say whether a name is that of a weight which no input replaces."""
+        return name in self._stored
+
     def value(self, name: str) -> Tensor | None:
         """Return a constant, None for a value that is none; the caller does not change it.
 

@@ -20,7 +20,15 @@ from refold.graph import Capture, Fold, Kept, fold_graph, place_of
 from refold.onnx_files.bodies import Bodies, fold_bodies
 from refold.onnx_files.constants import constants_of, sizes_of
 from refold.onnx_files.proof import examples, prove
-from refold.onnx_files.reading import OnnxFile, damage, inlined, quantized_reason, read
+from refold.onnx_files.reading import (
+    OnnxFile,
+    calls_of_layers,
+    damage,
+    inlined,
+    quantized_reason,
+    read,
+    title,
+)
 from refold.onnx_files.report import OnnxReport, count
 from refold.onnx_files.saving import (
     apply,
@@ -34,7 +42,7 @@ from refold.onnx_files.saving import (
 from refold.onnx_files.scales import hand_over_scales
 from refold.onnx_files.tensors import check_size
 from refold.onnx_files.translation.idioms import REASON, idioms
-from refold.onnx_files.translation.layouts import join_reshapes
+from refold.onnx_files.translation.layouts import join_reshapes, join_slices
 from refold.onnx_files.translation.network import Network
 from refold.onnx_files.translation.translating import translate
 from refold.onnx_files.trials import open_original
@@ -43,6 +51,10 @@ from refold.onnx_files.writing import Writer, Written
 _LARGEST = 2**31 - 1  # bytes that protobuf writes in one piece
 _ADVICE = ("pass example_inputs", "run shape inference on the file, or give its inputs shapes")
 """What would help a network, and what helps a file."""
+_UNREAD = (
+    "it calls a function of the file whose layers are not read: it imports another opset than the "
+    "file"
+)
 
 
 def fold_onnx(
@@ -136,10 +148,13 @@ def _fold(
         check_size(tensor, file.folder)
     file = inlined(file)
     before = count(file.nodes)
-    bodies = _bodies_folded(file, allow_growth, check)
+    bodies = Bodies()
+    if quantized_reason(file) is None:
+        bodies = fold_bodies(file, partial(fold_onnx, allow_growth=allow_growth, check=check))
     written, steps, kept = folded(file, allow_growth=allow_growth)[:3]  # the rest is large
     written.changed = written.changed or bool(bodies.steps)
-    steps, kept = (*bodies.steps, *steps), (*bodies.kept, *kept)
+    calls = [Kept(title(node), _UNREAD) for node in calls_of_layers(file)]
+    steps, kept = (*bodies.steps, *steps), (*bodies.kept, *calls, *kept)
     report = OnnxReport(
         path=file.path, output=target, steps=steps, kept=kept,
         nodes_before=before, nodes_after=count(written.nodes), changed=written.changed,
@@ -159,13 +174,6 @@ def _fold(
         save(file, temporary, outside=outside)
         trials = prove(original, temporary, inputs, written.made) if check else ()
     return replace(report, trials=trials)
-
-
-def _bodies_folded(file: OnnxFile, allow_growth: bool, check: bool) -> Bodies:
-    """Fold the graphs inside nodes, where the file's weights lie inside and are not quantized."""
-    if quantized_reason(file) is not None or has_weights_outside(file):
-        return Bodies()
-    return fold_bodies(file, partial(fold_onnx, allow_growth=allow_growth, check=check))
 
 
 class Folded(NamedTuple):
@@ -194,11 +202,13 @@ def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Fold
     made = list[tuple[Network, Capture]]()
 
     whole = list[list[fx.Node]]()
+    cuts = list[Fold]()
 
     def make() -> Capture:
         whole.clear()
         made[:] = [translate(file, sizes, constants)]
         network, capture = made[0]
+        cuts[:] = join_slices(network, capture)
         for nodes in idioms(network):
             whole.append([network.values[node.output[0]] for node in nodes])
             capture.stays.update(dict.fromkeys(whole[-1], REASON))
@@ -219,7 +229,7 @@ def folded(file: OnnxFile, *, allow_growth: bool, exactly: bool = False) -> Fold
 
     done = fold_graph(make, write, allow_growth=allow_growth)
     steps = tuple(
-        replace(step, where=_called(step.where, names)) for step in (*done.folds, *scales)
+        replace(step, where=_called(step.where, names)) for step in (*cuts, *done.folds, *scales)
     )
     steps += tuple(
         Fold(where, "nodes into one", " + ".join((where, *others)), 0, 0)

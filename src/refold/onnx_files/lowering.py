@@ -144,24 +144,17 @@ class Lowering:
         )  # fmt: skip
 
     def same_conv(
-        self, call: fx.Node, module: Any, source: str, output: str, name: str, node: Any
+        self, call: fx.Node, module: Any, source: str, output: str, name: str, old: Any, pad: str
     ) -> None:
-        """Write a convolution whose padding sizes decide, as the node did that it stands for.
+        """Write a convolution whose padding sizes decide, as that of the file does (`auto_pad`).
 
         Raises:
-            UnwritableError: when it has another window.
+            UnwritableError: when its window is another than the old layer's.
         """
-        given = {a.name: a for a in node.attribute}
-        window = [("kernel_size", "kernel_shape"), ("stride", "strides"), ("dilation", "dilations")]
-        rank = len(module.kernel_size)
-        for mine, theirs in window:
-            old = list(given[theirs].ints) if theirs in given else None
-            if old is not None and list(getattr(module, mine)) != old:
-                raise _foreign(call, "a convolution of another window, padded by its size")
-        if "kernel_shape" not in given or any(module.padding) or rank not in CONVS:
+        window = ("kernel_size", "stride", "dilation")
+        if any(module.padding) or any(getattr(module, k) != getattr(old, k) for k in window):
             raise _foreign(call, "a convolution of another window, padded by its size")
-        auto = given["auto_pad"].s.decode()
-        self._conv(call, module, source, output, name, auto_pad=auto)
+        self._conv(call, module, source, output, name, auto_pad=pad)
 
     def _scatter(
         self, call: fx.Node, module: Any, source: str, output: str, name: str,
@@ -290,6 +283,11 @@ class Lowering:
 
     # functions
 
+    def reshape(self, sizes: Sequence[int], source: str, output: str, name: str) -> None:
+        """Write a reshape."""
+        stored = self.weight(torch.tensor(list(sizes)), f"{output}.sizes")
+        self.node("Reshape", [source, stored], output, name)
+
     def function(self, call: fx.Node, sources: list[str], output: str, name: str) -> None:
         """Write a function that a fold added.
 
@@ -319,16 +317,21 @@ class Lowering:
     def _slice(self, call: fx.Node, source: str, output: str, name: str) -> None:
         entries: Any = call.args[1]
         cut = [(i, e) for i, e in enumerate(entries) if e != slice(None)]
-        if any(not isinstance(e, slice) or e.step not in (None, 1) for _, e in cut):
+        if any(not isinstance(e, slice) for _, e in cut):
             raise _foreign(call, "a choice of positions")
         starts = [int(e.start or 0) for _, e in cut]
         ends = [int((1 << 31) - 1 if e.stop is None else e.stop) for _, e in cut]
+        steps = [int(e.step or 1) for _, e in cut]
         axes = [i for i, _ in cut]
         if self.opset < 10:
+            if max(steps) > 1:
+                raise _foreign(call, "a choice of positions")
             self.node("Slice", [source], output, name, starts=starts, ends=ends, axes=axes)
             return
-        words = zip(("starts", "ends", "axes"), (starts, ends, axes), strict=True)
-        stored = [self.weight(torch.tensor(v), f"{name}.{word}") for word, v in words]
+        words = {"starts": starts, "ends": ends, "axes": axes}
+        if max(steps) > 1:
+            words["steps"] = steps
+        stored = [self.weight(torch.tensor(v), f"{name}.{word}") for word, v in words.items()]
         self.node("Slice", [source, *stored], output, name)
 
 

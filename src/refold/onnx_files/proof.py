@@ -55,7 +55,10 @@ def examples(file: OnnxFile, given: Mapping[str, Any] | None) -> list[Arrays]:
     """
     opened = open_original(file)
     if given is None:
-        return feeds(file.model, partial(opened.run, None))
+        try:
+            return feeds(file.model, partial(opened.run, None))
+        except InputError as error:
+            raise InputError(f"{file.path}: {error}") from error
     numpy = require("numpy", "onnx")
     arrays = {name: numpy.asarray(value) for name, value in given.items()}
     try:
@@ -179,9 +182,11 @@ def bound_of(file: OnnxFile, longest: int = 1) -> float:
 
 
 def _precision(file: OnnxFile) -> torch.dtype:
-    """Return the least precise of the types that many weights have."""
+    """Return the least precise of the types that many weights, or the outputs, have."""
     half = {10: torch.float16, 16: torch.bfloat16}
-    found = [half[t.data_type] for t in _kernels(file) if t.data_type in half]
+    codes = {tensor.data_type for tensor in _kernels(file)}
+    codes.update(value.type.tensor_type.elem_type for value in file.model.graph.output)
+    found = [half[code] for code in codes if code in half]
     return max(found, key=lambda d: torch.finfo(d).eps, default=torch.float32)
 
 

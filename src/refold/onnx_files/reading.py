@@ -82,13 +82,15 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
 
 def _opset(model: Any) -> int:
     found = [item.version for item in model.opset_import if item.domain in DEFAULT]
+    onnx = require("onnx", "onnx")
+    newest = int(onnx.defs.onnx_opset_version())
+    if not found and all(node.domain not in DEFAULT for node in model.graph.node):
+        return newest
     if not found:
         raise InputError(
             "it imports no opset of ONNX's own operators, so they have no meaning: "
             "the file is damaged or incomplete"
         )
-    onnx = require("onnx", "onnx")
-    newest = int(onnx.defs.onnx_opset_version())
     if not _OLDEST <= found[0] <= newest:
         raise InputError(
             f"it uses opset {found[0]}; refold reads {_OLDEST} to {newest}: "
@@ -127,13 +129,7 @@ def quantized_reason(file: OnnxFile) -> str | None:
 
 def inlined(file: OnnxFile) -> OnnxFile:
     """Return a file with the functions of its own that hold layers written out in its graph."""
-    functions = {(f.domain, f.name): f for f in file.model.functions}
-    held = set[tuple[str, str]]()
-    while True:
-        more = {key for key, f in functions.items() if key not in held and _has(f, held)}
-        if not more:
-            break
-        held |= more
+    held = _functions_of_layers(file.model)
     if not held:
         return file
     inliner = require("onnx.inliner", "onnx")
@@ -142,6 +138,23 @@ def inlined(file: OnnxFile) -> OnnxFile:
     except Exception:  # then they stay what they are: nodes that nobody knows
         return file
     return OnnxFile(file.path, made, file.opset)
+
+
+def calls_of_layers(file: OnnxFile) -> list[Any]:
+    """Return the nodes that call functions which hold layers, where none was written out."""
+    held = _functions_of_layers(file.model)
+    return [node for node in file.nodes if (node.domain, node.op_type) in held]
+
+
+def _functions_of_layers(model: Any) -> set[tuple[str, str]]:
+    """Return the functions of a file that hold layers, or call one that does."""
+    functions = {(f.domain, f.name): f for f in model.functions}
+    held = set[tuple[str, str]]()
+    while True:
+        more = {key for key, f in functions.items() if key not in held and _has(f, held)}
+        if not more:
+            return held
+        held |= more
 
 
 def _has(function: Any, held: set[tuple[str, str]]) -> bool:

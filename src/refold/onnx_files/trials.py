@@ -15,11 +15,15 @@ from refold.onnx_files.reading import OnnxFile
 from refold.onnx_files.sizes import free_sizes
 
 Arrays = dict[str, Any]
+Shapes = Mapping[str, tuple[int | str, ...]]
 _BATCHES = (1, 2, 3, 5)
 _SIDES = (64, 96, 224, 320, 32, 48, 512, 576, 640, 16, 24, 8, 1, 2, 4, 128, 256)
 _TRIES = 24
 _MOST = 1 << 27  # numbers that one input may have
 _ERRORS_ONLY = 3
+_MAP = 4  # dimensions of a batch of images
+_BELOW = 8  # what whole numbers are drawn from
+_FRACTIONS = frozenset({1, 10, 11, 16})  # ONNX's floating types
 
 
 def session(source: Path | bytes, *, optimised: bool = False) -> Any:
@@ -66,28 +70,56 @@ def feeds(model: Any, run: Any, seed: int = 0) -> list[Arrays]:
     Raises:
         InputError: when it takes none that could be made up.
     """
-    shapes, found, failure = free_sizes(model), list[Arrays](), ""
     _check_sizes(model)
+    failure = ""
+    for shapes in _guesses(free_sizes(model)):
+        found, reason = _tried(model, shapes, run, seed)
+        if found:
+            return found
+        failure = failure or reason
+    raise InputError(
+        f"it runs on none of the inputs made up for it ({failure}): give refold.fold_onnx "
+        "example_inputs, a mapping of input names to arrays"
+    )
+
+
+def _guesses(shapes: Shapes) -> Iterator[Shapes]:
+    """Yield the shapes, and these with the channels of images that weights fix and they do not."""
+    yield shapes
+    for axis, count in product((1, 3), (3, 1)):
+        maps = (shape[axis] for shape in shapes.values() if len(shape) == _MAP)
+        free = {size for size in maps if isinstance(size, str)}
+        if free:
+            yield {
+                name: tuple(count if size in free else size for size in shape)
+                for name, shape in shapes.items()
+            }
+
+
+def _tried(model: Any, shapes: Shapes, run: Any, seed: int) -> tuple[list[Arrays], str]:
+    """Return up to two inputs that a session takes, and why it took none of the others."""
+    found, failure = list[Arrays](), ""
     last: dict[str, int] = {}
-    for at, sizes in enumerate(_choices(shapes)):
+    for at, (sizes, below) in enumerate(product(_choices(shapes), _limits(model))):
         if found and any(last[name] == size for name, size in sizes.items()):
             continue
         try:
-            arrays = _arrays(model, shapes, sizes, seed + at)
+            arrays = _arrays(model, shapes, sizes, seed + at, below)
             run(arrays)
-        except Exception as error:  # of sizes that the network does not take
+        except Exception as error:  # of sizes or indices that the network does not take
             failure = failure or one_line(error)
             continue
         found.append(arrays)
         last = sizes
         if len(found) == 2 or not sizes:
             break
-    if not found:
-        raise InputError(
-            f"it runs on none of the inputs made up for it ({failure}): give example_inputs, "
-            "a mapping of input names to arrays"
-        )
-    return found
+    return found, failure
+
+
+def _limits(model: Any) -> tuple[int, ...]:
+    """Return what whole numbers are to stay below: they may be indices of a table of two rows."""
+    kinds = {value.type.tensor_type.elem_type for value in model.graph.input}
+    return (_BELOW, 2) if kinds - _FRACTIONS else (_BELOW,)
 
 
 def _check_sizes(model: Any) -> None:
@@ -125,7 +157,7 @@ def sized(model: Any, sizes: list[tuple[int, ...]], batch: int, seed: int) -> Ar
     return _arrays(model, shapes, numbers, seed)
 
 
-def _choices(shapes: Mapping[str, tuple[int | str, ...]]) -> Iterator[dict[str, int]]:
+def _choices(shapes: Shapes) -> Iterator[dict[str, int]]:
     """Yield numbers for the free sizes: batches are small, sides are many."""
     batches, sides = list[str](), list[str]()
     for shape in shapes.values():
@@ -148,7 +180,11 @@ def _choices(shapes: Mapping[str, tuple[int | str, ...]]) -> Iterator[dict[str, 
 
 
 def _arrays(
-    model: Any, shapes: Mapping[str, tuple[int | str, ...]], sizes: dict[str, int], seed: int
+    model: Any,
+    shapes: Shapes,
+    sizes: dict[str, int],
+    seed: int,
+    below: int = _BELOW,
 ) -> Arrays:
     numpy = require("numpy", "onnx")
     onnx = require("onnx", "onnx")
@@ -161,15 +197,15 @@ def _arrays(
         if prod(shape) > _MOST:
             raise InputError(f"its input {value.name!r} of {shape} is too large to try")
         kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        found[value.name] = _drawn(numpy, draw, shape, numpy.dtype(kind))
+        found[value.name] = _drawn(numpy, draw, shape, numpy.dtype(kind), below)
     return found
 
 
-def _drawn(numpy: Any, draw: Any, shape: tuple[int, ...], kind: Any) -> Any:
+def _drawn(numpy: Any, draw: Any, shape: tuple[int, ...], kind: Any, below: int) -> Any:
     if kind.kind == "b":
         return draw.integers(0, 2, shape).astype(bool)
     if kind.kind in "iu":
-        return numpy.asarray(draw.integers(0, 8, shape)).astype(kind)
+        return numpy.asarray(draw.integers(0, below, shape)).astype(kind)
     return numpy.asarray(draw.standard_normal(shape)).astype(kind)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from refold.graph import Capture, HardGate, UnwritableError, nodes_in, place_of, submodule
 from refold.onnx_files.lowering import Lowering
-from refold.onnx_files.reading import captured, subgraphs, title
+from refold.onnx_files.reading import attributes, captured, subgraphs, title
 from refold.onnx_files.tensors import dtype_of, to_proto
 from refold.onnx_files.translation.layouts import Parts, splits
 from refold.onnx_files.translation.network import Network, Opaque, Origin, inner_reads
@@ -102,10 +102,7 @@ class Writer:
                 last = position[id(origin.nodes[-1])]
             pairs = self._emit(call)
             entries.extend((position.get(id(old), last), node) for old, node in pairs)
-        for source, name in self.aliases:
-            self.lowering.nodes.clear()
-            self.lowering.node("Identity", [source], name, self.lowering.fresh(f"{name}_output"))
-            entries.extend((len(position), node) for node in self.lowering.nodes)
+        entries.extend((position.get(id(node), len(position)), node) for node in self._copies())
         nodes = ordered([node for _, node in sorted(entries, key=lambda entry: entry[0])])
         nodes, computed = self._computed(self._without_unused(nodes))
         used, old = self._without_unused(nodes), self.network.file.nodes
@@ -121,6 +118,17 @@ class Writer:
             tuple(self.joined),
             self.lowering.large,
         )
+
+    def _copies(self) -> Iterator[Any]:
+        """Yield the nodes that give outputs of the file which hold one value a name each."""
+        for source, name in self.aliases:
+            old = next(node for node in self.network.file.nodes if name in node.output)
+            if old.op_type == "Identity" and old.input[0] == source:
+                yield old
+                continue
+            self.lowering.nodes.clear()
+            self.lowering.node("Identity", [source], name, self.lowering.fresh(f"{name}_output"))
+            yield from self.lowering.nodes
 
     # names
 
@@ -203,7 +211,7 @@ class Writer:
         origin = origin_of(call)
         if call in self.inside:
             return self._split(self.splits[call]) if call in self.splits else []
-        if origin is not None and not self._is_changed(call, origin):
+        if origin is not None and not origin.anew and not self._is_changed(call, origin):
             if is_sequence(call):
                 return [(origin.nodes[0], self._unrolled(call))]
             if call.target is operator.getitem and is_sequence(call.args[0]):
@@ -271,9 +279,6 @@ class Writer:
         outputs = list(node.output)
         if node is origin.nodes[-1]:
             outputs = self._outputs(node, call, origin)
-        if origin.sizes is not None:
-            sizes = torch.tensor(origin.sizes, dtype=torch.int64)
-            inputs[1] = self.lowering.weight(sizes, f"{outputs[0]}.sizes")
         if inputs == list(node.input) and outputs == list(node.output) and not inner:
             return node
         fresh = type(node)()
@@ -300,7 +305,10 @@ class Writer:
         self.called[str(call.target if call.op == "call_module" else call.name)] = name
         self._tell(call)
         if call.op == "call_function":
-            if not self._twin(call, sources, output, name):
+            if origin is not None and call.target is torch.reshape:
+                sizes = cast("tuple[int, ...]", call.args[1])
+                self.lowering.reshape(sizes, sources[0], output, name)
+            elif not self._twin(call, sources, output, name):
                 self._no_lead(call)
                 self.lowering.function(call, sources, output, name)
             return
@@ -308,7 +316,8 @@ class Writer:
         if origin is not None and origin.lead is not None and call.args[0] is origin.lead:
             if not isinstance(module, nn.modules.conv._ConvNd):
                 raise UnwritableError("its padding depends on the size of the input", {call})
-            self.lowering.same_conv(call, module, sources[0], output, name, origin.nodes[0])
+            pad = str(attributes(origin.nodes[0])["auto_pad"])
+            self.lowering.same_conv(call, module, sources[0], output, name, origin.module, pad)
             return
         self._no_lead(call)
         self.lowering.layer(call, module, sources[0], output, name)
@@ -356,8 +365,13 @@ class Writer:
     def _computed(self, nodes: list[Any]) -> tuple[list[Any], int]:
         """Store the values of nodes that no input decides; return the others, and how many."""
         fixed = {id(node) for node in self._fixed() if node.op_type != "Constant"}
-        kept = list[Any]()
+        kept, stored = list[Any](), dict[str, str]()
         for node in nodes:
+            if id(node) in fixed and self._is_copy(node):  # of weights, which may be large
+                name = stored.get(str(node.input[0]), str(node.input[0]))
+                if self.network.constants.is_stored(name):
+                    stored[node.output[0]] = name
+                    continue
             values = [
                 (name, value) for name in node.output
                 if name and (value := self.network.constants.value(name)) is not None
@@ -367,7 +381,11 @@ class Writer:
                 kept.append(node)
                 continue
             self.lowering.tensors.extend(to_proto(value, name) for name, value in values)
-        return kept, len(nodes) - len(kept)
+        return [_renamed(node, stored) for node in kept], len(nodes) - len(kept)
+
+    def _is_copy(self, node: Any) -> bool:
+        """Say whether a node gives a value another name, which nobody outside needs."""
+        return node.op_type == "Identity" and self.network.outputs_miss(node)
 
     def _stored(self, nodes: list[Any]) -> list[Any]:
         """Store what Constant nodes hold, which opens faster; return the other nodes."""
@@ -469,6 +487,18 @@ def ordered(nodes: list[Any]) -> list[Any]:
 def reads(node: Any) -> set[str]:
     """Return the values that a node reads, in its subgraphs, too."""
     return set(node.input) | inner_reads(node)
+
+
+def _renamed(node: Any, names: dict[str, str]) -> Any:
+    """Return a node that reads values by their new names; the very one if it reads none of them."""
+    if names.keys().isdisjoint(reads(node)):
+        return node
+    fresh = type(node)()
+    fresh.CopyFrom(node)
+    fresh.input[:] = [names.get(name, name) for name in node.input]
+    for graph in subgraphs(fresh):
+        rename(graph, names)
+    return fresh
 
 
 def rename(graph: Any, names: dict[str, str]) -> None:

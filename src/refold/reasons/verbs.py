@@ -189,8 +189,17 @@ ONNX = (
             "its body gave another answer and stays: …",
         ),
         "The graph inside an `If`, `Loop` or `Scan` is folded as a file of its own, which needs "
-        "types and sizes of what it reads from outside.",
+        "types and sizes of what it reads from outside, and its own weights inside the file.",
         "Run shape inference on the file first, or fold the network in PyTorch.",
+    ),
+    Reason(
+        "A function of the file is not read",
+        (
+            "it calls a function of the file whose layers are not read: it imports another opset "
+            "than the file",
+        ),
+        "A function is written out where it is called, which needs one opset for both.",
+        "Convert the file to one opset (`onnx.version_converter`), or fold the network in PyTorch.",
     ),
     Reason(
         "ONNX has no node for the result",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,66 @@ def test_a_reshape_that_keeps_sizes_of_what_it_reads_stays(tmp_path: Path) -> No
     text = """(float[n,6,t] x) => (float[n,3,k] y) { b = Reshape(x, one) y = Reshape(b, two) }"""
     sizes = {"one": [0, 3, -1], "two": [0, 0, -1]}
     assert folded(tmp_path, text, sizes, x=(3, 6, 4)) == ["Reshape", "Reshape"]
+
+
+@pytest.mark.parametrize("batch", ["3", "n"])
+def test_a_zero_means_a_size_of_what_the_reshape_reads_itself(tmp_path: Path, batch: str) -> None:
+    text = f"""(float[{batch},4,2,2] x) => (float[{batch},4,4] y) {{
+      a = Reshape(x, groups) b = Sin(a) d = Reshape(b, whole) y = Reshape(d, flat) }}"""
+    sizes = {"groups": [0, 2, 8], "whole": [-1, 4, 2, 2], "flat": [0, 0, -1]}
+    found = folded(tmp_path, text, sizes, x=(3, 4, 2, 2))  # the naive join leaves it (3, 2, 8)
+    assert found == ["Reshape", "Sin", "Reshape", "Reshape"][: 3 + (batch == "n")]
+
+
+def phases(*steps: str) -> str:
+    """Return a Focus layer whose slices are written so, and the convolution behind it."""
+    names = ("rows", "columns")
+    cuts = ["zero, end, rows, two", "one, end, rows, two"]
+    cuts += [cut.replace(*names) for cut in cuts]
+    lines = " ".join(step.format(*cuts) for step in steps)
+    return f"""(float[n,3,h,w] x) => (float y) {{ {lines}
+      f = Concat<axis=1>(ee, oe, eo, oo) y = Conv<pads=[1,1,1,1]>(f, k) }}"""
+
+
+CUTS = {"zero": [0], "one": [1], "two": [2], "rows": [2], "columns": [3], "end": [1 << 40]}
+HALF_CUTS = ("e = Slice(x, {0})", "o = Slice(x, {1})")
+QUARTERS = tuple(
+    f"{a}{b} = Slice({a}, {{{at}}})" for at, b in ((2, "e"), (3, "o")) for a in ("e", "o")
+)
+
+
+def cut(tmp_path: Path, text: str, channels: int, **x: tuple[int, ...]) -> list[str]:
+    made = model(text, {"k": (8, channels, 3, 3)})
+    for name, values in CUTS.items():
+        made.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+    source, out = written(tmp_path, made), tmp_path / "out.onnx"
+    fold_onnx(source, out)
+    assert_same(source, out, **x)
+    return kinds(out)
+
+
+def test_phases_cut_in_two_steps_are_one_convolution(tmp_path: Path) -> None:
+    twice = [
+        (f"{a}{b}_ = Slice(x, {{{i}}})", f"{a}{b} = Slice({a}{b}_, {{{j}}})")
+        for j, b in ((2, "e"), (3, "o"))
+        for i, a in ((0, "e"), (1, "o"))
+    ]
+    for steps in (chain.from_iterable(twice), HALF_CUTS + QUARTERS):  # as exporters write, shared
+        assert cut(tmp_path, phases(*steps), 12, x=(2, 3, 6, 8)) == ["Conv"]
+
+
+def test_a_slice_that_others_read_or_that_cuts_the_same_axis_stays(tmp_path: Path) -> None:
+    text = """(float[n,3,h,w] x) => (float y, float z) { a = Slice(x, zero, end, rows, two)
+      b = Slice(a, one, end, columns, two) z = Relu(a) y = Sin(b) }"""
+    assert cut(tmp_path, text, 1, x=(2, 3, 9, 8)) == ["Slice", "Slice", "Relu", "Sin"]
+    text = text.replace("columns", "rows").replace("Relu(a)", "Relu(b)")
+    assert cut(tmp_path, text, 1, x=(2, 3, 12, 8)) == ["Slice", "Slice", "Relu", "Sin"]
+
+
+def test_slices_that_are_a_split_stay_one(tmp_path: Path) -> None:
+    text = """(float[n,8,h,w] x) => (float y, float z) { a = Slice(x, zero, end, rows, two)
+      b = Slice(a, zero, two, one) c = Slice(a, two, end, one) y = Sin(b) z = Sin(c) }"""
+    assert cut(tmp_path, text, 1, x=(2, 8, 9, 8)) == ["Slice", "Split", "Sin", "Sin"]
 
 
 def test_sizes_are_known_through_any_number_of_reshapes(tmp_path: Path) -> None:

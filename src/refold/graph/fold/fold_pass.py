@@ -284,10 +284,13 @@ class FoldPass:
             self._refuse(region.nodes, TWICE)
             return None
         try:
-            return Emitter(self.lifter, self.editor, region, real), real
+            emitter = Emitter(self.lifter, self.editor, region, real)
         except RefusedError as error:
             self._refuse(region.nodes, str(error))
             return None
+        if not region.joins and any(isinstance(leaf, Select) for leaf in emitter.result.torn):
+            return None  # alone, a choice of channels is a copy; with its crop it is a view
+        return emitter, real
 
     def shares_anew(self, root: fx.Node, source: fx.Node) -> bool:
         """Say whether a value that is another's from now on shares memory that may change.

@@ -252,7 +252,7 @@ class Regions:
     def _passed(self, source: fx.Node, last: fx.Node) -> Iterator[fx.Node]:
         while last is not source:
             yield last
-            last = last.all_input_nodes[0]
+            last = source_of(self.lifter, last)
 
     def _expression(
         self, node: fx.Node, piece: Piece, keeps: bool, wanted: int | None

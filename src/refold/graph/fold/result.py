@@ -22,7 +22,7 @@ from refold.algebra.operator import (
 )
 from refold.algebra.row import Unflatten
 from refold.errors import RefusedError
-from refold.graph.fold.region import Region, inputs_of, nodes_of
+from refold.graph.fold.region import Region, inputs_of, node_of, nodes_of
 
 Key = tuple[frozenset[fx.Node], frozenset[fx.Node]]
 """The nodes with leaves, and the inputs, that a value is made from."""
@@ -52,11 +52,17 @@ class Result:
         seen = leaves(op)
         self.ranks = ranks_of(op, region.rank)
         self._repeated = {leaf for leaf in seen if seen.count(leaf) > 1}
+        gone = {node_of(leaf) for leaf in region.leaves.difference(seen)}
+        self.torn = {leaf for leaf in region.leaves.intersection(seen) if node_of(leaf) in gone}
+        """The leaves that are left of what one node does, the rest of which is elsewhere now."""
 
     def is_new(self, leaf: Operator) -> bool:
-        """Whether a leaf needs a layer of its own: it is new, or now stands in several branches."""
+        """Whether a leaf needs a layer of its own.
+
+        It is new, or stands in several branches by now, or its old node does more than that.
+        """
         node = self.region.origin(leaf)
-        return node is None or node in self.region.joins or leaf in self._repeated
+        return node is None or node in self.region.joins or leaf in self._repeated | self.torn
 
     def check_axes(self) -> None:
         """Refuse to lay values side by side along an axis that nobody knows.

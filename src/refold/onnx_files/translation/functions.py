@@ -200,7 +200,7 @@ def _told_reshape(network: Network, node: Any) -> fx.Node | None:
         return None
     sizes = tuple(-1 if size is None else size for size in after)
     made = network.function(torch.reshape, (network.value(node.input[0]), sizes))
-    made.meta["sizes"] = sizes
+    made.meta["anew"] = True
     return made
 
 

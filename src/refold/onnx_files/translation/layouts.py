@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from refold.graph import Capture, Fold, place_of
-from refold.onnx_files.translation.network import Network
+from refold.onnx_files.translation.network import Network, Origin
 
 _LAYOUTS = (torch.reshape, torch.flatten, torch.squeeze, torch.unsqueeze)
 
@@ -31,6 +31,8 @@ def join_reshapes(network: Network, capture: Capture) -> list[Fold]:
         if not gone and not is_same:
             continue
         call.replace_input_with(call.args[0], source)
+        if (origin := call.meta.get("origin")) is not None:
+            origin.anew = True  # a 0 in its node means a size of what it read
         where = " + ".join(place_of(node) for node in (*reversed(gone), call))
         if is_same:
             call.replace_all_uses_with(source)
@@ -39,6 +41,43 @@ def join_reshapes(network: Network, capture: Capture) -> list[Fold]:
             network.erase(node)
         found.append(Fold(where, "drop what is undone", "reshape", 0, 0))
     return found
+
+
+def join_slices(network: Network, capture: Capture) -> list[Fold]:
+    """Let slices of a slice, along other axes, cut what that one cuts; return what went."""
+    found = list[Fold]()
+    cut_whole = [parts.calls[0].all_input_nodes[0] for parts in splits(network, capture)]
+    for inner in list(capture.graph.nodes):
+        if not _is_cut(inner) or inner in cut_whole or network.name_of(inner) in network.outputs:
+            continue
+        readers, source = list(inner.users), cast("fx.Node", inner.args[0])
+        joined = [_both(inner, call) for call in readers]
+        if not joined or None in joined or not network.name_of(source):
+            continue
+        for call, entries in zip(readers, joined, strict=True):
+            call.args = (source, entries)
+            origin: Origin = call.meta["origin"]
+            origin.slots, origin.anew = ((0, network.name_of(source)),), True
+        network.erase(inner)
+        where = " + ".join(place_of(call) for call in (inner, *readers))
+        found.append(Fold(where, "nodes into one", "slices", 0, 0))
+    return found
+
+
+def _is_cut(call: fx.Node) -> bool:
+    """Say whether a call is a node of the file that slices a value."""
+    entries = call.args[1] if call.target is operator.getitem else None
+    return isinstance(entries, tuple) and bool(call.meta["origin"].nodes)
+
+
+def _both(inner: fx.Node, call: fx.Node) -> tuple[slice, ...] | None:
+    """Return the entries of two slices as those of one, None where both cut one axis."""
+    if not _is_cut(call):
+        return None
+    whole = slice(None)
+    pairs = zip(*(cast("tuple[slice, ...]", c.args[1]) for c in (inner, call)), strict=True)
+    entries = [(one if other == whole else other, whole in (one, other)) for one, other in pairs]
+    return tuple(entry for entry, _ in entries) if all(plain for _, plain in entries) else None
 
 
 class Parts(NamedTuple):

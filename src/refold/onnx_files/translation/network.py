@@ -53,7 +53,7 @@ class Origin:
         output: the name of its value; None for several, which are read one by one.
         module: the layer it calls, to tell whether it still does.
         lead: a call in front of it that belongs to the same node: a padding that sizes decide.
-        sizes: the second input of a reshape, where that is simpler than in the file.
+        anew: whether the call says more than its node, and is written as it stands.
     """
 
     nodes: tuple[Any, ...]
@@ -61,7 +61,7 @@ class Origin:
     output: str | None
     module: nn.Module | None = None
     lead: fx.Node | None = None
-    sizes: tuple[int, ...] | None = None
+    anew: bool = False
 
 
 @dataclass(eq=False)
@@ -110,8 +110,9 @@ class Network:
         return name in self.values
 
     def constant(self, name: str) -> Tensor | None:
-        """Return a constant, None for a value of the inputs."""
-        return None if not name or name in self.values else self.constants.value(name)
+        """Return a constant of the caller's own, None for a value of the inputs."""
+        value = None if not name or name in self.values else self.constants.value(name)
+        return value if value is None or self.constants.is_stored(name) else value.clone()
 
     def shape(self, name: str) -> Shape | None:
         """Return the shape of a value for the first choice of the free sizes."""
@@ -196,7 +197,7 @@ class Network:
             output,
             module,
             lead,
-            value.meta.pop("sizes", None),
+            value.meta.pop("anew", False),
         )
         value.meta["place"] = title(nodes[0])
         if output is not None:
