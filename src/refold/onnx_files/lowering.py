@@ -242,7 +242,8 @@ class Lowering:
         target = self.fresh(f"{name}.padded") if output is None else output
         if mode == "circular" and self.opset < 19:
             raise _foreign(call, "a padding that goes around")
-        amounts, given = _flat([(0, 0), (0, 0), *pairs]), {"mode": _MODES[mode]}
+        before = int(call.meta.get("axes", len(pairs) + 2)) - len(pairs)
+        amounts, given = _flat([(0, 0)] * before + list(pairs)), {"mode": _MODES[mode]}
         inputs = [source]
         if self.opset < 11:
             self.node(

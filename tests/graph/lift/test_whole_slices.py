@@ -60,6 +60,7 @@ class Cut(nn.Module):
         self.form = form
         self.six, self.wide = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 3, padding=1)
         self.three, self.kernel = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3)
+        self.norms = nn.Sequential(nn.BatchNorm2d(6), nn.BatchNorm2d(6))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.form(self, x)
@@ -74,6 +75,7 @@ class Cut(nn.Module):
         (lambda m, x: m.three(m.six(x)[:, 2:5, 1:, 2:]), -1),
         (lambda m, x: m.three(m.wide(x)[:, 1:4, ::2, 1:]), 0),
         (lambda m, x: m.six(torch.cat([x[:, :3, 1:], x[:, 3:, 1:]], 1)), 0),
+        (lambda m, x: m.norms(x)[:, ::2, 1::2].sin() + m.six(x)[:, ::2, 1::2].cos(), 0),
     ],
 )
 def test_a_slice_of_channels_and_positions_is_cut_once(form: Any, layers: int) -> None:

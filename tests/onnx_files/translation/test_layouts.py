@@ -111,6 +111,17 @@ def test_a_slice_that_others_read_or_that_cuts_the_same_axis_stays(tmp_path: Pat
     assert cut(tmp_path, text, 1, x=(2, 3, 12, 8)) == ["Slice", "Slice", "Relu", "Sin"]
 
 
+def test_slices_that_cut_nothing_and_crops_beside_splits_are_written(tmp_path: Path) -> None:
+    text = """(float[n,8,h,w] x) => (float y, float z) { a = Slice(x, zero, end, rows)
+      b = Slice(a, zero, end, columns) y = Sin(b)
+      c = Slice(x, one, end, columns) z = Conv(c, k) }"""
+    assert cut(tmp_path, text, 8, x=(2, 8, 9, 8))[-1] == "Conv"
+    text = """(float[2,8,4,8] x) => (float y, float z) { a, b = Split<axis=2>(x, halves)
+      z = Sin(b) y = Slice(a, halves, ends, turned) }"""
+    sizes = {"halves": [2, 2], "ends": [1 << 40, 9], "turned": [-1, 1]}
+    assert folded(tmp_path, text, sizes, x=(2, 8, 4, 8)) == ["Split", "Sin", "Slice"]
+
+
 def test_slices_that_are_a_split_stay_one(tmp_path: Path) -> None:
     text = """(float[n,8,h,w] x) => (float y, float z) { a = Slice(x, zero, end, rows, two)
       b = Slice(a, zero, two, one) c = Slice(a, two, end, one) y = Sin(b) z = Sin(c) }"""

@@ -294,7 +294,7 @@ class Emitter:
             whole = reader_of(self.lifter, node) is node  # not one of several parts of a split
             if whole or source_of(self.lifter, node) is source:
                 self._tell_shape(node, shape_after(op, self.lifter.shapes.get(source)))
-                return self._reuse(node, source)
+                return node if source is node else self._reuse(node, source)
             self.modules[op] = self._lower(op)
         before, name = _later([source], self._anchor(op)), name_of_new(op)
         node = self.editor.insert_module(self.modules[op], [source], before=before, name=name)

@@ -288,8 +288,8 @@ class FoldPass:
         except RefusedError as error:
             self._refuse(region.nodes, str(error))
             return None
-        if not region.joins and any(isinstance(leaf, Select) for leaf in emitter.result.torn):
-            return None  # alone, a choice of channels is a copy; with its crop it is a view
+        if emitter.result.torn:  # a slice is a view, and what is left of it would be a copy
+            return None
         return emitter, real
 
     def shares_anew(self, root: fx.Node, source: fx.Node) -> bool:

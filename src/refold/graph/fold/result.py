@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from torch import fx
 
@@ -52,9 +53,17 @@ class Result:
         seen = leaves(op)
         self.ranks = ranks_of(op, region.rank)
         self._repeated = {leaf for leaf in seen if seen.count(leaf) > 1}
-        gone = {node_of(leaf) for leaf in region.leaves.difference(seen)}
-        self.torn = {leaf for leaf in region.leaves.intersection(seen) if node_of(leaf) in gone}
-        """The leaves that are left of what one node does, the rest of which is elsewhere now."""
+        self.torn = set(self._torn(seen))
+
+    def _torn(self, seen: tuple[Operator, ...]) -> Iterator[Operator]:
+        """Yield what is left of nodes that do several things, which no longer follow each other."""
+        whole = {tuple(run) for _, run in groupby(seen, self.region.origin)}
+        own: dict[fx.Node, dict[Operator, None]] = {}
+        for leaf in leaves(self.region.op):
+            own.setdefault(node_of(leaf), {})[leaf] = None
+        for parts in own.values():
+            if tuple(parts) not in whole:
+                yield from parts.keys() & set(seen)
 
     def is_new(self, leaf: Operator) -> bool:
         """Whether a leaf needs a layer of its own.

@@ -67,7 +67,8 @@ def join_slices(network: Network, capture: Capture) -> list[Fold]:
 def _is_cut(call: fx.Node) -> bool:
     """Say whether a call is a node of the file that slices a value."""
     entries = call.args[1] if call.target is operator.getitem else None
-    return isinstance(entries, tuple) and bool(call.meta["origin"].nodes)
+    is_cut = isinstance(entries, tuple) and any(entry != slice(None) for entry in entries)
+    return is_cut and bool(call.meta["origin"].nodes)
 
 
 def _both(inner: fx.Node, call: fx.Node) -> tuple[slice, ...] | None:
