@@ -98,11 +98,11 @@ class Unbatched(nn.Module):
         super().__init__()
         self.unread = nn.ConvTranspose2d(1, 6, 3)
         self.conv = nn.Conv2d(2, 3, 3)
-        self.factor = nn.Parameter(torch.rand(2, 1, 1))
+        self.factor = nn.Parameter(torch.rand(2, 3))  # says nothing of the channels
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = x.relu()
-        w = self.factor - y * 0.5
+        w = self.factor[:, :1, None] - y * 0.5
         self.unread(w.narrow(1, 0, 1))
         z = self.conv(y.relu())
         return F.interpolate(z, size=tuple(z.size()[2:])), 1 - w
@@ -110,7 +110,45 @@ class Unbatched(nn.Module):
 
 def test_an_image_made_up_without_a_batch_says_nothing_of_the_rank() -> None:
     model = live(Unbatched())
-    folded = refold.plan(model).apply()
+    plan = refold.plan(model)
+    assert plan.made_up == ((2, 3, 64),)
+    folded = plan.apply()
     x = images(2, 2, 7, 6)
     for ours, theirs in zip(folded(x), model(x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=EXACT, atol=1e-12)
+
+
+class Halved(nn.Module):
+    """Its layers read half of the channels; (2, 8) runs as well, spread over `offset`."""
+
+    def __init__(self, gain: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.gain, self.offset = nn.Parameter(gain), nn.Parameter(offset)
+        self.conv, self.norm = nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gain = self.gain if self.gain.ndim == 1 else self.gain[:, 0]
+        offset = self.offset if self.offset.ndim == 4 else self.offset[:, 0].view(1, -1, 1, 1)
+        y = x * gain.view(1, -1, 1, 1) + offset
+        return y.view(len(y), -1), self.norm(self.conv(y.chunk(2, 1)[1]))
+
+
+GAIN, OFFSET = torch.linspace(-1, 2, 6), torch.linspace(2, -3, 6)
+STORED = {
+    "a map of one position": (torch.stack([GAIN, GAIN], 1), OFFSET.view(1, 6, 1, 1)),
+    "a row": (GAIN, torch.stack([OFFSET, OFFSET], 1)),
+    "nothing": (torch.stack([GAIN, GAIN], 1), torch.stack([OFFSET, OFFSET], 1)),
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_an_input_is_not_made_up_with_fewer_axes_than_stored_tensors_ask_for(stored: str) -> None:
+    model = live(Halved(*STORED[stored]))
+    plan = refold.plan(model)
+    assert plan.made_up == (() if stored == "nothing" else ((2, 6, 64, 64),))
+    folded = plan.apply()
+    assert norms(folded) == (1 if stored == "nothing" else 0)
+    for shape in ((2, 6, 5, 4), (3, 6, 2, 8)):
+        x = images(*shape)
+        for ours, theirs in zip(folded(x), model(x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=EXACT, atol=1e-12)

@@ -12,9 +12,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from refold.errors import InputError
+from refold.graph.trace.leaves import is_layer
 from refold.graph.trace.overridden import layer_class
 
 _SIDES = (64, 224, 32, 28, 16, 8, 128, 256, 299, 384)
+_STORED = 8  # stored tensors that are looked at for a number of channels
 _OF_ANYTHING = ((2, 3, 64, 64), (2, 4, 8, 8), (2, 3, 64), (2, 8))
 
 
@@ -55,7 +57,7 @@ def made_examples(model: nn.Module) -> Iterator[tuple[Any, ...]]:
     layer = next((m for m in model.modules() if _shapes(m)), model)
     dtype = next((p.dtype for p in layer.parameters()), torch.float32)
     seen = set[tuple[int, ...]]()
-    for shape in (*_told(model), *_shapes(layer), *_OF_ANYTHING):
+    for shape in (*_told(model), *_shapes(layer), *_stored(model, layer), *_OF_ANYTHING):
         if shape not in seen:
             seen.add(shape)
             yield (torch.empty(shape, dtype=dtype, device="meta"),)
@@ -122,6 +124,21 @@ def _shapes(layer: nn.Module) -> list[tuple[int, ...]]:
     first = [(2, channels, *(s,) * rank) for rank in ranks for s in (_SIDES if rank else (0,))]
     last = [(2, *(_SIDES[0],) * (rank or 1), channels) for rank in ranks]
     return [*first, *last]
+
+
+def _stored(model: nn.Module, layer: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Yield shapes that fit stored tensors of one number per channel, such as (1, C, 1, 1).
+
+    A shape with fewer axes would run as well, since such a tensor adds those that are missing.
+    """
+    owners = (m for m in model.modules() if not (_shapes(m) or is_layer(m)))
+    own = [t for m in owners for t in (*m.parameters(False), *m.buffers(False)) if t.numel() > 1]
+    known = _channels(layer)
+    for tensor in [t for t in own if t.numel() == max(t.shape)][:_STORED]:
+        after = tensor.ndim - 1 - tuple(tensor.shape).index(tensor.numel())
+        ranks = (after,) if after else known[1] if known else (2, 1, 0)
+        for rank in ranks:
+            yield from ((2, tensor.numel(), *(s,) * rank) for s in _SIDES[:3])
 
 
 def _channels(layer: nn.Module) -> tuple[int, tuple[int, ...]] | None:
