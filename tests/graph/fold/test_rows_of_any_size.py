@@ -124,13 +124,14 @@ class Halved(nn.Module):
     def __init__(self, gain: Tensor, offset: Tensor) -> None:
         super().__init__()
         self.gain, self.offset = nn.Parameter(gain), nn.Parameter(offset)
-        self.conv, self.norm = nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)
+        self.conv, self.norm, self.side = nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(3, 2, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         gain = self.gain if self.gain.ndim == 1 else self.gain[:, 0]
         offset = self.offset if self.offset.ndim == 4 else self.offset[:, 0].view(1, -1, 1, 1)
         y = x * gain.view(1, -1, 1, 1) + offset
-        return y.view(len(y), -1), self.norm(self.conv(y.chunk(2, 1)[1]))
+        half = y.chunk(2, 1)[1]
+        return y.view(len(y), -1), self.norm(self.conv(half)) + self.side(half)
 
 
 GAIN, OFFSET = torch.linspace(-1, 2, 6), torch.linspace(2, -3, 6)

@@ -19,7 +19,7 @@ from refold.graph.trace.aliases import effects
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.code.reads import may_run, reached
 from refold.graph.trace.doubts import doubt, doubt_of_calls
-from refold.graph.trace.examples import drawn, made_examples
+from refold.graph.trace.examples import drawn, is_spread, made_examples
 from refold.graph.trace.frames import Frame, nodes_in, walk
 from refold.graph.trace.leaves import is_layer, pinned_reason, untraceable_reason
 from refold.graph.trace.other_runs.evidence import Evidence
@@ -412,6 +412,8 @@ def record_root(
     found = record(module, search.changes, leaves, arguments, search.seen, real=real)
     made = _made(path, module, search.root, search.changes, found)
     if made_up:
+        if is_spread(found.graph, found.shapes):
+            raise TraceError("stored tensors add axes to it", set())
         search.seen.made_up.add(id(module))
     if id(module) not in search.seen.made_up:
         made.shapes = found.shapes

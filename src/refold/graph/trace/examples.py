@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from refold.errors import InputError
+from refold.graph.calls import Kind, kind_of
 from refold.graph.trace.leaves import is_layer
 from refold.graph.trace.overridden import layer_class
 
@@ -73,6 +74,25 @@ def _exported(model: nn.Module) -> tuple[Any, ...] | None:
     shapes = [tuple(int(size) for size in value.shape) for value in given]
     pairs = zip(shapes, given, strict=True)
     return tuple(torch.empty(shape, dtype=value.dtype, device="meta") for shape, value in pairs)
+
+
+def is_spread(graph: fx.Graph, shapes: Mapping[fx.Node, tuple[int, ...]]) -> bool:
+    """Say whether an input gains axes from stored tensors: then it stands for none that has them.
+
+    Examples:
+        >>> graph = fx.symbolic_trace(lambda x: x.relu() + torch.ones(1, 3, 1, 1)).graph
+        >>> ranks = [2, 2, 4, 4]
+        >>> is_spread(graph, {n: (1,) * k for n, k in zip(graph.nodes, ranks)})
+        True
+    """
+    spreads = set(graph.find_nodes(op="placeholder"))
+    for node in graph.nodes:
+        read = [n for n in node.all_input_nodes if n in spreads and n in shapes]
+        if read and kind_of(node) & (Kind.ELEMENTWISE | Kind.BROADCASTS):
+            spreads.add(node)
+            if len(shapes.get(node, ())) > max(len(shapes[n]) for n in read):
+                return True
+    return False
 
 
 def drawn(value: Any) -> Any:
