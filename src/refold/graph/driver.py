@@ -33,7 +33,6 @@ from refold.graph.copies.wrappers import unwrap
 from refold.graph.fold.passes import folded
 from refold.graph.fold.record import COMPUTED, Fold, Kept
 from refold.graph.fold.setbacks import LeftAlone, SetbackError, Step
-from refold.graph.fold.survey import survey
 from refold.graph.policy import Policy
 from refold.graph.threads import undisturbed
 from refold.graph.trace.capture import Capture, Captures, capture_all, leaf_modules
@@ -261,13 +260,7 @@ def fold_graph(
 def _written(
     capture: Capture, write: Callable[[Capture], T], policy: Policy, left: LeftAlone
 ) -> FoldedGraph[T]:
-    try:
-        fold = folded(capture, policy, left)
-        kept = survey(fold)
-    except SetbackError:
-        raise
-    except Exception as error:
-        raise left.setback([], error) from error
+    fold, kept = folded(capture, policy, left)
 
     def settled() -> T:
         fold.editor.settle()
@@ -395,13 +388,7 @@ def _fold_capture(capture: Capture, made: _Made, policy: Policy, left: LeftAlone
     if left.whole is not None:
         made.kept.append(Kept(capture.path or type(capture.module).__name__, left.whole))
         return
-    try:
-        fold = folded(capture, policy, left)
-        kept = survey(fold)
-    except SetbackError:
-        raise
-    except Exception as error:  # whatever it is, it must not cost the other captures
-        raise left.setback([], error) from error
+    fold, kept = folded(capture, policy, left)
     if fold.folds:
         made.model = fold.commit(made.model)
     if capture.path == "" and not capture.opaque:  # else code that was not followed calls layers

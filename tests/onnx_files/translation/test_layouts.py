@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,20 @@ FLAT = """(float[n,6,4] x) => (float[n,6,8] y) { a = MatMul(x, w) f = Flatten<ax
 def folded(
     tmp_path: Path, text: str, sizes: dict[str, list[int]], **x: tuple[int, ...]
 ) -> list[str]:
-    made = model(text, {"w": (4, 8), "c": (8,), **norm("n", 8)})
-    for name, size in sizes.items():
-        made.graph.initializer.append(numpy_helper.from_array(np.array(size), name))
+    weights = {"w": (4, 8), "c": (8,), **norm("n", 8)}
+    return with_numbers(tmp_path, text, weights, sizes, **x)
+
+
+def with_numbers(
+    tmp_path: Path,
+    text: str,
+    weights: dict[str, Any],
+    numbers: dict[str, list[int]],
+    **x: tuple[int, ...],
+) -> list[str]:
+    made = model(text, weights)
+    for name, values in numbers.items():
+        made.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
     source, out = written(tmp_path, made), tmp_path / "out.onnx"
     fold_onnx(source, out)
     assert_same(source, out, **x)
@@ -84,13 +96,7 @@ QUARTERS = tuple(
 
 
 def cut(tmp_path: Path, text: str, channels: int, **x: tuple[int, ...]) -> list[str]:
-    made = model(text, {"k": (8, channels, 3, 3)})
-    for name, values in CUTS.items():
-        made.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
-    source, out = written(tmp_path, made), tmp_path / "out.onnx"
-    fold_onnx(source, out)
-    assert_same(source, out, **x)
-    return kinds(out)
+    return with_numbers(tmp_path, text, {"k": (8, channels, 3, 3)}, CUTS, **x)
 
 
 def test_phases_cut_in_two_steps_are_one_convolution(tmp_path: Path) -> None:

@@ -95,11 +95,10 @@ class FoldPass:
         """Note that the graph is another one now."""
         self._is_edited = True
 
-    def lift_anew(self) -> Lifter:
-        """Return a new lifter: the graph's calls change other values in place than before."""
+    def lift_anew(self) -> None:
+        """Take a new lifter: the graph's calls change other values in place than before."""
         self.lifter = Lifter.of(self.lifter.capture)
         self.edited()
-        return self.lifter
 
     def run(self, *, chains: bool = True) -> list[Fold]:
         """Fold to a fixed point: joins first, then plain chains, which keep their places.

@@ -15,11 +15,13 @@ from refold.graph.fold.norms.repeated import fold_repeated
 from refold.graph.fold.norms.shared import push_into_readers
 from refold.graph.fold.norms.slices import pull_from_slices
 from refold.graph.fold.objections import must_hold
-from refold.graph.fold.setbacks import LeftAlone
+from refold.graph.fold.record import Kept
+from refold.graph.fold.setbacks import LeftAlone, SetbackError
 from refold.graph.fold.spellings.assigned_slices import join_assigned_slices
 from refold.graph.fold.spellings.borders import pad_before_layers
 from refold.graph.fold.spellings.laid_out_sums import add_before_layouts
 from refold.graph.fold.spellings.relayout import unify_layouts, unify_reads
+from refold.graph.fold.survey import survey
 from refold.graph.fold.value_biases import push_value_biases
 from refold.graph.lift.lifter import Lifter
 from refold.graph.policy import Policy
@@ -27,8 +29,8 @@ from refold.graph.surgery.editor import Editor
 from refold.graph.trace.capture import Capture
 
 
-def folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
-    """Fold the graph of a capture; nothing of the model is edited yet.
+def folded(capture: Capture, policy: Policy, left: LeftAlone) -> tuple[FoldPass, list[Kept]]:
+    """Fold the graph of a capture, and say what stays; nothing of the model is edited yet.
 
     Args:
         capture: of a model, or of a file.
@@ -36,18 +38,27 @@ def folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
         left: the steps to leave alone.
 
     Raises:
-        SetbackError: when a step must be left alone that is not yet in `left`.
+        SetbackError: when a step, or after any other error the whole capture, must be left alone
+            that is not yet in `left`.
     """
+    try:
+        fold = _folded(capture, policy, left)
+        return fold, survey(fold)
+    except SetbackError:
+        raise
+    except Exception as error:  # whatever it is, it must not cost the other captures
+        raise left.setback([], error) from error
+
+
+def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
     capture.stays.update(left.kept_calls(capture.graph))
-    lifter = Lifter.of(capture)
-    editor = Editor(capture)
-    fold = FoldPass(lifter, editor, policy, left)
+    fold = FoldPass(Lifter.of(capture), Editor(capture), policy, left)
     if join_assigned_slices(fold):
-        lifter = fold.lift_anew()
+        fold.lift_anew()
     if pad_before_layers(fold):
-        lifter = fold.lift_anew()
-    unify_layouts(lifter, editor)
-    unify_reads(lifter, editor)
+        fold.lift_anew()
+    unify_layouts(fold.lifter, fold.editor)
+    unify_reads(fold.lifter, fold.editor)
     if policy.drop_unread:
         drop_unread(fold)
     drop_repeats(fold)

@@ -55,7 +55,7 @@ def train_transform(augment: Augment, data: Data) -> Transform:
     steps: list[Any] = [v2.ToImage()]
     if augment.crop == "resized":
         crop = v2.RandomResizedCrop(side, scale=augment.scale, antialias=True)
-        steps.insert(0, _CutOut(crop))
+        steps = [_CutOut(crop)]
     elif augment.crop == "pad":
         steps += [_fitted(side, data), v2.RandomCrop(side, augment.pad, fill=_fill())]
     else:

@@ -205,12 +205,12 @@ def make_engine(
         accelerator.device,
         channels_last=recipe.channels_last,
     )
+    judged = batches_to_judge(recipe, data, habits.workers, accelerator.device, rank, processes)
     return Engine(
         recipe=recipe, habits=habits, accelerator=accelerator, wrapped=wrapped,
         optimizer=optimizer, average=average, parts=parts,
         penalties=[*penalties_of(recipe), *order.penalties],
-        order=order_of, batches=feed,
-        judged=judged_batches(order, accelerator), classes=len(data.classes), folder=folder,
+        order=order_of, batches=feed, judged=judged, classes=len(data.classes), folder=folder,
         saves=Saves(folder.path), reporter=order.reporter,
     )  # fmt: skip
 
@@ -239,14 +239,6 @@ def _prepare(
     parts = Parts(learner, optimizer, averaged, accelerator.scaler, Position())
     wrapped, accelerated = accelerator.prepare(learner, optimizer)
     return parts, wrapped, accelerated
-
-
-def judged_batches(order: Order, accelerator: Any) -> Feed:
-    """Return the batches that one of an accelerator's processes judges by."""
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    return batches_to_judge(
-        order.recipe, order.data, order.habits.workers, accelerator.device, rank, processes
-    )
 
 
 def batches_to_judge(
