@@ -250,3 +250,49 @@ def test_a_layer_whose_weight_was_computed_goes_into_a_file(kind: str) -> None:
     assert gap(pickle.loads(pickle.dumps(folded)), model, image(2)) <= 1e-9
     assert list(folded.state_dict()) == ["0.weight", "0.bias"]
     assert folded.load_state_dict(folded.state_dict()).missing_keys == []
+
+
+CUTS: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, ...]]] = {
+    "slices": lambda w: (w[:4], w[4:]),
+    "split": lambda w: w.split([4, 4]),
+    "steps": lambda w: (w[::2].contiguous(), w[1::2]),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_slices_of_one_weight_are_weights_of_their_own(cut: str) -> None:
+    """An octave convolution: every path has its part of one stored kernel."""
+
+    def forward(self: Any, x: torch.Tensor) -> Any:
+        fine, coarse = CUTS[cut](self.base.weight)
+        low, high = CUTS[cut](self.base.bias)
+        pooled = F.avg_pool2d(x, 2)
+        return self.one(F.conv2d(x, fine, low)), self.two(F.conv2d(pooled, coarse, high, padding=1))
+
+    parts = {"base": nn.Conv2d(4, 8, 3), "one": nn.BatchNorm2d(4), "two": nn.BatchNorm2d(4)}
+    model = live(net(forward, **parts))
+    folded = refold.reparameterize(model, images(2, 4, 8, 8))
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    size = [sum(p.numel() for p in one.parameters()) for one in (folded, model.base)]
+    assert size[0] == size[1]
+    assert gap(model, folded, images(1, 4, 7, 11)) <= 1e-9
+
+
+OVERLAPS: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, ...]]] = {
+    "a row twice": lambda w: (w[:5], w[4:]),
+    "in another order": lambda w: (w[:4], w.transpose(0, 1)[:4].transpose(0, 1)),
+    "all of it": lambda w: (w[:4], w),
+    "rows by number": lambda w: (w[[0, 1, 2]], w[[2, 3]]),
+}
+
+
+@pytest.mark.parametrize("cut", OVERLAPS)
+def test_slices_with_numbers_in_common_stay(cut: str) -> None:
+    """One training step changes both; two weights would come apart."""
+
+    def forward(self: Any, x: torch.Tensor) -> Any:
+        one, other = OVERLAPS[cut](self.base.weight)
+        return F.conv2d(x, one).mul(2).relu(), F.conv2d(x.relu(), other).mul(3).relu()
+
+    model = live(net(forward, base=nn.Conv2d(4, 8, 3, bias=False)))
+    assert "is read more than once" in str(refold.plan(model, images(2, 4, 8, 8)))

@@ -24,6 +24,7 @@ CUTS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
     "split": lambda y: torch.split(y, [4, 2, 6], dim=1),
     "slices": lambda y: (y[:, :4], y[:, 4:6], y[:, 6:]),
     "narrow": lambda y: (y.narrow(1, 0, 4), y.narrow(1, 4, 2), y.narrow(1, 6, 6)),
+    "copies": lambda y: tuple(z.contiguous() for z in y.clone().split([4, 2, 6], dim=1)),
     "steps": lambda y: (y[:, 0:8:2], y[:, 1:4:2], y[:, [5, 7, 8, 9, 10, 11]]),
 }
 
@@ -74,6 +75,7 @@ STAYS: dict[str, Callable[[Any, Tensor], Any]] = {
     "overlapping": lambda s, x: (s.norm((y := s.conv(x))[:, :4]), y[:, 2:]),
     "read twice": lambda s, x: (s.norm(y := s.conv(x)[:, :4]), y),
     "the whole is read": lambda s, x: (s.norm((y := s.conv(x))[:, :4]), y.relu()),
+    "its copy is read twice": lambda s, x: (s.norm(y := s.conv(x)[:, :4].contiguous()), y),
     "a channel twice": lambda s, x: s.norm(s.conv(x)[:, [0, 0, 1, 2]]),
 }
 

@@ -5,6 +5,9 @@ The oracle is the model itself in float64, on inputs that take either path.
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -139,3 +142,40 @@ def test_a_function_that_is_mapped_has_a_reason_of_its_own() -> None:
 
     [kept] = plan(live(Mapped()), images(2, 3, 6, 5)).refusals[:1]
     assert "transforms a function by torch.func or vmap" in kept.reason
+
+
+class Columns(Two):
+    def forward(self, x: Tensor, columns: np.ndarray) -> Tensor:
+        y, z = self.b1(self.c1(x)).relu(), self.b2(self.c2(x))
+        return y + z if x.shape[-1] < 100 else z[columns]
+
+
+class Drops(nn.Module):
+    """A fractal network's drop path: numbers that NumPy draws are handed to its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Columns()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x, np.random.randint(0, 3, size=(int(x.size(0) * 0.5),)))
+
+
+def test_an_argument_that_cannot_be_hashed_stops_no_fold() -> None:
+    model = live(Drops())
+    folded = plan(model, images(2, 3, 8, 8)).apply()
+    assert not norms(folded)
+    assert gap(model, folded, images(1, 3, 7, 9)) <= EXACT
+
+
+class Draws(Two):
+    """Names a function of Python's own library, which asks whether a number `is` 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = random.randrange(3) if self.training else np.ones(x.size(0))
+        return self.b1(self.c1(x)) * float(drawn.min())
+
+
+def test_the_code_of_pythons_library_is_none_of_the_models() -> None:
+    model = live(Draws())
+    assert isinstance(plan(model, images(2, 3, 8, 8)).apply().b1, nn.Identity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, cast
@@ -48,6 +49,7 @@ class Constants:
         self._sources: dict[fx.Node, tuple[str, ...]] = {}
         self._consumers: dict[str, frozenset[fx.Node]] | None = None
         self._joined: frozenset[str] = frozenset()
+        self._cut_up: dict[str, bool] = {}
         self._changing = frozenset(tainted(capture.graph) if changing is None else changing)
 
     def value(self, node: fx.Node) -> torch.Tensor | float | int | None:
@@ -78,7 +80,8 @@ class Constants:
         """Return why the tensor at `path` must not be folded away or changed, or None.
 
         It is shared when another parameter uses its storage, when a second module holds it, when
-        more than one node reads it (`join` may know better), or when the model's code changes it.
+        more than one node reads the same of its numbers (`join` may know better), or when the
+        model's code changes it.
         """
         changing = self._changing_reason(path)
         if changing is not None:
@@ -87,10 +90,49 @@ class Constants:
 
     def _read_often(self, path: str) -> str | None:
         readers = self.consumers().get(path, ())
-        if len(readers) < 2 or path in self._joined:
+        if len(readers) < 2 or path in self._joined or self._is_cut_up(path):
             return None
         names = ", ".join(sorted({place_of(reader) for reader in readers})[:3])
         return f"{self.capture.full(path)} is read more than once ({names})"
+
+    def _is_cut_up(self, path: str) -> bool:
+        """Say whether the readers of a tensor take slices that have no number in common."""
+        if path not in self._cut_up:
+            self._cut_up[path] = self._have_nothing_in_common(path)
+        return self._cut_up[path]
+
+    def _have_nothing_in_common(self, path: str) -> bool:
+        if any(node.op == "call_module" for node in self._readers()[path]):
+            return False
+        marks = torch.zeros(attribute(self.capture.module, path).shape, dtype=torch.bool)
+        nodes = self.capture.graph.nodes
+        stored = (node for node in nodes if node.op == "get_attr" and node.target == path)
+        pending: list[tuple[fx.Node, Any]] = [(node, marks) for node in stored]
+        while pending:
+            node, read = pending.pop()
+            for user in (user for user in node.users if not reads_shape_only(user, node)):
+                part = self._part(user, read)
+                if part is not None:
+                    pending.append((user, part))
+                elif not isinstance(read, torch.Tensor) or bool(read.any()):
+                    return False
+                else:
+                    read.fill_(True)
+        return True
+
+    def _part(self, node: fx.Node, read: Any) -> Any:
+        """Return what a call takes of `read`, as views of it; None where it gives anything else."""
+        of_several = isinstance(read, tuple) and node.target is operator.getitem
+        if not of_several and Kind.VIEW not in kind_by_name(name_of(node)):
+            return None
+        if len(node.all_input_nodes) > 1 or self._evaluate(node) is _UNKNOWN:
+            return None
+        args, kwargs = map_tree(
+            lambda leaf: read if isinstance(leaf, fx.Node) else leaf, (node.args, node.kwargs)
+        )
+        part = _call(self.capture, node, args, kwargs)
+        memory = {_memory(one) for one in (part if isinstance(part, tuple) else (part,))}
+        return part if memory == {_memory(read[0] if isinstance(read, tuple) else read)} else None
 
     def consumers(self) -> dict[str, frozenset[fx.Node]]:
         """Return, for each tensor that several calls read, what it reaches and depends on more.
@@ -173,11 +215,7 @@ class Constants:
         kwargs = cast("dict[str, Any]", map_tree(self._known, dict(node.kwargs)))
         try:
             with torch.no_grad():
-                if node.op == "call_method":
-                    return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
-                if node.op == "call_module":
-                    return submodule(self.capture.module, cast(str, node.target))(*args, **kwargs)
-                return cast(Any, node.target)(*args, **kwargs)
+                return _call(self.capture, node, args, kwargs)
         except Exception:  # the model's own arithmetic fails: then it is not a constant of ours
             return _UNKNOWN
 
@@ -190,6 +228,18 @@ class Constants:
         path = cast(str, node.target)
         layer = layer_class(submodule(self.capture.module, path))
         return path not in self.capture.pinned and issubclass(layer, nn.Linear | _ConvNd)
+
+
+def _call(capture: Capture, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if node.op == "call_method":
+        return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
+    if node.op == "call_module":
+        return submodule(capture.module, cast(str, node.target))(*args, **kwargs)
+    return cast(Any, node.target)(*args, **kwargs)
+
+
+def _memory(value: Any) -> int | None:
+    return value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) else None
 
 
 def _decided_by(node: fx.Node) -> list[fx.Node]:

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import fx
 
-from refold.algebra.operator import Affine, Conv, Operator, Select
+from refold.algebra.operator import Affine, Conv, Identity, Operator, Select
 from refold.graph.calls import canonical, reads_shape_only
 from refold.graph.fold.fold_pass import FoldPass, is_handed_out
 from refold.graph.fold.norms.takers import conv_of, holds, is_layer, note, taker
@@ -24,7 +24,7 @@ RULE = "norms of slices into layer"
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A slice of a layer's channels, and the norm that alone reads it, if one does."""
+    """A slice of a layer's channels, or the last copy of one, and the norm that alone reads it."""
 
     node: fx.Node
     op: Select
@@ -52,12 +52,13 @@ def pull_from_slices(fold: FoldPass) -> bool:
 def _parts(lifter: Lifter, layer: fx.Node) -> list[_Part]:
     """Return the slices of a layer's channels; none where something else reads it."""
     rank, parts = len(conv_of(lifter, layer).axes), list[_Part]()
-    for node in _slices(layer):
-        op = _at_rank(lifter, node, layer, rank)
-        if not isinstance(op, Select) or node in lifter.tainted:
+    whole = _last_copy(lifter, layer, rank)
+    for slice_ in _slices(whole):
+        op = _at_rank(lifter, slice_, whole, rank)
+        if not isinstance(op, Select) or slice_ in lifter.tainted:
             return []
-        readers = [user for user in node.users if not reads_shape_only(user, node)]
-        norm = readers[0] if len(readers) == 1 and len(node.users) == 1 else None
+        node = _last_copy(lifter, slice_, rank)
+        norm = _reader(node)
         scaled = None if norm is None else _at_rank(lifter, norm, node, rank)
         if isinstance(scaled, Affine) and norm not in lifter.tainted:
             parts.append(_Part(node, op, norm, scaled))
@@ -66,10 +67,26 @@ def _parts(lifter: Lifter, layer: fx.Node) -> list[_Part]:
     return [] if layer in lifter.tainted else parts
 
 
-def _slices(layer: fx.Node) -> Iterator[fx.Node]:
-    for user in layer.users:
+def _last_copy(lifter: Lifter, node: fx.Node, rank: int) -> fx.Node:
+    """Follow a value through copies and calls that leave it as it is, each its only reader."""
+    reader = _reader(node)
+    while reader is not None and reader not in lifter.tainted:
+        if not isinstance(_at_rank(lifter, reader, node, rank), Identity):
+            break
+        node, reader = reader, _reader(reader)
+    return node
+
+
+def _reader(node: fx.Node) -> fx.Node | None:
+    """Return the only call that reads a value, None where there are several or only its size."""
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    return None if user is None or reads_shape_only(user, node) else user
+
+
+def _slices(value: fx.Node) -> Iterator[fx.Node]:
+    for user in value.users:
         call = canonical(user)
-        if reads_shape_only(user, layer):
+        if reads_shape_only(user, value):
             continue
         if call is not None and call.name in ("chunk", "split", "tensor_split"):
             yield from user.users

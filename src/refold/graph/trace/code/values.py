@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
@@ -15,7 +16,7 @@ from refold.graph.trace.code.names import names_in
 from refold.graph.trace.code.source import parsed
 
 _DEPTH, _MOST_HELPERS = 3, 64
-_FOREIGN = ("torch", "torchvision", "numpy")
+_FOREIGN = frozenset({"torch", "torchvision", "numpy"}) | sys.stdlib_module_names
 
 
 def compared(function: Callable[..., Any]) -> list[Any]:
@@ -152,7 +153,7 @@ def _plain_function(value: Any) -> Any:
 
 
 def code_of(value: Any) -> CodeType | None:
-    """Return the code of a function of somebody's own, None where it is torch's or no function."""
+    """Return the code of somebody's own function, None where it is torch's, Python's or none."""
     plain = _plain_function(value)
     if not isinstance(plain, FunctionType):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from refold.graph.trace.code.reads import reached, runs_apart
-from refold.graph.trace.frames import Frame, ancestors, is_inside, leaves
+from refold.graph.trace.frames import Frame, ancestors, is_inside, nodes_in
 from refold.graph.trace.other_runs.variants import Item, Snapshot
 
 
@@ -38,7 +38,7 @@ def reaches(first: Snapshot, frame: Frame, places: list[fx.Node]) -> bool:
 
 def _touches(first: Snapshot, frame: Frame, places: list[fx.Node]) -> bool:
     """Say whether a step joins parts of one frame, not only within one of its calls."""
-    given = set(leaves((frame.args, frame.kwargs)))
+    given = set(nodes_in((frame.args, frame.kwargs)))
     if frame.parent is not None and any(node in given for node in _inner(first, places)):
         return True
     parts = {_part(first, frame, node) for node in places}
