@@ -127,9 +127,11 @@ class Constants:
             return None
         if len(node.all_input_nodes) > 1 or self._evaluate(node) is _UNKNOWN:
             return None
-        args, kwargs = map_tree(
-            lambda leaf: read if isinstance(leaf, fx.Node) else leaf, (node.args, node.kwargs)
-        )
+
+        def given(leaf: Any) -> Any:
+            return read if isinstance(leaf, fx.Node) else leaf
+
+        args, kwargs = map_tree(given, (node.args, node.kwargs))
         part = _call(self.capture, node, args, kwargs)
         memory = {_memory(one) for one in (part if isinstance(part, tuple) else (part,))}
         return part if memory == {_memory(read[0] if isinstance(read, tuple) else read)} else None
