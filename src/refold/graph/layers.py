@@ -1,17 +1,14 @@
 """The layers that torch.nn lacks and a folded network may need.
 
-Some differ from channel to channel: they work on some and hand on the values of others.
+Some differ from channel to channel: they work on some and hand on the values of others. All can be
+scripted, for which annotations of classes have to be types: no `annotations` of the future here.
 """
-
-from __future__ import annotations
 
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from refold.algebra.apply import pad
 
 
 class ScaleShift(nn.Module):
@@ -70,10 +67,13 @@ class Crop(nn.Module):
     ) -> None:
         super().__init__()
         self.amounts, self.mode, self.value = amounts, mode, value
+        self.flat = [amount for pair in reversed(amounts) for amount in pair]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the padded or cropped map."""
-        return pad(x, self.amounts, self.mode, self.value)
+        if self.mode == "zeros":
+            return F.pad(x, self.flat, value=self.value)
+        return F.pad(x, self.flat, mode=self.mode)
 
     def extra_repr(self) -> str:
         """Return the amounts for `print(model)`."""
@@ -115,9 +115,9 @@ class DepthToSpace(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the larger map (N, C / factor², H factor, W factor)."""
         n, c, h, w = x.shape
-        blocks = x.reshape(n, self.factor, self.factor, c // self.factor**2, h, w)
-        laid = blocks.permute(0, 3, 4, 1, 5, 2)
-        return laid.reshape(n, -1, h * self.factor, w * self.factor)
+        side = self.factor
+        blocks = x.reshape(n, side, side, c // (side * side), h, w)
+        return blocks.permute(0, 3, 4, 1, 5, 2).reshape(n, -1, h * side, w * side)
 
     def extra_repr(self) -> str:
         """Return the factor for `print(model)`."""
