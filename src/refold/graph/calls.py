@@ -278,6 +278,8 @@ NEVER_GROW = PRODUCTS | frozenset(_PLACED.split())
 """Those of these calls that put no map into a larger one."""
 FILLS = frozenset(_FILLS.split())
 """Those of calls that make numbers of none, or answers."""
+SPLITS = frozenset({"chunk", "split", "tensor_split"})
+"""Names of calls that give a value in parts, as a tuple."""
 _SPACES: dict[str, Any] = {
     "torch": torch,
     "functional": F,
@@ -444,6 +446,16 @@ def _is_made_like(node: fx.Node, value: fx.Node) -> bool:
     rest = (node.args[1:], {key: x for key, x in node.kwargs.items() if key != "input"})
     map_arg(rest, others.append)
     return value not in others
+
+
+def readers(value: fx.Node) -> Iterator[fx.Node]:
+    """Return what reads a value's numbers; the parts that a split gives, not the split."""
+    for user in value.users:
+        call = canonical(user)
+        if call is not None and call.name in SPLITS:
+            yield from user.users
+        elif not reads_shape_only(user, value):
+            yield user
 
 
 def shape_readers(node: fx.Node) -> Iterator[fx.Node]:

@@ -11,7 +11,7 @@ from torch import fx
 
 from refold.algebra.geometry import Axis
 from refold.algebra.operator import AvgPool, Identity, Operator, Pad, Resample, Select, sequence
-from refold.graph.calls import Call, canonical
+from refold.graph.calls import SPLITS, Call, canonical
 from refold.graph.lift.context import Context, Handler, Shape
 from refold.graph.lift.piece import Lifted, Piece, RankedOp, nothing, relayout, unary
 from refold.graph.lift.windows import tuple_of
@@ -58,7 +58,7 @@ def _getitem(context: Context, node: fx.Node, call: Call) -> Lifted:
     source, index = call["input"], call["index"]
     if isinstance(index, int) and isinstance(source, fx.Node):
         inner = canonical(source)
-        if inner is not None and inner.name in ("chunk", "split", "tensor_split"):
+        if inner is not None and inner.name in SPLITS:
             return _part(context, source, inner, index)
         return None
     entries = tuple(

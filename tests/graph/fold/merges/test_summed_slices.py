@@ -100,7 +100,20 @@ def gate(x: Tensor, layer: nn.Module) -> Tensor:
     return a * b
 
 
+def third(x: Tensor, layer: nn.Module) -> Tensor:
+    """A deformable convolution's offsets and mask; one layer of each is slower than of both."""
+    a, b, mask = layer(x).chunk(3, 1)
+    return torch.cat((a, b), 1).tanh().sum(1, keepdim=True) * mask.sigmoid()
+
+
+def sum_of_two(x: Tensor, layer: nn.Module) -> Tensor:
+    a, b, c = layer(x).split(2, 1)
+    return (a + b).relu() * c.sigmoid()
+
+
 APART = {
+    "a part elsewhere": Net(third, nn.Conv2d(4, 6, 3, padding=1)),
+    "a sum and a part": Net(sum_of_two, nn.Conv2d(4, 6, 3, padding=1)),
     "larger": Net(own, nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1, groups=3)),
     "read": Net(read, nn.Conv2d(4, 6, 3)),
     "gate": Net(gate, nn.Conv2d(4, 6, 1)),

@@ -11,7 +11,7 @@ from torch import fx
 
 from refold.algebra.cost import work
 from refold.algebra.operator import Conv, Select, leaves
-from refold.graph.calls import place_of, reads_shape_only
+from refold.graph.calls import place_of, readers
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.norms.takers import is_layer
 from refold.graph.fold.region import Region, Regions, node_of
@@ -33,7 +33,7 @@ def _is_sliced(fold: FoldPass, region: Region, value: fx.Node) -> bool:
     inside, lifter = set(region.nodes), fold.lifter
     if len(slices) < 2 or not region.joins or not is_layer(lifter, value):
         return False
-    others = (u for u in value.users if not (u in inside or reads_shape_only(u, value)))
+    others = (reader for reader in readers(value) if reader not in inside)
     reason, name = lifter.tainted.get(value), place_of(value)
     if (times := lifter.capture.calls.get(str(value.target), 1)) > 1:
         reason = f"{name} is called {times} times"

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from refold.algebra.operator import Affine, Conv, Identity, Operator, Select
-from refold.graph.calls import canonical, reads_shape_only
+from refold.graph.calls import readers, reads_shape_only
 from refold.graph.fold.fold_pass import FoldPass, is_handed_out
 from refold.graph.fold.norms.takers import conv_of, holds, is_layer, note, taker
 from refold.graph.lift.lifter import Lifter
@@ -53,7 +53,7 @@ def _parts(lifter: Lifter, layer: fx.Node) -> list[_Part]:
     """Return the slices of a layer's channels; none where something else reads it."""
     rank, parts = len(conv_of(lifter, layer).axes), list[_Part]()
     whole = _last_copy(lifter, layer, rank)
-    for slice_ in _slices(whole):
+    for slice_ in readers(whole):
         op = _at_rank(lifter, slice_, whole, rank)
         if not isinstance(op, Select) or slice_ in lifter.tainted:
             return []
@@ -81,17 +81,6 @@ def _reader(node: fx.Node) -> fx.Node | None:
     """Return the only call that reads a value, None where there are several or only its size."""
     user = next(iter(node.users)) if len(node.users) == 1 else None
     return None if user is None or reads_shape_only(user, node) else user
-
-
-def _slices(value: fx.Node) -> Iterator[fx.Node]:
-    for user in value.users:
-        call = canonical(user)
-        if reads_shape_only(user, value):
-            continue
-        if call is not None and call.name in ("chunk", "split", "tensor_split"):
-            yield from user.users
-        else:
-            yield user
 
 
 def _at_rank(lifter: Lifter, node: fx.Node, source: fx.Node, rank: int) -> Operator | None:
