@@ -6,6 +6,7 @@ import copy
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def prove(
     """
     wide = copy.deepcopy(model).double()
     exactly = cast_inputs(inputs, torch.float64)
-    exact = verify(wide, in_float64(lambda: fold(wide, exactly)), exactly).check()
+    exact = verify(wide, in_float64(partial(fold, wide, exactly)), exactly).check()
     del wide
     gc.collect()  # graphs refer to themselves and hold the weights: gigabytes of a large network
     return Proof(exact, verify(model, folded, inputs).check())
