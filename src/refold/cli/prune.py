@@ -135,6 +135,8 @@ def prune(
     from refold.pruning import drop_dead_channels, pruning
 
     targets = _required(ratio, threshold, macs, params, latency)
+    if runtime and not measure and latency is None:
+        raise InputError("--runtime says where --measure and --latency time: pass one of them")
     least: dict[str, Any] = {
         "floor": parse_floor(floor), "round_to": round_to, "remove_residuals": remove_residuals,
     }  # fmt: skip
