@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
@@ -13,11 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from refold.cli.interrupts import Interrupted, Interrupts
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("heard")]
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 Net = Callable[[str], str]
@@ -104,6 +106,38 @@ def test_a_signal_in_a_callback_comes_again(capsys: pytest.CaptureFixture[str]) 
             time.sleep(20)
     assert interrupts.exit_code == 130
     assert capsys.readouterr().err == ""
+
+
+def test_what_a_library_drops_is_raised_again() -> None:
+    """NumPy clears whatever it meets while it looks at a sequence; others have `except: pass`."""
+
+    class Rows(list[int]):
+        def __len__(self) -> int:
+            signal.raise_signal(signal.SIGTERM)
+            return 0
+
+    with Interrupts() as interrupts:
+        np.array([Rows()])
+        with pytest.raises(Interrupted):
+            time.sleep(20)
+    assert interrupts.exit_code == 143
+
+
+def test_cleaning_up_is_not_interrupted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refold.cli.interrupts.AGAIN_SECONDS", 0.01)
+    done: list[str] = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            with contextlib.suppress(OSError):
+                time.sleep(0.1)
+            done.append("cleaned up")
+
+    with Interrupts(), pytest.raises(Interrupted):
+        work()
+    assert done
 
 
 def test_a_forked_worker_ends_as_if_nobody_heard() -> None:

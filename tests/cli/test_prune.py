@@ -167,3 +167,16 @@ def test_why_nothing_was_dropped_is_said(
     assert done.code == 0, done.err
     assert f"nothing was dropped: {said}" in done.out
     assert "less accurate" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--runtime", "eager"], "--runtime says where --measure and --latency time"),
+        (["--workers", "0"], "--workers and --tracker are for further training"),
+        (["--tracker", "none"], "--workers and --tracker are for further training"),
+    ],
+)
+def test_an_option_without_use_is_refused(run: Callable, words: list[str], what: str) -> None:
+    result = run("prune", "resnet8", "--ratio", "0.5", *words)
+    assert (result.code, what in result.err) == (2, True)

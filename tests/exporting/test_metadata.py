@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import zipfile
 from pathlib import Path
@@ -12,14 +13,17 @@ import torch
 from torch import nn
 
 import refold
-from refold.errors import InputError
+from refold.errors import ExportError, InputError
 from refold.exporting import (
+    Options,
     describe,
     described,
+    metadata,
     onnx_session,
     openvino_model,
     read_provenance,
     run_onnx,
+    write,
 )
 from refold.exporting import run_openvino as run_xml
 from refold.exporting.formats.appendix import append, appended
@@ -55,6 +59,27 @@ def test_a_file_tells_what_was_written_into_it(tmp_path: Path, suffix: str) -> N
     assert sorted(path.suffix for path in tmp_path.iterdir()) == sorted(
         [".bin", ".xml"] if suffix == "xml" else [f".{suffix}"]
     )
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt2"])
+def test_a_file_that_cannot_tell_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """The disk is full between the two: no file is left that lacks its classes."""
+
+    def fail(file: Path, entries: object) -> None:
+        del entries
+        assert file.is_file()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    net, x, file = nn.Conv2d(3, 4, 1).eval(), torch.zeros(1, 3, 2, 2), tmp_path / f"net.{suffix}"
+    with monkeypatch.context() as patch:
+        patch.setitem(metadata._FORMATS, file.suffix, fail)
+        with pytest.raises(ExportError, match=rf"to net.{suffix}: .*[Nn]o space left"):
+            write(net, file, x, Options(), about=ABOUT)
+    assert not list(tmp_path.iterdir())
+    write(net, file, x, Options(), about=ABOUT)
+    assert described(file) == ABOUT
 
 
 @pytest.mark.parametrize("suffix", ["pte", "tflite"])

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 INTERRUPTED = 130  # the exit code after Ctrl-C
 ECHO_SECONDS = 1.0  # a closed terminal sends SIGHUP twice, a hasty user presses Ctrl-C twice
+AGAIN_SECONDS = 0.5  # libraries drop exceptions that they did not expect, as NumPy does
 
 
 class Interrupted(KeyboardInterrupt):
@@ -26,7 +27,8 @@ class Interrupts:
     """Hears SIGINT, SIGTERM and SIGHUP for a block; `received` is the first that came.
 
     A signal that this process was told to ignore (`nohup`) stays ignored. A second one within a
-    second is taken for an echo: it would end the cleaning up that the first one began.
+    second is taken for an echo: it would end the cleaning up that the first one began. Where the
+    exception was dropped on its way, so that nothing is cleaned up, it is raised again.
 
     Examples:
         >>> with Interrupts() as interrupts:
@@ -43,6 +45,8 @@ class Interrupts:
         self.received: int | None = None
         self._heard_at = -ECHO_SECONDS
         self._process = os.getpid()
+        self._asking = False
+        self._later: threading.Timer | None = None
         self._before: dict[int, Any] = {}
         self._hook = sys.unraisablehook
 
@@ -66,6 +70,7 @@ class Interrupts:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._forget()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if sys.unraisablehook == self._hear_unraisable:
@@ -78,19 +83,46 @@ class Interrupts:
             signal.raise_signal(number)
             return
         now = time.monotonic()
-        if now - self._heard_at < ECHO_SECONDS:
+        asked, self._asking = self._asking, False
+        if asked and _is_unwinding():
+            self._ask_later(number)
+            return
+        if not asked and now - self._heard_at < ECHO_SECONDS:
             return
         self._heard_at = now
         self.received = self.received or number
+        self._ask_later(number)
         raise Interrupted
 
+    def _forget(self) -> None:
+        later, self._later = self._later, None
+        if later is not None:
+            later.cancel()
+
+    def _ask_later(self, number: int) -> None:
+        """Send the signal again in a while, unless the block has ended by then."""
+        self._forget()
+        self._later = threading.Timer(AGAIN_SECONDS, self._ask, [number])
+        self._later.daemon = True
+        self._later.start()
+
+    def _ask(self, number: int) -> None:
+        if self._later is not None:
+            self._asking = True
+            _send(number)
+
     def _hear_unraisable(self, unraisable: Any, /) -> None:
-        """Send a signal again that came where Python cannot raise: in a callback of an import."""
-        if not isinstance(unraisable.exc_value, Interrupted) or self.received is None:
+        """Say nothing of an exception that came in a callback: it will be raised again."""
+        if not isinstance(unraisable.exc_value, Interrupted):
             self._hook(unraisable)
-            return
-        self._heard_at = -ECHO_SECONDS
-        threading.Timer(0.01, _send, [self.received]).start()
+
+
+def _is_unwinding() -> bool:
+    """Say whether this thread is cleaning up after a signal."""
+    error = sys.exception()
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__context__
+    return error is not None
 
 
 def _send(number: int) -> None:

@@ -93,14 +93,12 @@ def ship(
     Raises:
         RefoldError: as `refold.export`.
     """
-    from refold.exporting import DESCRIBED, describe, without_folders, write
+    from refold.exporting import without_folders, write
 
     options = options_of(wishes or Wishes(), place)
     origin = {"source": without_folders(subject.name)} | dict(provenance or {})
     with step(f"export {output}"):
-        done = write(model, place, subject.example_inputs, options, origin)
-        if subject.about and place.suffix.lower() in DESCRIBED:
-            describe(place, subject.about)
+        done = write(model, place, subject.example_inputs, options, origin, subject.about)
     for remark in done.notes:
         note(f"note: {remark}")
     if output.suffix.lower() != ".safetensors":

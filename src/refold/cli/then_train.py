@@ -65,10 +65,10 @@ def plan_training(
         InputError: when it cannot, or options are given that only training has a use for.
     """
     if not further.then_train:
-        if further.data or further.recipe or further.epochs or further.lr or further.changes:
+        if replace(further, cpu=False) != Further():
             raise InputError(
-                "--data, --recipe, --epochs, --lr and --set are for further training: "
-                "pass --then-train"
+                "--data, --recipe, --epochs, --lr, --set, --workers and --tracker are for further "
+                "training: pass --then-train"
             )
         return None
     if network.checkpoint is None and not brings_weights(network.model):

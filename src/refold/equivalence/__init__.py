@@ -9,7 +9,7 @@ from refold.equivalence.comparing import (
     tensor_leaves,
     tensor_paths,
 )
-from refold.equivalence.copies import cast_floats, cast_inputs, prepared, run
+from refold.equivalence.copies import cast_floats, cast_inputs, in_float64, prepared, run, run_wide
 from refold.equivalence.proof import Proof, prove
 from refold.equivalence.rounding import (
     native_bound,
@@ -28,6 +28,7 @@ __all__ = [
     "cast_floats",
     "cast_inputs",
     "compare",
+    "in_float64",
     "is_untrained",
     "native_bound",
     "native_dtype",
@@ -37,6 +38,7 @@ __all__ = [
     "relative_errors",
     "rounding_bound",
     "run",
+    "run_wide",
     "runtime_rounding",
     "tensor_leaves",
     "tensor_paths",

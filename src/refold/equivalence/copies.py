@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from refold.errors import RefusedError
+from refold.errors import InputError, RefusedError
 from refold.graph import (
     INSIDE,
     Attributes,
@@ -24,6 +24,8 @@ from refold.graph import (
     unwrap,
 )
 from refold.inputs import Arguments, call, required, unrunnable
+
+Result = TypeVar("Result")
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -183,6 +185,23 @@ def run_wide(model: nn.Module, inputs: Arguments) -> object:
     """Call a model of float64 tensors in float64 throughout."""
     with _InFloat64():
         return run(model, cast_inputs(inputs, torch.float64))
+
+
+def in_float64(make: Callable[[], Result]) -> Result:
+    """Return what is made of float64 models, whose forward may name a narrower type (`x.float()`).
+
+    Raises:
+        InputError: when a part of them takes float32 alone.
+    """
+    try:
+        return make()
+    except InputError:  # a mode that reads each type would slow every fold down
+        pass
+    try:
+        with _InFloat64():
+            return make()
+    except InputError as error:
+        raise InputError(f"equality is proved in float64, and {error}") from error
 
 
 class _InFloat64(TorchDispatchMode):

@@ -6,12 +6,13 @@ import copy
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from refold.equivalence.copies import cast_inputs
+from refold.equivalence.copies import cast_inputs, in_float64
 from refold.equivalence.verifying import Equivalence, verify
 from refold.inputs import Arguments
 
@@ -53,6 +54,7 @@ def prove(
 
     Raises:
         NotEquivalentError: if either differs.
+        InputError: if it has no float64 form, as of quantized layers.
 
     Examples:
         >>> import torch
@@ -64,7 +66,7 @@ def prove(
     """
     wide = copy.deepcopy(model).double()
     exactly = cast_inputs(inputs, torch.float64)
-    exact = verify(wide, fold(wide, exactly), exactly).check()
+    exact = verify(wide, in_float64(partial(fold, wide, exactly)), exactly).check()
     del wide
     gc.collect()  # graphs refer to themselves and hold the weights: gigabytes of a large network
     return Proof(exact, verify(model, folded, inputs).check())

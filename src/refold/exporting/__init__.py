@@ -18,7 +18,7 @@ from refold.exporting.formats.onnx import onnx_session, run_onnx, write_unfused
 from refold.exporting.formats.openvino import openvino_model, run_openvino
 from refold.exporting.half import halved
 from refold.exporting.libraries import require
-from refold.exporting.metadata import DESCRIBED, describe, described
+from refold.exporting.metadata import describe, described
 from refold.exporting.provenance import PRECISION, keyed, read_provenance, version, without_folders
 from refold.exporting.silence import quiet
 from refold.exporting.table import (
@@ -32,7 +32,6 @@ from refold.exporting.table import (
 )
 
 __all__ = [
-    "DESCRIBED",
     "ELSEWHERE",
     "FORMATS",
     "PRECISION",

@@ -24,6 +24,7 @@ from refold.exporting.formats.aot import write_aot
 from refold.exporting.formats.onnx import require_opset
 from refold.exporting.half import halved
 from refold.exporting.libraries import require_installed
+from refold.exporting.metadata import describe
 from refold.exporting.names import input_names as name_inputs
 from refold.exporting.names import output_names as name_outputs
 from refold.exporting.outputs import opened, with_plain_outputs
@@ -131,6 +132,7 @@ def write(
     example_inputs: Any,
     options: Options,
     provenance: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Do as `export`, and return what to say of the file instead of warning.
 
@@ -140,6 +142,7 @@ def write(
         example_inputs: as there.
         options: as there.
         provenance: what the file says of where it comes from, beside refold's version.
+        about: what it says of what it is, as for `describe`.
 
     Raises:
         RefoldError: as there.
@@ -176,6 +179,7 @@ def write(
     request = Request(
         model=halved(copy.deepcopy(copied)) if options.half else copied, reference=copied,
         axes=axes, inputs=names, outputs=outputs, opset=options.opset, provenance=origin,
+        about=about or {},
     )  # fmt: skip
     for at, choice in enumerate(choices, 1):
         request = replace(request, axes=choose(choice, inputs, names))
@@ -231,6 +235,8 @@ def _write(request: Request, target: Path, writer: Callable[[Request, Path], Non
             # Libraries go by a suffix in small letters.
             written = temporary.with_suffix(suffix)
             writer(request, written)
+            if request.about:
+                describe(written, request.about)
             written.replace(temporary)
     except RefoldError:
         raise

@@ -56,7 +56,8 @@ def describe(path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
         with quiet():
             write(target, entries)
     except Exception as error:
-        raise ExportError(f"nothing can be added to {target}: {one_line(error)}") from error
+        first = error.__cause__ or error
+        raise ExportError(f"nothing can be added to {target.name}: {one_line(first)}") from error
 
 
 def described(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -129,4 +130,3 @@ _FORMATS: dict[str, _Write] = {
     ".pte": _write_behind,
     ".tflite": _write_behind,
 }
-DESCRIBED = tuple(_FORMATS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ class Request:
         outputs: the names of the model's.
         opset: of ONNX; None for the exporter's own.
         provenance: what to say of where the file comes from.
+        about: what to say of what it is: its classes, say, and how images are prepared.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class Request:
     outputs: list[str]
     opset: int | None
     provenance: Mapping[str, str]
+    about: Mapping[str, Any]
 
     @property
     def shapes(self) -> dict[str, tuple[int | str, ...]]:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from refold.account import Account
-from refold.equivalence import Proof, cast_floats
+from refold.equivalence import Proof, cast_floats, in_float64
 from refold.errors import RefoldError
 from refold.graph import capture_all, unwrap
 from refold.inputs import Arguments
@@ -76,14 +76,18 @@ def record(subject: Comparison) -> tuple[Side, Side]:
     """
     plain, inputs = unwrap(subject.before), subject.inputs
     wide = copy.deepcopy(plain).to(torch.float64)
-    exactly = _cast(inputs)
-    found = capture_all(wide, exactly)
-    exactly = found.made_up if exactly is None else exactly
-    before = Side(plain, draw(found.captures), {})
-    before.values = run(before.flow.root, exactly)
     after = Side(unwrap(subject.after), Flow(), {})
     after.flow = draw(capture_all(after.model, inputs).captures)
-    after.values = _exact_values(subject, after.flow, wide, exactly) or {}
+
+    def run_both() -> Side:
+        exactly = _cast(inputs)
+        found = capture_all(wide, exactly)
+        exactly = found.made_up if exactly is None else exactly
+        flow = draw(found.captures)
+        after.values = _exact_values(subject, after.flow, wide, exactly) or {}
+        return Side(plain, flow, run(flow.root, exactly))
+
+    before = in_float64(run_both)
     if subject.measure and inputs is not None:
         _time(before, after, inputs)
     return before, after

@@ -7,8 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-_HANGUP = getattr(signal, "SIGHUP", None)  # which Windows has not
-_HEARD = tuple(n for n in (signal.SIGINT, signal.SIGTERM, _HANGUP) if n is not None)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is unknown to Windows
+_HEARD = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class Stopped(KeyboardInterrupt):
@@ -26,11 +26,12 @@ class Stopped(KeyboardInterrupt):
 class Ears:
     """Listens for Ctrl-C, SIGTERM and SIGHUP.
 
-    A second one stops at once. A process that ignores SIGHUP (`nohup`) still does.
+    A second one stops at once. What this process was told to ignore (by `nohup`, or by a script
+    that starts it in the background) stays ignored.
 
     Examples:
         >>> with Ears() as ears:
-        ...     signal.raise_signal(signal.SIGINT)
+        ...     signal.raise_signal(signal.SIGTERM)
         ...     ears.asked
         True
     """
@@ -47,7 +48,7 @@ class Ears:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in _HEARD:
-                if number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._hear)
         return self
 

@@ -22,7 +22,7 @@ from refold.training.data.inventory import difference, inventory
 from refold.training.loop.run_folder import RunFolder
 from refold.training.recipes.cookbook import load_recipe
 from refold.training.run.begun import Begun
-from refold.training.run.claim import LOCK, claim
+from refold.training.run.claim import LOCK, claim, require_unclaimed
 from refold.training.run.recipe_differences import require_same
 from refold.training.stopping import Stopped
 from training.pictures import cifar10, folders, masks, picture, shards
@@ -282,11 +282,16 @@ def test_two_processes_do_not_train_in_one_folder(run: Path) -> None:
         before = files(run)
         with pytest.raises(InputError, match=rf"is in use by process {holder.pid} on .* wait"):
             again(run)
+        with pytest.raises(InputError, match="is in use by"):  # not: it already holds a run
+            tiny(run, run.parent)
+        with pytest.raises(InputError, match="is in use by"):  # whatever else is wrong
+            again(run, changes={"epochs": 9})
         assert files(run) == before
     finally:
         holder.kill()  # its lock goes with it
         holder.communicate()
     assert (run / LOCK).exists()
+    require_unclaimed(run)  # its owner was killed
     with claim(run):
         pass
     assert not (run / LOCK).exists()

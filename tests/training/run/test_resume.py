@@ -123,7 +123,7 @@ def test_channels_last_goes_on_to_the_same_bits(tmp_path: Path, data: Path, whol
 
 
 def test_a_run_is_not_overwritten(data: Path, whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="already holds a run: pass --resume"):
+    with pytest.raises(InputError, match=r"already holds a run: continue it with .* --resume"):
         tiny(whole, data)
     with pytest.raises(InputError, match="holds no run"):
         tiny(tmp_path, data, resume=True)

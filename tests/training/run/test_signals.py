@@ -17,7 +17,7 @@ from refold.training.stopping import Ears, Stopped, deafen
 from training.pictures import folders
 from training.runs import AtStep, Fragile, last, same_bits, tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("heard")]
 
 
 def test_ten_kills_at_random_moments_change_no_bit(tmp_path: Path) -> None:
@@ -46,33 +46,32 @@ def test_ten_kills_at_random_moments_change_no_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 def test_each_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Signals) -> None:
     data = folders(tmp_path / "data", train=11, val=2)
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever started the tests
-    try:
-        with pytest.raises(Stopped) as stopped:
-            tiny(tmp_path / "run", data, model=Fragile(), reporter=AtStep(3, number))
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as stopped:
+        tiny(tmp_path / "run", data, model=Fragile(), reporter=AtStep(3, number))
+    assert signal.getsignal(number) == before
     assert stopped.value.number == number
     assert int(last(tmp_path / "run")["optimizer.0.momentum_buffer"].numel()) > 0
     name = (tmp_path / "run" / "checkpoints" / "last").read_text()
     assert name == "step-000000003.safetensors\n"
 
 
-def test_what_nohup_has_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT])
+def test_what_this_process_ignores_stays_ignored(ignored: signal.Signals) -> None:
+    """`nohup refold train` and, in a script, `refold train &`."""
+    before = signal.signal(ignored, signal.SIG_IGN)
     try:
         with Ears() as ears:
-            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(ignored)
             assert not ears.asked
             signal.raise_signal(signal.SIGTERM)
             assert ears.number == signal.SIGTERM
             with contextlib.suppress(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGTERM)  # a second one stops at once
                 pytest.fail("it did not")
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(ignored) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(ignored, before)
 
 
 def test_a_worker_leaves_every_signal_to_the_process_it_reads_for() -> None:

@@ -331,3 +331,55 @@ def test_a_teacher_must_know_something(data: Path, model: str) -> None:
         recipe = load_recipe("folder", {"model": model, "distill": distill, "augment.size": 12})
         with pytest.raises(InputError, match=said):
             make_teacher(recipe, open_data(data), (3, 12, 12))
+
+
+class _Noted(nn.Linear):
+    """Saves more than tensors, as layers with quantized weights do."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: object) -> None:
+        del state
+
+
+class _Narrow(nn.Linear):
+    """Runs in float32 alone."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dtype != torch.float32:
+            raise TypeError("float32 alone")
+        return super().forward(input)
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        (_Noted(3, 2), "1._extra_state of this network is no tensor but of type dict"),
+        (
+            _Narrow(3, 2),
+            "cannot run in float64, where its fold is proved at the end: float32 alone",
+        ),
+        (nn.Identity(), "nothing to train: it has no parameters"),
+        (nn.Linear(3, 2).requires_grad_(False), "nothing to train: all its parameters are frozen"),
+    ],
+)
+def test_what_cannot_be_saved_proved_or_trained_is_said_before(
+    tmp_path: Path, data: Path, head: nn.Module, what: str
+) -> None:
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(InputError, match=what):
+        tiny(tmp_path / "run", data, model=nn.Sequential(pool, head))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_casts_its_images_trains_and_is_proved(tmp_path: Path, data: Path) -> None:
+    class Casting(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input.float() / 2)
+
+    net = Casting(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                  nn.Linear(4, 2))  # fmt: skip
+    done = tiny(tmp_path / "run", data, model=net, changes={"epochs": 1})
+    assert done.summary["error"]["float64"] < 1e-9
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in done.deployed.modules())

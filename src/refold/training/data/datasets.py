@@ -129,7 +129,7 @@ def _as_kaggle(folder: Path, task: Task) -> Data | None:
 
 def _as_folders(folder: Path, task: Task) -> Data | None:
     train_folder = sub_folder(folder, ("train",))
-    val_folder = sub_folder(folder, ("val", "validation", "test"))
+    val_folder = sub_folder(folder, ("val", "valid", "validation", "test"))
     if train_folder is None:
         return None
     if val_folder is None:

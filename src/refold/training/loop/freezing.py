@@ -20,7 +20,7 @@ def freeze(network: nn.Module, patterns: Iterable[str], *, norms: bool = False) 
         norms: also every norm with running statistics, scales and shifts included.
 
     Raises:
-        InputError: when a pattern matches nothing, or nothing is left to train.
+        InputError: when a pattern matches nothing, or nothing trains.
 
     Examples:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
@@ -30,6 +30,11 @@ def freeze(network: nn.Module, patterns: Iterable[str], *, norms: bool = False) 
     """
     parts = dict(network.named_modules())
     weights = dict(network.named_parameters())
+    if not any(weight.requires_grad for weight in weights.values()):
+        kind = (
+            "all its parameters are frozen (requires_grad)" if weights else "it has no parameters"
+        )
+        raise InputError(f"this network has nothing to train: {kind}")
     for pattern in patterns:
         found = [name for name in (*parts, *weights) if name and fnmatchcase(name, pattern)]
         if not found:

@@ -50,8 +50,8 @@ class RunFolder:
         require_expanded(self.path)
         if (self.path / CONFIG).exists():
             raise InputError(
-                f"{self.path} already holds a run: pass --resume to continue, or choose "
-                "another folder"
+                f"{self.path} already holds a run: continue it with refold train -o {self.path} "
+                "--resume (resume=True), or choose another folder"
             )
         left = [name for name in (METRICS, SUMMARY) if (self.path / name).exists()]
         left += [path.name for path in (self.path / CHECKPOINTS).glob("step-*")]

@@ -248,7 +248,7 @@ class Saves:
         free = shutil.disk_usage(self.folder).free
         if free < need:
             raise InputError(
-                f"it needs {need / 2**20:.0f} MiB, and {self.folder} has {free / 2**20:.0f} free"
+                f"it needs {need / 2**20:.1f} MiB, and {self.folder} has {free / 2**20:.1f} free"
             )
 
 

@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from refold.errors import InputError
@@ -32,17 +32,37 @@ def claim(run: Path) -> Generator[None]:
     Raises:
         InputError: when another process holds it, or it cannot be created.
     """
-    try:
+    with _explaining(run):
         run.mkdir(parents=True, exist_ok=True)
         handle = _locked(run / LOCK)
-    except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise InputError(f"{run} cannot be written to ({why}): choose another folder") from error
     try:
         yield
     finally:
         (run / LOCK).unlink(missing_ok=True)  # while it is still ours
         os.close(handle)
+
+
+def require_unclaimed(run: Path) -> None:
+    """Refuse a folder that another process trains in, before it is asked what it holds.
+
+    Raises:
+        InputError: when one does.
+    """
+    with _explaining(run), suppress(FileNotFoundError, NotADirectoryError):
+        handle = os.open(run / LOCK, os.O_RDWR)
+        try:
+            _lock(run / LOCK, handle, shared=True)  # many may ask at once, as under torchrun
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _explaining(run: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise InputError(f"{run} cannot be written to ({why}): choose another folder") from error
 
 
 def _locked(path: Path) -> int:
@@ -51,6 +71,8 @@ def _locked(path: Path) -> int:
         try:
             _lock(path, handle)
             if os.path.samestat(os.fstat(handle), path.stat()):
+                os.ftruncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
                 return handle
         except FileNotFoundError:  # its owner removed it between the two lines: try again
             pass
@@ -60,12 +82,12 @@ def _locked(path: Path) -> int:
         os.close(handle)
 
 
-def _lock(path: Path, handle: int) -> None:
+def _lock(path: Path, handle: int, *, shared: bool = False) -> None:
     if fcntl is None:
         return
     try:
         # Not `flock`, whose locks forked processes inherit.
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             owner = path.read_text(errors="replace").strip() or "another process"
@@ -73,6 +95,4 @@ def _lock(path: Path, handle: int) -> None:
                 f"{path.parent} is in use by {owner}, which trains there: wait until it ends, or "
                 "stop it, then pass --resume to continue"
             ) from error
-        return  # a file system without locks
-    os.ftruncate(handle, 0)
-    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        # else it is a file system without locks

@@ -15,7 +15,7 @@ from refold.branches import collapse
 from refold.checkpoint import write_state_dict
 from refold.equivalence import prove
 from refold.errors import MissingDependencyError, RefusedError
-from refold.exporting import Options, describe, without_folders, write
+from refold.exporting import Options, without_folders, write
 from refold.folding import reparameterize
 from refold.pruning import join_norms
 from refold.residuals import remove_residuals
@@ -169,10 +169,10 @@ def _exported(
         name = f"deploy.{suffix}"
         try:
             file = engine.folder.path / name
-            done = write(plain, file, example.cpu(), Options(), origin)
+            said = {"model": source, "task": engine.recipe.task, **about}
+            done = write(plain, file, example.cpu(), Options(), origin, said)
             for remark in done.notes:
                 engine.reporter.note(remark)
-            describe(file, {"model": source, "task": engine.recipe.task, **about})
             files.append(name)
             if suffix == "safetensors" and is_pruned(engine.recipe.model):
                 note_origin(plain, file, origin_of(Path(engine.recipe.model)))

@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from refold.blocks import BranchedBlock
 from refold.branches import block_factory, expand, expand_plan
 from refold.checkpoint import MisfitError
-from refold.equivalence import is_untrained
-from refold.errors import CheckpointError, InputError
+from refold.equivalence import is_untrained, run_wide
+from refold.errors import CheckpointError, InputError, one_line
 from refold.folding import reparameterize
 from refold.pruning import restore_norms
 from refold.residuals import removal
@@ -379,6 +379,27 @@ def check_removable(network: nn.Module, image: tuple[int, ...]) -> None:
         raise InputError(
             f"deploy.remove_residuals cannot be done, {len(kept)} additions have to stay: {reasons}"
         )
+
+
+def check_usable(network: nn.Module, image: tuple[int, ...]) -> None:
+    """Check before a long training that checkpoints hold the network, and that it can be proved.
+
+    Raises:
+        InputError: when one cannot be.
+    """
+    for name, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{name} of this network is no tensor but of type {type(value).__name__}, which a "
+                "checkpoint cannot hold: leave get_extra_state or quantized layers out"
+            )
+    try:
+        run_wide(copy.deepcopy(network).cpu().eval().double(), (torch.zeros(1, *image),))
+    except Exception as error:
+        raise InputError(
+            "this network cannot run in float64, where its fold is proved at the end: "
+            f"{one_line(error)}"
+        ) from error
 
 
 def _set_scales(network: nn.Module, recipe: Recipe, brings: bool) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from refold.training.loop.learner import outputs
 from refold.training.loop.progress import Reporter
 from refold.training.loop.run_folder import PRUNED, PRUNING, RunFolder
 from refold.training.recipes.cookbook import load_recipe
+from refold.training.run.claim import require_unclaimed
 from refold.training.run.inherited import inherited
 from refold.training.run.run import Trained, place_of, train
 from refold.training.settings import Habits
@@ -119,6 +120,7 @@ def plan_course(
             "several processes cannot prune together: prune in one, and train on what it wrote "
             "with torchrun -m refold train --model FILE.safetensors --set restore_norms=true"
         )
+    require_unclaimed(course.output)
     RunFolder(course.output).require_new()
     _ = course.data, course.chosen
     return course

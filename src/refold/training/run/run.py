@@ -25,7 +25,7 @@ from refold.training.loop.run_folder import RunFolder
 from refold.training.loop.saves import Saves
 from refold.training.recipes.cookbook import changed, check_recipe, load_recipe
 from refold.training.run.begun import Begun, begun_with
-from refold.training.run.claim import claim
+from refold.training.run.claim import claim, require_unclaimed
 from refold.training.run.inherited import INHERITED, inherited
 from refold.training.run.recipe_differences import require_same
 from refold.training.run.resume import go_on, start
@@ -126,13 +126,13 @@ def train(
     if checkpoint is not None:
         named["checkpoint"] = str(checkpoint)
     every = _placed({**named, **(changes or {})})
+    if not dry_run:
+        _require_free(folder, resume=resume)
     if resume:
         begun = begun_with(folder, given)
         require_same(begun, _again(recipe, begun.asked, every), folder.path)
         chosen, place = begun.recipe, place_of(begun.place if data is None else data)
     else:
-        if not dry_run:
-            folder.require_new()
         begun, place = None, place_of(DIGITS if data is None else data)
         chosen = _chosen(recipe, place, every)
         if given is not None and "model" not in every:  # a name for people, no change of the recipe
@@ -157,6 +157,17 @@ def train(
     )
     with torch.inference_mode(mode=False), torch.enable_grad():  # whatever a caller switched off
         return _run(order, begun, dry_run=dry_run, data_changed=data_changed)
+
+
+def _require_free(folder: RunFolder, *, resume: bool) -> None:
+    """Refuse a folder that another process trains in, or that holds a run where none is resumed.
+
+    Raises:
+        InputError: then.
+    """
+    require_unclaimed(folder.path)
+    if not resume:
+        folder.require_new()
 
 
 def _placed(changes: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from refold.training.loop.run_folder import RunFolder
 from refold.training.loop.saves import Saves
 from refold.training.loop.state import Parts, Position
 from refold.training.recipes.recipe import Recipe
-from refold.training.run.network import check_removable, make_teacher
+from refold.training.run.network import check_removable, check_usable, make_teacher
 from refold.training.seeds import seeded
 from refold.training.settings import Habits
 
@@ -180,6 +180,7 @@ def make_engine(
             for note in notes:
                 order.reporter.note(note)
         learner = make_learner(network, recipe, len(data.classes), image, teacher)
+    check_usable(network, image)
     align(accelerator, learner.to(accelerator.device))  # before the average copies it
     if processes > 1 and recipe.sync_norms:
         sync_norms(learner)
