@@ -13,13 +13,14 @@ from torch.utils import _pytree as pytree
 
 from refold.errors import InputError
 from refold.graph.copies.held import ATOMS
-from refold.graph.copies.modules import modules_by_path
+from refold.graph.copies.modules import modules_by_path, submodule
 from refold.graph.copies.owned import duplicate
 from refold.graph.copies.skeleton import skeleton
 from refold.graph.threads import device_of_caller
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.leaves import one_line
+from refold.graph.trace.recorder.answers import Answers
 from refold.graph.trace.recorder.chance import Chance
 from refold.graph.trace.recorder.flags import FlagNotes
 from refold.graph.trace.recorder.notebook import DEVICE_MARK
@@ -61,12 +62,14 @@ class Seen:
         made_up: ids of those that ran on an input of our own.
         ran: ids of all modules that were called, layers too.
         reads: ids of the tensors that calls were given.
+        asks: by id, the modules whose code asked for numbers of the input, with the reason.
     """
 
     calls: dict[int, list[Arguments]] = field(default_factory=dict[int, list[Arguments]])
     made_up: set[int] = field(default_factory=set[int])
     ran: set[int] = field(default_factory=set[int])
     reads: set[int] = field(default_factory=set[int])
+    asks: dict[int, str] = field(default_factory=dict[int, str])
 
     def note(self, recorder: Recorder) -> None:
         """Add what a recording saw."""
@@ -74,6 +77,8 @@ class Seen:
         self.reads |= recorder.reads
         for key, calls in recorder.seen.items():
             self.calls.setdefault(key, calls)
+        for path, reason in recorder.asks.items():
+            self.asks[id(submodule(recorder.root, path))] = reason
 
 
 def record(
@@ -99,18 +104,20 @@ def record(
         TraceError: when its own forward cannot be followed.
         InputError: when it cannot run on real arguments.
     """
-    computes, last, draws = False, "", False
+    computes, last, draws, answers = False, "", False, Answers()
     for _ in range(_MAX_RECORDINGS):
         recorder = Recorder(module, leaves, changes, real=computes)
+        recorder.answers, is_hopeless = answers, False
         chance = Chance()
         recorder.chance = chance if draws else None
         recorder.flags = FlagNotes(recorder.graph)
         try:
             _run(recorder, arguments)
         except (RecordError, StateChangeError) as error:
-            last = str(error)
+            last, is_hopeless = str(error), not real and recorder.is_own(error)
         except Exception as error:  # any model code may raise anything
             last = f"its code fails on tensors without storage ({one_line(error)})"
+            is_hopeless = not real and recorder.is_own(error)
             if computes:
                 if not _runs(module, arguments):
                     raise InputError(_cannot_run(arguments, error)) from error
@@ -121,6 +128,8 @@ def record(
             last = ""
         seen.note(recorder)
         moved = chance.restore()
+        if moved or recorder.keeps or not recorder.is_as_before:
+            answers.forget()
         if moved and not draws:
             draws = True
             continue
@@ -128,7 +137,7 @@ def record(
         if not last and not late:
             module.__dict__.update(recorder.constants)
             return recorder
-        if "" in late or (not late and (computes or not real)):
+        if is_hopeless or "" in late or (not late and (computes or not real)):
             followed = "" in late or not last or recorder.unanswered is not None
             reason, called = late.get("", last), _called(recorder)
             raise TraceError(reason, called, is_followed=followed, is_whole=recorder.is_whole)

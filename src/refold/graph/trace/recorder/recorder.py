@@ -36,6 +36,7 @@ from refold.graph.trace.leaves import (
     pinned_reason,
 )
 from refold.graph.trace.overridden import disguise
+from refold.graph.trace.recorder.answers import Answers, versions
 from refold.graph.trace.recorder.chance import Chance
 from refold.graph.trace.recorder.environment import asked_around
 from refold.graph.trace.recorder.flags import FlagNotes, readable_attributes
@@ -85,6 +86,8 @@ class Recorder(StateNotes):
         self._framed: set[str] = set()
         self._ours: list[tuple[dict[str, Any], str, Callable[..., Any]]] = []
         self.chance: Chance | None = None  # set where Python's random numbers were seen to be drawn
+        self.answers = Answers()  # of calls that the next run need not make again
+        self._raised_by: tuple[Exception, str] | None = None
         self.flags: FlagNotes | None = None  # set where what code reads of attributes matters
 
     # the run
@@ -306,6 +309,8 @@ class Recorder(StateNotes):
             if not is_plain and any(isinstance(x, Size | Ratio) for x in leaves((args, kwargs))):
                 args, kwargs = map_tree(plain, (args, kwargs))
             known = None if self.runs_all or kwargs else self._told(module, args)
+            if known is None and self.real and path in self.opaque:
+                known = self.answers.find(path, leaves((args, kwargs)))
         self._paused += 1
         self._sets.append(path)
         try:
@@ -345,6 +350,8 @@ class Recorder(StateNotes):
         self._note_chance()
         with _Quiet():
             recorded = map_tree(self._handed, args), map_tree(self._handed, kwargs)
+            flat = leaves((args, kwargs)) if self.real and method == "forward" else []
+            before = versions(flat)
         frame = Frame(
             path, module, *recorded, parent=parent, method=method, context=current_modes()
         )
@@ -363,8 +370,10 @@ class Recorder(StateNotes):
             self._note_chance()
             with _Quiet():
                 frame.output = self._output(frame, result)
-        except Exception:
-            self._raised(frame, parent)
+                if flat and path in self.late and before == versions(flat):
+                    self.answers.keep(path, flat, result)
+        except Exception as error:
+            self._raised(frame, parent, error)
             raise
         finally:
             self.stack.pop()
@@ -381,8 +390,15 @@ class Recorder(StateNotes):
         if self.chance is not None and self.chance.moved():
             self._leave(self.stack[-1], "its code draws random numbers of Python or NumPy")
 
-    def _raised(self, frame: Frame, parent: Frame) -> None:
+    def is_own(self, error: Exception) -> bool:
+        """Say whether the root's own code has failed, not that of a part of it."""
+        is_part = self._raised_by is not None and self._raised_by[0] is error
+        return not self.is_whole and not (is_part and self._raised_by[1])
+
+    def _raised(self, frame: Frame, parent: Frame, error: Exception) -> None:
         """Note a frame left by an exception: if the run goes on, its caller has caught it."""
+        if self._raised_by is None or self._raised_by[0] is not error:
+            self._raised_by = error, frame.path
         self.caught.setdefault(parent.path, "its code catches an error of a part of it")
 
     def _hand_down(self, tree: Any, above: Frame, below: Frame) -> None:
