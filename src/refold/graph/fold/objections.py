@@ -4,11 +4,35 @@ from __future__ import annotations
 
 from torch import fx
 
+from refold.graph.calls import name_of
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.setbacks import Step
 from refold.graph.surgery.edits import Edits, alive
+from refold.graph.trace.capture import Capture
+from refold.graph.trace.frames import frame_of
 from refold.graph.trace.other_runs.evidence import Evidence
 from refold.graph.trace.other_runs.variants import Snapshot
+
+
+def keep_code_that_branches(capture: Capture) -> None:
+    """Keep the calls of code that takes another path elsewhere, before a fold is built on them.
+
+    That is found out anyway where such code has weights: a fold would change its calls.
+    """
+    evidence = capture.evidence
+    deciding = {frame for frame, _ in evidence.recorder.decisions} if evidence is not None else ()
+    weighed = {frame_of(node) for node in capture.graph.nodes if _has_weights(node)}
+    for frame in weighed.intersection(deciding):
+        if evidence is not None and (reason := evidence.other_path(frame)) is not None:
+            capture.stays.update((node, reason) for node in frame.nodes if node.op in _CALLS)
+
+
+_CALLS = ("call_function", "call_method")
+
+
+def _has_weights(node: fx.Node) -> bool:
+    name = name_of(node)
+    return node.op in _CALLS and (name.startswith("conv") or name in ("linear", "batch_norm"))
 
 
 def must_hold(fold: FoldPass) -> None:
