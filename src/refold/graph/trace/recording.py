@@ -182,6 +182,18 @@ def recorded_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = 
     return recorder
 
 
+def counted_blank(model: nn.Module, args: tuple[Any, ...]) -> Recorder:
+    """Return a run without storage that tells how often each layer is called, and the result.
+
+    Code that asks for the numbers of stored tensors may fail; `recorded_blank` answers it.
+    """
+    with surroundings_kept(model) as around:
+        recorder = Recorder(skeleton(model), {}, Changes(around=around))
+        recorder.counts_only = True
+        _run(recorder, parted(args))
+    return recorder
+
+
 class Runs:
     """Other runs of a model's code, kept while it is folded again and again.
 

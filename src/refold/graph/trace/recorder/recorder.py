@@ -86,6 +86,7 @@ class Recorder(StateNotes):
         self._framed: set[str] = set()
         self._ours: list[tuple[dict[str, Any], str, Callable[..., Any]]] = []
         self.chance: Chance | None = None  # set where Python's random numbers were seen to be drawn
+        self.counts_only = False  # how often each layer is called, and the result: no graph
         self.answers = Answers()  # of calls that the next run need not make again
         self._raised_by: tuple[Exception, str] | None = None
         self.flags: FlagNotes | None = None  # set where what code reads of attributes matters
@@ -108,6 +109,7 @@ class Recorder(StateNotes):
         own = root.__dict__.get("forward")
         forward = MethodType(type(root).forward, root) if own is None else own
         args, kwargs = self._inputs(forward, args, kwargs)
+        self._paused = int(self.counts_only)
         self._keep_graphs(self.root_frame)
         self._watch_methods(root, "")
         watched = watched_attributes(modules, self.note_assignment)
@@ -122,7 +124,7 @@ class Recorder(StateNotes):
         finally:
             self._take_back()
             torch.set_grad_enabled(grad)
-        return self._finish()
+        return self.graph if self.counts_only else self._finish()
 
     @contextmanager
     def _ways(self, modules: list[nn.Module]) -> Generator[None]:
@@ -246,6 +248,8 @@ class Recorder(StateNotes):
         if path is None:
             return self._stray(call, module, args, kwargs)
         layer = is_layer(module)
+        if self.counts_only:
+            return self._counted(call, module, path, args, kwargs)
         if layer:
             self.seen.setdefault(id(module), [])
         else:
@@ -325,6 +329,22 @@ class Recorder(StateNotes):
             self.calls[path] += 1
             changed = args[0] if args and mutated(node) else None
             return self._results(result, node, again=changed)
+
+    def _counted(
+        self, call: Callable[..., Any], module: nn.Module, path: str, args: Any, kwargs: Any
+    ) -> Any:
+        """Call a module where layers are counted: what a layer calls belongs to it."""
+        if self._paused > 1 or not is_layer(module):
+            return call(module, *args, **kwargs)
+        self.calls[path] += 1
+        args, kwargs = _in_order(module, args, kwargs)
+        with _Quiet():
+            known = None if kwargs else self._told(module, args)
+        self._paused += 1
+        try:
+            return call(module, *args, **kwargs) if known is None else known
+        finally:
+            self._paused -= 1
 
     def _told(self, module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
         """Return what a layer gives where that is plain without running it."""
