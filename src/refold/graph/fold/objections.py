@@ -14,25 +14,20 @@ from refold.graph.trace.other_runs.evidence import Evidence
 from refold.graph.trace.other_runs.variants import Snapshot
 
 
-def keep_code_that_branches(capture: Capture) -> None:
-    """Keep the calls of code that takes another path elsewhere, before a fold is built on them.
+def keep_code_that_pads(capture: Capture) -> None:
+    """Keep the calls of code that pads for some sizes alone, before a fold is built on them.
 
-    That is found out anyway where such code has weights: a fold would change its calls.
+    Such code cannot be written anew, which would show only when the fold is done.
     """
     evidence = capture.evidence
-    deciding = {frame for frame, _ in evidence.recorder.decisions} if evidence is not None else ()
-    weighed = {frame_of(node) for node in capture.graph.nodes if _has_weights(node)}
-    for frame in weighed.intersection(deciding):
-        if evidence is not None and (reason := evidence.other_path(frame)) is not None:
-            capture.stays.update((node, reason) for node in frame.nodes if node.op in _CALLS)
-
-
-_CALLS = ("call_function", "call_method")
-
-
-def _has_weights(node: fx.Node) -> bool:
-    name = name_of(node)
-    return node.op in _CALLS and (name.startswith("conv") or name in ("linear", "batch_norm"))
+    if evidence is None:
+        return
+    for node in capture.graph.nodes:
+        if name_of(node) != "pad" or evidence.objection({node, *node.users}, ()) is None:
+            continue
+        frame = frame_of(node)
+        if (reason := evidence.other_path(frame)) is not None:
+            capture.stays.update((n, reason) for n in frame.nodes if n.op == "call_function")
 
 
 def must_hold(fold: FoldPass) -> None:

@@ -107,28 +107,24 @@ def record(
     computes, last, draws, answers = False, "", False, Answers()
     for _ in range(_MAX_RECORDINGS):
         recorder = Recorder(module, leaves, changes, real=computes)
-        recorder.answers, is_hopeless = answers, False
+        recorder.answers, failure = answers, None
         chance = Chance()
         recorder.chance = chance if draws else None
         recorder.flags = FlagNotes(recorder.graph)
         try:
             _run(recorder, arguments)
         except (RecordError, StateChangeError) as error:
-            last, is_hopeless = str(error), not real and recorder.is_own(error)
+            last, failure = str(error), error
         except Exception as error:  # any model code may raise anything
-            last = f"its code fails on tensors without storage ({one_line(error)})"
-            is_hopeless = not real and recorder.is_own(error)
             if computes:
-                if not _runs(module, arguments):
-                    raise InputError(_cannot_run(arguments, error)) from error
-                seen.note(recorder)
-                reason = f"its code cannot run while it is recorded ({one_line(error)})"
-                raise TraceError(reason, _called(recorder)) from error
+                raise _unrecorded(module, arguments, recorder, seen, error) from error
+            last = f"its code fails on tensors without storage ({one_line(error)})"
+            failure = error
         else:
             last = ""
         seen.note(recorder)
         moved = chance.restore()
-        if moved or recorder.keeps or not recorder.is_as_before:
+        if moved or not recorder.leaves_nothing:
             answers.forget()
         if moved and not draws:
             draws = True
@@ -137,6 +133,7 @@ def record(
         if not last and not late:
             module.__dict__.update(recorder.constants)
             return recorder
+        is_hopeless = not real and recorder.is_own(failure)  # parts that stay calls do not help
         if is_hopeless or "" in late or (not late and (computes or not real)):
             followed = "" in late or not last or recorder.unanswered is not None
             reason, called = late.get("", last), _called(recorder)
@@ -145,6 +142,17 @@ def record(
         leaves.update(recorder.opaque)
         computes = computes or (bool(last) and real)
     raise TraceError("every recording calls its modules in another way", set())
+
+
+def _unrecorded(
+    module: nn.Module, arguments: Arguments, recorder: Recorder, seen: Seen, error: Exception
+) -> InputError | TraceError:
+    """Return what to raise where a run with numbers fails."""
+    if not _runs(module, arguments):
+        return InputError(_cannot_run(arguments, error))
+    seen.note(recorder)
+    reason = f"its code cannot run while it is recorded ({one_line(error)})"
+    return TraceError(reason, _called(recorder))
 
 
 def _runs(module: nn.Module, arguments: Arguments) -> bool:

@@ -123,22 +123,14 @@ def result_of_call(
         return _of_shape(_SHAPES[name](*map_tree(plain, args), **map_tree(plain, kwargs)), first)
     if any(leaf is True for leaf in flat):  # `training=True`
         return None
-    if func is functional.layer_norm:
-        rows = kwargs["normalized_shape"] if "normalized_shape" in kwargs else args[1]
-        if not _is_row_norm(tensors, rows, type_of):
-            return None
-        return torch.empty_like(first, memory_format=torch.contiguous_format)
-    elif func is functional.batch_norm:
-        is_same = _is_fixed_norm(tensors, args, kwargs)
-    elif name in _OF_ONE:
+    if func in _NORM_CALLS:
+        return _NORM_CALLS[func](tensors, args, kwargs, type_of)
+    if name in _OF_ONE:
         is_same = len(tensors) == 1
-    elif func is functional.group_norm:
-        is_same = _is_group_norm(tensors, type_of)
-    elif len(tensors) == 2 and first.is_meta:
+    elif len(tensors) == 2:
         return _of_two(name, first, tensors[1], type_of)
     else:
-        is_scaled = first.is_meta and len(flat) == 2 and isinstance(flat[1], int | float)
-        is_same = name in _OF_TWO and is_scaled
+        is_same = name in _OF_TWO and len(flat) == 2 and isinstance(flat[1], int | float)
     return first.detach() if is_same else None
 
 
@@ -146,7 +138,8 @@ def _of_two(
     name: str, first: Tensor, second: Tensor, type_of: Callable[[Tensor], torch.dtype]
 ) -> Tensor | None:
     """Tell what arithmetic with two tensors of one type gives, one of which spreads over both."""
-    if (second.dtype if second.is_meta else type_of(second)) != first.dtype:
+    kind = second.dtype if second.is_meta else type_of(second)
+    if not first.is_meta or kind != first.dtype:
         return None
     if _spreads_over(second.shape, first.shape):
         if name in _IN_PLACE_OF_TWO:
@@ -219,34 +212,46 @@ def _spreads_over(small: torch.Size, large: torch.Size) -> bool:
     return len(small) <= len(large) and all(n in (1, m) for n, m in zip(small, ends, strict=True))
 
 
-def _is_row_norm(
-    tensors: list[Tensor], rows: Any, type_of: Callable[[Tensor], torch.dtype]
-) -> bool:
-    """Say whether rows that lie one after the other are as long as the norm's weights."""
+def _of_rows(
+    tensors: list[Tensor], args: Any, kwargs: Any, type_of: Callable[[Tensor], torch.dtype]
+) -> Tensor | None:
+    """Tell what a norm over rows gives, as long as its weights: rows one after the other."""
     first, *stored = tensors
+    rows = kwargs["normalized_shape"] if "normalized_shape" in kwargs else args[1]
     if not first.is_meta or not isinstance(rows, tuple | list):
-        return False
+        return None
     ends = first.shape[first.ndim - len(cast("list[Any]", rows)) :]
     fits = tuple(ends) == tuple(cast("list[Any]", rows))
-    return fits and all(t.shape == ends and type_of(t) == first.dtype for t in stored)
+    fits = fits and all(t.shape == ends and type_of(t) == first.dtype for t in stored)
+    return torch.empty_like(first, memory_format=torch.contiguous_format) if fits else None
 
 
-def _is_group_norm(tensors: list[Tensor], type_of: Callable[[Tensor], torch.dtype]) -> bool:
-    """Say whether a norm over groups has one weight for each channel."""
+def _of_groups(
+    tensors: list[Tensor], args: Any, kwargs: Any, type_of: Callable[[Tensor], torch.dtype]
+) -> Tensor | None:
+    """Tell what a norm over groups gives, with one weight for each channel."""
     first, *stored = tensors
-    is_plain = first.is_contiguous() and first.ndim > 1
+    groups = kwargs["num_groups"] if "num_groups" in kwargs else args[1]
+    fits = _is_plain(first, first) and first.ndim > 1 and first.shape[1] % groups == 0
     own = all(t.shape == first.shape[1:2] and type_of(t) == first.dtype for t in stored)
-    return first.is_meta and is_plain and own
+    return first.detach() if fits and own else None
 
 
-def _is_fixed_norm(tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
-    """Say whether a norm with stored statistics is given as many channels as it has."""
+def _of_channels(
+    tensors: list[Tensor], args: Any, kwargs: Any, type_of: Callable[[Tensor], torch.dtype]
+) -> Tensor | None:
+    """Tell what a norm with stored statistics gives, of as many channels as it has."""
     first, *stored = tensors
     statistics = kwargs.get("running_mean", args[1] if len(args) > 1 else None)
     fits = first.ndim > 1 and all(item.shape == first.shape[1:2] for item in stored)
-    return statistics is not None and fits
+    return first.detach() if statistics is not None and fits else None
 
 
+_NORM_CALLS: dict[Any, Callable[..., Tensor | None]] = {
+    functional.layer_norm: _of_rows,
+    functional.group_norm: _of_groups,
+    functional.batch_norm: _of_channels,
+}
 _WEIGHED = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d})
 _NORMS = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm})
 _ROW_NORMS = frozenset({nn.LayerNorm, nn.GroupNorm})

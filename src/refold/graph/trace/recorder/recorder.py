@@ -410,10 +410,15 @@ class Recorder(StateNotes):
         if self.chance is not None and self.chance.moved():
             self._leave(self.stack[-1], "its code draws random numbers of Python or NumPy")
 
-    def is_own(self, error: Exception) -> bool:
-        """Say whether the root's own code has failed, not that of a part of it."""
-        is_part = self._raised_by is not None and self._raised_by[0] is error
-        return not self.is_whole and not (is_part and self._raised_by[1])
+    @property
+    def leaves_nothing(self) -> bool:
+        """Whether the run has come to its end and the next call finds what this one found."""
+        return self.is_as_before and not self.keeps
+
+    def is_own(self, error: Exception | None) -> bool:
+        """Say whether the root's own code has failed with an error, not that of a part of it."""
+        raised, path = self._raised_by or (None, "")
+        return error is not None and not self.is_whole and not (raised is error and path)
 
     def _raised(self, frame: Frame, parent: Frame, error: Exception) -> None:
         """Note a frame left by an exception: if the run goes on, its caller has caught it."""
