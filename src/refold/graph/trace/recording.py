@@ -132,6 +132,7 @@ def record(
         late = {path: why for path, why in recorder.late.items() if path not in leaves}
         if not last and not late:
             module.__dict__.update(recorder.constants)
+            answers.forget()
             return recorder
         is_hopeless = not real and recorder.is_own(failure)  # parts that stay calls do not help
         if is_hopeless or "" in late or (not late and (computes or not real)):

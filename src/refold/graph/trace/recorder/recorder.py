@@ -88,7 +88,7 @@ class Recorder(StateNotes):
         self.chance: Chance | None = None  # set where Python's random numbers were seen to be drawn
         self.counts_only = False  # how often each layer is called, and the result: no graph
         self.answers = Answers()  # of calls that the next run need not make again
-        self._raised_by: tuple[Exception, str] | None = None
+        self._raised_by = (0, "")  # the id of the last error, and the part that raised it
         self.flags: FlagNotes | None = None  # set where what code reads of attributes matters
 
     # the run
@@ -417,13 +417,13 @@ class Recorder(StateNotes):
 
     def is_own(self, error: Exception | None) -> bool:
         """Say whether the root's own code has failed with an error, not that of a part of it."""
-        raised, path = self._raised_by or (None, "")
-        return error is not None and not self.is_whole and not (raised is error and path)
+        raised, path = self._raised_by
+        return error is not None and not self.is_whole and not (raised == id(error) and path)
 
     def _raised(self, frame: Frame, parent: Frame, error: Exception) -> None:
         """Note a frame left by an exception: if the run goes on, its caller has caught it."""
-        if self._raised_by is None or self._raised_by[0] is not error:
-            self._raised_by = error, frame.path
+        if self._raised_by[0] != id(error):
+            self._raised_by = id(error), frame.path
         self.caught.setdefault(parent.path, "its code catches an error of a part of it")
 
     def _hand_down(self, tree: Any, above: Frame, below: Frame) -> None:
