@@ -6,17 +6,20 @@ The faults are planted: a kernel that is off by a hundredth, and a node that the
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import refold
-from helpers.traps import live
+from helpers.traps import live, net
 from refold.graph import fold_model
+from refold.graph.agreement import Planned, misfit, shapes_of
 from refold.graph.fold import emit
 from refold.graph.surgery.commit import Commit
 from refold.graph.trace.leaves import is_layer
+from refold.graph.trace.recording import counted_blank, recorded_blank
 from zoo.live import enliven
 
 LIMIT = 1e-9
@@ -276,3 +279,25 @@ def test_a_generated_forward_makes_no_layer_of_a_module() -> None:
     folded = refold.reparameterize(model, torch.randn(2, 3, 6, 5, dtype=torch.float64))
     assert type(folded.get_submodule("1")) is not RowNorm
     assert not is_layer(folded.get_submodule("1"))
+
+
+def stored_answer(self: Any, x: Tensor) -> Tensor:
+    y = x * 2 if self.scale.item() > 0 else x
+    return self.attend(self.conv(y).flatten(2).mT, *[self.conv(x).flatten(2).mT] * 2)[0]
+
+
+def test_layers_are_counted_as_a_recording_counts_them() -> None:
+    """A layer within a layer belongs to it; code that asks stored tensors is recorded."""
+    parts = {"conv": nn.Conv2d(3, 4, 1), "attend": nn.MultiheadAttention(4, 2, batch_first=True)}
+    model = live(net(stored_answer, **parts))
+    model.register_buffer("scale", torch.ones(()))
+    x = (torch.randn(2, 3, 5, 4).double(),)
+    recorded = recorded_blank(model, x)
+    assert dict(recorded.calls) == {"conv": 2, "attend": 1}
+    counted = counted_blank(model, x)
+    assert counted.calls == recorded.calls
+    assert shapes_of(counted.result) == shapes_of(recorded.result)
+    assert misfit(model, model, x, Planned({nn.Conv2d: 2, nn.MultiheadAttention: 1})) is None
+    told = misfit(model, model, x, Planned({nn.Conv2d: 1, nn.MultiheadAttention: 1}))
+    assert told is not None
+    assert "calls 2 layers of class Conv2d, its graph 1" in told

@@ -39,6 +39,7 @@ class Ledger:
         allow_growth: whether a rewrite may need more multiply-adds.
         steps: the rewrites kept so far.
         pending: rewrites that made a branch whole, by the branch, kept when the branch is used.
+        wholes: by branch what it becomes when growth is allowed, and how.
         memory: what was finished or gained nothing, shared by all trials of a run: nested
             joins would otherwise be tried again at every level.
         left_out: rules that this trial does without.
@@ -48,6 +49,9 @@ class Ledger:
     allow_growth: bool
     steps: list[RuleStep] = field(default_factory=list[RuleStep])
     pending: dict[Operator, list[RuleStep]] = field(default_factory=dict[Operator, list[RuleStep]])
+    wholes: dict[Operator, tuple[Operator, list[RuleStep]]] = field(
+        default_factory=dict[Operator, tuple[Operator, list[RuleStep]]]
+    )
     memory: set[tuple[object, ...]] = field(default_factory=set[tuple[object, ...]])
     left_out: frozenset[str] = frozenset()
 

@@ -243,9 +243,10 @@ class _Engine(Ledger):
         """Return the branch folded as far as it goes: a sum may pay for costlier forms."""
         if self.allow_growth or len(leaves(branch)) < 2:
             return branch
-        trial = self._trial(True)
-        whole = trial.reduce(branch)
-        self.pending[whole] = trial.steps
+        if branch not in self.wholes:  # a concatenation asks again for every window
+            trial = self._trial(True)
+            self.wholes[branch] = trial.reduce(branch), trial.steps
+        whole, self.pending[whole] = self.wholes[branch]
         return whole
 
     def _add(self, lean: list[Operator], full: list[Operator]) -> Operator | None:

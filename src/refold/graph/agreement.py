@@ -21,7 +21,7 @@ from refold.graph.trace.arguments import parted
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded
 from refold.graph.trace.recorder.recorder import Recorder
-from refold.graph.trace.recording import recorded_blank, run_blank
+from refold.graph.trace.recording import counted_blank, recorded_blank, run_blank
 from refold.graph.trace.state import StateChangeError, untouched
 from refold.graph.trace.surroundings import surroundings_kept
 
@@ -123,12 +123,19 @@ def misfit(
     except Exception:  # code that asks for numbers, say
         return None
     try:
-        run = recorded_blank(folded, inputs)
+        run = _run_of(folded, inputs)
     except Exception as error:
         return f"the folded model fails ({type(error).__name__}: {error})"
     if first != shapes_of(run.result):
         return "the folded model gives another answer (other shapes)"
     return None if planned is None else _unplanned(run, planned)
+
+
+def _run_of(folded: nn.Module, inputs: tuple[Any, ...]) -> Recorder:
+    try:
+        return counted_blank(folded, inputs)
+    except Exception:
+        return recorded_blank(folded, inputs)
 
 
 def shapes_of(result: Any) -> list[torch.Size]:

@@ -8,6 +8,7 @@ CODE = (
         (
             "its code asks for numbers that depend on the input (…)",
             "its code asks for numbers (…)",
+            "its parts ask for numbers that depend on the input",
         ),
         "`if x.sum() > 0`, `x.item()`, `nonzero()` and the like make the code branch on values, "
         "which differ from input to input. That module's own forward stays; each module it calls "

@@ -142,7 +142,8 @@ def _compose(first: Conv, second: Conv) -> Conv:
     outer = _per_group(second.weight, second.groups, groups)
     shape = (groups, outer.shape[1], inner.shape[2], *(axis.kernel for axis in axes))
     weight = torch.zeros(shape, dtype=torch.float64, device=first.weight.device)
-    for tap in product(*(range(axis.kernel) for axis in second.axes)):
+    taps = product(*(range(axis.kernel) for axis in second.axes))
+    for tap in () if weight.is_meta else taps:  # without storage the shape is all there is
         where = _landing(tap, first.axes, second.axes, axes)
         weight[(..., *where)] += torch.einsum("gom,gmi...->goi...", outer[(..., *tap)], inner)
     mode = second.mode if any(axis.pads for axis in second.axes) else first.mode

@@ -59,6 +59,8 @@ def regroup(weight: Tensor, groups: int, target: int) -> Tensor:
 
 def add_blocks(total: Tensor, weight: Tensor, groups: int, target: int) -> None:
     """Add a weight of `groups` groups onto `total`, which is laid out for `target` groups."""
+    if total.is_meta:  # without storage the shape is all there is
+        return
     if groups == target:
         total += weight
         return

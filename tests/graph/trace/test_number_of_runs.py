@@ -216,3 +216,157 @@ def test_later_calls_are_run_in_one_go_until_one_changes_nothing(runs: list[Any]
         assert norms(folded) == 0
         assert all(gap(model, folded, images(1, 3, 9, 9)) <= 1e-9 for _ in range(3))
     assert found[False] == found[True] - 1 <= 9
+
+
+def plain(self: Any, x: Tensor) -> Tensor:
+    return F.relu(self.norm(self.conv(x)) * 0.5).mean((2, 3))
+
+
+def by_a_size(self: Any, x: Tensor) -> Tensor:
+    return plain(self, x).view(x.shape[0], -1)
+
+
+def by_a_type(self: Any, x: Tensor) -> Tensor:
+    return plain(self, x).to(x.dtype)
+
+
+def of_a_slice(self: Any, x: Tensor) -> Tensor:
+    return plain(self, x[:, :3])
+
+
+def with_a_made_up_number(self: Any, x: Tensor) -> Tensor:
+    return plain(self, x) * (0.125 + 0.25)
+
+
+DICE = iter([0.31, 0.32, 0.33, 0.34, 0.35] * 9)
+
+
+def with_a_number_of_this_run(self: Any, x: Tensor) -> Tensor:
+    return plain(self, x) * next(DICE)
+
+
+@pytest.mark.parametrize(
+    ("forward", "is_enough"),
+    [
+        (plain, True),
+        (with_a_made_up_number, True),  # Python has added the two before anything runs
+        (by_a_size, False),
+        (by_a_type, False),
+        (of_a_slice, False),
+        (with_a_number_of_this_run, False),
+    ],
+)
+def test_code_that_asks_nothing_is_recorded_once(
+    runs: list[Any], forward: Callable[..., Any], is_enough: bool
+) -> None:
+    fold(live(block(forward)))
+    recorded = sum(not run.counts_only for run in runs)
+    assert (recorded == 1) == is_enough
+
+
+class Picks(nn.Module):
+    """A head that asks which of its scores are high."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.score(x)
+        return x[(scores.amax(1) > 0).nonzero()[:, 0]]
+
+
+class Products(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts products of matrices that hold numbers."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.addmm.default and not args[1].is_meta
+        return func(*args, **(kwargs or {}))
+
+
+def products(model: nn.Module, x: Tensor) -> int:
+    with Products() as counted:
+        fold(model, x)
+    return counted.count
+
+
+def test_what_a_part_gave_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that asks for numbers runs once to find that out, and once on other numbers."""
+    model = live(
+        net(lambda self, x: self.picks(self.norm(x)), picks=Picks(), norm=nn.BatchNorm1d(3))
+    )
+    x = torch.randn(6, 3, dtype=torch.float64)
+    assert products(model, x) == 2
+    monkeypatch.setattr(recording.Answers, "find", lambda *given: None)  # the control
+    assert products(model, x) == 3
+
+
+def test_a_part_that_changes_what_it_is_given_runs_again() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.norm(x) + len(self.picks(x.mul_(2)))
+
+    class Halves(Picks):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.mul_(0.5))
+
+    model = live(net(forward, picks=Halves(), norm=nn.BatchNorm1d(3)))
+    x = torch.randn(6, 3, dtype=torch.float64)
+    assert products(model, x.clone()) == 3
+    assert gap(model, fold(model, x.clone()), x) <= 1e-9
+
+
+def test_what_holds_nothing_but_parts_that_ask_is_not_run_on_other_numbers() -> None:
+    model = live(net(lambda self, x: self.picks(x.sigmoid() * 2 * 3), picks=Picks()))
+    x = torch.randn(6, 3, dtype=torch.float64)
+    assert products(model, x) == 1
+    assert gap(model, fold(model, x), x) <= 1e-9
+
+
+def test_a_padding_of_some_sizes_alone_is_kept_before_anything_is_built_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Same(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            missing = max((-(-x.shape[-1] // 2) - 1) * 2 + 3 - x.shape[-1], 0)
+            if missing > 0:
+                x = F.pad(x, [missing // 2, missing - missing // 2] * 2)
+            return F.conv2d(x, self.weight, self.bias, self.stride)
+
+    rounds: list[Any] = []
+    captured = driver.capture_all
+    monkeypatch.setattr(
+        driver, "capture_all", lambda *a, **k: rounds.append(a) or captured(*a, **k)
+    )
+    model = live(
+        net(
+            lambda self, x: self.far(self.norm(self.same(x))),
+            same=Same(3, 4, 3, 2),
+            norm=nn.BatchNorm2d(4),
+            far=nn.Conv2d(4, 4, 3),
+        )
+    )
+    folded = fold(model)
+    assert all(gap(model, folded, images(2, 3, side, side)) <= 1e-9 for side in (9, 12, 13))
+    assert len(rounds) == 1
+
+
+def test_what_code_says_of_types_asks_no_size(runs: list[Any]) -> None:
+    """The text of a size decides unseen; `str` in an annotation is none."""
+
+    def bare(self: Any, x: Tensor):
+        return {"y": plain(self, x).view(x.shape[0], -1)}
+
+    def said(self: Any, x: Tensor) -> dict[str, Tensor]:
+        return {"y": plain(self, x).view(x.shape[0], -1)}
+
+    def asked(self: Any, x: Tensor) -> Tensor:
+        return plain(self, x).view(x.shape[0], -1) if len(str(x.shape)) else x
+
+    counts = []
+    for forward in (bare, said, asked):
+        runs.clear()
+        fold(live(block(forward)))
+        counts.append(len(runs))
+    assert counts[0] == counts[1] < counts[2]

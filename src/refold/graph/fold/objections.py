@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from torch import fx
 
+from refold.graph.calls import name_of
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.setbacks import Step
 from refold.graph.surgery.edits import Edits, alive
+from refold.graph.trace.capture import Capture
+from refold.graph.trace.frames import frame_of
 from refold.graph.trace.other_runs.evidence import Evidence
 from refold.graph.trace.other_runs.variants import Snapshot
+
+
+def keep_code_that_pads(capture: Capture) -> None:
+    """Keep the calls of code that pads for some sizes alone, before a fold is built on them.
+
+    Such code cannot be written anew, which would show only when the fold is done.
+    """
+    evidence = capture.evidence
+    if evidence is None:
+        return
+    for node in capture.graph.nodes:
+        if name_of(node) != "pad" or evidence.objection({node, *node.users}, ()) is None:
+            continue
+        frame = frame_of(node)
+        if (reason := evidence.other_path(frame)) is not None:
+            capture.stays.update((n, reason) for n in frame.nodes if n.op == "call_function")
 
 
 def must_hold(fold: FoldPass) -> None:

@@ -14,7 +14,7 @@ from refold.graph.fold.norms.gains import push_gains
 from refold.graph.fold.norms.repeated import fold_repeated
 from refold.graph.fold.norms.shared import push_into_readers
 from refold.graph.fold.norms.slices import pull_from_slices
-from refold.graph.fold.objections import must_hold
+from refold.graph.fold.objections import keep_code_that_pads, must_hold
 from refold.graph.fold.record import Kept
 from refold.graph.fold.setbacks import LeftAlone, SetbackError
 from refold.graph.fold.spellings.assigned_slices import join_assigned_slices
@@ -52,6 +52,7 @@ def folded(capture: Capture, policy: Policy, left: LeftAlone) -> tuple[FoldPass,
 
 def _folded(capture: Capture, policy: Policy, left: LeftAlone) -> FoldPass:
     capture.stays.update(left.kept_calls(capture.graph))
+    keep_code_that_pads(capture)
     fold = FoldPass(Lifter.of(capture), Editor(capture), policy, left)
     if join_assigned_slices(fold):
         fold.lift_anew()

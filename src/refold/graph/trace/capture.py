@@ -230,6 +230,10 @@ class _Search:
             if not isinstance(module, nn.ModuleList | nn.ModuleDict):
                 self.failures[path] = reason
             return None, set()
+        if len(self.seen.calls.get(id(module), ())) == 1 and id(module) in self.seen.asks:
+            self.failures[path] = self.seen.asks[id(module)]  # without numbers it cannot run
+            ran = self.seen.calls
+            return None, {below for below, part in modules_by_path(module) if id(part) in ran}
         try:
             return self._followed(path, module), set()
         except TraceError as error:

@@ -13,13 +13,14 @@ from torch.utils import _pytree as pytree
 
 from refold.errors import InputError
 from refold.graph.copies.held import ATOMS
-from refold.graph.copies.modules import modules_by_path
+from refold.graph.copies.modules import modules_by_path, submodule
 from refold.graph.copies.owned import duplicate
 from refold.graph.copies.skeleton import skeleton
 from refold.graph.threads import device_of_caller
 from refold.graph.trace.arguments import parted
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.leaves import one_line
+from refold.graph.trace.recorder.answers import Answers
 from refold.graph.trace.recorder.chance import Chance
 from refold.graph.trace.recorder.flags import FlagNotes
 from refold.graph.trace.recorder.notebook import DEVICE_MARK
@@ -61,12 +62,14 @@ class Seen:
         made_up: ids of those that ran on an input of our own.
         ran: ids of all modules that were called, layers too.
         reads: ids of the tensors that calls were given.
+        asks: by id, the modules whose code asked for numbers of the input, with the reason.
     """
 
     calls: dict[int, list[Arguments]] = field(default_factory=dict[int, list[Arguments]])
     made_up: set[int] = field(default_factory=set[int])
     ran: set[int] = field(default_factory=set[int])
     reads: set[int] = field(default_factory=set[int])
+    asks: dict[int, str] = field(default_factory=dict[int, str])
 
     def note(self, recorder: Recorder) -> None:
         """Add what a recording saw."""
@@ -74,6 +77,8 @@ class Seen:
         self.reads |= recorder.reads
         for key, calls in recorder.seen.items():
             self.calls.setdefault(key, calls)
+        for path, reason in recorder.asks.items():
+            self.asks[id(submodule(recorder.root, path))] = reason
 
 
 def record(
@@ -99,36 +104,38 @@ def record(
         TraceError: when its own forward cannot be followed.
         InputError: when it cannot run on real arguments.
     """
-    computes, last, draws = False, "", False
+    computes, last, draws, answers = False, "", False, Answers()
     for _ in range(_MAX_RECORDINGS):
         recorder = Recorder(module, leaves, changes, real=computes)
+        recorder.answers, failure = answers, None
         chance = Chance()
         recorder.chance = chance if draws else None
         recorder.flags = FlagNotes(recorder.graph)
         try:
             _run(recorder, arguments)
         except (RecordError, StateChangeError) as error:
-            last = str(error)
+            last, failure = str(error), error
         except Exception as error:  # any model code may raise anything
-            last = f"its code fails on tensors without storage ({one_line(error)})"
             if computes:
-                if not _runs(module, arguments):
-                    raise InputError(_cannot_run(arguments, error)) from error
-                seen.note(recorder)
-                reason = f"its code cannot run while it is recorded ({one_line(error)})"
-                raise TraceError(reason, _called(recorder)) from error
+                raise _unrecorded(module, arguments, recorder, seen, error) from error
+            last = f"its code fails on tensors without storage ({one_line(error)})"
+            failure = error
         else:
             last = ""
         seen.note(recorder)
         moved = chance.restore()
+        if moved or not recorder.leaves_nothing:
+            answers.forget()
         if moved and not draws:
             draws = True
             continue
         late = {path: why for path, why in recorder.late.items() if path not in leaves}
         if not last and not late:
             module.__dict__.update(recorder.constants)
+            answers.forget()
             return recorder
-        if "" in late or (not late and (computes or not real)):
+        is_hopeless = not real and recorder.is_own(failure)  # parts that stay calls do not help
+        if is_hopeless or "" in late or (not late and (computes or not real)):
             followed = "" in late or not last or recorder.unanswered is not None
             reason, called = late.get("", last), _called(recorder)
             raise TraceError(reason, called, is_followed=followed, is_whole=recorder.is_whole)
@@ -136,6 +143,17 @@ def record(
         leaves.update(recorder.opaque)
         computes = computes or (bool(last) and real)
     raise TraceError("every recording calls its modules in another way", set())
+
+
+def _unrecorded(
+    module: nn.Module, arguments: Arguments, recorder: Recorder, seen: Seen, error: Exception
+) -> InputError | TraceError:
+    """Return what to raise where a run with numbers fails."""
+    if not _runs(module, arguments):
+        return InputError(_cannot_run(arguments, error))
+    seen.note(recorder)
+    reason = f"its code cannot run while it is recorded ({one_line(error)})"
+    return TraceError(reason, _called(recorder))
 
 
 def _runs(module: nn.Module, arguments: Arguments) -> bool:
@@ -169,6 +187,18 @@ def recorded_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = 
     with surroundings_kept(model) as around:
         recorder = Recorder(skeleton(model), {}, Changes(around=around))
         recorder.runs_all = runs_all
+        _run(recorder, parted(args))
+    return recorder
+
+
+def counted_blank(model: nn.Module, args: tuple[Any, ...]) -> Recorder:
+    """Return a run without storage that tells how often each layer is called, and the result.
+
+    Code that asks for the numbers of stored tensors may fail; `recorded_blank` answers it.
+    """
+    with surroundings_kept(model) as around:
+        recorder = Recorder(skeleton(model), {}, Changes(around=around))
+        recorder.counts_only = True
         _run(recorder, parted(args))
     return recorder
 

@@ -22,7 +22,12 @@ def is_foreign(value: Any) -> bool:
         (True, True)
     """
     home = getattr(value, "__module__", None)
-    return home is None or str(home).partition(".")[0] in _FOREIGN
+    return home is None or is_foreign_home(str(home))
+
+
+def is_foreign_home(name: str) -> bool:
+    """Say whether a file, by its dotted name, is one of Python's, torch's or NumPy's own."""
+    return name.partition(".")[0] in _FOREIGN
 
 
 @functools.lru_cache(maxsize=1024)

@@ -53,16 +53,26 @@ def keywords_read(function: Any, name: str) -> list[str]:
 
 
 def parsed(function: Any) -> ast.Module:
-    """Return the syntax tree of a function, an empty one where there is none to be read.
+    """Return the syntax tree of a function without its annotations, which do nothing.
+
+    It is an empty one where there is none to be read.
 
     Examples:
         >>> parsed(len).body
         []
     """
     try:
-        return ast.parse(textwrap.dedent(_source(function) or ""))
+        tree = ast.parse(textwrap.dedent(_source(function) or ""))
     except SyntaxError:  # a lambda in the middle of a line
         return ast.Module([], [])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Constant(None)
+    return tree
 
 
 def _source(function: Any) -> str | None:

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from refold.graph.trace.code.unseen import asks_identity, catches, list_look_up, reads_unseen
 from refold.graph.trace.code.values import helpers_of
 from refold.graph.trace.frames import Frame, leaves, map_tree, walk
+from refold.graph.trace.other_runs.needless import says_all
 from refold.graph.trace.other_runs.optional import OtherArguments
 from refold.graph.trace.other_runs.questions import Questions
 from refold.graph.trace.other_runs.ranks import Ranks
@@ -43,6 +44,13 @@ from refold.graph.trace.recording import Again, Arguments
 
 _LOOKS_UP = "its code looks a size up in a table ({})"
 _BRANCHES = "its code branches on a size ({})"
+_ASKS_NUMBERS = "its parts ask for numbers that depend on the input"
+_OTHER_FORMS = (  # what they are called; of other sides, else another batch; in another precision
+    ("of another size or precision", True, True),
+    ("of another size", True, False),
+    ("of another batch size or precision", False, True),
+    ("of another batch size", False, False),
+)
 
 
 @dataclass(eq=False)
@@ -81,8 +89,11 @@ class Evidence:
 
         A frame whose own calls differ is fixed: no forward is generated for it.
         """
-        if self.recorder.real:
+        if self.recorder.real and any(map(self._has_weights, self.first.order)):
             self._at(None, "of other numbers")
+        elif self.recorder.real:  # another run takes as long as the network
+            for frame in walk(self.root):
+                frame.fixed = frame.fixed or _ASKS_NUMBERS
         else:
             self._vary_shapes()
         if self.recorder.keeps:
@@ -91,6 +102,11 @@ class Evidence:
         note_varying(self.recorder, self.first, self.elsewise)
         for frame, reason in self.recorder.bakes.items():
             frame.fixed = frame.fixed or reason
+
+    def _has_weights(self, node: fx.Node) -> bool:
+        """Say whether a call has weights that a fold may change: other parts stay as they are."""
+        is_part = node.op == "call_module" and node.target in self.recorder.opaque
+        return node.op in ("call_module", "get_attr") and not is_part
 
     def _later(self) -> None:
         """Record later calls, which find what earlier ones have left behind."""
@@ -105,12 +121,7 @@ class Evidence:
                 self._add(what, run)
 
     def _vary_shapes(self) -> None:
-        for what, sizes, other in (
-            ("of another size or precision", True, True),
-            ("of another size", True, False),
-            ("of another batch size or precision", False, True),
-            ("of another batch size", False, False),
-        ):
+        for what, sizes, other in () if says_all(self.recorder, self.first.order) else _OTHER_FORMS:
             if self._at(of_other_sides if sizes else of_other_batch, what, elsewhere=other):
                 break
         around = self.recorder.others  # questions whose answers no input changes

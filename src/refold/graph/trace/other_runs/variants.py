@@ -250,16 +250,19 @@ _CHOICES = frozenset(
 )
 
 
+def picks(node: fx.Node) -> bool:
+    """Say whether a call picks positions or items of a value."""
+    name = getattr(node.target, "__name__", node.target)
+    return node.op in ("call_function", "call_method") and name in _CHOICES
+
+
 def note_varying(recorder: Recorder, first: Snapshot, others: Iterable[Variant]) -> None:
     """Note at calls that choose along an axis which axes of their input have other sizes.
 
     They are counted from the last one: a choice of positions is none of channels.
     """
     runs = list(others)
-    for node in first.order:
-        name = getattr(node.target, "__name__", node.target)
-        if node.op not in ("call_function", "call_method") or name not in _CHOICES:
-            continue
+    for node in filter(picks, first.order):
         source = next(iter(node.all_input_nodes), node)
         shape = recorder.shapes.get(source, ())
         node.meta["varies"] = {

@@ -7,14 +7,17 @@ would fail, or is unusual in any way, is run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import floor
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from refold.graph.trace.frames import map_tree
 from refold.graph.trace.leaves import has_hooks
 from refold.graph.trace.overridden import layer_class
+from refold.graph.trace.recorder.sizes import plain
 
 
 def result_of_layer(module: nn.Module, args: tuple[Any, ...], dtype: torch.dtype) -> Tensor | None:
@@ -39,6 +42,8 @@ def result_of_layer(module: nn.Module, args: tuple[Any, ...], dtype: torch.dtype
         return value if getattr(module, "inplace", False) else value.detach()
     if kind in _ROW_NORMS:
         return _after_row_norm(value, module, dtype)
+    if kind is nn.AdaptiveAvgPool2d:
+        return _of_shape(_after_adaptive_pool(value, module.output_size), value)
     if kind in _NORMS:
         fixed = not module.training and module._buffers.get("running_mean") is not None
         return value.detach() if fixed else None
@@ -53,13 +58,17 @@ def result_of_layer(module: nn.Module, args: tuple[Any, ...], dtype: torch.dtype
 
 def _after_row_norm(value: Tensor, module: Any, dtype: torch.dtype) -> Tensor | None:
     """Tell what a norm over rows or groups gives, of rows that lie one after the other."""
+    rows: tuple[int, ...] = ()
     if isinstance(module, nn.GroupNorm):
         fits = value.ndim > 1 and value.shape[1] == module.num_channels
     else:
         rows = tuple(module.normalized_shape)
         fits = tuple(value.shape[-len(rows) :]) == rows
-    is_plain = value.is_meta and value.is_contiguous() and value.dtype == dtype
-    return value.detach() if fits and is_plain else None
+    if not fits or not value.is_meta or value.dtype != dtype:
+        return None
+    if value.is_contiguous():
+        return value.detach()
+    return torch.empty_like(value, memory_format=torch.contiguous_format) if rows else None
 
 
 def _after_linear(value: Tensor, weight: Tensor) -> list[int] | None:
@@ -87,7 +96,7 @@ def result_of_call(
     flat: list[Any],
     type_of: Callable[[Tensor], torch.dtype] = lambda tensor: tensor.dtype,
 ) -> Tensor | None:
-    """Return what a function gives where it surely has the form of its first tensor.
+    """Return what a function gives where the form of that is sure.
 
     Args:
         func: the function.
@@ -110,21 +119,89 @@ def result_of_call(
     name = getattr(func, "__name__", "")
     if name in _IN_PLACE or (kwargs.get("inplace") is True and name in _OF_ONE):
         return first if len(tensors) == 1 else None
+    if name in _SHAPES and all(_is_plain(tensor, first) for tensor in tensors):
+        return _of_shape(_SHAPES[name](*map_tree(plain, args), **map_tree(plain, kwargs)), first)
     if any(leaf is True for leaf in flat):  # `training=True`
         return None
-    if func is functional.layer_norm:
-        rows = kwargs["normalized_shape"] if "normalized_shape" in kwargs else args[1]
-        is_same = _is_row_norm(tensors, rows, type_of)
-    elif func is functional.batch_norm:
-        is_same = _is_fixed_norm(tensors, args, kwargs)
-    elif name in _OF_ONE:
+    if func in _NORM_CALLS:
+        return _NORM_CALLS[func](tensors, args, kwargs, type_of)
+    if name in _OF_ONE:
         is_same = len(tensors) == 1
+    elif len(tensors) == 2:
+        return _of_two(name, first, tensors[1], type_of)
     else:
-        second = tensors[-1]
-        kind = second.dtype if second.is_meta else type_of(second)
-        is_two = name in _OF_TWO and len(tensors) == 2 and kind == first.dtype
-        is_same = is_two and _spreads_over(second.shape, first.shape)
+        is_same = name in _OF_TWO and len(flat) == 2 and isinstance(flat[1], int | float)
     return first.detach() if is_same else None
+
+
+def _of_two(
+    name: str, first: Tensor, second: Tensor, type_of: Callable[[Tensor], torch.dtype]
+) -> Tensor | None:
+    """Tell what arithmetic with two tensors of one type gives, one of which spreads over both."""
+    kind = second.dtype if second.is_meta else type_of(second)
+    if not first.is_meta or kind != first.dtype:
+        return None
+    if _spreads_over(second.shape, first.shape):
+        if name in _IN_PLACE_OF_TWO:
+            return first
+        return first.detach() if name in _OF_TWO else None
+    is_larger = second.is_meta and _spreads_over(first.shape, second.shape)
+    both_plain = first.is_contiguous() and second.is_contiguous()
+    return second.detach() if name in _OF_TWO and is_larger and both_plain else None
+
+
+def _is_plain(value: Tensor, first: Tensor) -> bool:
+    return value.is_meta and value.dtype == first.dtype and value.is_contiguous()
+
+
+def _of_shape(shape: list[int] | None, like: Tensor) -> Tensor | None:
+    if shape is None or not _is_plain(like, like):
+        return None
+    return torch.empty(shape, dtype=like.dtype, device="meta")
+
+
+def _after_cat(tensors: Any, dim: int = 0, **others: Any) -> list[int] | None:
+    shapes = [list(tensor.shape) for tensor in tensors]
+    first, at = shapes[0], dim + len(shapes[0]) if dim < 0 else dim
+    if others or not 0 <= at < len(first) or any(len(shape) != len(first) for shape in shapes):
+        return None
+    rest = {(*shape[:at], *shape[at + 1 :]) for shape in shapes}
+    return (
+        [*first[:at], sum(shape[at] for shape in shapes), *first[at + 1 :]]
+        if len(rest) == 1
+        else None
+    )
+
+
+def _after_mean(
+    value: Tensor, dim: Any = None, keepdim: bool = False, **others: Any
+) -> list[int] | None:
+    dims = {n + value.ndim if n < 0 else n for n in ([dim] if isinstance(dim, int) else dim or ())}
+    if others or not dims or not dims <= set(range(value.ndim)):
+        return None
+    kept = [1 if at in dims else n for at, n in enumerate(value.shape)]
+    return kept if keepdim else [n for at, n in enumerate(kept) if at not in dims]
+
+
+def _after_interpolate(
+    value: Tensor, size: Any = None, scale_factor: Any = None, *_: Any, **others: Any
+) -> list[int] | None:
+    sizes = list(value.shape[2:])
+    if size is not None:
+        after = [size] * len(sizes) if isinstance(size, int) else list(size)
+    else:
+        is_one = isinstance(scale_factor, int | float)
+        factors = [scale_factor] * len(sizes) if is_one else list(scale_factor or ())
+        after = [floor(n * f) for n, f in zip(sizes, factors, strict=False)]
+    is_whole = len(after) == len(sizes) and all(type(n) is int and n > 0 for n in after)
+    return [*value.shape[:2], *after] if is_whole and min(sizes, default=0) > 0 else None
+
+
+def _after_adaptive_pool(value: Tensor, output_size: Any) -> list[int] | None:
+    wanted = output_size if isinstance(output_size, tuple | list) else [output_size] * 2
+    after = [n if m is None else m for n, m in zip(value.shape[2:], wanted, strict=False)]
+    is_usual = value.ndim == 4 and len(after) == 2 and min(value.shape[1:]) > 0
+    return [*value.shape[:2], *after] if is_usual else None
 
 
 def _spreads_over(small: torch.Size, large: torch.Size) -> bool:
@@ -135,26 +212,46 @@ def _spreads_over(small: torch.Size, large: torch.Size) -> bool:
     return len(small) <= len(large) and all(n in (1, m) for n, m in zip(small, ends, strict=True))
 
 
-def _is_row_norm(
-    tensors: list[Tensor], rows: Any, type_of: Callable[[Tensor], torch.dtype]
-) -> bool:
-    """Say whether rows that lie one after the other are as long as the norm's weights."""
+def _of_rows(
+    tensors: list[Tensor], args: Any, kwargs: Any, type_of: Callable[[Tensor], torch.dtype]
+) -> Tensor | None:
+    """Tell what a norm over rows gives, as long as its weights: rows one after the other."""
     first, *stored = tensors
-    if not first.is_meta or not first.is_contiguous() or not isinstance(rows, tuple | list):
-        return False
+    rows = kwargs["normalized_shape"] if "normalized_shape" in kwargs else args[1]
+    if not first.is_meta or not isinstance(rows, tuple | list):
+        return None
     ends = first.shape[first.ndim - len(cast("list[Any]", rows)) :]
     fits = tuple(ends) == tuple(cast("list[Any]", rows))
-    return fits and all(t.shape == ends and type_of(t) == first.dtype for t in stored)
+    fits = fits and all(t.shape == ends and type_of(t) == first.dtype for t in stored)
+    return torch.empty_like(first, memory_format=torch.contiguous_format) if fits else None
 
 
-def _is_fixed_norm(tensors: list[Tensor], args: Any, kwargs: Any) -> bool:
-    """Say whether a norm with stored statistics is given as many channels as it has."""
+def _of_groups(
+    tensors: list[Tensor], args: Any, kwargs: Any, type_of: Callable[[Tensor], torch.dtype]
+) -> Tensor | None:
+    """Tell what a norm over groups gives, with one weight for each channel."""
+    first, *stored = tensors
+    groups = kwargs["num_groups"] if "num_groups" in kwargs else args[1]
+    fits = _is_plain(first, first) and first.ndim > 1 and first.shape[1] % groups == 0
+    own = all(t.shape == first.shape[1:2] and type_of(t) == first.dtype for t in stored)
+    return first.detach() if fits and own else None
+
+
+def _of_channels(
+    tensors: list[Tensor], args: Any, kwargs: Any, type_of: Callable[[Tensor], torch.dtype]
+) -> Tensor | None:
+    """Tell what a norm with stored statistics gives, of as many channels as it has."""
     first, *stored = tensors
     statistics = kwargs.get("running_mean", args[1] if len(args) > 1 else None)
     fits = first.ndim > 1 and all(item.shape == first.shape[1:2] for item in stored)
-    return statistics is not None and fits
+    return first.detach() if statistics is not None and fits else None
 
 
+_NORM_CALLS: dict[Any, Callable[..., Tensor | None]] = {
+    functional.layer_norm: _of_rows,
+    functional.group_norm: _of_groups,
+    functional.batch_norm: _of_channels,
+}
 _WEIGHED = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d})
 _NORMS = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm})
 _ROW_NORMS = frozenset({nn.LayerNorm, nn.GroupNorm})
@@ -170,4 +267,12 @@ _OF_ONE = frozenset(
     | {"clamp", "hardshrink", "softshrink", "threshold"}
 )
 _IN_PLACE = frozenset({"relu_", "relu6_", "hardtanh_", "clamp_", "leaky_relu_", "elu_", "sigmoid_"})
+_IN_PLACE_OF_TWO = frozenset({"add_", "sub_", "mul_", "__iadd__", "__isub__", "__imul__"})
+_SHAPES: dict[str, Callable[..., list[int] | None]] = {
+    "cat": _after_cat,
+    "concat": _after_cat,
+    "mean": _after_mean,
+    "interpolate": _after_interpolate,
+    "adaptive_avg_pool2d": _after_adaptive_pool,
+}
 _OF_TWO = frozenset({"add", "sub", "mul", "__add__", "__sub__", "__mul__", "__radd__", "__rmul__"})

@@ -77,6 +77,7 @@ class Notebook:
         self.constants: dict[str, Tensor] = {}
         self.stored: list[Tensor] = []  # values of this run that objects and later calls get to see
         self.asks_rank = self.hands_shape = self.loses_size = self.gives_size = False
+        self.asks_form = False  # what else a value is: its type, its device, how it lies in memory
         self.device: torch.device | None = None
         self.result: Any = None
         self._paused = 0

@@ -36,6 +36,7 @@ from refold.graph.trace.leaves import (
     pinned_reason,
 )
 from refold.graph.trace.overridden import disguise
+from refold.graph.trace.recorder.answers import Answers, versions
 from refold.graph.trace.recorder.chance import Chance
 from refold.graph.trace.recorder.environment import asked_around
 from refold.graph.trace.recorder.flags import FlagNotes, readable_attributes
@@ -85,6 +86,9 @@ class Recorder(StateNotes):
         self._framed: set[str] = set()
         self._ours: list[tuple[dict[str, Any], str, Callable[..., Any]]] = []
         self.chance: Chance | None = None  # set where Python's random numbers were seen to be drawn
+        self.counts_only = False  # how often each layer is called, and the result: no graph
+        self.answers = Answers()  # of calls that the next run need not make again
+        self._raised_by = (0, "")  # the id of the last error, and the part that raised it
         self.flags: FlagNotes | None = None  # set where what code reads of attributes matters
 
     # the run
@@ -105,6 +109,7 @@ class Recorder(StateNotes):
         own = root.__dict__.get("forward")
         forward = MethodType(type(root).forward, root) if own is None else own
         args, kwargs = self._inputs(forward, args, kwargs)
+        self._paused = int(self.counts_only)
         self._keep_graphs(self.root_frame)
         self._watch_methods(root, "")
         watched = watched_attributes(modules, self.note_assignment)
@@ -119,7 +124,7 @@ class Recorder(StateNotes):
         finally:
             self._take_back()
             torch.set_grad_enabled(grad)
-        return self._finish()
+        return self.graph if self.counts_only else self._finish()
 
     @contextmanager
     def _ways(self, modules: list[nn.Module]) -> Generator[None]:
@@ -243,6 +248,8 @@ class Recorder(StateNotes):
         if path is None:
             return self._stray(call, module, args, kwargs)
         layer = is_layer(module)
+        if self.counts_only:
+            return self._counted(call, module, path, args, kwargs)
         if layer:
             self.seen.setdefault(id(module), [])
         else:
@@ -306,6 +313,8 @@ class Recorder(StateNotes):
             if not is_plain and any(isinstance(x, Size | Ratio) for x in leaves((args, kwargs))):
                 args, kwargs = map_tree(plain, (args, kwargs))
             known = None if self.runs_all or kwargs else self._told(module, args)
+            if known is None and self.real and path in self.opaque:
+                known = self.answers.find(path, leaves((args, kwargs)))
         self._paused += 1
         self._sets.append(path)
         try:
@@ -320,6 +329,22 @@ class Recorder(StateNotes):
             self.calls[path] += 1
             changed = args[0] if args and mutated(node) else None
             return self._results(result, node, again=changed)
+
+    def _counted(
+        self, call: Callable[..., Any], module: nn.Module, path: str, args: Any, kwargs: Any
+    ) -> Any:
+        """Call a module where layers are counted: what a layer calls belongs to it."""
+        if self._paused > 1 or not is_layer(module):
+            return call(module, *args, **kwargs)
+        self.calls[path] += 1
+        args, kwargs = _in_order(module, args, kwargs)
+        with _Quiet():
+            known = None if kwargs else self._told(module, args)
+        self._paused += 1
+        try:
+            return call(module, *args, **kwargs) if known is None else known
+        finally:
+            self._paused -= 1
 
     def _told(self, module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
         """Return what a layer gives where that is plain without running it."""
@@ -345,6 +370,8 @@ class Recorder(StateNotes):
         self._note_chance()
         with _Quiet():
             recorded = map_tree(self._handed, args), map_tree(self._handed, kwargs)
+            flat = leaves((args, kwargs)) if self.real and method == "forward" else []
+            before = versions(flat)
         frame = Frame(
             path, module, *recorded, parent=parent, method=method, context=current_modes()
         )
@@ -363,8 +390,10 @@ class Recorder(StateNotes):
             self._note_chance()
             with _Quiet():
                 frame.output = self._output(frame, result)
-        except Exception:
-            self._raised(frame, parent)
+                if flat and path in self.late and before == versions(flat):
+                    self.answers.keep(path, flat, result)
+        except Exception as error:
+            self._raised(frame, parent, error)
             raise
         finally:
             self.stack.pop()
@@ -381,8 +410,20 @@ class Recorder(StateNotes):
         if self.chance is not None and self.chance.moved():
             self._leave(self.stack[-1], "its code draws random numbers of Python or NumPy")
 
-    def _raised(self, frame: Frame, parent: Frame) -> None:
+    @property
+    def leaves_nothing(self) -> bool:
+        """Whether the run has come to its end and the next call finds what this one found."""
+        return self.is_as_before and not self.keeps
+
+    def is_own(self, error: Exception | None) -> bool:
+        """Say whether the root's own code has failed with an error, not that of a part of it."""
+        raised, path = self._raised_by
+        return error is not None and not self.is_whole and not (raised == id(error) and path)
+
+    def _raised(self, frame: Frame, parent: Frame, error: Exception) -> None:
         """Note a frame left by an exception: if the run goes on, its caller has caught it."""
+        if self._raised_by[0] != id(error):
+            self._raised_by = id(error), frame.path
         self.caught.setdefault(parent.path, "its code catches an error of a part of it")
 
     def _hand_down(self, tree: Any, above: Frame, below: Frame) -> None:

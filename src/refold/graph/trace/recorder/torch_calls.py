@@ -44,6 +44,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
     ) -> None:
         super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)
         self.unanswered: str | None = None
+        self.asks: dict[str, str] = {}  # paths of frames whose own code does, with the reason
         self._sized = False  # sizes have decided the value that is being found out
         self.runs_all = real  # else what calls give is told where that is certain
         self._made: set[int] = set()  # storages that this run has made without inputs
@@ -86,7 +87,11 @@ class TorchCalls(Notebook, TorchFunctionMode):
         given = any(isinstance(leaf, Tensor) for leaf in leaves((args, kwargs)))
         if not self.real and (name in VALUES or not given):
             return func(*args, **kwargs)  # a cache may keep what is made here
-        result = self._run(func, args, kwargs)
+        if self.runs_all or self.real:
+            result = self._run(func, args, kwargs)
+        else:
+            known = result_of_call(func, args, kwargs, leaves((args, kwargs)), self._type)
+            result = self._run(func, args, kwargs) if known is None else known
         for leaf in leaves(result):
             if isinstance(leaf, Tensor) and self.real and MARK not in leaf.__dict__:
                 setattr(leaf, MARK, (self, None))
@@ -155,6 +160,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
         if name == "shape" and node is not None:
             return self._shape(tensor, node)
         if name in _DEVICE:
+            self.asks_form = True
             answer = self._device_answer(func, name, tensor)
             if name == "device":
                 self._note_kind(name, answer, tensor, node)
@@ -162,6 +168,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
         value = func(self._twin(tensor) if name == "dtype" and self.elsewhere else tensor)
         self.asks_rank |= name == "ndim" and node is not None
         self.loses_size |= name == "nbytes" and node is not None
+        self.asks_form |= name != "ndim" and not isinstance(value, Tensor)
         if name in _DIFFERING and node is not None:
             return self._differing(name, value)
         if name == "dtype":
@@ -213,6 +220,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
     def _asked(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Answer a question about a value; how it lies in memory is another matter next time."""
         answer = self._run(func, args, kwargs)
+        self.asks_form = True
         node = self._mark(args[0]) if args else None
         if node is None or node in self._static:
             return answer
@@ -286,6 +294,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
             self.unanswered = self.unanswered or reason
             raise UnansweredError(reason)
         self._leave(frame, reason)
+        self.asks.setdefault(frame.path, reason)
         result = self._run(func, args, kwargs)
         for leaf in leaves(result):
             if isinstance(leaf, Tensor):
