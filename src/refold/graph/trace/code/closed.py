@@ -1,4 +1,4 @@
-"""Whether code draws on nothing that may be another thing in the next call, as far as names tell."""
+"""Whether code draws on nothing that may be another thing in the next call: names tell."""
 
 from __future__ import annotations
 
@@ -109,8 +109,10 @@ def _is_harmless(value: Any, depth: int = _DEPTH) -> bool:
 
 def _is_pure(value: Callable[..., Any]) -> bool:
     owner = getattr(value, "__self__", None)
-    home = value.__module__ or (owner.__module__ if isinstance(owner, type) else type(owner).__module__)
-    return _root(home) in _PURE and not isinstance(owner, torch.Generator)
+    kind = owner if isinstance(owner, type) else type(owner)
+    return _root(value.__module__ or kind.__module__) in _PURE and not isinstance(
+        owner, torch.Generator
+    )
 
 
 def _root(name: Any) -> str:
