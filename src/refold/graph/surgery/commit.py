@@ -32,6 +32,7 @@ from refold.graph.surgery.generated import (
     method_from_graph,
     refuse_calls,
     regenerate,
+    shorten,
 )
 from refold.graph.surgery.methods_apart import MethodsApart
 from refold.graph.surgery.plain_modules import (
@@ -41,7 +42,8 @@ from refold.graph.surgery.plain_modules import (
     names_of_overrides,
     plain_module,
 )
-from refold.graph.trace.frames import Frame, is_inside, map_tree, walk
+from refold.graph.surgery.shortcuts import asks_for_classes, shortcut
+from refold.graph.trace.frames import Frame, ancestors, is_inside, map_tree, walk
 from refold.graph.trace.leaves import is_layer
 from refold.graph.trace.recorder.plain_contents import (
     contents,
@@ -98,6 +100,7 @@ class Commit:
         for frame in reversed(changed):
             self._leave_layer_class(frame)
         self._guard_methods()
+        self._shorten()
         swap_modules(self.target, self.swaps)
         self._fix_attributes(changed)
         return self.swaps.get(id(self.target), self.target)
@@ -198,6 +201,18 @@ class Commit:
                 fix_attributes(module, self.capture.full(path), own)
         for frame, held in holders.items():
             self._fix_contents(frame, held)
+
+    def _shorten(self) -> None:
+        """Let calls of modules that only run their children do without what a call costs."""
+        before = set(map(id, self.old.values()))
+        for frame in walk(self.capture.root):
+            module = self.places.get(frame.path)
+            if module is None or frame.method != "forward" or id(module) in self.swaps:
+                continue
+            if any(asks_for_classes(type(above.module)) for above in ancestors(frame)):
+                continue
+            if count := shortcut(module, self.plan.bodies.get(frame), before):
+                shorten(module, count)
 
     def _carrier(self, frame: Frame, path: str) -> Frame:
         """Return the frame whose forward runs the code of another, and holds a module."""

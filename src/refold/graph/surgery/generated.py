@@ -27,8 +27,9 @@ from refold.graph.copies.watching import Absent
 from refold.graph.surgery.contents import HELD, Contents, checking
 from refold.graph.surgery.fixed import FIXED, check_assignment
 from refold.graph.surgery.guards import GENERATED, GUARDED, Guard, guarded
+from refold.graph.surgery.shortcuts import in_turn
 
-_Key = tuple[type[nn.Module], tuple[tuple[str, str, str], ...]]
+_Key = tuple[type[nn.Module], tuple[tuple[str, str, str, int], ...]]
 _CLASSES: WeakValueDictionary[_Key, type[nn.Module]] = WeakValueDictionary()
 _METHODS = "_refold_methods"
 
@@ -43,11 +44,13 @@ class Method:
             the object itself when it cannot be imported.
         around: what runs around it: "guarded" or "checking". Without a source the method is that of
             the class.
+        in_turn: of a `__call__`: how many children it runs in turn.
     """
 
     source: str
     names: dict[str, Any] = field(default_factory=dict[str, Any])
     around: str = ""
+    in_turn: int = 0
 
 
 def method_from_graph(graph: fx.Graph) -> Method:
@@ -111,6 +114,16 @@ def guard_methods(module: nn.Module, guard: Guard, names: Iterable[str]) -> None
     module.__dict__[GUARDED] = guard if known is None else guard.after(known)
 
 
+def shorten(module: nn.Module, count: int) -> None:
+    """Let a call of a module run its children in turn, with nothing in between.
+
+    Args:
+        module: one whose forward does that and nothing else.
+        count: of its children.
+    """
+    regenerate(module, {"__call__": Method("", in_turn=count)})
+
+
 def fix_contents(module: nn.Module, held: Contents) -> None:
     """Let a forward raise where lists, tables or objects hold something else by now."""
     _, earlier = _origin(type(module))
@@ -127,6 +140,8 @@ def regenerate(module: nn.Module, methods: dict[str, Method]) -> None:
     base, earlier = _origin(type(module))
     for name in methods:
         module.__dict__.pop(name, None)
+    if "forward" in methods:
+        earlier = {name: method for name, method in earlier.items() if not method.in_turn}
     module.__class__ = generated_class(base, {**earlier, **methods})
 
 
@@ -139,7 +154,7 @@ def _origin(kind: type[nn.Module]) -> tuple[type[nn.Module], dict[str, Method]]:
 
 def generated_class(base: type[nn.Module], methods: dict[str, Method]) -> type[nn.Module]:
     """Return the subclass of `base` with the given methods (one class for the same sources)."""
-    rows = ((name, method.source, method.around) for name, method in methods.items())
+    rows = ((name, m.source, m.around, m.in_turn) for name, m in methods.items())
     key = (base, tuple(sorted(rows)))
     known = _CLASSES.get(key)
     if known is None:
@@ -154,7 +169,8 @@ def generated_class(base: type[nn.Module], methods: dict[str, Method]) -> type[n
             _BASE: base,
             _METHODS: dict(methods),
         }
-        if not methods and not hasattr(base, "__deepcopy__"):
+        own_code = not any(method.source or method.around for method in methods.values())
+        if own_code and not hasattr(base, "__deepcopy__"):
             # What keeps its own code is in a file what it was: who opens it needs no refold.
             namespace |= {"__reduce_ex__": _reduce_to_base, "__deepcopy__": _deepcopy}
         make = cast(Any, type(base))
@@ -227,6 +243,8 @@ def _rebuild(base: type[nn.Module], methods: dict[str, Method]) -> nn.Module:
 
 
 def _made(method: Method, name: str, base: type[nn.Module]) -> Callable[..., Any]:
+    if method.in_turn:
+        return in_turn(method.in_turn)
     own = inspect.getattr_static(base, name, None)
     function = _compile(method, name) if method.source else getattr(own, "__func__", own)
     if not method.around:
