@@ -92,6 +92,7 @@ def clock(nets: list[Net], before: Path, rounds: int) -> list[Timed]:
 
 def serve(form: str) -> None:
     """Fold each network that a line of standard input names, and answer with the seconds."""
+    import gc
     import logging
     import warnings
 
@@ -107,6 +108,7 @@ def serve(form: str) -> None:
         try:
             example = net.example()
             model = enliven(net.build().double(), example)
+            gc.collect()  # what the last fold has left is none of this one's
             start = time.perf_counter()
             refold.reparameterize(model, example, **options)
             answer = f"{time.perf_counter() - start}\n"
