@@ -438,3 +438,77 @@ def test_what_multiplies_every_channel_can_be_scripted() -> None:
     layer = ScaleShift(torch.rand(4), torch.rand(4), 2)
     x = torch.rand(1, 4, 2, 2)
     assert torch.equal(torch.jit.script(layer)(x), layer(x))
+
+
+class Head(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.fc = norm, nn.Linear(4, 5)
+
+    def forward(self, x: Tensor, pre_logits: bool = False, rows: int = 2) -> Tensor:
+        x = self.norm(x.mean((rows, 3)))
+        if pre_logits:
+            return x
+        return self.fc(x)
+
+
+class Headed(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.head = conv(), Head(norm)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.conv(x).relu()
+
+    def classify(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.features(x))
+
+
+OPTIONS: list[Callable[[Any, Tensor], Tensor]] = [
+    lambda net, y: net.classify(y, pre_logits=True),
+    lambda net, y: net.head(y, pre_logits=True),
+    lambda net, y: net.head(y, True),
+    lambda net, y: net.head.forward(y, True),
+]
+AS_FOLDED: list[Callable[[Any, Tensor], Tensor]] = [
+    lambda net, y: net.classify(y),
+    lambda net, y: net.head(y),
+    lambda net, y: net.head(y, False),
+    lambda net, y: net.head(y, rows=2),
+    lambda net, y: net.head.forward(y, pre_logits=False),
+]
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
+def test_a_part_that_is_given_another_option_refuses(norm: Callable[[int], nn.Module]) -> None:
+    model = live(Headed(norm(4)))
+    with torch.no_grad():
+        model.head.norm.weight.mul_(3)
+    folded = refold.reparameterize(model, X)
+    y = model.features(X)
+    assert gap(model, folded, X) <= EXACT
+    for call in AS_FOLDED:
+        torch.testing.assert_close(call(folded, y), call(model, y))
+    for call in OPTIONS:
+        with pytest.raises(RefusedError, match=r"head\.forward runs norm otherwise"):
+            call(folded, y)
+    unguarded = folded.head.norm(y.mean((2, 3)))  # the control: what would have come out
+    assert (unguarded - model.head(y, True)).abs().max() > 0.01
+
+
+def test_a_part_with_an_option_can_be_handed_on() -> None:
+    model = live(Headed(nn.BatchNorm1d(4)))
+    folded = refold.reparameterize(model, X)
+    ways: list[Any] = [
+        copy.deepcopy(folded),
+        refold.reparameterize(folded, X),
+        torch.jit.script(folded),
+        torch.jit.trace(folded, X),
+        torch.export.export(folded, (X,)).module(),
+        torch.fx.symbolic_trace(folded),
+    ]
+    for way in ways:
+        torch.testing.assert_close(way(X), model(X))

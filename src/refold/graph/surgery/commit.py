@@ -29,6 +29,7 @@ from refold.graph.surgery.generated import (
     fix_attributes,
     fix_contents,
     guard_methods,
+    has_new_forward,
     method_from_graph,
     refuse_calls,
     regenerate,
@@ -168,6 +169,7 @@ class Commit:
             module = self.places[path]
             own = [name for name in names if (path, name) not in refused]
             own = [name for name in own if name not in module.__dict__]
+            own = [name for name in own if name != "forward" or not has_new_forward(module)]
             if own and not isinstance(module, fx.GraphModule):
                 guard_methods(module, guard, own)
         for path, guard, names in apart.guards_above(self._holders()):

@@ -124,6 +124,11 @@ def shorten(module: nn.Module, count: int) -> None:
     regenerate(module, {"__call__": Method("", in_turn=count)})
 
 
+def has_new_forward(module: nn.Module) -> bool:
+    """Say whether a module's forward was written by a fold, which checks what it is given."""
+    return "forward" in _origin(type(module))[1]
+
+
 def fix_contents(module: nn.Module, held: Contents) -> None:
     """Let a forward raise where lists, tables or objects hold something else by now."""
     _, earlier = _origin(type(module))

@@ -18,6 +18,7 @@ from refold.graph.surgery.edits import Edits, alive
 from refold.graph.surgery.guards import Folded, Guard
 from refold.graph.trace.code.names import methods_of
 from refold.graph.trace.code.reads import BY_ANY_NAME, attributes_of_self
+from refold.graph.trace.code.source import branches_on
 from refold.graph.trace.frames import Frame, common_ancestor, nodes_in, walk
 
 
@@ -152,13 +153,15 @@ class MethodsApart:
             ran.setdefault((frame.path, frame.method), []).append(frame)
         for path, kind in kinds.items():
             groups = self._below.get(path)
-            methods = reads_of_methods(kind) if groups else {}
-            if not groups or not methods:
+            if not groups:
                 continue
+            methods = reads_of_methods(kind)
             folds = tuple(self._seen_from(path, group) for group in groups)
             near = {name for group in groups for name in self._places(path, group)}
             apart = (name for name, reads in methods.items() if _reach(reads, folds, near))
             exact = {name: self._exact(ran.get((path, name), [])) for name in apart}
+            if self.edits.capture.full(path):  # what the model itself is given is tried otherwise
+                exact |= _with_options(ran.get((path, "forward"), []), groups)
             known = {name: given for name, given in exact.items() if given is not None}
             names = [name for name, given in exact.items() if given != {}]
             if names:  # what takes tensors alone is only called as forward does
@@ -228,6 +231,17 @@ class MethodsApart:
             if any(not step.isdisjoint(self._readers.get(node, ())) for node in hidden):
                 return None
         return _plain_arguments(frame)
+
+
+def _with_options(frames: list[Frame], groups: list[_Group]) -> dict[str, dict[str, Any]]:
+    """Return the options that a forward was given whose code chooses by them what it runs.
+
+    With others (`pre_logits=True`) it may run some of the layers of a fold alone.
+    """
+    if len(frames) != 1 or all((g.top, g.method) != (frames[0].path, "forward") for g in groups):
+        return {}
+    given, forward = _plain_arguments(frames[0]), type(frames[0].module).forward
+    return {"forward": given} if any(branches_on(forward, name) for name in given or ()) else {}
 
 
 def _plain_arguments(frame: Frame) -> dict[str, Any] | None:
