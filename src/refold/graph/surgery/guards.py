@@ -239,7 +239,7 @@ class _Watch(TorchFunctionMode):
         self.module, self.guard = module, guard
         self._thread = threading.get_ident()
         self._name = f"{guard.where}.{method}" if guard.where else method
-        self._tops = (None, "") if method == "forward" else (None,)  # its own is another one now
+        self._is_forward = method == "forward"  # then its own is called with other options
         self._weights: dict[int, Tensor] = {}
         self.refusal: str | None = None  # the code may catch the error
         self._gone, self._entered = set[str](), set[int]()
@@ -291,7 +291,7 @@ class _Watch(TorchFunctionMode):
         """Say whether other code than that which a fold was made for runs."""
         if threading.get_ident() != self._thread:
             return False
-        if fold.top in self._tops:
+        if fold.top is None or (self._is_forward and fold.top == ""):
             return True
         top, frame = submodule(self.module, fold.top), sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
         made = f"{GENERATED} {fold.method} "

@@ -233,7 +233,7 @@ class MethodsApart:
         return _plain_arguments(frame)
 
 
-def _with_options(frames: list[Frame], groups: list[_Group]) -> dict[str, dict[str, Any]]:
+def _with_options(frames: list[Frame], groups: list[_Group]) -> dict[str, dict[str, Any] | None]:
     """Return the options that a forward was given whose code chooses by them what it runs.
 
     With others (`pre_logits=True`) it may run some of the layers of a fold alone.
@@ -241,7 +241,8 @@ def _with_options(frames: list[Frame], groups: list[_Group]) -> dict[str, dict[s
     if len(frames) != 1 or all((g.top, g.method) != (frames[0].path, "forward") for g in groups):
         return {}
     given, forward = _plain_arguments(frames[0]), type(frames[0].module).forward
-    return {"forward": given} if any(branches_on(forward, name) for name in given or ()) else {}
+    chooses = any(branches_on(forward, name) for name in given or ())
+    return {"forward": given} if chooses else {}
 
 
 def _plain_arguments(frame: Frame) -> dict[str, Any] | None:
