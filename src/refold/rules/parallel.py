@@ -51,7 +51,7 @@ def drop_zero_branches(op: Operator) -> Outcome:
     by_channel=True,
 )
 def add_branches(op: Operator) -> Outcome:
-    """Convolutions, identities, scales and average pools on one value are one convolution."""
+    """Convolutions, identities, scales and average pools on one value are one: a 1×1 in a k×k."""
     if not isinstance(op, Sum):
         return None
     split = [split_branch(part) for part in op.parts]
