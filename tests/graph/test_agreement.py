@@ -19,7 +19,7 @@ from refold.graph.agreement import Planned, misfit, shapes_of
 from refold.graph.fold import emit
 from refold.graph.surgery.commit import Commit
 from refold.graph.trace.leaves import is_layer
-from refold.graph.trace.recording import counted_blank, recorded_blank
+from refold.graph.trace.recording import recorded_blank
 from zoo.live import enliven
 
 LIMIT = 1e-9
@@ -294,10 +294,28 @@ def test_layers_are_counted_as_a_recording_counts_them() -> None:
     x = (torch.randn(2, 3, 5, 4).double(),)
     recorded = recorded_blank(model, x)
     assert dict(recorded.calls) == {"conv": 2, "attend": 1}
-    counted = counted_blank(model, x)
+    counted = recorded_blank(model, x, counts_only=True)
     assert counted.calls == recorded.calls
     assert shapes_of(counted.result) == shapes_of(recorded.result)
     assert misfit(model, model, x, Planned({nn.Conv2d: 2, nn.MultiheadAttention: 1})) is None
     told = misfit(model, model, x, Planned({nn.Conv2d: 1, nn.MultiheadAttention: 1}))
     assert told is not None
     assert "calls 2 layers of class Conv2d, its graph 1" in told
+
+
+def gated(self: Any, x: Tensor) -> Tensor:
+    y = self.norm(self.conv(x))
+    if torch.sigmoid(self.scale).item() > 0:
+        y = self.far(y.relu())
+    return y.relu() if (self.scale * 2).item() < -5 else y
+
+
+def test_numbers_that_stored_tensors_make_are_not_those_they_hold() -> None:
+    """The sigmoid of -3 is above 0: counted as -3, a layer is called less often than planned."""
+    parts = {"conv": nn.Conv2d(3, 4, 1), "norm": nn.BatchNorm2d(4), "far": nn.Conv2d(4, 4, 1)}
+    model = live(net(gated, **parts))
+    model.register_buffer("scale", torch.tensor(-3.0))
+    folded = refold.reparameterize(model, torch.randn(2, 3, 5, 4).double(), check=False)
+    assert norms(folded) == 0
+    x = torch.randn(2, 3, 5, 4).double()
+    assert off(model, folded, x) <= LIMIT

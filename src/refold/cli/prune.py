@@ -144,7 +144,7 @@ def prune(
     course, network = plan_training(further, network, output) or (None, network)
     sources = sources_of(network)
     place = None if output is None or course else check_destination(output, sources=sources)
-    _require_clock(runtime, is_timed=measure or latency is not None)
+    is_timed = _is_timed(runtime, measure=measure or latency is not None)
     page, subject = check_page(report), prepare(network)
     judged = None if course is None else judge_unpruned(subject, course)
     with step("choose and drop channels"):
@@ -160,7 +160,7 @@ def prune(
         fold = partial(drop_dead_channels, round_to=round_to)
         masked = replace(subject, model=done.masked)
         proof = prove(masked, done.model, fold)
-    timings = _time(done, subject, runtime) if measure or latency else None
+    timings = _time(done, subject, runtime) if is_timed else None
     if place is not None:
         ship(done.model, output or place, place, subject)
         ship_origin(done.model, place, origin)
@@ -189,9 +189,10 @@ def _required(
     return targets
 
 
-def _require_clock(runtime: list[str] | None, *, is_timed: bool) -> None:
-    if runtime and not is_timed:
+def _is_timed(runtime: list[str] | None, *, measure: bool) -> bool:
+    if runtime and not measure:
         raise InputError("--runtime says where --measure and --latency time: pass one of them")
+    return measure
 
 
 def _clock(subject: Subject, runtime: list[str] | None) -> Callable[[nn.Module, nn.Module], float]:

@@ -21,7 +21,7 @@ from refold.graph.trace.arguments import parted
 from refold.graph.trace.frames import leaves
 from refold.graph.trace.recorder.chance import seeded
 from refold.graph.trace.recorder.recorder import Recorder
-from refold.graph.trace.recording import counted_blank, recorded_blank, run_blank
+from refold.graph.trace.recording import recorded_blank, run_blank
 from refold.graph.trace.state import StateChangeError, untouched
 from refold.graph.trace.surroundings import surroundings_kept
 
@@ -133,7 +133,7 @@ def misfit(
 
 def _run_of(folded: nn.Module, inputs: tuple[Any, ...]) -> Recorder:
     try:
-        return counted_blank(folded, inputs)
+        return recorded_blank(folded, inputs, counts_only=True)
     except Exception:
         return recorded_blank(folded, inputs)
 

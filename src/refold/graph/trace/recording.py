@@ -182,23 +182,21 @@ def run_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = False
     return recorded_blank(model, args, runs_all=runs_all).result
 
 
-def recorded_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = False) -> Recorder:
-    """Return the recording of a run without storage; see `run_blank`."""
-    with surroundings_kept(model) as around:
-        recorder = Recorder(skeleton(model), {}, Changes(around=around))
-        recorder.runs_all = runs_all
-        _run(recorder, parted(args))
-    return recorder
+def recorded_blank(
+    model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = False, counts_only: bool = False
+) -> Recorder:
+    """Return the recording of a run without storage; see `run_blank`.
 
-
-def counted_blank(model: nn.Module, args: tuple[Any, ...]) -> Recorder:
-    """Return a run without storage that tells how often each layer is called, and the result.
-
-    Code that asks for the numbers of stored tensors may fail; `recorded_blank` answers it.
+    Args:
+        model: any module.
+        args: its arguments.
+        runs_all: run every operator, for whoever counts them.
+        counts_only: tell how often each layer is called, and the result. Code that asks for the
+            numbers of stored tensors may fail then.
     """
     with surroundings_kept(model) as around:
         recorder = Recorder(skeleton(model), {}, Changes(around=around))
-        recorder.counts_only = True
+        recorder.runs_all, recorder.counts_only = runs_all, counts_only
         _run(recorder, parted(args))
     return recorder
 

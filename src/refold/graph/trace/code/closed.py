@@ -35,7 +35,7 @@ _MADE = (nn.Module, BaseException, enum.Enum, tuple)
 _TABLES = frozenset(nn.Module().__dict__)
 
 
-def is_closed(module: nn.Module, known: dict[Any, bool]) -> bool:
+def is_closed(module: nn.Module, known: dict[type, bool]) -> bool:
     """Say whether a module's forward does the same in every call with equal arguments.
 
     Its code names nothing but torch, plain values, other modules and functions of that kind; none
@@ -43,7 +43,7 @@ def is_closed(module: nn.Module, known: dict[Any, bool]) -> bool:
 
     Args:
         module: any; its parts are asked about by themselves.
-        known: what was found out about classes and functions; filled by this function.
+        known: what was found out about classes; filled by this function.
 
     Examples:
         >>> class Fixed(nn.Module):

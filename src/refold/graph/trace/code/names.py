@@ -9,7 +9,9 @@ from itertools import chain
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-_FOREIGN = frozenset({"torch", "torchvision", "numpy", "refold"}) | sys.stdlib_module_names
+OTHERS = frozenset({"torch", "torchvision", "numpy"}) | sys.stdlib_module_names
+"""Packages whose code is nobody's model."""
+_FOREIGN = OTHERS | {"refold"}
 _MOST = 300
 
 

@@ -116,6 +116,7 @@ def tells_people(code: CodeType, line: int) -> bool:
             return False
 
 
+@functools.lru_cache(maxsize=4096)
 def branches_on(function: Callable[..., Any], name: str) -> bool:
     """Say whether a function decides by an argument of its own what it runs.
 

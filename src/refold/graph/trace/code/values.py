@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
@@ -12,11 +11,10 @@ from typing import Any, cast
 from torch import nn
 
 from refold.graph.copies.held import is_filled
-from refold.graph.trace.code.names import names_in
+from refold.graph.trace.code.names import OTHERS, names_in
 from refold.graph.trace.code.source import parsed
 
 _DEPTH, _MOST_HELPERS = 3, 64
-_FOREIGN = frozenset({"torch", "torchvision", "numpy"}) | sys.stdlib_module_names
 
 
 def compared(function: Callable[..., Any]) -> list[Any]:
@@ -118,7 +116,7 @@ def values_of(function: Callable[..., Any]) -> dict[str, Any]:
     owners = [getattr(function, "__self__", None)]
     owners += [value for value in found.values() if isinstance(value, ModuleType)]
     for owner in owners:
-        if owner is None or _home(owner) in _FOREIGN:
+        if owner is None or _home(owner) in OTHERS:
             continue
         for name in names:
             if name not in found and (value := _attribute(owner, name)) is not None:
@@ -157,6 +155,6 @@ def code_of(value: Any) -> CodeType | None:
     plain = _plain_function(value)
     if not isinstance(plain, FunctionType):
         return None
-    if (plain.__module__ or "").partition(".")[0] in _FOREIGN:  # generated code has no module
+    if (plain.__module__ or "").partition(".")[0] in OTHERS:  # generated code has no module
         return None
     return plain.__code__

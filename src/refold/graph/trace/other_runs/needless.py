@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from torch import fx
 
@@ -32,7 +31,7 @@ def says_all(recorder: Recorder, order: Iterable[fx.Node]) -> bool:
         return False
     if any(picks(node) or _makes(node) for node in order):
         return False
-    known = dict[Any, bool]()
+    known = dict[type, bool]()
     modules = {id(frame.module): frame.module for frame in walk(recorder.root_frame)}
     return not any(has_hooks(m) or not is_closed(m, known) for m in modules.values())
 

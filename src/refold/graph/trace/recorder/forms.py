@@ -57,18 +57,15 @@ def result_of_layer(module: nn.Module, args: tuple[Any, ...], dtype: torch.dtype
 
 
 def _after_row_norm(value: Tensor, module: Any, dtype: torch.dtype) -> Tensor | None:
-    """Tell what a norm over rows or groups gives, of rows that lie one after the other."""
-    rows: tuple[int, ...] = ()
+    """Tell what a norm over rows or groups gives: rows that lie one after the other."""
     if isinstance(module, nn.GroupNorm):
-        fits = value.ndim > 1 and value.shape[1] == module.num_channels
+        fits = value.ndim > 1 and value.shape[1] == module.num_channels and value.is_contiguous()
     else:
         rows = tuple(module.normalized_shape)
         fits = tuple(value.shape[-len(rows) :]) == rows
     if not fits or not value.is_meta or value.dtype != dtype:
         return None
-    if value.is_contiguous():
-        return value.detach()
-    return torch.empty_like(value, memory_format=torch.contiguous_format) if rows else None
+    return torch.empty_like(value, memory_format=torch.contiguous_format)
 
 
 def _after_linear(value: Tensor, weight: Tensor) -> list[int] | None:
@@ -130,7 +127,8 @@ def result_of_call(
     elif len(tensors) == 2:
         return _of_two(name, first, tensors[1], type_of)
     else:
-        is_same = name in _OF_TWO and len(flat) == 2 and isinstance(flat[1], int | float)
+        is_scaled = first.is_meta and len(flat) == 2 and isinstance(flat[1], int | float)
+        is_same = name in _OF_TWO and is_scaled
     return first.detach() if is_same else None
 
 
@@ -166,11 +164,9 @@ def _after_cat(tensors: Any, dim: int = 0, **others: Any) -> list[int] | None:
     if others or not 0 <= at < len(first) or any(len(shape) != len(first) for shape in shapes):
         return None
     rest = {(*shape[:at], *shape[at + 1 :]) for shape in shapes}
-    return (
-        [*first[:at], sum(shape[at] for shape in shapes), *first[at + 1 :]]
-        if len(rest) == 1
-        else None
-    )
+    if len(rest) > 1:
+        return None
+    return [*first[:at], sum(shape[at] for shape in shapes), *first[at + 1 :]]
 
 
 def _after_mean(
