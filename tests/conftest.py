@@ -16,6 +16,21 @@ import torch.onnx
 torch.set_num_threads(1)
 
 
+def pytest_configure() -> None:
+    """Hear the signals that whoever started the tests ignores, as a script does: `make test &`.
+
+    What the tests start hears them too.
+    """
+    handlers: dict[signal.Signals, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run what takes long first: else one worker ends with it, and the other waits."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
@@ -31,22 +46,6 @@ def pytest_collection_finish() -> None:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
-def heard() -> Iterator[None]:
-    """Hear the signals that whoever started the tests ignores, as a script does: `make test &`."""
-    handlers: dict[signal.Signals, Any] = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-        signal.SIGHUP: signal.SIG_DFL,
-    }
-    ignored = [number for number in handlers if signal.getsignal(number) is signal.SIG_IGN]
-    for number in ignored:
-        signal.signal(number, handlers[number])
-    yield
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session", autouse=True)

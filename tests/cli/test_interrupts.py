@@ -19,7 +19,7 @@ import pytest
 
 from refold.cli.interrupts import Interrupted, Interrupts
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("heard")]
+pytestmark = pytest.mark.slow
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 Net = Callable[[str], str]

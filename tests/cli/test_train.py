@@ -19,7 +19,7 @@ from refold.cli.progress import LineReporter, RichReporter
 from refold.training import Progress, RunPlan, Stopped
 from training.pictures import folders, picture
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("heard")]
+pytestmark = pytest.mark.slow
 
 FEW = (
     "--epochs", "1", "--batch-size", "4", "--image-size", "16", "--workers", "0", "--cpu",

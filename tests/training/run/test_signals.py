@@ -17,7 +17,7 @@ from refold.training.stopping import Ears, Stopped, deafen
 from training.pictures import folders
 from training.runs import AtStep, Fragile, last, same_bits, tiny
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("heard")]
+pytestmark = pytest.mark.slow
 
 
 def test_ten_kills_at_random_moments_change_no_bit(tmp_path: Path) -> None:
