@@ -9,6 +9,7 @@ every law proven for convolutions holds for it too.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from copy import copy
 from dataclasses import dataclass, field
 from math import prod
 
@@ -304,14 +305,29 @@ def chain(op: Operator) -> tuple[Operator, ...]:
 
 def leaves(op: Operator) -> tuple[Operator, ...]:
     """Return every leaf below `op`, inputs left out, in order of application."""
+    found: list[Operator] = []
+    _collect(op, found)
+    return tuple(found)
+
+
+def _collect(op: Operator, found: list[Operator]) -> None:
     if isinstance(op, (Sequence, Sum, Concat)):
-        return tuple(leaf for part in op.parts for leaf in leaves(part))
-    return () if isinstance(op, (Input, Identity)) else (op,)
+        for part in op.parts:
+            _collect(part, found)
+    elif not isinstance(op, (Input, Identity)):
+        found.append(op)
 
 
 def made_of(*ops: Operator) -> frozenset[Hashable]:
     """Return what all the leaves below some operators came from."""
     return frozenset[Hashable]().union(*(leaf.made_of for op in ops for leaf in leaves(op)))
+
+
+def noted(leaf: Operator, made_of: frozenset[Hashable]) -> Operator:
+    """Return a leaf that says what it is made of; unlike `replace` it checks no geometry anew."""
+    made = copy(leaf)
+    object.__setattr__(made, "made_of", made_of)
+    return made
 
 
 def linear_part(op: Operator) -> Operator:

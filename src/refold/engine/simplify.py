@@ -8,6 +8,7 @@ come back as data.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from refold.algebra.cost import work
 from refold.algebra.operator import (
@@ -111,9 +112,9 @@ class _Engine(Ledger):
     def _fold_one_pair(
         self, parts: list[Operator], window_kind: Window = "series"
     ) -> list[Operator] | None:
+        windows = [Sequence(pair) for pair in pairwise(parts)]
         for rule in self.of(window_kind):
-            for i in range(len(parts) - 1):
-                window = Sequence((parts[i], parts[i + 1]))
+            for i, window in enumerate(windows):
                 result = rule(window)
                 if isinstance(result, Operator) and self.accepts(rule, window, result):
                     self.record(rule, window, result)

@@ -141,6 +141,20 @@ OTHERS = [
     (lambda x, y: (Tensor.mul, (x, 2j), {}), False),
     (lambda x, y: (Tensor.add_, (x, x.clone()), {}), True),
     (lambda x, y: (Tensor.add_, (x[:, :1], x), {}), False),  # an error
+    (lambda x, y: (torch.roll, (x, (1, -2), (2, -1)), {}), True),
+    (lambda x, y: (torch.roll, (x, 1), {"dims": 0}), True),
+    (lambda x, y: (torch.roll, (x, 1), {}), False),
+    (lambda x, y: (torch.roll, (x, (1, 2), (2,)), {}), False),  # an error
+    (lambda x, y: (F.softmax, (x,), {"dim": -1, "dtype": None}), True),
+    (lambda x, y: (Tensor.softmax, (x, 1, torch.float64), {}), False),
+    (lambda x, y: (torch.softmax, (x, 4), {}), False),  # an error
+    (lambda x, y: (F.scaled_dot_product_attention, (x, x, x), {"is_causal": True}), True),
+    (lambda x, y: (F.scaled_dot_product_attention, (x, x, x[..., :2]), {}), True),
+    (lambda x, y: (F.scaled_dot_product_attention, (x[:, :, :2], x, x), {}), True),
+    (lambda x, y: (F.scaled_dot_product_attention, (x, y, y), {}), False),  # an error
+    (lambda x, y: (F.scaled_dot_product_attention, (x, x[..., :3], x), {}), False),  # an error
+    (lambda x, y: (F.scaled_dot_product_attention, (x, x.double(), x), {}), False),  # an error
+    (lambda x, y: (F.scaled_dot_product_attention, (x, x, x, x @ x.mT), {}), False),
 ]
 
 

@@ -129,10 +129,12 @@ def attribute(module: nn.Module, path: str) -> Any:
         3
     """
     value: Any = module
-    for part in path.split("."):
-        tables: Any = (value._parameters, value._buffers) if isinstance(value, nn.Module) else ()
-        held = next((table[part] for table in tables if part in table), None)
-        value = getattr(value, part) if held is None else held  # a class may change what is read
+    for part in _steps(path):
+        held: Any = None
+        if isinstance(value, nn.Module):  # a class may change what is read
+            tables = value._parameters, value._buffers, value._modules
+            held = next((table[part] for table in tables if part in table), None)
+        value = getattr(value, part) if held is None else held
     return value
 
 

@@ -27,6 +27,8 @@ from refold.graph.copies.modules import all_modules, is_generated
 INSIDE = -1
 """Where a memo, whose other keys are ids, keeps the ids of all modules of the tree."""
 
+PLAIN = -2
+"""Where a memo keeps which classes are copied by their state alone."""
 
 _OWN_WAYS = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__", "__slots__")
 
@@ -48,7 +50,10 @@ def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if known is not None:
         return known
     cls = type(module)
-    if not _is_plain(cls):
+    told: dict[type, bool] = memo.setdefault(PLAIN, {})
+    if cls not in told:
+        told[cls] = _is_plain(cls)
+    if not told[cls]:
         _fill(memo)
         return _in_mode_of(module, copy.deepcopy(module, memo))
     made = cls.__new__(cls)
@@ -72,7 +77,7 @@ def _copy_into(made: dict[str, Any], state: dict[str, Any], memo: dict[int, Any]
         kind = type(value)
         if kind in ATOMS:
             continue
-        if kind in TABLES and not value and name in _OWN_TABLES:
+        if kind in _EMPTY and not value and name in _OWN_TABLES:
             made[name] = kind()
         else:
             made[name] = _value(value, memo)
@@ -81,8 +86,9 @@ def _copy_into(made: dict[str, Any], state: dict[str, Any], memo: dict[int, Any]
 _GETSTATE, _SETSTATE = nn.Module.__getstate__, nn.Module.__setstate__
 
 
+_EMPTY = frozenset({*TABLES, set})
 _OWN_TABLES = frozenset(
-    name for name, value in nn.Module().__dict__.items() if type(value) in TABLES
+    name for name, value in nn.Module().__dict__.items() if type(value) in _EMPTY
 )
 
 
@@ -149,6 +155,8 @@ def _list(items: list[Any], memo: dict[int, Any]) -> list[Any]:
 
 def _tuple(items: tuple[Any, ...], memo: dict[int, Any]) -> tuple[Any, ...]:
     """Return the tuple itself where nothing in it is copied, as `copy.deepcopy` does."""
+    if ATOMS.issuperset(map(type, items)):
+        return items
     made = [_value(item, memo) for item in items]
     is_same = all(map(is_, made, items))
     return memo.setdefault(id(items), items if is_same else tuple(made))

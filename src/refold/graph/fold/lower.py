@@ -170,7 +170,7 @@ def _round(tensor: Tensor | None, like: Like, name: str) -> Tensor | None:
         return torch.empty_like(wide, dtype=like.dtype)
     shared = wide.untyped_storage().data_ptr() in like.storages
     rounded = wide.to(device=like.device, dtype=like.dtype, copy=shared).contiguous()
-    if not torch.isfinite(torch.stack(torch.aminmax(rounded))).all():
+    if not all(isfinite(end.item()) for end in torch.aminmax(rounded)):
         raise RefusedError(_misfit(wide, like, name))
     return rounded
 

@@ -8,7 +8,7 @@ read twice is an input of the regions that read it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from refold.algebra.operator import (
     chain,
     leaves,
     made_of,
+    noted,
     sequence,
 )
 from refold.algebra.row import Reshaped, Unflatten
@@ -368,7 +369,7 @@ def _signed(op: Operator, node: fx.Node) -> Operator:
     """Return what a node does, with the node noted on each leaf."""
     if isinstance(op, Sequence):
         return Sequence(tuple(_signed(part, node) for part in op.parts))
-    return replace(op, made_of=frozenset({node}))
+    return noted(op, frozenset({node}))
 
 
 def _join(piece: Piece, branches: list[Operator]) -> Operator:

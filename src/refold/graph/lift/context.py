@@ -51,7 +51,7 @@ class Known:
             node.args is self.args
             and node.kwargs is self.kwargs
             and self.modules.get(self.name) is self.module
-            and all(inner.args is args for inner, args in self.through)
+            and (not self.through or all(inner.args is args for inner, args in self.through))
         )
 
 

@@ -68,6 +68,10 @@ class Frame:
     fixed: str | None = None
     asks: set[str] = field(default_factory=set[str])
     reads: list[Reading] = field(default_factory=list["Reading"])
+    root: Frame | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.root = None if self.parent is None else self.parent.root or self.parent
 
     def __repr__(self) -> str:
         return f"Frame({self.path!r}, {type(self.module).__name__}.{self.method})"
@@ -88,9 +92,7 @@ def ancestors(frame: Frame) -> list[Frame]:
 
 def root_of(frame: Frame) -> Frame:
     """Return the frame of the whole recording that `frame` is a part of."""
-    while frame.parent is not None:
-        frame = frame.parent
-    return frame
+    return frame.root or frame
 
 
 def is_inside(frame: Frame, outer: Frame) -> bool:

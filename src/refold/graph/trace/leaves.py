@@ -72,7 +72,7 @@ def has_hooks(module: nn.Module) -> bool:
         >>> has_hooks(nn.ReLU())
         False
     """
-    return any(module.__dict__.get(table) for table in _HOOKS)
+    return any(map(module.__dict__.get, _HOOKS))
 
 
 def untraceable_reason(module: nn.Module) -> str | None:

@@ -118,6 +118,8 @@ def result_of_call(
         return first if len(tensors) == 1 else None
     if name in _SHAPES and all(_is_plain(tensor, first) for tensor in tensors):
         return _of_shape(_SHAPES[name](*map_tree(plain, args), **map_tree(plain, kwargs)), first)
+    if func is functional.scaled_dot_product_attention:
+        return _of_attention(*map_tree(plain, args), **map_tree(plain, kwargs))
     if any(leaf is True for leaf in flat):  # `training=True`
         return None
     if func in _NORM_CALLS:
@@ -167,6 +169,18 @@ def _after_cat(tensors: Any, dim: int = 0, **others: Any) -> list[int] | None:
     if len(rest) > 1:
         return None
     return [*first[:at], sum(shape[at] for shape in shapes), *first[at + 1 :]]
+
+
+def _after_roll(value: Tensor, shifts: Any, dims: Any = None) -> list[int] | None:
+    steps, axes = ([n] if isinstance(n, int) else list(n or ()) for n in (shifts, dims))
+    fits = len(steps) == len(axes) and all(-value.ndim <= axis < value.ndim for axis in axes)
+    return list(value.shape) if fits else None
+
+
+def _after_softmax(value: Tensor, dim: Any = None, *more: Any, **others: Any) -> list[int] | None:
+    keeps_type = not more and others.get("dtype") is None
+    is_axis = isinstance(dim, int) and -value.ndim <= dim < value.ndim
+    return list(value.shape) if is_axis and keeps_type else None
 
 
 def _after_mean(
@@ -243,6 +257,31 @@ def _of_channels(
     return first.detach() if statistics is not None and fits else None
 
 
+def _of_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **others: Any,
+) -> Tensor | None:
+    """Tell what attention without a mask gives: rows one after the other, as wide as the values."""
+    alike = all(t.is_meta and t.dtype == query.dtype for t in (query, key, value))
+    if (
+        not alike
+        or attn_mask is not None
+        or dropout_p
+        or others.get("enable_gqa")
+        or query.ndim < 2
+    ):
+        return None
+    *outer, rows, width = query.shape
+    items = key.shape[-2] if key.ndim > 1 else None
+    fits = key.shape == (*outer, items, width) and value.shape[:-1] == (*outer, items)
+    return query.new_empty((*outer, rows, value.shape[-1])) if fits else None
+
+
 _NORM_CALLS: dict[Any, Callable[..., Tensor | None]] = {
     functional.layer_norm: _of_rows,
     functional.group_norm: _of_groups,
@@ -268,6 +307,8 @@ _SHAPES: dict[str, Callable[..., list[int] | None]] = {
     "cat": _after_cat,
     "concat": _after_cat,
     "mean": _after_mean,
+    "roll": _after_roll,
+    "softmax": _after_softmax,
     "interpolate": _after_interpolate,
     "adaptive_avg_pool2d": _after_adaptive_pool,
 }
