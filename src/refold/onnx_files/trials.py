@@ -18,6 +18,7 @@ Arrays = dict[str, Any]
 Shapes = Mapping[str, tuple[int | str, ...]]
 _BATCHES = (1, 2, 3, 5)
 _SIDES = (64, 96, 224, 320, 32, 48, 512, 576, 640, 16, 24, 8, 1, 2, 4, 128, 256)
+_VOLUMES = (16, 24, *(side for side in _SIDES if side not in (16, 24)))  # 64^3 takes long to sum
 _TRIES = 24
 _MOST = 1 << 27  # numbers that one input may have
 _ERRORS_ONLY = 3
@@ -167,15 +168,16 @@ def _choices(shapes: Shapes) -> Iterator[dict[str, int]]:
     if not batches and not sides:
         yield {}
         return
-    for at, side in zip(range(_TRIES), _SIDES, strict=False):
+    many = _VOLUMES if any(len(shape) > _MAP for shape in shapes.values()) else _SIDES
+    for at, side in zip(range(_TRIES), many, strict=False):
         batch = _BATCHES[at % 2]
-        other = _SIDES[(at + 1) % len(_SIDES)] if side >= 32 and at % 4 < 2 else side
+        other = many[(at + 1) % len(many)] if side >= 16 and at % 4 < 2 else side
         numbers = [side, other]
         yield dict.fromkeys(batches, batch) | {s: numbers[i % 2] for i, s in enumerate(sides)}
-    for batch, side in product(_BATCHES[:2], _SIDES):
+    for batch, side in product(_BATCHES[:2], many):
         yield dict.fromkeys(batches, batch) | dict.fromkeys(sides, side)
     last = {shape[-1] for shape in shapes.values() if shape}
-    for batch, side in product(_BATCHES[:2], _SIDES):  # sequences: all but the last axis are few
+    for batch, side in product(_BATCHES[:2], many):  # sequences: all but the last axis are few
         yield {name: side if name in last else batch for name in (*batches, *sides)}
 
 
