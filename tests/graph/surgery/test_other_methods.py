@@ -482,7 +482,14 @@ AS_FOLDED: list[Callable[[Any, Tensor], Tensor]] = [
 ]
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
+class RowNorm(nn.LayerNorm):
+    """A norm that code of its own computes: its gain is no layer's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x, (4,), self.weight, self.bias, self.eps)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm, RowNorm])
 def test_a_part_that_is_given_another_option_refuses(norm: Callable[[int], nn.Module]) -> None:
     model = live(Headed(norm(4)))
     with torch.no_grad():
@@ -512,3 +519,15 @@ def test_a_part_with_an_option_can_be_handed_on() -> None:
     ]
     for way in ways:
         torch.testing.assert_close(way(X), model(X))
+
+
+@pytest.mark.parametrize("last", [nn.Dropout(0.5), nn.Identity(), nn.Sequential(nn.Dropout())])
+def test_a_layer_that_does_nothing_may_be_called_in_any_way(last: nn.Module) -> None:
+    """What an idle dropout leaves is as idle: nothing is taken apart with another option."""
+    model = Headed(last)
+    model.conv = nn.Sequential(conv(), nn.BatchNorm2d(4))
+    folded = refold.reparameterize(live(model), X)
+    y = model.features(X)
+    assert not any(isinstance(layer, nn.Dropout) for layer in folded.head.modules())
+    for call in (*OPTIONS, *AS_FOLDED):
+        torch.testing.assert_close(call(folded, y), call(model, y))

@@ -85,7 +85,7 @@ def _drop_calls(fold: FoldPass, calls: list[fx.Node]) -> bool:
     for node in calls:
         piece = fold.lifter.lift(node)
         assert isinstance(piece, Piece)  # what it reads may have changed, it has not
-        done = _drop(fold, node, piece.sources[0], times=len(calls))
+        done = _drop(fold, node, piece.sources[0], times=len(calls), is_idle=True)
     return done
 
 
@@ -99,13 +99,15 @@ def _must_stay(fold: FoldPass, node: fx.Node, value: fx.Node) -> bool:
     return reason is not None
 
 
-def _drop(fold: FoldPass, node: fx.Node, value: fx.Node, *, times: int = 1) -> bool:
+def _drop(
+    fold: FoldPass, node: fx.Node, value: fx.Node, *, times: int = 1, is_idle: bool = False
+) -> bool:
     """Let readers read `value` instead of `node`, and note it unless nothing was computed."""
     if _must_stay(fold, node, value):
         return False
     where, (name, count) = fold.path(node), _told(fold, node)
     computes = "dropout" not in name.lower()
-    fold.editor.bypass(node, value, times=times)
+    fold.editor.bypass(node, value, times=times, is_idle=is_idle)
     fold.edited()
     if computes:
         fold.folds.append(Fold(where, "drop what changes nothing", name, count, 0))

@@ -61,10 +61,13 @@ class Editor:
         self.edits.modules[path] = module
         place_module(self.capture.module, path, module)
 
-    def bypass(self, node: fx.Node, value: fx.Node, *, times: int = 1) -> None:
+    def bypass(
+        self, node: fx.Node, value: fx.Node, *, times: int = 1, is_idle: bool = False
+    ) -> None:
         """Let every reader of `node` read `value` instead; a bypassed layer leaves an Identity.
 
-        A layer that is called several `times` must be bypassed at each of them.
+        A layer that is called several `times` must be bypassed at each of them. One that `is_idle`
+        changes nothing whatever it is given: other code may go on calling what is left of it.
         """
         if node.op == "call_module" and node in self.edits.before:
             path = self._single_call(node, times)
@@ -72,6 +75,7 @@ class Editor:
                 path
             ):
                 self.edits.identities.add(node)
+                self.edits.idle.update([node] if is_idle else [])
         self._redirect(node, value)
         self._erase(node)
 

@@ -30,6 +30,7 @@ class Edits:
         home: the frame that owns each node, original or inserted.
         swapped: replaced or bypassed node -> the node that its readers read instead.
         identities: bypassed layers that an nn.Identity at the same path stands for.
+        idle: those among them that are identities wherever they are called.
         modules: new content by path relative to the root.
         inserted: nodes that a pass added.
     """
@@ -39,6 +40,7 @@ class Edits:
     home: dict[fx.Node, Frame]
     swapped: dict[fx.Node, fx.Node] = field(default_factory=dict[fx.Node, fx.Node])
     identities: set[fx.Node] = field(default_factory=set[fx.Node])
+    idle: set[fx.Node] = field(default_factory=set[fx.Node])
     modules: dict[str, nn.Module] = field(default_factory=dict[str, nn.Module])
     inserted: set[fx.Node] = field(default_factory=set[fx.Node])
 

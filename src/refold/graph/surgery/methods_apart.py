@@ -46,15 +46,29 @@ def _groups(
     found: list[_Group] = []
     for group in groups:
         nodes = sorted((n for n in group if n in order), key=order.__getitem__)
-        layers = [node for node in nodes if node in changed]
-        if not layers:
+        if not nodes:
             continue
+        layers = [node for node in nodes if node in changed]
         top = common_ancestor([edits.home[node] for node in nodes])
+        places = {node: _place(edits, node, top) for node in nodes if node not in changed}
+        places |= {node: str(edits.before[node][1]) for node in layers}
+        paths = tuple(dict.fromkeys(path for node in nodes if (path := places[node])))
+        if not paths:
+            continue
         is_single = all(calls[edits.before[node][1]] == 1 for node in layers)
         is_chain = is_single and layers == nodes and _is_chain(layers, edits, readers)
-        paths = tuple(dict.fromkeys(str(edits.before[node][1]) for node in layers))
         found.append(_Group(tuple(nodes), paths, is_chain, top.path, top.method))
     return found
+
+
+def _place(edits: Edits, node: fx.Node, top: Frame) -> str:
+    """Return the path of the module whose own code has lost a function or a weight to a fold.
+
+    Empty for the code that runs the whole fold, and for layers that are gone without it.
+    """
+    home = edits.home[node]
+    is_own = edits.before[node][0] != "call_module" and home.path != top.path
+    return home.path if is_own else ""
 
 
 def _changed_layers(edits: Edits) -> set[fx.Node]:
@@ -64,6 +78,7 @@ def _changed_layers(edits: Edits) -> set[fx.Node]:
         node
         for node, (op, target, _, _) in edits.before.items()
         if op == "call_module"
+        and node not in edits.idle
         and (target in edits.modules or node in edits.identities or target in lost)
     }
 
