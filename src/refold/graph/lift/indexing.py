@@ -14,7 +14,6 @@ from refold.algebra.operator import AvgPool, Identity, Operator, Pad, Resample, 
 from refold.graph.calls import SPLITS, Call, canonical
 from refold.graph.lift.context import Context, Handler, Shape
 from refold.graph.lift.piece import Lifted, Piece, RankedOp, nothing, relayout, unary
-from refold.graph.lift.windows import tuple_of
 
 
 def axes_of(shape: Shape | None, rank: int) -> int | None:
@@ -261,25 +260,9 @@ def _index_select(context: Context, node: fx.Node, call: Call) -> Lifted:
     return unary(call["input"], op, rank=rank)
 
 
-def _flip(context: Context, node: fx.Node, call: Call) -> Lifted:
-    """Lift a reversal of the channels."""
-    shape, dims = context.shape(call["input"]), call["dims"]
-    if shape is None or dims is None:
-        return None
-    axes = {dim % len(shape) for dim in tuple_of(dims, 1)}
-    if len(axes) != 1 or 0 in axes:
-        return None
-    [axis] = axes
-    if varies(node, len(shape) - 1 - axis):
-        return None
-    op = Select(tuple(reversed(range(shape[axis]))), shape[axis])
-    return unary(call["input"], op, rank=len(shape) - 1 - axis)
-
-
 SLICES: dict[str, Handler] = {
     "cat": _cat,
     "hstack": _hstack,
-    "flip": _flip,
     "getitem": _getitem,
     "slice": _slice,
     "narrow": _narrow,
