@@ -281,6 +281,8 @@ def merge_siblings(fold: FoldPass) -> bool:
         Whether any was merged.
     """
     done, cheap = False, Decisions()
+    for node in [node for node, kept in fold.refused.items() if kept.reason in _STAY]:
+        del fold.refused[node]  # told anew below, where that is still so
     for found in fold.look() if any(forks(fold.lifter)) else ():
         region = fold.regions.current(found) if done else found
         choices = [] if region is None else bundles(fold.lifter, region)
@@ -293,6 +295,11 @@ def merge_siblings(fold: FoldPass) -> bool:
     return done
 
 
+_SLICED = "its parallel paths stay apart: what follows would read slices of one path in their place"
+_COSTLIER = "its parallel paths stay apart: one path in their place would not be as cheap"
+_STAY = frozenset({_SLICED, _COSTLIER})
+
+
 # what they are together
 
 
@@ -303,9 +310,13 @@ def _attempt(fold: FoldPass, region: Region, paths: list[Path], cheap: Decisions
 
 def _merge(fold: FoldPass, region: Region, paths: list[Path], cheap: Decisions) -> bool:
     whole = Input(paths[0].steps[0].links[0].node, sum(path.width for path in paths))
-    if not _takes_in(fold.decisions, region.op, _slices(paths), whole):
-        return False
-    levels = _levels(fold.lifter, paths, cheap)
+    levels = None
+    if _takes_in(fold.decisions, region.op, _slices(paths), whole):
+        levels = _levels(fold.lifter, paths, cheap)
+        if levels is None:
+            fold.keep(region.root, _COSTLIER)
+    else:
+        fold.keep(region.root, _SLICED)
     if levels is None:
         return False
     inserted = set(fold.editor.edits.inserted)

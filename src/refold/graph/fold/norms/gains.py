@@ -140,7 +140,11 @@ def _readers(lifter: Lifter, node: fx.Node, gain: _Gain) -> dict[fx.Node, Path]:
     """
     layers, views, others = _reached(lifter, node)
     if not layers:
-        return {}
+        products = [user for user in others if _multiplies(lifter, user)]
+        if not products:
+            return {}
+        names = ", ".join(dict.fromkeys(map(place_of, products)))
+        raise RefusedError(f"{names} is no layer of its own that could take it in")
     for value in (node, *views):
         if held := lifter.held(value):
             raise RefusedError(held)
@@ -158,6 +162,14 @@ def _readers(lifter: Lifter, node: fx.Node, gain: _Gain) -> dict[fx.Node, Path]:
         if not _same_axis(lifter, node, gain, path[0]):
             raise RefusedError(f"{place_of(layer)} works along another axis than the norm")
     return paths
+
+
+def _multiplies(lifter: Lifter, node: fx.Node) -> bool:
+    """Say whether a call mixes channels, so that one would expect it to take a gain in."""
+    piece, call = lifter.lift(node), canonical(node)
+    if isinstance(piece, Piece):
+        return any(isinstance(part, Conv) for op in piece.ops for part in chain(op))
+    return call is not None and call.name in _PRODUCTS
 
 
 def _reached(lifter: Lifter, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node], list[fx.Node]]:
@@ -254,6 +266,7 @@ def _why(gain: Affine, conv: Conv) -> str:
     return "the shift meets zero padding" if meets else "it is not a single layer"
 
 
+_PRODUCTS = frozenset({"einsum", "matmul", "bmm", "tensordot", "linear"})
 _CALLS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "layer_norm": (F.layer_norm, ("normalized_shape", "eps")),
     "rms_norm": (F.rms_norm, ("normalized_shape", "eps")),
