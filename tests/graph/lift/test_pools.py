@@ -122,6 +122,7 @@ APART: dict[str, Move] = {
     "along channels and places": lambda x: x.flip((1, 2)),
     "along all numbers": lambda x: x.roll(3),
     "the batch repeated": lambda x: x.repeat(2, 1, 1, 1),
+    "some channels at some places": lambda x: x[:, [2, 0, 1, 3], 1:4:2],
 }
 
 
@@ -131,6 +132,33 @@ def test_other_moves_stay_apart(name: str) -> None:
     [kept] = refold.plan(model, maps(2)).kept
     assert "no neighbour takes it in" in kept.reason
     assert norms(folded(model, maps(2))) == 1
+
+
+SOME: dict[str, Move] = {
+    "from a place to another": lambda x: x[..., 1:5],
+    "every second of these": lambda x: x[..., 1:6:2, ::2],
+    "the last ones": lambda x: x[:, :, -4:],
+    "all but one place of an axis": lambda x: x[..., 2, :],
+    "a place, and some of an axis": lambda x: x[:, :, 1:4, 0],
+}
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_norms_pass_a_choice_of_places(name: str) -> None:
+    x = images(2, 3, 8, 9)
+    norm = nn.BatchNorm1d if SOME[name](x).ndim == 3 else nn.BatchNorm2d
+    model = Between(nn.Conv2d(3, 3, 3, padding=1), SOME[name], norm(3))
+    assert norms(folded(model, x)) == 0
+    assert norms(folded(Between(nn.BatchNorm2d(3), SOME[name], nn.Identity()), x)) == 1
+
+
+@pytest.mark.parametrize(("width", "left"), [(2, 1), (1, 2)])
+def test_layers_before_and_behind_a_choice_are_one_where_that_costs_no_more(
+    width: int, left: int
+) -> None:
+    model = Between(nn.Conv2d(4, width, 1), SOME["the last ones"], nn.Conv2d(width, 4, 1))
+    layers = folded(model, images(2, 4, 8, 9)).modules()
+    assert sum(isinstance(layer, nn.Conv2d) for layer in layers) == left
 
 
 SCALES = {
