@@ -278,7 +278,7 @@ NORMS = (
         "The gain of a LayerNorm or GroupNorm stays",
         (
             "its gain stays: …",
-            "… is no layer of its own that could take it in",
+            "… is no linear layer along its channels",
             "it differs from place to place, not only from channel to channel",
             "it is computed from the input",
             "… reads it: …",
