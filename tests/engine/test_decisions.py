@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,17 @@ from torch import Tensor
 
 from refold.algebra.apply import apply
 from refold.algebra.geometry import Axes, Axis
-from refold.algebra.operator import Affine, Conv, Input, Operator, Sequence, Sum, add, sequence
+from refold.algebra.operator import (
+    Affine,
+    Conv,
+    Input,
+    Operator,
+    Resample,
+    Sequence,
+    Sum,
+    add,
+    sequence,
+)
 from refold.engine import simplify as engine
 from refold.engine.decisions import Decisions, structure
 
@@ -73,6 +84,25 @@ def test_numbers_of_the_first_block_are_not_those_of_the_second() -> None:
     got = _value(replay.run(decisions.rewrite(shadow)), {"a": x})
     torch.testing.assert_close(got, _value(first, {"a": x}), rtol=1e-12, atol=1e-12)
     assert not torch.allclose(got, _value(second, {"a": x}))
+
+
+def test_the_same_change_of_layout_is_decided_once() -> None:
+    """Its function is made anew for each call of the network."""
+
+    def lays_out(order: list[int], **more: object) -> Operator:
+        turned = Resample(partial(torch.permute, dims=order, **more), 0, source_rank=2)
+        return sequence(Input("x"), _conv(_AXES), turned)
+
+    decisions = Decisions()
+    one, other, third = (lays_out(order) for order in ([0, 2, 3, 1], [0, 2, 3, 1], [0, 3, 2, 1]))
+    shadow, _ = decisions.stand_in(one)
+    same, replay = decisions.stand_in(other)
+    assert same is shadow
+    assert decisions.stand_in(third)[0] is not shadow
+    assert decisions.stand_in(lays_out([0, 2, 3, 1], input=None))[0] is not shadow
+    x = torch.randn(1, 2, 4, 3)
+    got = _value(replay.run(decisions.rewrite(shadow)), {"x": x})
+    torch.testing.assert_close(got, _value(other, {"x": x}))
 
 
 def _mixed(one: str, other: str) -> Sum:

@@ -6,8 +6,10 @@ of the same operators, shapes and sources.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import fields
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -72,5 +74,15 @@ def structure(op: Operator, sources: dict[Hashable, int]) -> Hashable:
     return type(op), *(_told(getattr(op, name)) for name in told)
 
 
-def _told(value: Hashable | Tensor) -> Hashable:
-    return (value.shape, value.dtype) if isinstance(value, Tensor) else value
+def _told(value: Hashable | Tensor | partial[Any]) -> Hashable:
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, partial):  # made anew for each call, and equal only to itself
+        return partial, value.func, _told_all(value.args), _told_all(value.keywords.items())
+    return value
+
+
+def _told_all(values: Iterable[Any]) -> Hashable:
+    return tuple(
+        _told_all(value) if isinstance(value, (list, tuple)) else value for value in values
+    )

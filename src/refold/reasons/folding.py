@@ -113,6 +113,18 @@ BRANCHES = (
         "Nothing: they are as cheap as they can be.",
     ),
     Reason(
+        "Parallel paths with functions between their layers stay apart",
+        (
+            "its parallel paths stay apart: what follows would read slices of one path in their "
+            "place",
+            "its parallel paths stay apart: one path in their place would not be as cheap",
+        ),
+        "Paths of the same layers and functions become one wide path of grouped convolutions where "
+        "all have one width and the join or the layer behind takes in the whole. A sum of their "
+        "ends without a layer before it would be a sum of slices.",
+        "Give all paths one width, and end them with a convolution before they are added.",
+    ),
+    Reason(
         "The branches meet after their layout was changed",
         (
             "its terms are laid out before they are added: …",
@@ -266,6 +278,7 @@ NORMS = (
         "The gain of a LayerNorm or GroupNorm stays",
         (
             "its gain stays: …",
+            "… is no linear layer along its channels",
             "it differs from place to place, not only from channel to channel",
             "it is computed from the input",
             "… reads it: …",

@@ -8,10 +8,10 @@ from dataclasses import replace
 from torch import Tensor, fx
 
 from refold.algebra.norm import norm_affine
-from refold.algebra.operator import Conv
+from refold.algebra.operator import Affine, Conv
 from refold.graph.calls import Call, canonical, is_kind_question
 from refold.graph.lift.arithmetic import linear, matrix
-from refold.graph.lift.context import Context, Handler
+from refold.graph.lift.context import Context, Handler, Shape
 from refold.graph.lift.indexing import SLICES
 from refold.graph.lift.joins.stacks import contract_stack, einsum_of_stack
 from refold.graph.lift.kinds import same_kind
@@ -97,7 +97,10 @@ def _einsum(context: Context, node: fx.Node, call: Call) -> Lifted:
     weight = context.weights(constant)
     if not isinstance(weight, list) or weight[0] is None:
         return weight if isinstance(weight, str) else None
-    return _contracted(value, names[at], names[1 - at], made, weight[0])
+    own, other = names[at], names[1 - at]
+    if own == made and len(other) == 1 and own.count(other) == 1 and weight[0].ndim == 1:
+        return _scaled(context.shape(value), value, own, other, weight[0])
+    return _contracted(value, own, other, made, weight[0])
 
 
 def _contracted(value: fx.Node, own: str, other: str, made: str, weight: Tensor) -> Lifted:
@@ -115,6 +118,15 @@ def _contracted(value: fx.Node, own: str, other: str, made: str, weight: Tensor)
         return linear(value, Conv(matrix))
     rank = len(own) - 2
     return _pointwise(value, matrix, rank) if own.index(gone) == 1 and "." not in own else None
+
+
+def _scaled(shape: Shape | None, value: fx.Node, own: str, axis: str, scale: Tensor) -> Lifted:
+    """Return the scale of one axis, the last or the second, of a value whose axes are named."""
+    is_last, is_second = own.endswith(axis), own.index(axis) == 1 and "." not in own
+    rank = 0 if is_last else len(own) - 2
+    if shape is None or not (is_last or is_second) or shape[-1 - rank] != scale.numel():
+        return None
+    return unary(value, Affine(scale), rank=rank, keeps_shape=True)
 
 
 def _tensordot(context: Context, node: fx.Node, call: Call) -> Lifted:
@@ -136,17 +148,6 @@ def _nothing_if(is_idle: Callable[[Context, Call], bool]) -> Handler:
         return nothing(value) if context.depends(value) and is_idle(context, call) else None
 
     return handle
-
-
-def _repeats_once(context: Context, call: Call) -> bool:
-    shape, times = context.shape(call["input"]), call["dims"]
-    once = isinstance(times, (tuple, list)) and all(n == 1 for n in times if isinstance(n, int))
-    return once and shape is not None and len(times) == len(shape) and set(times) == {1}
-
-
-def _rolls_nowhere(context: Context, call: Call) -> bool:
-    shifts = call["shifts"]
-    return not any(shifts) if isinstance(shifts, (tuple, list)) else shifts == 0
 
 
 def _pools_one(context: Context, call: Call) -> bool:
@@ -219,8 +220,6 @@ LAYERS: dict[str, Handler] = {
     "pow": _nothing_if(lambda context, call: context.number(call["exponent"]) == 1),
     "maximum": _nothing_if(lambda context, call: call["other"] is call["input"]),
     "pixel_shuffle": _nothing_if(lambda context, call: call["factor"] == 1),
-    "repeat": _nothing_if(_repeats_once),
-    "roll": _nothing_if(_rolls_nowhere),
     **{f"max_pool{rank}d": _nothing_if(_pools_one) for rank in (1, 2, 3)},
     "same": _same,
     "to": _cast,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from itertools import pairwise
+from math import prod
 from typing import Any, cast
 
 from torch import fx
@@ -14,7 +15,6 @@ from refold.algebra.operator import AvgPool, Identity, Operator, Pad, Resample, 
 from refold.graph.calls import SPLITS, Call, canonical
 from refold.graph.lift.context import Context, Handler, Shape
 from refold.graph.lift.piece import Lifted, Piece, RankedOp, nothing, relayout, unary
-from refold.graph.lift.windows import tuple_of
 
 
 def axes_of(shape: Shape | None, rank: int) -> int | None:
@@ -78,8 +78,8 @@ def _getitem(context: Context, node: fx.Node, call: Call) -> Lifted:
         if not rank and any(entry != slice(None) for entry in slices[:-1]):
             return _rows(slices)
         if any(isinstance(s, int) for s in slices):
-            return _position(slices, rank)
-        return _sliced(slices, rank, None if varies(node, rank) else _channels(shape, rank))
+            return _position(slices, rank, shape and shape[len(shape) - rank :])
+        return _sliced(node, slices, rank, shape)
 
     return relayout(source, by_rank)
 
@@ -116,13 +116,28 @@ def _is_plain(entry: Any) -> bool:
     return entry is Ellipsis or (isinstance(entry, (int, list)) and not isinstance(entry, bool))
 
 
-def _position(entries: list[Any], rank: int) -> RankedOp | None:
-    """Return the choice of one position: `x[:, :, 0, 0]` of a pooled map."""
+def _position(entries: list[Any], rank: int, sizes: Shape | None) -> RankedOp | None:
+    """Return the choice of positions along some axes: `x[:, :, 0, 0]` of a pooled map."""
     at = len(entries) - rank
     kept = all(entry == slice(None) for entry in entries[:at])
-    if not kept or not rank or not all(isinstance(entry, int) for entry in entries[at:]):
+    return _places(entries[at:], sizes) if kept and rank else None
+
+
+def _places(entries: list[Any], sizes: Shape | None) -> RankedOp | None:
+    """Return the choice of some positions of every channel; an axis of one alone goes.
+
+    Args:
+        entries: for each axis behind the channels.
+        sizes: of these axes, where known: they tell what a layer behind them costs.
+    """
+    rank = len(entries)
+    left = sum(isinstance(entry, slice) for entry in entries)
+    if not all(isinstance(entry, (int, slice)) for entry in entries) or (left and sizes is None):
         return None
-    return Resample(operator.itemgetter((..., *entries[at:])), 0, 0.0, rank), 0
+    pairs = zip(sizes or (), entries, strict=True) if left else ()
+    counts = ((n, len(range(n)[e]) if isinstance(e, slice) else 1) for n, e in pairs)
+    share = prod(chosen / max(n, 1) for n, chosen in counts) if left else 0.0
+    return Resample(operator.itemgetter((..., *entries)), left, share, rank), left
 
 
 def _rows(entries: list[Any]) -> RankedOp | None:
@@ -145,8 +160,9 @@ def _spread(entries: tuple[Any, ...], count: int) -> list[Any] | None:
     return full if len(full) == count else None
 
 
-def _sliced(slices: list[Any], rank: int, channels: int | None) -> RankedOp | None:
+def _sliced(node: fx.Node, slices: list[Any], rank: int, shape: Shape | None) -> RankedOp | None:
     at = len(slices) - 1 - rank
+    channels = None if varies(node, rank) else _channels(shape, rank)
     spatial = slices[at + 1 :]
     if any(s != slice(None) for s in slices[:at]) or any(isinstance(s, list) for s in spatial):
         return None
@@ -155,11 +171,14 @@ def _sliced(slices: list[Any], rank: int, channels: int | None) -> RankedOp | No
         if channels is None:
             return None
         ops.append(_choice(slices[at], channels))
-    if any((s.start or 0) < 0 or (s.stop or -1) > 0 or s.stop == 0 for s in spatial):
-        return None
-    if any((s.step or 1) != 1 for s in spatial):
-        if any(s.stop is not None for s in spatial):
+    from_size = any((s.start or 0) < 0 or (s.stop or -1) > 0 or s.stop == 0 for s in spatial)
+    steps = any((s.step or 1) != 1 for s in spatial)
+    if from_size or (steps and any(s.stop is not None for s in spatial)):
+        places = _places(spatial, shape and shape[at + 1 :])
+        if places is None or ops:  # without its channels, what is left would be no layer of torch
             return None
+        ops.append(places[0])
+    elif steps:
         ops.append(AvgPool(tuple(Axis(1, s.step or 1, 1, -(s.start or 0)) for s in spatial)))
     elif any(s != slice(None) for s in spatial):
         ops.append(Pad(tuple((-(s.start or 0), s.stop or 0) for s in spatial)))
@@ -232,7 +251,7 @@ def _slice(context: Context, node: fx.Node, call: Call) -> Lifted:
         entries[dim] = slice(entries[dim].start, None, entries[dim].step)
 
     def by_rank(rank: int) -> RankedOp | None:
-        return _sliced(entries, rank, None if varies(node, rank) else _channels(shape, rank))
+        return _sliced(node, entries, rank, shape)
 
     return relayout(call["input"], by_rank)
 
@@ -261,25 +280,9 @@ def _index_select(context: Context, node: fx.Node, call: Call) -> Lifted:
     return unary(call["input"], op, rank=rank)
 
 
-def _flip(context: Context, node: fx.Node, call: Call) -> Lifted:
-    """Lift a reversal of the channels."""
-    shape, dims = context.shape(call["input"]), call["dims"]
-    if shape is None or dims is None:
-        return None
-    axes = {dim % len(shape) for dim in tuple_of(dims, 1)}
-    if len(axes) != 1 or 0 in axes:
-        return None
-    [axis] = axes
-    if varies(node, len(shape) - 1 - axis):
-        return None
-    op = Select(tuple(reversed(range(shape[axis]))), shape[axis])
-    return unary(call["input"], op, rank=len(shape) - 1 - axis)
-
-
 SLICES: dict[str, Handler] = {
     "cat": _cat,
     "hstack": _hstack,
-    "flip": _flip,
     "getitem": _getitem,
     "slice": _slice,
     "narrow": _narrow,

@@ -1,7 +1,8 @@
-"""Pools, pads and resizing: calls that move positions and treat every channel alike."""
+"""Pools, pads, resizing, flips and rolls: calls that move positions and treat channels alike."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from refold.algebra.operator import AvgPool, Pad, Resample
+from refold.algebra.operator import AvgPool, Pad, Resample, Select
 from refold.graph.calls import Call
 from refold.graph.lift.context import Context, Handler
-from refold.graph.lift.indexing import axes_of
+from refold.graph.lift.indexing import axes_of, varies
 from refold.graph.lift.joins.stacks import sum_of_stack
-from refold.graph.lift.piece import Lifted, RankedOp, relayout, unary
+from refold.graph.lift.piece import Lifted, RankedOp, nothing, relayout, unary
 from refold.graph.lift.windows import pool_axes, tuple_of
 
 
@@ -96,6 +97,84 @@ def _interpolate(context: Context, node: fx.Node, call: Call) -> Lifted:
     return relayout(call["input"], by_rank)
 
 
+# flips, rolls and copies: along the channels they choose, along other axes they move positions
+
+
+def _flip(context: Context, node: fx.Node, call: Call) -> Lifted:
+    if call["dims"] is None:
+        return None
+    dims = tuple_of(call["dims"], 1)
+    return _moved(context, node, call, dims, partial(torch.flip, dims=dims))
+
+
+def _roll(context: Context, node: fx.Node, call: Call) -> Lifted:
+    given = call["shifts"]
+    shifts = given if isinstance(given, (tuple, list)) else (given,)
+    if not any(shifts):
+        return nothing(call["input"]) if context.depends(call["input"]) else None
+    if call["dims"] is None or not all(isinstance(shift, int) for shift in shifts):
+        return None
+    dims = tuple_of(call["dims"], 1)
+    return _moved(context, node, call, dims, partial(torch.roll, shifts=tuple(shifts), dims=dims))
+
+
+def _repeat(context: Context, node: fx.Node, call: Call) -> Lifted:
+    shape, given = context.shape(call["input"]), call["dims"]
+    times = given if isinstance(given, (tuple, list)) else (given,)
+    if shape is None or len(times) != len(shape) or not context.depends(call["input"]):
+        return None
+    if not all(isinstance(count, int) and count > 0 for count in times):
+        return None
+    dims = tuple(axis for axis, count in enumerate(times) if count > 1)
+    if not dims:
+        return nothing(call["input"])
+    return _moved(context, node, call, dims, partial(torch.tile, dims=tuple(times)))
+
+
+def _repeat_each(context: Context, node: fx.Node, call: Call) -> Lifted:
+    times, dim = call["repeats"], call["dim"]
+    if not isinstance(times, int) or not isinstance(dim, int) or times < 1:
+        return None
+    function = partial(torch.repeat_interleave, repeats=times, dim=dim)
+    return _moved(context, node, call, (dim,), function)
+
+
+def _moved(
+    context: Context,
+    node: fx.Node,
+    call: Call,
+    dims: tuple[int, ...],
+    function: Callable[[Tensor], Tensor],
+) -> Lifted:
+    """Return the piece of a function that moves numbers along some axes, the batch not among them.
+
+    Args:
+        context: what is known of the graph.
+        node: the call.
+        call: its arguments.
+        dims: the axes.
+        function: what it does to a value of as many axes.
+    """
+    shape = context.shape(call["input"])
+
+    def by_rank(rank: int) -> RankedOp | None:
+        count = axes_of(shape, rank)
+        if count is None:
+            return None
+        axes, channel = {dim % count for dim in dims}, count - 1 - rank
+        if 0 in axes or (channel in axes and len(axes) > 1):
+            return None
+        if channel not in axes:
+            grown = function(torch.empty((1,) * count, device="meta")).numel()
+            return Resample(function, rank, float(grown), rank), rank
+        if shape is None or varies(node, rank):
+            return None
+        order = torch.arange(shape[channel]).reshape(*(1,) * channel, -1, *(1,) * rank)
+        return Select(tuple(function(order).flatten().tolist()), shape[channel]), rank
+
+    return relayout(call["input"], by_rank)
+
+
 WINDOWS: dict[str, Handler] = {
     "pad": _pad,
     "constant_pad": _pad,
@@ -103,4 +182,8 @@ WINDOWS: dict[str, Handler] = {
     **{f"adaptive_pool{rank}d": _adaptive for rank in (1, 2, 3)},
     "mean": _mean,
     "interpolate": _interpolate,
+    "flip": _flip,
+    "roll": _roll,
+    "repeat": _repeat,
+    "repeat_interleave": _repeat_each,
 }

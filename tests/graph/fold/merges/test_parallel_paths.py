@@ -165,6 +165,22 @@ def test_towers_of_different_widths_stay_apart() -> None:
     assert groups(folded(Paths(path(2), path(3), join=add))) == [1] * 6
 
 
+def test_paths_that_stay_apart_have_a_reason() -> None:
+    layers = {"a": conv(3, 4), "b": conv(3, 4), "c": conv(4, 5), "d": nn.Identity()}
+    for model, reason in (
+        (net(bare_sum, **layers), "would read slices"),
+        (Paths(path(2), path(3), join=add), "would not be as cheap"),
+    ):
+        [kept] = plan(model.eval(), images().float()).kept
+        assert "its parallel paths stay apart" in kept.reason
+        assert reason in kept.reason
+
+
+def test_paths_that_are_one_in_the_end_are_in_no_entry_of_what_stayed() -> None:
+    model = nn.Sequential(Paths(path(out=None), path(out=None), join=lay), conv(4, 5, 1))
+    assert not plan(model.eval(), images().float()).kept
+
+
 def test_a_shape_that_is_read_stays() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         a, b = self.a(x).relu(), self.b(x).relu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ from refold.algebra.operator import (
 from refold.algebra.shapes import multiply_adds, shape_after
 from refold.engine.decisions import Decisions
 from refold.errors import RefusedError
-from refold.graph.calls import place_of, shape_readers
+from refold.graph.calls import Kind, kind_of, place_of, shape_readers
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.lower import like_of, lower, name_of_new
@@ -40,6 +41,7 @@ from refold.graph.lift.activations import activation
 from refold.graph.lift.context import Context
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.links import Link, link
+from refold.graph.lift.piece import Piece
 from refold.graph.surgery.editor import Editor
 from refold.rules.channels import slices
 
@@ -157,18 +159,62 @@ class Path:
 
 def bundles(lifter: Lifter, region: Region) -> list[list[Path]]:
     """Return the paths into a region that start from one value and have the same steps."""
-    if region.root in lifter.tainted or any(any(shape_readers(n)) for n in region.nodes):
+    counts = Counter(inputs_of(region.op))
+    ends = [value for value, count in counts.items() if count == 1 and len(value.users) == 1]
+    if len(ends) < 2 or region.root in lifter.tainted:
         return []
-    values = list(inputs_of(region.op))
+    if any(any(shape_readers(n)) for n in region.nodes):
+        return []
     groups: dict[object, list[Path]] = {}
-    for value in values:
-        once = values.count(value) == 1 and len(value.users) == 1
-        path = _path_to(lifter, value) if once else None
+    for value in ends:
+        path = _path_to(lifter, value)
         if path is not None:
             links = (link for step in path.steps for link in step.links)
             key = (path.source, *(_make(lifter, link) for link in links))
             groups.setdefault(key, []).append(path)
     return [paths for paths in groups.values() if len(paths) > 1]
+
+
+def forks(lifter: Lifter) -> Iterator[fx.Node]:
+    """Yield the values from which two steps of one make lead to functions.
+
+    No bundle starts from another value. It takes no regions to know, which cost more to look for.
+    """
+    for value in lifter.capture.graph.nodes:
+        if len(value.users) < 2 or len(readers := list(_affine_readers(lifter, value))) < 2:
+            continue
+        steps = [step for node in readers if isinstance(step := link(lifter, node), Link)]
+        makes = [(step.source, _make(lifter, step), step.node) for step in steps]
+        counts = Counter(
+            (source, make)
+            for source, make, node in makes
+            if make is not None and _meets_function(lifter, node)
+        )
+        if any(count > 1 for count in counts.values()):
+            yield value
+
+
+def _affine_readers(lifter: Lifter, value: fx.Node) -> Iterator[fx.Node]:
+    """Yield the affine calls that read a value, or a part of it that another call hands on."""
+    for user in value.users:
+        handed_on = lifter.lift(user) is None and Kind.VIEW in kind_of(user)
+        for node in user.users if handed_on else (user,):
+            if isinstance(lifter.lift(node), Piece):
+                yield node
+
+
+def _meets_function(lifter: Lifter, node: fx.Node) -> bool:
+    """Say whether a path from a node may end outside the region of the join that it leads to.
+
+    A region takes in every affine step before its join; one of no fixed rank it may leave out.
+    """
+    while True:
+        piece = lifter.lift(node)
+        if not isinstance(piece, Piece) or piece.by_rank is not None or not lifter.may_go(node):
+            return True
+        if piece.join != "none" or len(node.users) != 1:
+            return False
+        [node] = node.users
 
 
 def _path_to(lifter: Lifter, value: fx.Node) -> Path | None:
@@ -235,8 +281,10 @@ def merge_siblings(fold: FoldPass) -> bool:
         Whether any was merged.
     """
     done, cheap = False, Decisions()
-    for found in fold.look():
-        region = fold.regions.current(found) if len(found.inputs) > 1 else None
+    for node in [node for node, kept in fold.refused.items() if kept.reason in _STAY]:
+        del fold.refused[node]  # told anew below, where that is still so
+    for found in fold.look() if any(forks(fold.lifter)) else ():
+        region = fold.regions.current(found) if done else found
         choices = [] if region is None else bundles(fold.lifter, region)
         # One a round: the other paths then lead into a region that is no more.
         if region is not None and any(_attempt(fold, region, p, cheap) for p in choices):
@@ -245,6 +293,11 @@ def merge_siblings(fold: FoldPass) -> bool:
         fold.editor.sweep()
         fold.edited()
     return done
+
+
+_SLICED = "its parallel paths stay apart: what follows would read slices of one path in their place"
+_COSTLIER = "its parallel paths stay apart: one path in their place would not be as cheap"
+_STAY = frozenset({_SLICED, _COSTLIER})
 
 
 # what they are together
@@ -257,9 +310,13 @@ def _attempt(fold: FoldPass, region: Region, paths: list[Path], cheap: Decisions
 
 def _merge(fold: FoldPass, region: Region, paths: list[Path], cheap: Decisions) -> bool:
     whole = Input(paths[0].steps[0].links[0].node, sum(path.width for path in paths))
-    if not _takes_in(fold.decisions, region.op, _slices(paths), whole):
-        return False
-    levels = _levels(fold.lifter, paths, cheap)
+    levels = None
+    if _takes_in(fold.decisions, region.op, _slices(paths), whole):
+        levels = _levels(fold.lifter, paths, cheap)
+        if levels is None:
+            fold.keep(region.root, _COSTLIER)
+    else:
+        fold.keep(region.root, _SLICED)
     if levels is None:
         return False
     inserted = set(fold.editor.edits.inserted)

@@ -28,6 +28,7 @@ from refold.errors import RefusedError
 from refold.graph.calls import canonical, place_of, reads_shape_only
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.lower import name_of_new
 from refold.graph.fold.norms.takers import (
     Taker,
     conv_of,
@@ -37,7 +38,7 @@ from refold.graph.fold.norms.takers import (
     note,
     simplified,
 )
-from refold.graph.fold.region import Regions
+from refold.graph.fold.region import Regions, source_of
 from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.piece import Piece
 from refold.graph.trace.overridden import layer_class
@@ -140,6 +141,7 @@ def _readers(lifter: Lifter, node: fx.Node, gain: _Gain) -> dict[fx.Node, Path]:
     """
     layers, views, others = _reached(lifter, node)
     if not layers:
+        _check_products(lifter, others)
         return {}
     for value in (node, *views):
         if held := lifter.held(value):
@@ -160,6 +162,37 @@ def _readers(lifter: Lifter, node: fx.Node, gain: _Gain) -> dict[fx.Node, Path]:
     return paths
 
 
+def _check_products(lifter: Lifter, readers: list[fx.Node]) -> None:
+    """Tell where a norm's value is multiplied with a matrix by no layer that could take it in.
+
+    Raises:
+        RefusedError: when one of the readers does.
+    """
+    product = next((user for user in readers if _multiplies(lifter, user)), None)
+    if product is not None:
+        lifted, name = lifter.lift(product), place_of(product)
+        if isinstance(lifted, str):
+            raise RefusedError(f"{name} reads it: {lifted}")
+        raise RefusedError(f"{name} is no linear layer along its channels")
+
+
+def _is_written_out(lifter: Lifter, node: fx.Node, value: fx.Node) -> bool:
+    """Say whether a call of a function is a linear layer or convolution of a value."""
+    piece = lifter.lift(node)
+    if not isinstance(piece, Piece) or node.op == "call_module" or piece.through:
+        return False
+    is_one = piece.join == "none" and isinstance(piece.ops[0], Conv) and piece.by_rank is None
+    return is_one and piece.sources == (value,) and lifter.may_go(node)
+
+
+def _multiplies(lifter: Lifter, node: fx.Node) -> bool:
+    """Say whether a call mixes channels, so that one would expect it to take a gain in."""
+    piece, call = lifter.lift(node), canonical(node)
+    if isinstance(piece, Piece):
+        return any(isinstance(part, Conv) for op in piece.ops for part in chain(op))
+    return call is not None and call.name in _PRODUCTS
+
+
 def _reached(lifter: Lifter, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node], list[fx.Node]]:
     """Return the layers that a value reaches, the changes of layout on the way, other readers."""
     layers, views, others = list[fx.Node](), list[fx.Node](), list[fx.Node]()
@@ -167,7 +200,8 @@ def _reached(lifter: Lifter, node: fx.Node) -> tuple[list[fx.Node], list[fx.Node
         for user in value.users:
             if reads_shape_only(user, value):
                 continue
-            if is_layer(lifter, user) and list(user.all_input_nodes) == [value]:
+            is_module = is_layer(lifter, user) and list(user.all_input_nodes) == [value]
+            if is_module or _is_written_out(lifter, user, value):
                 layers.append(user)
             elif is_view(lifter, user):
                 views.append(user)
@@ -223,10 +257,23 @@ def _push(
     before = [conv_of(fold.lifter, reader) for reader in readers]
     gain.remove(fold)
     for reader, new in zip(readers, made, strict=True):
-        fold.editor.replace_module(reader, new.module)
+        if reader.op == "call_module":
+            fold.editor.replace_module(reader, new.module)
+        else:
+            _write_layer(fold, reader, new)
     nodes, after = [node, *readers], (new.op for new in made)
     note(fold, RULE, nodes, [gain.op, *before], after, at=[node], detail=readers)
     return True
+
+
+def _write_layer(fold: FoldPass, reader: fx.Node, new: Taker) -> None:
+    """Put a layer in the place of a call of a function."""
+    value, name = source_of(fold.lifter, reader), name_of_new(new.op)
+    layer = fold.editor.insert_module(new.module, [value], before=reader, name=name)
+    if (shape := fold.lifter.shape(reader)) is not None:
+        fold.lifter.shapes[layer] = shape
+    fold.touch([reader], [layer])
+    fold.editor.replace(reader, layer)
 
 
 def taken_in(fold: FoldPass, reader: fx.Node, gain: Affine, path: Path) -> Taker:
@@ -254,6 +301,7 @@ def _why(gain: Affine, conv: Conv) -> str:
     return "the shift meets zero padding" if meets else "it is not a single layer"
 
 
+_PRODUCTS = frozenset({"einsum", "matmul", "bmm", "tensordot", "linear"})
 _CALLS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "layer_norm": (F.layer_norm, ("normalized_shape", "eps")),
     "rms_norm": (F.rms_norm, ("normalized_shape", "eps")),
