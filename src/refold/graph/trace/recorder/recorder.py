@@ -85,6 +85,7 @@ class Recorder(StateNotes):
         self.ran: set[int] = set()
         self._framed: set[str] = set()
         self._ours: list[tuple[dict[str, Any], str, Callable[..., Any]]] = []
+        self._methods: dict[type, list[tuple[str, Any]]] = {}  # the helpers of each class
         self.chance: Chance | None = None  # set where Python's random numbers were seen to be drawn
         self.counts_only = False  # how often each layer is called, and the result: no graph
         self.answers = Answers()  # of calls that the next run need not make again
@@ -439,7 +440,10 @@ class Recorder(StateNotes):
         """Record calls of the module's own methods as frames too (`self.forward_features(x)`)."""
         if isinstance(module, _NormBase) and disguise(module) is not None:
             self._put(module, "_check_input_dim", _accept_any_rank)
-        for name, function in helper_methods(module):
+        kind = type(module)
+        if kind not in self._methods:
+            self._methods[kind] = [*helper_methods(module)]
+        for name, function in self._methods[kind]:
             self._put(module, name, self._watched(module, path, name, function))
 
     def _put(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
