@@ -1,14 +1,15 @@
 """Folding RepMLP by scattering kernel taps, against pushing an identity matrix through the convs.
 
-    python benchmarks/repmlp_fold.py [--runs 5]
+    python benchmarks/repmlp_fold.py [--runs 5] [--before DIR]
 
 Two subjects: RepMLPNet-L256, and one block of C = O = 256 on a 14x14 map with 8 groups. Each run is
 a fresh process that computes in one thread, the methods alternate. "identity" and "matrices" do the
 same job: from float32 weights and live norms they make the FC3 of every block, the latter with the
 engine's operators and rules and, as in the engine, memory that a second core makes ready. "network"
 is `refold.reparameterize`: record, fold everything else too, copy what stays and run both forms;
-"unchecked" does not run them. "CPU" is the processor time of all threads. "Peak" is the highest
-resident memory above that before, beside the size of what is made.
+"unchecked" does not run them, and "before" is that in another checkout, DIR, by its own copy of
+this file. "CPU" is the processor time of all threads. "Peak" is the highest resident memory above
+that before, beside the size of what is made.
 
 The identity method is the paper's Algorithm 1 (arXiv:2105.01883) in the steps of the released code:
 all kernels padded to the largest and added, one unit a number of a group pushed through them as one
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -49,6 +51,7 @@ from refold.engine.row_slices import fold_rows_in_slices
 
 _MIB = 2**20
 _METHODS = ("identity", "matrices", "network", "unchecked")
+_BEFORE = "before"
 _SUBJECTS = ("repmlpnet_l256", "block")
 
 
@@ -56,23 +59,31 @@ def main() -> None:
     """Compare, or (with --child) do one conversion and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--before", type=Path, help="a checkout of another revision")
     parser.add_argument("--child", nargs=2, metavar=("METHOD", "SUBJECT"))
     options = parser.parse_args()
     if options.child:
         sys.stdout.write(json.dumps(fold(*options.child)))
         return
     console = Console(width=130)
+    methods = _METHODS if options.before is None else (*_METHODS, _BEFORE)
     for subject in _SUBJECTS:
-        rows: dict[str, list[dict[str, float]]] = {method: [] for method in _METHODS}
+        rows: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
         for _ in range(options.runs):
-            for method in _METHODS:
-                rows[method].append(_child(method, subject))
+            for method in methods:
+                rows[method].append(_child(method, subject, options.before))
         console.print(report(subject, rows))
 
 
-def _child(method: str, subject: str) -> dict[str, float]:
-    command = [sys.executable, str(Path(__file__)), "--child", method, subject]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def _child(method: str, subject: str, before: Path | None) -> dict[str, float]:
+    script, around = Path(__file__), dict(os.environ)
+    if method == _BEFORE and before is not None:
+        script = before / "benchmarks" / script.name
+        around["PYTHONPATH"] = str(before / "src")
+        # Where no fold ran what it had made, there was one way to fold.
+        method = "unchecked" if '"unchecked"' in script.read_text() else "network"
+    command = [sys.executable, str(script), "--child", method, subject]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=around)
     return json.loads(done.stdout)
 
 
@@ -236,7 +247,7 @@ def report(subject: str, rows: dict[str, list[dict[str, float]]]) -> Table:
     )  # fmt: skip
     for at, column in enumerate(columns):
         table.add_column(column, justify="right" if at else "left")
-    for method in _METHODS:
+    for method in rows:
         found = {key: [row[key] for row in rows[method]] for key in rows[method][0]}
         ratio = statistics.median(found["peak"]) / statistics.median(found["made"])
         table.add_row(

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _VERSION = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
 
@@ -22,6 +23,18 @@ EXTRA_MEMBER = re.compile(r"/extra/|^extra_files/")
 
 PROGRAM_MEMBERS = ("/archive_format", "/models/model.json", "serialized_exported_program.json")
 """What the names of members of a .pt2 archive end in; the last until torch 2.7."""
+
+
+class DispatchMode(TorchDispatchMode):
+    """A mode that sees every operator, without loading torch's compiler for that.
+
+    Newer versions load it at the first operator, about a second, to keep it out of the mode's own
+    code: it never gets there, as nothing is compiled while a mode of this kind is on.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 def default_device() -> torch.device:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional
 
+from refold.algebra.arithmetic import spread
 from refold.algebra.operator import (
     Affine,
     AvgPool,
@@ -42,10 +46,46 @@ def shape_after(op: Operator, shape: Shape | None) -> Shape | None:
 
 
 def _resampled(op: Resample, shape: Shape) -> Shape | None:
+    told = _pooled_by(op.function, shape)
+    if told is not None:
+        return told
     try:
         return tuple(op.function(torch.empty(shape, device="meta")).shape)
     except Exception:  # a function of the model's own, on another number of channels
         return None
+
+
+def _pooled_by(function: Any, shape: Shape) -> Shape | None:
+    """Tell what an adaptive pool or a mean gives, without running it."""
+    if isinstance(function, nn.AdaptiveAvgPool2d):
+        return pooled(shape, function.output_size)
+    called = getattr(function, "func", None)
+    if called is functional.adaptive_avg_pool2d:
+        return pooled(shape, **function.keywords)
+    return averaged(shape, **function.keywords) if called is torch.mean else None
+
+
+def pooled(shape: Shape, output_size: Any) -> Shape | None:
+    """Return the shape after an adaptive pool of a map with two axes, None where it is unusual."""
+    wanted = output_size if isinstance(output_size, tuple | list) else [output_size] * 2
+    after = [n if m is None else m for n, m in zip(shape[2:], wanted, strict=False)]
+    is_usual = len(shape) == 4 and len(after) == 2 and min(shape[1:]) > 0
+    return (*shape[:2], *after) if is_usual else None
+
+
+def averaged(shape: Shape, dim: Any = None, keepdim: bool = False) -> Shape | None:
+    """Return the shape after a mean over some axes, None where it is unusual.
+
+    Examples:
+        >>> averaged((2, 3, 8, 8), (-1, 2)), averaged((2, 3, 8), 1, keepdim=True)
+        ((2, 3), (2, 1, 8))
+    """
+    dims = [dim] if isinstance(dim, int) else dim or ()
+    axes = {n + len(shape) if n < 0 else n for n in dims}
+    if not axes or not axes <= set(range(len(shape))):
+        return None
+    kept = [1 if at in axes else n for at, n in enumerate(shape)]
+    return tuple(kept) if keepdim else tuple(n for at, n in enumerate(kept) if at not in axes)
 
 
 def joined(shapes: list[Shape | None], rank: int | None = None) -> Shape | None:
@@ -59,7 +99,7 @@ def joined(shapes: list[Shape | None], rank: int | None = None) -> Shape | None:
     if len(known) < len(shapes):
         return None
     if rank is None:
-        return tuple(torch.broadcast_shapes(*known))
+        return spread(*(torch.empty(shape, device="meta") for shape in known))
     at = len(known[0]) - 1 - rank
     return (*known[0][:at], sum(shape[at] for shape in known), *known[0][at + 1 :])
 

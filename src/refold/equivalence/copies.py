@@ -9,7 +9,6 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from refold.errors import InputError, RefusedError
 from refold.graph import (
@@ -24,6 +23,7 @@ from refold.graph import (
     unwrap,
 )
 from refold.inputs import Arguments, call, required, unrunnable
+from refold.torch_versions import DispatchMode
 
 Result = TypeVar("Result")
 
@@ -204,7 +204,7 @@ def in_float64(make: Callable[[], Result]) -> Result:
         raise InputError(f"equality is proved in float64, and {error}") from error
 
 
-class _InFloat64(TorchDispatchMode):
+class _InFloat64(DispatchMode):
     """Read every narrower float type that a forward pass names (`x.float()`) as float64."""
 
     def __torch_dispatch__(

@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from refold.algebra.arithmetic import scatter_add, side_by_side
 from refold.algebra.operator import (
     Affine,
     Concat,
@@ -117,14 +118,14 @@ def concat_slices(op: Operator) -> Outcome:
 
 def _rows(conv: Conv, select: Select) -> Outcome:
     index = torch.tensor(select.index, device=conv.weight.device)
-    bias = None if conv.bias is None else conv.bias[index]
+    bias = None if conv.bias is None else conv.bias.index_select(0, index)
     if conv.transposed:
-        weight = regroup(conv.weight, conv.groups, 1)[:, index]
+        weight = regroup(conv.weight, conv.groups, 1).index_select(1, index)
         return replace(conv, weight=weight, bias=bias, groups=1)
     groups = _kept_groups(select.index, conv)
     if groups is not None:
-        return replace(conv, weight=conv.weight[index], bias=bias, groups=groups)
-    weight = regroup(conv.weight, conv.groups, 1)[index]
+        return replace(conv, weight=conv.weight.index_select(0, index), bias=bias, groups=groups)
+    weight = regroup(conv.weight, conv.groups, 1).index_select(0, index)
     return replace(conv, weight=weight, bias=bias, groups=1)
 
 
@@ -144,10 +145,8 @@ def _columns(select: Select, conv: Conv) -> Conv:
     if not conv.transposed and [i // width for i in select.index] == _owners(conv, select.channels):
         return _columns_within(select, conv, width)
     dense, axis = wide(regroup(conv.weight, conv.groups, 1)), 0 if conv.transposed else 1
-    shape = [*dense.shape]
-    shape[axis] = select.channels
     index = torch.tensor(select.index, device=dense.device)
-    return replace(conv, weight=dense.new_zeros(shape).index_add(axis, index, dense), groups=1)
+    return replace(conv, weight=scatter_add(select.channels, axis, index, dense), groups=1)
 
 
 def _owners(conv: Conv, channels: int) -> list[int]:
@@ -161,10 +160,10 @@ def _columns_within(select: Select, conv: Conv, width: int) -> Conv:
     rows = wide(conv.weight).unflatten(0, (conv.groups, -1))
     index = torch.tensor(select.index, device=rows.device).unflatten(0, (conv.groups, width))
     found = [
-        torch.zeros_like(part).index_add(1, order - group * width, part)
+        scatter_add(width, 1, order - group * width, part)
         for group, (part, order) in enumerate(zip(rows, index, strict=True))
     ]
-    return replace(conv, weight=torch.cat(found))
+    return replace(conv, weight=side_by_side(found))
 
 
 def _slices(op: Operator) -> tuple[Input | None, list[Select], list[Operator]] | None:
@@ -212,13 +211,13 @@ def stack(convs: list[Conv], groups: int = 1) -> Conv:
     if len({conv.weight.shape[1] for conv in convs}) > 1:
         raise GeometryError("branches read different numbers of channels")
     grown = [_grow(conv, convs) for conv in convs]
-    weight = torch.cat([wide(conv.weight) for conv in grown])
+    weight = side_by_side([wide(conv.weight) for conv in grown])
     has_bias = any(conv.bias is not None for conv in convs)
     zeros = [
         weight.new_zeros(conv.out_channels) if conv.bias is None else wide(conv.bias)
         for conv in convs
     ]
-    return Conv(weight, torch.cat(zeros) if has_bias else None, axes, groups, mode)
+    return Conv(weight, side_by_side(zeros) if has_bias else None, axes, groups, mode)
 
 
 def _grow(conv: Conv, others: list[Conv]) -> Conv:
@@ -260,4 +259,4 @@ def _row(vectors: list[Tensor | None], sizes: list[int], default: float) -> Tens
     device = max(known, key=Tensor.dim).device
     fill = torch.full((), default)
     pairs = zip(vectors, sizes, strict=True)
-    return torch.cat([per_channel(fill if v is None else v, n, device) for v, n in pairs])
+    return side_by_side([per_channel(fill if v is None else v, n, device) for v, n in pairs])

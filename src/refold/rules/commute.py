@@ -138,8 +138,9 @@ def _is_apart(conv: Conv) -> bool:
 
 def _reordered(conv: Conv, order: tuple[int, ...]) -> Conv:
     index = torch.tensor(order, device=conv.weight.device)
-    bias = None if conv.bias is None else conv.bias[index]
-    return replace(conv, weight=conv.weight[index], bias=bias, groups=len(order))
+    bias = None if conv.bias is None else conv.bias.index_select(0, index)
+    weight = conv.weight.index_select(0, index)
+    return replace(conv, weight=weight, bias=bias, groups=len(order))
 
 
 def _refuse_count(conv: Conv, other: Resample) -> Outcome:
@@ -166,7 +167,7 @@ def _is_filled(other: AvgPool | Pad) -> bool:
 
 def _pick(affine: Affine, index: tuple[int, ...]) -> Affine:
     order = torch.tensor(index)
-    return affine.each(lambda vector: vector[order.to(vector.device)])
+    return affine.each(lambda vector: vector.index_select(0, order.to(vector.device)))
 
 
 def _repeat(affine: Affine, positions: int) -> Affine:

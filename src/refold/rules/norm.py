@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from refold.algebra.arithmetic import form, plus, scale_in_place, times
 from refold.algebra.operator import Affine, Conv, Identity, Operator, Sequence, wide
 from refold.errors import GeometryError
 from refold.rules.rule import Outcome, refuse, rule
@@ -64,10 +65,10 @@ def scale_outputs(conv: Conv, affine: Affine) -> Conv:
             weight = _scale_columns(weight, scale, conv.groups)
         else:
             weight = scale_rows(weight, scale)
-        bias = None if bias is None else wide(bias) * scale
+        bias = None if bias is None else times(wide(bias), scale)
     if affine.shift is not None:
         shift = per_channel(affine.shift, channels, conv.weight.device)
-        bias = shift if bias is None else wide(bias) + shift
+        bias = shift if bias is None else plus(wide(bias), shift)
     return Conv(weight, bias, conv.axes, conv.groups, conv.mode, conv.transposed)
 
 
@@ -91,7 +92,7 @@ def _scale_inputs(affine: Affine, conv: Conv) -> Outcome:
     bias = conv.bias
     if affine.shift is not None:
         moved = response(conv, per_channel(affine.shift, channels, conv.weight.device))
-        bias = moved if bias is None else wide(bias) + moved
+        bias = moved if bias is None else plus(wide(bias), moved)
     return Conv(weight, bias, conv.axes, conv.groups, conv.mode, conv.transposed)
 
 
@@ -101,6 +102,8 @@ def response(conv: Conv, constant: Tensor) -> Tensor:
     Shape:
         constant (I,) -> (O,), float64.
     """
+    if conv.weight.is_meta:
+        return form(constant, conv.out_channels)
     weight = wide(conv.weight).unflatten(0, (conv.groups, -1))
     taps = weight.flatten(3).sum(3) if weight.ndim > 3 else weight
     values = constant.reshape(conv.groups, -1, 1)
@@ -111,14 +114,15 @@ def response(conv: Conv, constant: Tensor) -> Tensor:
 def scale_rows(weight: Tensor, factors: Tensor, out: Tensor | None = None) -> Tensor:
     """Return the weight with its first axis scaled: `out` filled, or a new float64 tensor."""
     product = weight.to(torch.float64, copy=True) if out is None else out.copy_(weight)
-    return product.mul_(factors.reshape(-1, *(1,) * (weight.ndim - 1)))
+    return scale_in_place(product, factors.reshape(-1, *(1,) * (weight.ndim - 1)))
 
 
 def _scale_columns(weight: Tensor, factors: Tensor, groups: int) -> Tensor:
     """Return the weight with the second axis of each group scaled, a new float64 tensor."""
     product = weight.to(torch.float64, copy=True)
     spare = (1,) * (weight.ndim - 2)
-    product.unflatten(0, (groups, -1)).mul_(factors.reshape(groups, 1, -1, *spare))
+    view = product.unflatten(0, (groups, -1))
+    scale_in_place(view, factors.reshape(groups, 1, -1, *spare))
     return product
 
 
@@ -131,10 +135,10 @@ def _check(affine: Affine, channels: int) -> None:
 def _product(left: Tensor | None, right: Tensor | None) -> Tensor | None:
     if left is None or right is None:
         return left if right is None else right
-    return wide(left) * wide(right)
+    return times(wide(left), wide(right))
 
 
 def _plus(left: Tensor | None, right: Tensor | None) -> Tensor | None:
     if left is None or right is None:
         return left if right is None else right
-    return wide(left) + wide(right)
+    return plus(wide(left), wide(right))

@@ -8,6 +8,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
+from refold.algebra.arithmetic import plus
 from refold.algebra.geometry import Axes, placement, union
 from refold.algebra.operator import (
     Affine,
@@ -104,7 +105,7 @@ def _add_affines(ops: list[Operator]) -> Operator:
     one = torch.ones((), dtype=torch.float64, device=device)
     scales = [one if op.scale is None else wide(op.scale).to(device) for op in affines]
     shifts = [wide(op.shift).to(device) for op in affines if op.shift is not None]
-    return Affine(reduce(torch.add, scales), reduce(torch.add, shifts) if shifts else None)
+    return Affine(plus(*scales), plus(*shifts) if shifts else None)
 
 
 def _add_convs(chains: list[tuple[Operator, ...]], source: Input | None) -> Conv:
@@ -141,7 +142,7 @@ def add_convs(convs: list[Conv], transposed: bool = False) -> Conv:
         if i not in whole:
             add_blocks(weight[taps_within(conv.axes, axes)], conv.weight, conv.groups, groups)
     biases = [wide(conv.bias) for conv in convs if conv.bias is not None]
-    bias = reduce(torch.add, biases) if biases else None
+    bias = plus(*biases) if biases else None
     return Conv(weight, bias, axes, groups, mode, transposed)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from math import prod
 
+import torch
 from torch import Tensor
 
 from refold.algebra.geometry import Axes, Axis
@@ -115,7 +116,9 @@ def _with_phases(conv: Conv, steps: Offsets, offsets: list[Offsets]) -> Conv:
     """Return the convolution of the map itself."""
     count = len(offsets)
     order = sorted(range(count), key=offsets.__getitem__)
-    return _laid(conv, steps, conv.weight.unflatten(1, (count, -1))[:, order].unflatten(1, steps))
+    index = torch.tensor(order, device=conv.weight.device)
+    blocks = conv.weight.unflatten(1, (count, -1)).index_select(1, index)
+    return _laid(conv, steps, blocks.unflatten(1, steps))
 
 
 def _laid(conv: Conv, steps: Offsets, blocks: Tensor) -> Conv:

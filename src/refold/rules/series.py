@@ -9,6 +9,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
+from refold.algebra.arithmetic import form, plus
 from refold.algebra.geometry import Axes, Axis, compose
 from refold.algebra.operator import (
     Affine,
@@ -169,7 +170,7 @@ def chained_bias(first: Conv, second: Conv) -> Tensor | None:
     if first.bias is None:
         return None if second.bias is None else wide(second.bias)
     moved = response(second, wide(first.bias))
-    return moved if second.bias is None else moved + wide(second.bias)
+    return moved if second.bias is None else plus(moved, wide(second.bias))
 
 
 def _merge_transposed(first: Conv, second: Conv) -> Conv | Refusal:
@@ -198,9 +199,16 @@ def _merge_scattered(first: Conv, second: Conv, axes: Axes) -> Conv:
     """Return two convolutions, one of them pointwise, as one transposed convolution."""
     groups = gcd(first.groups, second.groups)
     inner, outer = _matrix_first(first, groups), _matrix_first(second, groups)
-    weight = torch.einsum("gim...,gmo...->gio...", inner, outer)
+    weight = _mixed(inner, outer)
     bias = chained_bias(first, second)
     return Conv(weight.flatten(0, 1), bias, axes, groups, transposed=True)
+
+
+def _mixed(inner: Tensor, outer: Tensor) -> Tensor:
+    if not inner.is_meta:
+        return torch.einsum("gim...,gmo...->gio...", inner, outer)
+    kernel = map(max, inner.shape[3:], outer.shape[3:])
+    return form(inner, *inner.shape[:2], outer.shape[2], *kernel)
 
 
 def _matrix_first(conv: Conv, groups: int) -> Tensor:

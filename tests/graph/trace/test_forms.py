@@ -132,6 +132,15 @@ OTHERS = [
     (lambda x, y: (F.interpolate, (x, (3, 9)), {}), True),
     (lambda x, y: (F.interpolate, (x, None, (2, 3)), {}), True),
     (lambda x, y: (F.adaptive_avg_pool2d, (x, (None, 2)), {}), True),
+    (lambda x, y: (F.max_pool2d, (x, 3, 2, 1), {}), True),
+    (lambda x, y: (F.max_pool2d, (x, (2, 3)), {"dilation": 2, "ceil_mode": True}), True),
+    (lambda x, y: (F.max_pool2d, (x, 2, 4, 1), {"ceil_mode": True}), True),
+    (lambda x, y: (F.max_pool2d, (x, 2), {"padding": 2}), False),  # an error
+    (lambda x, y: (F.max_pool2d, (x, 7), {}), False),  # an error
+    (lambda x, y: (F.max_pool2d, (x, 2), {"return_indices": True}), False),
+    (lambda x, y: (F.avg_pool2d, (x, [2, 2], 3), {"ceil_mode": True, "padding": 1}), True),
+    (lambda x, y: (F.avg_pool2d, (x, 2, None, 0, False, False, 3), {}), True),
+    (lambda x, y: (F.avg_pool2d, (x.transpose(2, 3), 2), {}), False),
     (lambda x, y: (F.group_norm, (x, 2, torch.ones(4)), {}), True),
     (lambda x, y: (F.group_norm, (x, 3), {}), False),  # an error
     (lambda x, y: (F.group_norm, (x.transpose(2, 3), 2), {}), False),

@@ -370,3 +370,16 @@ def test_what_code_says_of_types_asks_no_size(runs: list[Any]) -> None:
         fold(live(block(forward)))
         counts.append(len(runs))
     assert counts[0] == counts[1] < counts[2]
+
+
+def test_answers_that_a_run_has_given_are_not_given_again(runs: list[Any]) -> None:
+    """Where code wants one size, always yes is what was recorded; always no is refused at once."""
+
+    def wants(self: Any, x: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != (3, 12, 12):
+            raise ValueError("maps of another size")
+        return self.norm(self.conv(x))
+
+    fold(live(nn.Sequential(block(wants), block(wants))))
+    whole = [recorder for recorder in runs if recorder.is_whole and recorder.flip is not None]
+    assert whole == []

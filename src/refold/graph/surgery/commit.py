@@ -201,8 +201,9 @@ class Commit:
             module = self.places.get(path)
             if module is not None and not isinstance(module, fx.GraphModule):
                 fix_attributes(module, self.capture.full(path), own)
+        stored = frozenset(id(tensor) for _, tensor in stored_tensors(self.target))
         for frame, held in holders.items():
-            self._fix_contents(frame, held)
+            self._fix_contents(frame, held, stored)
 
     def _shorten(self) -> None:
         """Let calls of modules that only run their children do without what a call costs."""
@@ -226,7 +227,9 @@ class Commit:
             frame = frame.parent
         return frame
 
-    def _fix_contents(self, frame: Frame, held: dict[tuple[str, str], Any]) -> None:
+    def _fix_contents(
+        self, frame: Frame, held: dict[tuple[str, str], Any], stored: frozenset[int]
+    ) -> None:
         module = self.places.get(frame.path)
         if module is None or id(module) in self.swaps or "forward" in module.__dict__:
             return
@@ -235,7 +238,6 @@ class Commit:
         kinds = {type(below.module) for below in walk(frame)}
         words = words_of(kinds, [*held.values()])
         parts = dict(modules_by_path(module, every_name=True))
-        stored = frozenset(id(tensor) for _, tensor in stored_tensors(self.target))
         now = {
             (path, name): kept(contents(parts[path].__dict__.get(name), words, stored=stored))
             for path, name in held

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from refold.graph.copies.held import held_tensors, same_value, storage_key
 from refold.graph.copies.modules import all_modules, modules_by_path, stored_tensors
 from refold.graph.trace.surroundings import Surroundings
+from refold.torch_versions import DispatchMode
 
 _MISSING = object()
 _CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, Counter, defaultdict})
@@ -187,7 +187,7 @@ class _Kept:
                 yield storage_key(held), f"{path}.{name}" if path else name
 
 
-class _NoWrite(TorchDispatchMode):
+class _NoWrite(DispatchMode):
     """Refuses operators that write to a stored tensor."""
 
     def __init__(self, kept: _Kept) -> None:

@@ -262,6 +262,15 @@ def _like(lifter: Lifter, layers: list[_Layer]) -> Tensor | None:
     return None
 
 
+def _place(index: int, sizes: torch.Size) -> list[int]:
+    """Return where a number lies in a map; torch's own answer loads its compiler."""
+    found: list[int] = []
+    for size in reversed(sizes):
+        index, at = divmod(index, size)
+        found.append(at)
+    return found[::-1]
+
+
 def _surround(
     value: Tensor, made: Tensor, lifter: Lifter, layers: list[_Layer], calls: int
 ) -> tuple[list[int], Tensor, int] | None:
@@ -272,7 +281,7 @@ def _surround(
     """
     first = value[(0,) * value.ndim]
     nearest = int((made[0, 0] - first).abs().argmin())
-    lows = [int(at) for at in torch.unravel_index(torch.tensor(nearest), made.shape[2:])]
+    lows = _place(nearest, made.shape[2:])
     around = torch.ones(made.shape[2:], dtype=torch.bool, device=made.device)
     around[_inner(lows, value)] = False
     if not around.any():

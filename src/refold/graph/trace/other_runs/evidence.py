@@ -22,7 +22,7 @@ from refold.graph.trace.other_runs.needless import says_all
 from refold.graph.trace.other_runs.optional import OtherArguments
 from refold.graph.trace.other_runs.questions import Questions
 from refold.graph.trace.other_runs.ranks import Ranks
-from refold.graph.trace.other_runs.reach import reaches
+from refold.graph.trace.other_runs.reach import Reach
 from refold.graph.trace.other_runs.shapes import (
     many_shapes,
     of_half_sides,
@@ -219,11 +219,13 @@ class Evidence:
         for variant in self.variants:
             if reason := variant.objection(places):
                 return f"{reason} ({_named(variant, places)})"
-        recorder, met = self.recorder, partial(reaches, self.first, places=places)
-        for what in (what for frame, what in recorder.decisions if met(frame)):
+        recorder, met = self.recorder, Reach(self.first, places).has
+        asked = dict.fromkeys(recorder.decisions)
+        for what in (what for frame, what in asked if met(frame)):
             if reason := self._questions.objection(what, places):
                 return reason
-        unsettled = next((what for frame, what in recorder.unsettled if met(frame)), None)
+        doubts = dict.fromkeys(recorder.unsettled)
+        unsettled = next((what for frame, what in doubts if met(frame)), None)
         if unsettled is not None or self.calls_known:
             return unsettled
         return self._ranks.objection(places) or self._optional.objection(places)

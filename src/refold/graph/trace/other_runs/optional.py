@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from refold.graph.trace.arguments import is_default
 from refold.graph.trace.code.source import branches_on, keywords_read, mentions
 from refold.graph.trace.frames import Frame, leaves, map_tree, walk
-from refold.graph.trace.other_runs.reach import reaches
+from refold.graph.trace.other_runs.reach import Reach
 from refold.graph.trace.other_runs.values import (
     numbered,
     ones_like,
@@ -63,8 +63,7 @@ class OtherArguments:
                 reason = found.objection(places)
             else:
                 frames = self._given(found.name, found.value)
-                first = self._recorded.first
-                is_met = any(reaches(first, frame, places) for frame in frames)
+                is_met = any(map(Reach(self._recorded.first, places).has, frames))
                 reason = found.what if is_met else None
             if reason:
                 return reason

@@ -63,7 +63,9 @@ class Questions:
         if not _agree(found):
             return found
         flips = [Flip(what, skip=at) for at in range(1, min(count, _MOST_ON_A_LINE))]
-        flips += [Flip(what, _LONG, always=answer) for answer in (True, False)]
+        same = recorder.replies[what]  # always that is the recorded run
+        always = (one for one in (True, False) if any(reply is not one for reply in same))
+        flips += [Flip(what, _LONG, always=one) for one in always]
         return [*found, *self._runs(flips)]
 
     def _runs(self, flips: Iterable[Flip]) -> list[Variant | str]:

@@ -2,55 +2,74 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import fx
 
 from refold.graph.trace.code.reads import reached, runs_apart
-from refold.graph.trace.frames import Frame, ancestors, is_inside, nodes_in
+from refold.graph.trace.frames import Frame, ancestors, nodes_in
 from refold.graph.trace.other_runs.variants import Item, Snapshot
 
 
-def reaches(first: Snapshot, frame: Frame, places: list[fx.Node]) -> bool:
-    """Say whether another path of a frame's code may run only some parts of a step.
-
-    It may where the step joins parts of the frame; or where it lies within one call, of a method
-    or of a child, and the code also names the parts of that call themselves.
+class Reach:
+    """What other paths of the code of frames mean for one step.
 
     Args:
         first: the recorded graph.
-        frame: whose code it is.
         places: the nodes that the step has joined.
     """
-    if not places or _touches(first, frame, places):
-        return bool(places)
-    parts, followed = {_part(first, frame, node) for node in places}, set[str]()
-    call = parts.pop()
-    while isinstance(call, Frame) and call.module is frame.module:
-        followed.add(call.method)
-        parts = {_part(first, call, node) for node in places}
-        call = parts.pop()
-        if parts:
-            names = {_child(frame, part) for part in (call, *parts)}
-            return runs_apart(frame.module, names, followed)
-    name = _child(frame, call)
-    child = frame.module._modules.get(name)
-    return child is not None and bool(reached(frame.module, name, child))
 
+    def __init__(self, first: Snapshot, places: list[fx.Node]) -> None:
+        self._first, self._places = first, places
 
-def _touches(first: Snapshot, frame: Frame, places: list[fx.Node]) -> bool:
-    """Say whether a step joins parts of one frame, not only within one of its calls."""
-    given = set(nodes_in((frame.args, frame.kwargs)))
-    if frame.parent is not None and any(node in given for node in _inner(first, places)):
-        return True
-    parts = {_part(first, frame, node) for node in places}
-    parts.discard(None)
-    outside = any(not is_inside(first.home[node], frame) for node in places)
-    return bool(parts) and (outside or len(parts) > 1)
+    def has(self, frame: Frame) -> bool:
+        """Say whether another path of a frame's code may run only some parts of the step.
 
+        It may where the step joins parts of the frame; or where it lies within one call, of a
+        method or of a child, and the code also names the parts of that call themselves.
+        """
+        if self._is_given(frame):
+            return True
+        if frame not in self._around:
+            return False
+        parts = self._parts(frame)
+        if len(parts) > 1:
+            return True
+        [call], followed = parts, set[str]()
+        while isinstance(call, Frame) and call.module is frame.module:
+            followed.add(call.method)
+            call, *others = self._parts(call)
+            if others:
+                names = {_child(frame, part) for part in (call, *others)}
+                return runs_apart(frame.module, names, followed)
+        name = _child(frame, call)
+        child = frame.module._modules.get(name)
+        return child is not None and bool(reached(frame.module, name, child))
 
-def _inner(first: Snapshot, places: list[fx.Node]) -> list[fx.Node]:
-    """Return the parts of a step that others of it read: what it ends in keeps its value."""
-    chosen = set(places)
-    return [node for node in places if not chosen.isdisjoint(first.readers[node])]
+    def _is_given(self, frame: Frame) -> bool:
+        """Say whether a frame is given a part of the step that other parts of it read."""
+        if frame.parent is None or not self._inner:
+            return False
+        return not self._inner.isdisjoint(nodes_in((frame.args, frame.kwargs)))
+
+    @cached_property
+    def _inner(self) -> set[fx.Node]:
+        """The parts of the step that others of it read: what it ends in keeps its value."""
+        chosen, readers = set(self._places), self._first.readers
+        return {node for node in chosen if not chosen.isdisjoint(readers[node])}
+
+    @cached_property
+    def _around(self) -> set[Frame]:
+        """The frames that hold some of the step: most of a deep network hold nothing of it."""
+        return {frame for home in self._homes for frame in ancestors(home)}
+
+    @cached_property
+    def _homes(self) -> set[Frame]:
+        return {self._first.home[node] for node in self._places}
+
+    def _parts(self, frame: Frame) -> set[Item | None]:
+        """Return the parts of a frame that the step joins; None stands for all outside it."""
+        return {_part(self._first, frame, node) for node in self._places}
 
 
 def _part(first: Snapshot, frame: Frame, node: fx.Node) -> Item | None:

@@ -6,7 +6,7 @@ would fail, or is unusual in any way, is run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import floor
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from refold.algebra.shapes import Shape, averaged, pooled
 from refold.graph.trace.frames import map_tree
 from refold.graph.trace.leaves import has_hooks
 from refold.graph.trace.overridden import layer_class
@@ -43,7 +44,7 @@ def result_of_layer(module: nn.Module, args: tuple[Any, ...], dtype: torch.dtype
     if kind in _ROW_NORMS:
         return _after_row_norm(value, module, dtype)
     if kind is nn.AdaptiveAvgPool2d:
-        return _of_shape(_after_adaptive_pool(value, module.output_size), value)
+        return _of_shape(pooled(value.shape, module.output_size), value)
     if kind in _NORMS:
         fixed = not module.training and module._buffers.get("running_mean") is not None
         return value.detach() if fixed else None
@@ -65,7 +66,7 @@ def _after_row_norm(value: Tensor, module: Any, dtype: torch.dtype) -> Tensor | 
         fits = tuple(value.shape[-len(rows) :]) == rows
     if not fits or not value.is_meta or value.dtype != dtype:
         return None
-    return torch.empty_like(value, memory_format=torch.contiguous_format)
+    return torch.empty(value.shape, dtype=dtype, device="meta")
 
 
 def _after_linear(value: Tensor, weight: Tensor) -> list[int] | None:
@@ -81,9 +82,14 @@ def _after_conv(value: Tensor, module: Any) -> list[int] | None:
     is_plain = module.padding_mode == "zeros" and isinstance(padding, tuple)
     if not is_plain or len(sizes) != len(kernel) or channels != inputs * module.groups:
         return None
-    axes = zip(sizes, kernel, module.stride, padding, module.dilation, strict=True)
-    after: list[int] = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
+    after = _windows(sizes, kernel, module.stride, padding, module.dilation)
     return [batch, weight.shape[0], *after] if min(after) > 0 else None
+
+
+def _windows(sizes: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:
+    """Return how many windows fit each axis."""
+    axes = zip(sizes, kernel, stride, padding, dilation, strict=True)
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
 
 
 def result_of_call(
@@ -154,7 +160,7 @@ def _is_plain(value: Tensor, first: Tensor) -> bool:
     return value.is_meta and value.dtype == first.dtype and value.is_contiguous()
 
 
-def _of_shape(shape: list[int] | None, like: Tensor) -> Tensor | None:
+def _of_shape(shape: Sequence[int] | None, like: Tensor) -> Tensor | None:
     if shape is None or not _is_plain(like, like):
         return None
     return torch.empty(shape, dtype=like.dtype, device="meta")
@@ -185,12 +191,8 @@ def _after_softmax(value: Tensor, dim: Any = None, *more: Any, **others: Any) ->
 
 def _after_mean(
     value: Tensor, dim: Any = None, keepdim: bool = False, **others: Any
-) -> list[int] | None:
-    dims = {n + value.ndim if n < 0 else n for n in ([dim] if isinstance(dim, int) else dim or ())}
-    if others or not dims or not dims <= set(range(value.ndim)):
-        return None
-    kept = [1 if at in dims else n for at, n in enumerate(value.shape)]
-    return kept if keepdim else [n for at, n in enumerate(kept) if at not in dims]
+) -> Shape | None:
+    return None if others else averaged(value.shape, dim, keepdim)
 
 
 def _after_interpolate(
@@ -207,11 +209,50 @@ def _after_interpolate(
     return [*value.shape[:2], *after] if is_whole and min(sizes, default=0) > 0 else None
 
 
-def _after_adaptive_pool(value: Tensor, output_size: Any) -> list[int] | None:
-    wanted = output_size if isinstance(output_size, tuple | list) else [output_size] * 2
-    after = [n if m is None else m for n, m in zip(value.shape[2:], wanted, strict=False)]
-    is_usual = value.ndim == 4 and len(after) == 2 and min(value.shape[1:]) > 0
-    return [*value.shape[:2], *after] if is_usual else None
+def _after_adaptive_pool(value: Tensor, output_size: Any) -> Shape | None:
+    return pooled(value.shape, output_size)
+
+
+def _after_max_pool(
+    value: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> list[int] | None:
+    given = (kernel_size, stride or kernel_size, padding, dilation)
+    return None if return_indices else _after_pool(value, given, ceil_mode)
+
+
+def _after_avg_pool(
+    value: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    *_: Any,
+    **others: Any,
+) -> list[int] | None:
+    return _after_pool(value, (kernel_size, stride or kernel_size, padding, 1), ceil_mode)
+
+
+def _after_pool(value: Tensor, given: tuple[Any, ...], ceil_mode: bool) -> list[int] | None:
+    """Tell what windows (kernel, stride, padding, dilation) leave of a map."""
+    pairs = [(item, item) if isinstance(item, int) else tuple(item) for item in given]
+    if value.ndim != 4 or any(len(pair) != 2 for pair in pairs) or min(value.shape) < 1:
+        return None
+    kernel, stride, padding, dilation = pairs
+    if min(*stride, *dilation) < 1 or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        return None
+    sizes = value.shape[2:]
+    after = _windows(sizes, kernel, stride, padding, dilation)
+    if ceil_mode:  # one more where it begins on the map and the others do not reach its end
+        further = _windows([n + s - 1 for n, s in zip(sizes, stride, strict=True)], *pairs)
+        starts = zip(sizes, further, stride, padding, strict=True)
+        after = [m - ((m - 1) * s >= n + p) for n, m, s, p in starts]
+    return [*value.shape[:2], *after] if min(after) > 0 else None
 
 
 def _spreads_over(small: torch.Size, large: torch.Size) -> bool:
@@ -233,7 +274,7 @@ def _of_rows(
     ends = first.shape[first.ndim - len(cast("list[Any]", rows)) :]
     fits = tuple(ends) == tuple(cast("list[Any]", rows))
     fits = fits and all(t.shape == ends and type_of(t) == first.dtype for t in stored)
-    return torch.empty_like(first, memory_format=torch.contiguous_format) if fits else None
+    return torch.empty(first.shape, dtype=first.dtype, device="meta") if fits else None
 
 
 def _of_groups(
@@ -303,7 +344,7 @@ _OF_ONE = frozenset(
 )
 _IN_PLACE = frozenset({"relu_", "relu6_", "hardtanh_", "clamp_", "leaky_relu_", "elu_", "sigmoid_"})
 _IN_PLACE_OF_TWO = frozenset({"add_", "sub_", "mul_", "__iadd__", "__isub__", "__imul__"})
-_SHAPES: dict[str, Callable[..., list[int] | None]] = {
+_SHAPES: dict[str, Callable[..., Sequence[int] | None]] = {
     "cat": _after_cat,
     "concat": _after_cat,
     "mean": _after_mean,
@@ -311,5 +352,7 @@ _SHAPES: dict[str, Callable[..., list[int] | None]] = {
     "softmax": _after_softmax,
     "interpolate": _after_interpolate,
     "adaptive_avg_pool2d": _after_adaptive_pool,
+    "max_pool2d": _after_max_pool,
+    "avg_pool2d": _after_avg_pool,
 }
 _OF_TWO = frozenset({"add", "sub", "mul", "__add__", "__sub__", "__mul__", "__radd__", "__rmul__"})

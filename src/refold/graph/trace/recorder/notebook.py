@@ -69,6 +69,7 @@ class Notebook:
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
         self.late: dict[str, str] = {}
         self.decisions: list[tuple[Frame, str]] = []  # questions that may have other answers
+        self.replies: dict[str, list[Any]] = {}  # the answers to them, in order
         self.others: dict[str, tuple[Any, ...]] = {}  # the other answers, where they are known
         self.by_values = set[str]()  # decisions by numbers that tensors were made of
         self.unsettled: list[tuple[Frame, str]] = []  # those that may have any answer
@@ -130,6 +131,7 @@ class Notebook:
         if not self._listens():
             return answer
         self.decisions.append((self.stack[-1], what))
+        self.replies.setdefault(what, []).append(answer)
         if not self._is_flipped(what):
             return answer
         always = cast(Flip, self.flip).always

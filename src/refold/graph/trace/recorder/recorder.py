@@ -84,8 +84,8 @@ class Recorder(StateNotes):
         self.is_whole = False  # the root's forward has come to its end
         self.ran: set[int] = set()
         self._framed: set[str] = set()
-        self._methods: dict[type, list[tuple[str, Any]]] = {}
         self._ours: list[tuple[dict[str, Any], str, Callable[..., Any]]] = []
+        self._methods: dict[type, list[tuple[str, Any]]] = {}  # the helpers of each class
         self.chance: Chance | None = None  # set where Python's random numbers were seen to be drawn
         self.counts_only = False  # how often each layer is called, and the result: no graph
         self.answers = Answers()  # of calls that the next run need not make again
@@ -440,14 +440,11 @@ class Recorder(StateNotes):
         """Record calls of the module's own methods as frames too (`self.forward_features(x)`)."""
         if isinstance(module, _NormBase) and disguise(module) is not None:
             self._put(module, "_check_input_dim", _accept_any_rank)
-        for name, function in self._helpers(module):
-            self._put(module, name, self._watched(module, path, name, function))
-
-    def _helpers(self, module: nn.Module) -> list[tuple[str, Any]]:
-        kind = type(module)  # looked through once a run: a program may change a class in between
+        kind = type(module)
         if kind not in self._methods:
-            self._methods[kind] = list(helper_methods(module))
-        return self._methods[kind]
+            self._methods[kind] = [*helper_methods(module)]
+        for name, function in self._methods[kind]:
+            self._put(module, name, self._watched(module, path, name, function))
 
     def _put(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
         """Let an instance have a function of ours until the run is over, if it has none itself."""
