@@ -81,11 +81,11 @@ class Amount:
             InputError: when time is to be measured and there is no clock.
         """
         if self.macs is not None:
-            most = _part(self.macs, before.macs or 0)
-            return Budget("multiply-adds", most, _macs)
+            whole = before.macs or 0
+            return Budget("multiply-adds", _part(self.macs, whole), _macs, whole)
         if self.params is not None:
-            most = _part(self.params, before.parameters)
-            return Budget("parameters", most, _parameters)
+            whole = before.parameters
+            return Budget("parameters", _part(self.params, whole), _parameters, whole)
         if self.latency is None:
             return None
         if clock is None:
@@ -118,11 +118,21 @@ class Budget(NamedTuple):
         what: its name.
         most: what there may be.
         of: how much there is, told from a network and its workload.
+        whole: how much of it the folded network has.
     """
 
     what: str
     most: float
     of: Callable[[nn.Module, Workload], float]
+    whole: float = 1
+
+    def reachable(self, least: float) -> str:
+        """Return what can be asked for, for people; a ratio where no target is in reach."""
+        if least > self.whole:
+            return "a ratio"
+        share = f"a share between {ceil(100 * least / self.whole) / 100:.2f} and 1"
+        counts = f"{self.shown(least)} to {self.shown(self.whole)} of them, or for "
+        return f"{counts if self.whole > 1 else ''}{share}"
 
     @staticmethod
     def shown(amount: float) -> str:
@@ -208,8 +218,8 @@ def _smallest(
         least = attempt(1 - 1e-9)[1]
         raise RefusedError(
             f"dropping channels alone takes this network to {budget.shown(least)} "
-            f"{budget.what}, not to {budget.shown(budget.most)}: ask for more, lower floor or "
-            "round_to, or pass remove_residuals=True"
+            f"{budget.what}, not to {budget.shown(budget.most)}: ask for "
+            f"{budget.reachable(least)}, lower floor or round_to, or pass remove_residuals=True"
         )
     return _Found(low, high, *best)
 
