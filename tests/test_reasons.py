@@ -84,9 +84,11 @@ ERRORS = {  # raised by a whole verb, never kept
     "… must be ……, got …",
     "kernel, stride and dilation must be at least 1, got …",
     "this folded forward was made for …=…, got …; call the original model for other arguments",
-    "dropping channels alone takes this network to … …, not to …: ask for more, lower floor or "
+    "dropping channels alone takes this network to … …, not to …: ask for …, lower floor or "
     "round_to, or pass remove_residuals=True",
     "of its time",
+    "a share between … and 1",
+    "… to … of them, or for ",
     "… holds something else than when this model was folded, and its forward was made for that: "
     "change it in the original model, then fold",
     "… runs … otherwise than the forward for which it was folded; call the method of the original "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,19 @@ def test_a_target_of_multiply_adds(run: Callable, net: Net) -> None:
     done = json.loads(run(*words).out)
     assert done["after"]["macs"] <= 0.8 * done["before"]["macs"]
     assert run(*words, "--ratio", "0.5").code == 2
+
+
+def test_a_target_out_of_reach_names_what_is_in_reach(run: Callable, net: Net) -> None:
+    words = ("prune", net("residual"), *SMALL, "--round-to", "1", "--json")
+    result = run(*words, "--macs", "2")
+    assert result.code == 2
+    [(least, whole, share)] = re.findall(
+        r"ask for ([\d,]+) to ([\d,]+) of them, or for a share between (0\.\d\d) and 1", result.err
+    )
+    done = json.loads(run(*words, "--macs", least.replace(",", "")).out)
+    assert done["before"]["macs"] == int(whole.replace(",", ""))
+    assert done["after"]["macs"] == int(least.replace(",", ""))
+    assert json.loads(run(*words, "--macs", share).out)["after"]["macs"] == done["after"]["macs"]
 
 
 def test_both_are_timed_where_asked(run: Callable, net: Net) -> None:

@@ -115,6 +115,26 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("net.py:build", "takes no such argument: leave options.width out, or add it there"),
+        ("run", "is a trained network, which is what it is: leave options.width out"),
+    ],
+)
+def test_an_option_that_the_model_does_not_have_is_an_error(
+    run: Callable, data: Path, tmp_path: Path, small: str, model: str, said: str
+) -> None:
+    if model == "run":
+        words = ("--data", data, "--model", small, "--block", "none", "-o", tmp_path / "run")
+        assert run("train", *words, *FEW).code == 0
+    words = ("--data", data, "--model", tmp_path / model, "--set", "options.width=3")
+    result = run("train", *words, *FEW, "--block", "none", "-o", tmp_path / "next")
+    assert result.code == 2
+    assert said in result.err
+    assert not (tmp_path / "next").exists()
+
+
 def test_what_is_wrong_with_the_images_is_named(run: Callable, data: Path, tmp_path: Path) -> None:
     (data / "val" / "cow").mkdir()
     picture(0, 0).save(data / "val" / "cow" / "0.png")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -16,6 +18,7 @@ from helpers.nightly import some
 from helpers.pruning_nets import chain, difference, image
 from helpers.random_residuals import conv, norm
 from refold.errors import InputError, RefusedError
+from refold.onnx_files import prune_onnx
 from refold.pruning import Layer, channel_mask, drop_dead_channels, pruning, restore_norms
 
 pytestmark = pytest.mark.slow
@@ -337,19 +340,19 @@ def test_eight_is_the_default() -> None:
 
 
 def test_a_wide_layer_keeps_multiples_of_sixteen() -> None:
-    """71 of 128 and 66 of 120 channels are left; multiples of 8 would be 72 and 72."""
+    """35 of 64 and 31 of 56 channels are left; multiples of 8 would be 40 and 32."""
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(3, 128, 1), nn.BatchNorm2d(128), nn.ReLU(),
-        nn.Conv2d(128, 120, 1), nn.BatchNorm2d(120), nn.ReLU(), nn.Conv2d(120, 4, 1),
+        nn.Conv2d(3, 64, 1), nn.BatchNorm2d(64), nn.ReLU(),
+        nn.Conv2d(64, 56, 1), nn.BatchNorm2d(56), nn.ReLU(), nn.Conv2d(56, 4, 1),
     ).double().eval()  # fmt: skip
     for part in (net[1], net[4]):
         part.weight.data = torch.linspace(0.5, 1, len(part.weight)).double()
     x = image()[:1]
     done = pruning(net, x, ratio=0.45)
-    assert widths(pruning(net, x, ratio=0.45, round_to=1).model) == [71, 66, 4]
-    assert widths(done.model) == [80, 72, 4]
-    assert widths(drop_dead_channels(done.masked, x)) == [80, 72, 4]
+    assert widths(pruning(net, x, ratio=0.45, round_to=1).model) == [35, 31, 4]
+    assert widths(done.model) == [48, 32, 4]
+    assert widths(drop_dead_channels(done.masked, x)) == [48, 32, 4]
     assert difference(done.masked, done.model, x) < 1e-9
 
 
@@ -384,6 +387,23 @@ def test_a_target_is_met_by_the_least_pruning(target: dict[str, float], step: in
     assert after <= most
     assert after > (0.85 if step == 1 else 0.5) * most
     assert difference(done.masked, done.model, x) < 1e-9
+
+
+def test_what_one_block_would_leave_unspent_goes_to_other_channels(tmp_path: Path) -> None:
+    """By worth alone the halves of the first two layers went, which leaves 3,680 multiply-adds."""
+    parts: list[nn.Module] = []
+    for before, after in pairwise((3, 64, 64, 64, 8)):
+        parts += [nn.Conv2d(before, after, 1, bias=False), nn.ReLU()]
+    net, x = nn.Sequential(*parts[:-1]).eval(), torch.randn(1, 3, 1, 1)
+    for place, least in enumerate((0.1, 0.2, 0.3)):  # what half of a layer's channels are
+        net[2 * place].weight.data.fill_(1)[:32] = least
+    done = pruning(net, x, macs=4500, importance="l1", round_to=32)
+    assert widths(done.model) == [32, 64, 32, 8]
+    assert done.cost_after.macs == 4448
+    assert widths(pruning(net, x, macs=4000, importance="l1", round_to=32).model) == [32, 32, 64, 8]
+    refold.export(net, tmp_path / "net.onnx", x)
+    file = prune_onnx(tmp_path / "net.onnx", params=4500, round_to=32)
+    assert file.cost_after.parameters == 4448
 
 
 @pytest.mark.parametrize("value", [1, 1.5, 0, -3, float("nan"), float("inf")])

@@ -78,7 +78,7 @@ RoundTo = Annotated[
         "--round-to",
         min=1,
         help="Each layer keeps a multiple of this many channels, which runs faster (8: of 16 in "
-        "layers of 128 or more); 1: any number.",
+        "layers of 64 or more); 1: any number.",
     ),
 ]
 By = Annotated[

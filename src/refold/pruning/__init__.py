@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from refold.pruning.channels import Pruning, Slimmed, prune, pruning, silence, slimmed
-from refold.pruning.choice import Amount, Floor, check_step, choose, within
+from refold.pruning.choice import Amount, Floor, check_step, choose, closest, within
 from refold.pruning.dead_channels import DeadChannelPass, drop_dead_channels, dropping
 from refold.pruning.layers import Importance, Layer, filter_norms, layers_of
 from refold.pruning.narrowing import narrow
@@ -22,6 +22,7 @@ __all__ = [
     "check_step",
     "choose",
     "clear_masks",
+    "closest",
     "drop_dead_channels",
     "dropping",
     "filter_norms",

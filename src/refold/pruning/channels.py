@@ -15,7 +15,7 @@ from refold.account import Account
 from refold.errors import RefusedError
 from refold.graph import Cropped, Fold, Kept, fold_model, outside_modes, submodule
 from refold.inputs import required
-from refold.pruning.choice import Amount, Budget, Floor, check_step, choose, within
+from refold.pruning.choice import Amount, Budget, Chosen, Floor, check_step, choose, closest
 from refold.pruning.dead_channels import Dropped, dropping
 from refold.pruning.layers import Importance, Layer, find_layers, worth
 from refold.residuals import removal
@@ -113,7 +113,7 @@ def prune(
         floor: how many (int) or which share (float) of the channels every layer keeps at least; a
             dict gives it by layer. A layer always keeps one.
         round_to: every layer that loses channels keeps a multiple of so many: runtimes compute
-            those faster; 8 means 16 in layers of 128 or more. It then loses fewer than asked for;
+            those faster; 8 means 16 in layers of 64 or more. It then loses fewer than asked for;
             one with fewer channels is not rounded. 1 for no such limit.
         remove_residuals: write residuals as plain chains first; those that cannot be stay.
 
@@ -228,28 +228,20 @@ class _Case:
         """
         if budget is None:
             return self._without(self._chosen(amount.ratio, amount.threshold))
-        tried: dict[str, tuple[_Try, float]] = {}
 
-        def attempt(ratio: float) -> tuple[_Try, float]:
-            silenced = self._chosen(ratio, None)
-            key = str(silenced)
-            if key not in tried:
-                tried[key] = self._costed(silenced, budget)
-            return tried[key]
+        def attempt(silenced: Chosen) -> tuple[_Try, float]:
+            found = self._without(silenced)
+            return found, budget.of(found.done.model, found.done.cost_after)
 
-        return within(budget, attempt)
+        return closest(budget, lambda ratio: self._chosen(ratio, None), attempt)
 
-    def _costed(self, silenced: dict[str, list[int]], budget: Budget) -> tuple[_Try, float]:
-        found = self._without(silenced)
-        return found, budget.of(found.done.model, found.done.cost_after)
-
-    def _chosen(self, ratio: float | None, threshold: float | None) -> dict[str, list[int]]:
+    def _chosen(self, ratio: float | None, threshold: float | None) -> Chosen:
         return choose(
             self.layers, self.values, ratio=ratio, threshold=threshold, floor=self.floor,
             round_to=self.round_to,
         )  # fmt: skip
 
-    def _without(self, silenced: dict[str, list[int]]) -> _Try:
+    def _without(self, silenced: Chosen) -> _Try:
         masked = copy.deepcopy(self.plain)
         silence(masked, silenced)
         return _Try(silenced, masked, dropping(masked, self.inputs, round_to=self.round_to))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, inf
-from typing import NamedTuple, TypeVar, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,12 @@ from refold.workload import Workload
 
 T = TypeVar("T")
 Floor = int | float | Mapping[str, int | float]
+Chosen = dict[str, list[int]]
+"""The channels that go, by layer."""
 _BLOCK = 16  # channels that a wide vector unit computes at once
-_WIDE = 128  # channels of a layer of which so many are few
+_WIDE = 64  # channels of a layer from which it keeps multiples of so many
 _ROUNDS = 9  # of halving: the ratio is then found to a few thousandths
+_NEAR = 0.95  # of a budget: what uses less of it is worth a second search
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,11 @@ class Amount:
             InputError: when time is to be measured and there is no clock.
         """
         if self.macs is not None:
-            most = _part(self.macs, before.macs or 0)
-            return Budget("multiply-adds", most, _macs)
+            whole = before.macs or 0
+            return Budget("multiply-adds", _part(self.macs, whole), _macs, whole)
         if self.params is not None:
-            most = _part(self.params, before.parameters)
-            return Budget("parameters", most, _parameters)
+            whole = before.parameters
+            return Budget("parameters", _part(self.params, whole), _parameters, whole)
         if self.latency is None:
             return None
         if clock is None:
@@ -115,16 +118,35 @@ class Budget(NamedTuple):
         what: its name.
         most: what there may be.
         of: how much there is, told from a network and its workload.
+        whole: how much of it the folded network has.
     """
 
     what: str
     most: float
     of: Callable[[nn.Module, Workload], float]
+    whole: float = 1
+
+    def reachable(self, least: float) -> str:
+        """Return what can be asked for, for people; a ratio where no target is in reach."""
+        if least > self.whole:
+            return "a ratio"
+        share = f"a share between {ceil(100 * least / self.whole) / 100:.2f} and 1"
+        counts = f"{self.shown(least)} to {self.shown(self.whole)} of them, or for "
+        return f"{counts if self.whole > 1 else ''}{share}"
 
     @staticmethod
     def shown(amount: float) -> str:
         """Return an amount for people: a count, or a share."""
         return f"{amount:,.0f}" if amount > 1 else f"{amount:.2f}"
+
+
+class _Found(NamedTuple, Generic[T]):
+    """The smallest ratio that keeps to a budget, one below it that does not, and what it gives."""
+
+    below: float
+    ratio: float
+    result: T
+    cost: float
 
 
 def within(budget: Budget, attempt: Callable[[float], tuple[T, float]]) -> T:
@@ -137,22 +159,69 @@ def within(budget: Budget, attempt: Callable[[float], tuple[T, float]]) -> T:
     Raises:
         RefusedError: when no ratio leads to so little.
     """
-    low, high, best = 0.0, 1.0, None
+    return _smallest(budget, attempt).result
+
+
+def closest(
+    budget: Budget, chosen: Callable[[float], Chosen], attempt: Callable[[Chosen], tuple[T, float]]
+) -> T:
+    """Return what the smallest ratio gives, or other channels that leave more of a budget unspent.
+
+    In a chain one block of channels can take a tenth of the whole along. Where that leads far below
+    the budget, the layers that lose such a block keep it, and the others lose more.
+
+    Args:
+        budget: what there may be.
+        chosen: returns the channels that go, for a ratio.
+        attempt: returns the result without some channels, and what it costs.
+
+    Raises:
+        RefusedError: when no ratio leads to so little.
+    """
+    tried: dict[str, tuple[T, float]] = {}
+
+    def once(silenced: Chosen) -> tuple[T, float]:
+        key = str(sorted(silenced.items()))
+        if key not in tried:
+            tried[key] = attempt(silenced)
+        return tried[key]
+
+    first = _smallest(budget, lambda ratio: once(chosen(ratio)))
+    if first.cost >= _NEAR * budget.most:
+        return first.result
+    fewer, more = chosen(first.below), chosen(first.ratio)
+    held = {path: fewer.get(path, []) for path in more if more[path] != fewer.get(path)}
+
+    def beside(ratio: float) -> tuple[T, float]:
+        silenced = {**chosen(ratio), **held}
+        return once({path: rows for path, rows in silenced.items() if rows})
+
+    try:
+        second = _smallest(budget, beside, first.below)
+    except RefusedError:
+        return first.result
+    return max(first, second, key=lambda found: found.cost).result
+
+
+def _smallest(
+    budget: Budget, attempt: Callable[[float], tuple[T, float]], low: float = 0.0
+) -> _Found[T]:
+    high, best = 1.0, None
     for _ in range(_ROUNDS):
         ratio = (low + high) / 2
-        found, cost = attempt(ratio)
+        result, cost = attempt(ratio)
         if cost <= budget.most:
-            high, best = ratio, found
+            high, best = ratio, (result, cost)
         else:
             low = ratio
     if best is None:
         least = attempt(1 - 1e-9)[1]
         raise RefusedError(
             f"dropping channels alone takes this network to {budget.shown(least)} "
-            f"{budget.what}, not to {budget.shown(budget.most)}: ask for more, lower floor or "
-            "round_to, or pass remove_residuals=True"
+            f"{budget.what}, not to {budget.shown(budget.most)}: ask for "
+            f"{budget.reachable(least)}, lower floor or round_to, or pass remove_residuals=True"
         )
-    return best
+    return _Found(low, high, *best)
 
 
 def check_step(round_to: int) -> int:
@@ -175,12 +244,12 @@ def _part(wanted: float, whole: int) -> int:
 
 
 def step_of(width: int, round_to: int) -> int:
-    """Return whose multiples a layer keeps: 16 instead of 8 where that is an eighth of it at most.
+    """Return whose multiples a layer keeps: 16 instead of 8 where that is a quarter of it at most.
 
     Runtimes compute 8 or 16 channels at once, by the processor; all are multiples of 8.
 
     Examples:
-        >>> step_of(128, 8), step_of(120, 8), step_of(128, 4), step_of(128, 1)
+        >>> step_of(64, 8), step_of(56, 8), step_of(64, 4), step_of(64, 1)
         (16, 8, 4, 1)
     """
     return _BLOCK if 2 * round_to == _BLOCK and width >= _WIDE else round_to
@@ -192,9 +261,9 @@ def rounded(width: int, left: int, round_to: int) -> int:
     A layer of fewer channels than one step has no multiple, and keeps what must stay.
 
     Examples:
-        >>> rounded(64, 17, 8), rounded(20, 17, 8), rounded(6, 2, 8), rounded(64, 17, 1)
+        >>> rounded(48, 17, 8), rounded(20, 17, 8), rounded(6, 2, 8), rounded(48, 17, 1)
         (24, 20, 2, 17)
-        >>> rounded(128, 17, 8)
+        >>> rounded(64, 17, 8)
         32
     """
     step = step_of(width, round_to)
@@ -209,7 +278,7 @@ def choose(
     threshold: float | None,
     floor: Floor,
     round_to: int,
-) -> dict[str, list[int]]:
+) -> Chosen:
     """Return the channels that go, for every layer that loses some.
 
     Args:
@@ -232,7 +301,7 @@ def choose(
     ]
     quota = len(entries) if ratio is None else int(ratio * len(entries) + 1e-9)
     spare = [len(layer.rows) - low for layer, low in zip(layers, least, strict=True)]
-    chosen: dict[str, list[int]] = {}
+    chosen: Chosen = {}
     for value, place, row in sorted(entries):
         if not quota or (threshold is not None and value > threshold):
             break

@@ -200,7 +200,7 @@ def drop_dead_channels(model: nn.Module, example_inputs: Any, *, round_to: int =
         model: any module in eval mode; it stays as it is.
         example_inputs: a tensor, a tuple or list of arguments, or a mapping of them by name.
         round_to: every layer that loses channels keeps a multiple of so many, which runtimes
-            compute faster, if it has as many; 8 means 16 in layers of 128 or more; 1 for no such
+            compute faster, if it has as many; 8 means 16 in layers of 64 or more; 1 for no such
             limit.
 
     Raises:

@@ -134,12 +134,15 @@ def _built(
     if zoo == "hf":
         if "num_classes" in demands:
             _refuse_classes(name, options.get("num_classes"))
+        _refuse_options(name, demands)
         return _from_hugging_face(Path(rest))
     if ".py:" in name:
         return _from_file(name, demands=demands, **options)
     if is_pruned(name):
+        _refuse_options(name, demands)
         return rebuilt(Path(name), _rebuilt)[0]
     if found := run_at(name):
+        _refuse_options(name, demands)
         return open_run(*found).model
     if name in own_names():
         from refold.models import create_model  # late, as it takes torch along
@@ -153,6 +156,13 @@ def _refuse_classes(name: str, wanted: int | None) -> None:
         raise InputError(
             f"--num-classes {wanted}: {name} is a trained network, whose classes are what they "
             "are; leave the option out"
+        )
+
+
+def _refuse_options(name: str, demands: Collection[str]) -> None:
+    if unknown := sorted(f"options.{key}" for key in {*demands} - {"num_classes"}):
+        raise InputError(
+            f"{name} is a trained network, which is what it is: leave {', '.join(unknown)} out"
         )
 
 
@@ -185,7 +195,7 @@ def build_to_train(
         raise InputError(f"{name} is an exported program, which cannot be trained: give its source")
     classes = {} if num_classes is None else {"num_classes": num_classes}
     wanted = {**classes, "in_chans": in_chans, **options}
-    return _built(name, wanted, demands=())
+    return _built(name, wanted, demands=tuple(options))
 
 
 def _unknown_form(name: str) -> str:
@@ -331,7 +341,8 @@ def _from_file(name: str, *, demands: Collection[str], **options: Any) -> nn.Mod
     ready = isinstance(factory, nn.Module)
     taken = {} if ready else _taken(factory, options)
     if untaken := [key for key in demands if key not in taken]:
-        flag = ", ".join(f"--{key.replace('_', '-')}" for key in untaken)
+        flags = {"num_classes": "--num-classes"}
+        flag = ", ".join(flags.get(key, f"options.{key}") for key in untaken)
         raise InputError(f"{name} takes no such argument: leave {flag} out, or add it there")
     if ready:
         return factory

@@ -32,11 +32,11 @@ from refold.pruning import (
     Slimmed,
     check_step,
     choose,
+    closest,
     filter_norms,
     layers_of,
     silence,
     slimmed,
-    within,
 )
 from refold.workload import Workload
 
@@ -178,13 +178,12 @@ class _Case(NamedTuple):
         if budget is None:
             return self._least(amount.ratio, amount.threshold)
 
-        def attempt(ratio: float) -> tuple[dict[str, list[int]], float]:
-            silenced = self._least(ratio, None)
+        def attempt(silenced: dict[str, list[int]]) -> tuple[dict[str, list[int]], float]:
             made = Translated.of(self.path)
             _silence(silenced, made)
             return silenced, budget.of(made.capture.module, _narrowed(self.round_to, made).cost)
 
-        return within(budget, attempt)
+        return closest(budget, lambda ratio: self._least(ratio, None), attempt)
 
     def _least(self, ratio: float | None, threshold: float | None) -> dict[str, list[int]]:
         return choose(
