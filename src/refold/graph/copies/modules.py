@@ -130,12 +130,17 @@ def attribute(module: nn.Module, path: str) -> Any:
     """
     value: Any = module
     for part in _steps(path):
-        held: Any = None
-        if isinstance(value, nn.Module):  # a class may change what is read
-            tables = value._parameters, value._buffers, value._modules
-            held = next((table[part] for table in tables if part in table), None)
+        held = _held(value, part) if isinstance(value, nn.Module) else None
         value = getattr(value, part) if held is None else held
     return value
+
+
+def _held(module: nn.Module, name: str) -> Any:
+    """Return what a module has in a table: its class may change what is read."""
+    for table in (module._modules, module._parameters, module._buffers):
+        if name in table:
+            return table[name]
+    return None
 
 
 def is_generated(kind: type[nn.Module]) -> bool:

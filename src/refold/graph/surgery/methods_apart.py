@@ -260,10 +260,13 @@ def _with_options(frames: list[Frame], groups: list[_Group]) -> dict[str, dict[s
     return {"forward": given} if chooses else {}
 
 
+_signature = functools.lru_cache(maxsize=1024)(inspect.signature)
+
+
 def _plain_arguments(frame: Frame) -> dict[str, Any] | None:
     try:
-        signature = inspect.signature(getattr(type(frame.module), frame.method))
-        bound = signature.bind(frame.module, *frame.args, **frame.kwargs)
+        method = getattr(type(frame.module), frame.method)
+        bound = _signature(method).bind(frame.module, *frame.args, **frame.kwargs)
     except (TypeError, ValueError):
         return None
     bound.apply_defaults()

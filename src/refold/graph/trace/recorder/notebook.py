@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from refold.graph.trace.code.source import tells_people
+from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import Frame, leaves, map_tree, tree_items
 from refold.graph.trace.leaves import current_modes, stored_path
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
@@ -88,6 +89,7 @@ class Notebook:
         self._kinds: dict[Frame, list[tuple[str, Any, fx.Node]]] = {}  # dtypes and devices read
         self._static: set[fx.Node] = set()  # made from stored tensors alone
         self._numbers: dict[tuple[int, int], tuple[Any, fx.Node]] = {}
+        self.writers: list[fx.Node] = []  # calls that change a value in place
         self.reads = set[int]()  # ids of the tensors that calls are given
         self._stored_paths: dict[int, str] = {}
 
@@ -246,6 +248,8 @@ class Notebook:
         kind = type(tree)
         if kind in _NUMBERS:
             return tree
+        if kind is tuple:
+            return tuple([self._argument(item) for item in tree])
         return self._as_node(tree) if kind is Tensor else self._nested(tree)
 
     def _nested(self, tree: Any) -> Any:
@@ -393,7 +397,16 @@ class Notebook:
                 self._unpack(item, made)
 
     def _node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        return self._own(self.graph.create_node(op, target, args, kwargs))
+        node = self.graph.create_node(op, target)  # what is given here is searched for symbols
+        node.args, node.kwargs = args, kwargs
+        return self._own(node)
+
+    def _changed_by(self, node: fx.Node) -> list[fx.Node]:
+        """Return the values that a call changes in place, and remember the call."""
+        changed = mutated(node)
+        if changed:
+            self.writers.append(node)
+        return changed
 
     def _own(self, node: fx.Node) -> fx.Node:
         frame = self.stack[-1]

@@ -26,7 +26,6 @@ from refold.graph.copies.watching import (
     watched_functions,
     watched_reads,
 )
-from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in, odd_container
 from refold.graph.trace.leaves import (
     current_modes,
@@ -189,7 +188,7 @@ class Recorder(StateNotes):
 
     def note_writes(self) -> None:
         """Note the stored tensors that the recorded calls change in place."""
-        for writer, stored in stored_writes(self.graph.nodes):
+        for writer, stored in stored_writes(self.writers):
             tensor = stored_value(stored)
             if isinstance(tensor, Tensor):
                 reason = f"{writer.name} changes {stored.target} in place"
@@ -328,7 +327,7 @@ class Recorder(StateNotes):
         with _Quiet():
             node = self._node("call_module", path, *recorded)
             self.calls[path] += 1
-            changed = args[0] if args and mutated(node) else None
+            changed = args[0] if self._changed_by(node) and args else None
             return self._results(result, node, again=changed)
 
     def _counted(

@@ -123,11 +123,11 @@ class TorchCalls(Notebook, TorchFunctionMode):
             return None
         op, target, spelled = spell(func, name, recorded[0], recorded[1])
         node = self._node(op, target, spelled, recorded[1])
+        changes = self._changed_by(node)
         if result is None:
             return None
         if isinstance(result, tuple | list):
             node.meta["length"] = len(result)
-        changes = mutated(node)
         if changes:
             node.meta["line"] = where()
         return self._results(result, node, again=args[0] if changes and args else None)
