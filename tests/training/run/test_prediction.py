@@ -259,7 +259,7 @@ def test_an_embedding_of_no_numbers_is_refused(tmp_path: Path, data: Path) -> No
     (tmp_path / "net.py").write_text(
         "from torch import nn\n"
         "class Net(nn.Module):\n"
-        "    def __init__(self, num_classes=2):\n"
+        "    def __init__(self, num_classes=2, **options):\n"
         "        super().__init__()\n"
         "        self.fc, self.count = nn.Linear(3 * 12 * 12, 4), num_classes\n"
         "    def forward(self, x):\n"
