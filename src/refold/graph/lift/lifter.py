@@ -31,14 +31,7 @@ from refold.graph.trace.aliases import tainted
 from refold.graph.trace.capture import Capture, Shapes
 from refold.graph.trace.effects import mutated
 
-_HANDLERS: dict[str, Handler] = {
-    **ARITHMETIC,
-    **SLICES,
-    **LAYERS,
-    **LAYOUT,
-    **WINDOWS,
-    **STACKS,
-}
+_HANDLERS: dict[str, Handler] = {**ARITHMETIC, **SLICES, **LAYERS, **LAYOUT, **WINDOWS, **STACKS}
 
 
 class Lifter(Context):

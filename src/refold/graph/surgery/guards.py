@@ -112,7 +112,7 @@ def _is_given(
     function: FunctionType, args: Any, kwargs: dict[str, Any], expected: dict[str, Any]
 ) -> bool:
     try:
-        bound = _signature(function).bind(*args, **kwargs)
+        bound = signature_of(function).bind(*args, **kwargs)
     except (TypeError, ValueError):
         return False
     bound.apply_defaults()
@@ -123,7 +123,8 @@ def _is_given(
     )
 
 
-_signature = functools.lru_cache(maxsize=1024)(inspect.signature)
+signature_of = functools.lru_cache(maxsize=1024)(inspect.signature)
+"""Return how a function is called; asked of the same ones all the time."""
 
 
 def _runs_forward(module: nn.Module, where: str, frame: FrameType | None) -> bool:

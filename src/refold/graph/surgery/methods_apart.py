@@ -15,7 +15,7 @@ from typing import Any
 from torch import fx
 
 from refold.graph.surgery.edits import Edits, alive
-from refold.graph.surgery.guards import Folded, Guard
+from refold.graph.surgery.guards import Folded, Guard, signature_of
 from refold.graph.trace.code.names import methods_of
 from refold.graph.trace.code.reads import BY_ANY_NAME, attributes_of_self
 from refold.graph.trace.code.source import branches_on
@@ -260,13 +260,10 @@ def _with_options(frames: list[Frame], groups: list[_Group]) -> dict[str, dict[s
     return {"forward": given} if chooses else {}
 
 
-_signature = functools.lru_cache(maxsize=1024)(inspect.signature)
-
-
 def _plain_arguments(frame: Frame) -> dict[str, Any] | None:
     try:
         method = getattr(type(frame.module), frame.method)
-        bound = _signature(method).bind(frame.module, *frame.args, **frame.kwargs)
+        bound = signature_of(method).bind(frame.module, *frame.args, **frame.kwargs)
     except (TypeError, ValueError):
         return None
     bound.apply_defaults()

@@ -310,14 +310,12 @@ def _attempt(fold: FoldPass, region: Region, paths: list[Path], cheap: Decisions
 
 def _merge(fold: FoldPass, region: Region, paths: list[Path], cheap: Decisions) -> bool:
     whole = Input(paths[0].steps[0].links[0].node, sum(path.width for path in paths))
-    levels = None
-    if _takes_in(fold.decisions, region.op, _slices(paths), whole):
-        levels = _levels(fold.lifter, paths, cheap)
-        if levels is None:
-            fold.keep(region.root, _COSTLIER)
-    else:
+    if not _takes_in(fold.decisions, region.op, _slices(paths), whole):
         fold.keep(region.root, _SLICED)
+        return False
+    levels = _levels(fold.lifter, paths, cheap)
     if levels is None:
+        fold.keep(region.root, _COSTLIER)
         return False
     inserted = set(fold.editor.edits.inserted)
     try:
