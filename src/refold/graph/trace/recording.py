@@ -25,6 +25,7 @@ from refold.graph.trace.recorder.chance import Chance
 from refold.graph.trace.recorder.flags import FlagNotes
 from refold.graph.trace.recorder.notebook import DEVICE_MARK
 from refold.graph.trace.recorder.recorder import Recorder
+from refold.graph.trace.recorder.steady import Form
 from refold.graph.trace.recorder.torch_calls import RecordError
 from refold.graph.trace.state import Attributes, Changes, StateChangeError
 from refold.graph.trace.surroundings import surroundings_kept
@@ -241,7 +242,8 @@ def _told_apart(leaf: Any) -> Any:
 class Again:
     """Records a root another time, with other arguments or options; it raises where the code does.
 
-    It has a copy of the root, as the recorded one will be edited.
+    It has a copy of the root, as the recorded one will be edited. Parts that are known to be
+    `steady` are not looked into again.
 
     Args:
         first: the first recording of the root.
@@ -253,16 +255,24 @@ class Again:
         self._root, self._runs = skeleton(first.root), runs
         self._real, self._forced, self._around = first.real, first.forced, first.changes.around
         self._key = path, first.real, frozenset(first.forced)
+        self.steady: dict[str, Form] = {}
 
     @cached_property
     def _at_rest(self) -> Attributes:
         return Attributes(self._root)
 
-    def run(self, arguments: Arguments, **options: Any) -> Recorder:
-        """Return the recording with these arguments, and these options of the recorder."""
+    def run(self, arguments: Arguments, *, whole: bool = False, **options: Any) -> Recorder:
+        """Return the recording with these arguments, and these options of the recorder.
+
+        Args:
+            arguments: what the root is called with.
+            whole: look into steady parts, too.
+            options: of the recorder.
+        """
         names = tuple((name, repr(value)) for name, value in options.items())
-        record = partial(self._one, arguments, self._at_rest, **options)
-        return self._runs.get((self._key, names), arguments, record)
+        steady = {} if whole else self.steady
+        record = partial(self._one, arguments, self._at_rest, steady=steady, **options)
+        return self._runs.get((self._key, frozenset(steady), names), arguments, record)
 
     def later(self, arguments: Arguments) -> list[Recorder]:
         """Return the recordings of the calls to come: each finds what earlier ones have left.
@@ -283,10 +293,17 @@ class Again:
         return calls[1:]
 
     def _one(
-        self, arguments: Arguments, before: Attributes, *, stays: bool = False, **options: Any
+        self,
+        arguments: Arguments,
+        before: Attributes,
+        *,
+        stays: bool = False,
+        steady: dict[str, Form] | None = None,
+        **options: Any,
     ) -> Recorder:
         given: dict[str, Any] = {"real": self._real, **options}
         other = Recorder(self._root, dict(self._forced), Changes(around=self._around), **given)
+        other.steady = {} if other.real or steady is None else steady
         _run(other, arguments, before, stays=stays)
         return other
 

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import is_
 from typing import Any
 
 import torch
@@ -86,26 +87,29 @@ class _Before:
     take no time.
     """
 
-    __slots__ = ("empty", "held", "ids", "module", "names", "values")
+    __slots__ = ("empty", "held", "module", "names", "values")
 
     def __init__(self, module: nn.Module) -> None:
-        self.module, self.values = module, dict(module.__dict__)
-        self.names, self.ids = [*self.values], [*map(id, self.values.values())]
-        containers = [(n, v) for n, v in self.values.items() if type(v) in _CONTAINERS]
-        self.empty = [value for _, value in containers if not value]
-        self.held = {name: value.copy() for name, value in containers if value}
+        self.module, self.values = module, module.__dict__.copy()
+        self.names = [*self.values]
+        containers = [value for value in self.values.values() if type(value) in _CONTAINERS]
+        self.empty = [value for value in containers if not value]
+        self.held = dict[str, Any]()
+        if len(self.empty) < len(containers):
+            for name, value in self.values.items():
+                if type(value) in _CONTAINERS and value:
+                    self.held[name] = value.copy()
 
     def changed(self) -> list[str]:
         """Return the names of the attributes that are other ones now."""
         now = self.module.__dict__
-        if (
-            [*map(id, now.values())] == self.ids
-            and [*now] == self.names
+        is_same = (
+            [*now] == self.names
+            and all(map(is_, now.values(), self.values.values()))
             and not any(self.empty)
-            and all(same_value(copied, now[name]) for name, copied in self.held.items())
-        ):
-            return []
-        return [*self._differing(now)]
+            and (not self.held or all(_are_same(v, now[name]) for name, v in self.held.items()))
+        )
+        return [] if is_same else [*self._differing(now)]
 
     def restore(self) -> list[str]:
         """Put them back; return the names of those that were others."""
@@ -135,6 +139,13 @@ class _Before:
             value = value.copy()
             value.clear()
         return value
+
+
+def _are_same(copied: Any, now: Any) -> bool:
+    """Say whether a container holds the very objects that its copy holds, in the same order."""
+    if len(copied) != len(now) or not all(map(is_, copied, now)):
+        return False
+    return not isinstance(copied, dict) or all(map(is_, copied.values(), now.values()))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from refold.graph.trace.code.unseen import asks_identity, catches, list_look_up, reads_unseen
 from refold.graph.trace.code.values import helpers_of
 from refold.graph.trace.frames import Frame, leaves, map_tree, walk
-from refold.graph.trace.other_runs.needless import says_all
+from refold.graph.trace.other_runs.needless import Needless
 from refold.graph.trace.other_runs.optional import OtherArguments
 from refold.graph.trace.other_runs.questions import Questions
 from refold.graph.trace.other_runs.ranks import Ranks
@@ -89,13 +89,15 @@ class Evidence:
 
         A frame whose own calls differ is fixed: no forward is generated for it.
         """
+        needless = Needless.of(self.recorder, self.first)
+        self.again.steady = needless.steady
         if self.recorder.real and any(map(self._has_weights, self.first.order)):
             self._at(None, "of other numbers")
         elif self.recorder.real:  # another run takes as long as the network
             for frame in walk(self.root):
                 frame.fixed = frame.fixed or _ASKS_NUMBERS
         else:
-            self._vary_shapes()
+            self._vary_shapes(() if needless.says_all else _OTHER_FORMS)
         if self.recorder.keeps:
             self._later()
         self._note_questions()
@@ -120,8 +122,8 @@ class Evidence:
             for run in found:
                 self._add(what, run)
 
-    def _vary_shapes(self) -> None:
-        for what, sizes, other in () if says_all(self.recorder, self.first.order) else _OTHER_FORMS:
+    def _vary_shapes(self, forms: Iterable[tuple[str, bool, bool]]) -> None:
+        for what, sizes, other in forms:
             if self._at(of_other_sides if sizes else of_other_batch, what, elsewhere=other):
                 break
         around = self.recorder.others  # questions whose answers no input changes
@@ -134,7 +136,7 @@ class Evidence:
                 self._at(change, "of another size")
         recorder = self.recorder
         counts_axes = recorder.hands_shape or recorder.gives_size  # it may hand on `*x.shape[2:]`
-        is_free = self.made_up and counts_axes
+        is_free = self.made_up and bool(counts_axes)
         ranks = [without_batch, with_batch] if recorder.asks_rank or is_free else []
         if self.made_up and recorder.gives_size:
             ranks += [with_length, with_sides]
@@ -143,12 +145,12 @@ class Evidence:
 
     def _note_questions(self) -> None:
         """Note what is asked of sizes without anyone noticing, and told by the code alone."""
+        known = dict[tuple[type, str], list[str]]()
         for frame in walk(self.root) if self.recorder.gives_size else ():
-            code = getattr(frame.module, frame.method)
-            for one in (code, *helpers_of(code)):
-                for what, ask in ((_LOOKS_UP, list_look_up), (_BRANCHES, asks_identity)):
-                    if (line := ask(one)) is not None:
-                        self.recorder.unsettled.append((frame, what.format(line)))
+            key = type(frame.module), frame.method
+            if key not in known:
+                known[key] = _secret_questions(getattr(frame.module, frame.method))
+            self.recorder.unsettled.extend((frame, what) for what in known[key])
 
     def _ladder(self) -> Iterable[Callable[[Tensor], list[int]]]:
         given = [leaf for leaf in leaves(self.arguments) if isinstance(leaf, Tensor)]
@@ -161,7 +163,7 @@ class Evidence:
 
     def _counts_in_secret(self) -> bool:
         """Say whether sizes may decide unseen: in `np.prod(x.shape)`, or in a call that fails."""
-        code, gives = self._code(), self.recorder.gives_size
+        code, gives = self._code(), bool(self.recorder.gives_size)
         return any(map(catches, code)) or (gives and any(map(reads_unseen, code)))
 
     def stays(self) -> dict[fx.Node, str]:
@@ -199,7 +201,8 @@ class Evidence:
 
     def _add(self, what: str, found: Recorder) -> Variant:
         variant = self._recorded.beside(what, found)
-        self.recorder.loses_size |= variant.counts_differ()
+        if variant.counts_differ():
+            self.recorder.loses_size.add(self.root)
         if variant.differs:
             self.variants.append(variant)
             for frame in variant.differs:
@@ -268,6 +271,12 @@ class Evidence:
                 if node in variant.same and not variant.read_by_same(node):
                     found.setdefault(node, variant.what)
         return found
+
+
+def _secret_questions(code: Callable[..., Any]) -> list[str]:
+    asked = ((_LOOKS_UP, list_look_up), (_BRANCHES, asks_identity))
+    found = ((what, ask(one)) for one in (code, *helpers_of(code)) for what, ask in asked)
+    return [what.format(line) for what, line in found if line is not None]
 
 
 def _named(variant: Variant, places: list[fx.Node]) -> str:

@@ -55,7 +55,7 @@ class Ranks:
         """Record the root on inputs with one axis more, of this many entries, if it takes them."""
         other = partial(shaped, change=partial(with_axis, size=size))
         try:
-            found = self._recorded.again.run(map_tree(other, self._recorded.arguments))
+            found = self._recorded.again.run(map_tree(other, self._recorded.arguments), whole=True)
         except Exception:  # then the code takes no such input
             return None
         for node in found.graph.nodes:  # a recording does not run norms

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from refold.graph.trace.frames import Frame, ancestors, frame_of, leaves
+from refold.graph.trace.other_runs.more_calls import takes_apart, touched
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recording import Again, Arguments
 
@@ -67,6 +68,7 @@ class Variant:
         self.what, self.first = what, first
         self.second = Snapshot.of(other.graph)
         self.same: dict[Item, Item] = {}
+        self._passed: dict[fx.Node, bool] = {}  # of steady parts; whether a part gives it
         self.differs: dict[Frame, str] = {}
         self._items, self._others = first.items(), self.second.items()
         self._roots, self._shapes = (root.module, other.root), other.shapes
@@ -78,12 +80,16 @@ class Variant:
         for frame in [root, *self._frames()]:
             self._compare(frame)
         del self._items, self._others
-        self._alone = {_key(node) for node in self.second.order if node not in matched}
+        unmatched = [node for node in self.second.order if node not in matched]
+        self._alone = set(map(_key, unmatched))
+        self._again = touched(other.root, (n for n in unmatched if not _is_constant(n)))
 
     def shape(self, node: fx.Node) -> tuple[int, ...] | None:
         """Return the shape that a value has in the other run."""
         other = self.same.get(node)
-        return self._shapes.get(other) if isinstance(other, fx.Node) else None
+        if not isinstance(other, fx.Node) or self._passed.get(node) is False:
+            return None
+        return self._shapes.get(other)
 
     def are_alike(self, one: fx.Node, two: fx.Node, *, but: int) -> bool:
         """Say whether two values have one shape in the other run.
@@ -118,6 +124,19 @@ class Variant:
                 self.same[one] = two
                 if isinstance(one, Frame) and isinstance(two, Frame):
                     pending.append((one, two))
+                elif isinstance(one, Frame):
+                    self._pass(one, two)
+
+    def _pass(self, frame: Frame, match: Item) -> None:
+        """Let one call of the other run stand for all calls of a steady part."""
+        pending = [*self._items.get(frame, [])]
+        while pending:
+            item = pending.pop()
+            if isinstance(item, Frame):
+                pending.extend(self._items.get(item, []))
+                continue
+            self.same[item] = match
+            self._passed[item] = item is frame.output
 
     def _align_elsewhere(self) -> None:
         """Match calls of one module that the other run makes at another place."""
@@ -130,13 +149,15 @@ class Variant:
 
     def _compare(self, frame: Frame) -> None:
         match = self.same[frame]
-        assert isinstance(match, Frame)
+        passed = self.second.args[match] if isinstance(match, fx.Node) else None
         if frame.parent is not None:
-            ours, theirs = (frame.args, frame.kwargs), (match.args, match.kwargs)
+            ours, theirs = (frame.args, frame.kwargs), passed or (match.args, match.kwargs)
             if not self._equal(ours, theirs):
                 self.differs.setdefault(frame.parent, self.what)
                 if not self._nested_nodes_only(ours, theirs):
                     self.differs.setdefault(frame, self.what)
+        if isinstance(match, fx.Node):
+            return
         if not self._equal(frame.output, match.output):
             self.differs.setdefault(frame, self.what)
         for item in self._items.get(frame, []):
@@ -148,11 +169,12 @@ class Variant:
         other = self.same.get(node)
         if not isinstance(other, fx.Node):
             return False
-        return self._equal(self.first.args[node], self.second.args[other])
+        args, others = self.first.args[node], self.second.args[other]
+        return node in self._passed or self._equal(args, others)
 
     def counts_differ(self) -> bool:
         """Say whether a call gives more values, or fewer, in the other run (`x.unbind(-1)`)."""
-        several = (node for node in self.first.order if "length" in node.meta)
+        several = (n for n in self.first.order if "length" in n.meta and n not in self._passed)
         pairs = ((node, self.same.get(node)) for node in several)
         return any(
             isinstance(other, fx.Node) and node.meta["length"] != other.meta.get("length")
@@ -162,9 +184,11 @@ class Variant:
     def read_by_same(self, node: fx.Node) -> bool:
         """Say whether a value has the same readers in both runs."""
         other = self.same.get(node)
-        if not isinstance(other, fx.Node):
-            return False
+        if not isinstance(other, fx.Node) or self._passed.get(node) is False:
+            return node in self._passed
         readers: set[object] = {self.same.get(reader) for reader in self.first.readers[node]}
+        if node in self._passed:  # within the part they are the same
+            readers.discard(other)
         return readers == set[object](self._readers(other))
 
     def _readers(self, other: fx.Node) -> Iterator[fx.Node]:
@@ -213,8 +237,8 @@ class Variant:
     def _given_same(self, node: fx.Node) -> bool:
         """Say whether a call is given the same numbers and constants, whatever values it reads."""
         other = self.same.get(node)
-        if not isinstance(other, fx.Node):
-            return True  # the other run does without it
+        if not isinstance(other, fx.Node) or node in self._passed:
+            return True  # the other run does without it, or does the same
         ours, theirs = leaves(self.first.args[node]), leaves(self.second.args[other])
         return len(ours) == len(theirs) and all(map(self._is_same_given, ours, theirs))
 
@@ -228,10 +252,16 @@ class Variant:
         is_kept = node.op in ("call_module", "get_attr") and not _is_constant(node)
         return is_kept and node not in self.same and _key(node) in self._alone
 
+    def _place(self, node: fx.Node) -> str:
+        is_kept = node.op in ("call_module", "get_attr")
+        return str(node.target) if is_kept else self.first.home[node].path
+
     def objection(self, nodes: list[fx.Node]) -> str | None:
         """Return why these calls cannot be joined, if this run does not join them."""
         chosen = set(nodes)
         if not all(map(self._given_same, nodes)) or any(map(self._runs_elsewhere, nodes)):
+            return self.what
+        if self._again and takes_apart(self._again, [*map(self._place, nodes)]):
             return self.what
         for node in nodes:
             inner = [reader for reader in self.first.readers[node] if reader in chosen]
@@ -284,6 +314,8 @@ def _called_once(frames: Iterable[Frame]) -> dict[tuple[Any, ...], Frame]:
 def _key(item: Item) -> tuple[Any, ...]:
     if isinstance(item, Frame):
         return ("frame", item.path, item.method)
+    if item.meta.get("steady"):
+        return ("frame", item.target, "forward")
     if _is_constant(item):
         return (item.op,)
     return (item.op, item.target)

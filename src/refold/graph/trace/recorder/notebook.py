@@ -78,8 +78,11 @@ class Notebook:
         self._around: dict[str, str] = {}
         self.constants: dict[str, Tensor] = {}
         self.stored: list[Tensor] = []  # values of this run that objects and later calls get to see
-        self.asks_rank = self.hands_shape = self.loses_size = self.gives_size = False
-        self.asks_form = False  # what else a value is: its type, its device, how it lies in memory
+        self.gives_size = set[Frame]()  # frames whose code asks a value for its size
+        self.loses_size = set[Frame]()  # and makes a plain number of it
+        self.hands_shape = set[Frame]()  # or hands on as many sizes as there are axes
+        self.asks_rank = set[Frame]()
+        self.asks_form = set[Frame]()  # what else it is: its type, its device, how it lies
         self.device: torch.device | None = None
         self.result: Any = None
         self._paused = 0
@@ -150,7 +153,8 @@ class Notebook:
 
     def lose(self) -> None:
         """Note that a size became a plain number, of which nothing more is known."""
-        self.loses_size |= not self._paused
+        if not self._paused:
+            self.loses_size.add(self.stack[-1])
 
     def write(self) -> None:
         """Note that a size became part of a text: one for people decides nothing."""
@@ -171,7 +175,7 @@ class Notebook:
         if not cached and not self._paused:
             reason = f"its code looks a size up in a table ({where()})"
             self.unsettled.append((self.stack[-1], reason))
-            self.loses_size = True
+            self.loses_size.add(self.stack[-1])
         return cached
 
     def _is_running(self) -> bool:
@@ -184,6 +188,15 @@ class Notebook:
             return None
         mark = value.__dict__.get(MARK)
         return mark[1] if mark is not None and mark[0] is self else None
+
+    def is_static(self, node: fx.Node) -> bool:
+        """Say whether a value is made from stored tensors alone."""
+        return node in self._static
+
+    def rank_of(self, value: Any) -> int | None:
+        """Return how many axes a value of this run has; None for anything else."""
+        node = value if isinstance(value, fx.Node) else self._mark(value)
+        return None if node is None or node not in self.shapes else len(self.shapes[node])
 
     def _is_followed(self, tensor: Tensor) -> bool:
         """Say whether inputs or stored tensors take part in a value."""
@@ -254,7 +267,6 @@ class Notebook:
 
     def _nested(self, tree: Any) -> Any:
         """Return an argument that may hold others, or is of a type of its own."""
-        self.hands_shape |= isinstance(tree, torch.Size)  # as many sizes as there are axes
         if isinstance(tree, tuple):
             return self._tuple(cast("tuple[Any, ...]", tree))
         if isinstance(tree, list):
@@ -299,6 +311,8 @@ class Notebook:
         return found
 
     def _tuple(self, tree: tuple[Any, ...]) -> Any:
+        if isinstance(tree, torch.Size):
+            self.hands_shape.add(self.stack[-1])
         items = tuple(self._argument(item) for item in tree)
         if not hasattr(tree, "_fields"):
             return items

@@ -43,6 +43,7 @@ from refold.graph.trace.recorder.forms import result_of_layer
 from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
 from refold.graph.trace.recorder.state_notes import StateNotes
+from refold.graph.trace.recorder.steady import Form, form_of
 from refold.graph.trace.recorder.torch_calls import RecordError, UnansweredError
 from refold.graph.trace.state import Attributes, Changes, untouched
 from refold.graph.trace.writes import stored_value, stored_writes
@@ -83,10 +84,12 @@ class Recorder(StateNotes):
         self.is_whole = False  # the root's forward has come to its end
         self.ran: set[int] = set()
         self._framed: set[str] = set()
+        self._passes = False  # within a part that needs no second look
         self._ours: list[tuple[dict[str, Any], str, Callable[..., Any]]] = []
         self._methods: dict[type, list[tuple[str, Any]]] = {}  # the helpers of each class
         self.chance: Chance | None = None  # set where Python's random numbers were seen to be drawn
         self.counts_only = False  # how often each layer is called, and the result: no graph
+        self.steady: dict[str, Form] = {}  # parts that need no second look, if called in this form
         self.answers = Answers()  # of calls that the next run need not make again
         self._raised_by = (0, "")  # the id of the last error, and the part that raised it
         self.flags: FlagNotes | None = None  # set where what code reads of attributes matters
@@ -248,7 +251,7 @@ class Recorder(StateNotes):
         if path is None:
             return self._stray(call, module, args, kwargs)
         layer = is_layer(module)
-        if self.counts_only:
+        if self.counts_only or self._passes:
             return self._counted(call, module, path, args, kwargs)
         if layer:
             self.seen.setdefault(id(module), [])
@@ -262,13 +265,33 @@ class Recorder(StateNotes):
         if layer:
             self._must_be_its_own(module, path)
             return self._leaf(call, module, path, *_in_order(module, args, kwargs))
+        if self._is_opaque(module, path):
+            return self._leaf(call, module, path, args, kwargs)
+        if not self._is_steady(path, args, kwargs):
+            return self._enter(module, path, "forward", call, (module, *args), args, kwargs)
+        self._framed.add(path)
+        self._passes = True
+        try:  # as if it were a layer: what it calls is known
+            return self._leaf(call, module, path, args, kwargs)
+        finally:
+            self._passes = False
+
+    def _is_steady(self, path: str, args: Any, kwargs: Any) -> bool:
+        """Say whether a part does what it did when it was recorded first."""
+        form = self.steady.get(path)
+        if form is None or path in self._framed:
+            return False
+        with _Quiet():
+            return form_of(args, kwargs, self.rank_of) == form
+
+    def _is_opaque(self, module: nn.Module, path: str) -> bool:
+        """Say whether the code of a part is not followed, and note why."""
         reason = self.forced.get(path) or pinned_reason(module)
         if reason is None and path in self._framed and _holds_tensors(module):
             reason = self.late[path] = "it is called more than once"
         if reason is not None:
             self.opaque.setdefault(path, reason)
-            return self._leaf(call, module, path, args, kwargs)
-        return self._enter(module, path, "forward", call, (module, *args), args, kwargs)
+        return reason is not None
 
     def _must_be_its_own(self, module: nn.Module, path: str) -> None:
         """Follow no frame that lends a layer other weights (`torch.func.functional_call`)."""
@@ -312,7 +335,8 @@ class Recorder(StateNotes):
             is_plain = len(args) == 1 and type(args[0]) is Tensor and not kwargs
             if not is_plain and any(isinstance(x, Size | Ratio) for x in leaves((args, kwargs))):
                 args, kwargs = map_tree(plain, (args, kwargs))
-            known = None if self.runs_all or kwargs else self._told(module, args)
+            is_run = self.runs_all or kwargs or self._passes
+            known = None if is_run else self._told(module, args)
             if known is None and self.real and path in self.opaque:
                 known = self.answers.find(path, leaves((args, kwargs)))
         self._paused += 1
@@ -326,6 +350,7 @@ class Recorder(StateNotes):
                 self.chance.moved()  # that is the leaf's own affair
         with _Quiet():
             node = self._node("call_module", path, *recorded)
+            node.meta["steady"] = self._passes
             self.calls[path] += 1
             changed = args[0] if self._changed_by(node) and args else None
             return self._results(result, node, again=changed)

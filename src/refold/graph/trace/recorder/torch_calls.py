@@ -117,7 +117,7 @@ class TorchCalls(Notebook, TorchFunctionMode):
             self.reads.update(map(id, tensors))
             result = self._run(func, args, kwargs) if known is None else known
         if not any(isinstance(leaf, Tensor) for leaf in leaves(result)) and result is not None:
-            self.gives_size = True  # a storage knows how many bytes it has
+            self.gives_size.add(self.stack[-1])  # a storage knows how many bytes it has
             return result
         if result is None and not tensors:
             return None
@@ -159,15 +159,13 @@ class TorchCalls(Notebook, TorchFunctionMode):
         if name == "shape" and node is not None:
             return self._shape(tensor, node)
         if name in _DEVICE:
-            self.asks_form = True
+            self.asks_form.add(self.stack[-1])
             answer = self._device_answer(func, name, tensor)
             if name == "device":
                 self._note_kind(name, answer, tensor, node)
             return answer
         value = func(self._twin(tensor) if name == "dtype" and self.elsewhere else tensor)
-        self.asks_rank |= name == "ndim" and node is not None
-        self.loses_size |= name == "nbytes" and node is not None
-        self.asks_form |= name != "ndim" and not isinstance(value, Tensor)
+        self._note_question(name, value, node)
         if name in _DIFFERING and node is not None:
             return self._differing(name, value)
         if name == "dtype":
@@ -177,6 +175,14 @@ class TorchCalls(Notebook, TorchFunctionMode):
                 value, self._node("call_function", getattr, (self._as_node(tensor), name), {})
             )
         return value
+
+    def _note_question(self, name: str, value: Any, node: fx.Node | None) -> None:
+        if name == "ndim" and node is not None:
+            self.asks_rank.add(self.stack[-1])
+        if name == "nbytes" and node is not None:
+            self.loses_size.add(self.stack[-1])
+        if name != "ndim" and not isinstance(value, Tensor):
+            self.asks_form.add(self.stack[-1])
 
     def _differing(self, name: str, value: Any) -> Any:
         """Answer what depends on whether gradients are recorded, or on what came before."""
@@ -212,14 +218,14 @@ class TorchCalls(Notebook, TorchFunctionMode):
     def _shape(self, tensor: Tensor, node: fx.Node) -> torch.Size:
         if node in self._static:
             return tensor.shape
-        self.gives_size = True
+        self.gives_size.add(self.stack[-1])
         found = enumerate(tensor.shape)
         return torch.Size([Size(n, (Tensor.size, node, i), self) for i, n in found])
 
     def _asked(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Answer a question about a value; how it lies in memory is another matter next time."""
         answer = self._run(func, args, kwargs)
-        self.asks_form = True
+        self.asks_form.add(self.stack[-1])
         node = self._mark(args[0]) if args else None
         if node is None or node in self._static:
             return answer
@@ -237,15 +243,15 @@ class TorchCalls(Notebook, TorchFunctionMode):
         if node is None or node in self._static:
             return value
         if name in ("dim", "ndimension"):
-            self.asks_rank = True
+            self.asks_rank.add(self.stack[-1])
             return value
-        self.gives_size = True
+        self.gives_size.add(self.stack[-1])
         if isinstance(value, torch.Size):
             return self._shape(args[0], node)
         if name == "size":
             return Size(value, (Tensor.size, node, *args[1:], *kwargs.values()), self)
         if name == "__len__":
-            self.loses_size = True
+            self.loses_size.add(self.stack[-1])
             return value
         return Size(value, (Tensor.numel, node), self)
 
