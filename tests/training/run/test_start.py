@@ -142,6 +142,22 @@ def test_a_head_of_other_classes_is_replaced_and_named(
     assert any("6" in text and "classes" in text for text in remarks(start, recipe))
 
 
+@pytest.mark.parametrize("block", [None, "dbb"])
+def test_a_checkpoint_without_a_head_starts_with_a_new_one(
+    tmp_path: Path, data: Path, model: str, block: str | None
+) -> None:
+    net = made(model, 7)
+    body = {f"backbone.{k}": v for k, v in net.state_dict().items() if not k.startswith("6.")}
+    torch.save({"state_dict": body}, tmp_path / "net.pth")
+    start = started(data, model=model, checkpoint=str(tmp_path / "net.pth"), block=block)
+    assert start.replaced == ("6",)
+    assert equal(start.network[:6], net[:6])
+    del body["backbone.0.weight"]
+    torch.save({"state_dict": body}, tmp_path / "net.pth")
+    with pytest.raises(CheckpointError, match=r"0\.weight"):
+        started(data, model=model, checkpoint=str(tmp_path / "net.pth"), block=block)
+
+
 def test_a_factory_that_takes_no_number_of_classes_gets_another_head(
     data: Path, model: str
 ) -> None:

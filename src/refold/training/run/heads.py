@@ -84,14 +84,44 @@ def class_counts(
         build: makes the network for a number of classes.
         classes: for which the weights do not fit.
     """
-    one, other = _tensors(build(classes)), _tensors(build(classes + 1))
-    heads = [key for key, value in other.items() if key not in one or one[key].shape != value.shape]
+    heads = _heads(build, classes)
     if not heads:  # what is built does not depend on the number
         return []
     named = [value for key, value in state.items() if any(_ends(key, head) for head in heads)]
     rows = [value for value in state.values() if value.ndim == 2][-1:]
     counts = [int(value.shape[0]) for value in (*named, *rows) if value.ndim]
     return [count for count in dict.fromkeys(counts) if count != classes]
+
+
+def without_head(build: Callable[[int], nn.Module], classes: int) -> nn.Module:
+    """Return a network without the layers that name classes, as backbones are published.
+
+    Args:
+        build: makes the network for a number of classes.
+        classes: any number of them.
+
+    Returns:
+        The network, only to load weights into; whole where none of its layers depends on the number.
+
+    Examples:
+        >>> def build(n): return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, n))
+        >>> without_head(build, 5)
+        Sequential(
+          (0): Linear(in_features=2, out_features=3, bias=True)
+          (1): Identity()
+        )
+    """
+    network = build(classes)
+    for path in {key.rpartition(".")[0] for key in _heads(build, classes)} - {""}:
+        above, _, name = path.rpartition(".")
+        setattr(network.get_submodule(above), name, nn.Identity())
+    return network
+
+
+def _heads(build: Callable[[int], nn.Module], classes: int) -> list[str]:
+    """Return the names of the tensors that depend on the number of classes."""
+    one, other = _tensors(build(classes)), _tensors(build(classes + 1))
+    return [key for key, value in other.items() if key not in one or one[key].shape != value.shape]
 
 
 def _ends(key: str, name: str) -> bool:

@@ -32,11 +32,12 @@ from refold.training.loop.snapshot import read_snapshot
 from refold.training.recipes.recipe import Recipe
 from refold.training.run.about import known_data
 from refold.training.run.begun import Begun, begun_with
-from refold.training.run.heads import class_counts, fit_head, hand_over
+from refold.training.run.heads import class_counts, fit_head, hand_over, without_head
 from refold.training.run.weights import Weights, weights_at
 from refold.training.seeds import seeded
 
 _PLAIN, _NORMED, _WIDE = range(3)  # the forms of a network, each with what the one before lacks
+_NO_HEAD = -1  # in place of a number of classes
 _SEEN, _AT_ONCE = 256, 32  # images whose statistics restored norms start with
 
 
@@ -210,7 +211,7 @@ def remarks(start: Start, recipe: Recipe) -> Iterator[str]:
         yield f"starts from the weights of {recipe.checkpoint}"
     if start.replaced:
         yield (
-            f"new layers, as the number of classes is another one: {', '.join(start.replaced)}; "
+            f"new layers, as the weights have none for these classes: {', '.join(start.replaced)}; "
             "until they are trained, the answers are chance"
         )
     if recipe.restore_norms:
@@ -307,13 +308,22 @@ def _loaded(plan: _Plan) -> tuple[nn.Module, int, tuple[str, ...]]:
             other = _fitting(plan, weights, counts)
             if isinstance(other, tuple):
                 return other
+        bare = _fitting(plan, weights, [_NO_HEAD])
+        if isinstance(bare, tuple):
+            return bare
         raise found
 
 
 def _fitting(
     plan: _Plan, weights: Weights, counts: list[int]
 ) -> tuple[nn.Module, int, tuple[str, ...]] | CheckpointError:
-    """Load the weights into the network of one of some numbers of classes, or say why not."""
+    """Load the weights into the network of one of some numbers of classes, or say why not.
+
+    Args:
+        plan: how the network is made.
+        weights: to load.
+        counts: numbers of classes; `_NO_HEAD` for a network without the layers that name them.
+    """
     faults: list[CheckpointError] = []
     wanted = {_NORMED: plan.recipe.restore_norms, _WIDE: plan.recipe.block is not None}
     for count in counts:
@@ -334,7 +344,8 @@ def _fitting(
 
 
 def _form(plan: _Plan, classes: int, form: int) -> nn.Module:
-    network = plan.plain(classes)
+    is_bare = classes == _NO_HEAD
+    network = without_head(plan.plain, plan.classes) if is_bare else plan.plain(classes)
     if form >= _NORMED and plan.recipe.restore_norms:
         network = plan.normed(network)
     return plan.widened(network) if form == _WIDE else network
