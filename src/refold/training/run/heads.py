@@ -101,7 +101,7 @@ def without_head(build: Callable[[int], nn.Module], classes: int) -> nn.Module:
         classes: any number of them.
 
     Returns:
-        The network, only to load weights into; whole where none of its layers depends on the number.
+        The network, to load weights into; whole where none of its layers depends on the number.
 
     Examples:
         >>> def build(n): return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, n))
