@@ -87,3 +87,89 @@ def test_only_what_a_call_takes_apart_is_refused(run: Callable[..., Tensor], lef
     model = live(Net(run).double())
     folded = refold.reparameterize(model, images(*SIZES[0]).double(), drop_unused=True)
     assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == left
+
+
+class Hands(nn.Module):
+    """Hands what it is given besides on to a method of its own, or to a function."""
+
+    def __init__(self, step: Callable[..., Tensor] | None = None) -> None:
+        super().__init__()
+        self.conv, self.norm, self.own = conv(4, 4), nn.BatchNorm2d(4), step
+
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        if self.own is not None:
+            return self.own(self, x, **options)
+        return self.step(x, *args, **options)
+
+    def step(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.norm(self.conv(x))
+        return y if mask is None else self.norm(y * mask)
+
+
+class Keywords(Hands):
+    """Hands only keywords on."""
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        return self.step(x, **options)
+
+
+class More(Hands):
+    """Takes any number of further values."""
+
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        for one in more:
+            y = y + self.norm(one)
+        return y
+
+
+def reads(net: Any, x: Tensor, **options: Any) -> Tensor:
+    y = net.norm(net.conv(x))
+    return net.norm(y) if options.get("again") else y
+
+
+X2 = images(*SIZES[0]).double()
+CALLS = [
+    (Hands, None, (X2,), {}),
+    (Hands, None, (), {"mask": X2}),
+    (Keywords, None, (), {"mask": X2}),
+    (More, None, (X2, X2), {}),
+    (Hands, reads, (), {"again": True}),
+]
+
+
+@pytest.mark.parametrize(("kind", "step", "args", "options"), CALLS)
+def test_arguments_that_forward_only_hands_on(
+    kind: type[Hands], step: Any, args: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    model = live(kind(step).double())
+    for example in (X2, None):
+        folded = refold.plan(model, example).apply()
+        with torch.no_grad():
+            for pair in (((X2,), {}), ((X2, *args), options)):
+                wanted, got = (one(*pair[0], **pair[1]) for one in (model, folded))
+                assert (wanted - got).abs().max() <= 1e-9 * wanted.abs().max()
+
+
+def by_bfloat16(net: Any, x: Tensor, more: bool) -> Tensor:
+    y = net.norm(net.conv(x))
+    return net.norm(y) if x.dtype == torch.bfloat16 else y
+
+
+def by_float32(net: Any, x: Tensor, more: bool) -> Tensor:
+    y = net.norm(net.conv(x))
+    return net.norm(y) if x.dtype == torch.float32 else y
+
+
+def by_own_type(net: Any, x: Tensor, more: bool) -> Tensor:
+    y = net.norm(net.conv(x))
+    return net.norm(y) if x.dtype == net.kind else y
+
+
+@pytest.mark.parametrize("run", [by_bfloat16, by_float32, by_own_type])
+def test_types_that_the_code_names(run: Callable[..., Tensor]) -> None:
+    model = Net(run)
+    model.kind = torch.bfloat16  # type: ignore[assignment]
+    folded = refold.reparameterize(live(model.double()), X2)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in [folded.conv, folded.norm])

@@ -18,8 +18,11 @@ from refold.graph.trace.code.names import functions_of, names_in
 
 _CALL, _CALL_IMPL = nn.Module.__call__, nn.Module._call_impl  # pyright: ignore[reportPrivateUsage]
 _IDENTITY = nn.Identity
+_TRACES = torch._C._get_tracing_state
 _NAMES = ("forward_pre", "forward", "backward_pre", "backward")
-_HOOKS = tuple(cast("dict[int, Any]", getattr(torchs, f"_global_{name}_hooks")) for name in _NAMES)
+_G0, _G1, _G2, _G3 = (
+    cast("dict[int, Any]", getattr(torchs, f"_global_{name}_hooks")) for name in _NAMES
+)
 
 
 def in_turn(count: int) -> Callable[..., Any]:
@@ -33,32 +36,33 @@ def in_turn(count: int) -> Callable[..., Any]:
     """
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        parts: dict[str, Any] = self._modules
+        own = self.__dict__  # asked once: between two layers nothing of it is in a cache
+        parts: dict[str, Any] = own["_modules"]
         if (
             len(args) != 1
             or kwargs
             or len(parts) != count
-            or self._forward_hooks
-            or self._forward_pre_hooks
-            or self._backward_hooks
-            or self._backward_pre_hooks
-            or "forward" in self.__dict__
+            or own["_forward_hooks"]
+            or own["_forward_pre_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
+            or "forward" in own
             or self._compiled_call_impl is not None
-            or any(_HOOKS)
+            or (_G0 or _G1 or _G2 or _G3)
             or nn.Module.__call__ is not _CALL
             or nn.Module._call_impl is not _CALL_IMPL
-            or torch._C._get_tracing_state()
+            or _TRACES()
         ):
             return nn.Module.__call__(self, *args, **kwargs)
         (value,) = args
         for part in parts.values():
             if (
                 type(part) is not _IDENTITY
-                or part._forward_hooks
-                or part._forward_pre_hooks
-                or part._backward_hooks
-                or part._backward_pre_hooks
-                or "forward" in part.__dict__
+                or (its := part.__dict__)["_forward_hooks"]
+                or its["_forward_pre_hooks"]
+                or its["_backward_hooks"]
+                or its["_backward_pre_hooks"]
+                or "forward" in its
             ):
                 value = part(value)
         return value

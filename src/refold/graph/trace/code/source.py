@@ -52,6 +52,25 @@ def keywords_read(function: Any, name: str) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
+def handed_on(function: Any, name: str) -> list[str]:
+    """Return what a function calls with all of its `**name`, as its code writes it.
+
+    Examples:
+        >>> def forward(self, x, **options):
+        ...     return self.step(x, **options)
+        >>> handed_on(forward, "options")
+        ['self.step']
+    """
+    calls = (node for node in ast.walk(parsed(function)) if isinstance(node, ast.Call))
+    found = [
+        ast.unparse(call.func)
+        for call in calls
+        for word in call.keywords
+        if word.arg is None and isinstance(word.value, ast.Name) and word.value.id == name
+    ]
+    return list(dict.fromkeys(found))
+
+
 def parsed(function: Any) -> ast.Module:
     """Return the syntax tree of a function without its annotations, which do nothing.
 

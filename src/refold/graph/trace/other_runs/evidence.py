@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
+from refold.graph.trace.code.names import names_in
 from refold.graph.trace.code.unseen import asks_identity, catches, list_look_up, reads_unseen
-from refold.graph.trace.code.values import helpers_of
+from refold.graph.trace.code.values import code_of, helpers_of
 from refold.graph.trace.frames import Frame, leaves, map_tree, walk
 from refold.graph.trace.other_runs.needless import Needless
 from refold.graph.trace.other_runs.optional import OtherArguments
@@ -45,6 +47,7 @@ from refold.graph.trace.recording import Again, Arguments
 _LOOKS_UP = "its code looks a size up in a table ({})"
 _BRANCHES = "its code branches on a size ({})"
 _ASKS_NUMBERS = "its parts ask for numbers that depend on the input"
+_TYPES = {torch.bfloat16, torch.float32, torch.float64}
 _OTHER_FORMS = (  # what they are called; of other sides, else another batch; in another precision
     ("of another size or precision", True, True),
     ("of another size", True, False),
@@ -124,8 +127,11 @@ class Evidence:
 
     def _vary_shapes(self, forms: Iterable[tuple[str, bool, bool]]) -> None:
         for what, sizes, other in forms:
-            if self._at(of_other_sides if sizes else of_other_batch, what, elsewhere=other):
+            elsewhere = torch.float16 if other else None
+            if self._at(of_other_sides if sizes else of_other_batch, what, elsewhere=elsewhere):
                 break
+        for kind in self._types_named():
+            self._at(of_other_batch, "of another precision", elsewhere=kind)
         around = self.recorder.others  # questions whose answers no input changes
         if any(what not in around for _, what in self.recorder.decisions):
             for change in (of_odd_sides, of_half_sides):
@@ -142,6 +148,21 @@ class Evidence:
             ranks += [with_length, with_sides]
         for change in ranks:
             self._at(change, "of another rank")
+
+    def _types_named(self) -> list[torch.dtype]:
+        """Return the types, but for half precision, that code which asks for a type names."""
+        asking = [getattr(frame.module, frame.method) for frame in self.recorder.asks_form]
+        code = {code_of(one) for each in asking for one in (each, *helpers_of(each))}
+        names = {name for one in code if one is not None for name in names_in(one)}
+        held = {
+            value
+            for frame in self.recorder.asks_form
+            for value in vars(frame.module).values()
+            if isinstance(value, torch.dtype)
+        }
+        own = {p.dtype for p in self.recorder.root.parameters()}
+        named = {kind for kind in _TYPES if str(kind).removeprefix("torch.") in names}
+        return sorted((named | held) & _TYPES - own, key=str)
 
     def _note_questions(self) -> None:
         """Note what is asked of sizes without anyone noticing, and told by the code alone."""

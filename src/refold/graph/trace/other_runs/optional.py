@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, fx
 
 from refold.graph.trace.arguments import is_default
-from refold.graph.trace.code.source import branches_on, keywords_read, mentions
+from refold.graph.trace.code.source import branches_on, handed_on, keywords_read, mentions
 from refold.graph.trace.frames import Frame, leaves, map_tree, walk
 from refold.graph.trace.other_runs.reach import Reach
 from refold.graph.trace.other_runs.values import (
@@ -94,14 +95,41 @@ class OtherArguments:
             yield from self._flagged(named)
         first = next((leaf for leaf in leaves(given) if isinstance(leaf, Tensor)), None)
         for parameter in parameters.values():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                for name in keywords_read(self._forward, parameter.name):
-                    what = f"its keyword argument {name} may be given"
-                    yield from self._try(
-                        [{**named, name: v} for v in (True, tensor_like(first))], what
-                    )
+            if parameter.kind is parameter.VAR_POSITIONAL and args:
+                yield from self._more_or_fewer(args, kwargs)
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                yield from self._keywords(self._forward, parameter.name, named, first)
             elif parameter.default is not parameter.empty or parameter.name in named:
                 yield from self._one_argument(parameter, named, first)
+
+    def _keywords(
+        self, code: Callable[..., Any], table: str, named: dict[str, Any], first: Tensor | None
+    ) -> Iterable[Variant | Unknown]:
+        """Give keywords that code reads out of its `**table`, and those of what has all of it."""
+        for name in keywords_read(code, table):
+            what = f"its keyword argument {name} may be given"
+            yield from self._try([{**named, name: v} for v in (True, tensor_like(first))], what)
+        for callee in self._handed_on(code, table):
+            for parameter in inspect.signature(callee).parameters.values():
+                if parameter.kind is parameter.VAR_KEYWORD and callee is not code:
+                    yield from self._keywords(callee, parameter.name, named, first)
+                elif parameter.default is not parameter.empty and parameter.name not in named:
+                    found = self._one_argument(parameter, named, first, callee)
+                    yield from (run for run in found if isinstance(run, Variant))
+
+    def _handed_on(self, code: Callable[..., Any], table: str) -> Iterable[Callable[..., Any]]:
+        """Yield the functions and own methods that code hands all its keywords on to."""
+        plain = getattr(code, "__code__", None)
+        names = () if plain is None else plain.co_varnames[:1]  # `self`, whatever it is called
+        root = self._recorded.recorder.root
+        scope = {**getattr(code, "__globals__", {}), **dict.fromkeys(names, root)}
+        for written in handed_on(code, table):
+            first, *rest = written.split(".")
+            found = scope.get(first)
+            for name in rest:
+                found = getattr(found, name, None)
+            if isinstance(found, FunctionType | MethodType):
+                yield found
 
     def _more_or_fewer(self, args: tuple[Any, ...], kwargs: Any) -> Iterable[Variant | Unknown]:
         """Call a forward that takes any number of arguments with one more and with one less."""
@@ -121,8 +149,13 @@ class OtherArguments:
                 yield from self._try([call], f"{name} may be asked for", is_sure=True)
 
     def _one_argument(
-        self, parameter: inspect.Parameter, named: dict[str, Any], first: Tensor | None
+        self,
+        parameter: inspect.Parameter,
+        named: dict[str, Any],
+        first: Tensor | None,
+        code: Callable[..., Any] | None = None,
     ) -> Iterable[Variant | Unknown]:
+        """Give an argument another value; `code` takes it where the root's forward does not."""
         name, default = parameter.name, parameter.default
         what, value = f"its optional argument {name} may be given", named.get(name, default)
         if default is parameter.empty:
@@ -131,7 +164,7 @@ class OtherArguments:
             left = {key: value for key, value in named.items() if key != name}
             what = f"its optional argument {name} may be left out"
             yield from self._try([left], what, is_sure=True)
-        if _holds_tensors(value) or not mentions(self._forward, name):
+        if _holds_tensors(value) or not mentions(code or self._forward, name):
             return
         others: list[Any] = []
         if value is None:
@@ -145,8 +178,8 @@ class OtherArguments:
                 yield found
                 return
             others.append(sides_like(first))
-        code = [getattr(frame.module, frame.method) for frame in self._given(name, value)]
-        others += other_values(value, code)
+        given = [getattr(frame.module, frame.method) for frame in self._given(name, value)]
+        others += other_values(value, [*given, *([code] if code else [])])
         tried = [found for v in others for found in self._try([{**named, name: v}], what)]
         runs = [found for found in tried if isinstance(found, Variant)]
         yield from runs or [Unknown(what, name, value)]

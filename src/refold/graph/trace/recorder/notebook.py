@@ -55,11 +55,17 @@ class Notebook:
         changes: what code of the model changes.
         real: whether tensors hold numbers.
         flip: the questions of code to answer otherwise.
-        elsewhere: as if the model were in half precision and on another device.
+        elsewhere: as if the model were of this type and on another device.
     """
 
     def __init__(
-        self, root: nn.Module, changes: Changes, *, real: bool, flip: Flip | None, elsewhere: bool
+        self,
+        root: nn.Module,
+        changes: Changes,
+        *,
+        real: bool,
+        flip: Flip | None,
+        elsewhere: torch.dtype | None,
     ) -> None:
         super().__init__()
         self.root, self.changes = root, changes
@@ -445,9 +451,9 @@ class Notebook:
     def _type(self, value: Tensor) -> torch.dtype:
         """Return the type that a tensor is taken to have in this run."""
         dtype = value.dtype
-        if self.elsewhere and dtype.is_floating_point:
-            return torch.float32 if dtype == torch.float16 else torch.float16
-        return dtype
+        if self.elsewhere is None or not dtype.is_floating_point:
+            return dtype
+        return torch.float32 if dtype == self.elsewhere else self.elsewhere
 
 
 _MADE_OF_SIZES = (Size, Ratio)

@@ -57,7 +57,7 @@ class Recorder(StateNotes):
         leaves: paths to take as atomic, with the reason.
         changes: what code of the model changes; one record for all recordings of a model.
         real: compute with numbers, so that code which asks for them can go on; it is left opaque.
-        elsewhere: as if the model were in half precision and on another device.
+        elsewhere: as if the model were of this type and on another device.
         flip: the decisions about sizes to answer the other way round.
 
     `ran` holds the ids of the modules that were called, `reads` those of the tensors that calls
@@ -74,7 +74,7 @@ class Recorder(StateNotes):
         *,
         real: bool = False,
         flip: Flip | None = None,
-        elsewhere: bool = False,
+        elsewhere: torch.dtype | None = None,
     ) -> None:
         super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)
         self.forced = leaves

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from refold.graph.copies.held import same_value
@@ -26,7 +27,13 @@ class StateNotes(TorchCalls):
     """
 
     def __init__(
-        self, root: nn.Module, changes: Changes, *, real: bool, flip: Flip | None, elsewhere: bool
+        self,
+        root: nn.Module,
+        changes: Changes,
+        *,
+        real: bool,
+        flip: Flip | None,
+        elsewhere: torch.dtype | None,
     ) -> None:
         super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)
         self.opaque: dict[str, str] = {}

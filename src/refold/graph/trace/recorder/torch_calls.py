@@ -36,11 +36,17 @@ class TorchCalls(Notebook, TorchFunctionMode):
         changes: what code of the model changes.
         real: whether tensors hold numbers.
         flip: the decisions about sizes to answer the other way round.
-        elsewhere: as if the model were in half precision and on another device.
+        elsewhere: as if the model were of this type and on another device.
     """
 
     def __init__(
-        self, root: nn.Module, changes: Changes, *, real: bool, flip: Flip | None, elsewhere: bool
+        self,
+        root: nn.Module,
+        changes: Changes,
+        *,
+        real: bool,
+        flip: Flip | None,
+        elsewhere: torch.dtype | None,
     ) -> None:
         super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)
         self.unanswered: str | None = None
