@@ -137,8 +137,7 @@ class Regions:
         for node in nodes:  # first to last: whether a sum is even rests on those it is made from
             self.piece(node)
         for node in reversed(nodes):
-            piece = self.piece(node)
-            if node in inside or not isinstance(piece, Piece) or not node.users:
+            if node in inside or not node.users or not isinstance(self.piece(node), Piece):
                 continue
             if self._only_lays_out(node):
                 continue

@@ -117,9 +117,9 @@ class Surroundings:
     """
 
     def __init__(self, root: nn.Module) -> None:
-        self._known = set[int]()
-        self._places = [*self._around_code(root)]
-        self._of_hooks = [*self._around_hooks(root)]
+        self._known, self.modules = set[int](), all_modules(root)
+        self._places = [*self._around_code()]
+        self._of_hooks = [*self._around_hooks()]
 
     def changed(self) -> list[tuple[str, Any]]:
         """Return the names of what code of the model has changed, with what is there now."""
@@ -130,23 +130,29 @@ class Surroundings:
         for place in (*self._places, *self._of_hooks):
             place.restore()
 
-    def _around_code(self, root: nn.Module) -> Iterator[_Binding | _Content]:
-        modules = all_modules(root)
-        for kind in {type(module) for module in modules}:
+    def _around_code(self) -> Iterator[_Binding | _Content]:
+        for kind in {type(module) for module in self.modules}:
             for base in kind.__mro__:
                 yield from () if is_foreign(base) else self._of_class(base)
             for function in functions_of(kind):
                 yield from self._of_function(function)
-        for module in modules:
+        for module in self.modules:
             for value in module.__dict__.values():
                 if type(value) not in _PLAIN:  # nearly all are
                     yield from self._object(value, 1)
 
-    def _around_hooks(self, root: nn.Module) -> Iterator[_Binding | _Content]:
-        for module in all_modules(root):
-            for table in _HOOKS:
-                for hook in module.__dict__.get(table, {}).values():
-                    yield from self._of_hook(hook)
+    def _around_hooks(self) -> Iterator[_Binding | _Content]:
+        for table in self.tables():
+            for hook in table.values():
+                yield from self._of_hook(hook)
+
+    def tables(self) -> Iterator[dict[Any, Any]]:
+        """Yield the tables of the model's hooks."""
+        for module in self.modules:
+            own = module.__dict__
+            for name in _HOOKS:
+                if (table := own.get(name)) is not None:
+                    yield table
 
     def _of_class(self, kind: type) -> Iterator[_Binding | _Content]:
         for name, value in vars(kind).items() if self._is_new(kind) else ():
@@ -225,12 +231,7 @@ def surroundings_kept(root: nn.Module) -> Generator[Surroundings]:
         1
     """
     around = Surroundings(root)
-    tables: list[tuple[dict[Any, Any], dict[Any, Any]]] = [
-        (table, dict(table))
-        for module in all_modules(root)
-        for name in _HOOKS
-        if (table := module.__dict__.get(name))
-    ]
+    tables = [(table, dict(table)) for table in around.tables() if table]
     try:
         yield around
     finally:
