@@ -144,6 +144,67 @@ def laid_out(self: Any, x: Tensor) -> Tensor:
     return self.last(F.fold(self.mix(cut.transpose(1, 2)).transpose(1, 2), size, 1)).relu()
 
 
+def ringed(forward: Callable[..., Tensor], **layers: nn.Module) -> nn.Module:
+    model = net(forward, mix=nn.Linear(27, 5), **layers)
+    model.ring, model.first, model.last = 1, nn.Identity(), nn.BatchNorm2d(5)
+    return model
+
+
+def as_large(self: Any, x: Tensor) -> Tensor:
+    n, _, h, w = x.shape
+    rows = self.mix(F.unfold(x, 3, padding=1).transpose(1, 2))
+    return self.last(rows.transpose(1, 2).view(n, 5, h, w)).relu()
+
+
+def laid_as_large(self: Any, x: Tensor) -> Tensor:
+    rows = self.mix(F.unfold(x, 3, padding=1).transpose(1, 2))
+    return self.last(F.fold(rows.transpose(1, 2), x.shape[2:], (1, 1))).relu()
+
+
+@pytest.mark.parametrize("forward", [as_large, laid_as_large])
+def test_rows_that_become_maps_again_leave_no_layout(forward: Callable[..., Tensor]) -> None:
+    x = images(2, 3, 11, 9)
+    names = calls(folded(ringed(forward), x), x)
+    layouts = ("view", "reshape", "flatten", "transpose", "fold", "unfold")
+    assert [names[name] for name in ("conv2d", *layouts)] == [1, *(0 for _ in layouts)]
+
+
+def test_windows_beside_a_convolution_are_one() -> None:
+    def beside(self: Any, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        rows = self.mix(F.unfold(x, 3, padding=1).transpose(1, 2)).transpose(1, 2)
+        return (self.last(rows.reshape(n, -1, h, w)) + self.point(x)).relu()
+
+    result = folded(ringed(beside, point=nn.Conv2d(3, 5, 1)), images(2, 3, 11, 9))
+    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+    assert [type(m) for m in result.modules() if isinstance(m, kinds)] == [nn.Conv2d]
+
+
+OTHER_SIDES: dict[str, Callable[[Tensor], tuple[Any, Any]]] = {
+    "turned": lambda x: (x.shape[3], x.shape[2]),
+    "of a map that is as large here": lambda x: F.adaptive_avg_pool2d(x, (9, 9)).shape[2:],
+    "numbers": lambda x: (9, 9),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SIDES)
+@pytest.mark.parametrize("by_fold", [False, True])
+def test_rows_laid_out_otherwise_stay(name: str, by_fold: bool) -> None:
+    """On the square example they are the map again; a map of another size tells."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        rows = self.mix(F.unfold(x, 3, padding=1).transpose(1, 2)).transpose(1, 2)
+        sides = OTHER_SIDES[name](x)
+        made = F.fold(rows, sides, 1) if by_fold else rows.reshape(-1, 5, *sides)
+        return self.last(made).relu()
+
+    model, x, wide = live(ringed(forward)), images(2, 3, 9, 9), images(2, 3, 3, 27)
+    result = refold.reparameterize(model, x)
+    for other in (x, wide):
+        assert gap(model, result, other) <= EXACT
+    assert calls(result, x)["unfold"] == 0
+
+
 @pytest.mark.parametrize("forward", [as_map, laid_out])
 @pytest.mark.parametrize("ring", [0, 1])
 def test_norms_on_both_sides(forward: Callable[..., Tensor], ring: int) -> None:
