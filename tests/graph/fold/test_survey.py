@@ -95,7 +95,7 @@ LONELY: dict[str, tuple[Callable[..., Tensor], dict[str, str]]] = {
         {"b": "it comes from x and goes to transpose"},
     ),
     "a dropped path": (
-        lambda self, x: self.b(self.d(x.relu())).relu(),
+        lambda self, x: self.i(self.b(self.i(self.d(x.relu())))).relu(),
         {"b": "it comes from relu and goes to relu"},
     ),
     "a layer that has to stay": (
@@ -111,7 +111,7 @@ LONELY: dict[str, tuple[Callable[..., Tensor], dict[str, str]]] = {
 @pytest.mark.parametrize("name", LONELY)
 def test_a_norm_says_where_its_ways_end(name: str) -> None:
     forward, wanted = LONELY[name]
-    layers = {"p": nn.AvgPool2d(2), "d": nn.Dropout(), "s": conv(3, 3)}
+    layers = {"p": nn.AvgPool2d(2), "d": nn.Dropout(), "i": nn.Identity(), "s": conv(3, 3)}
     found = reasons(net(forward, b=Norm(3), **layers))
     assert {place: reason.rpartition(": ")[2] for place, reason in found.items()} == wanted
 

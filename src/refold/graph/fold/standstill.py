@@ -45,6 +45,9 @@ def _lonely(fold: FoldPass, norm: fx.Node, before: list[fx.Node], after: list[fx
     first, last = (passed[-1] if passed else norm for passed in (before, after))
     value = source_of(fold.lifter, first)
     held = _held(fold, value, first)
+    while held is None and _hands_on(fold, value):
+        first, value = value, source_of(fold.lifter, value)
+        held = _held(fold, value, first)
     if held is not None:
         return held
     source, reader = _told(fold, before, value), _told(fold, after, *_readers(fold, last))
@@ -128,9 +131,12 @@ def _held(fold: FoldPass, value: fx.Node, reader: fx.Node) -> str | None:
 def _readers(fold: FoldPass, value: fx.Node) -> list[fx.Node]:
     """Return what reads a value; what only hands it on does not count."""
     found = list(dict.fromkeys(readers(value)))
-    piece = fold.regions.piece(found[0]) if len(found) == 1 else None
-    handed = isinstance(piece, Piece) and piece.is_nothing and piece.sources[0] is value
-    return _readers(fold, found[0]) if handed else found
+    return _readers(fold, found[0]) if len(found) == 1 and _hands_on(fold, found[0]) else found
+
+
+def _hands_on(fold: FoldPass, node: fx.Node) -> bool:
+    piece = fold.regions.piece(node)
+    return isinstance(piece, Piece) and piece.is_nothing
 
 
 def _told(fold: FoldPass, passed: list[fx.Node], *ends: fx.Node) -> str:
