@@ -299,3 +299,18 @@ def test_the_method_of_that_name_is_another_function() -> None:
 
     model = net(forward, mix=nn.Linear(3, 5))
     assert calls(folded(model, images(2, 3, 11, 9)), images(2, 3, 11, 9))["linear"] == 1
+
+
+def test_a_matrix_whose_size_is_asked_still_takes_windows_in() -> None:
+    """As the vision tower of Llama 4 reads its patches."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        rows = self.mix(F.unfold(self.norm(x), 4, stride=4).permute(0, 2, 1))
+        n, count, width = rows.shape
+        return torch.cat([rows.reshape(n * 1, count, width), self.token.expand(n, 1, width)], 1)
+
+    model = net(forward, norm=nn.BatchNorm2d(3), mix=nn.Linear(48, 5))
+    model.token = nn.Parameter(torch.randn(5))
+    result = folded(model, images(2, 3, 12, 9))
+    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+    assert [type(m) for m in result.modules() if isinstance(m, kinds)] == [nn.Conv2d]

@@ -38,7 +38,7 @@ from refold.engine.replay import Replay
 from refold.engine.row_slices import fold_rows_in_slices
 from refold.engine.slices import fold_in_slices
 from refold.errors import RefusedError
-from refold.graph.calls import place_of
+from refold.graph.calls import place_of, shape_readers
 from refold.graph.fold.emit import Emitter
 from refold.graph.fold.lower import as_call
 from refold.graph.fold.record import Fold, Kept
@@ -219,22 +219,31 @@ class FoldPass:
         """Fold a chain without joins where that leaves fewer layers."""
         if len(region.leaves) < 2:
             return False
-        if self._fold_chain(region, RULES):
-            return True
+        done = self._fold_chain(region, RULES)
+        if done is not False:
+            return bool(done)
         windows = any(isinstance(leaf, Patches) for leaf in region.leaves)
-        if not windows or not self._fold_chain(region, LAID_OUT):
+        if not self._fold_before(region) and not (windows and self._fold_chain(region, LAID_OUT)):
             return False
         for node in region.nodes:  # what is left is looked at again
             self.refused.pop(node, None)
         return True
 
-    def _fold_chain(self, region: Region, rules: tuple[Rule, ...]) -> bool:
+    def _fold_chain(self, region: Region, rules: tuple[Rule, ...]) -> bool | None:
+        """Fold a chain; None where that would gain nothing, False where it was refused."""
         decisions = self.decisions_on(region)
         shadow, replay = decisions.stand_in(region.op)
         rewrite = decisions.rewrite(shadow, rules)
         if measure(rewrite.op) >= measure(shadow):
-            return False
+            return None
         return self.write(region, rewrite, replay)
+
+    def _fold_before(self, region: Region) -> bool:
+        """Fold a chain up to a value whose size is asked for, which then is its whole value."""
+        regions = Regions(self.lifter, chains=True)
+        asked = (n for n in reversed(region.nodes[:-1]) if any(shape_readers(n)))
+        parts = (part for node in asked if (part := regions.region(node)) is not None)
+        return any(self._fold_chain(part, RULES) for part in parts)
 
     def fold_joins(self, region: Region) -> bool:
         """Fold an expression with joins where that gains more than folding its chains."""
