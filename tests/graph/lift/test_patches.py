@@ -257,18 +257,21 @@ def test_windows_that_two_read_are_laid_out_once(ring: int) -> None:
         assert "a constant meets the zeros in windows at the border" in kept.reason
 
 
-def test_where_the_size_of_windows_is_asked_the_norms_still_go() -> None:
+@pytest.mark.parametrize("written_out", [False, True])
+def test_where_the_size_of_windows_is_asked_the_norms_still_go(written_out: bool) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         cut = F.unfold(self.first(x), 3, stride=2)
         n, _, count = cut.shape
-        return self.last(self.mix(cut)).view(n, 5, count, 1).relu()
+        rows = self.weight @ cut if written_out else self.mix(cut)
+        return self.last(rows).view(n, 5, count, 1).relu()
 
     layers = {"first": nn.BatchNorm2d(3), "mix": nn.Conv1d(27, 5, 1), "last": nn.BatchNorm1d(5)}
     model, x = net(forward, **layers), images(2, 3, 11, 9)
+    model.weight = nn.Parameter(torch.randn(5, 27))
     result = folded(model, x)
     assert not [m for m in result.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     [kept] = refold.plan(model, x).kept
-    assert kept.where == "unfold + mix + view"
+    assert kept.where == f"unfold + {'reparam_conv' if written_out else 'mix'} + view"
     assert kept.reason == "the code asks for the size of unfold, and the fold would remove it"
 
 
