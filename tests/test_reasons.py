@@ -39,7 +39,7 @@ PARTS = {  # of sentences, and names of steps
     *("drop what changes nothing", "drop what is undone", "drop what is computed twice"),
     *("drop what nobody reads", "lay out a sum once"),
     *("lay assigned slices side by side", "… slices of …"),
-    "norm gain into readers",
+    *("norm gain into readers", ", but …"),
     *("norm through pool or shuffle", "repeated norm into its layers"),
     "norm through pool or function into readers",
     *(
@@ -78,7 +78,7 @@ PARTS = {  # of sentences, and names of steps
     "eq ne lt le gt ge mod floordiv and_ or_ not_ getattr getitem",
     "an int or … ints",
     "… of … is not a module",
-    *(", since …", "…, since …"),
+    ", since …",
 }
 ERRORS = {  # raised by a whole verb, never kept
     "… must be ……, got …",

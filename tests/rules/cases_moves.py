@@ -14,10 +14,11 @@ from refold.algebra.operator import (
     Identity,
     Input,
     Pad,
+    Patches,
     Select,
     Sum,
-    Unshuffle,
     Zero,
+    blocks,
     points,
     sequence,
 )
@@ -47,7 +48,9 @@ from rules.parts import (
 )
 
 EVEN, ODD = (AvgPool((Axis(1, 2, 1, -at), Axis())) for at in (0, 1))
-BLOCKS = Unshuffle((2, 1), (1, 0, 2))
+BLOCKS = Patches(blocks(2, 1), (1, 0, 2))
+WINDOWS = Patches((Axis(3, 2, 1), Axis(2, 1, 2)), (2, 0, 1))
+RINGED = Patches((Axis(3, 2, 1, 1, 1), Axis(2)), (0, 1, 2))
 SPREAD = (Axis(3, 1, 2, 2, 2), Axis())
 
 MOVES: dict[str, Row] = {
@@ -62,11 +65,14 @@ MOVES: dict[str, Row] = {
             pair(SCALE, RING),
             pair(NORM, CROP),
             pair(FACTOR, SOME),
+            pair(NORM, WINDOWS),
+            pair(SCALE, RINGED),
         ),
         (
             (pair(NORM, PADDED_POOL), "a constant meets the border zeros that the pool counts"),
             (pair(NORM, AvgPool((Axis(2, 2),) * 2, 3)), "a constant meets the border zeros"),
             (pair(NORM, RING), "a constant meets zero padding"),
+            (pair(NORM, RINGED), "a constant meets the zeros in windows at the border"),
             (pair(SCALE, Pad(((1, 1), (0, 0)), value=2.0)), "the ring's constant would be scaled"),
             (pair(NORM, KERNEL), None),
         ),
@@ -78,11 +84,17 @@ MOVES: dict[str, Row] = {
             pair(RING, SCALE),
             pair(CHOICE, NORM),
             pair(Flatten((6, 5)), FACTOR),
+            pair(WINDOWS, FACTOR),
         ),
         (
             (pair(PADDED_POOL, NORM), "a constant meets the border zeros that the pool counts"),
             (pair(RING, SHIFT), "a constant meets zero padding"),
             (pair(SOME, Affine(tensor(2))), None),
+            (pair(WINDOWS, Affine(tensor(24))), None),
+            (
+                pair(RINGED, Affine(None, torch.tensor(2.0))),
+                "a constant meets the zeros in windows at the border",
+            ),
             (pair(Flatten((6, 5)), Affine(tensor(120))), None),
         ),
     ),
@@ -156,16 +168,24 @@ MOVES: dict[str, Row] = {
             (pair(EVEN, KERNEL), None),
         ),
     ),
-    "merge_unshuffle": Row(
+    "merge_patches": Row(
         (
             pair(BLOCKS, Conv(tensor(3, 8, 3, 3), tensor(3), NEAR)),
+            pair(WINDOWS, Conv(tensor(3, 24, 1, 1), tensor(3), points(2))),
+            pair(RINGED, Conv(tensor(4, 12, 1, 1), None, points(2), 2)),
             pair(
-                Unshuffle((3, 1), (1, 2, 0)), Conv(tensor(2, 12, 1, 2), None, (Axis(), Axis(2, 2)))
+                Patches(blocks(3, 1), (1, 2, 0)),
+                Conv(tensor(2, 12, 1, 2), None, (Axis(), Axis(2, 2))),
             ),
-            pair(Unshuffle((1, 5), (2, 0, 1)), Conv(tensor(2, 20, 2, 1), None, (Axis(2), Axis()))),
+            pair(
+                Patches(blocks(1, 5), (2, 0, 1)), Conv(tensor(2, 20, 2, 1), None, (Axis(2), Axis()))
+            ),
         ),
         (
             (pair(BLOCKS, Conv(tensor(4, 4, 1, 1), None, points(2), 2)), None),
+            (pair(WINDOWS, Conv(tensor(3, 24, 2, 1), None, (Axis(2), Axis()))), None),
+            (pair(RINGED, Conv(tensor(8, 3, 1, 1), None, points(2), 8)), None),
+            (pair(WINDOWS, scatter(points(2))), None),
             (pair(BLOCKS, Conv(tensor(3, 8, 3, 1), None, SPREAD)), None),
             (pair(BLOCKS, Conv(tensor(3, 8, 3, 3), None, NEAR, 1, "reflect")), None),
             (pair(BLOCKS, NORM), None),

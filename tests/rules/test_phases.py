@@ -1,13 +1,14 @@
-"""Blocks of positions as channels before a convolution: one convolution of the map.
+"""Positions as channels before a convolution: one convolution of the map.
 
-Slices side by side (Focus) and blocks (`pixel_unshuffle`, in any spelling). Random steps, windows
-and orders; the oracle is the dense matrix of what stands there, and the control has another order.
-Networks have their own forward as the oracle.
+Slices side by side (Focus), blocks (`pixel_unshuffle`, in any spelling) and windows. Random
+steps, windows and orders; the oracle is the dense matrix of what stands there, and the control has
+another order. Networks have their own forward as the oracle.
 """
 
 from __future__ import annotations
 
 from itertools import product
+from math import prod
 from random import Random
 from typing import Any
 
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 
 import refold
 from helpers import traps
-from helpers.strategies import Maker, gap, matrix_of
+from helpers.strategies import Maker, gap, matrix_of, oracle
 from refold.algebra.geometry import Axis
-from refold.algebra.operator import AvgPool, Concat, Conv, Operator, Unshuffle, leaves, sequence
+from refold.algebra.operator import AvgPool, Concat, Conv, Operator, Patches, leaves, sequence
+from refold.algebra.operator import blocks as blocked
 from refold.engine.simplify import simplify
-from refold.rules.phases import merge_phases, merge_unshuffle
+from refold.rules.phases import merge_patches, merge_phases
 
 EXACT, WRONG = 1e-9, 1e-3
 
@@ -71,7 +73,7 @@ def blocks(seed: int) -> tuple[Operator, tuple[int, ...], int]:
     [whole, conv] = op.parts
     steps = tuple(axis.stride for axis in whole.parts[0].axes)
     order = Random(seed).sample(range(rank + 1), rank + 1)
-    return sequence(Unshuffle(steps, tuple(order)), conv), shape, rank
+    return sequence(Patches(blocked(*steps), tuple(order)), conv), shape, rank
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -82,9 +84,35 @@ def test_blocks_are_one_convolution(seed: int) -> None:
     assert gap(matrix_of(op, shape, rank), matrix_of(folded, shape, rank)) <= EXACT
 
 
+def windows(seed: int) -> tuple[Operator, tuple[int, ...], int]:
+    """Return what windows read before a matrix, the map that they slide over, and its axes."""
+    rng = Random(seed)
+    maker = Maker(rng, rng.choice([1, 2, 2, 3]))
+    axes = tuple(
+        Axis(rng.randint(1, 3), *rng.choices((1, 2), k=2), rng.randint(0, 1), rng.randint(0, 2))
+        for _ in range(maker.rank)
+    )
+    groups = rng.choice([1, 1, 2])
+    rest = rng.sample(range(1 if groups > 1 else 0, maker.rank + 1), maker.rank + (groups == 1))
+    patches = Patches(axes, (0, *rest) if groups > 1 else tuple(rest))
+    points = (Axis(),) * maker.rank
+    weight = maker.tensor(4, 2 * prod(patches.kernel) // groups, *(1,) * maker.rank)
+    op = sequence(patches, Conv(weight, maker.tensor(4), points, groups))
+    return op, (2, *(rng.randint(5, 7) for _ in axes)), maker.rank
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_windows_before_a_matrix_are_one_convolution(seed: int) -> None:
+    op, shape, rank = windows(seed)
+    folded = simplify(op).op
+    assert len(leaves(folded)) == 1
+    for meant in (matrix_of(op, shape, rank), oracle(op, shape)):
+        assert gap(meant, matrix_of(folded, shape, rank)) <= EXACT
+
+
 def test_blocks_in_another_order_would_show() -> None:
     [block, conv], shape, rank = blocks(3)[0].parts, *blocks(3)[1:]
-    turned = merge_unshuffle(sequence(Unshuffle(block.steps, block.order[::-1]), conv))
+    turned = merge_patches(sequence(Patches(block.axes, block.order[::-1]), conv))
     assert isinstance(turned, Conv)
     whole = matrix_of(sequence(block, conv), shape, rank)
     assert gap(whole, matrix_of(turned, shape, rank)) >= WRONG

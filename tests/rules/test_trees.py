@@ -111,7 +111,7 @@ def test_the_trees_exercise_every_rule() -> None:
     test_gathered and test_phases.
     """
     apart = {"pass_pointwise_backward", "stack_heads", "gather_from_concat"}
-    apart |= {"merge_phases", "merge_unshuffle"}
+    apart |= {"merge_phases", "merge_patches"}
     missing = {rule.name for rule in RULES} - apart
     for seed, kind in product(range(150), KINDS):
         steps = simplify(kind(Random(seed)).op, allow_growth=True).steps

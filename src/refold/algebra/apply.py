@@ -20,11 +20,11 @@ from refold.algebra.operator import (
     Input,
     Operator,
     Pad,
+    Patches,
     Resample,
     Select,
     Sequence,
     Sum,
-    Unshuffle,
     Zero,
 )
 from refold.algebra.row import Unflatten
@@ -147,15 +147,15 @@ def _run_unflatten(op: Unflatten, state: _State, values: Mapping[Hashable, Tenso
 
 
 @_run.register
-def _run_unshuffle(op: Unshuffle, state: _State, values: Mapping[Hashable, Tensor]) -> _State:
-    x, rank = state[0], len(op.steps)
-    cut = [
-        size for n, step in zip(x.shape[2:], op.steps, strict=True) for size in (n // step, step)
-    ]
-    dims = (1, *range(3, 3 + 2 * rank, 2))
-    places = (2 + 2 * axis for axis in range(rank))
-    blocks = x.reshape(*x.shape[:2], *cut).permute(0, *(dims[d] for d in op.order), *places)
-    return blocks.reshape(x.shape[0], -1, *blocks.shape[2 + rank :]), rank
+def _run_patches(op: Patches, state: _State, values: Mapping[Hashable, Tensor]) -> _State:
+    rank = len(op.axes)
+    x = pad(state[0], tuple((a.lo, a.hi) for a in op.axes), "zeros", 0.0)
+    for at, axis in enumerate(op.axes):  # (N, C, *positions so far, *sizes to come, *taps so far)
+        windows = x.unfold(2 + at, axis.span, axis.stride)
+        x = windows[..., :: axis.dilation]
+    taps = (1, *range(2 + rank, 2 + 2 * rank))
+    turned = x.permute(0, *(taps[d] for d in op.order), *range(2, 2 + rank))
+    return turned.flatten(1, 1 + rank), rank
 
 
 @_run.register

@@ -16,11 +16,11 @@ from refold.algebra.operator import (
     Flatten,
     Operator,
     Pad,
+    Patches,
     Resample,
     Select,
     Sequence,
     Sum,
-    Unshuffle,
     leaves,
 )
 from refold.algebra.row import Unflatten
@@ -123,9 +123,9 @@ def _walk_pad(op: Pad, flow: _Flow) -> _Flow:
 
 
 @_walk.register
-def _walk_unshuffle(op: Unshuffle, flow: _Flow) -> _Flow:
-    after = flow.resized([lambda size, step=step: size / step for step in op.steps])
-    return after._replace(channels=flow.channels * prod(op.steps))
+def _walk_patches(op: Patches, flow: _Flow) -> _Flow:
+    after = flow.resized([_gathered(axis) for axis in op.axes])
+    return after._replace(channels=flow.channels * prod(op.kernel))
 
 
 @_walk.register

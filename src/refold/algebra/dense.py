@@ -26,11 +26,11 @@ from refold.algebra.operator import (
     Input,
     Operator,
     Pad,
+    Patches,
     Resample,
     Select,
     Sequence,
     Sum,
-    Unshuffle,
     Zero,
 )
 from refold.algebra.row import Unflatten
@@ -251,19 +251,19 @@ def _dense_unflatten(op: Unflatten, x: DenseMap) -> DenseMap:
 
 
 @_dense.register
-def _dense_unshuffle(op: Unshuffle, x: DenseMap) -> DenseMap:
+def _dense_patches(op: Patches, x: DenseMap) -> DenseMap:
     channels, spatial = x.shape[0], x.shape[1:]
-    if any(n % step for n, step in zip(spatial, op.steps, strict=True)):
-        raise GeometryError(f"maps of {spatial} do not split into blocks of {op.steps}")
-    out = tuple(n // step for n, step in zip(spatial, op.steps, strict=True))
-    counts, rows = (channels, *op.steps), list[int]()
-    for digits in product(*(range(counts[d]) for d in op.order)):
-        channel, *places = (digits[op.order.index(d)] for d in range(len(counts)))
-        for position in product(*(range(n) for n in out)):
-            spots = zip(position, op.steps, places, strict=True)
-            source = tuple(i * step + place for i, step, place in spots)
-            rows.append(channel * prod(spatial) + _flat(source, spatial))
-    return DenseMap(x.matrix[rows], x.offset[rows], (channels * prod(op.steps), *out))
+    out = tuple(a.out_size(n) for a, n in zip(op.axes, spatial, strict=True))
+    counts = (channels, *op.kernel)
+    matrix = torch.zeros(prod(counts), prod(out), channels, prod(spatial), dtype=torch.float64)
+    reads = _gathered(op.axes, "zeros", spatial, out)
+    for row, digits in enumerate(product(*(range(counts[d]) for d in op.order))):
+        channel, *taps = (digits[op.order.index(d)] for d in range(len(counts)))
+        for position, pairs in reads.items():
+            for tap, source in pairs:
+                if tap == tuple(taps):
+                    matrix[row, _flat(position, out), channel, _flat(source, spatial)] = 1
+    return _after(x, matrix.reshape(-1, x.matrix.shape[0]), None, (prod(counts), *out))
 
 
 @_dense.register

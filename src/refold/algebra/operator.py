@@ -226,17 +226,32 @@ class Flatten(Operator):
 
 
 @dataclass(frozen=True, eq=False)
-class Unshuffle(Operator):
-    """Blocks of positions as channels: (C, *size * steps) -> (C * prod(steps), *size).
+class Patches(Operator):
+    """What a convolution's windows read, as channels: (C, *size) -> (C * taps, *positions).
 
     Args:
-        steps: positions of a block along each spatial axis.
-        order: how the new channels count: 0 stands for the old channel and 1, 2, … for the place
+        axes: one window per spatial axis; zeros lie beyond the border.
+        order: how the new channels count: 0 stands for the old channel and 1, 2, … for the tap
             along each axis, the slowest first.
     """
 
-    steps: tuple[int, ...]
+    axes: Axes
     order: tuple[int, ...]
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Taps of a window along each axis."""
+        return tuple(axis.kernel for axis in self.axes)
+
+    @property
+    def zero_pads(self) -> bool:
+        """Whether windows at the border hold zeros."""
+        return any(axis.pads for axis in self.axes)
+
+
+def blocks(*steps: int) -> Axes:
+    """Return the windows that cut a map into blocks."""
+    return tuple(Axis(step, step) for step in steps)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ from refold.algebra.operator import (
     Identity,
     Operator,
     Pad,
+    Patches,
     Resample,
-    Unshuffle,
 )
 
 Shape = tuple[int, ...]
@@ -36,9 +36,9 @@ def shape_after(op: Operator, shape: Shape | None) -> Shape | None:
         return (shape[0], op.out_channels, *spatial)
     if isinstance(op, AvgPool):
         return (*shape[:2], *(a.out_size(n) for a, n in zip(op.axes, shape[2:], strict=True)))
-    if isinstance(op, Unshuffle):
-        sizes = (n // step for n, step in zip(shape[2:], op.steps, strict=True))
-        return (shape[0], shape[1] * prod(op.steps), *sizes)
+    if isinstance(op, Patches):
+        sizes = (axis.out_size(n) for axis, n in zip(op.axes, shape[2:], strict=True))
+        return (shape[0], shape[1] * prod(op.kernel), *sizes)
     if isinstance(op, Pad):
         grown = (lo + n + hi for (lo, hi), n in zip(op.amounts, shape[2:], strict=True))
         return (*shape[:2], *grown)

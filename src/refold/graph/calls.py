@@ -116,6 +116,7 @@ _INSTANCE_NORM = (
 _ATTENTION = (
     "query key value attn_mask=None dropout_p=0.0 is_causal=False scale=None enable_gqa=False"
 )
+_PATCHES = "kernel_size dilation=1 padding=0 stride=1"
 _RESIZE = (
     "input size=None scale_factor=None mode='nearest' align_corners=None "
     "recompute_scale_factor=None antialias=False"
@@ -229,6 +230,8 @@ _TABLE = (
     *(Fact(name, kind=VIEW) for name in _OTHER_VIEWS.split()),
     *(Fact(name, kind=RANDOM) for name in _OTHER_RANDOM.split()),
     *(Fact(name, kind=VIEW | RANDOM) for name in _OTHER_DROPS.split()),
+    Fact("im2col", f"input {_PATCHES}", "functional.unfold"),  # the method of that name is a view
+    Fact("col2im", f"input output_size {_PATCHES}", "functional.fold"),
 )
 _QUESTION_NAMES = (
     "size shape dim ndim ndimension numel nelement stride len __len__ dtype device layout itemsize "

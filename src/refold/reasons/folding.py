@@ -10,6 +10,7 @@ BORDERS = (
             "a bias meets the second convolution's zero padding: …",
             "a constant meets zero padding",
             "a constant meets the border zeros that the pool counts",
+            "a constant meets the zeros in windows at the border",
             "the shift meets zero padding",
         ),
         "A norm or a bias in front of a padded convolution adds a constant to every pixel, but "
@@ -214,9 +215,10 @@ NORMS = (
     Reason(
         "The norm has no neighbour to go into",
         ("no neighbour takes it in: it comes from … and goes to …",),
-        "A norm folds into a convolution or linear layer right before it, or right after it where"
-        " no padding is in between. Here a nonlinearity, a pool with padding or the input of the "
-        "network stands on both sides.",
+        "A norm folds into a convolution or linear layer before it, or after it where no padding "
+        "is in between; it passes changes of layout, pools and slices on its way. The sentence "
+        "names where both ways end: at a function that is not affine, at an input or output of "
+        "the network, or at a layer that has to stay, with the reason.",
         "In a pre-activation network (norm, ReLU, convolution) the norm must stay, since its ReLU "
         "comes in between. Elsewhere put the norm right after a convolution.",
     ),

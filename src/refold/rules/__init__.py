@@ -30,7 +30,7 @@ from refold.rules.distribute import (
 from refold.rules.norm import fold_affine_ahead_of_conv, fold_affine_into_conv, merge_affines
 from refold.rules.pad import drop_empty_pad, fold_crop_into_window, fold_pad_into_window
 from refold.rules.parallel import add_branches, drop_zero_branches
-from refold.rules.phases import merge_phases, merge_unshuffle
+from refold.rules.phases import merge_patches, merge_phases
 from refold.rules.row import add_to_matrix
 from refold.rules.rule import Rule
 from refold.rules.series import merge_convs_in_series, merge_into_conv
@@ -46,7 +46,7 @@ RULES: tuple[Rule, ...] = (
     fold_affine_ahead_of_conv,
     fold_select_into_conv,
     merge_convs_in_series,
-    merge_unshuffle,
+    merge_patches,
     fold_select_ahead_of_conv,
     drop_zero_branches,
     add_branches,

@@ -18,6 +18,7 @@ from refold.algebra.operator import (
     Flatten,
     Operator,
     Pad,
+    Patches,
     Resample,
     Select,
     Sequence,
@@ -44,6 +45,8 @@ def pass_affine_forward(op: Operator) -> Outcome:
             return Sequence((select, _pick(affine, select.index)))
         case Sequence((Affine() as affine, Flatten() as flatten)):
             return Sequence((flatten, _repeat(affine, flatten.positions)))
+        case Sequence((Affine() as affine, Patches() as patches)):
+            return _refuse_zeros(affine, patches) or Sequence((patches, _spread(affine, patches)))
         case Sequence((Affine() as affine, Unflatten() as row)) if affine.channels is None:
             return Sequence((row, affine))
         case _:
@@ -68,6 +71,8 @@ def pass_affine_backward(op: Operator) -> Outcome:
             return None if order is None else Sequence((_pick(affine, order), select))
         case Sequence((Flatten() as flatten, Affine() as affine)) if affine.channels is None:
             return Sequence((affine, flatten))
+        case Sequence((Patches() as patches, Affine() as affine)) if affine.channels is None:
+            return _refuse_zeros(affine, patches) or Sequence((affine, patches))
         case Sequence((Unflatten() as row, Affine() as affine)):
             return Sequence((_repeat(affine, prod(row.size)), row))
         case _:
@@ -161,6 +166,11 @@ def _refuse_border(op: Affine | Conv, other: AvgPool | Pad) -> Outcome:
     return None
 
 
+def _refuse_zeros(affine: Affine, patches: Patches) -> Outcome:
+    meets = affine.shift is not None and patches.zero_pads
+    return refuse("a constant meets the zeros in windows at the border") if meets else None
+
+
 def _is_filled(other: AvgPool | Pad) -> bool:
     return isinstance(other, Pad) and other.value != 0 and other.grows
 
@@ -172,6 +182,15 @@ def _pick(affine: Affine, index: tuple[int, ...]) -> Affine:
 
 def _repeat(affine: Affine, positions: int) -> Affine:
     return affine.each(lambda vector: vector.repeat_interleave(positions))
+
+
+def _spread(affine: Affine, patches: Patches) -> Affine:
+    """Return a scale and shift of channels as one of all their taps."""
+    taps = patches.kernel
+    places = [d - 1 for d in patches.order if d > 0]
+    before = prod(taps[d] for d in places[: patches.order.index(0)])
+    after = prod(taps) // before
+    return affine.each(lambda vector: vector.repeat_interleave(after).repeat(before))
 
 
 def _inverse(select: Select) -> tuple[int, ...] | None:

@@ -1,8 +1,9 @@
-"""Blocks of positions as channels before a convolution: one with a larger stride.
+"""Positions as channels before a convolution: one with a larger kernel.
 
 YOLO's Focus layer cuts a map into its even and odd rows and columns, lays the four side by side and
 convolves; `pixel_unshuffle` does so for blocks of any size. A convolution with a kernel and stride
-so many times as large reads the same numbers.
+so many times as large reads the same numbers. `unfold` lays out what the windows of a convolution
+read: the matrix that it meets is that convolution's weight.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from refold.algebra.operator import (
     Conv,
     Input,
     Operator,
+    Patches,
     Sequence,
-    Unshuffle,
+    blocks,
     chain,
     sequence,
 )
@@ -45,28 +47,29 @@ def merge_phases(op: Operator) -> Outcome:
 
 @rule(
     "series",
-    exact="always: a map is cut into whole blocks",
-    source="a block of positions is what a convolution with that kernel and stride reads",
+    exact="always: it sees one window at a time, or windows that are whole blocks",
+    source="a convolution is its windows times its weight as a matrix: im2col",
 )
-def merge_unshuffle(op: Operator) -> Outcome:
-    """A convolution of blocks of positions is one of the map, its kernel and stride larger."""
+def merge_patches(op: Operator) -> Outcome:
+    """A convolution of what windows read is one of the map, its kernel and stride larger."""
     match op:
-        case Sequence((Unshuffle() as blocks, Conv() as conv)):
-            return _of_blocks(blocks, conv)
+        case Sequence((Patches() as patches, Conv() as conv)):
+            return _of_patches(patches, conv)
         case _:
             return None
 
 
-def _of_blocks(blocks: Unshuffle, conv: Conv) -> Outcome:
-    if len(blocks.steps) != len(conv.axes) or not _fits(conv, blocks.steps):
+def _of_patches(patches: Patches, conv: Conv) -> Outcome:
+    axes, taps = _windows_of(patches.axes, conv), prod(patches.kernel)
+    if axes is None or conv.in_channels % (taps * conv.groups):
         return None
-    if conv.in_channels % prod(blocks.steps):
+    if conv.groups > 1 and patches.order[0] != 0:
         return None
-    sizes = (conv.in_channels // prod(blocks.steps), *blocks.steps)
-    cut = conv.weight.unflatten(1, tuple(sizes[axis] for axis in blocks.order))
-    back = (1 + blocks.order.index(axis) for axis in (*range(1, len(sizes)), 0))
+    sizes = (conv.in_channels // (taps * conv.groups), *patches.kernel)
+    cut = conv.weight.unflatten(1, tuple(sizes[axis] for axis in patches.order))
+    back = (1 + patches.order.index(axis) for axis in (*range(1, len(sizes)), 0))
     kernel = range(1 + len(sizes), cut.ndim)
-    return _laid(conv, blocks.steps, cut.permute(0, *back, *kernel))
+    return _laid(conv, axes, cut.permute(0, *back, *kernel))
 
 
 def _merged(branches: tuple[Operator, ...], conv: Conv) -> Outcome:
@@ -79,13 +82,14 @@ def _merged(branches: tuple[Operator, ...], conv: Conv) -> Outcome:
         return None
     source, steps, _ = phases[0]
     offsets = [offset for _, _, offset in phases]
-    if any(other != steps for _, other, _ in phases) or len(steps) != len(conv.axes):
+    if any(other != steps for _, other, _ in phases):
         return None
     if len(set(offsets)) < len(offsets) or len(offsets) != prod(steps):
         return None
-    if not _fits(conv, steps) or conv.in_channels % len(offsets):
+    axes = _windows_of(blocks(*steps), conv)
+    if axes is None or conv.groups > 1 or conv.in_channels % len(offsets):
         return None
-    merged = _with_phases(conv, steps, offsets)
+    merged = _with_phases(conv, axes, steps, offsets)
     return merged if source is None else sequence(source, merged)
 
 
@@ -102,42 +106,44 @@ def _phase(branch: Operator) -> tuple[Input | None, Offsets, Offsets] | None:
     return (source, steps, offsets) if is_slice else None
 
 
-def _fits(conv: Conv, steps: Offsets) -> bool:
-    """Say whether a convolution's taps stay side by side, and its padding is that of the map."""
-    if conv.transposed or conv.groups > 1:
-        return False
-    if conv.mode != "zeros" and any(axis.pads for axis in conv.axes):
-        return False
-    pairs = zip(conv.axes, steps, strict=True)
-    return all(step == 1 or axis.dilation == 1 or axis.kernel == 1 for axis, step in pairs)
+def _windows_of(windows: Axes, conv: Conv) -> Axes | None:
+    """Return what a convolution of windows reads, None where that is no window itself."""
+    pads_otherwise = conv.mode != "zeros" and any(axis.pads for axis in conv.axes)
+    if conv.transposed or pads_otherwise or len(windows) != len(conv.axes):
+        return None
+    pairs = zip(windows, conv.axes, strict=True)
+    axes = tuple(axis for axis in (_widened(*pair) for pair in pairs) if axis is not None)
+    return axes if len(axes) == len(windows) else None
 
 
-def _with_phases(conv: Conv, steps: Offsets, offsets: list[Offsets]) -> Conv:
+def _widened(window: Axis, axis: Axis) -> Axis | None:
+    if axis.is_point:
+        return window
+    if window.is_point:
+        return axis
+    step, is_block = window.kernel, window == Axis(window.kernel, window.kernel)
+    if not is_block or (axis.dilation > 1 and axis.kernel > 1):
+        return None
+    return Axis(axis.kernel * step, axis.stride * step, 1, axis.lo * step, axis.hi * step)
+
+
+def _with_phases(conv: Conv, axes: Axes, steps: Offsets, offsets: list[Offsets]) -> Conv:
     """Return the convolution of the map itself."""
     count = len(offsets)
     order = sorted(range(count), key=offsets.__getitem__)
     index = torch.tensor(order, device=conv.weight.device)
-    blocks = conv.weight.unflatten(1, (count, -1)).index_select(1, index)
-    return _laid(conv, steps, blocks.unflatten(1, steps))
+    cut = conv.weight.unflatten(1, (count, -1)).index_select(1, index)
+    return _laid(conv, axes, cut.unflatten(1, steps))
 
 
-def _laid(conv: Conv, steps: Offsets, blocks: Tensor) -> Conv:
-    """Return a convolution with a kernel of blocks.
+def _laid(conv: Conv, axes: Axes, cut: Tensor) -> Conv:
+    """Return a convolution with a kernel of windows.
 
     Shape:
-        blocks (O, *steps, I, *kernel).
+        cut (O, *window, I, *kernel).
     """
-    rank = len(steps)
+    rank = len(axes)
     inner = [axis for at in range(rank) for axis in (2 + rank + at, 1 + at)]
-    kernel = [axis.kernel * step for axis, step in zip(conv.axes, steps, strict=True)]
-    weight = blocks.permute(0, 1 + rank, *inner).reshape(blocks.shape[0], -1, *kernel)
-    return Conv(weight, conv.bias, _widened(conv.axes, steps))
-
-
-def _widened(axes: Axes, steps: Offsets) -> Axes:
-    return tuple(
-        axis
-        if step == 1
-        else Axis(axis.kernel * step, axis.stride * step, 1, axis.lo * step, axis.hi * step)
-        for axis, step in zip(axes, steps, strict=True)
-    )
+    kernel = [axis.kernel for axis in axes]
+    weight = cut.permute(0, 1 + rank, *inner).reshape(cut.shape[0], -1, *kernel)
+    return Conv(weight, conv.bias, axes, conv.groups)

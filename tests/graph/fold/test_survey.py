@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from helpers.traps import conv, images, live, net
 from refold import plan
@@ -73,3 +75,89 @@ def test_parts_that_could_not_be_traced() -> None:
 
     found = reasons(nn.Sequential(conv(3, 3), ByData()))
     assert "asks for numbers" in found["1"]
+
+
+def rows(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+LONELY: dict[str, tuple[Callable[..., Tensor], dict[str, str]]] = {
+    "functions behind what it may pass": (
+        lambda self, x: rows(self.b(x))[:, :3].softmax(1),
+        {"b": "it comes from x and goes to softmax through flatten, transpose, getitem"},
+    ),
+    "functions on both sides of pools": (
+        lambda self, x: nn.functional.avg_pool2d(self.b(self.p(x.relu())), 2).relu(),
+        {"b": "it comes from relu through p and goes to relu through avg_pool2d"},
+    ),
+    "a turn that moves the channels": (
+        lambda self, x: self.b(x).transpose(1, 2)[:, :3].softmax(1),
+        {"b": "it comes from x and goes to transpose"},
+    ),
+    "a dropped path": (
+        lambda self, x: self.i(self.b(self.i(self.d(x.relu())))).relu(),
+        {"b": "it comes from relu and goes to relu"},
+    ),
+    "a layer that has to stay": (
+        lambda self, x: self.b(self.s(self.s(x))).relu(),
+        {
+            "s": "the module is called 2 times",
+            "b": "it comes from s, but the module is called 2 times, and goes to relu",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONELY)
+def test_a_norm_says_where_its_ways_end(name: str) -> None:
+    forward, wanted = LONELY[name]
+    layers = {"p": nn.AvgPool2d(2), "d": nn.Dropout(), "i": nn.Identity(), "s": conv(3, 3)}
+    found = reasons(net(forward, b=Norm(3), **layers))
+    assert {place: reason.rpartition(": ")[2] for place, reason in found.items()} == wanted
+
+
+REFUSED: dict[str, tuple[Callable[..., Tensor], str, str]] = {
+    "a convolution behind a turn": (
+        lambda self, x: self.c(self.b(x).transpose(2, 3)),
+        "b + c",
+        "a shift meets the convolution's zero padding",
+    ),
+    "a pool on the way on": (
+        lambda self, x: self.c(self.p(self.b(x))),
+        "b + p",
+        "a constant meets the border zeros that the pool counts",
+    ),
+    "a pool on the way back": (
+        lambda self, x: self.b(self.p(self.c(x)).flip(3)).relu(),
+        "p + b",
+        "a constant meets the border zeros that the pool counts",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_norm_says_who_refuses_it_on_its_way(name: str) -> None:
+    forward, where, reason = REFUSED[name]
+    found = reasons(net(forward, b=Norm(3), c=conv(3, 3), p=nn.AvgPool2d(3, 1, 1)))
+    assert found[where].startswith(reason)
+    assert "b" not in found
+
+
+def test_a_value_that_others_read_is_found_behind_what_the_norm_may_pass() -> None:
+    def forward(self, x):
+        y = self.c(x)
+        return self.b(y.flip(3)).relu() + y
+
+    found = reasons(net(forward, c=conv(), b=Norm(4)))
+    assert found["b"] == "the value of c is also read by add"
+
+
+def test_readers_that_do_not_take_a_norm_in_say_why() -> None:
+    def forward(self, x):
+        y = self.b(x).transpose(2, 3)
+        return self.c(self.p(y)).relu() + self.d(y)
+
+    layers = {"c": conv(3, 3), "d": conv(3, 3, 1), "p": nn.AvgPool2d(3, 1, 1)}
+    found = reasons(net(forward, b=Norm(3), **layers))
+    why = "a constant meets the border zeros that the pool counts"
+    assert found["b"] == f"not all of its readers take it in: c, since {why}"

@@ -15,7 +15,12 @@ from torch.nn import functional as F
 from graph.graphs import lifter, nodes
 from helpers.traps import conv, gap, live, net
 from refold import plan, reparameterize
-from refold.graph.lift.same_shape import are_even, channels_of
+from refold.graph.lift.same_shape import (
+    are_even,
+    channels_of,
+    have_same_places,
+    surely_alike,
+)
 
 Norm = nn.BatchNorm2d
 
@@ -145,3 +150,21 @@ def test_channels_are_told_by_layers_and_wide_constants(forward, rank: int, coun
     found = lifter(live(net(forward, **layers, g=scale())))
     value = nodes(found)["output"].args[0]
     assert channels_of(found, value, rank) == count
+
+
+@pytest.mark.parametrize(
+    ("forward", "places", "shape"),
+    [
+        (lambda s, x: (s.c(x), s.d(x)), True, True),
+        (lambda s, x: (s.c(x), s.one(x)), True, False),
+        (lambda s, x: (s.c(x), s.n(x)), False, False),
+        (lambda s, x: (s.c(s.l(x)), s.d(x)), False, False),  # its last axis are columns
+        (lambda s, x: (s.c(s.d(x).relu()), x.relu()), True, True),
+    ],
+)
+def test_places_are_compared_apart_from_channels(forward, places: bool, shape: bool) -> None:
+    layers = {"c": conv(4, 4, 1), "d": conv(4, 4, 1), "one": conv(4, 1, 1), "l": nn.Linear(9, 1)}
+    found = lifter(live(net(forward, **layers, n=wide(4))), torch.randn(2, 4, 9, 9).double())
+    terms = tuple(nodes(found)["output"].args[0])
+    assert have_same_places(found, terms) is places
+    assert surely_alike(found, terms) is shape

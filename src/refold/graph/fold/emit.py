@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from refold.graph.calls import place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.asked_sizes import Asked, Sizes, size_of, starting
 from refold.graph.fold.hosts import Hosts, check_chain, find_hosts, write_chain
-from refold.graph.fold.lower import like_of, lower, name_of_new
+from refold.graph.fold.lower import as_call, like_of, lower, name_of_new
 from refold.graph.fold.region import Region, nodes_of, reader_of, source_of
 from refold.graph.fold.result import Emitted, Key, Result, ranks_of, starts_of
 from refold.graph.lift.lifter import Lifter
@@ -65,7 +66,7 @@ class Emitter:
         self.answers: dict[fx.Node, fx.Node] = {}
         self.waiting: dict[fx.Node, fx.Node | None] = {}
         new = [leaf for leaf in leaves(op) if self.result.is_new(leaf)]
-        self.modules = {leaf: self._lower(leaf) for leaf in new}
+        self.modules = {leaf: self._lower(leaf) for leaf in new if as_call(leaf) is None}
         self.hosts: Hosts | None = find_hosts(lifter, self.result)
         self._check_time()
         self._check_writes()
@@ -176,8 +177,8 @@ class Emitter:
             yield value, starting(value)
         start, *parts = chain(self.result.op)
         last = None
-        for part in parts if isinstance(start, Input) else ():
-            node = self.region.origin(part)
+        for node, run in groupby(parts if isinstance(start, Input) else (), self.region.origin):
+            *_, part = run
             if node is None or self.result.is_new(part) or not (last is None or last < node):
                 return
             if all(node < reader for reader in self.asked.readers[asked]):
@@ -295,7 +296,13 @@ class Emitter:
             if whole or source_of(self.lifter, node) is source:
                 self._tell_shape(node, shape_after(op, self.lifter.shapes.get(source)))
                 return node if source is node else self._reuse(node, source)
-            self.modules[op] = self._lower(op)
+            if as_call(op) is None:
+                self.modules[op] = self._lower(op)
+        if (call := as_call(op)) is not None:
+            function, given = call
+            node = self._call(function, (source,), self._anchor(op), **given)
+            self._tell_shape(node, shape_after(op, self.lifter.shapes.get(source)))
+            return node
         before, name = _later([source], self._anchor(op)), name_of_new(op)
         node = self.editor.insert_module(self.modules[op], [source], before=before, name=name)
         self.made.append(node)

@@ -19,6 +19,7 @@ from refold.algebra.operator import (
     Identity,
     Input,
     Operator,
+    Patches,
     Resample,
     Select,
     Sequence,
@@ -37,8 +38,9 @@ from refold.engine.replay import Replay
 from refold.engine.row_slices import fold_rows_in_slices
 from refold.engine.slices import fold_in_slices
 from refold.errors import RefusedError
-from refold.graph.calls import place_of
+from refold.graph.calls import place_of, shape_readers
 from refold.graph.fold.emit import Emitter
+from refold.graph.fold.lower import as_call
 from refold.graph.fold.record import Fold, Kept
 from refold.graph.fold.region import Region, Regions, node_of, source_of
 from refold.graph.fold.result import Emitted
@@ -50,9 +52,12 @@ from refold.graph.surgery.editor import Editor
 from refold.graph.surgery.edits import UnwritableError, alive
 from refold.graph.trace.aliases import AliasGroups
 from refold.graph.trace.effects import may_alias
-from refold.rules import RULES
+from refold.rules import RULES, Rule
+from refold.rules.phases import merge_patches
 
 T = TypeVar("T")
+LAID_OUT = tuple(rule for rule in RULES if rule is not merge_patches)
+"""What may be done where windows stay laid out, as somebody else reads them or asks their size."""
 CHAIN_RULES = tuple(rule for rule in RULES if rule.window in ("series", "commute"))
 
 
@@ -212,14 +217,33 @@ class FoldPass:
 
     def fold_chain(self, region: Region) -> bool:
         """Fold a chain without joins where that leaves fewer layers."""
-        if len(leaves(region.op)) < 2:
+        if len(region.leaves) < 2:
             return False
+        done = self._fold_chain(region, RULES)
+        if done is not False:
+            return bool(done)
+        windows = any(isinstance(leaf, Patches) for leaf in region.leaves)
+        if not self._fold_before(region) and not (windows and self._fold_chain(region, LAID_OUT)):
+            return False
+        for node in region.nodes:  # what is left is looked at again
+            self.refused.pop(node, None)
+        return True
+
+    def _fold_chain(self, region: Region, rules: tuple[Rule, ...]) -> bool | None:
+        """Fold a chain; None where that would gain nothing, False where it was refused."""
         decisions = self.decisions_on(region)
         shadow, replay = decisions.stand_in(region.op)
-        rewrite = decisions.rewrite(shadow)
+        rewrite = decisions.rewrite(shadow, rules)
         if measure(rewrite.op) >= measure(shadow):
-            return False
+            return None
         return self.write(region, rewrite, replay)
+
+    def _fold_before(self, region: Region) -> bool:
+        """Fold a chain up to a value whose size is asked for, which then is its whole value."""
+        regions = Regions(self.lifter, chains=True)
+        asked = (n for n in reversed(region.nodes[:-1]) if any(shape_readers(n)))
+        parts = (part for node in asked if (part := regions.region(node)) is not None)
+        return any(self._fold_chain(part, RULES) for part in parts)
 
     def fold_joins(self, region: Region) -> bool:
         """Fold an expression with joins where that gains more than folding its chains."""
@@ -287,7 +311,8 @@ class FoldPass:
         except RefusedError as error:
             self._refuse(region.nodes, str(error))
             return None
-        if emitter.result.torn:  # a slice is a view, and what is left of it would be a copy
+        if any(as_call(leaf) is None for leaf in emitter.result.torn):
+            # A slice is a view, and what is left of it would be a copy.
             return None
         return emitter, real
 

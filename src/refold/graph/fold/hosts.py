@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import itemgetter
+
 from torch import fx, nn
 
 from refold.algebra.operator import Affine, Concat, Operator, Sum, chain, leaves
-from refold.algebra.shapes import multiply_adds, shape_after
+from refold.algebra.shapes import Shape, multiply_adds, shape_after
 from refold.graph.calls import place_of
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.asked_sizes import Asked, Sizes, size_of, starting
@@ -35,7 +38,8 @@ def find_hosts(lifter: Lifter, result: Result) -> Hosts | None:
             node = next((n for n in later if _can_host(lifter, leaf, n)), None)
         else:
             node = node_of(leaf)
-        if node is None or order[node] <= at:
+        goes_on = bool(hosts) and hosts[-1][1] is node and not result.is_new(leaf)
+        if node is None or (order[node] <= at and not goes_on):
             return None
         at = order[node]
         hosts.append((leaf, node))
@@ -98,17 +102,24 @@ def write_chain(
     for node in result.region.nodes:
         if node in gone and alive(node):
             editor.bypass(node, source_of(lifter, node))
-    for leaf, node in hosts:
-        _tell_shape(lifter, result, leaf, node, emitted)
+    for node, leaves_of in groupby(hosts, key=itemgetter(1)):
+        shape = lifter.shapes.get(source_of(lifter, node))
+        for leaf, _ in leaves_of:
+            shape = _tell_shape(lifter, result, leaf, node, shape, emitted)
     return emitted
 
 
 def _tell_shape(
-    lifter: Lifter, result: Result, leaf: Operator, node: fx.Node, emitted: Emitted
-) -> None:
-    before = lifter.shapes.get(source_of(lifter, node))
+    lifter: Lifter,
+    result: Result,
+    leaf: Operator,
+    node: fx.Node,
+    before: Shape | None,
+    emitted: Emitted,
+) -> Shape | None:
     after = shape_after(leaf, before)
     if after is not None:  # of kept layers too: what they read may have other channels now
         lifter.shapes[node] = after
     if result.is_new(leaf):
         emitted.macs.append(multiply_adds(leaf, before, after))
+    return after

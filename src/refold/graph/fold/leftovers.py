@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
 
-from refold.graph.calls import Kind, canonical, kind_of, name_of
+from refold.algebra.operator import Conv
+from refold.graph.calls import Call, Kind, canonical, kind_of, name_of
 from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import TWICE, FoldPass
 from refold.graph.fold.record import Fold
@@ -25,6 +27,7 @@ from refold.graph.lift.lifter import Lifter
 from refold.graph.lift.modules import lift_module
 from refold.graph.lift.piece import Piece
 from refold.graph.lift.ranges import Ranges
+from refold.graph.lift.same_shape import have_same_places
 from refold.graph.surgery.edits import alive
 from refold.graph.trace.aliases import AliasGroups
 from refold.graph.trace.effects import mutated
@@ -322,6 +325,8 @@ def _undo(fold: FoldPass, node: fx.Node, value: fx.Node) -> bool:
 def _is_layout(lifter: Lifter, node: fx.Node) -> bool:
     call = canonical(node)
     known = node not in lifter.tainted and node not in lifter.capture.stays
+    if call is not None and call.name == "col2im":  # a reshape where it has a piece
+        return known and isinstance(lifter.lift(node), Piece)
     return known and call is not None and call.name in RESHAPES | TURNS | {"reshape_as"}
 
 
@@ -377,6 +382,8 @@ def _is_size_of(lifter: Lifter, steps: list[fx.Node], value: fx.Node, shape: Sha
     assert call is not None
     if call.name == "reshape_as":
         return call["other"] is value
+    if call.name == "col2im":
+        return _lays_back(lifter, call, steps[1:], value, shape)
     if call.name != "reshape" or "dim" in call.arguments:
         return False
     sizes, made = call["shape"], canonical(value)
@@ -384,8 +391,27 @@ def _is_size_of(lifter: Lifter, steps: list[fx.Node], value: fx.Node, shape: Sha
         return _asks(sizes, value) is not None and sizes.args[1:] in ((), ("shape",))
     if made is not None and made.arguments == {"input": made["input"], "shape": sizes}:
         return True  # as many numbers, laid out in the words that laid them out before
-    unknown = [i for i, size in enumerate(sizes) if not _is_axis(size, i, value, shape)]
-    return len(sizes) == len(shape) and (not unknown or [sizes[i] for i in unknown] == [-1])
+    unknown = [
+        size
+        for axis, size in enumerate(sizes)
+        if not _is_axis(lifter, size, axis, value, shape)
+        and not (axis == 1 and size == _width(lifter, value, shape))
+    ]
+    return len(sizes) == len(shape) and unknown in ([], [-1])
+
+
+def _lays_back(
+    lifter: Lifter, call: Call, steps: list[fx.Node], value: fx.Node, shape: Shape
+) -> bool:
+    """Say whether rows of places become the map again that `value` was."""
+    sides: Any = call["output_size"]
+    row = canonical(steps[0]) if len(steps) == 1 else None
+    if row is None or row.name != "flatten" or not isinstance(sides, (tuple, list)):
+        return False
+    if row["start_dim"] not in (2, -2):
+        return False
+    given = enumerate(cast("tuple[object, ...]", sides), start=2)
+    return len(shape) == 4 and all(_is_axis(lifter, n, axis, value, shape) for axis, n in given)
 
 
 def _asks(size: object, value: fx.Node) -> fx.Node | None:
@@ -396,13 +422,33 @@ def _asks(size: object, value: fx.Node) -> fx.Node | None:
     return size if asks and isinstance(size, fx.Node) and size.args[0] is value else None
 
 
-def _is_axis(size: object, axis: int, value: fx.Node, shape: Shape) -> bool:
-    if not isinstance(size, fx.Node):
+def _is_axis(lifter: Lifter, size: object, axis: int, value: fx.Node, shape: Shape) -> bool:
+    """Say whether a size is that of an axis of `value`, or of a map with as many places."""
+    if not isinstance(size, fx.Node) or not size.args:
         return False
     if size.target == "size" and len(size.args) == 2:
-        index, asked = size.args[1], _asks(size, value)
+        index, asks = size.args[1], size
     elif name_of(size) == "getitem":
-        index, asked = size.args[1], _asks(size.args[0], value)
+        index, asks = size.args[1], size.args[0]
     else:
         return False
-    return asked is not None and isinstance(index, int) and index % len(shape) == axis
+    if not isinstance(index, int) or index % len(shape) != axis:
+        return False
+    if _asks(asks, value) is not None:
+        return True
+    other = asks.args[0] if isinstance(asks, fx.Node) and asks.args else None
+    if not isinstance(other, fx.Node) or _asks(asks, other) is None or axis == 1:
+        return False
+    alike = (
+        len(lifter.shape(other) or ()) == len(shape) and _width(lifter, value, shape) is not None
+    )
+    return alike and have_same_places(lifter, (value, other))
+
+
+def _width(lifter: Lifter, value: fx.Node, shape: Shape) -> int | None:
+    """Return the channels that a convolution gives whose value has this shape."""
+    piece = lifter.lift(value)
+    op = piece.ops[0] if isinstance(piece, Piece) and piece.join == "none" else None
+    if not isinstance(op, Conv) or not 0 < len(op.axes) == len(shape) - 2:
+        return None
+    return op.out_channels

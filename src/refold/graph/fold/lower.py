@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, Pad, Select
+from refold.algebra.operator import Affine, AvgPool, Conv, Identity, Operator, Pad, Resample, Select
 from refold.engine.outside import outside
 from refold.errors import NotAffineError, RefusedError
 from refold.graph.copies.skeleton import copy_module
@@ -79,6 +80,21 @@ def lower(op: Operator, like: Like) -> nn.Module:
     if isinstance(op, Identity):
         return nn.Identity()
     raise NotAffineError(f"{type(op).__name__} has no module of its own")
+
+
+def as_call(op: Operator) -> tuple[Callable[..., Tensor], dict[str, Any]] | None:
+    """Return the function of torch that moves positions as `op` does, and its arguments.
+
+    Examples:
+        >>> from functools import partial
+        >>> from refold.algebra.operator import Resample
+        >>> as_call(Resample(partial(torch.flatten, start_dim=-2), 1))[1]
+        {'start_dim': -2}
+    """
+    function = op.function if isinstance(op, Resample) else None
+    if not isinstance(function, partial) or function.args:
+        return None
+    return function.func, function.keywords
 
 
 def _lower_conv(op: Conv, like: Like) -> nn.Module:

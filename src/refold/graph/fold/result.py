@@ -15,9 +15,9 @@ from refold.algebra.operator import (
     Flatten,
     Input,
     Operator,
+    Patches,
     Resample,
     Sum,
-    Unshuffle,
     chain,
     leaves,
 )
@@ -111,10 +111,8 @@ def ranks_of(op: Operator, rank: int | None) -> dict[Operator, int | None]:
         found[part] = rank
         if isinstance(part, Resample):
             rank = part.source_rank
-        elif isinstance(part, (Conv, AvgPool)):
+        elif isinstance(part, (Conv, AvgPool, Patches)):
             rank = len(part.axes)
-        elif isinstance(part, Unshuffle):
-            rank = len(part.steps)
         elif isinstance(part, Flatten):
             rank = len(part.size)
         elif isinstance(part, Unflatten):

@@ -12,9 +12,9 @@ from refold.graph.copies.modules import submodule
 from refold.graph.fold.fold_pass import FoldPass
 from refold.graph.fold.leftovers import unread
 from refold.graph.fold.record import Kept
-from refold.graph.fold.region import Region, Regions, node_of, source_of
+from refold.graph.fold.region import Region, Regions, node_of
 from refold.graph.fold.setbacks import cause
-from refold.graph.lift.piece import Piece
+from refold.graph.fold.standstill import standstill
 from refold.graph.surgery.edits import alive
 
 
@@ -62,7 +62,8 @@ def _survey_region(fold: FoldPass, regions: Regions, region: Region, kept: dict[
         if isinstance(leaf, Affine) and leaf not in spoken and _is_norm(fold, node):
             if node in fold.refused:
                 continue
-            _keep(kept, Kept(fold.path(node), _lonely(regions, node)))
+            for item in standstill(fold, region, leaf):
+                _keep(kept, item)
 
 
 _UNREAD = "nobody reads what it gives; drop_unused=True leaves it out"
@@ -93,18 +94,6 @@ def _is_norm(fold: FoldPass, node: fx.Node) -> bool:
         module = submodule(fold.lifter.capture.module, str(node.target))
         return hasattr(module, "running_var")
     return "norm" in str(node.target)
-
-
-def _lonely(regions: Regions, node: fx.Node) -> str:
-    """Return why a norm has nothing to be folded into."""
-    source = source_of(regions.lifter, node)
-    if source in regions.lifter.capture.elsewhere:
-        return regions.lifter.capture.elsewhere[source]
-    if isinstance(regions.piece(source), Piece) and len(source.users) > 1:
-        others = ", ".join(place_of(user) for user in source.users if user is not node)
-        return f"the value of {place_of(source)} is also read by {others}"
-    readers = ", ".join(dict.fromkeys(place_of(user) for user in node.users))
-    return f"no neighbour takes it in: it comes from {place_of(source)} and goes to {readers}"
 
 
 def _keep(kept: dict[str, Kept], item: Kept) -> None:

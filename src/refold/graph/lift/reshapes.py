@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
-from refold.algebra.operator import Flatten, Resample, Select, Unshuffle
+from refold.algebra.operator import Flatten, Patches, Resample, Select, blocks, sequence
 from refold.algebra.row import Reshaped, Unflatten
 from refold.graph.calls import Call, canonical
 from refold.graph.lift.context import Context, Handler, Shape
 from refold.graph.lift.indexing import axes_of
 from refold.graph.lift.piece import Lifted, Piece, RankedOp, nothing, relayout, unary
-from refold.graph.lift.windows import tuple_of
+from refold.graph.lift.windows import conv_axes, tuple_of
 from refold.graph.trace.overridden import layer_class
 
 
@@ -187,7 +188,7 @@ def _in_blocks(context: Context, node: fx.Node, after: Shape) -> Piece | None:
         return None
     if after[:2] != (before[0], before[1] * prod(steps)):
         return None
-    op = Unshuffle(tuple(steps), tuple((dim - 1) // 2 for dim in dims[1 : 2 + rank]))
+    op = Patches(blocks(*steps), tuple((dim - 1) // 2 for dim in dims[1 : 2 + rank]))
     return Piece((source,), (op,), rank_in=rank, rank_out=rank, through=tuple(chain))
 
 
@@ -197,7 +198,23 @@ def _unshuffle(context: Context, node: fx.Node, call: Call) -> Lifted:
         return nothing(call["input"])
     if not isinstance(factor, int) or (shape is not None and len(shape) != 4):
         return None
-    return unary(call["input"], Unshuffle((factor, factor), (0, 1, 2)), rank=2)
+    return unary(call["input"], Patches(blocks(factor, factor), (0, 1, 2)), rank=2)
+
+
+def _patches(context: Context, node: fx.Node, call: Call) -> Lifted:
+    kernel = tuple_of(call["kernel_size"], 2)
+    axes = conv_axes(kernel, call["stride"], call["padding"], call["dilation"])
+    in_row = Reshaped(partial(torch.flatten, start_dim=-2), 1, 1.0, 2)
+    return unary(call["input"], sequence(Patches(axes, (0, 1, 2)), in_row), rank=2, rank_out=1)
+
+
+def _placed(context: Context, node: fx.Node, call: Call) -> Lifted:
+    """Lift what lays a row of places out as a map, one for each."""
+    sizes = {key: call[key] for key in ("output_size", "kernel_size")}
+    steps = {n for key in ("kernel_size", "stride") for n in tuple_of(call[key], 2)}
+    if steps != {1} or any(tuple_of(call["padding"], 2)):
+        return None
+    return unary(call["input"], Reshaped(partial(F.fold, **sizes), 2, 1.0, 1), rank=1, rank_out=2)
 
 
 def _swaps_axes_1_2(node: fx.Node) -> bool:
@@ -247,6 +264,9 @@ def layout_call(module: nn.Module, source: fx.Node) -> Call | None:
         return Call("reshape", {"input": source, **sizes})
     if isinstance(module, nn.ChannelShuffle) and kind is nn.ChannelShuffle:
         return Call("channel_shuffle", {"input": source, "groups": module.groups})
+    if isinstance(module, (nn.Unfold, nn.Fold)) and kind in (nn.Unfold, nn.Fold):
+        given = {name: getattr(module, name) for name in module.__constants__}
+        return Call("im2col" if kind is nn.Unfold else "col2im", {"input": source, **given})
     if isinstance(module, nn.PixelUnshuffle) and kind is nn.PixelUnshuffle:
         return Call("pixel_unshuffle", {"input": source, "factor": module.downscale_factor})
     return None
@@ -254,7 +274,9 @@ def layout_call(module: nn.Module, source: fx.Node) -> Call | None:
 
 LAYOUT: dict[str, Handler] = {
     "channel_shuffle": _shuffle,
+    "col2im": _placed,
     "flatten": _reshape,
+    "im2col": _patches,
     "reshape": _reshape,
     "reshape_as": _reshape,
     "squeeze": _reshape,

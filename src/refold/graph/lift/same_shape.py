@@ -53,6 +53,11 @@ def surely_alike(context: Context, values: tuple[fx.Node, ...]) -> bool:
     return _meet(context, [_Term(value) for value in values])
 
 
+def have_same_places(context: Context, values: tuple[fx.Node, ...]) -> bool:
+    """Return whether values have one shape whatever the input, their channels left out."""
+    return _meet_in_places(context, [_Term(value) for value in values])
+
+
 @dataclass
 class _Term:
     """A value followed back to what it is made from.
@@ -62,12 +67,14 @@ class _Term:
         windows: what its positions went through since; nothing for as many as there.
         scattered: the same from before the last transposed convolutions, the latest first.
         channels: its channels, None for those of `at`.
+        rank: its spatial axes, None where nothing on the way told.
     """
 
     at: fx.Node
     windows: Windows = ()
     scattered: tuple[tuple[Windows, Windows], ...] = ()
     channels: int | None = None
+    rank: int | None = None
 
     def step(self, context: Context) -> bool:
         """Follow the value one node back; return whether that can be told."""
@@ -106,6 +113,10 @@ class _Term:
         if isinstance(op, (Affine, Select)):
             return True
         steps = _steps(op)
+        places = op.axes if isinstance(op, Conv) else steps
+        if places is None or self.rank not in (None, len(places)):
+            return False  # no windows, or a linear layer between maps: other axes are places
+        self.rank = len(places)
         if steps is None and isinstance(op, Conv):  # transposed with a stride
             spread = tuple((a.stride, a.span - a.lo - a.hi) for a in op.axes)
             self.scattered, self.windows = (*self.scattered, (self.windows, spread)), ()
@@ -120,18 +131,23 @@ class _Term:
 
 
 def _meet(context: Context, terms: list[_Term]) -> bool:
-    """Follow all terms back to one value, the latest first, and compare what came in between."""
-    while len({term.at for term in terms}) > 1:
-        latest = max(term.at for term in terms)
-        if not all(term.step(context) for term in terms if term.at is latest):
-            return False
-    if len({(term.windows, term.scattered) for term in terms}) > 1:
+    """Follow all terms back to one value, and compare what came in between."""
+    if not _meet_in_places(context, terms):
         return False
     counts = {term.channels for term in terms}
     if None in counts and len(counts) > 1:
         rank = next((len(term.windows) for term in terms if term.windows), None)
         counts = counts - {None} | {channels_of(context, terms[0].at, rank)}
     return len(counts) == 1
+
+
+def _meet_in_places(context: Context, terms: list[_Term]) -> bool:
+    """Follow all terms back to one value, the latest first, and compare what became of places."""
+    while len({term.at for term in terms}) > 1:
+        latest = max(term.at for term in terms)
+        if not all(term.step(context) for term in terms if term.at is latest):
+            return False
+    return len({(term.windows, term.scattered) for term in terms}) == 1
 
 
 def _steps(op: Operator) -> Windows | None:

@@ -20,6 +20,7 @@ from refold.algebra.operator import (
     Flatten,
     Input,
     Operator,
+    Patches,
     Resample,
     Select,
     Sum,
@@ -30,9 +31,12 @@ from refold.engine.ledger import Rewrite
 from refold.engine.replay import Replay
 from refold.errors import RefusedError
 from refold.graph.calls import place_of, reads_shape_only
-from refold.graph.fold.fold_pass import FoldPass
+from refold.graph.fold.fold_pass import LAID_OUT, FoldPass
 from refold.graph.fold.region import Region, Regions, computes_nothing, node_of
+from refold.graph.fold.standstill import way_of
 from refold.graph.lift.piece import Piece
+from refold.rules import RULES, Rule
+from refold.rules.commute import pass_affine_forward
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +90,7 @@ def _path_from_scale(fold: FoldPass, region: Region) -> list[fx.Node] | None:
 
 
 def _is_transparent(op: Operator) -> bool:
-    return isinstance(op, (Resample, AvgPool, Select, Flatten))
+    return isinstance(op, (Resample, AvgPool, Patches, Select, Flatten))
 
 
 class _Readers:
@@ -143,7 +147,7 @@ def _plan(fold: FoldPass, readers: _Readers, pushed: frozenset[fx.Node]) -> list
 def _take_in(fold: FoldPass, region: Region) -> _Push | None:
     """Return the region's rewrite when nothing is left of the scale that was pushed into it."""
     shadow, replay = fold.decisions.stand_in(region.op)
-    rewrite = fold.decisions.rewrite(shadow)
+    rewrite = fold.decisions.rewrite(shadow, _rules(region))
     old = _own(region)
     kept = region.leaves.difference(old)
     new = [leaf for leaf in leaves(rewrite.op) if replay.real(leaf) not in kept]
@@ -154,10 +158,21 @@ def _take_in(fold: FoldPass, region: Region) -> _Push | None:
 
 def _why_not(fold: FoldPass, region: Region) -> str:
     """Return which reader does not take the scale in, and what stands in the way where known."""
-    shadow, _ = fold.decisions.stand_in(region.op)
-    refusals = fold.decisions.rewrite(shadow).refusals
-    name = place_of(region.root)
-    return f"{name}, since {refusals[0].reason}" if refusals else name
+    scales = (leaf for leaf in leaves(region.op) if isinstance(leaf, Affine))
+    pushed = (scale for scale in scales if node_of(scale) in region.shared)
+    ways = (way_of(fold, region, scale, pass_affine_forward) for scale in pushed)
+    why = next((way.met[1] for way in ways if way.met is not None), None)
+    if why is None:
+        shadow, _ = fold.decisions.stand_in(region.op)
+        refusals = fold.decisions.rewrite(shadow, _rules(region)).refusals
+        why = refusals[0].reason if refusals else None
+    return place_of(region.root) + (f", since {why}" if why else "")
+
+
+def _rules(region: Region) -> tuple[Rule, ...]:
+    """Return what a reader may do for itself: windows that several read are laid out for all."""
+    windows = (leaf for leaf in region.leaves if isinstance(leaf, Patches))
+    return LAID_OUT if any(node_of(leaf) in region.shared for leaf in windows) else RULES
 
 
 def _own(region: Region) -> list[Operator]:
@@ -194,6 +209,8 @@ def _steps_before(push: _Push, op: Operator) -> Iterator[tuple[fx.Node, _Steps]]
             steps = (None,)
         elif not isinstance(part, Input):
             node = push.region.origin(push.replay.real(part))
+            if steps[-1:] == (node,) and node is not None:
+                continue  # a call that does several things
             if node in push.region.shared:
                 yield node, steps
             steps = (*steps, node)
