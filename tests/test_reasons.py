@@ -50,7 +50,12 @@ PARTS = {  # of sentences, and names of steps
         "… … … in place",
     ),
     *("… while … reads it", "of other numbers", "of another size or precision", "of another size"),
-    *("of another batch size or precision", "of another batch size", "of another rank"),
+    *(
+        "of another batch size or precision",
+        "of another batch size",
+        "of another rank",
+        "of another precision",
+    ),
     *("code outside it", "… sets its …", "its code changes … …"),
     "… steps carry the shortcut along",
     *("… -> … channels", "…: …; …", "; drop_unused=True leaves it out", "kernel …… padding …"),

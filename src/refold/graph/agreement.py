@@ -103,6 +103,8 @@ def misfit(
     inputs: tuple[Any, ...],
     planned: Planned | None = None,
     shapes: list[torch.Size] | None = None,
+    *,
+    is_still: bool = False,
 ) -> str | None:
     """Return the error or the other shapes that a folded model gives; it computes no numbers.
 
@@ -113,6 +115,7 @@ def misfit(
         planned: how many layers of each class the folded one should call; not compared where
             nobody knows.
         shapes: of the right model's results, where a recording has told them.
+        is_still: a call is known to leave nothing behind, in the model or around it.
 
     Examples:
         >>> misfit(nn.Linear(2, 3), nn.Linear(2, 4), (torch.zeros(1, 2),))
@@ -123,7 +126,7 @@ def misfit(
     except Exception:  # code that asks for numbers, say
         return None
     try:
-        run = _run_of(folded, inputs)
+        run = _run_of(folded, inputs, is_still)
     except Exception as error:
         return f"the folded model fails ({type(error).__name__}: {error})"
     if first != shapes_of(run.result):
@@ -131,9 +134,9 @@ def misfit(
     return None if planned is None else _unplanned(run, planned)
 
 
-def _run_of(folded: nn.Module, inputs: tuple[Any, ...]) -> Recorder:
+def _run_of(folded: nn.Module, inputs: tuple[Any, ...], is_still: bool) -> Recorder:
     try:
-        return recorded_blank(folded, inputs, counts_only=True)
+        return recorded_blank(folded, inputs, counts_only=True, is_still=is_still)
     except Exception:
         return recorded_blank(folded, inputs)
 

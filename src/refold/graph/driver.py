@@ -212,6 +212,7 @@ class _Made:
     alone: dict[str, Arguments] = field(default_factory=dict[str, Arguments])
     calls: Planned | None = None  # layers of each class, where the whole model is one graph
     shapes: list[torch.Size] | None = None  # of its results, where one recording ran it whole
+    is_still: bool = False  # whether that recording left nothing behind
 
 
 _Left = dict[str, LeftAlone]
@@ -310,7 +311,12 @@ def _comparison(
     if not check:
         told = ready is plain  # else nothing has run without the stored weights
         return lambda made, left: misfit(
-            plain, made.model, example, made.calls, made.shapes if told else None
+            plain,
+            made.model,
+            example,
+            made.calls,
+            made.shapes if told else None,
+            is_still=made.is_still,
         )
     example = _with_numbers(plain, example)
     doubled = cache(lambda: (in_double(plain, example), in_double(ready, example)))
@@ -395,6 +401,7 @@ def _fold_capture(capture: Capture, made: _Made, policy: Policy, left: LeftAlone
         made.calls = Counter(kind for _, leaf in leaf_modules(capture) for kind in _kinds_in(leaf))
         if capture.evidence is not None and not capture.evidence.recorder.real:
             made.shapes = shapes_of(capture.evidence.recorder.result)
+            made.is_still = capture.evidence.recorder.leaves_nothing
     made.folds.extend(fold.folds)
     made.kept.extend(kept)
     made.steps.extend((capture.path, step) for step in fold.steps)

@@ -383,3 +383,30 @@ def test_answers_that_a_run_has_given_are_not_given_again(runs: list[Any]) -> No
     fold(live(nn.Sequential(block(wants), block(wants))))
     whole = [recorder for recorder in runs if recorder.is_whole and recorder.flip is not None]
     assert whole == []
+
+
+class Head(nn.Module):
+    """A convolution, a linear layer and its norm of rows; `folds_axes` takes (N, L, C, H, W)."""
+
+    def __init__(self, *, folds_axes: bool) -> None:
+        super().__init__()
+        self.conv, self.pool = conv(3, 4), nn.AdaptiveAvgPool2d(1)
+        self.linear, self.norm = nn.Linear(4, 5), nn.BatchNorm1d(5)
+        self.folds_axes = folds_axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.folds_axes and x.ndim == 5:
+            y = self.pool(self.conv(x.flatten(0, 1))).flatten(1).unflatten(0, (-1, x.shape[1]))
+        else:
+            y = self.pool(self.conv(x)).flatten(1)
+        return self.norm(self.linear(y))
+
+
+@pytest.mark.parametrize(("folds_axes", "left"), [(False, 0), (True, 1)])
+def test_an_input_of_more_axes_is_tried_where_one_may_be_taken(
+    folds_axes: bool, left: int, runs: list[Any]
+) -> None:
+    folded = fold(live(Head(folds_axes=folds_axes)))
+    others = [one for one in runs if not one.counts_only][1:]
+    assert bool(others) == folds_axes
+    assert norms(folded) == left

@@ -159,7 +159,7 @@ def capture_all(
     arguments = None if example is None else parted(example)
     with surroundings_kept(model) as around:
         changes = Changes(around=around)
-        search = _Search(skeleton(model), arguments, changes, runs or Runs(), to_edit=to_edit)
+        search = _Search(model, arguments, changes, runs or Runs(), to_edit=to_edit)
         search.to_fold = to_fold
         search.visit("", search.root)
     search.count_across()
@@ -178,14 +178,15 @@ class _Search:
 
     def __init__(
         self,
-        root: nn.Module,
+        model: nn.Module,
         arguments: Arguments | None,
         changes: Changes,
         runs: Runs,
         *,
         to_edit: bool,
     ) -> None:
-        self.root, self.arguments, self.to_edit, self.runs = root, arguments, to_edit, runs
+        self.model, self.root = model, skeleton(model)
+        self.arguments, self.to_edit, self.runs = arguments, to_edit, runs
         self.seen = Seen()
         self.known: set[int] = set()  # modules that are called in no other way than was seen
         self.captures: list[Capture] = []
@@ -425,7 +426,7 @@ def record_root(
         if search.to_fold and not path:
             _show_methods(found)
         return made
-    again = Again(found, path, search.runs)
+    again = Again(found, submodule(search.model, path), path, search.runs)
     made.evidence = Evidence(found, again, arguments, calls_known, made_up)
     made.evidence.vary()
     made.stays, made.elsewhere = made.evidence.stays(), made.evidence.elsewhere()

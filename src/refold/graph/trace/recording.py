@@ -184,7 +184,12 @@ def run_blank(model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = False
 
 
 def recorded_blank(
-    model: nn.Module, args: tuple[Any, ...], *, runs_all: bool = False, counts_only: bool = False
+    model: nn.Module,
+    args: tuple[Any, ...],
+    *,
+    runs_all: bool = False,
+    counts_only: bool = False,
+    is_still: bool = False,
 ) -> Recorder:
     """Return the recording of a run without storage; see `run_blank`.
 
@@ -194,9 +199,11 @@ def recorded_blank(
         runs_all: run every operator, for whoever counts them.
         counts_only: tell how often each layer is called, and the result. Code that asks for the
             numbers of stored tensors may fail then.
+        is_still: a call is known to leave nothing behind: the model runs itself, not a copy.
     """
     with surroundings_kept(model) as around:
-        recorder = Recorder(skeleton(model), {}, Changes(around=around))
+        root = model if is_still else skeleton(model)
+        recorder = Recorder(root, {}, Changes(around=around))
         recorder.runs_all, recorder.counts_only = runs_all, counts_only
         _run(recorder, parted(args))
     return recorder
@@ -242,20 +249,30 @@ def _told_apart(leaf: Any) -> Any:
 class Again:
     """Records a root another time, with other arguments or options; it raises where the code does.
 
-    It has a copy of the root, as the recorded one will be edited. Parts that are known to be
-    `steady` are not looked into again.
+    It has a copy of the root, as the recorded one will be edited: `copy_root` makes it of what the
+    first run has left, else one of the model's own is made when it is needed. Parts that are known
+    to be `steady` are not looked into again.
 
     Args:
         first: the first recording of the root.
-        path: where the root is in the model.
+        source: the root in the model itself, which nobody edits.
+        path: where that is.
         runs: keeps what is recorded.
     """
 
-    def __init__(self, first: Recorder, path: str, runs: Runs) -> None:
-        self._root, self._runs = skeleton(first.root), runs
+    def __init__(self, first: Recorder, source: nn.Module, path: str, runs: Runs) -> None:
+        self._first, self._source, self._runs = first, source, runs
         self._real, self._forced, self._around = first.real, first.forced, first.changes.around
         self._key = path, first.real, frozenset(first.forced)
         self.steady: dict[str, Form] = {}
+
+    @cached_property
+    def _root(self) -> nn.Module:
+        return skeleton(self._source)
+
+    def copy_root(self) -> None:
+        """Copy the root as the first run has left it: an object within may have changed unseen."""
+        self._root = skeleton(self._first.root)
 
     @cached_property
     def _at_rest(self) -> Attributes:

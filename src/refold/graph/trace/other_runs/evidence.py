@@ -8,7 +8,7 @@ that belong together in all of them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from refold.graph.trace.frames import Frame, leaves, map_tree, walk
 from refold.graph.trace.other_runs.needless import Needless
 from refold.graph.trace.other_runs.optional import OtherArguments
 from refold.graph.trace.other_runs.questions import Questions
-from refold.graph.trace.other_runs.ranks import Ranks
+from refold.graph.trace.other_runs.ranks import Ranks, takes_no_more_axes
 from refold.graph.trace.other_runs.reach import Reach
 from refold.graph.trace.other_runs.shapes import (
     many_shapes,
@@ -94,6 +94,8 @@ class Evidence:
         """
         needless = Needless.of(self.recorder, self.first)
         self.again.steady = needless.steady
+        if not needless.says_all:
+            self.again.copy_root()
         if self.recorder.real and any(map(self._has_weights, self.first.order)):
             self._at(None, "of other numbers")
         elif self.recorder.real:  # another run takes as long as the network
@@ -143,11 +145,17 @@ class Evidence:
         recorder = self.recorder
         counts_axes = recorder.hands_shape or recorder.gives_size  # it may hand on `*x.shape[2:]`
         is_free = self.made_up and bool(counts_axes)
-        ranks = [without_batch, with_batch] if recorder.asks_rank or is_free else []
-        if self.made_up and recorder.gives_size:
-            ranks += [with_length, with_sides]
-        for change in ranks:
+        asks = bool(recorder.asks_rank) or is_free
+        for change in self._other_ranks(asks):
             self._at(change, "of another rank")
+
+    def _other_ranks(self, asks: bool) -> Iterator[Callable[[Tensor], list[int]]]:
+        if asks:
+            yield without_batch
+        guesses = self.made_up and bool(self.recorder.gives_size)
+        if (asks or guesses) and not takes_no_more_axes(self.recorder, self.first):
+            yield from [with_batch] if asks else []
+            yield from [with_length, with_sides] if guesses else []
 
     def _types_named(self) -> list[torch.dtype]:
         """Return the types, but for half precision, that code which asks for a type names."""

@@ -10,10 +10,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from refold.graph.calls import canonical
 from refold.graph.copies.modules import submodule
-from refold.graph.trace.frames import map_tree
+from refold.graph.trace.code.unseen import catches
+from refold.graph.trace.frames import ancestors, map_tree
 from refold.graph.trace.other_runs.shapes import shaped, with_axis
-from refold.graph.trace.other_runs.variants import Recorded, Variant
+from refold.graph.trace.other_runs.variants import Recorded, Snapshot, Variant
 from refold.graph.trace.overridden import layer_class
+from refold.graph.trace.recorder.recorder import Recorder
+from refold.ranked import CONVS
 
 _ROW_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm)
 _NORM_CALLS = ("batch_norm", "functional_batch_norm", "native_norm")
@@ -21,6 +24,32 @@ _OTHER_AXIS = (
     "the network takes (N, C) and (N, L, C), where the norm scales another axis than the layer "
     "beside it; a flatten(1) in front of them would fix which"
 )
+
+
+def takes_no_more_axes(recorder: Recorder, first: Snapshot) -> bool:
+    """Say whether inputs with one axis more certainly fail: a convolution reads one as it is.
+
+    The code around that asks for no sizes, and catches no error.
+
+    Args:
+        recorder: the recorded run.
+        first: its graph as it was recorded.
+    """
+    asking = recorder.asks_rank | recorder.gives_size | recorder.hands_shape | recorder.loses_size
+    for value in (node for node in first.order if node.op == "placeholder"):
+        rank = len(recorder.shapes.get(value, ()))
+        for reader in first.readers[value]:
+            if reader.op != "call_module" or first.args[reader][0][:1] != (value,):
+                continue
+            layer = submodule(recorder.root, str(reader.target))
+            around = ancestors(first.home[reader])
+            if (
+                layer_class(layer) is CONVS.get(rank - 2)
+                and asking.isdisjoint(around)
+                and not any(catches(getattr(frame.module, frame.method)) for frame in around)
+            ):
+                return True
+    return False
 
 
 class Ranks:
@@ -53,6 +82,9 @@ class Ranks:
 
     def _one_axis_more(self, size: int) -> Variant | None:
         """Record the root on inputs with one axis more, of this many entries, if it takes them."""
+        recorded = self._recorded
+        if takes_no_more_axes(recorded.recorder, recorded.first):
+            return None
         other = partial(shaped, change=partial(with_axis, size=size))
         try:
             found = self._recorded.again.run(map_tree(other, self._recorded.arguments), whole=True)
