@@ -220,3 +220,45 @@ def test_layers_that_quantize_their_weights_stay() -> None:
     kinds = [isinstance(part, quantization.FakeQuantizeBase) for part in folded.modules()]
     assert sum(kinds) == 4
     assert torch.equal(folded(x), model(x))
+
+
+class Again(nn.Module):
+    """Its forward stays; where a flag says so it uses its norm, or its weight, once more."""
+
+    def __init__(self, use: str) -> None:
+        super().__init__()
+        self.layer, self.norm, self.use = conv(4), nn.BatchNorm2d(4), use
+        self.flag, self.table, self.is_last = False, {"again": False}, True
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.layer(x))
+        if self.use == "norm" and self.flag:
+            y = self.norm(y)
+        if self.use == "weight" and self.table["again"]:
+            y = y * self.layer.weight.sum()
+        if getattr(self, "late", None) is not None:
+            y = self.norm(y + 1)
+        return y.relu() if self.is_last else y
+
+
+def set_and_run(model: nn.Module, name: str, value: Any) -> None:
+    setattr(model, name, value)
+    model(X)
+
+
+@pytest.mark.parametrize("name", ["flag", "table", "late"])
+def test_a_flag_by_which_code_uses_a_folded_layer_again_is_fixed(name: str) -> None:
+    model, folded = made(Again("weight" if name == "table" else "norm"))
+    assert type(folded).forward is Again.forward or name == "table"
+    changes = {"flag": True, "table": {"again": True}, "late": 1}
+    with pytest.raises(RefusedError, match=name):
+        set_and_run(folded, name, changes[name])
+    model.is_last = folded.is_last = False
+    assert gap(model, folded, X) <= EXACT
+
+
+def test_an_entry_by_which_code_uses_a_folded_layer_again_is_looked_at() -> None:
+    _, folded = made(Again("weight"))
+    folded.table["again"] = True
+    with pytest.raises(RefusedError, match="table"):
+        folded(X)

@@ -152,6 +152,28 @@ def test_arguments_that_forward_only_hands_on(
                 assert (wanted - got).abs().max() <= 1e-9 * wanted.abs().max()
 
 
+class Several(Hands):
+    """Takes a list of values, or a table."""
+
+    def forward(self, x: Any) -> Tensor:  # type: ignore[override]
+        if isinstance(x, dict):
+            y = self.norm(self.conv(x["x"]))
+            return self.norm(y) if "again" in x else y
+        y = self.norm(self.conv(x[0]))
+        return y if len(x) < 2 else self.norm(y + x[1])
+
+
+@pytest.mark.parametrize(
+    ("one", "more"), [([X2], [X2, X2]), ((X2,), (X2, X2)), ({"x": X2}, {"x": X2, "again": X2})]
+)
+def test_containers_that_hold_more(one: Any, more: Any) -> None:
+    model = live(Several().double())
+    folded = refold.plan(model, (one,)).apply()
+    with torch.no_grad():
+        for given in (one, more):
+            assert (model(given) - folded(given)).abs().max() <= 1e-9
+
+
 def by_bfloat16(net: Any, x: Tensor, more: bool) -> Tensor:
     y = net.norm(net.conv(x))
     return net.norm(y) if x.dtype == torch.bfloat16 else y

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,8 +19,10 @@ from refold.graph.copies.held import same_value
 from refold.graph.copies.watching import Absent
 from refold.graph.surgery.edits import Edits
 from refold.graph.trace.code.names import functions_of
-from refold.graph.trace.code.source import parsed
+from refold.graph.trace.code.reads import uses_of
+from refold.graph.trace.code.source import names_that_decide, parsed
 from refold.graph.trace.frames import Frame, Reading, ancestors, common_ancestor, walk
+from refold.graph.trace.other_runs.more_calls import takes_apart
 
 FIXED = "_refold_made_for"
 
@@ -35,7 +38,8 @@ def fixed_readings(
         steps: the original nodes of each step: what code reads between them decides about it.
     """
     taken = [(frame, reading) for frame in written for reading in frame.reads]
-    return [*taken, *_between(edits, steps)]
+    every = [*map(list, steps)]
+    return [*taken, *_between(edits, every), *_elsewhere(edits, every)]
 
 
 def _between(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> Iterator[tuple[Frame, Reading]]:
@@ -56,6 +60,43 @@ def _between(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> Iterator[tuple
             for one in frame.reads:
                 if first <= order.get(one.following, -1) <= last:
                     yield frame, one
+
+
+def _elsewhere(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> Iterator[tuple[Frame, Reading]]:
+    """Yield what decides whether code uses a folded layer once more: it uses it in two places."""
+    kept = dict[Frame, list[str]]()
+    for node in edits.before:
+        if node.op in ("call_module", "get_attr"):
+            kept.setdefault(edits.home[node], []).append(str(node.target))
+    more = dict[Frame, list[tuple[str, frozenset[str]]]]()
+    for frame in walk(edits.capture.root):
+        unused = _unused(frame, kept.get(frame, [])) if frame.reads else ()
+        code, above = getattr(frame.module, frame.method), f"{frame.path}." if frame.path else ""
+        if unused:
+            more[frame] = [
+                (above + name, names_that_decide(code, frozenset({name}))) for name in unused
+            ]
+    for step in steps if more else ():
+        nodes = [n for n in step if n in edits.before]
+        paths = {str(n.target) for n in nodes if n.op in ("call_module", "get_attr")}
+        for frame, places in more.items() if len(nodes) > 1 else ():
+            apart = (names for place, names in places if takes_apart((place,), paths))
+            deciding = frozenset[str]().union(*apart)
+            yield from ((frame, one) for one in frame.reads if one.name in deciding)
+
+
+def _unused(frame: Frame, kept: Iterable[str]) -> set[str]:
+    """Return the children that the code of a frame uses in more places than it has in this run.
+
+    Args:
+        frame: the frame.
+        kept: the paths of the layers and tensors that it has used.
+    """
+    uses = Counter(use.name for use in uses_of(getattr(frame.module, frame.method)))
+    prefix = f"{frame.path}." if frame.path else ""
+    paths = (*kept, *(child.path for child in frame.children if child.path != frame.path))
+    used = Counter(path.removeprefix(prefix).partition(".")[0] for path in paths)
+    return {name for name, count in used.items() if uses[name] > count}
 
 
 def check_assignment(module: nn.Module, name: str, value: Any) -> None:

@@ -88,12 +88,13 @@ def attributes_read(kind: type, method: str, names: frozenset[str]) -> tuple[tup
         >>> attributes_read(nn.Linear, "forward", frozenset({"weight"}))
         (('weight', False),)
     """
-    found = (use for use in _uses_of(getattr(kind, method)) if use.name in names)
+    found = (use for use in uses_of(getattr(kind, method)) if use.name in names)
     return tuple((use.name, use.member is not None) for use in found)
 
 
 @functools.lru_cache(maxsize=1024)
-def _uses_of(function: Any) -> tuple[Use, ...]:
+def uses_of(function: Any) -> tuple[Use, ...]:
+    """Return the reads of attributes of its module in a method."""
     return tuple(_uses_in(parsed(function)))
 
 

@@ -6,7 +6,7 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import CodeType
 from typing import Any
 
@@ -133,6 +133,41 @@ def tells_people(code: CodeType, line: int) -> bool:
             return name in _FOR_PEOPLE
         case _:
             return False
+
+
+@functools.lru_cache(maxsize=4096)
+def names_that_decide(function: Callable[..., Any], uses: frozenset[str]) -> frozenset[str]:
+    """Return the attributes, and texts that may name one, that decide whether code uses others.
+
+    Args:
+        function: a method.
+        uses: the names of the others.
+
+    Examples:
+        >>> def forward(self, x):
+        ...     x = self.act(x) if self.flag or getattr(self, "late", 0) else x
+        ...     return x * 2 if self.doubles else x
+        >>> sorted(names_that_decide(forward, frozenset({"act"})))
+        ['flag', 'late']
+    """
+    found = set[str]()
+    for choice in ast.walk(parsed(function)):
+        if isinstance(choice, ast.If | ast.IfExp | ast.While):
+            inside = [*ast.walk(choice)]
+            leaves = any(isinstance(part, ast.Return | ast.Break | ast.Continue) for part in inside)
+            if leaves or not uses.isdisjoint(_names_read(inside)):
+                found |= _names_read(ast.walk(choice.test))
+    return frozenset(found)
+
+
+def _names_read(parts: Iterable[ast.AST]) -> set[str]:
+    found = set[str]()
+    for part in parts:
+        if isinstance(part, ast.Attribute):
+            found.add(part.attr)
+        elif isinstance(part, ast.Constant) and isinstance(part.value, str):
+            found.add(part.value)
+    return found
 
 
 @functools.lru_cache(maxsize=4096)

@@ -164,7 +164,10 @@ class OtherArguments:
             left = {key: value for key, value in named.items() if key != name}
             what = f"its optional argument {name} may be left out"
             yield from self._try([left], what, is_sure=True)
-        if _holds_tensors(value) or not mentions(code or self._forward, name):
+        if _holds_tensors(value):
+            yield from self._other_entries(name, value, named, first)
+            return
+        if not mentions(code or self._forward, name):
             return
         others: list[Any] = []
         if value is None:
@@ -183,6 +186,21 @@ class OtherArguments:
         tried = [found for v in others for found in self._try([{**named, name: v}], what)]
         runs = [found for found in tried if isinstance(found, Variant)]
         yield from runs or [Unknown(what, name, value)]
+
+    def _other_entries(
+        self, name: str, value: Any, named: dict[str, Any], first: Tensor | None
+    ) -> Iterable[Variant]:
+        """Give a list of values one more or one fewer, a table those that the code asks it for."""
+        others: list[Any] = []
+        if type(value) in (list, tuple):
+            others = [value + value[-1:], *([value[:-1]] if len(value) > 1 else [])]
+        elif type(value) is dict:
+            keys = [key for key in keywords_read(self._forward, name) if key not in value]
+            others = [{**value, key: tensor_like(first)} for key in keys]
+        for other in others:
+            what = f"its argument {name} may hold other values"
+            found = self._try([{**named, name: other}], what)
+            yield from (run for run in found if isinstance(run, Variant))
 
     def _try(
         self,
