@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -62,7 +64,8 @@ def scale_outputs(conv: Conv, affine: Affine) -> Conv:
     if affine.scale is not None:
         scale = per_channel(affine.scale, channels, conv.weight.device)
         if conv.transposed:
-            weight = _scale_columns(weight, scale, conv.groups)
+            whole = weight.to(torch.float64, copy=True)
+            weight = _scale_columns(whole, scale, conv.groups)
         else:
             weight = scale_rows(weight, scale)
         bias = None if bias is None else times(wide(bias), scale)
@@ -82,17 +85,21 @@ def _scale_inputs(affine: Affine, conv: Conv) -> Outcome:
         )
     if affine.shift is not None and conv.transposed and not conv.is_pointwise:
         return refuse("a shift before a transposed convolution does not reach every output alike")
-    weight = conv.weight
+    weight, bias = conv.weight, conv.bias
+    if affine.scale is not None:
+        weight = weight.to(torch.float64, copy=True)
+    if affine.shift is not None:
+        # One copy of a large kernel is enough: it answers before it is scaled, unless a gradient
+        # has to go back through the answer.
+        whole = conv if torch.is_grad_enabled() else replace(conv, weight=weight)
+        moved = response(whole, per_channel(affine.shift, channels, conv.weight.device))
+        bias = moved if bias is None else plus(wide(bias), moved)
     if affine.scale is not None:
         scale = per_channel(affine.scale, channels, conv.weight.device)
         if conv.transposed:
-            weight = scale_rows(weight, scale)
+            scale_in_place(weight, scale.reshape(-1, *(1,) * (weight.ndim - 1)))
         else:
-            weight = _scale_columns(weight, scale, conv.groups)
-    bias = conv.bias
-    if affine.shift is not None:
-        moved = response(conv, per_channel(affine.shift, channels, conv.weight.device))
-        bias = moved if bias is None else plus(wide(bias), moved)
+            _scale_columns(weight, scale, conv.groups)
     return Conv(weight, bias, conv.axes, conv.groups, conv.mode, conv.transposed)
 
 
@@ -118,12 +125,11 @@ def scale_rows(weight: Tensor, factors: Tensor, out: Tensor | None = None) -> Te
 
 
 def _scale_columns(weight: Tensor, factors: Tensor, groups: int) -> Tensor:
-    """Return the weight with the second axis of each group scaled, a new float64 tensor."""
-    product = weight.to(torch.float64, copy=True)
+    """Scale the second axis of each group of a float64 weight in place, and return the weight."""
     spare = (1,) * (weight.ndim - 2)
-    view = product.unflatten(0, (groups, -1))
+    view = weight.unflatten(0, (groups, -1))
     scale_in_place(view, factors.reshape(groups, 1, -1, *spare))
-    return product
+    return weight
 
 
 def _check(affine: Affine, channels: int) -> None:

@@ -170,17 +170,24 @@ class MethodsApart:
             groups = self._below.get(path)
             if not groups:
                 continue
-            methods = reads_of_methods(kind)
-            folds = tuple(self._seen_from(path, group) for group in groups)
-            near = {name for group in groups for name in self._places(path, group)}
-            apart = (name for name, reads in methods.items() if _reach(reads, folds, near))
+            apart = self._apart(path, kind, groups)
             exact = {name: self._exact(ran.get((path, name), [])) for name in apart}
             if self.edits.capture.full(path):  # what the model itself is given is tried otherwise
                 exact |= _with_options(ran.get((path, "forward"), []), groups)
             known = {name: given for name, given in exact.items() if given is not None}
             names = [name for name, given in exact.items() if given != {}]
             if names:  # what takes tensors alone is only called as forward does
+                folds = self._seen_from(path, groups)
                 yield path, Guard(self.edits.capture.full(path), folds, known), names
+
+    def _apart(self, path: str, kind: type, groups: list[_Group]) -> list[str]:
+        """Return the methods of a module's class that may run a part of a fold by itself."""
+        methods = reads_of_methods(kind)
+        if not methods:
+            return []  # most classes have none beside forward
+        folds = self._seen_from(path, groups)
+        near = {name for group in groups for name in self._places(path, group)}
+        return [name for name, reads in methods.items() if _reach(reads, folds, near)]
 
     def guards_above(
         self, kinds: Iterable[tuple[str, str, type]]
@@ -204,8 +211,11 @@ class MethodsApart:
             if names := [name for name, reads in methods.items() if _reach(reads, folds, set())]:
                 yield where, Guard(where, folds), names
 
-    def _seen_from(self, path: str, group: _Group) -> Folded:
-        """Return a fold with the paths that a module knows: those of others are empty."""
+    def _seen_from(self, path: str, groups: list[_Group]) -> tuple[Folded, ...]:
+        """Return folds with the paths that a module knows: those of others are empty."""
+        return tuple(self._one_seen_from(path, group) for group in groups)
+
+    def _one_seen_from(self, path: str, group: _Group) -> Folded:
         prefix = f"{path}." if path else ""
         layers = [
             next((p for p in self.names.get(layer, [layer]) if p.startswith(prefix)), prefix)
