@@ -73,7 +73,7 @@ def benchmark(
                 name: partial(RUNTIMES[runtime].of_model, model, inputs, _folder(folders))
                 for name, (model, inputs) in subjects.items()
             }
-            rows += _time_runtime(runtime, make, rounds)
+            rows += _time_runtime(runtime, make, example_inputs, rounds)
     first, inputs = next(iter(subjects.values()))
     return _table(rows, first, inputs, runtimes, rounds)
 
@@ -113,7 +113,7 @@ class Pairs:
     def __call__(self, first: nn.Module, second: nn.Module) -> BenchmarkRow:
         """Return the row of the second model, whose ratio is to the first."""
         make = {"first": self._maker(first), "second": self._maker(second)}
-        return _time_runtime(self._runtime, make, self._rounds)[-1]
+        return _time_runtime(self._runtime, make, self._inputs, self._rounds)[-1]
 
     def _maker(self, model: nn.Module) -> Callable[[], Opener]:
         known = self._ready.get(id(model))
@@ -183,7 +183,7 @@ def benchmark_files(
     for runtime in runtimes:
         openers = {name: partial(FILE_RUNTIMES[runtime], p, inputs) for name, p in files.items()}
         make = {name: partial(_itself, opener) for name, opener in openers.items()}
-        rows += _time_runtime(runtime, make, rounds)
+        rows += _time_runtime(runtime, make, inputs, rounds)
     return _table(rows, nn.Module(), inputs, runtimes, rounds)
 
 
@@ -224,7 +224,7 @@ def _check(
 
 
 def _time_runtime(
-    runtime: str, make: Mapping[str, Callable[[], Opener]], rounds: int
+    runtime: str, make: Mapping[str, Callable[[], Opener]], inputs: object, rounds: int
 ) -> list[BenchmarkRow]:
     # Models of one class share a budget of compilations; beyond it torch silently runs eagerly.
     torch.compiler.reset()
@@ -246,7 +246,7 @@ def _time_runtime(
                 _open_again(calls, openers, at)
             _take_turns(calls, times, (rounds + at) // openings)
         for name, call in calls.items():
-            times[name].peak = peak_mib(call)
+            times[name].peak = peak_mib(call, _device_of(inputs))
     names = list(make)
     rows: list[BenchmarkRow] = []
     for name in names:
@@ -258,6 +258,12 @@ def _time_runtime(
     if names[0] in times:
         rows[0] = replace(rows[0], speedup=Spread(1.0, 1.0, 1.0))
     return rows
+
+
+def _device_of(inputs: object) -> torch.device:
+    """Return where a call on these inputs runs: on the GPU where any of them lies there."""
+    found = [tensor.device for tensor in tensors(inputs)]
+    return next((device for device in found if device.type == "cuda"), found[0])
 
 
 @dataclass
