@@ -25,7 +25,7 @@ from refold.bench.table import BenchmarkRow, BenchmarkTable, Spread, interval
 from refold.equivalence import prepared
 from refold.errors import InputError, one_line
 from refold.exporting import quiet
-from refold.inputs import Arguments, tensors
+from refold.inputs import Arguments, required, tensors
 
 Subject = tuple[nn.Module, Arguments]
 
@@ -66,15 +66,15 @@ def benchmark(
         name: (model, prepared(model, example_inputs, f"model {name!r}")[1])
         for name, model in models.items()
     }
+    first, inputs = next(iter(subjects.values()))
     rows: list[BenchmarkRow] = []
     for runtime in runtimes:
         with ExitStack() as folders:
             make = {
-                name: partial(RUNTIMES[runtime].of_model, model, inputs, _folder(folders))
-                for name, (model, inputs) in subjects.items()
+                name: partial(RUNTIMES[runtime].of_model, model, own, _folder(folders))
+                for name, (model, own) in subjects.items()
             }
-            rows += _time_runtime(runtime, make, example_inputs, rounds)
-    first, inputs = next(iter(subjects.values()))
+            rows += _time_runtime(runtime, make, inputs, rounds)
     return _table(rows, first, inputs, runtimes, rounds)
 
 
@@ -113,7 +113,8 @@ class Pairs:
     def __call__(self, first: nn.Module, second: nn.Module) -> BenchmarkRow:
         """Return the row of the second model, whose ratio is to the first."""
         make = {"first": self._maker(first), "second": self._maker(second)}
-        return _time_runtime(self._runtime, make, self._inputs, self._rounds)[-1]
+        inputs = required(first, self._inputs)
+        return _time_runtime(self._runtime, make, inputs, self._rounds)[-1]
 
     def _maker(self, model: nn.Module) -> Callable[[], Opener]:
         known = self._ready.get(id(model))
@@ -224,7 +225,7 @@ def _check(
 
 
 def _time_runtime(
-    runtime: str, make: Mapping[str, Callable[[], Opener]], inputs: object, rounds: int
+    runtime: str, make: Mapping[str, Callable[[], Opener]], inputs: Arguments, rounds: int
 ) -> list[BenchmarkRow]:
     # Models of one class share a budget of compilations; beyond it torch silently runs eagerly.
     torch.compiler.reset()
@@ -260,10 +261,10 @@ def _time_runtime(
     return rows
 
 
-def _device_of(inputs: object) -> torch.device:
+def _device_of(inputs: Arguments) -> torch.device:
     """Return where a call on these inputs runs: on the GPU where any of them lies there."""
-    found = [tensor.device for tensor in tensors(inputs)]
-    return next((device for device in found if device.type == "cuda"), found[0])
+    devices = (tensor.device for tensor in tensors(inputs))
+    return next((device for device in devices if device.type == "cuda"), torch.device("cpu"))
 
 
 @dataclass
