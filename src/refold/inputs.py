@@ -28,7 +28,7 @@ __all__ = [
 Arguments = tuple[Any, ...]
 """Arguments of a model: tensors, or lists and dicts of them; `Named` ones come last."""
 
-_FORMS = "a tensor, a tuple of positional arguments, or a mapping of arguments by name"
+_FORMS = "a tensor, a tuple or list of arguments, or a mapping of them by name"
 
 
 def arguments(model: nn.Module, example_inputs: object) -> Arguments | None:
@@ -36,8 +36,7 @@ def arguments(model: nn.Module, example_inputs: object) -> Arguments | None:
 
     Args:
         model: what they are for; its signature puts named arguments in order.
-        example_inputs: a tensor, a tuple or list of positional arguments, a mapping of arguments by
-            name, or None.
+        example_inputs: a tensor, a tuple or list of arguments, a mapping of them by name, or None.
 
     Raises:
         InputError: when they are something else, or the names do not fit the signature.

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from refold.bench import BenchmarkRow, BenchmarkTable, Machine, Spread, benchmark, plot
+from refold.bench import BenchmarkRow, BenchmarkTable, Machine, Pairs, Spread, benchmark, plot
+from refold.bench.memory import peak_mib
 from refold.bench.table import NO_DIFFERENCE, UNSURE, interval
 from refold.errors import InputError
 
@@ -61,6 +62,36 @@ def test_processor_time_and_memory_stand_beside_the_clock() -> None:
     few, many = (row["peak_mib"] for row in record["rows"])
     # Its answer alone takes 64 * 254 * 254 * 4 bytes: 15.8 MiB.
     assert few is None or (many > 14 and many > few)
+
+
+def test_memory_is_that_of_the_inputs_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has used its GPU before still takes the process's memory on the CPU."""
+    for name, value in {
+        "is_available": True,
+        "is_initialized": True,
+        "memory_allocated": 0,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 3 * 2**20)
+    for name in ("reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    held: list[torch.Tensor] = []
+
+    def call() -> None:
+        held.append(torch.ones(16 * 2**20, dtype=torch.uint8))
+
+    on_cpu = peak_mib(call, torch.device("cpu"))
+    assert on_cpu is None or on_cpu > 15
+    assert peak_mib(call, torch.device("cuda", 0)) == 3.0
+
+
+def test_the_table_has_the_memory_of_the_inputs_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[torch.device] = []
+    monkeypatch.setattr("refold.bench.clock.peak_mib", lambda call, device: devices.append(device))
+    for given in (torch.ones(1), {"input": torch.ones(1)}):
+        benchmark({"a": nn.ReLU().eval()}, given, ("eager",), rounds=1)
+    Pairs(torch.ones(1), "eager", 1)(nn.ReLU().eval(), nn.ReLU().eval())
+    assert devices == [torch.device("cpu")] * 4
 
 
 @pytest.mark.slow

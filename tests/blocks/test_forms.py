@@ -79,8 +79,10 @@ def test_names_follow_the_official_checkpoints(name: str) -> None:
     weights, norms, deployed = KEYS[name]
     block = CELL.build(name)
     assert set(block.state_dict()) == weights | {f"{norm}.{key}" for norm in norms for key in NORM}
-    block.eval().switch_to_deploy()
-    assert set(block.state_dict()) == {f"{deployed}.weight", f"{deployed}.bias"}
+    folded, is_taken = refold.reparameterize(block.eval()), hasattr(block, deployed)
+    block.switch_to_deploy()
+    for plain, child in ((block, deployed), (folded, "reparam_conv" if is_taken else deployed)):
+        assert set(plain.state_dict()) == {f"{child}.weight", f"{child}.bias"}
 
 
 @pytest.mark.parametrize("name", BLOCKS)

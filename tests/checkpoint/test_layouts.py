@@ -32,6 +32,8 @@ from helpers.layout_nets import (
 from helpers.nightly import some
 from refold.blocks import RepVGGBlock
 from refold.checkpoint import deploy_state_dict, load_checkpoint, write_state_dict
+from refold.checkpoint.families import FAMILIES, Family
+from refold.checkpoint.names import common_names
 from refold.errors import CheckpointError
 
 pytestmark = pytest.mark.slow
@@ -242,6 +244,19 @@ def test_the_eps_of_the_norms_can_be_told(tmp_path: Path) -> None:
     assert error(answer(saved), answer(model)) <= EXACT
     load_checkpoint(model, tmp_path / "a.pth")
     assert error(answer(saved), answer(model)) > 1e-6
+
+
+def test_what_a_layout_calls_its_layer_is_known_everywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def found(name: str) -> list[str]:
+        return list(common_names([f"stage1.0.{name}.bias"]))
+
+    assert found("rbr_reparam") == found("reparam_conv_1") == ["stage1.0.reparam_conv.bias"]
+    assert found("new_reparam") == ["stage1.0.new_reparam.bias"]
+    new = Family("New", ("new.weight",), "new", "new_reparam", nn.Identity)
+    monkeypatch.setattr("refold.checkpoint.families.FAMILIES", [*FAMILIES, new])
+    assert found("new_reparam") == found("rbr_reparam") == ["stage1.0.reparam_conv.bias"]
 
 
 def test_random_numbers_are_left_alone() -> None:

@@ -59,7 +59,7 @@ def test_the_whole_demo(run: Callable, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(demo, "tell_story", short)
     monkeypatch.setattr(demo, "ROUNDS", 1)
     for part in (demo, story):  # each other runtime exports both forms once more
-        monkeypatch.setattr(part, "RUNTIMES", {"eager": "PyTorch"})
+        monkeypatch.setattr(part, "RUNTIME_TITLES", {"eager": "PyTorch"})
     nets = [DemoNet("test_efficientnet", 64, is_trained=True)]  # so that its answers are shown
     monkeypatch.setattr(demo, "NETS", nets)
     monkeypatch.setattr(demo, "subject_of", untrained)

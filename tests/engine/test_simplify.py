@@ -271,6 +271,26 @@ def swap_forever(op: Operator) -> Operator:
     return Sequence(op.parts[::-1])
 
 
+@rule("parallel", exact="always", source="nowhere")
+def turn_forever(op: Operator) -> Operator:
+    """Return the branches in the other order."""
+    assert isinstance(op, Sum)
+    return Sum(op.parts[::-1])
+
+
+@rule("commute", exact="always", source="nowhere")
+def carry_forever(op: Operator) -> Operator:
+    """Return the two operators in the other order."""
+    assert isinstance(op, Sequence)
+    return Sequence(op.parts[::-1])
+
+
+def test_a_merge_or_a_move_that_gains_nothing_is_left() -> None:
+    op = sequence(add(conv(4, 4, NEAR), conv(4, 4)), norm(4))
+    result = simplify(op, (turn_forever, carry_forever))
+    assert (leaves(result.op), result.steps) == (leaves(op), ())
+
+
 def test_a_rule_that_gains_nothing_is_a_defect() -> None:
     with pytest.raises(RuleLoopError, match="swap_forever does not lower the measure"):
         simplify(sequence(norm(4), conv(4, 4, NEAR)), (swap_forever, *RULES))

@@ -84,6 +84,17 @@ def test_a_convolution_of_fewer_groups_would_fill_the_matrix() -> None:
     assert is_equal(op, grown)
 
 
+def test_a_depthwise_convolution_goes_into_a_plain_matrix() -> None:
+    """A grouped matrix has no layer of its own, but a place in one without groups."""
+    op = add(full(), sequence(conv(NEAR, 4), Affine(tensor(4))))
+    result = simplify(op).op
+    assert kinds(result) == ["Flatten", "Conv", "Unflatten"]
+    matrix = leaves(result)[1]
+    assert isinstance(matrix, Conv)
+    assert (matrix.groups, matrix.axes) == (1, ())
+    assert is_equal(op, result)
+
+
 def test_what_does_not_fit_stays_with_a_reason() -> None:
     op = add(full(), sequence(POINT, conv(NEAR)))
     result = simplify(op)

@@ -173,7 +173,7 @@ def _walk_concat(op: Concat, flow: _Flow) -> _Flow:
 
 
 def measure(op: Operator) -> tuple[int, int, int]:
-    """Return what every rewrite must lower: leaves, then joins, then leaves that are light.
+    """Return what is lower after all that the engine keeps: leaves, joins, leaves that are light.
 
     Values are whole numbers of a well-ordered set, so rewriting ends.
     """

@@ -318,7 +318,7 @@ def chain(op: Operator) -> tuple[Operator, ...]:
 
 
 def leaves(op: Operator) -> tuple[Operator, ...]:
-    """Return every leaf below `op`, inputs left out, in order of application."""
+    """Return every leaf below `op` in order of application, without inputs and identities."""
     found: list[Operator] = []
     _collect(op, found)
     return tuple(found)

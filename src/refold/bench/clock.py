@@ -25,7 +25,7 @@ from refold.bench.table import BenchmarkRow, BenchmarkTable, Spread, interval
 from refold.equivalence import prepared
 from refold.errors import InputError, one_line
 from refold.exporting import quiet
-from refold.inputs import Arguments, tensors
+from refold.inputs import Arguments, required, tensors
 
 Subject = tuple[nn.Module, Arguments]
 
@@ -66,15 +66,15 @@ def benchmark(
         name: (model, prepared(model, example_inputs, f"model {name!r}")[1])
         for name, model in models.items()
     }
+    first, inputs = next(iter(subjects.values()))
     rows: list[BenchmarkRow] = []
     for runtime in runtimes:
         with ExitStack() as folders:
             make = {
-                name: partial(RUNTIMES[runtime].of_model, model, inputs, _folder(folders))
-                for name, (model, inputs) in subjects.items()
+                name: partial(RUNTIMES[runtime].of_model, model, own, _folder(folders))
+                for name, (model, own) in subjects.items()
             }
-            rows += _time_runtime(runtime, make, rounds)
-    first, inputs = next(iter(subjects.values()))
+            rows += _time_runtime(runtime, make, inputs, rounds)
     return _table(rows, first, inputs, runtimes, rounds)
 
 
@@ -113,7 +113,8 @@ class Pairs:
     def __call__(self, first: nn.Module, second: nn.Module) -> BenchmarkRow:
         """Return the row of the second model, whose ratio is to the first."""
         make = {"first": self._maker(first), "second": self._maker(second)}
-        return _time_runtime(self._runtime, make, self._rounds)[-1]
+        inputs = required(first, self._inputs)
+        return _time_runtime(self._runtime, make, inputs, self._rounds)[-1]
 
     def _maker(self, model: nn.Module) -> Callable[[], Opener]:
         known = self._ready.get(id(model))
@@ -183,7 +184,7 @@ def benchmark_files(
     for runtime in runtimes:
         openers = {name: partial(FILE_RUNTIMES[runtime], p, inputs) for name, p in files.items()}
         make = {name: partial(_itself, opener) for name, opener in openers.items()}
-        rows += _time_runtime(runtime, make, rounds)
+        rows += _time_runtime(runtime, make, inputs, rounds)
     return _table(rows, nn.Module(), inputs, runtimes, rounds)
 
 
@@ -224,7 +225,7 @@ def _check(
 
 
 def _time_runtime(
-    runtime: str, make: Mapping[str, Callable[[], Opener]], rounds: int
+    runtime: str, make: Mapping[str, Callable[[], Opener]], inputs: Arguments, rounds: int
 ) -> list[BenchmarkRow]:
     # Models of one class share a budget of compilations; beyond it torch silently runs eagerly.
     torch.compiler.reset()
@@ -246,7 +247,7 @@ def _time_runtime(
                 _open_again(calls, openers, at)
             _take_turns(calls, times, (rounds + at) // openings)
         for name, call in calls.items():
-            times[name].peak = peak_mib(call)
+            times[name].peak = peak_mib(call, _device_of(inputs))
     names = list(make)
     rows: list[BenchmarkRow] = []
     for name in names:
@@ -258,6 +259,12 @@ def _time_runtime(
     if names[0] in times:
         rows[0] = replace(rows[0], speedup=Spread(1.0, 1.0, 1.0))
     return rows
+
+
+def _device_of(inputs: Arguments) -> torch.device:
+    """Return where a call on these inputs runs: on the GPU where any of them lies there."""
+    devices = (tensor.device for tensor in tensors(inputs))
+    return next((device for device in devices if device.type == "cuda"), torch.device("cpu"))
 
 
 @dataclass

@@ -12,24 +12,28 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _RESET_PEAK = "5"  # proc_pid_clear_refs(5)
 
 
-def peak_mib(call: Callable[[], object]) -> float | None:
+def peak_mib(call: Callable[[], object], device: torch.device) -> float | None:
     """Return the MiB that a call takes at its peak beyond what is held before it.
 
-    On a GPU it is what torch allocates there; else what Linux says of the process, pages that
-    the allocator kept given back first. None where the system does not tell.
+    On a CUDA device it is what torch allocates there; else what Linux says of the process, pages
+    that the allocator kept given back first. None where the system does not tell.
+
+    Args:
+        call: what is measured.
+        device: where it runs.
 
     Examples:
-        >>> held = []
-        >>> peak = peak_mib(lambda: held.append(torch.ones(16 * 2**20, dtype=torch.uint8)))
+        >>> held, big = [], lambda: torch.ones(16 * 2**20, dtype=torch.uint8)
+        >>> peak = peak_mib(lambda: held.append(big()), torch.device("cpu"))
         >>> peak is None or peak > 15
         True
     """
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         call()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        torch.cuda.synchronize(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     try:
         _give_back()
         _CLEAR.write_text(_RESET_PEAK)

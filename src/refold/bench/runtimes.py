@@ -85,7 +85,10 @@ class Runtime:
         openings: how often a model is opened anew while it is timed. A runtime with files of its
             own decides where weights and maps lie each time that it opens one, and the time of a
             call depends on it: in OpenVINO by a tenth and more.
-        is_usual: whether people ship with it.
+        is_usual: whether `benchmark` times it where nobody names a runtime: people ship with it,
+            and it needs no GPU.
+        keeps_layout: whether it computes in the layout that the weights have, so that a network in
+            channels last is another form of it.
     """
 
     of_model: Callable[[nn.Module, Arguments, Path], Opener]
@@ -93,11 +96,12 @@ class Runtime:
     package: str | None = None
     openings: int = 1
     is_usual: bool = True
+    keeps_layout: bool = False
 
 
 _OPENINGS = 6
 RUNTIMES = {
-    "eager": Runtime(_eager),
+    "eager": Runtime(_eager, keeps_layout=True),
     "onnxruntime": Runtime(_onnxruntime, _onnxruntime_file, "onnxruntime", _OPENINGS),
     "onnxruntime-unfused": Runtime(_unfused, None, "onnxruntime", _OPENINGS, is_usual=False),
     "openvino": Runtime(_openvino, _openvino_file, "openvino", _OPENINGS),

@@ -96,7 +96,7 @@ class ACBlock(BranchedBlock):
     "ACNet",
     "square_conv.weight",
     parts="(square|dep|ver|hor)_(conv|bn)",
-    deploy="fused_conv",
+    deploy=ACBlock.deploy_name,
     is_named=True,
 )
 def _of_state(state: State) -> nn.Module:

@@ -21,14 +21,11 @@ from refold.blocks.layers import Maker
 from refold.blocks.recompute import recomputed
 from refold.blocks.spec import ConvSpec
 from refold.errors import RefusedError
-from refold.graph import like_of, lower
+from refold.graph import NEW_CONV, like_of, lower
 from refold.transforms import equivalent_conv
 
 Activation = Callable[[], nn.Module] | None
 """Makes a block's activation, such as `nn.ReLU`; None for no activation."""
-
-_ENGINE_NAME = "reparam_conv"
-"""What `refold.reparameterize` calls a new convolution where `deploy_name` is taken."""
 
 _PLAIN: dict[str, nn.Module] = {}
 """The convolutions that blocks became on `meta`, where they have no values, by the blocks' text."""
@@ -50,7 +47,7 @@ class BranchedBlock(nn.Module):
     """
 
     __signature__: ClassVar[inspect.Signature]
-    deploy_name: ClassVar[str] = "reparam_conv"
+    deploy_name: ClassVar[str] = NEW_CONV
     main: ClassVar[tuple[str, str]]
     after: ClassVar[tuple[str, ...]] = ("activation",)
     recompute: bool = False
@@ -250,7 +247,7 @@ class BranchedBlock(nn.Module):
         self.add_module(self.deploy_name, conv)
 
     def _conv(self) -> nn.Module:
-        names = (self.deploy_name, _ENGINE_NAME)  # the engine numbers one that it folds again
+        names = (self.deploy_name, NEW_CONV)  # the engine numbers one that it folds again
         held = (child for name, child in self._modules.items() if name.startswith(names))
         return cast(nn.Module, next(held))
 

@@ -139,7 +139,7 @@ class _PointwiseFirst(nn.Module):
     "DBB",
     "dbb_origin.conv.weight",
     parts="dbb_origin|dbb_1x1|dbb_avg|dbb_1x1_kxk",
-    deploy="dbb_reparam",
+    deploy=DiverseBranchBlock.deploy_name,
     is_named=True,
 )
 def _of_state(state: State) -> nn.Module:

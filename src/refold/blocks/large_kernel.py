@@ -85,7 +85,7 @@ class LargeKernelBlock(BranchedBlock):
     "RepLKNet",
     "lkb_origin.conv.weight",
     parts="lkb_origin|small_conv",
-    deploy="lkb_reparam",
+    deploy=LargeKernelBlock.deploy_name,
     is_named=True,
     lone="lkb_origin.",
 )

@@ -106,7 +106,7 @@ class MobileOneBlock(BranchedBlock):
     "MobileOne",
     "rbr_conv.0.conv.weight",
     parts="rbr_conv|rbr_scale|rbr_skip",
-    deploy="reparam_conv",
+    deploy=MobileOneBlock.deploy_name,
     lone="rbr_conv.0.",
 )
 @register_family(

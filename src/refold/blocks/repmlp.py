@@ -23,6 +23,7 @@ from refold.blocks.partition import Grid, PartitionBlock, linear_of
 from refold.checkpoint.families import State, register_family
 from refold.checkpoint.names import is_repmlpnet
 from refold.errors import GeometryError
+from refold.graph import NEW_CONV
 
 
 class RepMLPBlock(PartitionBlock):
@@ -207,7 +208,7 @@ class RepMLPNetBlock(PartitionBlock):
 _MAKE = Maker("cpu", torch.double)
 _PART = re.compile(r"(^|\.)(repconv\d+(x\d+)?\.conv|fc1_fc2\.fc1|gp\.fc1)\.weight$")
 _GLOBAL = re.compile(r"(^|\.)(fc1_fc2|repmlp_block\.gp)\.fc1\.weight$")
-_FC3 = "reparam_conv.weight"  # what all spellings of `fc3.weight` have in common
+_FC3 = f"{NEW_CONV}.weight"  # what all spellings of `fc3.weight` have in common
 
 
 class _Rows(PartitionBlock):

@@ -99,7 +99,7 @@ class RepVGGBlock(BranchedBlock):
     "RepVGG",
     "rbr_dense.conv.weight",
     parts="rbr_dense|rbr_1x1|rbr_identity",
-    deploy="rbr_reparam",
+    deploy=RepVGGBlock.deploy_name,
     is_named=True,
 )
 @register_family(

@@ -138,7 +138,7 @@ def _check(spec: ConvSpec, reserved: int) -> None:
     "bn33.running_mean",
     "conv11.weight",
     parts="conv33|bn33|conv11|bn11|bn00",
-    deploy="reparam_conv",
+    deploy=RMBlock.deploy_name,
     hands_on=True,
 )
 def _of_state(state: State) -> nn.Module:

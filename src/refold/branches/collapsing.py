@@ -42,7 +42,8 @@ def collapse(
     Args:
         model: what `expand` returned, trained or loaded since; it is not changed.
         example_inputs: prove on them that the result equals the model.
-        calibration: inputs of the model, each a tensor or a tuple of tensors.
+        calibration: inputs of the model, each a tensor, a tuple or list of arguments, or a
+            mapping of them by name.
 
     Raises:
         RefusedError: when the model is not an expanded one, or a block cannot be undone.

@@ -93,3 +93,8 @@ def register_family(
         return build
 
     return enter
+
+
+def merged_names() -> tuple[str, ...]:
+    """Return what the layouts call the one layer that a block's branches become."""
+    return tuple(f.deploy for f in FAMILIES if not f.is_kept and f.deploy.isidentifier())

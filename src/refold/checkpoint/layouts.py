@@ -11,8 +11,9 @@ from torch import Tensor
 
 from refold.checkpoint.families import FAMILIES, PAIR, PAIRED, Family
 from refold.checkpoint.names import is_folded_in_place, is_repmlpnet, is_timm_net
+from refold.graph import NEW_CONV
 
-_ENGINE = re.compile(r"(^|\.)reparam_conv(_\d+)?\.weight$")
+_ENGINE = re.compile(rf"(^|\.){NEW_CONV}(_\d+)?\.weight$")
 _STATISTIC = re.compile(r"(^|\.)running[12]\.(running_mean|running_var|num_batches_tracked)$")
 _PLUS = re.compile(r"stage\w+_aux\.|stage\d(_\w+)?\.blocks\.|.*\.post_se\.")
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable
+from functools import cache
+
+from refold.checkpoint.families import merged_names
+from refold.graph import NEW_CONV
 
 # timm's networks are RepVGG's with the stem beside the stages; only these have such a stem.
 _TIMM_STEM = re.compile(r"stem\.(conv_kxk|reparam_conv)")
 _GATE = re.compile(r"(^|\.)repmlp_block\.gp\.fc1\.weight$")  # RepMLPNet alone has it
 _STAGE = re.compile(r"^stages\.(\d+)\.")
-# One spelling for every part of a block, however its repository calls it. `reparam_conv_1` is what
-# the engine calls a folded convolution in a block of timm, which has an empty `reparam_conv`.
+# One spelling for every part of a block, however its repository calls it.
 _LONE = re.compile(
     r"(?P<branch>(?P<prefix>(.*\.)?)(rbr_conv\.0|lkb_origin)\.)conv\.(?P<role>weight|bias)$"
 )
@@ -22,14 +25,16 @@ _PARTS = [
         (r"conv_1x1\.(?=(conv|bn)\.)", "rbr_1x1."),
         (r"conv_scale\.(?=(conv|bn)\.)", "rbr_scale."),
         (r"(rbr_skip|identity)\.(?=\w+$)", "rbr_identity."),
-        (
-            r"(rbr_reparam|dbb_reparam|fused_conv|lkb_reparam|fc3|reparam_conv_\d+)\.(?=\w+$)",
-            "reparam_conv.",
-        ),
         (r"(attn\.fc1|se\.reduce)\.(?=\w+$)", "se.down."),
         (r"(attn\.fc2|se\.expand)\.(?=\w+$)", "se.up."),
     )
 ]
+
+
+@cache
+def _folded(names: tuple[str, ...]) -> re.Pattern[str]:
+    # The engine numbers its own name in a block of timm, which has an empty `reparam_conv`.
+    return re.compile(rf"(^|\.)({'|'.join(names)}|{NEW_CONV}_\d+)\.(?=\w+$)")
 
 
 def is_timm_net(keys: Iterable[str]) -> bool:
@@ -68,7 +73,7 @@ def _moved(name: str, names: Container[str]) -> str:
     found = _LONE.match(name)
     if found is None or not is_folded_in_place(found["branch"], names):
         return name
-    return f"{found['prefix']}reparam_conv.{found['role']}"
+    return f"{found['prefix']}{NEW_CONV}.{found['role']}"
 
 
 def is_folded_in_place(branch: str, names: Container[str]) -> bool:
@@ -80,6 +85,7 @@ def common_name(key: str, timm_net: bool) -> str:
     """Return a name in the spelling that all share; see `common_names`."""
     for pattern, name in _PARTS:
         key = pattern.sub(name, key)
+    key = _folded(merged_names()).sub(rf"\g<1>{NEW_CONV}.", key)
     if not timm_net:
         return key
     if key.startswith("stem."):

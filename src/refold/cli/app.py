@@ -50,7 +50,7 @@ READER_LEFT = 141  # as SIGPIPE ends other programs
 
 app = typer.Typer(
     name="refold",
-    help="Fold the plain, fast, equal network out of a trained CNN. "
+    help="Fold the plain, fast, equal network out of a trained one. "
     "Every fold is exact for every input, or it is refused with a reason.",
     epilog="MODEL is one of our names, timm:NAME, torchvision:NAME, hf:FOLDER, "
     "path/to/file.py:factory, an exported .pt2, or the folder of a run. "

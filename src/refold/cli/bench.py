@@ -19,9 +19,10 @@ from refold.errors import InputError
 if TYPE_CHECKING:
     from refold.bench import BenchmarkTable
 
-RUNTIMES = ("eager", "onnxruntime", "onnxruntime-unfused", "openvino", "inductor")
+RUNTIME_NAMES = ("eager", "onnxruntime", "onnxruntime-unfused", "openvino", "inductor")
 """Those of `refold.bench`, which `--help` shows without waiting for torch."""
-RUNTIME_NAMES = f"{', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}"
+A_RUNTIME = f"{', '.join(RUNTIME_NAMES[:-1])} or {RUNTIME_NAMES[-1]}"
+"""What a message or a help asks for."""
 
 
 def known_runtimes(given: Any) -> Any:
@@ -31,18 +32,18 @@ def known_runtimes(given: Any) -> Any:
         typer.BadParameter: naming the first.
     """
     for name in [given] if isinstance(given, str) else given or ():
-        if name not in RUNTIMES:
-            raise typer.BadParameter(f"{name!r} is not {RUNTIME_NAMES}")
+        if name not in RUNTIME_NAMES:
+            raise typer.BadParameter(f"{name!r} is not {A_RUNTIME}")
     return given
 
 
 ROUNDS = 30
-Runtime = Annotated[
+RuntimeOption = Annotated[
     list[str] | None,
     typer.Option(
         "--runtime",
         callback=known_runtimes,
-        help=f"{RUNTIME_NAMES}; repeat for several. Default: eager; onnxruntime for .onnx files.",
+        help=f"{A_RUNTIME}; repeat for several. Default: eager; onnxruntime for .onnx files.",
     ),
 ]
 Measure = Annotated[bool, typer.Option("--measure", help="Also time the network before and after.")]
@@ -53,7 +54,7 @@ def measured_in(default: str) -> Any:
     return typer.Option(
         "--runtime",
         callback=known_runtimes,
-        help=f"Where --measure times: {RUNTIME_NAMES}; repeat for several. Default: {default}.",
+        help=f"Where --measure times: {A_RUNTIME}; repeat for several. Default: {default}.",
     )
 
 
@@ -93,7 +94,7 @@ def bench(
     batch: Batches = "1",
     size: Sizes = None,
     allow_growth: options.AllowGrowth = False,
-    runtime: Runtime = None,
+    runtime: RuntimeOption = None,
     rounds: Rounds = ROUNDS,
     peers: Peers = False,
     device: Device = "cpu",

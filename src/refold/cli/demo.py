@@ -12,7 +12,7 @@ from refold.cli import options
 from refold.cli.console import count, say, step, table
 from refold.cli.demo_nets import NETS, DemoNet, subject_of
 from refold.cli.demo_photos import PHOTOGRAPHS, labels, photographs, top5
-from refold.cli.demo_story import ROUNDS, RUNTIMES, tell_story
+from refold.cli.demo_story import ROUNDS, RUNTIME_TITLES, tell_story
 from refold.cli.proof import prove
 from refold.cli.subject import Subject
 from refold.cli.summary import NetworkSize, size_of
@@ -47,7 +47,7 @@ class Findings:
             "error in float64": f"{self.error:.1e}",
             "top-5 labels": "same",  # or the demo would have stopped
         }
-        for runtime, title in RUNTIMES.items():
+        for runtime, title in RUNTIME_TITLES.items():
             times, faster = _timing_cells(self.timings, runtime)
             cells |= {title: times, f"{title} ratio": faster}
         return cells
@@ -90,7 +90,7 @@ def _tour(net: DemoNet, folder: Path, seed: int) -> Findings:
         timings = refold.benchmark(
             {"before": subject.model, "after": folded},
             subject.example_inputs,
-            tuple(RUNTIMES),
+            tuple(RUNTIME_TITLES),
             rounds=ROUNDS,
         )
     before, after = size_of(subject.model, plan.cost_before), size_of(folded, plan.cost_after)

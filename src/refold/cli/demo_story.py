@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EPOCHS = 8  # about half a minute on two cores, and well above 95 %
 BATCH = 64  # images at a time when timing
-RUNTIMES = {"eager": "PyTorch", "onnxruntime": "ONNX Runtime"}
+RUNTIME_TITLES = {"eager": "PyTorch", "onnxruntime": "ONNX Runtime"}
 ROUNDS = 15  # of interleaved timing: enough for a median, and the demo ends within minutes
 
 
@@ -51,7 +51,7 @@ def tell_story(folder: Path, seed: int, *, epochs: int = EPOCHS, rounds: int = R
     with step("digits: time both forms"), _one_thread():
         timings = refold.benchmark(
             {"train form": _there(trained.model), "deployed": _there(trained.deployed)},
-            images[:BATCH], tuple(RUNTIMES), rounds=rounds,
+            images[:BATCH], tuple(RUNTIME_TITLES), rounds=rounds,
         )  # fmt: skip
     _say_table(trained, right, len(labels), timings)
 
@@ -124,7 +124,7 @@ def _say_table(trained: Trained, right: int, asked: int, timings: Any) -> None:
         ["test images recognised", f"{round(before['top1'] * asked)}", f"{right}"],
     ]
     ratios: list[str] = []
-    for runtime, title in RUNTIMES.items():
+    for runtime, title in RUNTIME_TITLES.items():
         cells = [timings.row(runtime, name) for name in ("train form", "deployed")]
         times = [cell.milliseconds for cell in cells]
         rows.append(

@@ -69,7 +69,7 @@ Latency = Annotated[
     typer.Option(
         "--latency",
         help="Instead of --ratio: share of the folded network's time to keep, such as 0.6, as "
-        "--runtime measures it.",
+        "--runtime measures it (the first, where several are given; all of them time the result).",
     ),
 ]
 RoundTo = Annotated[
@@ -103,7 +103,7 @@ Remove = Annotated[
         help="Remove residuals first, so that channels tied together by a sum can go too.",
     ),
 ]
-Runtime = Annotated[list[str] | None, measured_in("onnxruntime")]
+RuntimeOption = Annotated[list[str] | None, measured_in("onnxruntime")]
 
 
 def prune(
@@ -118,7 +118,7 @@ def prune(
     round_to: RoundTo = 8,
     remove_residuals: Remove = False,
     measure: Measure = False,
-    runtime: Runtime = None,
+    runtime: RuntimeOption = None,
     output: options.Output = None,
     network: options.Network,
     further: Further,

@@ -32,7 +32,7 @@ SLOWER = (
 Strict = Annotated[
     bool, typer.Option("--strict", help="Fail and write nothing if a residual has to stay.")
 ]
-Runtime = Annotated[list[str] | None, measured_in("eager")]
+RuntimeOption = Annotated[list[str] | None, measured_in("eager")]
 
 
 def remove_residuals(
@@ -41,7 +41,7 @@ def remove_residuals(
     network: options.Network,
     strict: Strict = False,
     measure: Measure = False,
-    runtime: Runtime = None,
+    runtime: RuntimeOption = None,
     report: options.Report = None,
     as_json: options.Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from refold.cli import options
-from refold.cli.bench import RUNTIME_NAMES, known_runtimes
+from refold.cli.bench import A_RUNTIME, known_runtimes
 from refold.cli.console import note, print_json, say_block, step
 from refold.cli.destination import check_destination, sources_of
 from refold.cli.subject import prepare
@@ -17,8 +17,8 @@ Out = Annotated[
     Path | None,
     typer.Option("-o", "--output", metavar="FILE", help="Write the choices, for convert --tuning."),
 ]
-Runtime = Annotated[
-    str, typer.Option("--runtime", callback=known_runtimes, help=f"{RUNTIME_NAMES}.")
+RuntimeOption = Annotated[
+    str, typer.Option("--runtime", callback=known_runtimes, help=f"{A_RUNTIME}.")
 ]
 Rounds = Annotated[
     int, typer.Option("--rounds", min=1, help="How many times each of two forms is timed, in turn.")
@@ -33,7 +33,7 @@ def tune(
     *,
     output: Out = None,
     network: options.Network,
-    runtime: Runtime = "eager",
+    runtime: RuntimeOption = "eager",
     rounds: Rounds = 30,
     trials: Trials = 12,
     as_json: options.Json = False,

@@ -1,8 +1,14 @@
 """The engine: run the rules on an operator until none applies.
 
-Every accepted rewrite lowers `measure`, so `simplify` ends; legal rewrites that need more
-multiply-adds are refused as costlier unless growth is allowed. What was done and what was refused
-come back as data.
+What is kept lowers `measure`, so `simplify` ends; how that is seen to depends on a rule's window:
+
+- series, last: what the rule makes must lower it; a rule that does not raises `RuleLoopError`;
+- parallel, concat: a merge that does not lower it is left out;
+- commute, distribute, siblings: a rewrite is kept with what then folds, where fewer leaves remain;
+- a rule that `is_free` only takes branches away, and is not weighed.
+
+Legal rewrites that need more multiply-adds are refused as costlier unless growth is allowed. What
+was done and what was refused come back as data.
 """
 
 from __future__ import annotations
@@ -44,7 +50,8 @@ def simplify(
         allow_growth: also make merges that need more multiply-adds than their parts.
 
     Raises:
-        RuleLoopError: when a rule does not lower the measure (a defect of that rule).
+        RuleLoopError: when a rule of neighbours in series does not lower the measure (a defect of
+            that rule).
 
     Examples:
         >>> import torch

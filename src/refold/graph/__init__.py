@@ -19,7 +19,7 @@ from refold.graph.driver import (
     fold_graph,
     fold_model,
 )
-from refold.graph.fold.lower import Like, like_of, lower
+from refold.graph.fold.lower import NEW_CONV, Like, like_of, lower
 from refold.graph.fold.record import COMPUTED, Fold, Kept
 from refold.graph.fold.region import Regions
 from refold.graph.layers import (
@@ -59,6 +59,7 @@ from refold.graph.trace.surroundings import surroundings_kept
 __all__ = [
     "COMPUTED",
     "INSIDE",
+    "NEW_CONV",
     "UNKNOWN",
     "Activation",
     "Attributes",

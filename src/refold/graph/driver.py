@@ -83,7 +83,7 @@ def fold_model(
 
     Args:
         model: any module in eval mode; wrappers (DDP, EMA, torch.compile) are looked through.
-        example_inputs: a tensor or a tuple of tensors that the model accepts.
+        example_inputs: a tensor, or a tuple or list of arguments.
         allow_growth: also merge what then needs more multiply-adds.
         inplace: change `model` itself.
         check: run the model and the result once on the example, or on numbers drawn for one of

@@ -77,7 +77,7 @@ def rewrite(model: nn.Module, example_inputs: Any, make: _Make[P]) -> Rewritten[
 
     Args:
         model: any module in eval mode; it stays as it is.
-        example_inputs: a tensor or a tuple of tensors that the model accepts.
+        example_inputs: a tensor, or a tuple or list of arguments.
         make: builds the pass of one capture.
 
     Raises:
@@ -87,8 +87,8 @@ def rewrite(model: nn.Module, example_inputs: Any, make: _Make[P]) -> Rewritten[
     inputs = as_arguments(example_inputs)
     if inputs is None:
         raise InputError(
-            "example_inputs is required, a tensor or a tuple of tensors: the result depends on "
-            "sizes"
+            "example_inputs is required, a tensor, or a tuple or list of arguments: the result "
+            "depends on sizes"
         )
     folded = unwrap(fold_model(model, inputs).model)
     redo = partial(_rewritten, folded, inputs, make)

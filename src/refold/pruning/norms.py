@@ -31,7 +31,8 @@ def restore_norms(model: nn.Module, inputs: Iterable[Any]) -> nn.Module:
 
     Args:
         model: a network in eval mode, its norms folded; it stays as it is.
-        inputs: batches of data, each a tensor or a tuple of tensors.
+        inputs: batches of data, each a tensor, a tuple or list of arguments, or a mapping of them
+            by name.
 
     Raises:
         RefusedError: when the model is in training mode.

@@ -22,11 +22,11 @@ from refold.algebra.operator import (
     Resample,
     Select,
     Sequence,
-    points,
 )
 from refold.algebra.row import Unflatten
 from refold.errors import GeometryError
 from refold.rules.rule import Outcome, refuse, rule
+from refold.rules.weights import with_rank
 
 
 @rule(
@@ -86,7 +86,7 @@ def pass_pointwise_forward(op: Operator) -> Outcome:
     """Mix channels after a map of positions instead of before it."""
     match op:
         case Sequence((Conv() as conv, Resample() as other)) if conv.is_pointwise:
-            return _refuse_count(conv, other) or Sequence((other, _with_rank(conv, other.rank)))
+            return _refuse_count(conv, other) or Sequence((other, _moved(conv, other.rank)))
         case Sequence((Conv() as conv, (AvgPool() | Pad()) as other)) if conv.is_pointwise:
             return _refuse_border(conv, other) or Sequence((other, conv))
         case _:
@@ -103,7 +103,7 @@ def pass_pointwise_backward(op: Operator) -> Outcome:
     """Mix channels before a map of positions instead of after it."""
     match op:
         case Sequence((Resample() as other, Conv() as conv)) if conv.is_pointwise:
-            moved = Sequence((_with_rank(conv, other.source_rank), other))
+            moved = Sequence((_moved(conv, other.source_rank), other))
             return _refuse_count(conv, other) or moved
         case Sequence(((AvgPool() | Pad()) as other, Conv() as conv)) if conv.is_pointwise:
             return _refuse_border(conv, other) or Sequence((conv, other))
@@ -202,10 +202,12 @@ def _inverse(select: Select) -> tuple[int, ...] | None:
     return tuple(order)
 
 
-def _with_rank(conv: Conv, rank: int) -> Conv:
-    if rank == len(conv.axes):
-        return conv
-    if rank == 0 and conv.groups > 1:
+def _moved(conv: Conv, rank: int) -> Conv:
+    """Return a pointwise convolution as it stands where maps have another rank.
+
+    Raises:
+        GeometryError: when it would be a grouped matrix there, which no layer is.
+    """
+    if rank == 0 and conv.axes and conv.groups > 1:
         raise GeometryError("a grouped pointwise convolution has no plain linear form")
-    weight = conv.weight.reshape(*conv.weight.shape[:2], *(1,) * rank)
-    return replace(conv, weight=weight, axes=points(rank))
+    return with_rank(conv, rank)

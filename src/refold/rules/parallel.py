@@ -167,15 +167,9 @@ def _zeros(convs: list[Conv], axes: Axes, groups: int) -> Tensor:
     first = convs[0].weight
     columns = first.shape[1] * convs[0].groups // groups
     kernel = tuple(axis.kernel for axis in axes)
-    return torch.zeros(first.shape[0], columns, *kernel, dtype=torch.float64, device=_device(convs))
+    return torch.zeros(first.shape[0], columns, *kernel, dtype=torch.float64, device=first.device)
 
 
 def taps_within(part: Axes, whole: Axes) -> tuple[slice, ...]:
     """Return where a kernel lies in a weight whose window holds it."""
     return (slice(None), slice(None), *(placement(p, w) for p, w in zip(part, whole, strict=True)))
-
-
-def _device(convs: list[Conv]) -> torch.device:
-    return next(
-        (c.weight.device for c in convs if c.weight.device.type != "cpu"), convs[0].weight.device
-    )

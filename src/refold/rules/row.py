@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -15,7 +15,6 @@ from refold.algebra.operator import (
     Operator,
     Sum,
     chain,
-    points,
     sequence,
 )
 from refold.algebra.row import Reshaped, Unflatten, as_matrix, size_after
@@ -23,6 +22,7 @@ from refold.errors import GeometryError
 from refold.rules.parallel import add_convs
 from refold.rules.rule import Outcome, rule
 from refold.rules.series import chain_as_conv
+from refold.rules.weights import with_rank
 
 Size = tuple[int, ...]
 _Parts = tuple[Operator, ...]
@@ -99,12 +99,6 @@ def host_of(branch: _Parts) -> Host | None:
 def without_source(branch: _Parts) -> _Parts:
     """Return a branch from its first leaf on."""
     return branch[1:] if isinstance(branch[0], Input) else branch
-
-
-def with_rank(conv: Conv, rank: int) -> Conv:
-    """Return a matrix as a convolution of maps with one position."""
-    weight = conv.weight.reshape(*conv.weight.shape[:2], *(1,) * rank)
-    return replace(conv, weight=weight, axes=points(rank))
 
 
 def _as_row(branch: _Parts, host: Host) -> Conv:

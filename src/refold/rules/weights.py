@@ -122,6 +122,19 @@ def turned(conv: Conv, transposed: bool = False) -> Conv:
     return replace(conv, weight=weight, transposed=transposed)
 
 
+def with_rank(conv: Conv, rank: int) -> Conv:
+    """Return a pointwise convolution as one of maps with other spatial axes, its groups kept.
+
+    Examples:
+        >>> with_rank(Conv(torch.ones(2, 3), None, ()), 2).weight.shape
+        torch.Size([2, 3, 1, 1])
+    """
+    if rank == len(conv.axes):
+        return conv
+    weight = conv.weight.reshape(*conv.weight.shape[:2], *(1,) * rank)
+    return replace(conv, weight=weight, axes=points(rank))
+
+
 def as_conv(
     op: Operator, channels: int | None, rank: int, device: torch.device | None = None
 ) -> Conv:

@@ -115,7 +115,7 @@ class _Search:
         first = self.best, self.form
         if self.best.folded:
             self._try("without residuals", replace(self.best, without_residuals=True))
-        if runtime == "eager":
+        if RUNTIMES[runtime].keeps_layout:
             self._try("channels last", replace(self.best, channels_last=True))
         if self.best.folded and not self.best.without_residuals:
             self._parts(trials)

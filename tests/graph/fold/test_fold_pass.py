@@ -45,6 +45,25 @@ def test_branches_become_one_new_layer() -> None:
     assert fold.detail == "a + b"
 
 
+@pytest.mark.parametrize(
+    ("has", "name"),
+    [
+        ({}, "reparam_conv"),
+        ({"deploy_name": "plain"}, "plain"),
+        ({"deploy_name": "plain", "plain": None}, "reparam_conv"),
+        ({"reparam_conv": None}, "reparam_conv_1"),
+        ({"deploy_name": 3}, "reparam_conv"),
+    ],
+)
+def test_a_new_convolution_has_the_name_that_its_module_gives(
+    has: dict[str, object], name: str
+) -> None:
+    model = net(lambda self, x: self.a(x) + self.b(x), a=conv(), b=conv())
+    for attribute, value in has.items():
+        setattr(model, attribute, value)
+    assert targets(run(model)) == [name]
+
+
 def test_norms_of_branches_that_stay_apart_fold_in_their_places() -> None:
     def forward(self, x):
         return self.b1(self.c1(x)) + self.b2(self.c2(x.relu()))

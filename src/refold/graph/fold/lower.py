@@ -40,12 +40,15 @@ class Like:
     storages: frozenset[int] = frozenset()
 
 
+NEW_CONV = "reparam_conv"
+"""What a new convolution is called where its block gives no other name."""
+
 _NAMES: dict[type[Operator], str] = {
-    Conv: "conv",
-    Affine: "scale",
-    AvgPool: "pool",
-    Pad: "pad",
-    Select: "select",
+    Conv: NEW_CONV,
+    Affine: "reparam_scale",
+    AvgPool: "reparam_pool",
+    Pad: "reparam_pad",
+    Select: "reparam_select",
 }
 
 
@@ -56,7 +59,7 @@ def name_of_new(op: Operator) -> str:
         >>> name_of_new(Affine(torch.ones(2)))
         'reparam_scale'
     """
-    return f"reparam_{_NAMES.get(type(op), 'layer')}"
+    return _NAMES.get(type(op), "reparam_layer")
 
 
 def lower(op: Operator, like: Like) -> nn.Module:

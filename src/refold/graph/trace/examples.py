@@ -38,7 +38,7 @@ def as_arguments(example_inputs: Any) -> tuple[Any, ...] | None:
     if isinstance(example_inputs, (tuple, list)):
         return tuple(cast("tuple[Any, ...]", example_inputs))
     raise InputError(
-        "example_inputs must be a tensor or a tuple of tensors, "
+        "example_inputs must be a tensor, or a tuple or list of arguments, "
         f"got {type(example_inputs).__name__}"
     )
 

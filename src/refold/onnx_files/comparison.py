@@ -1,4 +1,4 @@
-"""Files in the runtimes that run them: ONNX Runtime and OpenVINO, on the same named arrays."""
+"""Two files compared on the same named arrays, each in the runtime that runs it."""
 
 from __future__ import annotations
 
