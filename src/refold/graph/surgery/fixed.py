@@ -71,7 +71,7 @@ def _elsewhere(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> Iterator[tup
     more = dict[Frame, list[tuple[str, frozenset[str]]]]()
     for frame in walk(edits.capture.root):
         unused = _unused(frame, kept.get(frame, [])) if frame.reads else ()
-        code, above = getattr(frame.module, frame.method), f"{frame.path}." if frame.path else ""
+        code, above = _code(frame), f"{frame.path}." if frame.path else ""
         if unused:
             more[frame] = [
                 (above + name, names_that_decide(code, frozenset({name}))) for name in unused
@@ -92,11 +92,17 @@ def _unused(frame: Frame, kept: Iterable[str]) -> set[str]:
         frame: the frame.
         kept: the paths of the layers and tensors that it has used.
     """
-    uses = Counter(use.name for use in uses_of(getattr(frame.module, frame.method)))
+    uses = Counter(use.name for use in uses_of(_code(frame)))
     prefix = f"{frame.path}." if frame.path else ""
     paths = (*kept, *(child.path for child in frame.children if child.path != frame.path))
     used = Counter(path.removeprefix(prefix).partition(".")[0] for path in paths)
     return {name for name, count in used.items() if uses[name] > count}
+
+
+def _code(frame: Frame) -> Any:
+    """Return the function that a frame ran: one for all modules of a class."""
+    method = getattr(frame.module, frame.method)
+    return getattr(method, "__func__", method)
 
 
 def check_assignment(module: nn.Module, name: str, value: Any) -> None:
