@@ -46,6 +46,7 @@ CODE = (
             "its optional argument … may be left out",
             "its keyword argument … may be given",
             "its argument … may have another value",
+            "its argument … may hold other values",
             "it may be called with … arguments",
             "… may be asked for",
             "its argument … is missing",
