@@ -38,6 +38,7 @@ MASKS: dict[str, Callable[[nn.Module], object]] = {
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_mask_of_torch_is_gone_and_the_next_norm_folds(mask: str) -> None:
     """The oracle is the masked network, in float64."""
+    torch.manual_seed(0)  # of some biases the mask takes what changes nothing
     layer = nn.Conv2d(4, 6, 3, padding=1)
     MASKS[mask](layer)
     model = live(nn.Sequential(layer, nn.BatchNorm2d(6), nn.ReLU()))
