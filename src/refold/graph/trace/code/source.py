@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import linecache
 import textwrap
 from collections.abc import Callable, Iterable
 from types import CodeType
@@ -80,8 +81,15 @@ def parsed(function: Any) -> ast.Module:
         >>> parsed(len).body
         []
     """
+    plain = inspect.unwrap(getattr(function, "__func__", function))
+    code = getattr(plain, "__code__", plain)
+    return _parsed(code) if isinstance(code, CodeType) else ast.Module([], [])
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(code: CodeType) -> ast.Module:
     try:
-        tree = ast.parse(textwrap.dedent(_source(function) or ""))
+        tree = ast.parse(textwrap.dedent(_source(code) or ""))
     except SyntaxError:  # a lambda in the middle of a line
         return ast.Module([], [])
     for node in ast.walk(tree):
@@ -96,10 +104,13 @@ def parsed(function: Any) -> ast.Module:
 
 def _source(function: Any) -> str | None:
     plain = inspect.unwrap(getattr(function, "__func__", function))
-    if not isinstance(plain, CodeType) and not hasattr(plain, "__code__"):
+    code = getattr(plain, "__code__", plain)
+    if not isinstance(code, CodeType):
         return None
-    try:
-        return inspect.getsource(plain)
+    linecache.checkcache(code.co_filename)
+    lines = linecache.getlines(code.co_filename)[code.co_firstlineno - 1 :]
+    try:  # `inspect.getsource` first looks where each module of the process comes from
+        return "".join(inspect.getblock(lines)) if lines else inspect.getsource(plain)
     except (OSError, TypeError):
         return None
 
