@@ -195,3 +195,24 @@ def test_types_that_the_code_names(run: Callable[..., Tensor]) -> None:
     model.kind = torch.bfloat16  # type: ignore[assignment]
     folded = refold.reparameterize(live(model.double()), X2)
     assert any(isinstance(module, nn.BatchNorm2d) for module in [folded.conv, folded.norm])
+
+
+class Recurs(Hands):
+    """Hands its keywords on to a method that hands them on to itself."""
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        return self.descend(x, 2, **options)
+
+    def descend(self, x: Tensor, depth: int, **options: Any) -> Tensor:
+        if depth:
+            return self.descend(x, depth - 1, **options)
+        y = self.norm(self.conv(x))
+        return self.norm(y) if options.get("again") else y
+
+
+def test_keywords_that_code_hands_on_to_itself() -> None:
+    model = live(Recurs().double())
+    folded = refold.plan(model, X2).apply()
+    with torch.no_grad():
+        for options in ({}, {"again": True}):
+            assert (model(X2, **options) - folded(X2, **options)).abs().max() <= 1e-9

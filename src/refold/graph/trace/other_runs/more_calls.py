@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from torch import fx, nn
 
 from refold.graph.copies.modules import submodule
+from refold.graph.trace.recorder.recorder import holds_tensors
 
 
 def touched(root: nn.Module, nodes: Iterable[fx.Node]) -> set[str]:
@@ -26,7 +27,7 @@ def touched(root: nn.Module, nodes: Iterable[fx.Node]) -> set[str]:
         path = str(node.target)
         if node.op == "get_attr" and (owner := path.rpartition(".")[0]):
             found.add(owner)
-        if node.op == "call_module" and any(True for _ in submodule(root, path).state_dict()):
+        if node.op == "call_module" and holds_tensors(submodule(root, path)):
             found.add(path)
     return found
 

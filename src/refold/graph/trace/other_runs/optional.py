@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, fx
 
 from refold.graph.trace.arguments import is_default
 from refold.graph.trace.code.source import branches_on, handed_on, keywords_read, mentions
+from refold.graph.trace.code.values import code_of
 from refold.graph.trace.frames import Frame, leaves, map_tree, walk
 from refold.graph.trace.other_runs.reach import Reach
 from refold.graph.trace.other_runs.values import (
@@ -103,16 +104,24 @@ class OtherArguments:
                 yield from self._one_argument(parameter, named, first)
 
     def _keywords(
-        self, code: Callable[..., Any], table: str, named: dict[str, Any], first: Tensor | None
+        self,
+        code: Callable[..., Any],
+        table: str,
+        named: dict[str, Any],
+        first: Tensor | None,
+        seen: frozenset[CodeType | None] = frozenset(),
     ) -> Iterable[Variant | Unknown]:
         """Give keywords that code reads out of its `**table`, and those of what has all of it."""
         for name in keywords_read(code, table):
             what = f"its keyword argument {name} may be given"
             yield from self._try([{**named, name: v} for v in (True, tensor_like(first))], what)
+        seen |= {code_of(code)}  # code may hand its keywords back to itself
         for callee in self._handed_on(code, table):
+            if code_of(callee) in seen:
+                continue
             for parameter in inspect.signature(callee).parameters.values():
-                if parameter.kind is parameter.VAR_KEYWORD and callee is not code:
-                    yield from self._keywords(callee, parameter.name, named, first)
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    yield from self._keywords(callee, parameter.name, named, first, seen)
                 elif parameter.default is not parameter.empty and parameter.name not in named:
                     found = self._one_argument(parameter, named, first, callee)
                     yield from (run for run in found if isinstance(run, Variant))

@@ -47,29 +47,34 @@ class Flip:
     always: Any = OPPOSITE
 
 
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """How a run differs from one of the model on tensors without storage.
+
+    Args:
+        real: whether tensors hold numbers.
+        flip: the questions of code to answer otherwise.
+        elsewhere: as if the model were of this type and on another device.
+    """
+
+    real: bool = False
+    flip: Flip | None = None
+    elsewhere: torch.dtype | None = None
+
+
 class Notebook:
     """The graph of one run as it is written, frame by frame.
 
     Args:
         root: the module that runs, part of a throw-away skeleton.
         changes: what code of the model changes.
-        real: whether tensors hold numbers.
-        flip: the questions of code to answer otherwise.
-        elsewhere: as if the model were of this type and on another device.
+        given: how the run differs from the model's own.
     """
 
-    def __init__(
-        self,
-        root: nn.Module,
-        changes: Changes,
-        *,
-        real: bool,
-        flip: Flip | None,
-        elsewhere: torch.dtype | None,
-    ) -> None:
+    def __init__(self, root: nn.Module, changes: Changes, given: Conditions) -> None:
         super().__init__()
         self.root, self.changes = root, changes
-        self.real, self.flip, self.elsewhere = real, flip, elsewhere
+        self.real, self.flip, self.elsewhere = given.real, given.flip, given.elsewhere
         self.graph = fx.Graph()
         self.root_frame = Frame("", root, context=(True, *current_modes()[1:]))
         self.stack = [self.root_frame]

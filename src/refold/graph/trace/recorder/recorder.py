@@ -40,7 +40,7 @@ from refold.graph.trace.recorder.chance import Chance
 from refold.graph.trace.recorder.environment import asked_around
 from refold.graph.trace.recorder.flags import FlagNotes, readable_attributes
 from refold.graph.trace.recorder.forms import result_of_layer
-from refold.graph.trace.recorder.notebook import DEVICE_MARK, Flip
+from refold.graph.trace.recorder.notebook import DEVICE_MARK, Conditions, Flip
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
 from refold.graph.trace.recorder.state_notes import StateNotes
 from refold.graph.trace.recorder.steady import Form, form_of
@@ -76,7 +76,7 @@ class Recorder(StateNotes):
         flip: Flip | None = None,
         elsewhere: torch.dtype | None = None,
     ) -> None:
-        super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)
+        super().__init__(root, changes, Conditions(real, flip, elsewhere))
         self.forced = leaves
         self.caught: dict[str, str] = {}
         self.calls: Counter[str] = Counter()
@@ -287,7 +287,7 @@ class Recorder(StateNotes):
     def _is_opaque(self, module: nn.Module, path: str) -> bool:
         """Say whether the code of a part is not followed, and note why."""
         reason = self.forced.get(path) or pinned_reason(module)
-        if reason is None and path in self._framed and _holds_tensors(module):
+        if reason is None and path in self._framed and holds_tensors(module):
             reason = self.late[path] = "it is called more than once"
         if reason is not None:
             self.opaque.setdefault(path, reason)
@@ -546,7 +546,7 @@ def _in_order(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any
     return ((kwargs["input"],), {}) if first == "input" else (args, kwargs)
 
 
-def _holds_tensors(module: nn.Module) -> bool:
+def holds_tensors(module: nn.Module) -> bool:
     """Say whether a module has parameters or buffers: two calls of it then share them."""
     tables = ((part._parameters, part._buffers) for part in module.modules())
     return any(value is not None for pair in tables for table in pair for value in table.values())

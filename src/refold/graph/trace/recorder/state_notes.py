@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from refold.graph.copies.held import same_value
 from refold.graph.copies.modules import submodule
 from refold.graph.trace.code.kept import is_read_by, names_it
 from refold.graph.trace.frames import Frame
-from refold.graph.trace.recorder.notebook import Flip
+from refold.graph.trace.recorder.notebook import Conditions
 from refold.graph.trace.recorder.torch_calls import TorchCalls
 from refold.graph.trace.state import Attributes, Changes
 from refold.graph.trace.writes import is_stored_value
@@ -26,16 +25,8 @@ class StateNotes(TorchCalls):
     do anything next time.
     """
 
-    def __init__(
-        self,
-        root: nn.Module,
-        changes: Changes,
-        *,
-        real: bool,
-        flip: Flip | None,
-        elsewhere: torch.dtype | None,
-    ) -> None:
-        super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)
+    def __init__(self, root: nn.Module, changes: Changes, given: Conditions) -> None:
+        super().__init__(root, changes, given)
         self.opaque: dict[str, str] = {}
         self.before: Attributes | None = None
         self.was_set: set[tuple[int, str]] = set()

@@ -13,7 +13,7 @@ from refold.graph.copies.held import storage_key
 from refold.graph.trace.effects import mutated
 from refold.graph.trace.frames import leaves, map_tree
 from refold.graph.trace.recorder.forms import result_of_call
-from refold.graph.trace.recorder.notebook import MARK, Flip, Notebook, where
+from refold.graph.trace.recorder.notebook import MARK, Conditions, Notebook, where
 from refold.graph.trace.recorder.sizes import Ratio, Size, plain
 from refold.graph.trace.recorder.spelling import CHECKS, QUESTIONS, RANDOM, SIZES, VALUES, spell
 from refold.graph.trace.state import Changes
@@ -34,25 +34,15 @@ class TorchCalls(Notebook, TorchFunctionMode):
     Args:
         root: the module that runs, part of a throw-away skeleton.
         changes: what code of the model changes.
-        real: whether tensors hold numbers.
-        flip: the decisions about sizes to answer the other way round.
-        elsewhere: as if the model were of this type and on another device.
+        given: how the run differs from the model's own.
     """
 
-    def __init__(
-        self,
-        root: nn.Module,
-        changes: Changes,
-        *,
-        real: bool,
-        flip: Flip | None,
-        elsewhere: torch.dtype | None,
-    ) -> None:
-        super().__init__(root, changes, real=real, flip=flip, elsewhere=elsewhere)
+    def __init__(self, root: nn.Module, changes: Changes, given: Conditions) -> None:
+        super().__init__(root, changes, given)
         self.unanswered: str | None = None
         self.asks: dict[str, str] = {}  # paths of frames whose own code does, with the reason
         self._sized = False  # sizes have decided the value that is being found out
-        self.runs_all = real  # else what calls give is told where that is certain
+        self.runs_all = self.real  # else what calls give is told where that is certain
         self._made: set[int] = set()  # storages that this run has made without inputs
         self._alive: list[Tensor] = []
 
