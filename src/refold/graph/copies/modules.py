@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +33,17 @@ def submodule(root: nn.Module, path: str) -> nn.Module:
 @lru_cache(maxsize=1 << 16)
 def _steps(path: str) -> tuple[str, ...]:
     return tuple(path.split(".")) if path else ()
+
+
+@lru_cache(maxsize=1 << 16)
+def paths_around(path: str) -> tuple[str, ...]:
+    """Return the paths of a module and of those that it stands in, outermost first.
+
+    Examples:
+        >>> paths_around("stages.0.norm")
+        ('stages', 'stages.0', 'stages.0.norm')
+    """
+    return tuple(accumulate(_steps(path), "{}.{}".format))
 
 
 def _read(module: nn.Module, name: str, path: str) -> nn.Module:

@@ -10,6 +10,7 @@ import ast
 import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from torch import fx, nn
@@ -22,7 +23,7 @@ from refold.graph.trace.code.names import functions_of
 from refold.graph.trace.code.reads import uses_of
 from refold.graph.trace.code.source import names_that_decide, parsed
 from refold.graph.trace.frames import Frame, Reading, ancestors, common_ancestor, walk
-from refold.graph.trace.other_runs.more_calls import takes_apart
+from refold.graph.trace.other_runs.more_calls import taken_apart
 
 FIXED = "_refold_made_for"
 
@@ -68,21 +69,19 @@ def _elsewhere(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> Iterator[tup
     for node in edits.before:
         if node.op in ("call_module", "get_attr"):
             kept.setdefault(edits.home[node], []).append(str(node.target))
-    more = dict[Frame, list[tuple[str, frozenset[str]]]]()
+    more = dict[str, list[tuple[Frame, Reading]]]()
     for frame in walk(edits.capture.root):
         unused = _unused(frame, kept.get(frame, [])) if frame.reads else ()
         code, above = _code(frame), f"{frame.path}." if frame.path else ""
-        if unused:
-            more[frame] = [
-                (above + name, names_that_decide(code, frozenset({name}))) for name in unused
-            ]
+        for name in unused:
+            names = names_that_decide(code, frozenset({name}))
+            if deciding := [(frame, one) for one in frame.reads if one.name in names]:
+                more.setdefault(above + name, []).extend(deciding)
     for step in steps if more else ():
         nodes = [n for n in step if n in edits.before]
         paths = {str(n.target) for n in nodes if n.op in ("call_module", "get_attr")}
-        for frame, places in more.items() if len(nodes) > 1 else ():
-            apart = (names for place, names in places if takes_apart((place,), paths))
-            deciding = frozenset[str]().union(*apart)
-            yield from ((frame, one) for one in frame.reads if one.name in deciding)
+        if len(nodes) > 1:
+            yield from chain.from_iterable(map(more.__getitem__, taken_apart(more, paths)))
 
 
 def _unused(frame: Frame, kept: Iterable[str]) -> set[str]:

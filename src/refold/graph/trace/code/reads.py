@@ -6,6 +6,7 @@ import ast
 import functools
 import inspect
 import textwrap
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FunctionType
@@ -154,9 +155,9 @@ def attributes_of_self(function: FunctionType) -> frozenset[tuple[str, bool]]:
     if not tree.body:  # no source: it may do anything
         return frozenset((name, True) for name in (*function.__code__.co_names, _GETATTR))
     found = {(use.name, use.call is None) for use in _uses_in(tree)}
-    owners = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    names = (node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == this)
-    if "super" in function.__code__.co_names or any(id(name) not in owners for name in names):
+    alone = (node for node, above in _with_parents(tree) if not isinstance(above, ast.Attribute))
+    is_handed_on = any(isinstance(node, ast.Name) and node.id == this for node in alone)
+    if is_handed_on or "super" in function.__code__.co_names:
         found.add((_GETATTR, True))  # `net = self`
     return frozenset(found)
 
@@ -180,17 +181,25 @@ def _uses_in(tree: ast.Module) -> Iterator[Use]:
         if method.name == "__init__" or not method.args.args:
             continue
         this = method.args.args[0].arg
-        parents = {id(low): high for high in ast.walk(method) for low in ast.iter_child_nodes(high)}
-        for node in ast.walk(method):
+        for node, above in _with_parents(method):
             if isinstance(node, ast.Call) and _hands_on(node, this):
                 yield Use(_GETATTR, method.name, None, None)
             if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
                 continue
             if node.value.id == this:
-                above = parents[id(node)]
                 call = above if isinstance(above, ast.Call) and above.func is node else None
                 member = above.attr if isinstance(above, ast.Attribute) else None
                 yield Use(node.attr, method.name, call, member)
+
+
+def _with_parents(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
+    """Yield what a tree holds, each part with the one that it stands in."""
+    pending = deque([tree])
+    while pending:
+        above = pending.popleft()
+        for node in ast.iter_child_nodes(above):
+            yield node, above
+            pending.append(node)
 
 
 def _hands_on(call: ast.Call, this: str) -> bool:

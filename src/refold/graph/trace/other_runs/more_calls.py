@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Container, Iterable
 
 from torch import fx, nn
 
-from refold.graph.copies.modules import submodule
+from refold.graph.copies.modules import paths_around, submodule
 from refold.graph.trace.recorder.recorder import holds_tensors
 
 
@@ -32,15 +33,12 @@ def touched(root: nn.Module, nodes: Iterable[fx.Node]) -> set[str]:
     return found
 
 
-def takes_apart(parts: Iterable[str], places: Collection[str]) -> bool:
-    """Say whether calls at these places join what one of the parts holds with what it does not.
+def taken_apart(parts: Container[str], places: Collection[str]) -> list[str]:
+    """Return the parts of which calls at these places join what they hold with what they do not.
 
     Examples:
-        >>> takes_apart({"norm"}, ["conv", "norm"]), takes_apart({"block"}, ["block.norm"])
-        (True, False)
+        >>> taken_apart({"norm"}, ["conv", "norm"]), taken_apart({"block"}, ["block.norm"])
+        (['norm'], [])
     """
-    for part in parts:
-        inside = sum(f"{place}.".startswith(f"{part}.") for place in places)
-        if 0 < inside < len(places):
-            return True
-    return False
+    inside = Counter(part for place in places for part in paths_around(place) if part in parts)
+    return [part for part, count in inside.items() if count < len(places)]

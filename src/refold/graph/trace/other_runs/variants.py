@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from refold.graph.trace.frames import Frame, ancestors, frame_of, leaves
-from refold.graph.trace.other_runs.more_calls import takes_apart, touched
+from refold.graph.trace.other_runs.more_calls import taken_apart, touched
 from refold.graph.trace.recorder.recorder import Recorder
 from refold.graph.trace.recording import Again, Arguments
 
@@ -261,7 +261,7 @@ class Variant:
         chosen = set(nodes)
         if not all(map(self._given_same, nodes)) or any(map(self._runs_elsewhere, nodes)):
             return self.what
-        if self._again and takes_apart(self._again, [*map(self._place, nodes)]):
+        if self._again and taken_apart(self._again, [*map(self._place, nodes)]):
             return self.what
         for node in nodes:
             inner = [reader for reader in self.first.readers[node] if reader in chosen]
