@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +122,52 @@ def test_a_generator_of_the_model_stays_where_it_was(given: bool) -> None:
     assert norms(folded) == 0
     assert [gap(model, folded, images()) <= 1e-9 for _ in range(3)] == [True] * 3
     assert folded.noise is not noise
+
+
+LATE = """
+import os
+
+TWICE = os.environ.get("LATE_TWICE") == "1"
+
+
+def asked():
+    return os.environ.get("LATE_TWICE") == "1"
+"""
+
+
+@pytest.mark.parametrize("asks_again", [False, True])
+def test_a_file_asks_for_itself_while_it_is_imported(
+    asks_again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch loads such files within the first call of an operator without storage."""
+    name = f"imported_late_{asks_again}"
+    (tmp_path / f"{name}.py").write_text(LATE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.c(x)
+        late = importlib.import_module(name)
+        return self.a(self.a(y) if asks_again and late.asked() else y)
+
+    model = live(net(forward, c=conv(), a=nn.BatchNorm2d(4)))
+    assert norms(refold.reparameterize(model, images())) == asks_again
+
+
+def test_a_question_that_a_cache_answers_later_is_asked_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first run asks in the cached function, any other where the code asks the same again."""
+
+    @functools.cache
+    def cached() -> bool:
+        return os.environ.get("NORM_TWICE") == "1"
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.c(x)
+        cached()
+        return self.a(self.a(y) if os.environ.get("NORM_TWICE") == "1" else y)
+
+    model = live(net(forward, c=conv(), a=nn.BatchNorm2d(4)))
+    folded = refold.reparameterize(model, images())
+    monkeypatch.setenv("NORM_TWICE", "1")
+    assert gap(model, folded, images()) == 0

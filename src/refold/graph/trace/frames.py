@@ -235,6 +235,11 @@ def nodes_in(tree: Tree) -> list[fx.Node]:
     return [leaf for leaf in leaves(tree) if isinstance(leaf, fx.Node)]
 
 
+def handed(root: Frame) -> set[fx.Node]:
+    """Return the nodes that the calls of a run are given or return, besides those that compute."""
+    return {n for frame in walk(root) for n in nodes_in((frame.args, frame.kwargs, frame.output))}
+
+
 def tree_items(tree: Tree) -> Iterator[tuple[Callable[..., Any], Any, Any]]:
     """Yield for each item of one level of a nest: how to read it, its key, and the item.
 

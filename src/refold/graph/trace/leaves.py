@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from refold.graph.calls import is_question, name_of
-from refold.graph.trace.frames import Frame, frame_of, nodes_in, walk
+from refold.graph.trace.frames import Frame, frame_of, handed
 from refold.graph.trace.overridden import access_disguise, call_disguise, disguise
 
 NO_FORWARD = "it has no forward"
@@ -126,9 +126,7 @@ _HAS_GRAD, _HAS_AUTOCAST = torch.is_grad_enabled, torch.is_autocast_enabled
 
 def drop_checks(graph: fx.Graph, root: Frame) -> None:
     """Remove assertions and the comparisons they leave: readers of a value that compute nothing."""
-    kept = {
-        node for frame in walk(root) for node in nodes_in((frame.args, frame.kwargs, frame.output))
-    }
+    kept = handed(root)
     for node in reversed(list(graph.nodes)):
         if not node.users and node not in kept and _computes_nothing(node):
             frame_of(node).nodes.remove(node)

@@ -321,6 +321,7 @@ class Again:
         given: dict[str, Any] = {"real": self._real, **options}
         other = Recorder(self._root, dict(self._forced), Changes(around=self._around), **given)
         other.steady = {} if other.real or steady is None else steady
+        other.asked_at = {**self._first.asked_at}  # a cache may have answered there since
         _run(other, arguments, before, stays=stays)
         return other
 

@@ -37,6 +37,7 @@ from refold.graph.trace.other_runs.shapes import (
     with_sides,
     without_batch,
 )
+from refold.graph.trace.other_runs.types_named import write_types_named
 from refold.graph.trace.other_runs.values import negated
 from refold.graph.trace.other_runs.variants import Recorded, Snapshot, Variant, note_varying
 from refold.graph.trace.recorder.notebook import PLAIN
@@ -230,6 +231,8 @@ class Evidence:
 
     def _add(self, what: str, found: Recorder) -> Variant:
         variant = self._recorded.beside(what, found)
+        if write_types_named(self.recorder, self.first, variant):
+            variant = self._recorded.beside(what, found)
         if variant.counts_differ():
             self.recorder.loses_size.add(self.root)
         if variant.differs:

@@ -39,6 +39,10 @@ class Snapshot:
             {node: frozenset(node.users) for node in order},
         )
 
+    def take(self, graph: fx.Graph) -> None:
+        """Take it again, for all who hold it."""
+        vars(self).update(vars(Snapshot.of(graph)))
+
     def items(self) -> dict[Frame, list[Item]]:
         """Return for every frame its own nodes and the frames it calls, in order."""
         found: dict[Frame, list[Item]] = {}

@@ -147,11 +147,22 @@ _VALUES = ("", "0", "1", "none")
 
 
 def _asks_itself() -> bool:
-    """Say whether torch asks, or we do, if by way of Python's own library (`os.getenv`)."""
+    """Say whether torch asks, or we do, if by way of Python's own library (`os.getenv`).
+
+    A file asks for itself while it is imported: that happens once.
+    """
     frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame.f_back is not None and (_is_between(frame) or is_python(frame)):
         frame = frame.f_back
-    return is_torch(frame)
+    return is_torch(frame) or _is_importing(frame)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and not is_torch(frame):  # as far as the call that is recorded
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_between(frame: FrameType) -> bool:

@@ -23,6 +23,7 @@ from refold.graph.trace.state import Changes
 
 MARK = "_refold_mark"
 DEVICE_MARK = "_refold_device"  # of a tensor without storage: where the real one is
+READ_TYPE = "type read"  # where a node stands for the dtype of a value: which one it was
 _DEEPEST = 4  # objects that hold objects
 _NO_HOLDERS = (type, int, float, str, Ratio, nn.Module)
 
@@ -86,7 +87,7 @@ class Notebook:
         self.by_values = set[str]()  # decisions by numbers that tensors were made of
         self.unsettled: list[tuple[Frame, str]] = []  # those that may have any answer
         self.bakes: dict[Frame, str] = {}  # frames whose forward cannot be written down, and why
-        self._around: dict[str, str] = {}
+        self.asked_at: dict[str, str] = {}
         self.constants: dict[str, Tensor] = {}
         self.stored: list[Tensor] = []  # values of this run that objects and later calls get to see
         self.gives_size = set[Frame]()  # frames whose code asks a value for its size
@@ -132,7 +133,7 @@ class Notebook:
             answer: what it is now.
             others: what else it may be in another call; None where that is anything.
         """
-        reason = self._around.setdefault(name, f"its code asks for {name} ({where()})")
+        reason = self.asked_at.setdefault(name, f"its code asks for {name} ({where()})")
         if others is None:
             if self._listens():
                 self.unsettled.append((self.stack[-1], reason))
@@ -336,8 +337,13 @@ class Notebook:
         """Return a dtype or device, read off the tensor that the code has read it off."""
         for name, known, node in reversed(self._kinds.get(self.stack[-1], [])):
             if known == value:
-                return self._node("call_function", getattr, (node, name), {}) if name else node
+                return self._read_again(node, name, value) if name else node
         return value
+
+    def _read_again(self, node: fx.Node, name: str, value: torch.dtype | torch.device) -> fx.Node:
+        read = self._node("call_function", getattr, (node, name), {})
+        read.meta[READ_TYPE] = value
+        return read
 
     def _handed(self, value: Any) -> Any:
         """Return what stands for an argument or a result of a frame."""

@@ -10,7 +10,7 @@ import inspect
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from types import MethodType
 from typing import Any, cast
@@ -26,7 +26,7 @@ from refold.graph.copies.watching import (
     watched_functions,
     watched_reads,
 )
-from refold.graph.trace.frames import Frame, leaves, map_tree, nodes_in, odd_container
+from refold.graph.trace.frames import Frame, handed, leaves, map_tree, odd_container, walk
 from refold.graph.trace.leaves import (
     current_modes,
     drop_checks,
@@ -150,7 +150,7 @@ class Recorder(StateNotes):
 
     def _finish(self) -> fx.Graph:
         self._note_chance()
-        self.note_state(_frames(self.root_frame))
+        self.note_state(walk(self.root_frame))
         for path, name in self.flags.altered() if self.flags is not None else ():
             self.note_altered(path, name)
         for path, reason in self.caught.items():
@@ -181,9 +181,7 @@ class Recorder(StateNotes):
 
     def _drop_unread(self) -> None:
         """Remove what only unpacks a value, or reads a stored tensor, for nobody."""
-        kept = set[fx.Node]()
-        for frame in _frames(self.root_frame):
-            kept.update(nodes_in((frame.args, frame.kwargs, frame.output)))
+        kept = handed(self.root_frame)
         for node in reversed(list(self.graph.nodes)):
             if not node.users and node not in kept and "unpacks" in node.meta:
                 cast(Frame, node.meta["frame"]).nodes.remove(node)
@@ -499,12 +497,6 @@ class Recorder(StateNotes):
 _UNSEEN = ("log", "log2", "log10", "isqrt", "gcd", "lcm")  # they ask no whole number anything
 
 _Quiet = torch._C.DisableTorchFunction  # our own questions are none of the model's
-
-
-def _frames(frame: Frame) -> Iterator[Frame]:
-    yield frame
-    for child in frame.children:
-        yield from _frames(child)
 
 
 def _call_uncompiled(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
