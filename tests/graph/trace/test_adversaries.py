@@ -18,6 +18,7 @@ from helpers.adversaries.hooks import HOOKS
 from helpers.adversaries.judge import judged
 from helpers.adversaries.numbers import NUMBERS
 from helpers.adversaries.parts import PARTS
+from helpers.adversaries.reaching import REACHING
 from helpers.adversaries.state import STATE
 from helpers.adversaries.values import VALUES
 from helpers.adversaries.wrappers import WRAPPERS
@@ -35,6 +36,7 @@ TABLES = {
     "parts": PARTS,
     "values": VALUES,
     "around": AROUND,
+    "reaching": REACHING,
 }
 CASES = [(kind, name) for kind, table in TABLES.items() for name in table]
 OFTEN = ("state", "chance", "hooks")  # every second of them runs always; of other kinds a quarter

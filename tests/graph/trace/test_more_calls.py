@@ -89,6 +89,35 @@ def test_only_what_a_call_takes_apart_is_refused(run: Callable[..., Tensor], lef
     assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == left
 
 
+class Runs(Net):
+    """Hands itself to a function that it holds, and nothing else."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.run(self, x)
+
+
+def last_again(net: Any, x: Tensor) -> Tensor:
+    y = net.block(x)
+    return y if x.shape[-1] > 9 else net.block[1](y)
+
+
+def last_again_of_that_size(net: Any, x: Tensor) -> Tensor:
+    y = net.block(x)
+    return net.block[1](y.reshape(-1, 4, 7, 9)) if x.shape[-1] == 9 else y
+
+
+@pytest.mark.parametrize("run", [last_again, last_again_of_that_size])
+def test_a_function_that_the_model_hands_itself_to(run: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    model = live(Runs(run).double())
+    for example in (images(*SIZES[0]).double(), None):
+        folded = refold.plan(model, example).apply()
+        with torch.no_grad():
+            for size in SIZES:
+                x = images(*size).double()
+                assert (model(x) - folded(x)).abs().max() <= 1e-9 * model(x).abs().max()
+
+
 class Hands(nn.Module):
     """Hands what it is given besides on to a method of its own, or to a function."""
 

@@ -63,6 +63,20 @@ def reached(parent: nn.Module, name: str, child: nn.Module) -> list[str]:
     return [use.member for use in uses if use.member is not None and takes_apart(use, child)]
 
 
+def does_more_than_call(module: nn.Module, name: str) -> bool:
+    """Say whether code of a module may do more with a child than call it.
+
+    Examples:
+        >>> does_more_than_call(nn.Sequential(nn.ReLU()), "0")
+        False
+    """
+    uses = uses_in_forward(type(module))
+    if uses is None:
+        return True
+    apart = (use.call is None for use in uses if use.name == name)
+    return any(apart) or any(use.name in BY_ANY_NAME for use in uses)
+
+
 def runs_apart(module: nn.Module, names: set[str], followed: set[str]) -> bool:
     """Say whether code of a module may run some of its children outside the methods followed.
 

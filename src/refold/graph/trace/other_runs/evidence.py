@@ -254,13 +254,14 @@ class Evidence:
         for variant in self.variants:
             if reason := variant.objection(places):
                 return f"{reason} ({_named(variant, places)})"
-        recorder, met = self.recorder, Reach(self.first, places).has
-        asked = dict.fromkeys(recorder.decisions)
-        for what in (what for frame, what in asked if met(frame)):
-            if reason := self._questions.objection(what, places):
-                return reason
+        recorder, reach = self.recorder, Reach(self.first, places)
+        for frame, what in dict.fromkeys(recorder.decisions):
+            if reach.meets(frame):
+                is_named = partial(reach.has, frame)
+                if reason := self._questions.objection(what, places, is_named=is_named):
+                    return reason
         doubts = dict.fromkeys(recorder.unsettled)
-        unsettled = next((what for frame, what in doubts if met(frame)), None)
+        unsettled = next((what for frame, what in doubts if reach.has(frame)), None)
         if unsettled is not None or self.calls_known:
             return unsettled
         return self._ranks.objection(places) or self._optional.objection(places)

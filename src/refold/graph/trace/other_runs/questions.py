@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import fx
 
@@ -32,10 +32,22 @@ class Questions:
             self._flipped[what] = self._flip(what)
         return self._flipped[what]
 
-    def objection(self, what: str, places: list[fx.Node]) -> str | None:
-        """Return why a step would be wrong where a question has another answer, or None."""
+    def objection(
+        self, what: str, places: list[fx.Node], *, is_named: Callable[[], bool]
+    ) -> str | None:
+        """Return why a step would be wrong where a question has another answer, or None.
+
+        Args:
+            what: the question.
+            places: the nodes that the step joins.
+            is_named: says whether the source of who asks names parts of the step. Where the other
+                path cannot be run, nothing else is known of it.
+        """
         for found in self.otherwise(what):
-            reason = found.objection(places) if isinstance(found, Variant) else found
+            if isinstance(found, Variant):
+                reason = found.objection(places)
+            else:
+                reason = found if is_named() else None
             if reason:
                 return reason
         return None

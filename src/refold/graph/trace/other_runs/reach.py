@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import fx
 
-from refold.graph.trace.code.reads import reached, runs_apart
+from refold.graph.trace.code.reads import does_more_than_call, runs_apart
 from refold.graph.trace.frames import Frame, ancestors, nodes_in
 from refold.graph.trace.other_runs.variants import Item, Snapshot
 
@@ -22,8 +22,16 @@ class Reach:
     def __init__(self, first: Snapshot, places: list[fx.Node]) -> None:
         self._first, self._places = first, places
 
+    def meets(self, frame: Frame) -> bool:
+        """Say whether another path of a frame's code may matter to the step at all.
+
+        Code reaches into what it calls in more ways than its source tells (`run(self, x)`, a
+        decorator, an object that holds the module): only another run says that it does not.
+        """
+        return frame in self._around or self._is_given(frame)
+
     def has(self, frame: Frame) -> bool:
-        """Say whether another path of a frame's code may run only some parts of the step.
+        """Say whether the source of a frame has a path that may run only some parts of the step.
 
         It may where the step joins parts of the frame; or where it lies within one call, of a
         method or of a child, and the code also names the parts of that call themselves.
@@ -43,8 +51,8 @@ class Reach:
                 names = {_child(frame, part) for part in (call, *others)}
                 return runs_apart(frame.module, names, followed)
         name = _child(frame, call)
-        child = frame.module._modules.get(name)
-        return child is not None and bool(reached(frame.module, name, child))
+        is_child = frame.module._modules.get(name) is not None
+        return is_child and does_more_than_call(frame.module, name)
 
     def _is_given(self, frame: Frame) -> bool:
         """Say whether a frame is given a part of the step that other parts of it read."""
