@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -241,6 +242,43 @@ class Again(nn.Module):
         return y.relu() if self.is_last else y
 
 
+class Within(nn.Module):
+    """A child holds the whole fold; where a flag says so its norm is used once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(OrderedDict(layer=conv(4), norm=nn.BatchNorm2d(4)))
+        self.flag, self.is_last = False, True
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.used(x)
+        return y.relu() if self.is_last else y
+
+    def used(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        return self.block.norm(y) if self.flag else y
+
+
+class ByAlias(Within):
+    def used(self, x: Tensor) -> Tensor:
+        block = self.block
+        y = block(x)
+        if not self.flag:
+            return y
+        return block.norm(y)
+
+
+class ByPlace(Within):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.block
+        self.pair = nn.ModuleList([nn.Sequential(conv(4), nn.BatchNorm2d(4))])
+
+    def used(self, x: Tensor) -> Tensor:
+        y = self.pair[0](x)
+        return self.pair[0][1](y) if self.flag else y
+
+
 def set_and_run(model: nn.Module, name: str, value: Any) -> None:
     setattr(model, name, value)
     model(X)
@@ -254,6 +292,15 @@ def test_a_flag_by_which_code_uses_a_folded_layer_again_is_fixed(name: str) -> N
     with pytest.raises(RefusedError, match=name):
         set_and_run(folded, name, changes[name])
     model.is_last = folded.is_last = False
+    assert gap(model, folded, X) <= EXACT
+
+
+@pytest.mark.parametrize("kind", [Within, ByAlias, ByPlace])
+def test_a_flag_by_which_code_uses_a_part_of_a_child_again_is_fixed(kind: type[Within]) -> None:
+    model, folded = made(kind())
+    with pytest.raises(RefusedError, match="flag"):
+        set_and_run(folded, "flag", True)
+    model.is_last = folded.is_last = False  # what else its code asks for is free
     assert gap(model, folded, X) <= EXACT
 
 

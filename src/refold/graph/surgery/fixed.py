@@ -17,11 +17,12 @@ from torch import fx, nn
 
 from refold.errors import RefusedError
 from refold.graph.copies.held import same_value
+from refold.graph.copies.modules import paths_around
 from refold.graph.copies.watching import Absent
 from refold.graph.surgery.edits import Edits
 from refold.graph.trace.code.names import functions_of
 from refold.graph.trace.code.reads import uses_of
-from refold.graph.trace.code.source import names_that_decide, parsed
+from refold.graph.trace.code.source import names_that_decide, parsed, parts_decided
 from refold.graph.trace.frames import Frame, Reading, ancestors, common_ancestor, walk
 from refold.graph.trace.other_runs.more_calls import taken_apart
 
@@ -40,7 +41,7 @@ def fixed_readings(
     """
     taken = [(frame, reading) for frame in written for reading in frame.reads]
     every = [*map(list, steps)]
-    return [*taken, *_between(edits, every), *_elsewhere(edits, every)]
+    return [*taken, *_between(edits, every), *_elsewhere(edits, every), *_within(edits, every)]
 
 
 def _between(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> Iterator[tuple[Frame, Reading]]:
@@ -82,6 +83,33 @@ def _elsewhere(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> Iterator[tup
         paths = {str(n.target) for n in nodes if n.op in ("call_module", "get_attr")}
         if len(nodes) > 1:
             yield from chain.from_iterable(map(more.__getitem__, taken_apart(more, paths)))
+
+
+def _within(edits: Edits, steps: Iterable[Iterable[fx.Node]]) -> Iterator[tuple[Frame, Reading]]:
+    """Yield what decides whether code uses a part of a child once more, of which a fold took some.
+
+    The child holds the whole fold (`y = self.block(x)`, then `self.block.norm(y)`).
+    """
+    named = dict[str, list[tuple[frozenset[str], list[tuple[Frame, Reading]]]]]()
+    for frame in walk(edits.capture.root):
+        for parts, names in parts_decided(_code(frame)) if frame.reads else ():
+            if deciding := [(frame, one) for one in frame.reads if one.name in names]:
+                named.setdefault(frame.path, []).append((parts, deciding))
+    for step in steps if named else ():
+        nodes = [n for n in step if n in edits.before]
+        paths = {str(n.target) for n in nodes if n.op == "call_module"}
+        for above in ("", *paths_around(min(paths))) if len(nodes) > 1 and paths else ():
+            for parts, deciding in named.get(above, ()):
+                if not parts.isdisjoint(_below_children(above, paths)):
+                    yield from deciding
+
+
+def _below_children(above: str, paths: Iterable[str]) -> Iterator[str]:
+    """Yield the names within the children of a module, on the way to these layers."""
+    prefix = f"{above}." if above else ""
+    for path in paths:
+        if path.startswith(prefix):
+            yield from path.removeprefix(prefix).split(".")[1:]
 
 
 def _unused(frame: Frame, kept: Iterable[str]) -> set[str]:

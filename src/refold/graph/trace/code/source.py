@@ -165,10 +165,62 @@ def names_that_decide(function: Callable[..., Any], uses: frozenset[str]) -> fro
     for choice in ast.walk(parsed(function)):
         if isinstance(choice, ast.If | ast.IfExp | ast.While):
             inside = [*ast.walk(choice)]
-            leaves = any(isinstance(part, ast.Return | ast.Break | ast.Continue) for part in inside)
-            if leaves or not uses.isdisjoint(_names_read(inside)):
+            if any(map(_is_way_out, inside)) or not uses.isdisjoint(_names_read(inside)):
                 found |= _names_read(ast.walk(choice.test))
     return frozenset(found)
+
+
+PartsDecided = tuple[frozenset[str], frozenset[str]]
+
+
+@functools.lru_cache(maxsize=4096)
+def parts_decided(
+    function: Callable[..., Any],
+) -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
+    """Return what code reads off others than its own module in a branch, and what decides that.
+
+    Each comes as the names of those parts (`norm`, or `1` of `self.pair[0][1]`), with the
+    attributes, and texts that may name one, in the test.
+
+    Examples:
+        >>> def forward(self, x):
+        ...     y = self.block(x)
+        ...     return self.block.norm(y) if self.again else y
+        >>> parts_decided(forward)
+        ((frozenset({'norm'}), frozenset({'again'})),)
+    """
+    tree, found = parsed(function), list[tuple[frozenset[str], frozenset[str]]]()
+    [this, *_] = [*getattr(function, "__code__", _NOTHING).co_varnames, ""]
+    every = _parts_read(ast.walk(tree), this)
+    for choice in ast.walk(tree) if every else ():
+        if isinstance(choice, ast.If | ast.IfExp | ast.While):
+            inside = [*ast.walk(choice)]
+            parts = every if any(map(_is_way_out, inside)) else _parts_read(inside, this)
+            if parts:
+                found.append((frozenset(parts), frozenset(_names_read(ast.walk(choice.test)))))
+    return tuple(found)
+
+
+_NOTHING = compile("", "", "exec")
+
+
+def _parts_read(parts: Iterable[ast.AST], this: str) -> set[str]:
+    found = set[str]()
+    for part in parts:
+        match part:
+            case ast.Attribute(value=ast.Name(id=name)) if name == this:
+                pass
+            case ast.Attribute(attr=name):
+                found.add(name)
+            case ast.Subscript(value=ast.Subscript(), slice=ast.Constant(value=key)):
+                found.add(str(key))
+            case _:
+                pass
+    return found
+
+
+def _is_way_out(part: ast.AST) -> bool:
+    return isinstance(part, ast.Return | ast.Break | ast.Continue)
 
 
 def _names_read(parts: Iterable[ast.AST]) -> set[str]:
