@@ -7,14 +7,15 @@ import functools
 import inspect
 import textwrap
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
 from torch import nn
 
-from refold.graph.trace.code.source import parsed
+from refold.graph.trace.code.names import functions_of
+from refold.graph.trace.code.source import parsed, parts_named
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,26 @@ def reached(parent: nn.Module, name: str, child: nn.Module) -> list[str]:
     return [use.member for use in uses if use.member is not None and takes_apart(use, child)]
 
 
-def does_more_than_call(module: nn.Module, name: str) -> bool:
-    """Say whether code of a module may do more with a child than call it.
+def reaches_into(module: nn.Module, name: str, inside: Container[str]) -> bool:
+    """Say whether code of a module may use some of these parts of a child by themselves.
+
+    Args:
+        module: the module.
+        name: of the child.
+        inside: the names of the parts, and of what lies between.
 
     Examples:
-        >>> does_more_than_call(nn.Sequential(nn.ReLU()), "0")
+        >>> reaches_into(nn.Sequential(nn.Sequential(nn.ReLU())), "0", {"0"})
         False
     """
-    uses = uses_in_forward(type(module))
-    if uses is None:
+    uses, child = uses_in_forward(type(module)), module._modules[name]
+    if uses is None or child is None or any(use.name in BY_ANY_NAME for use in uses):
         return True
-    apart = (use.call is None for use in uses if use.name == name)
-    return any(apart) or any(use.name in BY_ANY_NAME for use in uses)
+    others = [use for use in uses if use.name == name and use.call is None]
+    if any(takes_apart(use, child) for use in others):
+        return True
+    named = (part for code in functions_of(type(module)) for part in parts_named(code))
+    return bool(others) and any(part in inside for part in named)
 
 
 def runs_apart(module: nn.Module, names: set[str], followed: set[str]) -> bool:
@@ -198,12 +207,23 @@ def _uses_in(tree: ast.Module) -> Iterator[Use]:
         for node, above in _with_parents(method):
             if isinstance(node, ast.Call) and _hands_on(node, this):
                 yield Use(_GETATTR, method.name, None, None)
-            if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
-                continue
-            if node.value.id == this:
+            elif (name := _name_read(node, this)) is not None:
                 call = above if isinstance(above, ast.Call) and above.func is node else None
                 member = above.attr if isinstance(above, ast.Attribute) else None
-                yield Use(node.attr, method.name, call, member)
+                yield Use(name, method.name, call, member)
+
+
+def _name_read(node: ast.AST, this: str) -> str | None:
+    """Return the attribute that code reads of its module, if it does: `self.x`, or by a text."""
+    match node:
+        case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name == this:
+            return attribute
+        case ast.Call(func=ast.Name(id="getattr"), args=[ast.Name(id=name), text, *_]) if (
+            name == this and isinstance(text, ast.Constant)
+        ):
+            return str(text.value)
+        case _:
+            return None
 
 
 def _with_parents(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
@@ -219,4 +239,9 @@ def _with_parents(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
 def _hands_on(call: ast.Call, this: str) -> bool:
     """Say whether a call is given the module itself: `getattr(self, name)`, a helper."""
     given = any(isinstance(value, ast.Name) and value.id == this for value in call.args)
-    return given and ast.unparse(call.func) != "super"
+    if not given or _name_read(call, this) is not None:
+        return False
+    return ast.unparse(call.func) not in _ASKS_ONLY
+
+
+_ASKS_ONLY = frozenset({"hasattr", "id", "isinstance", "super", "type"})

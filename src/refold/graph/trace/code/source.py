@@ -189,19 +189,31 @@ def parts_decided(
         >>> parts_decided(forward)
         ((frozenset({'norm'}), frozenset({'again'})),)
     """
-    tree, found = parsed(function), list[tuple[frozenset[str], frozenset[str]]]()
-    [this, *_] = [*getattr(function, "__code__", _NOTHING).co_varnames, ""]
-    every = _parts_read(ast.walk(tree), this)
-    for choice in ast.walk(tree) if every else ():
+    found, this, every = list[PartsDecided](), _own_name(function), parts_named(function)
+    for choice in ast.walk(parsed(function)) if every else ():
         if isinstance(choice, ast.If | ast.IfExp | ast.While):
             inside = [*ast.walk(choice)]
-            parts = every if any(map(_is_way_out, inside)) else _parts_read(inside, this)
+            parts = every if any(map(_is_way_out, inside)) else frozenset(_parts_read(inside, this))
             if parts:
-                found.append((frozenset(parts), frozenset(_names_read(ast.walk(choice.test)))))
+                found.append((parts, frozenset(_names_read(ast.walk(choice.test)))))
     return tuple(found)
 
 
-_NOTHING = compile("", "", "exec")
+@functools.lru_cache(maxsize=4096)
+def parts_named(function: Callable[..., Any]) -> frozenset[str]:
+    """Return what code reads off others than its own module, by name.
+
+    Examples:
+        >>> def forward(self, x): return self.block.norm(self.pair[0][1](x))
+        >>> sorted(parts_named(forward))
+        ['1', 'norm']
+    """
+    return frozenset(_parts_read(ast.walk(parsed(function)), _own_name(function)))
+
+
+def _own_name(function: Callable[..., Any]) -> str:
+    code = getattr(function, "__code__", None)
+    return code.co_varnames[0] if isinstance(code, CodeType) and code.co_argcount else ""
 
 
 def _parts_read(parts: Iterable[ast.AST], this: str) -> set[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 from torch import fx
 
-from refold.graph.trace.code.reads import does_more_than_call, runs_apart
+from refold.graph.trace.code.reads import reaches_into, runs_apart
 from refold.graph.trace.frames import Frame, ancestors, nodes_in
 from refold.graph.trace.other_runs.variants import Item, Snapshot
 
@@ -52,7 +53,16 @@ class Reach:
                 return runs_apart(frame.module, names, followed)
         name = _child(frame, call)
         is_child = frame.module._modules.get(name) is not None
-        return is_child and does_more_than_call(frame.module, name)
+        return is_child and reaches_into(frame.module, name, {*self._inside(frame, name)})
+
+    def _inside(self, frame: Frame, name: str) -> Iterator[str]:
+        """Yield the names that lead from a child of a frame's module to the parts of the step."""
+        prefix = f"{frame.path}.{name}." if frame.path else f"{name}."
+        for node in self._places:
+            is_kept = node.op in ("call_module", "get_attr")
+            path = str(node.target) if is_kept else self._first.home[node].path
+            if path.startswith(prefix):
+                yield from path.removeprefix(prefix).split(".")
 
     def _is_given(self, frame: Frame) -> bool:
         """Say whether a frame is given a part of the step that other parts of it read."""
