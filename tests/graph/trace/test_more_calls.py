@@ -68,18 +68,28 @@ def act_again(net: Any, x: Tensor, more: bool) -> Tensor:
 RUNS = [norm_again, norm_first, weight_again, by_argument, block_again, across_a_block, act_again]
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_the_fold_is_the_model_at_every_size(run: Callable[..., Tensor]) -> None:
-    torch.manual_seed(0)
-    model = live(Net(run).double())
+def check_sizes(model: nn.Module, *others: tuple[Any, ...]) -> None:
+    """Fold with an example and without; hold both beside the model at each size.
+
+    Args:
+        model: what is folded.
+        others: what else it is given, call by call.
+    """
     for example in (images(*SIZES[0]).double(), None):
         folded = refold.plan(model, example).apply()
         with torch.no_grad():
             for size in SIZES:
                 x = images(*size).double()
-                for more in (False, True) if run is by_argument else (False,):
-                    wanted, got = model(x, more), folded(x, more)
+                for more in others:
+                    wanted, got = model(x, *more), folded(x, *more)
                     assert (wanted - got).abs().max() <= 1e-9 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_fold_is_the_model_at_every_size(run: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    calls = [(False,), (True,)] if run is by_argument else [(False,)]
+    check_sizes(live(Net(run).double()), *calls)
 
 
 @pytest.mark.parametrize(("run", "left"), [(block_again, 0), (act_again, 0), (norm_again, 1)])
@@ -109,13 +119,7 @@ def last_again_of_that_size(net: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("run", [last_again, last_again_of_that_size])
 def test_a_function_that_the_model_hands_itself_to(run: Callable[..., Tensor]) -> None:
     torch.manual_seed(0)
-    model = live(Runs(run).double())
-    for example in (images(*SIZES[0]).double(), None):
-        folded = refold.plan(model, example).apply()
-        with torch.no_grad():
-            for size in SIZES:
-                x = images(*size).double()
-                assert (model(x) - folded(x)).abs().max() <= 1e-9 * model(x).abs().max()
+    check_sizes(live(Runs(run).double()), ())
 
 
 class Hands(nn.Module):
